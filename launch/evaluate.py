@@ -1,0 +1,8 @@
+"""`accelerate launch launch/evaluate.py ...`: `posters evaluate ...` in every process of the launch."""
+
+import sys
+
+from toolkit.cli import run
+
+if __name__ == "__main__":
+    run(["evaluate", *sys.argv[1:]])

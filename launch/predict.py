@@ -1,0 +1,8 @@
+"""`accelerate launch launch/predict.py ...`: `posters predict ...` in every process of the launch."""
+
+import sys
+
+from toolkit.cli import run
+
+if __name__ == "__main__":
+    run(["predict", *sys.argv[1:]])

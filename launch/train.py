@@ -1,0 +1,8 @@
+"""`accelerate launch launch/train.py ...`: `posters train ...` in every process of the launch."""
+
+import sys
+
+from toolkit.cli import run
+
+if __name__ == "__main__":
+    run(["train", *sys.argv[1:]])

@@ -1,0 +1,262 @@
+"""Posters and a CSV in, a shard set out.
+
+    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
+        ─ duplicates.group_duplicates, split.split_samples ─→ splits
+        ─ plan_shards ─→ tasks ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
+        ─→ rejected.csv, duplicates.csv, manifest.json (last)
+
+Every stage is a pure function of the posters, the CSV, the seed and the options; paths, times and the number of
+workers play no part. A build killed anywhere and started again skips what is finished and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.duplicates import MAX_DISTANCE, SIGNATURE_BYTES, group_duplicates
+from shards.errors import UserError
+from shards.executor import run
+from shards.files import atomic_write, folder_lock, read_json, remove_partials
+from shards.images import ImageOptions, default_image_folder, holds_images
+from shards.index import SUFFIX, index_path, tar_path
+from shards.labels import LabelSet
+from shards.manifest import NAME as MANIFEST
+from shards.manifest import Manifest, Shard, library_versions
+from shards.metadata import Rejection, Row, read_metadata, write_rejected
+from shards.pack import PackTask, Sample, finished_shard, pack_shard
+from shards.progress import progress
+from shards.scan import Scan, scan_images
+from shards.split import split_samples
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+WORK = ".work"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``posters shards build`` is told."""
+
+    metadata: Path
+    out: Path
+    images: Path | None = None
+    """Folder of posters; None looks in the conventional places below the current folder."""
+    id_column: str = "0"
+    genre_column: str = "3"
+    genre_separator: str = "|"
+    encoding: str = "utf-8-sig"
+    labels: Path | None = None
+    """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of train, val and test."""
+    seed: int = 0
+    samples_per_shard: int = 1000
+    """Upper bound; the samples of a split are spread evenly over as few shards as it allows."""
+    near_duplicates: int = MAX_DISTANCE
+    """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
+    image: ImageOptions = field(default_factory=ImageOptions)
+    workers: int = 0
+    """Worker processes; 0 means one per core."""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
+        if not 0 <= self.near_duplicates <= 15:
+            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if self.workers < 0:
+            raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
+        if len(self.fractions) != len(SPLITS):
+            raise UserError(f"--splits needs three shares (train, val, test), not {len(self.fractions)}")
+
+
+def build_shards(options: BuildOptions) -> Manifest:
+    """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
+    images = options.images or default_image_folder(Path.cwd())
+    if not images.is_dir():
+        raise UserError(f"image folder not found: {images}")
+    if not holds_images(images):
+        raise UserError(f"no .jpg, .jpeg or .png file in {images}")
+    metadata = read_metadata(
+        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+    )
+    if not metadata.rows:
+        raise UserError(f"{options.metadata} has no usable row: {_first_reasons(metadata.rejected)}")
+    with folder_lock(options.out, "building shards in"):
+        remove_partials(options.out)
+        work = options.out / WORK
+        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, options.workers)
+        rejected = metadata.rejected + scan.rejected
+        rows = [row for row in metadata.rows if row.id in scan.digests]
+        labels = _labels(options, rows)
+        rows, unknown = _with_known_genres(rows, labels)
+        rejected += unknown
+        if not rows:
+            raise UserError(f"no poster left to build from in {images}: {_first_reasons(rejected)}")
+        log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
+        groups = _duplicate_groups(rows, scan, options.near_duplicates)
+        columns = [labels.columns(row.genres) for row in rows]
+        fractions = dict(zip(SPLITS, options.fractions, strict=True))
+        splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
+        tasks = plan_shards(options, images, rows, scan, splits, labels)
+        shards = _pack(options, tasks)
+        write_rejected(options.out / "rejected.csv", rejected)
+        _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
+        sizes = np.unique(groups, return_counts=True)[1]
+        manifest = Manifest(
+            genres=list(labels.genres),
+            shards=shards,
+            packing={**asdict(options.image), "samples_per_shard": options.samples_per_shard},
+            source={
+                "rows": len(metadata.rows) + len(metadata.rejected),
+                "samples": len(rows),
+                "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+                "id_column": metadata.id_column,
+                "genre_column": metadata.genre_column,
+                "duplicate_groups": int((sizes > 1).sum()),
+                "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
+                "near_duplicates": options.near_duplicates,
+                "seed": options.seed,
+                "fractions": fractions,
+            },
+            versions=library_versions(),
+        )
+        manifest.write(options.out)
+        shutil.rmtree(work, ignore_errors=True)
+    _report_balance(manifest)
+    return manifest
+
+
+def plan_shards(
+    options: BuildOptions, images: Path, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
+) -> list[PackTask]:
+    """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
+    tasks = []
+    for number, split in enumerate(SPLITS):
+        members = sorted(
+            (row for row, of in zip(rows, splits, strict=True) if of == number),
+            key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
+        )
+        samples = [Sample(row.id, scan.digests[row.id], row.genres) for row in members]
+        count = -(-len(samples) // options.samples_per_shard)
+        for shard in range(count):
+            part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
+            tasks.append(
+                PackTask(
+                    images, options.out, f"{split}-{shard:05d}", split, tuple(part), labels, options.image
+                )
+            )
+    return tasks
+
+
+def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
+    """Write the shards that are not finished yet; return all, in plan order."""
+    planned = {index_path(task.tar) for task in tasks}
+    strangers = [path for path in options.out.glob(f"*{SUFFIX}") if path not in planned]
+    if strangers and not options.overwrite:
+        raise UserError(
+            f"{options.out} already holds other shards ({strangers[0].name} is not of this build); "
+            f"choose another --out, or pass --overwrite to replace them"
+        )
+    shards: dict[str, Shard] = {}
+    for task in tasks:
+        try:
+            if done := finished_shard(task):
+                shards[task.name] = done
+        except UserError:
+            if not options.overwrite:
+                raise
+    todo = [task for task in tasks if task.name not in shards]
+    if todo or strangers:
+        # From here to the end the folder is no finished set, and must not look like one.
+        (options.out / MANIFEST).unlink(missing_ok=True)
+    for path in strangers + [index_path(task.tar) for task in todo]:
+        # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
+        path.unlink(missing_ok=True)
+        tar_path(path).unlink(missing_ok=True)
+    if shards:
+        log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
+    with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
+        for task, shard in run(pack_shard, todo, options.workers):
+            shards[task.name] = shard
+            bar.update(shard.samples)
+    return [shards[task.name] for task in tasks]
+
+
+def _labels(options: BuildOptions, rows: Sequence[Row]) -> LabelSet:
+    if options.labels is None:
+        return LabelSet.from_samples(row.genres for row in rows)
+    raw = read_json(options.labels, "labels file")
+    genres = raw.get("genres") or raw.get("labels", {}).get("genres") if isinstance(raw, dict) else None
+    if not isinstance(genres, list) or not all(isinstance(genre, str) for genre in genres):
+        raise UserError(
+            f"{options.labels} has no list of genres; give a model's labels.json or a manifest.json"
+        )
+    return LabelSet(tuple(genres))
+
+
+def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
+    known, unknown = [], []
+    for row in rows:
+        if labels.columns(row.genres):
+            known.append(row)
+        else:
+            unknown.append(
+                Rejection(row.id, "no genres", f"none of the given labels: {', '.join(row.genres)}")
+            )
+    return known, unknown
+
+
+def _duplicate_groups(rows: Sequence[Row], scan: Scan, max_distance: int) -> np.ndarray:
+    hashes = np.array([scan.hashes[row.id] for row in rows], dtype=np.uint64)
+    signatures = np.frombuffer(b"".join(scan.signatures[row.id] for row in rows), dtype=np.uint8)
+    return group_duplicates(
+        [scan.digests[row.id] for row in rows],
+        hashes,
+        signatures.reshape(len(rows), SIGNATURE_BYTES),
+        max_distance=max_distance,
+    )
+
+
+def _write_duplicates(path: Path, rows: Sequence[Row], groups: np.ndarray, splits: np.ndarray) -> None:
+    """duplicates.csv: the posters that were taken for one another, for people to look at."""
+    members: dict[int, list[int]] = {}
+    for position, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(position)
+    with atomic_write(path, "w") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("group", "id", "split"))
+        for number, group in enumerate(positions for positions in members.values() if len(positions) > 1):
+            writer.writerows((number, rows[p].id, SPLITS[splits[p]]) for p in group)
+
+
+def _first_reasons(rejected: Sequence[Rejection]) -> str:
+    """The rejections in one line: counts by reason, and the first one as an example."""
+    if not rejected:
+        return "the file has a header line and nothing else"
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).most_common())
+    first = rejected[0]
+    return f"{counts}; the first is id {first.id!r}: {first.reason} ({first.detail})"
+
+
+def _report_balance(manifest: Manifest) -> None:
+    """Say where a genre with enough posters is off its due share, which large duplicate groups can force."""
+    summary = manifest.split_summary()
+    for column, genre in enumerate(manifest.genres):
+        total = sum(shard.genre_counts[column] for shard in manifest.shards)
+        for split, share in manifest.source["fractions"].items():
+            count = summary[split]["genre_counts"][genre] if split in summary else 0
+            if total >= 30 and share > 0 and abs(count - share * total) > 0.2 * share * total:
+                log.warning(
+                    "%s has %d of %d %s posters, due are %.1f", split, count, total, genre, share * total
+                )

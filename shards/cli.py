@@ -1,0 +1,170 @@
+"""``posters shards build | info | verify | index``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+
+def add_shards_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``shards`` and its four verbs to a command tree."""
+    parser = commands.add_parser("shards", help="build, describe, verify or index a shard set")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|info|verify|index")
+    _add_build(verbs)
+
+    info = verbs.add_parser("info", help="print counts, genres and sizes of a shard set")
+    info.add_argument("shards", type=Path, help="folder with manifest.json")
+    info.set_defaults(run=_info)
+
+    verify = verbs.add_parser("verify", help="check every byte, count and image; exit 1 if anything is wrong")
+    verify.add_argument("shards", type=Path, help="folder with manifest.json")
+    verify.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    verify.set_defaults(run=_verify)
+
+    index = verbs.add_parser("index", help="write index and manifest for tars that another tool made")
+    index.add_argument("folder", type=Path, help="folder of .tar files (WebDataset, img2dataset)")
+    index.add_argument("--split", default="train", help="split of tars not named train-*, val-* or test-*")
+    index.add_argument("--genre-field", default="genres", help="field of each sample's JSON with its genres")
+    index.add_argument("--metadata", type=Path, help="CSV with the genres instead, joined by id or key")
+    _add_columns(index)
+    index.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    index.set_defaults(run=_index)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
+    parser.add_argument(
+        "--genre-column", default="3", help="CSV column of genres, by name or number (default 3)"
+    )
+    parser.add_argument(
+        "--genre-separator", default="|", help="separator where genres are no list (default '|')"
+    )
+
+
+def _add_build(verbs: argparse._SubParsersAction) -> None:
+    build = verbs.add_parser("build", help="pack posters and a CSV into WebDataset shards")
+    build.add_argument(
+        "--images",
+        type=Path,
+        help="poster folder (default: cleaned_posters_local, then Data/cleaned_posters)",
+    )
+    build.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
+    build.add_argument("--out", type=Path, required=True, help="folder for the shard set")
+    _add_columns(build)
+    build.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
+    build.add_argument(
+        "--labels", type=Path, help="labels.json or manifest.json whose genres and order to use"
+    )
+    build.add_argument(
+        "--splits", default="0.8,0.1,0.1", help="shares of train, val, test (default 0.8,0.1,0.1)"
+    )
+    build.add_argument("--seed", type=int, default=0, help="seed of splits and order (default 0)")
+    build.add_argument("--samples-per-shard", type=int, default=1000, help="at most this many posters a tar")
+    build.add_argument(
+        "--near-duplicates", type=int, help="largest hash distance taken for one poster (0-15 bits)"
+    )
+    build.add_argument(
+        "--short-side", type=int, default=256, help="shrink to this short side, pixels (default 256)"
+    )
+    build.add_argument(
+        "--long-side", type=int, default=512, help="and to this long side, pixels (default 512)"
+    )
+    build.add_argument(
+        "--quality", type=int, default=90, help="JPEG quality of re-encoded posters (default 90)"
+    )
+    build.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
+    build.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
+    build.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    build.add_argument("--overwrite", action="store_true", help="replace another shard set in --out")
+    build.set_defaults(run=_build)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from shards.build import BuildOptions, build_shards
+    from shards.duplicates import MAX_DISTANCE
+    from shards.images import ImageOptions
+    from shards.info import render_info
+
+    try:
+        fractions = tuple(float(part) for part in args.splits.split(","))
+    except ValueError:
+        raise UserError(f"--splits takes three numbers such as 0.8,0.1,0.1, not {args.splits!r}") from None
+    manifest = build_shards(
+        BuildOptions(
+            metadata=args.metadata,
+            out=args.out,
+            images=args.images,
+            id_column=args.id_column,
+            genre_column=args.genre_column,
+            genre_separator=args.genre_separator,
+            encoding=args.encoding,
+            labels=args.labels,
+            fractions=fractions,  # type: ignore[arg-type]  # its length is checked there
+            seed=args.seed,
+            samples_per_shard=args.samples_per_shard,
+            near_duplicates=MAX_DISTANCE if args.near_duplicates is None else args.near_duplicates,
+            image=ImageOptions(args.short_side, args.long_side, args.quality, args.min_side, args.max_pixels),
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+    )
+    render_info(manifest, Console(soft_wrap=True))
+    rejected = sum(manifest.source["rejected"].values())
+    print(f"shards          {args.out}")
+    print(f"rejected rows   {rejected}" + (f", listed in {args.out / 'rejected.csv'}" if rejected else ""))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from shards.info import render_info
+
+    render_info(Manifest.read(args.shards), Console(soft_wrap=True))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from shards.verify import verify_shards
+
+    manifest, problems = verify_shards(args.shards, args.workers)
+    samples = sum(shard.samples for shard in manifest.shards)
+    if not problems:
+        print(f"{args.shards} is sound: {len(manifest.shards)} shards, {samples} samples, all decoded")
+        return 0
+    for problem in problems:
+        print(problem)
+    print(
+        f"{args.shards} has {len(problems)} problems in {len(manifest.shards)} shards; build the named ones again"
+    )
+    return 1
+
+
+def _index(args: argparse.Namespace) -> int:
+    from shards.adopt import AdoptOptions, index_folder
+    from shards.info import render_info
+
+    manifest = index_folder(
+        AdoptOptions(
+            args.folder,
+            args.split,
+            args.genre_field,
+            args.metadata,
+            args.id_column,
+            args.genre_column,
+            args.genre_separator,
+            args.workers,
+        )
+    )
+    render_info(manifest, Console(soft_wrap=True))
+    if not manifest.genres:
+        print(
+            "no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)"
+        )
+    return 0

@@ -1,0 +1,210 @@
+"""Poster files: find them, check them, and turn them into the JPEG that a shard holds.
+
+Everything here is a pure function of the file's bytes and the options, so a shard built twice is the same.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  # Pillow registers WebP only when asked
+
+from shards.errors import UserError
+from shards.files import one_line
+from shards.metadata import Rejection
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+#: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+#: Where cleaned posters lie by convention, in the order in which they are looked for.
+DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How posters are checked and packed."""
+
+    short_side: int = 256
+    """Longest allowed short side in pixels; larger posters are shrunk, none is enlarged."""
+    long_side: int = 512
+    """Longest allowed long side in pixels; it bounds banners and scrolls."""
+    quality: int = 90
+    """JPEG quality of re-encoded posters (those that already fit keep their bytes)."""
+    min_side: int = 32
+    """Posters with a shorter side (pixels) are rejected as too small."""
+    max_pixels: int = 64_000_000
+    """Posters that claim more pixels are rejected as decompression bombs."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.short_side <= self.long_side:
+            raise UserError(
+                f"--short-side must be between 8 and --long-side, not {self.short_side} (--long-side {self.long_side})"
+            )
+        if not 1 <= self.quality <= 95:
+            raise UserError(f"--quality must be from 1 to 95, not {self.quality}")
+        if self.min_side < 1 or self.max_pixels < 1:
+            raise UserError("--min-side and --max-pixels must be at least 1")
+
+
+class BadImage(Exception):
+    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def rejection(self, sample_id: str) -> Rejection:
+        return Rejection(sample_id, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A poster as the shard holds it: JPEG bytes, baseline orientation, RGB."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def find_image(folder: Path, sample_id: str) -> Path | None:
+    """``folder/{id}.jpg|.jpeg|.png``, or None. A directory of that name is no image."""
+    for extension in EXTENSIONS:
+        path = folder / f"{sample_id}{extension}"
+        if path.is_file():
+            return path
+    return None
+
+
+def read_image_file(folder: Path, sample_id: str) -> bytes:
+    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable."""
+    path = find_image(folder, sample_id)
+    if path is None:
+        raise BadImage("missing file", f"no {sample_id}.jpg, .jpeg or .png")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImage("unreadable file", one_line(error)) from None
+    if not data:
+        raise BadImage("zero bytes", path.name)
+    return data
+
+
+def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
+    """Decode fully and return RGB pixels in their upright orientation.
+
+    ``target`` (width, height) lets a JPEG be decoded at a reduced scale of at least that size.
+    Raises BadImage: not an image, decompression bomb, too small, truncated.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; we judge both ourselves
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BadImage("decompression bomb", one_line(error)) from None
+        except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+            raise BadImage("not an image", _without_address(error)) from None
+        width, height = image.size
+        if width * height > options.max_pixels:
+            raise BadImage("decompression bomb", f"{width}x{height} pixels, over {options.max_pixels}")
+        if min(width, height) < options.min_side:
+            raise BadImage("too small", f"{width}x{height} pixels, under {options.min_side}")
+        try:
+            if target is not None:
+                image.draft(None, target)
+            image.load()
+            return _upright_rgb(image)
+        except Exception as error:
+            reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+            raise BadImage(reason, _without_address(error)) from None
+
+
+def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
+    """(width, height) if these bytes can go into a shard untouched, else None.
+
+    That is an RGB JPEG within the size bounds, with no EXIF rotation to apply. Only headers are read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            orientation = image.getexif().get(ORIENTATION, 1)
+        except Exception:  # a broken EXIF block raises nearly anything: re-encoding leaves it behind
+            return None
+        if image.format != "JPEG" or image.mode != "RGB" or orientation != 1:
+            return None
+    return image.size if fitted_size(image.width, image.height, options) == image.size else None
+
+
+def pack_image(data: bytes, options: ImageOptions) -> Packed:
+    """The JPEG for the shard: the original bytes where they fit, else a shrunk, upright, RGB re-encoding.
+
+    Raises BadImage as ``decode`` does. The caller has usually checked the bytes by decoding them before.
+    """
+    size = is_shard_jpeg(data, options)
+    if size is not None:
+        return Packed(data, size[0], size[1])
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        # The file's own orientation may be sideways: the bound holds for a square box either way.
+        bound = 2 * max(fitted_size(header.width, header.height, options))
+    image = decode(data, options, target=(bound, bound))
+    size = fitted_size(image.width, image.height, options)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=options.quality, optimize=True)
+    return Packed(out.getvalue(), *size)
+
+
+def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
+    """Size after shrinking to the bounds, keeping the aspect ratio; never larger than before.
+
+    >>> fitted_size(500, 750, ImageOptions(short_side=250, long_side=500))
+    (250, 375)
+    """
+    scale = min(1.0, options.short_side / min(width, height), options.long_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        pixels = np.asarray(image, dtype=np.float64)
+        # 16-bit scans: convert() would clip at 255 and leave a white sheet
+        scale = 255.0 / 65535.0 if pixels.max(initial=0) > 255 else 1.0
+        return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        paper = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(paper, layered).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _without_address(error: Exception) -> str:
+    """Pillow puts object addresses into messages; they would make rejected.csv differ from run to run."""
+    text = one_line(error)
+    return "no known picture format" if "BytesIO" in text else text[:200]
+
+
+def default_image_folder(start: Path) -> Path:
+    """The conventional folder of cleaned posters that holds images. Raises UserError if none does."""
+    for name in DEFAULT_FOLDERS:
+        folder = start / name
+        if folder.is_dir() and holds_images(folder):
+            return folder
+    tried = " and ".join(DEFAULT_FOLDERS)
+    raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether at least one file with an image extension lies below the folder."""
+    return any(name.endswith(EXTENSIONS) for _, _, names in os.walk(folder) for name in names)

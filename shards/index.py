@@ -1,0 +1,157 @@
+"""The Parquet index beside each tar: where each member lies, and its labels. Written last, as the done marker.
+
+Columns: key, id (str); image_offset, image_size, json_offset, json_size (bytes; json_* -1 without a JSON
+member); crc32 (of the image's, then the JSON's bytes); height, width (pixels); labels (genre columns). The
+schema's metadata ``poster_toolkit`` holds what the shard was built from, so that a later run can tell its own work
+from another's.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import UserError
+from shards.files import PARTIAL, atomic_write, one_line
+
+SUFFIX = ".index.parquet"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("crc32", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("labels", pa.list_(pa.int16())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sample of a tar: its key and the byte ranges of its image and JSON."""
+
+    key: str
+    image_offset: int
+    image_size: int
+    json_offset: int = -1
+    json_size: int = -1
+
+
+def index_path(tar: Path) -> Path:
+    """``train-00000.tar`` → ``train-00000.index.parquet`` (img2dataset's own .parquet keeps its name)."""
+    return tar.with_name(tar.name.removesuffix(".tar") + SUFFIX)
+
+
+def tar_path(index: Path) -> Path:
+    """The tar that an index describes."""
+    return index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
+
+
+def read_members(tar: Path) -> list[Member]:
+    """Byte ranges of every sample of a WebDataset tar, in its order. Only headers are read.
+
+    Members of one sample share the name up to its first dot and follow each other, as in WebDataset.
+    Samples without an image are left out. Raises UserError for a truncated, compressed or sparse tar.
+    """
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        size = tar.stat().st_size
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                if not info.isreg():
+                    continue
+                if info.offset_data + info.size > size:
+                    raise UserError(f"{tar} is truncated in member {info.name}: {size} bytes are there")
+                folder, _, name = info.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                if not extension or (stem.startswith("__") and stem.endswith("__")):
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                found.setdefault(key, {})[extension.lower()] = (info.offset_data, info.size)
+            end = archive.offset
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{tar} is no readable uncompressed tar: {one_line(error)}") from None
+    # Two zero blocks end a tar; a tar cut exactly between two members parses well but lacks them.
+    if size < end + 512:
+        raise UserError(f"{tar} is truncated: no end-of-archive mark after {len(found)} samples")
+    members = []
+    for key, parts in found.items():
+        image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
+        if image is not None:
+            members.append(Member(key, *image, *parts.get("json", (-1, -1))))
+    return members
+
+
+def member_checksum(stream: IO[bytes], member: Member) -> int:
+    """CRC-32 of a sample's image and JSON bytes: names the damaged sample when the tar's sha256 differs."""
+    stream.seek(member.image_offset)
+    value = zlib.crc32(stream.read(member.image_size))
+    if member.json_offset >= 0:
+        stream.seek(member.json_offset)
+        value = zlib.crc32(stream.read(member.json_size), value)
+    return value
+
+
+def build_table(tar: Path, members: Sequence[Member], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """The index table of one shard; ``columns`` gives id, height, width and labels in member order."""
+    with open(tar, "rb") as stream:
+        checksums = [member_checksum(stream, member) for member in members]
+    return pa.table(
+        {
+            "key": [m.key for m in members],
+            "id": columns["id"],
+            "image_offset": [m.image_offset for m in members],
+            "image_size": [m.image_size for m in members],
+            "json_offset": [m.json_offset for m in members],
+            "json_size": [m.json_size for m in members],
+            "crc32": checksums,
+            "height": columns["height"],
+            "width": columns["width"],
+            "labels": columns["labels"],
+        },
+        schema=SCHEMA,
+    )
+
+
+def write_index(tar: Path, table: pa.Table, facts: Mapping[str, Any]) -> None:
+    """Write the index, atomically. ``facts`` (JSON types) go into the schema's metadata."""
+    text = json.dumps(facts, sort_keys=True)
+    with atomic_write(index_path(tar)) as stream:
+        pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
+
+
+def read_index(tar: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """(table, facts) of a tar's index. Raises UserError if it is absent or no index of ours."""
+    path = index_path(tar)
+    try:
+        table = pq.read_table(path, memory_map=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
+    metadata = table.schema.metadata or {}
+    if not table.schema.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
+        raise UserError(f"{path} is no index of this toolkit; run `posters shards index` on its folder")
+    return table, json.loads(metadata[b"poster_toolkit"])
+
+
+def list_tars(folder: Path) -> list[Path]:
+    """The tars of a folder, by name, without unfinished ones."""
+    return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

@@ -1,0 +1,192 @@
+"""Users' CSVs: which poster has which genres. Every row becomes a sample or a rejection with its reason."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+from shards.errors import UserError
+from shards.files import atomic_write, one_line
+
+#: MovieLens writes this where a film has no genre.
+NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
+
+REJECTED_COLUMNS = ("id", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row or image that was left out, and why. ``reason`` is one of few words, ``detail`` is free."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable CSV row."""
+
+    id: str
+    genres: tuple[str, ...]
+
+
+@dataclass
+class Metadata:
+    """A CSV that was read: usable rows in file order, and the rejected ones."""
+
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    id_column: str = ""
+    genre_column: str = ""
+
+
+def read_metadata(
+    path: Path,
+    id_column: str = "0",
+    genre_column: str = "3",
+    separator: str = "|",
+    encoding: str = "utf-8-sig",
+) -> Metadata:
+    """Read ids and genre lists from a CSV with a header line.
+
+    Columns are named by header or by number from 0. Raises UserError if the file or a column is missing;
+    a bad row is a Rejection, never an error.
+    """
+    result = Metadata()
+    csv.field_size_limit(1 << 24)
+    try:
+        with open(path, encoding=encoding, newline="") as stream:
+            reader = csv.reader(stream)
+            header = next(reader, None)
+            if not header or not any(cell.strip() for cell in header):
+                raise UserError(f"{path} is empty: a CSV with a header line is needed")
+            id_at = find_column(header, id_column, path, "--id-column")
+            genres_at = find_column(header, genre_column, path, "--genre-column")
+            result.id_column, result.genre_column = header[id_at], header[genres_at]
+            seen: set[str] = set()
+            for row in reader:
+                if row:
+                    _read_row(row, id_at, genres_at, separator, f"line {reader.line_num}", seen, result)
+    except FileNotFoundError:
+        raise UserError(f"metadata CSV not found: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding latin-1"
+        ) from None
+    except LookupError:
+        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+    return result
+
+
+def _read_row(
+    row: Sequence[str], id_at: int, genres_at: int, separator: str, where: str, seen: set[str], out: Metadata
+) -> None:
+    sample_id = row[id_at].strip() if id_at < len(row) else ""
+    if problem := id_problem(sample_id):
+        out.rejected.append(Rejection(sample_id, "bad id", f"{where}: {problem}"))
+    elif sample_id in seen:
+        out.rejected.append(Rejection(sample_id, "repeated id", f"{where}; the first row with it counts"))
+    else:
+        seen.add(sample_id)
+        if genres_at >= len(row):
+            out.rejected.append(Rejection(sample_id, "no genres", f"{where}: the row has {len(row)} columns"))
+            return
+        try:
+            genres = parse_genres(row[genres_at], separator)
+        except ValueError as error:
+            out.rejected.append(Rejection(sample_id, "unparsable genres", f"{where}: {one_line(error)}"))
+            return
+        if genres:
+            out.rows.append(Row(sample_id, genres))
+        else:
+            out.rejected.append(Rejection(sample_id, "no genres", where))
+
+
+def find_column(header: Sequence[str], wanted: str, path: Path, option: str) -> int:
+    """Position of a column given by header name or by number. Raises UserError with the nearest name."""
+    names = [name.strip() for name in header]
+    if wanted in names:
+        return names.index(wanted)
+    listing = ", ".join(f"{position} {name!r}" for position, name in enumerate(names))
+    if wanted.isdecimal():
+        if int(wanted) < len(names):
+            return int(wanted)
+        raise UserError(
+            f"{path} has no column number {wanted}; its columns are {listing}; choose one with {option}"
+        )
+    lowered = {name.lower(): name for name in names}
+    near = get_close_matches(wanted.lower(), lowered, n=1, cutoff=0.5)
+    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
+    raise UserError(
+        f"{path} has no column {wanted!r}; {hint}its columns are {listing}; choose one with {option}"
+    )
+
+
+def id_problem(sample_id: str) -> str:
+    """Why this id cannot name a file inside the image folder; empty if it can."""
+    if not sample_id:
+        return "empty id"
+    if any(unicodedata.category(character) == "Cc" for character in sample_id):
+        return "control characters in the id"
+    if "\\" in sample_id or sample_id[1:2] == ":":
+        return "the id would leave the image folder"
+    parts = PurePosixPath(sample_id).parts
+    if sample_id.startswith("/") or ".." in parts or not parts:
+        return "the id would leave the image folder"
+    if len(sample_id.encode()) > 240:
+        return "the id is too long for a file name"
+    return ""
+
+
+def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
+    """Genres from ``"['Action', 'Drama']"``, ``'["Action", "Drama"]'`` or ``Action|Drama``.
+
+    Lists are parsed with json or ``ast.literal_eval``, never eval. Order is kept, doubles are dropped.
+    Raises ValueError for what is none of these.
+    """
+    text = text.strip()
+    if text.lower() in NO_GENRE_WORDS:
+        return ()
+    if text[0] in "[({":
+        values = _parse_list(text)
+    elif separator in text or "," not in text:
+        values = text.split(separator)
+    else:
+        raise ValueError(
+            f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
+        )
+    genres = [unicodedata.normalize("NFC", value).strip() for value in values]
+    return tuple(dict.fromkeys(genre for genre in genres if genre.lower() not in NO_GENRE_WORDS))
+
+
+def _parse_list(text: str) -> list[str]:
+    if len(text) > 100_000:
+        raise ValueError(f"a genre list of {len(text)} characters")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)
+        # literal_eval's documented failures on malformed or hostile text
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"not a list of genres: {text[:60]!r}") from None
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"not a list of strings: {text[:60]!r}")
+    return list(values)
+
+
+def write_rejected(path: Path, rejected: Sequence[Rejection]) -> None:
+    """Write rejected.csv (id, reason, detail), atomically."""
+    with atomic_write(path, "w") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(REJECTED_COLUMNS)
+        writer.writerows((r.id, r.reason, r.detail) for r in rejected)

@@ -1,0 +1,144 @@
+"""Write one shard: a tar of posters and labels, then its index. The unit of work of a build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.files import atomic_write, fingerprint, one_line, sha256_file
+from shards.images import BadImage, ImageOptions, pack_image, read_image_file
+from shards.index import build_table, index_path, read_index, read_members, write_index
+from shards.labels import LabelSet
+from shards.manifest import Shard
+from shards.tarwriter import tar_writer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked poster on its way into a shard."""
+
+    id: str
+    digest: str
+    """SHA-256 of the source file, so that a file that changed since it was checked is noticed."""
+    genres: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """Everything that decides a shard's bytes."""
+
+    folder: Path
+    out: Path
+    name: str
+    split: str
+    samples: tuple[Sample, ...]
+    labels: LabelSet
+    options: ImageOptions
+
+    @property
+    def tar(self) -> Path:
+        return self.out / f"{self.name}.tar"
+
+    def plan(self) -> str:
+        """Fingerprint of the content to be packed; paths and times play no part in it."""
+        samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
+        return fingerprint([self.name, self.split, samples, list(self.labels.genres), asdict(self.options)])
+
+
+def sample_key(sample_id: str) -> str:
+    """The id as a WebDataset key: dots and slashes would split it, so they are percent-encoded.
+
+    >>> sample_key("tt0324127"), sample_key("se7en/v1.2")
+    ('tt0324127', 'se7en%2Fv1%2E2')
+    """
+    key = quote(sample_id, safe="").replace(".", "%2E")
+    # WebDataset skips __names__ as metadata
+    return "%5F" + key[1:] if key.startswith("__") else key
+
+
+def finished_shard(task: PackTask) -> Shard | None:
+    """The shard's facts if this very task was finished before, else None.
+
+    Raises UserError if the name is taken by a shard with another content: nothing is overwritten silently.
+    """
+    if not index_path(task.tar).exists():
+        return None
+    table, facts = read_index(task.tar)
+    if facts.get("plan") != task.plan():
+        raise UserError(
+            f"{task.out} already holds other shards ({task.tar.name} was built from other posters or options); "
+            f"choose another --out, or pass --overwrite to replace them"
+        )
+    if not task.tar.exists() or task.tar.stat().st_size != facts["bytes"]:
+        return None
+    return _describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def pack_shard(task: PackTask) -> Shard:
+    """Write the tar, then its index. Both appear under their final names only when whole.
+
+    Raises UserError if a poster changed since it was checked.
+    """
+    sizes = []
+    with atomic_write(task.tar) as stream:
+        # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
+        with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
+            for sample in task.samples:
+                packed = _pack_sample(task, sample)
+                columns = task.labels.columns(sample.genres)
+                record = {
+                    "id": sample.id,
+                    "genres": [task.labels.genres[c] for c in columns],
+                    "multi_hot": task.labels.multi_hot(columns),
+                }
+                text = json.dumps(record, ensure_ascii=False).encode()
+                writer.write({"__key__": sample_key(sample.id), "jpg": packed.data, "json": text})
+                sizes.append((packed.height, packed.width))
+    table = build_table(
+        task.tar,
+        read_members(task.tar),
+        {
+            "id": [s.id for s in task.samples],
+            "height": [h for h, _ in sizes],
+            "width": [w for _, w in sizes],
+            "labels": [task.labels.columns(s.genres) for s in task.samples],
+        },
+    )
+    facts = {"plan": task.plan(), "bytes": task.tar.stat().st_size, "sha256": sha256_file(task.tar)}
+    write_index(task.tar, table, facts)
+    return _describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def _pack_sample(task: PackTask, sample: Sample) -> Any:
+    try:
+        data = read_image_file(task.folder, sample.id)
+        if hashlib.sha256(data).hexdigest() == sample.digest:
+            return pack_image(data, task.options)
+        problem = "its bytes differ"
+    except BadImage as error:
+        problem = one_line(f"{error.reason} {error.detail}")
+    raise UserError(
+        f"poster {sample.id} in {task.folder} changed while the shards were built ({problem}); run the build again"
+    )
+
+
+def _describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
+    counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
+    return Shard(
+        name=f"{name}.tar",
+        split=split,
+        samples=table.num_rows,
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        max_height=int(np.max(table["height"].to_numpy(), initial=0)),
+        max_width=int(np.max(table["width"].to_numpy(), initial=0)),
+        genre_counts=[counts[column] for column in range(genres)],
+    )

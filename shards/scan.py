@@ -1,0 +1,104 @@
+"""Check every poster: does it decode, what is its content hash, what does it look like? In resumable chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.duplicates import perceptual_hash, poster_signature
+from shards.executor import run
+from shards.files import fingerprint, write_json
+from shards.images import BadImage, ImageOptions, decode, find_image, read_image_file
+from shards.metadata import Rejection
+from shards.progress import progress
+
+CHUNK = 256  # posters a task: some seconds of work, so that little is lost when the run is killed
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """A chunk of posters to check; ``cache`` keeps the answer for a restarted build."""
+
+    folder: Path
+    ids: tuple[str, ...]
+    options: ImageOptions
+    cache: Path
+
+    def state(self) -> str:
+        """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
+        files = []
+        for sample_id in self.ids:
+            path = find_image(self.folder, sample_id)
+            stat = path.stat() if path else None
+            files.append(
+                [sample_id, stat.st_size, stat.st_mtime_ns, path.name] if stat and path else [sample_id]
+            )
+        return fingerprint([files, asdict(self.options)])
+
+
+@dataclass
+class Scan:
+    """What the check found: for each good poster its SHA-256, perceptual hash and signature; the others with reasons."""
+
+    digests: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, int] = field(default_factory=dict)
+    signatures: dict[str, bytes] = field(default_factory=dict)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def scan_images(
+    folder: Path,
+    ids: Sequence[str],
+    options: ImageOptions,
+    work: Path,
+    workers: int = 0,
+    *,
+    chunk: int = CHUNK,
+) -> Scan:
+    """Check all posters on all cores. ``work`` is a folder for answers that a restart may reuse."""
+    tasks = [
+        ScanTask(folder, tuple(ids[start : start + chunk]), options, work / f"scan-{start // chunk:06d}.json")
+        for start in range(0, len(ids), chunk)
+    ]
+    answers: dict[int, list[list[Any]]] = {}
+    position = {task.cache: number for number, task in enumerate(tasks)}
+    with progress(len(ids), "checking posters") as bar:
+        for task, answer in run(scan_chunk, tasks, workers):
+            answers[position[task.cache]] = answer
+            bar.update(len(task.ids))
+    scan = Scan()
+    for number in range(len(tasks)):
+        for sample_id, digest, looks, signature, reason, detail in answers[number]:
+            if reason:
+                scan.rejected.append(Rejection(sample_id, reason, detail))
+            else:
+                scan.digests[sample_id] = digest
+                scan.hashes[sample_id] = int(looks, 16)
+                scan.signatures[sample_id] = bytes.fromhex(signature)
+    return scan
+
+
+def scan_chunk(task: ScanTask) -> list[list[Any]]:
+    """[id, sha256, perceptual hash and signature in hex, reason, detail] for each poster, in the chunk's order."""
+    state = task.state()
+    try:
+        cached = json.loads(task.cache.read_text())
+        if cached["state"] == state:
+            return cached["answer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no usable answer from an earlier run: check the posters now
+    answer = []
+    for sample_id in task.ids:
+        try:
+            data = read_image_file(task.folder, sample_id)
+            image = decode(data, task.options)
+            looks, signature = f"{perceptual_hash(image):016x}", poster_signature(image).hex()
+            answer.append([sample_id, hashlib.sha256(data).hexdigest(), looks, signature, "", ""])
+        except BadImage as bad:
+            answer.append([sample_id, "", "", "", bad.reason, bad.detail])
+    write_json(task.cache, {"state": state, "answer": answer})
+    return answer

@@ -1,0 +1,261 @@
+"""Train, validation and test splits: stratified over many labels, and the same on every machine.
+
+Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", 2011)
+over groups of duplicates instead of single samples, then a local search on what is left outside the
+tolerances. Nothing depends on the order of the rows or on Python's hash: groups are ordered by BLAKE2b of the
+seed and id.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+
+COMMON_SUPPORT = 30  # labels with so many samples must be near their due in every split; rarer ones should be
+_LABEL_AIM = 0.10  # share of due, half of the 20% that is promised
+_SIZE_AIM = 0.001  # share of all samples; 1% is promised
+_ROUNDING = 0.51  # samples; no whole number need be nearer to a due share than 0.5
+_SIZE_ROUNDING = 1.5  # samples; exact sizes would cost rare labels of small sets their sample
+_BEST = 32  # moves tried in pairs, per direction
+_BOOSTS = 40
+
+
+def split_samples(
+    ids: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    groups: NDArray[np.int64],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> NDArray[np.int8]:
+    """Split of every sample, (n,) int8: its position in `fractions`.
+
+    ids: n different ids. labels: each sample's label numbers (from 0; may be empty). groups: (n,) from
+    `shards.duplicates.group_duplicates`; a group is never divided. fractions: the share of each split, in
+    sum 1; a split of share 0 stays empty. The result is a function of the seed and the set of samples.
+
+    Where groups allow it, labels with 30 samples or more are within 20% of their due in every split, sizes
+    within 1% of n, and a label of 3 to 29 samples has one in every split (a rarer one goes to the largest).
+    Raises UserError for lengths that differ, repeated ids, negative labels, or wrong fractions.
+    """
+    shares = _check(ids, labels, groups, fractions)
+    if len(ids) == 0:
+        return np.zeros(0, dtype=np.int8)
+    group = _ordered_groups(ids, np.asarray(groups), seed)
+    counts = _group_counts(labels, group)
+    active = np.flatnonzero(shares > 0)
+    targets = _targets(counts, shares[active])
+    placed = _stratify(counts, targets)
+    placed = _repair(counts, targets, placed)
+    return active[placed][group].astype(np.int8)
+
+
+def _check(
+    ids: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    groups: NDArray[np.int64],
+    fractions: Mapping[str, float],
+) -> NDArray[np.float64]:
+    """The shares, (splits,), once everything is known to be usable."""
+    if not len(ids) == len(labels) == len(groups):
+        raise UserError(f"split: {len(ids)} ids, {len(labels)} label lists, {len(groups)} groups must match")
+    if len(set(ids)) != len(ids):
+        raise UserError("split: sample ids must be different; remove repeated ids from the metadata")
+    if not 1 <= len(fractions) <= 127:
+        raise UserError(f"split: 1 to 127 splits are needed, got {len(fractions)}")
+    for name, share in fractions.items():
+        if not (math.isfinite(share) and share >= 0):
+            raise UserError(f"split: the fraction of {name!r} must be 0 or more, got {share}")
+    total = sum(fractions.values())
+    if abs(total - 1) > 1e-6:
+        raise UserError(f"split: fractions must sum to 1, got {total:g}")
+    return np.array(list(fractions.values()), dtype=np.float64) / total
+
+
+def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Group of every sample, renumbered from 0 in an order that only the seed and the ids decide."""
+    prefix = f"{seed}:".encode()
+    keys = [hashlib.blake2b(prefix + str(i).encode(), digest_size=16).digest() for i in ids]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    _, first, number = np.unique(groups[order], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    result = np.empty(len(ids), dtype=np.int64)
+    result[order] = rank[number]
+    return result
+
+
+def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Samples per group and label, (groups, labels in use + 1); the last column is the group's size."""
+    sets = [sorted(set(row)) for row in labels]
+    lengths = np.array([len(row) for row in sets], dtype=np.int64)
+    flat = np.array([label for row in sets for label in row], dtype=np.int64)
+    if len(flat) and flat.min() < 0:
+        raise UserError(f"split: label numbers start at 0, got {flat.min()}")
+    used, column = np.unique(flat, return_inverse=True)
+    counts = np.zeros((int(group.max()) + 1, len(used) + 1), dtype=np.int32)
+    np.add.at(counts, (np.repeat(group, lengths), column), 1)
+    counts[:, -1] = np.bincount(group)
+    return counts
+
+
+def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many samples of each column each split should get, (splits, columns); columns sum to the support.
+
+    Rare labels ask for one sample in every split; labels too rare for that go to the largest split.
+    """
+    support = counts.sum(0).astype(np.float64)
+    targets = shares[:, None] * support
+    largest = int(np.argmax(shares))
+    few = support < COMMON_SUPPORT
+    few[-1] = False
+    spread = few & (support >= max(3, len(shares)))
+    targets[:, spread] = np.maximum(targets[:, spread], 1)
+    targets[:, few & ~spread] = 0
+    rest = np.delete(targets, largest, axis=0).sum(0)
+    targets[largest] = support - rest
+    return targets
+
+
+def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Split of each group, (groups,): the label with fewest unplaced samples first, large groups first."""
+    placed = np.full(len(counts), -1, dtype=np.int64)
+    size = counts[:, -1]
+    order = np.argsort(-size, kind="stable")
+    occupied = [np.flatnonzero(row).tolist() for row in counts]
+    rows = [counts[g, columns].tolist() for g, columns in enumerate(occupied)]
+    need = targets.tolist()
+    scale = np.maximum(targets, 1e-9).tolist()
+    splits = range(len(targets))
+    last = counts.shape[1] - 1
+    while True:
+        open_groups = order[placed[order] < 0]
+        if len(open_groups) == 0:
+            return placed
+        left = counts[open_groups].sum(0)[:-1]
+        waiting = np.flatnonzero(left)
+        column = int(waiting[np.argmin(left[waiting])]) if len(waiting) else last
+        members = open_groups[counts[open_groups, column] > 0]
+        for g, amount in zip(members.tolist(), counts[members, column].tolist(), strict=True):
+            # Where there is room, the split that is least filled, so that large groups spread over all;
+            # where there is none, the split that lacks most, so that the overshoot is smallest.
+            room = [s for s in splits if need[s][column] >= amount]
+            if room:
+                best = max(
+                    room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last])
+                )
+            else:
+                best = max(splits, key=lambda s: (need[s][column], need[s][last]))
+            placed[g] = best
+            wants = need[best]
+            for c, value in zip(occupied[g], rows[g], strict=True):
+                wants[c] -= value
+
+
+def _repair(
+    counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Move and swap groups while some count is further from its target than we aim for; the better placing.
+
+    Minimises the sum of squared distances in units of the aim, always by the best single move or swap; in a
+    local minimum the terms that still miss their aim weigh more. Groups with equal counts are
+    interchangeable, so the search runs over kinds of groups.
+    """
+    splits, columns = targets.shape
+    support = counts.sum(0)
+    aim = np.maximum(_LABEL_AIM * targets, _ROUNDING)
+    aim[:, -1] = max(_SIZE_AIM * support[-1], _SIZE_ROUNDING)
+    have = np.stack([counts[placed == s].sum(0) for s in range(splits)])
+    excess = have - targets
+    if splits == 1 or bool((np.abs(excess) <= aim).all()):
+        return placed
+    kinds, kind = np.unique(counts, axis=0, return_inverse=True)
+    kind = kind.ravel()
+    stock = np.zeros((len(kinds), splits), dtype=np.int64)
+    np.add.at(stock, (kind, placed), 1)
+    original = stock.copy()
+    x = kinds.astype(np.float64)
+    # Labels due in one split only (too rare to share) can always be served, so they are no mere wish.
+    must = np.broadcast_to((support >= COMMON_SUPPORT) | ((targets > 0).sum(0) == 1), aim.shape).copy()
+    must[:, -1] = True
+
+    def badness(excess: NDArray[np.float64]) -> tuple[float, float]:
+        over = np.maximum(np.abs(excess) / aim - 1, 0)
+        return float(over[must].sum()), float(over[~must].sum())
+
+    weight = 1 / aim**2
+    best, best_stock, boosts = badness(excess), stock.copy(), 0
+    for _ in range(int(np.clip(4e8 // (len(x) * columns * splits**2), 30, 4000))):
+        step = _best_step(x, stock, excess, weight)
+        if step is None:
+            boosts += 1
+            if boosts > _BOOSTS:
+                break
+            missed = np.abs(excess) > aim
+            weight = np.where(missed, weight * np.where(must, 2.0, 1.25), weight)
+            continue
+        source, target, there, back = step
+        for row, s, t in [(there, source, target)] + ([(back, target, source)] if back is not None else []):
+            stock[row, s] -= 1
+            stock[row, t] += 1
+            excess[s] -= x[row]
+            excess[t] += x[row]
+        now = badness(excess)
+        if now < best:
+            best, best_stock = now, stock.copy()
+            if best == (0.0, 0.0):
+                break
+    return _place_again(placed, kind, original, best_stock)
+
+
+def _best_step(
+    x: NDArray[np.float64],
+    stock: NDArray[np.int64],
+    excess: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> tuple[int, int, int, int | None] | None:
+    """(source, target, kind moved, kind moved back or None) that lowers the cost most; None if none does.
+
+    x: (kinds, columns); stock: groups of each kind in each split; excess, weight: (splits, columns).
+    """
+    splits = len(excess)
+    square = x**2
+    change = np.full((splits, splits, len(x)), np.inf)
+    for s in range(splits):
+        for t in range(splits):
+            if s != t:
+                slope = 2 * (weight[t] * excess[t] - weight[s] * excess[s])
+                change[s, t] = np.where(stock[:, s] > 0, x @ slope + square @ (weight[s] + weight[t]), np.inf)
+    s, t, row = (int(i) for i in np.unravel_index(np.argmin(change), change.shape))
+    lowest, step = float(change[s, t, row]), (s, t, row, None)
+    found: tuple[int, int, int, int | None] = step
+    for s in range(splits):
+        for t in range(s + 1, splits):
+            there = np.argsort(change[s, t], kind="stable")[:_BEST]
+            back = np.argsort(change[t, s], kind="stable")[:_BEST]
+            # The two moves share both splits, so their squares overlap.
+            overlap = 2 * (x[there] * (weight[s] + weight[t])) @ x[back].T
+            both = change[s, t][there][:, None] + change[t, s][back][None, :] - overlap
+            i, j = (int(k) for k in np.unravel_index(np.argmin(both), both.shape))
+            if both[i, j] < lowest:
+                lowest, found = float(both[i, j]), (s, t, int(there[i]), int(back[j]))
+    return found if lowest < -1e-9 else None
+
+
+def _place_again(
+    placed: NDArray[np.int64],
+    kind: NDArray[np.int64],
+    before: NDArray[np.int64],
+    after: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """`placed` with as few groups moved as turns the stock `before` into `after` (both (kinds, splits))."""
+    result = placed.copy()
+    for row in np.flatnonzero((before != after).any(1)):
+        surplus = before[row] - after[row]
+        members = np.flatnonzero(kind == row)
+        moving = [g for s in np.flatnonzero(surplus > 0) for g in members[placed[members] == s][: surplus[s]]]
+        result[moving] = np.repeat(np.arange(len(surplus)), np.maximum(-surplus, 0))
+    return result

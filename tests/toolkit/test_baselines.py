@@ -1,0 +1,234 @@
+"""The baselines, and the evaluation report in which they stand beside the model."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit.baselines import baselines, commonest_genres, threshold_label
+from toolkit.metrics import bce_from_logits, sigmoid, threshold_metrics
+from toolkit.report_tables import evaluate_arrays, json_types, report_console
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+POSTERS = Path(__file__).resolve().parents[2].parent / "shared" / "posters" / "meta_processed.csv"
+
+# Evaluated split: prevalence A 3/4, B 1/4, C 0. Training: A 0.6, B 0.4, C 0.1.
+TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
+TRAIN_PREVALENCE = [0.6, 0.4, 0.1]
+
+
+def rows_by_label(rows):
+    return {row.label: row for row in rows}
+
+
+def test_prevalence_baseline_by_hand():
+    row = rows_by_label(baselines(TRAIN_PREVALENCE, TARGETS, [0.5], [1]))["prevalence @ 0.50"]
+    assert row.threshold == 0.5
+    assert row.ranking["mAP"] == pytest.approx((3 / 4 + 1 / 4) / 2)  # of the evaluated split, A and B
+    assert row.ranking["roc_auc"] == 0.5
+    # A: 3 positives at 0.6, 1 negative; B: 1 positive at 0.4, 3 negatives; C: 4 negatives at 0.1
+    nats = 3 * math.log(0.6) + math.log(0.4) + math.log(0.4) + 3 * math.log(0.6) + 4 * math.log(0.9)
+    assert row.ranking["loss"] == pytest.approx(-nats / 12)
+    # A is named every time: TP 3, predicted 4, support 4.
+    assert row.metrics["micro_f1"] == pytest.approx(6 / 8)
+    assert row.metrics["macro_f1"] == pytest.approx((6 / 7 + 0) / 2)
+    assert row.metrics["subset_accuracy"] == 2 / 4
+
+
+def test_top_k_baseline_by_hand():
+    rows = rows_by_label(baselines(TRAIN_PREVALENCE, TARGETS, [], [1, 2]))
+    assert rows["always top-1"].genre_indices == [0]
+    row = rows["always top-2"]
+    assert (row.genre_indices, row.ranking, row.threshold) == ([0, 1], None, None)
+    # A: TP 3 of 4 predicted; B: TP 1 of 4 predicted; support 3 and 1.
+    assert row.metrics["micro_f1"] == pytest.approx(8 / 12)
+    assert row.metrics["macro_f1"] == pytest.approx((6 / 7 + 2 / 5) / 2)
+    assert row.metrics["predicted_per_sample"] == 2.0
+
+
+def test_top_k_goes_by_training_not_by_the_evaluated_split():
+    rows = baselines([0.1, 0.2, 0.9], TARGETS, [], [1])
+    assert rows[0].genre_indices == [2]
+    assert rows[0].metrics["micro_f1"] == 0.0
+
+
+def test_equally_common_genres_go_in_column_order():
+    assert commonest_genres(np.array([0.2, 0.5, 0.5, 0.2]), 3) == [1, 2, 0]
+    assert commonest_genres(np.tile([0.2, 0.5], 50), 50) == list(range(1, 100, 2))
+
+
+def test_prevalence_baseline_with_one_threshold_per_genre():
+    limits = [0.7, 0.4, 0.05]  # names B and C, not A
+    row = baselines(TRAIN_PREVALENCE, TARGETS, [np.array(limits)], [])[0]
+    assert (row.label, row.threshold) == ("prevalence @ per genre", limits)
+    assert row.metrics["micro_precision"] == pytest.approx(1 / 8)
+
+
+def test_broken_input_is_refused():
+    for k in (0, 4):
+        with pytest.raises(ValueError, match="k must be between 1 and the number of genres 3"):
+            baselines(TRAIN_PREVALENCE, TARGETS, [0.5], [k])
+    with pytest.raises(ValueError, match=r"train_prevalence must have shape \(3,\)"):
+        baselines([0.5, 0.5], TARGETS, [0.5])
+    with pytest.raises(ValueError, match="train_prevalence must lie in"):
+        baselines([310.0, 200.0, 4.0], TARGETS, [0.5])  # counts in place of shares
+    with pytest.raises(ValueError, match="2 labels for 1 thresholds"):
+        baselines(TRAIN_PREVALENCE, TARGETS, [0.5], labels=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "label"), [(0.3, "0.30"), (0.3412, "0.34"), (0, "0.00"), (0.0043, "0.0043"), (1, "1.00")]
+)
+def test_threshold_label(threshold, label):
+    assert threshold_label(threshold) == label
+
+
+def test_two_commonest_genres_on_the_real_posters():
+    if not POSTERS.is_file():
+        pytest.skip(f"the posters' metadata is not here: {POSTERS}")
+    sets = [set(ast.literal_eval(cell)) for cell in pd.read_csv(POSTERS).iloc[:, 3]]
+    genres = sorted(set.union(*sets))
+    targets = np.array([[genre in names for genre in genres] for names in sets])
+    row = rows_by_label(baselines(targets.mean(axis=0), targets, [0.5]))["always top-2"]
+    assert [genres[i] for i in row.genre_indices] == ["Drama", "Comedy"]
+    # 4,000 posters, 7,040 labels; Drama 2,585 times and Comedy 1,833, both named for every poster:
+    # 2 * 4,418 / (8,000 + 7,040) = 0.5875
+    assert row.metrics["micro_f1"] == pytest.approx(8836 / 15040)
+
+
+# --- the report -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_tailed():
+    """Targets, logits, names and training prevalence: 19 genres, the last without positives."""
+    rng = np.random.default_rng(3)
+    genres = [f"Genre-{number:02d}" for number in range(17)] + ["[bold]Film[/bold]", "Never"]
+    prevalence = np.append(0.6 / np.arange(1, 19) ** 1.3, 0.001)
+    targets = rng.random((600, 19)) < prevalence
+    targets[:, -1] = False
+    logits = np.log(prevalence / (1 - prevalence)) + 2 * (targets - 0.2) + rng.normal(size=targets.shape)
+    return targets, logits, genres, prevalence
+
+
+@pytest.fixture(scope="module")
+def evaluation(long_tailed):
+    targets, logits, genres, prevalence = long_tailed
+    return evaluate_arrays(targets, logits, genres, prevalence, 0.3412, split="test")
+
+
+def render(evaluation, width=100):
+    stream = io.StringIO()
+    evaluation.render(report_console(stream, width))
+    return stream.getvalue()
+
+
+def test_evaluation_holds_the_metrics_of_the_sigmoid(long_tailed, evaluation):
+    targets, logits, genres, _ = long_tailed
+    assert (evaluation.split, evaluation.num_samples, evaluation.genres) == ("test", 600, genres)
+    assert [row.label for row in evaluation.thresholds] == ["0.30", "0.50", "0.70", "chosen 0.34"]
+    for row, threshold in zip(evaluation.thresholds, (0.3, 0.5, 0.7, 0.3412), strict=True):
+        assert row.threshold == threshold
+        assert row.metrics == threshold_metrics(targets, sigmoid(logits), threshold)
+    assert evaluation.loss == bce_from_logits(logits, targets)
+    assert (evaluation.per_genre["threshold"] == 0.3412).all()
+    assert evaluation.ranking["mAP"] == pytest.approx(evaluation.per_genre["ap"].dropna().mean())
+    assert [row.label for row in evaluation.baselines] == [
+        "prevalence @ 0.30",
+        "prevalence @ 0.50",
+        "prevalence @ 0.70",
+        "prevalence @ chosen 0.34",
+        "always top-1",
+        "always top-2",
+        "always top-3",
+    ]
+
+
+def test_json_round_trip(evaluation):
+    plain = evaluation.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert list(plain) == [
+        "split", "num_samples", "genres", "loss", "ranking", "thresholds", "baselines", "per_genre",
+    ]  # fmt: skip
+    never = plain["per_genre"][-1]
+    assert (never["genre"], never["support"], never["ap"], never["f1"]) == ("Never", 0, None, None)
+    assert plain["ranking"]["num_genres_ap"] == 18
+    assert plain["thresholds"][3]["metrics"]["micro_f1"] == evaluation.thresholds[3].metrics["micro_f1"]
+
+
+def test_json_types():
+    given = {"a": np.float32(0.5), "b": np.array([1, 2]), "c": (math.nan, np.inf), 4: np.bool_(True)}
+    assert json_types(given) == {"a": 0.5, "b": [1, 2], "c": [None, None], "4": True}
+
+
+def test_chosen_threshold_per_genre(long_tailed):
+    limits = np.linspace(0.1, 0.5, 19)
+    targets, logits, genres, prevalence = long_tailed
+    result = evaluate_arrays(targets, logits, genres, prevalence, limits, split="test")
+    assert result.thresholds[-1].label == "chosen (per genre)"
+    assert result.thresholds[-1].threshold == limits.tolist()
+    assert result.per_genre["threshold"].tolist() == limits.tolist()
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == result.to_dict()
+    assert "prevalence @ chosen (per genre)" in render(result)
+
+
+def test_rendering_at_100_columns_cuts_nothing(evaluation):
+    text = render(evaluation)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "\u2026" not in text and "\x1b" not in text
+    for row in evaluation.thresholds:
+        line = next(line for line in lines if line.startswith(f" model @ {row.label} "))
+        keys = (
+            "subset_accuracy micro_precision micro_recall micro_f1 macro_f1 micro_f0.5 predicted_per_sample"
+        )
+        assert line.split()[-7:] == [f"{row.metrics[key]:.3f}" for key in keys.split()]
+    for row in evaluation.baselines:
+        assert sum(line.startswith(f" {row.label} ") for line in lines) == 1
+    assert "macro-F1: mean over the 18 of 19 genres with positives" in text
+
+
+def test_rendering_puts_the_model_beside_the_prevalence_baseline(evaluation):
+    lines = [line.split() for line in render(evaluation).splitlines()]
+    ranking = evaluation.ranking
+    assert ["model", *(f"{v:.4f}" for v in (ranking["mAP"], ranking["roc_auc"], evaluation.loss))] in lines
+    base = evaluation.baselines[0].ranking
+    assert ["prevalence", "baseline", f"{base['mAP']:.4f}", "0.5000", f"{base['loss']:.4f}"] in lines
+
+
+def test_rendering_lists_genres_by_support_and_names_verbatim(evaluation):
+    text = render(evaluation).split("per genre, at the chosen threshold")[1]
+    rows = [line.split() for line in text.splitlines() if len(line.split()) == 9][1:]
+    assert sorted(row[0] for row in rows) == sorted(evaluation.genres)  # "[bold]..." is not markup
+    support = [int(row[1]) for row in rows]
+    assert support == sorted(support, reverse=True)
+    assert rows[-1] == ["Never", "0", "0.000", "-", "-", "0.341", "-", "-", "-"]
+
+
+def test_rendering_to_an_ascii_stream(evaluation):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    evaluation.render(report_console(stream))
+    stream.flush()
+    assert b"always top-2" in raw.getvalue()
+
+
+def test_rendering_on_a_narrow_stream_keeps_every_number_whole(evaluation):
+    text = render(evaluation, width=60)
+    for row in evaluation.thresholds:
+        assert f"{row.metrics['micro_f1']:.3f}" in text
+        assert f"{row.metrics['predicted_per_sample']:.3f}" in text
+
+
+def test_fewer_genres_than_k():
+    result = evaluate_arrays([[1], [0]], [[2.0], [-1.0]], ["A"], [0.5], 0.5, split="test")
+    assert [row.label for row in result.baselines if row.kind == "top_k"] == ["always top-1"]
+    assert "always top-1" in render(result)

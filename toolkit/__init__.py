@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction of multi-label image classifiers from WebDataset shards."""

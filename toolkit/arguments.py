@@ -1,0 +1,76 @@
+"""Options of ``posters evaluate``, ``predict`` and ``demo``; their work is imported when asked for (torch is slow)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``posters evaluate``."""
+    parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
+    parser.add_argument("--shards", type=Path, required=True, help="shard set made by `posters shards build`")
+    parser.add_argument("--split", default="test", help="split to evaluate (default test)")
+    parser.add_argument(
+        "--thresholds", default="0.3,0.5,0.7", help="thresholds to show beside the model's own"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples per forward pass (default 64)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
+    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
+    parser.add_argument("-o", "--out", type=Path, help="JSON file (default MODEL/metrics-SPLIT.json)")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from toolkit.evaluate import run_evaluate
+
+    return run_evaluate(args)
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``posters predict``."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-i", "--image", type=Path, nargs="+", help="one or more image files")
+    what.add_argument("-d", "--directory", type=Path, help="folder of images, with its subfolders")
+    what.add_argument("--shards", type=Path, help="shard set; one Parquet file per shard goes to --out")
+    parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
+    parser.add_argument(
+        "-t", "--threshold", type=float, help="probability from which a genre is named (default: the model's)"
+    )
+    parser.add_argument(
+        "-o", "--output", "--out", type=Path, help="file for the results (folder for --shards)"
+    )
+    parser.add_argument(
+        "-f", "--format", choices=("json", "csv"), help="instead of text (default: by --output's ending)"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="probability of every genre, sorted")
+    parser.add_argument("--split", help="with --shards: only this split")
+    parser.add_argument(
+        "--ignore-labels", action="store_true", help="with --shards: predict though its labels differ"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default 64)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (0: automatic)")
+    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from toolkit.predict import run_predict
+
+    return run_predict(args)
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``posters demo``."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for all it makes (default ./demo)"
+    )
+    parser.add_argument("--posters", type=int, default=600, help="posters to draw (default 600)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of drawing and training (default 0)")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from toolkit.demo import run_demo
+
+    return run_demo(args.out, args.posters, args.seed)

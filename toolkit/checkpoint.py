@@ -1,0 +1,153 @@
+"""Checkpoints: whole or absent, newest valid one first, last few kept.
+
+    RUN/checkpoints/step-00000123/state.pt     model, optimiser and scaler tensors
+                                  state.json   where the run is, its config, and the sha256 of state.pt
+
+Random generators need no state here: order, augmentation and dropout are functions of (seed, epoch, step).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import UserError
+from shards.files import PARTIAL, atomic_write, one_line, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run is. Everything needed to go on, besides tensors."""
+
+    epoch: int = 0
+    """Epoch under way, or the next one."""
+    step: int = 0
+    """Updates done in that epoch."""
+    updates: int = 0
+    """Updates done in all."""
+    best_loss: float | None = None
+    """Lowest validation loss so far; its model is RUN/model."""
+    best_epoch: int = -1
+    bad_epochs: int = 0
+    """Epochs since the best one."""
+    loss_sum: float = 0.0
+    """Sum of the training losses of this epoch's samples so far, over all ranks."""
+    finished: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that was found whole."""
+
+    progress: Progress
+    config: dict[str, Any]
+    shard_set: str
+    labels: str
+    tensors: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    config: dict[str, Any],
+    shard_set: str,
+    labels: str,
+    tensors: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint under its final name only when it is whole, then drop all but the newest ``keep``."""
+    path = folder / f"step-{progress.updates:08d}"
+    fresh = folder / f"{path.name}.{os.getpid()}{PARTIAL}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    with atomic_write(fresh / "state.pt") as stream:
+        torch.save(tensors, stream)
+    facts = {
+        "progress": dataclasses.asdict(progress),
+        "config": config,
+        "shard_set": shard_set,
+        "labels": labels,
+        "sha256": sha256_file(fresh / "state.pt"),
+    }
+    write_json(fresh / "state.json", facts)
+    shutil.rmtree(path, ignore_errors=True)  # the same step saved before a resume: this one is as good
+    os.replace(fresh, path)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if PARTIAL not in p.name)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            facts = read_json(path / "state.json", "checkpoint")
+            if sha256_file(path / "state.pt") != facts["sha256"]:
+                raise UserError(f"the sha256 of {path / 'state.pt'} is not the one that was saved")
+            return Checkpoint(
+                Progress(**facts["progress"]),
+                facts["config"],
+                facts["shard_set"],
+                facts["labels"],
+                torch.load(path / "state.pt", map_location="cpu", weights_only=True),
+                path,
+            )
+        except (UserError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            log.warning("checkpoint %s is damaged and passed over: %s", path, one_line(error))
+    return None
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Sweep what a killed run left half-written."""
+    for leftover in folder.glob(f"*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+#: A resumed run with another value here would be another run, not the rest of this one.
+FIXED = (
+    "data.image_size",
+    "model.name",
+    "model.head",
+    "model.hidden",
+    "model.freeze",
+    "optim.name",
+    "train.batch_size",
+    "train.seed",
+)
+
+
+def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
+    """Lines that say which options changed since the checkpoint. Raises UserError for one that must not change."""
+    if checkpoint.shard_set != shard_set:
+        raise UserError(
+            f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
+            f"give the same shards, or start a new run in another --out"
+        )
+    changes = []
+    for section, values in config.items():
+        for name, value in values.items():
+            key, before = f"{section}.{name}", checkpoint.config.get(section, {}).get(name)
+            if value == before:
+                continue
+            if key in FIXED:
+                raise UserError(
+                    f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
+                    f"use that, or start a new run in another --out"
+                )
+            changes.append(f"{key} {before!r} -> {value!r}")
+    return changes

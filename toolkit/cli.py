@@ -1,0 +1,108 @@
+"""``posters``: one command tree. Bad input ends in one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from shards.cli import add_shards_parser
+from shards.errors import UserError
+from shards.files import one_line
+from toolkit.arguments import add_demo_arguments, add_evaluate_arguments, add_predict_arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest option for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self._with_hint(message)} (see `{self.prog} --help`)")
+
+    def _with_hint(self, message: str) -> str:
+        if not message.startswith("unrecognized arguments:"):
+            return one_line(message)
+        word = message.split(":", 1)[1].split()[0]
+        near = get_close_matches(
+            word.split("=")[0], [o for a in self._all_actions() for o in a.option_strings], n=1
+        )
+        return f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "")
+
+    def _all_actions(self) -> list[argparse.Action]:
+        found = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [
+                    a for p in action.choices.values() if isinstance(p, _Parser) for a in p._all_actions()
+                ]
+        return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole tree but ``train``, whose options come from the config's fields."""
+    parser = _Parser(
+        prog="posters", description="Clean, shard, train, evaluate, predict: multi-label image models."
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="shards|train|evaluate|predict|demo"
+    )
+    add_shards_parser(commands)
+    commands.add_parser("train", help="train on a shard set (options: posters train --help)", add_help=False)
+    add_evaluate_arguments(commands.add_parser("evaluate", help="evaluate a model on a split of a shard set"))
+    add_predict_arguments(commands.add_parser("predict", help="name the genres of images or of a shard set"))
+    add_demo_arguments(
+        commands.add_parser("demo", help="the whole path on a small synthetic poster set, in minutes")
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit status. Raises UserError for bad input."""
+    argv = list(argv)
+    if argv[:1] == ["train"]:
+        from toolkit.train import main as train
+
+        return train(argv[1:])
+    args = build_parser().parse_args(argv)
+    return args.run(args)
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script and of launch/*.py: errors become one line, then the process exits."""
+    set_up_logging()
+    try:
+        status = main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
+        _fail(one_line(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+    sys.exit(status)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
+        time.sleep(3)
+        message = f"[rank {rank}] {message}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def set_up_logging() -> None:
+    """Messages as they are on stderr; other ranks than 0 only warn, and say who they are."""
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.WARNING if rank else logging.INFO,
+        format=f"[rank {rank}] %(message)s" if rank else "%(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    for noisy in ("httpx", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,111 @@
+"""Command line and YAML → Config. jsonargparse does the parsing; we fold its errors into one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import ArgumentError
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from shards.errors import UserError
+from shards.files import atomic_write, one_line
+from toolkit.config import Config
+
+# Attribute docstrings of the dataclasses become the help texts.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def config_keys() -> list[str]:
+    """Every dotted key, e.g. ``optim.lr``."""
+    return [
+        f"{s.name}.{f.name}" for s in dataclasses.fields(Config) for f in dataclasses.fields(_section(s.name))
+    ]
+
+
+def _section(name: str) -> Any:
+    return getattr(Config(), name)
+
+
+def train_parser() -> ArgumentParser:
+    """The parser of ``posters train``: run folders and every field of Config."""
+    parser = ArgumentParser(
+        prog="posters train",
+        description="Train a multi-label classifier. Under `accelerate launch launch/train.py` on every process.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the keys below; later options win"
+    )
+    parser.add_argument("--shards", type=str, help="shard set made by `posters shards build`")
+    parser.add_argument("--out", type=str, help="run folder to write")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest valid checkpoint in --out"
+    )
+    parser.add_class_arguments(Config, nested_key=None)
+    return parser
+
+
+def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
+    """(config, shards, out, resume). Raises UserError naming a wrong key and the nearest valid one."""
+    parser = train_parser()
+    try:
+        parsed = parser.parse_args(list(argv))
+        made = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise UserError(explain(str(error), [*config_keys(), "config", "shards", "out", "resume"])) from None
+    config = Config(made.data, made.model, made.optim, made.train)
+    config.validate()
+    for name in ("shards", "out"):
+        if not getattr(made, name):
+            raise UserError(f"--{name} is missing; see `posters train --help`")
+    return config, Path(made.shards), Path(made.out), bool(made.resume)
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """jsonargparse's or argparse's message in one line, with the nearest valid name for an unknown one."""
+    text = one_line(message)
+    for pattern in (
+        r"unrecognized arguments: --([\w.\-]+)",
+        r"Option '([\w.\-]+)' is not accepted",
+        r"Group '(?P<group>[\w.]+)' does not accept (?:nested )?(?:option|key) '(?P<key>[\w.]+)'",
+    ):
+        if found := re.search(pattern, text):
+            parts = found.groupdict()
+            key = f"{parts['group']}.{parts['key']}" if parts else found.group(1)
+            near = nearest(key, known)
+            return f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else "; see --help")
+    text = re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text)
+    text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m.group(1) or ''}", text)
+    return text.replace("Got value:", "got")
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The valid key most like ``key``: by its whole name, else by its last part; empty if none is near."""
+    if near := get_close_matches(key, known, n=1, cutoff=0.6):
+        return near[0]
+    last = {name.rpartition(".")[2]: name for name in known}
+    near = get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
+    return last[near[0]] if near else ""
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """Nested dict of YAML types."""
+    return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML that ``--config`` reads back."""
+    with atomic_write(path, "w") as stream:
+        yaml.safe_dump(config_dict(config), stream, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,72 @@
+"""Random training crops as a pure function of (seed, epoch, sample): the same at any rank, thread and order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back to a central crop
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """(n, count) float64 in [0, 1), hashed from (seed, epoch, sample, column).
+
+    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") over a
+    counter: no state, so no order of calls can matter.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch))
+        rows = _mix(key ^ _mix(samples.astype(np.uint64) + _GOLDEN))
+        counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        bits = _mix(rows[:, None] + counters[None, :])
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def random_crops(
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and flips for n samples, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+
+    Returns ((n, 4) int64 boxes as left, top, right, bottom in pixels, inside each image; (n,) bool flips).
+    """
+    n = len(samples)
+    u = uniforms(seed, epoch, samples, 4 * ATTEMPTS + 1)
+    draws = u[:, : 4 * ATTEMPTS].reshape(n, ATTEMPTS, 4)
+    height, width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
+    area = height * width * (scale[0] + draws[..., 0] * (scale[1] - scale[0]))
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    aspect = np.exp(low + draws[..., 1] * (high - low))
+    w = np.rint(np.sqrt(area * aspect))
+    h = np.rint(np.sqrt(area / aspect))
+    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    first = np.argmax(fits, axis=1)
+    row = np.arange(n)
+    w, h = w[row, first], h[row, first]
+    left = np.floor(draws[row, first, 2] * (widths - w + 1))
+    top = np.floor(draws[row, first, 3] * (heights - h + 1))
+    boxes = np.stack([left, top, left + w, top + h], axis=1)
+    none = ~fits.any(axis=1)
+    if none.any():
+        boxes[none] = _central(heights[none], widths[none], ratio)
+    return boxes.astype(np.int64), u[:, -1] < flip
+
+
+def _central(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    """The largest central crop whose aspect ratio is allowed: torchvision's fallback."""
+    w = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1])))
+    h = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0])))
+    left, top = (widths - w) // 2, (heights - h) // 2
+    return np.stack([left, top, left + w, top + h], axis=1)

@@ -1,0 +1,119 @@
+"""Who sees which sample when. Pure arithmetic: no files, no process group, no state.
+
+Training rule. An epoch is a permutation of all samples, drawn from (seed, epoch). Update t takes the slice
+[t*B, (t+1)*B) of it, B being the global batch; the last slice may be shorter and is used as it is, so every sample is
+visited exactly once. Each slice is dealt out like cards over the world_size x accumulation micro-batches of the
+update. The samples of an update therefore do not depend on the number of processes, and every rank makes the same
+number of updates. Where a short last slice would leave a micro-batch with fewer than MIN_ROWS samples, it is filled
+with samples of the same slice marked valid=False: they weigh nothing in the loss and in every count (only BatchNorm's
+batch statistics see them, which need two rows).
+
+Evaluation rule. Samples in index order are cut into fixed batches, and batch j goes to rank j mod world_size. The
+batches, and so the logits, are the same for any number of processes. Ranks that run out get a batch of valid=False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+#: BatchNorm over a 1x1 feature map cannot normalise a single row.
+MIN_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """The samples of one forward pass on one rank."""
+
+    indices: np.ndarray
+    """(n,) int64 positions in the split."""
+    valid: np.ndarray
+    """(n,) bool; False rows are padding and count for nothing."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """The order of training samples for any epoch, step, rank and world size."""
+
+    num_samples: int
+    global_batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.global_batch < 1:
+            raise ValueError(
+                f"a plan needs samples and a batch, not {self.num_samples} and {self.global_batch}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch, on every rank."""
+        return -(-self.num_samples // self.global_batch)
+
+    def global_indices(self, epoch: int, step: int) -> np.ndarray:
+        """(m,) int64 sample positions of one update over all ranks; m = global_batch but for the last update."""
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
+        order = _permutation(self.num_samples, self.seed, epoch)
+        return order[step * self.global_batch : (step + 1) * self.global_batch]
+
+    def micro_batches(
+        self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
+    ) -> list[Share]:
+        """The ``accumulation`` shares of ``rank`` in one update."""
+        samples = self.global_indices(epoch, step)
+        parts = world_size * accumulation
+        return [
+            _padded(samples[part::parts], samples)
+            for part in range(rank * accumulation, (rank + 1) * accumulation)
+        ]
+
+    def shares(
+        self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
+    ) -> Iterator[Share]:
+        """All micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
+        for step in range(first_step, self.steps_per_epoch):
+            yield from self.micro_batches(epoch, step, rank, world_size, accumulation)
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """Every sample once, in batches that do not depend on the world size."""
+
+    num_samples: int
+    batch: int
+
+    def steps(self, world_size: int) -> int:
+        """Forward passes of every rank."""
+        return -(-self.num_batches // world_size)
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_samples // self.batch)
+
+    def shares(self, rank: int, world_size: int) -> Iterator[Share]:
+        """The batches of ``rank``; the same number on every rank."""
+        for step in range(self.steps(world_size)):
+            start = (step * world_size + rank) * self.batch
+            indices = np.arange(start, min(start + self.batch, self.num_samples), dtype=np.int64)
+            if len(indices):
+                yield Share(indices, np.ones(len(indices), dtype=bool))
+            else:
+                yield Share(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
+
+
+def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
+    missing = max(0, MIN_ROWS - len(own))
+    valid = np.concatenate([np.ones(len(own), dtype=bool), np.zeros(missing, dtype=bool)])
+    return Share(np.concatenate([own, np.resize(pool, missing)]), valid)
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    # Philox is a counter-based generator: its key alone fixes the stream (Salmon et al. 2011).
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+    order.setflags(write=False)
+    return order

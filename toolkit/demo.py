@@ -1,0 +1,94 @@
+"""``posters demo``: the whole path on a drawn poster set, in minutes on two cores.
+
+draw_poster_set → build_shards → train → evaluate → predict → things to look at
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+
+from shards.build import BuildOptions, build_shards
+from shards.files import write_json
+from shards.metadata import read_metadata
+from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.reader import ShardReader
+from toolkit.demo_posters import draw_poster_set
+from toolkit.evaluate import evaluate
+from toolkit.gallery import GalleryItem, save_gallery
+from toolkit.model_card import write_card
+from toolkit.model_folder import ModelFolder, load_model_folder
+from toolkit.predict import list_images, predict_files
+from toolkit.predict_output import named_genres, write_predictions
+from toolkit.train import train
+
+log = logging.getLogger(__name__)
+
+GALLERY = 18  # test posters shown, three rows of six
+
+
+def demo_config() -> Config:
+    """The recipe of the demo; configs/demo.yaml is the same, annotated."""
+    return Config(
+        data=DataConfig(image_size=64, crop_scale=(0.6, 1.0)),
+        model=ModelConfig(name="resnet10t", pretrained=False, head="linear", dropout=0.0, freeze=()),
+        optim=OptimConfig(name="adamw", lr=0.003, weight_decay=0.05, schedule="cosine", warmup_steps=20),
+        train=TrainConfig(epochs=12, batch_size=32, patience=0),
+    )
+
+
+def run_demo(out: Path, posters: int, seed: int) -> int:
+    """Make everything below ``out``; returns the exit status. Run again, it goes on where it was."""
+    metadata = draw_poster_set(out / "posters", posters, seed)
+    log.info("drew %d posters with titles into %s", posters, out / "posters")
+    manifest = build_shards(
+        BuildOptions(
+            metadata=metadata, images=out / "posters" / "images", out=out / "shards", samples_per_shard=128
+        )
+    )
+    status = train(demo_config(), out / "shards", out / "run", resume=True)
+    if status:
+        return status
+    accelerator = Accelerator()
+    model = out / "run" / "model"
+    evaluation = evaluate(accelerator, model, out / "shards", "test", [0.3, 0.5, 0.7])
+    evaluation.render()
+    write_json(model / "metrics-test.json", evaluation.to_dict())
+    write_card(model)
+
+    folder = load_model_folder(model)
+    reader = ShardReader.of_split(out / "shards", "test", manifest)
+    images = {path.stem: path for path in list_images(out / "posters" / "images")}
+    paths = [images[reader.sample_id(i)] for i in range(len(reader))]
+    predictions = predict_files(folder, paths, accelerator)
+    write_predictions(
+        predictions, folder, str(accelerator.device), out / "predictions.json", None, verbose=True
+    )
+    true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
+    items = [
+        GalleryItem(path.read_bytes(), true[path.stem], named_genres(p.probabilities, folder))
+        for path, p in zip(paths, predictions, strict=True)
+        if p.probabilities is not None
+    ]
+    save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
+    _say_where(out, folder)
+    return 0
+
+
+def _say_where(out: Path, folder: ModelFolder) -> None:
+    epochs = pd.read_csv(out / "run" / "epochs.csv")
+    rejected = pd.read_csv(out / "shards" / "rejected.csv")
+    print(f"trained        {len(epochs)} epochs, best validation loss {epochs['val_loss'].min():.4f}")
+    print(f"posters        {out / 'posters' / 'images'}")
+    print(f"shards         {out / 'shards'} ({len(rejected)} bad rows listed in rejected.csv)")
+    print(f"model          {folder.path} (weights, labels, config, card)")
+    print(f"course         {out / 'run' / 'epochs.csv'}")
+    print(f"metrics        {folder.path / 'metrics-test.json'}")
+    print(f"predictions    {out / 'predictions.json'}")
+    print(f"pictures       {out / 'predictions.png'}")
+    print(
+        f"try            posters predict -m {folder.path} -i {next((out / 'posters' / 'images').glob('*.jpg'))} -v"
+    )

@@ -1,0 +1,106 @@
+"""What processes say to each other: gather by sample, agree on stopping, share decisions."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+#: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
+STOPPED = 75
+
+
+def gather_by_index(
+    accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Collect rows of all ranks on every rank, in sample order.
+
+    ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
+    Raises RuntimeError unless each of the ``count`` samples came exactly once: metrics over doubled or missing
+    samples would look fine and be wrong.
+    """
+    pairs = [(indices, values)]
+    if accelerator.num_processes > 1:
+        pairs = gather_object(pairs)
+    everyone = np.concatenate([part for part, _ in pairs])
+    seen = np.bincount(everyone, minlength=count)
+    if len(seen) != count or (seen != 1).any():
+        raise RuntimeError(
+            f"{int((seen != 1).sum())} of {count} samples did not come exactly once over all ranks"
+        )
+    ordered = np.empty((count, *values.shape[1:]), dtype=values.dtype)
+    for part, rows in pairs:
+        ordered[part] = rows
+    return ordered
+
+
+def from_main(accelerator: Accelerator, value: Any) -> Any:
+    """The main process's value, on every rank: a decision taken once cannot be taken differently elsewhere."""
+    if accelerator.num_processes == 1:
+        return value
+    box = [value]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks."""
+    return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
+
+
+def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every rank the main process's buffers.
+
+    BatchNorm statistics drift apart between DDP's broadcasts, which come before a forward pass: without this, each
+    rank would validate a slightly different model after the last step of an epoch.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch's generators from the step itself: dropout is the same after a resume, with no state to save."""
+    text = f"{seed}/{epoch}/{step}/{rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
+
+
+class StopSignal:
+    """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
+
+    The first signal asks for a stop after the current step; a second SIGINT interrupts at once.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.received = 0
+        self._group: Any = None
+        if accelerator.num_processes > 1:
+            # A CPU group of its own: asking over NCCL would make every step wait for the GPU.
+            self._group = dist.new_group(backend="gloo")
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self) -> bool:
+        """Whether any rank was told to stop. A collective call: every rank makes it at the same step."""
+        if self._group is None:
+            return bool(self.received)
+        flag = torch.tensor([self.received])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flag.item())
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

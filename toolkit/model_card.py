@@ -1,0 +1,83 @@
+"""README.md of a model folder: a pure function of the folder's JSON files, so no number in it is typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shards.files import atomic_write, read_json
+
+
+def write_card(folder: Path) -> None:
+    """(Re)write the model card from config.json, labels.json and every metrics-*.json."""
+    config = read_json(folder / "config.json", "model config")
+    labels = read_json(folder / "labels.json", "labels file")
+    metrics = {
+        path.stem.removeprefix("metrics-"): read_json(path, "metrics")
+        for path in sorted(folder.glob("metrics-*.json"))
+    }
+    with atomic_write(folder / "README.md", "w") as stream:
+        stream.write(render_card(config, labels, metrics))
+
+
+def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    ours = config["poster_toolkit"]
+    cfg = config["pretrained_cfg"]
+    head = ours["head"]
+    widths = " → ".join(str(w) for w in [config["num_features"], *head["hidden"], config["num_classes"]])
+    thresholds = sorted(set(labels["thresholds"]))
+    span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
+    lines = [
+        "---",
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, multi-label, movie-posters, poster-toolkit]",
+        "---",
+        f"# {config['architecture']} for {config['num_classes']} genres",
+        "",
+        f"A multi-label classifier: {config['architecture']} with "
+        + ("a linear head" if head["kind"] == "linear" else f"an mlp head ({widths})")
+        + f", trained with poster-toolkit; the weights are those of epoch {ours['epoch']}.",
+        "",
+        f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
+        f"- **Thresholds**: {span}, {labels['threshold_source']}",
+        f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels (resize, centre crop {cfg['crop_pct']:g}), "
+        f"mean {cfg['mean']}, std {cfg['std']}",
+        f"- **Training data**: shard set {ours['shard_set']}",
+        "",
+    ]
+    for split, values in metrics.items():
+        lines += _metrics_section(split, values)
+    lines += ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", ""]
+    if head["kind"] == "linear":
+        lines += ['The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
+    return "\n".join(lines)
+
+
+def _metrics_section(split: str, values: dict[str, Any]) -> list[str]:
+    rows = [
+        f"## Metrics on {split} ({values['num_samples']} samples)",
+        "",
+        "| | precision | recall | micro-F1 | macro-F1 | F0.5 | subset accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    named = [(f"model @ {row['label']}", row) for row in values["thresholds"]]
+    named += [(row["label"], row) for row in values["baselines"]]
+    for name, row in named:
+        m = row["metrics"]
+        keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
+        rows.append(f"| {name} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
+    ranking = values["ranking"]
+    chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
+    beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
+    rows += [
+        "",
+        f"mAP {_number(ranking['mAP'])}{beside}, ROC-AUC {_number(ranking['roc_auc'])}, loss {_number(values['loss'])}.",
+        "",
+    ]
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

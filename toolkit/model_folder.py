@@ -1,0 +1,195 @@
+"""RUN/model: what leaves a training and what every later command reads.
+
+model.safetensors   weights                        config.json   timm's hub format, preprocessing included
+labels.json         genres, fingerprint, thresholds  README.md   model card     metrics-*.json  what was measured
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shards.errors import UserError
+from shards.files import PARTIAL, one_line, read_json, sha256_file, write_json
+from shards.labels import LabelSet
+from toolkit.data.transforms import Preprocessing
+from toolkit.models import HeadSpec, build_model, clean_state, size_argument
+
+WEIGHTS, CONFIG, LABELS = "model.safetensors", "config.json", "labels.json"
+OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
+
+
+@dataclass
+class ModelFolder:
+    """A loaded model: ready for ``preprocessing.normalize(images)`` → ``model`` → sigmoid → ``thresholds``."""
+
+    model: nn.Module
+    labels: LabelSet
+    thresholds: np.ndarray
+    """(G,) float64 probabilities from which a genre is named; chosen on validation."""
+    preprocessing: Preprocessing
+    config: dict[str, Any]
+    path: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return self.config[OURS]["weights_sha256"]
+
+
+def save_model_folder(
+    folder: Path,
+    model: nn.Module,
+    head: HeadSpec,
+    labels: LabelSet,
+    thresholds: np.ndarray,
+    threshold_source: str,
+    preprocessing: Preprocessing,
+    facts: dict[str, Any],
+    metrics: dict[str, dict[str, Any]],
+) -> None:
+    """Write a model folder, replacing an older one only when the new one is whole.
+
+    ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
+    """
+    from toolkit.model_card import write_card
+
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
+    write_json(
+        fresh / LABELS,
+        {
+            "genres": list(labels.genres),
+            "fingerprint": labels.fingerprint,
+            "thresholds": [float(t) for t in np.broadcast_to(thresholds, len(labels))],
+            "threshold_source": threshold_source,
+        },
+    )
+    ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
+    write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
+    for split, values in metrics.items():
+        write_json(fresh / f"metrics-{split}.json", values)
+    write_card(fresh)
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_model_folder(folder: Path) -> None:
+    """Bring back the older model folder if a run was killed between the two renames, and sweep leftovers."""
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def hub_config(
+    model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]
+) -> dict[str, Any]:
+    """config.json as timm's ``save_for_hf`` lays it out (read back by ``create_model('local-dir:...')``)."""
+    native = {
+        k: v
+        for k, v in dict(model.pretrained_cfg).items()
+        if isinstance(v, (str, int, float, bool, list, tuple))
+    }
+    for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture"):
+        native.pop(source, None)
+    size = preprocessing.image_size
+    for stale in ("test_input_size", "test_crop_pct", "pool_size"):
+        native.pop(stale, None)
+    native.update(
+        custom_load=False,
+        num_classes=len(labels),
+        input_size=[3, size, size],
+        fixed_input_size=bool(native.get("fixed_input_size", False)),
+        interpolation="bilinear",
+        crop_pct=preprocessing.crop_pct,
+        crop_mode="center",
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+    )
+    return {
+        "architecture": model.pretrained_cfg["architecture"],
+        "num_classes": len(labels),
+        "num_features": model.num_features,
+        "label_names": list(labels.genres),
+        "model_args": size_argument(model.pretrained_cfg["architecture"], preprocessing.image_size),
+        "pretrained_cfg": native,
+        OURS: ours,
+    }
+
+
+def load_labels(folder: Path) -> tuple[LabelSet, np.ndarray]:
+    """(genres, (G,) thresholds) of a model folder. Raises UserError if absent or inconsistent."""
+    path = folder / LABELS
+    raw = read_json(path, "labels file")
+    try:
+        labels = LabelSet(tuple(raw["genres"]))
+        thresholds = np.array(raw["thresholds"], dtype=np.float64)
+        stated = raw["fingerprint"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no labels file of this toolkit ({type(error).__name__}: {error})"
+        ) from None
+    if stated != labels.fingerprint:
+        raise UserError(f"{path} was edited: its genres do not match its fingerprint {stated}")
+    if thresholds.shape != (len(labels),):
+        raise UserError(f"{path} has {thresholds.size} thresholds for {len(labels)} genres")
+    return labels, thresholds
+
+
+def load_model_folder(folder: Path) -> ModelFolder:
+    """Load a model folder onto the CPU, in evaluation mode. Raises UserError naming what is missing or wrong."""
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
+    for name in (CONFIG, LABELS, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"the model folder {folder} lacks {name}; copy the whole folder, or train again")
+    labels, thresholds = load_labels(folder)
+    config = read_json(folder / CONFIG, "model config")
+    try:
+        cfg = config["pretrained_cfg"]
+        preprocessing = Preprocessing(
+            cfg["input_size"][1], cfg["crop_pct"], tuple(cfg["mean"]), tuple(cfg["std"])
+        )
+        head = HeadSpec.from_dict(config[OURS]["head"])
+        architecture, stated = config["architecture"], config[OURS]["weights_sha256"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{folder / CONFIG} is no model config of this toolkit: {one_line(repr(error))}"
+        ) from None
+    if sha256_file(folder / WEIGHTS) != stated:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
+        )
+    model = build_model(architecture, len(labels), head, preprocessing.image_size)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {one_line(error)[:300]}") from None
+    model.eval()
+    return ModelFolder(model, labels, thresholds, preprocessing, config, folder)
+
+
+def mean_std(model: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Normalisation that the backbone's weights were trained with."""
+    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+
+
+def best_device() -> torch.device:
+    """The accelerator where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,245 @@
+"""One evaluation result: built from arrays, written as JSON types, shown as tables with rich.
+
+Only ASCII is printed besides rich's own table lines (which rich itself replaces on an ASCII stream), so
+a report can go to any log file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.baselines import BaselineRow, baselines, plain_threshold, threshold_label
+from toolkit.metrics import (
+    bce_from_logits,
+    check_genres,
+    check_scores,
+    check_targets,
+    per_genre_table,
+    ranking_summary,
+    sigmoid,
+    threshold_metrics,
+)
+
+REPORT_WIDTH = 110
+TOP_K = (1, 2, 3)
+MISSING = "-"
+
+# Key in the metrics of a row -> column heading.
+HEADLINE_COLUMNS = {
+    "subset_accuracy": "subset acc",
+    "micro_precision": "precision",
+    "micro_recall": "recall",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "micro_f0.5": "F0.5",
+    "predicted_per_sample": "named",
+}
+GENRE_COLUMNS = {
+    "support": "support",
+    "prevalence": "prevalence",
+    "ap": "AP",
+    "roc_auc": "ROC-AUC",
+    "threshold": "threshold",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+}
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """The model at one threshold (one number, or one per genre); keys as in `threshold_metrics`."""
+
+    label: str
+    threshold: float | list[float]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that is reported about one model on one split.
+
+    loss is the mean binary cross-entropy in nats; ranking has ``mAP``, ``roc_auc`` and the numbers of
+    genres behind them; per_genre is the frame of `toolkit.metrics.per_genre_table` at the chosen threshold.
+    """
+
+    split: str
+    num_samples: int
+    genres: list[str]
+    loss: float
+    ranking: dict[str, Any]
+    thresholds: list[ThresholdRow]
+    baselines: list[BaselineRow]
+    per_genre: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Pure JSON types; what is undefined (NaN) becomes None."""
+        result: dict[str, Any] = json_types(
+            {
+                "split": self.split,
+                "num_samples": self.num_samples,
+                "genres": self.genres,
+                "loss": self.loss,
+                "ranking": self.ranking,
+                "thresholds": [vars(row) for row in self.thresholds],
+                "baselines": [row.to_dict() for row in self.baselines],
+                "per_genre": self.per_genre.to_dict("records"),
+            }
+        )
+        return result
+
+    def render(self, console: Console | None = None) -> None:
+        """Print the three tables; without a console, to standard output at `REPORT_WIDTH` columns."""
+        out = console if console is not None else report_console()
+        for table in (self.headline_table(), self.ranking_table(), self.genre_table()):
+            out.print(table)
+            out.print()
+
+    def headline_table(self) -> Table:
+        """One row per threshold of the model, then one per baseline."""
+        table = _table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
+        _add_columns(table, "", HEADLINE_COLUMNS.values())
+        rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
+        for number, row in enumerate(rows):
+            name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
+            cells = [_number(row.metrics[key]) for key in HEADLINE_COLUMNS]
+            chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
+            table.add_row(Text(name), *cells, style="bold" if chosen else None)
+            if number == len(self.thresholds) - 1:
+                table.add_section()
+        covered = self.thresholds[0].metrics["macro_genres"]
+        notes = [
+            "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
+            f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
+        ]
+        top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
+        if top:
+            notes.append("always top-k names, in this order: " + ", ".join(self.genres[i] for i in top))
+        table.caption = Text("\n".join(notes))
+        return table
+
+    def ranking_table(self) -> Table:
+        """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
+        table = _table("without a threshold")
+        _add_columns(table, "", ("mAP", "ROC-AUC", "loss (nats)"))
+        rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
+        rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
+        for name, ranking in rankings:
+            table.add_row(name, *(_number(ranking[key], 4) for key in ("mAP", "roc_auc", "loss")))
+        total = len(self.genres)
+        table.caption = Text(
+            f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
+            f"ROC-AUC over the {self.ranking['num_genres_roc_auc']} of {total} with both classes"
+        )
+        return table
+
+    def genre_table(self) -> Table:
+        """One row per genre at the chosen threshold, most support first, equals in alphabetical order."""
+        table = _table("per genre, at the chosen threshold")
+        _add_columns(table, "genre", GENRE_COLUMNS.values())
+        frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
+        for record in frame.to_dict("records"):
+            table.add_row(Text(record["genre"]), *(_number(record[key]) for key in GENRE_COLUMNS))
+        return table
+
+
+def evaluate_arrays(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    genres: Sequence[str],
+    train_prevalence: ArrayLike,
+    chosen_threshold: ArrayLike,
+    thresholds: Sequence[float] = (0.3, 0.5, 0.7),
+    *,
+    split: str,
+) -> Evaluation:
+    """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
+
+    train_prevalence (G,): share of positives in the training set. chosen_threshold: one number or a (G,)
+    array, chosen on validation data; it gets a row of its own after the fixed ``thresholds``. The
+    prevalence baseline is shown at the same thresholds. Raises ValueError on broken input.
+    """
+    truth = check_targets(targets)
+    num_samples, num_genres = truth.shape
+    names = check_genres(genres, num_genres)
+    scores = check_scores(logits, truth.shape, "logits")
+    probabilities = sigmoid(scores)
+    per_genre = per_genre_table(truth, probabilities, chosen_threshold, names)
+
+    values: list[ArrayLike] = [*thresholds, chosen_threshold]
+    chosen = threshold_label(chosen_threshold)
+    labels = [threshold_label(value) for value in thresholds]
+    labels.append(f"chosen ({chosen})" if np.ndim(chosen_threshold) else f"chosen {chosen}")
+    rows = [
+        ThresholdRow(label, plain_threshold(value), threshold_metrics(truth, probabilities, value))
+        for label, value in zip(labels, values, strict=True)
+    ]
+    return Evaluation(
+        split=split,
+        num_samples=num_samples,
+        genres=names,
+        loss=bce_from_logits(scores, truth),
+        ranking=ranking_summary(per_genre["ap"], per_genre["roc_auc"]),
+        thresholds=rows,
+        baselines=baselines(
+            train_prevalence,
+            truth,
+            values,
+            k_values=[k for k in TOP_K if k <= num_genres],
+            labels=labels,
+        ),
+        per_genre=per_genre,
+    )
+
+
+def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
+    """A console of a fixed width: off a terminal rich would assume 80 columns and cut the tables."""
+    return Console(file=file, width=width)
+
+
+def json_types(value: Any) -> Any:
+    """Turn numpy scalars and arrays, mappings and sequences into JSON types, NaN and infinities to None."""
+    if isinstance(value, Mapping):
+        return {str(key): json_types(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return json_types(value.tolist())
+    if isinstance(value, list | tuple):
+        return [json_types(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
+def _add_columns(table: Table, first: str, others: Iterable[str]) -> None:
+    # Fold, not rich's default ellipsis: a narrow stream may wrap a name or a heading but loses nothing.
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, justify="right", overflow="fold")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

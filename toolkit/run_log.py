@@ -1,0 +1,71 @@
+"""RUN/log.csv (every few updates), RUN/epochs.csv (every epoch), and accelerate's trackers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from shards.files import atomic_write
+
+STEP_FIELDS = ("update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait")
+EPOCH_FIELDS = (
+    "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
+    "images_per_s", "data_wait", "seconds",
+)  # fmt: skip
+
+
+class RunLog:
+    """Writes on the main process; a no-op on the others.
+
+    A resumed run first cuts off the rows of updates that it is about to do again.
+    """
+
+    def __init__(self, accelerator: Accelerator, out: Path, first_update: int) -> None:
+        self.accelerator = accelerator
+        self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
+        if accelerator.is_main_process:
+            for path, fields in self.files.items():
+                _cut(path, fields, first_update)
+        self.steps, self.epochs = self.files
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One row of log.csv."""
+        self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
+                                      "train/data_wait": "data_wait"})  # fmt: skip
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One row of epochs.csv."""
+        names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
+        self._write(self.epochs, row, names)
+
+    def _write(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        fields = self.files[path]
+        with open(path, "a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
+        values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
+        self.accelerator.log(values, step=row["update"])
+
+
+def _cut(path: Path, fields: tuple[str, ...], first_update: int) -> None:
+    kept: list[dict[str, str]] = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as stream:
+            # the last row of a killed run may be half a row
+            kept = [
+                r
+                for r in csv.DictReader(stream)
+                if None not in r.values() and int(r["update"]) <= first_update
+            ]
+    with atomic_write(path, "w") as stream:
+        writer = csv.DictWriter(stream, fields)
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
