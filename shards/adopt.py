@@ -40,6 +40,7 @@ class AdoptOptions:
     id_column: str = "0"
     genre_column: str = "3"
     genre_separator: str = "|"
+    encoding: str = "utf-8-sig"
     workers: int = 0
 
 
@@ -106,8 +107,8 @@ def read_contents(task: _Read) -> _Contents:
         for member in members:
             sizes.append(_image_size(stream, member, task.tar))
             record = _json(stream, member, task.tar)
-            # img2dataset's own JSON has no id, only the key
-            ids.append(str(record.get("id", member.key)))
+            sample_id = record.get("id")  # img2dataset's own JSON has none, only the key
+            ids.append(member.key if sample_id is None else str(sample_id))
             genres.append(_genres(record.get(task.genre_field), member, task))
     return _Contents(members, ids, sizes, genres, sha256_file(task.tar))
 
@@ -129,7 +130,7 @@ def _json(stream: Any, member: Member, tar: Path) -> dict[str, Any]:
     stream.seek(member.json_offset)
     try:
         record = json.loads(stream.read(member.json_size))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{tar}: the JSON of sample {member.key!r} does not parse") from None
     return record if isinstance(record, dict) else {}
 
@@ -146,7 +147,9 @@ def _genres(value: Any, member: Member, task: _Read) -> tuple[str, ...]:
 def _csv_genres(options: AdoptOptions) -> Mapping[str, tuple[str, ...]] | None:
     if options.metadata is None:
         return None
-    read = read_metadata(options.metadata, options.id_column, options.genre_column, options.genre_separator)
+    read = read_metadata(
+        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+    )
     return {row.id: row.genres for row in read.rows}
 
 

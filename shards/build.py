@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ import numpy as np
 from shards.duplicates import MAX_DISTANCE, SIGNATURE_BYTES, group_duplicates
 from shards.errors import UserError
 from shards.executor import run
-from shards.files import atomic_write, folder_lock, read_json, remove_partials
+from shards.files import atomic_write, folder_lock, one_line, read_json, remove_partials
 from shards.images import ImageOptions, default_image_folder, holds_images
-from shards.index import SUFFIX, index_path, tar_path
+from shards.index import SUFFIX, index_path, list_tars, tar_path
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 WORK = ".work"
+OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class BuildOptions:
             raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
         if len(self.fractions) != len(SPLITS):
             raise UserError(f"--splits needs three shares (train, val, test), not {len(self.fractions)}")
+        if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
+            shares = ",".join(f"{share:g}" for share in self.fractions)
+            raise UserError(f"--splits needs shares of 0 or more that sum to 1, not {shares}")
 
 
 def build_shards(options: BuildOptions) -> Manifest:
@@ -87,6 +92,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         raise UserError(f"image folder not found: {images}")
     if not holds_images(images):
         raise UserError(f"no .jpg, .jpeg or .png file in {images}")
+    given = _given_labels(options.labels)
     metadata = read_metadata(
         options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
     )
@@ -98,7 +104,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, options.workers)
         rejected = metadata.rejected + scan.rejected
         rows = [row for row in metadata.rows if row.id in scan.digests]
-        labels = _labels(options, rows)
+        labels = given or LabelSet.from_samples(row.genres for row in rows)
         rows, unknown = _with_known_genres(rows, labels)
         rejected += unknown
         if not rows:
@@ -162,10 +168,12 @@ def plan_shards(
 def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
     planned = {index_path(task.tar) for task in tasks}
-    strangers = [path for path in options.out.glob(f"*{SUFFIX}") if path not in planned]
+    # A killed build may have left a tar without its index; under our names it would pass for one of this set.
+    present = {index_path(tar) for tar in list_tars(options.out) if OWN_NAME.fullmatch(tar.name)}
+    strangers = sorted((present | set(options.out.glob(f"*{SUFFIX}"))) - planned)
     if strangers and not options.overwrite:
         raise UserError(
-            f"{options.out} already holds other shards ({strangers[0].name} is not of this build); "
+            f"{options.out} already holds other shards ({tar_path(strangers[0]).name} is not of this build); "
             f"choose another --out, or pass --overwrite to replace them"
         )
     shards: dict[str, Shard] = {}
@@ -193,15 +201,16 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
     return [shards[task.name] for task in tasks]
 
 
-def _labels(options: BuildOptions, rows: Sequence[Row]) -> LabelSet:
-    if options.labels is None:
-        return LabelSet.from_samples(row.genres for row in rows)
-    raw = read_json(options.labels, "labels file")
-    genres = raw.get("genres") or raw.get("labels", {}).get("genres") if isinstance(raw, dict) else None
-    if not isinstance(genres, list) or not all(isinstance(genre, str) for genre in genres):
-        raise UserError(
-            f"{options.labels} has no list of genres; give a model's labels.json or a manifest.json"
-        )
+def _given_labels(path: Path | None) -> LabelSet | None:
+    if path is None:
+        return None
+    raw = read_json(path, "labels file")
+    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw  # a manifest, or a model's labels.json
+    genres = holder.get("genres") if isinstance(holder, dict) else None
+    if not isinstance(genres, list) or not genres or not all(isinstance(genre, str) for genre in genres):
+        raise UserError(f"{path} has no list of genres; give a model's labels.json or a manifest.json")
+    if len(set(genres)) < len(genres):
+        raise UserError(f"{path} names a genre twice")
     return LabelSet(tuple(genres))
 
 
@@ -212,7 +221,7 @@ def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row]
             known.append(row)
         else:
             unknown.append(
-                Rejection(row.id, "no genres", f"none of the given labels: {', '.join(row.genres)}")
+                Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
             )
     return known, unknown
 

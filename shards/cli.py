@@ -47,6 +47,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--genre-separator", default="|", help="separator where genres are no list (default '|')"
     )
+    parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
 
 
 def _add_build(verbs: argparse._SubParsersAction) -> None:
@@ -59,7 +60,6 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     build.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
     build.add_argument("--out", type=Path, required=True, help="folder for the shard set")
     _add_columns(build)
-    build.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
     build.add_argument(
         "--labels", type=Path, help="labels.json or manifest.json whose genres and order to use"
     )
@@ -141,7 +141,8 @@ def _verify(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     print(
-        f"{args.shards} has {len(problems)} problems in {len(manifest.shards)} shards; build the named ones again"
+        f"{args.shards} has {len(problems)} problems in {len(manifest.shards)} shards; "
+        f"delete the named tars and run their build again"
     )
     return 1
 
@@ -159,6 +160,7 @@ def _index(args: argparse.Namespace) -> int:
             args.id_column,
             args.genre_column,
             args.genre_separator,
+            args.encoding,
             args.workers,
         )
     )

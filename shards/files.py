@@ -87,15 +87,19 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"another process is {doing} {folder}; wait for it or choose another folder"
         ) from None
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def one_line(error: object) -> str:

@@ -75,6 +75,8 @@ def read_members(tar: Path) -> list[Member]:
             for info in archive:
                 if not info.isreg():
                     continue
+                if info.issparse():
+                    raise UserError(f"{tar}: member {info.name} is sparse; pack it again without --sparse")
                 if info.offset_data + info.size > size:
                     raise UserError(f"{tar} is truncated in member {info.name}: {size} bytes are there")
                 folder, _, name = info.name.rpartition("/")
@@ -84,11 +86,16 @@ def read_members(tar: Path) -> list[Member]:
                 key = f"{folder}/{stem}" if folder else stem
                 found.setdefault(key, {})[extension.lower()] = (info.offset_data, info.size)
             end = archive.offset
+        with open(tar, "rb") as stream:
+            stream.seek(end)
+            mark = stream.read(512)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{tar} is no readable uncompressed tar: {one_line(error)}") from None
     # Two zero blocks end a tar; a tar cut exactly between two members parses well but lacks them.
-    if size < end + 512:
+    if len(mark) < 512:
         raise UserError(f"{tar} is truncated: no end-of-archive mark after {len(found)} samples")
+    if any(mark):  # tarfile takes a damaged header for the end
+        raise UserError(f"{tar} is damaged: no tar header at byte {end}, after {len(found)} samples")
     members = []
     for key, parts in found.items():
         image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)

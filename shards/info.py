@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shards.manifest import Manifest, column_sums
@@ -17,7 +18,7 @@ def render_info(manifest: Manifest, console: Console) -> None:
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in summary.items():
         table.add_row(
-            name,
+            escape(name),
             f"{split['samples']:,}",
             f"{split['samples'] / max(total, 1):.1%}",
             str(split["shards"]),
@@ -30,11 +31,11 @@ def render_info(manifest: Manifest, console: Console) -> None:
     genres = Table(title=f"Genres ({len(manifest.genres)})", title_justify="left")
     genres.add_column("genre")
     for name in ("samples", "prevalence", *summary):
-        genres.add_column(name, justify="right")
+        genres.add_column(escape(name), justify="right")
     for count, genre in sorted(zip(sums, manifest.genres, strict=True), key=lambda pair: (-pair[0], pair[1])):
         parts = [split["genre_counts"][genre] for split in summary.values()]
         genres.add_row(
-            genre,
+            escape(genre),
             f"{count:,}",
             f"{count / max(total, 1):.1%}",
             *(f"{part:,} ({part / max(count, 1):.0%})" for part in parts),

@@ -9,12 +9,21 @@ from functools import cached_property
 from shards.errors import UserError
 from shards.files import fingerprint
 
+MAX_GENRES = 32_767  # the index holds columns as int16
+
 
 @dataclass(frozen=True)
 class LabelSet:
     """Genres in the order of the multi-hot vector's columns."""
 
     genres: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.genres) > MAX_GENRES:
+            raise UserError(
+                f"{len(self.genres)} different genres are over the limit of {MAX_GENRES}; "
+                f"is --genre-column the right column?"
+            )
 
     @classmethod
     def from_samples(cls, genre_lists: Iterable[Sequence[str]]) -> LabelSet:

@@ -33,6 +33,11 @@ class Shard:
     genre_counts: list[int]
     """Samples per genre, in the order of the genres."""
 
+    def __post_init__(self) -> None:
+        numbers = (self.samples, self.bytes, self.max_height, self.max_width, *self.genre_counts)
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError(f"shard {self.name!r} has counts that are no whole numbers")
+
 
 @dataclass
 class Manifest:
@@ -120,6 +125,8 @@ class Manifest:
                 raw["versions"],
             )
             stated = raw["fingerprint"]
+            if any(len(shard.genre_counts) != len(manifest.genres) for shard in manifest.shards):
+                raise TypeError("a shard has not one count per genre")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is no manifest of this toolkit ({type(error).__name__}: {error})"

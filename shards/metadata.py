@@ -17,6 +17,9 @@ from shards.files import atomic_write, one_line
 #: MovieLens writes this where a film has no genre.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
 
+#: Longer cells are no genres; they are not given to a parser.
+MAX_GENRE_TEXT = 100_000
+
 REJECTED_COLUMNS = ("id", "reason", "detail")
 
 
@@ -59,6 +62,8 @@ def read_metadata(
     Columns are named by header or by number from 0. Raises UserError if the file or a column is missing;
     a bad row is a Rejection, never an error.
     """
+    if not separator:
+        raise UserError("--genre-separator must not be empty")
     result = Metadata()
     csv.field_size_limit(1 << 24)
     try:
@@ -76,7 +81,7 @@ def read_metadata(
                     _read_row(row, id_at, genres_at, separator, f"line {reader.line_num}", seen, result)
     except FileNotFoundError:
         raise UserError(f"metadata CSV not found: {path}") from None
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
         raise UserError(
             f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding latin-1"
         ) from None
@@ -154,6 +159,8 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     Raises ValueError for what is none of these.
     """
     text = text.strip()
+    if len(text) > MAX_GENRE_TEXT:
+        raise ValueError(f"{len(text)} characters of genres")
     if text.lower() in NO_GENRE_WORDS:
         return ()
     if text[0] in "[({":
@@ -165,12 +172,12 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
             f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
         )
     genres = [unicodedata.normalize("NFC", value).strip() for value in values]
+    if any(unicodedata.category(character) == "Cs" for genre in genres for character in genre):
+        raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
     return tuple(dict.fromkeys(genre for genre in genres if genre.lower() not in NO_GENRE_WORDS))
 
 
 def _parse_list(text: str) -> list[str]:
-    if len(text) > 100_000:
-        raise ValueError(f"a genre list of {len(text)} characters")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):

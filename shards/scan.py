@@ -42,7 +42,7 @@ class ScanTask:
 
 @dataclass
 class Scan:
-    """What the check found: for each good poster its SHA-256, perceptual hash and signature; the others with reasons."""
+    """What the check found: SHA-256, perceptual hash and signature of each good poster; reasons of the others."""
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)

@@ -70,6 +70,12 @@ def check_shard(task: _Check) -> tuple[list[str], list[str]]:
             f"{tar.name}: the index has {table.num_rows} samples, the manifest says {task.shard.samples}"
         )
     rows = table.to_pylist()
+    counts = Counter(column for row in rows for column in row["labels"])
+    if [counts[column] for column in range(len(task.labels))] != task.shard.genre_counts:
+        problems.append(f"{tar.name}: the manifest's counts of genres are not those of the index")
+    largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
+    if largest != (task.shard.max_height, task.shard.max_width):
+        problems.append(f"{tar.name}: the manifest's largest image is not that of the index")
     indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
     try:
         if read_members(tar) != indexed:

@@ -64,9 +64,13 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises UserError for bad input."""
     argv = list(argv)
     if argv[:1] == ["train"]:
-        from toolkit.train import main as train
+        from toolkit.config_cli import parse_train
 
-        return train(argv[1:])
+        config, shards, out, resume = parse_train(argv[1:])  # before torch is loaded, which takes seconds
+
+        from toolkit.train import train
+
+        return train(config, shards, out, resume=resume)
     args = build_parser().parse_args(argv)
     return args.run(args)
 

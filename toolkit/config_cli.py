@@ -54,6 +54,9 @@ def train_parser() -> ArgumentParser:
 def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
     """(config, shards, out, resume). Raises UserError naming a wrong key and the nearest valid one."""
     parser = train_parser()
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        if option == "--config" or option.startswith("--config="):
+            _check_yaml(Path(option.partition("=")[2] or value))
     try:
         parsed = parser.parse_args(list(argv))
         made = parser.instantiate(parsed)
@@ -65,6 +68,18 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
         if not getattr(made, name):
             raise UserError(f"--{name} is missing; see `posters train --help`")
     return config, Path(made.shards), Path(made.out), bool(made.resume)
+
+
+def _check_yaml(path: Path) -> None:
+    """jsonargparse's words for a broken file do not say which file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file not found: {path}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} is no YAML: {one_line(error)}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"config file {path} holds no keys; see configs/ for annotated ones")
 
 
 def explain(message: str, known: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 
 import pandas as pd
-from accelerate import Accelerator
 
 from shards.build import BuildOptions, build_shards
 from shards.files import write_json
@@ -17,6 +16,7 @@ from shards.metadata import read_metadata
 from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.demo_posters import draw_poster_set
+from toolkit.distributed import make_accelerator
 from toolkit.evaluate import evaluate
 from toolkit.gallery import GalleryItem, save_gallery
 from toolkit.model_card import write_card
@@ -52,7 +52,7 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
     status = train(demo_config(), out / "shards", out / "run", resume=True)
     if status:
         return status
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     model = out / "run" / "model"
     evaluation = evaluate(accelerator, model, out / "shards", "test", [0.3, 0.5, 0.7])
     evaluation.render()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -14,8 +16,34 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
+from shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
+
+
+def make_accelerator(precision: str | None = None, **options: Any) -> Accelerator:
+    """An Accelerator for this process of a launch. Raises UserError if the processes do not find each other.
+
+    On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
+    for a run of its own, and all of them would write into the same folder.
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    cpu = True if wanted > 1 and not torch.cuda.is_available() else None
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
+    if accelerator.num_processes != wanted:
+        raise UserError(
+            f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
+            f"see launch/accelerate/ for configs that work"
+        )
+    if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        log.warning(
+            "accelerate was asked for several CPU processes and started one (it wants mpirun for more); "
+            "launch/accelerate/cpu_2.yaml starts two"
+        )
+    return accelerator
 
 
 def gather_by_index(

@@ -23,6 +23,7 @@ from shards.manifest import Manifest
 from shards.progress import progress
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.reader import ShardReader
+from toolkit.distributed import make_accelerator
 from toolkit.inference import infer_all
 from toolkit.model_card import write_card
 from toolkit.model_folder import load_model_folder
@@ -37,7 +38,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     thresholds = parse_thresholds(args.thresholds)
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers 0 or more")
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = make_accelerator(args.precision)
     evaluation = evaluate(
         accelerator, args.model, args.shards, args.split, thresholds, args.batch_size, args.workers
     )

@@ -23,6 +23,7 @@ from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.data.transforms import Preprocessing, center_crop
+from toolkit.distributed import make_accelerator
 from toolkit.inference import infer_shares
 from toolkit.metrics import sigmoid
 from toolkit.model_folder import ModelFolder, load_model_folder
@@ -47,7 +48,7 @@ def run_predict(args: argparse.Namespace) -> int:
         raise UserError("--split and --ignore-labels go with --shards")
     paths = args.image or list_images(args.directory)
     folder = load_folder(args.model, args.threshold)
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = make_accelerator(args.precision)
     if accelerator.num_processes > 1:
         raise UserError(
             "several processes predict shard sets only (--shards); run `posters predict` once for images"

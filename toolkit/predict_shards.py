@@ -25,6 +25,7 @@ from shards.progress import progress
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
+from toolkit.distributed import make_accelerator
 from toolkit.inference import infer_shares
 from toolkit.metrics import sigmoid
 from toolkit.model_folder import ModelFolder
@@ -57,7 +58,7 @@ def run_predict_shards(args: argparse.Namespace) -> int:
     if manifest.genres and not args.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
     shards = manifest.of_split(args.split) if args.split else manifest.shards
-    accelerator = Accelerator(mixed_precision=args.precision)
+    accelerator = make_accelerator(args.precision)
     out: Path = args.output
     out.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:

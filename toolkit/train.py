@@ -11,7 +11,6 @@ the same command with --resume goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,18 @@ from toolkit.checkpoint import (
     remove_partial_checkpoints,
 )
 from toolkit.config import Config
-from toolkit.config_cli import config_dict, parse_train, save_config
+from toolkit.config_cli import config_dict, save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import STOPPED
+from toolkit.distributed import STOPPED, make_accelerator
 from toolkit.model_folder import load_labels, mean_std, recover_model_folder
 from toolkit.models import build_model, frozen_modules, load_weights
 from toolkit.optim import build_optimizer
 from toolkit.trainer import Parts, Trainer, head_spec
 
 log = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Parse and train; returns the exit status."""
-    config, shards, out, resume = parse_train(argv)
-    return train(config, shards, out, resume=resume)
 
 
 def train(config: Config, shards: Path, out: Path, *, resume: bool = False) -> int:
@@ -86,8 +79,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
-    accelerator = Accelerator(
-        mixed_precision=None if precision == "auto" else precision,
+    accelerator = make_accelerator(
+        None if precision == "auto" else precision,
         log_with="tensorboard" if config.train.tensorboard else None,
         project_dir=str(out),
     )

@@ -1,0 +1,118 @@
+"""Many tasks on all cores: every result once, every failure told."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from shards.executor import available_cores, run
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail_at_seven(number: int) -> int:
+    if number == 7:
+        raise UserError(f"task {number}: 'what' and where")
+    return number
+
+
+def fail_with_errno(number: int) -> int:
+    raise OSError(28, "No space left on device", f"/disk/{number}")
+
+
+def process(number: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def torch_is_loaded(number: int) -> bool:
+    return any(name.split(".")[0] == "torch" for name in sys.modules)
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return number
+
+
+def touch(path: Path) -> Path:
+    path.touch()
+    time.sleep(0.02)
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 50])
+def test_every_task_has_its_result(workers: int) -> None:
+    tasks = list(range(30)) if workers != 50 else [1, 2, 3]
+    results = list(run(square, tasks, workers))
+    assert sorted(results) == [(task, task * task) for task in tasks]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_tasks(workers: int) -> None:
+    assert list(run(square, [], workers)) == []
+
+
+def test_one_worker_is_this_process_and_several_are_not() -> None:
+    assert {pid for _, pid in run(process, range(3), 1)} == {os.getpid()}
+    assert {pid for _, pid in run(process, [1], 8)} == {os.getpid()}
+    pids = {pid for _, pid in run(process, range(20), 2)}
+    assert os.getpid() not in pids and len(pids) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_user_error_arrives_as_it_was(workers: int) -> None:
+    seen = []
+    with pytest.raises(UserError) as caught:
+        for task, _ in run(fail_at_seven, range(20), workers):
+            seen.append(task)
+    assert str(caught.value) == "task 7: 'what' and where"
+    assert len(seen) < 19
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_errors_arrive_too(workers: int) -> None:
+    with pytest.raises(OSError) as caught:
+        list(run(fail_with_errno, [1, 2], workers))
+    assert caught.value.errno == 28 and str(caught.value.filename).startswith("/disk/")
+
+
+def test_a_killed_worker_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match=r"worker process was killed.*run the same command again") as caught:
+        list(run(die_at_three, range(10), 2))
+    assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_consumer_that_stops_leaves_no_workers_and_starts_no_more_tasks(tmp_path: Path) -> None:
+    for _ in run(touch, [tmp_path / str(number) for number in range(200)], 2):
+        break
+    assert multiprocessing.active_children() == []
+    assert len(list(tmp_path.iterdir())) < 20
+
+
+def test_workers_do_without_torch() -> None:
+    assert [loaded for _, loaded in run(torch_is_loaded, [1, 2, 3], 2)] == [False] * 3
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no scheduler affinity")
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert available_cores() == len(allowed)

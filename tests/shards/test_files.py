@@ -1,0 +1,132 @@
+"""Files are whole or absent; a folder has one builder at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shard_tools import environment
+
+from shards.errors import UserError
+from shards.files import (
+    PARTIAL,
+    atomic_write,
+    fingerprint,
+    folder_lock,
+    one_line,
+    read_json,
+    remove_partials,
+    sha256_file,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_write(path) as stream:
+        stream.write(b"half")
+        assert [p.name for p in path.parent.iterdir() if p != path] != []  # it is written beside, on one disk
+        raise RuntimeError
+    assert read_json(path, "x") == {"a": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_final_name_appears_last(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with atomic_write(path) as stream:
+        stream.write(b"whole")
+        stream.flush()
+        assert not path.exists()
+        (leftover,) = tmp_path.iterdir()
+        assert leftover.name.endswith(PARTIAL)
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_stable_and_strict(tmp_path: Path) -> None:
+    write_json(tmp_path / "x", {"b": "日本", "a": [1]})
+    assert (tmp_path / "x").read_bytes() == '{\n  "b": "日本",\n  "a": [\n    1\n  ]\n}\n'.encode()
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "y", float("nan"))
+    assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1] [2]"])
+def test_broken_json_is_a_user_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"labels file .*x\.json cannot be read") as caught:
+        read_json(tmp_path / "x.json", "labels file")
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_json_and_directories(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="labels file not found"):
+        read_json(tmp_path / "x.json", "labels file")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path, "labels file")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000  # over one block
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+    assert (
+        fingerprint({"b": 1, "a": [2]}) == fingerprint({"a": [2], "b": 1}) != fingerprint({"a": [2], "b": 2})
+    )
+
+
+def test_only_partials_are_removed(tmp_path: Path) -> None:
+    for name in ("a.tar", "a.tar.12.partial", "b.index.parquet.7.partial", "partial.txt"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "partial.txt"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from shards.files import folder_lock
+with folder_lock(Path(sys.argv[1]), "building in"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_holder_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is building in"):
+            with folder_lock(tmp_path, "building in"):
+                pytest.fail("two processes hold one lock")
+    finally:
+        other.kill()
+        other.wait()
+    with folder_lock(tmp_path, "building in"):
+        pass
+    with folder_lock(tmp_path, "building in"):  # released by the block's end
+        pass
+
+
+def test_errors_of_the_block_are_its_own(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="a poster"):
+        with folder_lock(tmp_path, "building in"):
+            raise PermissionError("a poster")
+
+
+def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "sub"):
+        with pytest.raises(UserError, match="cannot make the folder"):
+            with folder_lock(folder, "building in"):
+                pass
+
+
+def test_one_line() -> None:
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(ValueError()) == "ValueError"

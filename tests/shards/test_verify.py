@@ -1,0 +1,220 @@
+"""`posters shards verify`: a sound set passes, and every kind of damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_tools import Source, build, draw, encoded, only_error, tree, write_tar
+
+from shards.adopt import AdoptOptions, index_folder
+from shards.index import index_path, read_index
+from shards.verify import verify_shards
+
+pytest_plugins = ("shard_fixtures",)
+
+Command = Callable[..., tuple[int, str, str]]
+SHARD = "train-00001.tar"
+
+
+@pytest.fixture
+def copy(few_shards: Path, tmp_path: Path) -> Path:
+    """A set that may be damaged."""
+    shutil.copytree(few_shards, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def third(folder: Path, shard: str = SHARD) -> dict[str, Any]:
+    return read_index(folder / shard)[0].to_pylist()[2]
+
+
+def patch(path: Path, at: int, data: bytes) -> None:
+    with open(path, "r+b") as stream:
+        stream.seek(at)
+        stream.write(data)
+
+
+def flip(path: Path, at: int, bits: int = 1) -> None:
+    with open(path, "r+b") as stream:
+        stream.seek(at)
+        (old,) = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([old ^ bits]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sound_set_passes(shard_set: Path, command: Command, workers: int) -> None:
+    before = tree(shard_set)
+    status, out, _ = command("shards", "verify", shard_set, "--workers", workers)
+    assert status == 0 and "is sound" in out and "all decoded" in out
+    assert tree(shard_set) == before
+
+
+def problems(command: Command, folder: Path) -> list[str]:
+    """The lines about what is wrong; the last line counts them."""
+    status, out, err = command("shards", "verify", folder, "--workers", 1)
+    assert status == 1 and "Traceback" not in err
+    *lines, last = out.splitlines()
+    assert f"has {len(lines)} problems" in last
+    return lines
+
+
+def test_a_flipped_bit_in_an_image(copy: Path, command: Command) -> None:
+    sample = third(copy)
+    flip(copy / SHARD, sample["image_offset"] + sample["image_size"] - 30)  # decodes all the same
+    lines = problems(command, copy)
+    assert len(lines) == 2 and all(SHARD in line for line in lines)
+    assert "sha256" in lines[0] and repr(sample["key"]) in lines[1]
+
+
+def test_a_flipped_bit_in_a_json(copy: Path, command: Command) -> None:
+    sample = third(copy)
+    flip(copy / SHARD, sample["json_offset"] + 12)
+    lines = problems(command, copy)
+    assert len(lines) == 2 and SHARD in lines[1] and repr(sample["key"]) in lines[1]
+
+
+def test_an_image_that_no_longer_decodes(copy: Path, command: Command) -> None:
+    sample = third(copy)
+    patch(copy / SHARD, sample["image_offset"], b"\0" * 64)
+    assert f"{SHARD}: member {sample['key']!r} at offset" in problems(command, copy)[-1]
+    assert "does not decode" in problems(command, copy)[-1]
+
+
+def test_bits_outside_members(copy: Path, command: Command) -> None:
+    flip(copy / SHARD, third(copy)["image_offset"] - 512 + 5)  # a member's name
+    lines = problems(command, copy)
+    assert all(SHARD in line for line in lines) and len(lines) == 2
+    shutil.copy(copy / "val-00000.tar", copy / "keep")
+    flip(copy / "val-00000.tar", (copy / "val-00000.tar").stat().st_size - 1)  # the end's padding
+    assert any(line.startswith("val-00000.tar: its bytes changed") for line in problems(command, copy))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 1 << 30), st.integers(1, 255))
+def test_any_flipped_byte_is_found(
+    few_shards: Path, tmp_path_factory: pytest.TempPathFactory, at: int, bits: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    if not folder.exists():
+        shutil.copytree(few_shards, folder)
+    tar = folder / SHARD
+    at %= tar.stat().st_size
+    flip(tar, at, bits)
+    found = verify_shards(folder, 1)[1]
+    inside = [
+        row["key"]
+        for row in read_index(tar)[0].to_pylist()
+        if any(0 <= at - row[f"{part}_offset"] < row[f"{part}_size"] for part in ("image", "json"))
+    ]
+    flip(tar, at, bits)
+    assert found and all(line.startswith((SHARD, str(tar))) for line in found)
+    assert not inside or any(repr(inside[0]) in line for line in found)
+
+
+def test_a_truncated_tar(copy: Path, command: Command) -> None:
+    data = (copy / SHARD).read_bytes()
+    key = third(copy)["key"]
+    (copy / SHARD).write_bytes(data[: third(copy)["image_offset"] + 100])
+    lines = problems(command, copy)
+    assert all(SHARD in line for line in lines)
+    assert "the manifest says" in lines[0] and any("truncated in member" in line for line in lines)
+    assert any(repr(key) in line and "at offset" in line for line in lines)
+
+
+def test_missing_files(copy: Path, command: Command) -> None:
+    (copy / SHARD).unlink()
+    assert problems(command, copy) == [f"{SHARD}: the file is missing"]
+    index_path(copy / "val-00000.tar").unlink()
+    lines = problems(command, copy)
+    assert len(lines) == 2 and "val-00000.tar: no index beside" in lines[1]
+
+
+def test_a_swapped_index(copy: Path, command: Command) -> None:
+    shutil.copy(index_path(copy / "train-00000.tar"), index_path(copy / SHARD))
+    assert any(line == f"{SHARD}: its members are not those of the index" for line in problems(command, copy))
+
+
+def test_a_swapped_tar(copy: Path, command: Command) -> None:
+    shutil.copy(copy / "train-00000.tar", copy / SHARD)
+    assert all(line.startswith(SHARD) or line.startswith("key ") for line in problems(command, copy))
+
+
+def test_an_index_with_other_labels_or_sizes(copy: Path, command: Command) -> None:
+    for column, value, message in (
+        ("labels", [0, 1, 2], "its labels are not those of the index"),
+        ("height", 17, "the index says 60x17"),
+        ("crc32", 5, "its bytes changed since it was packed"),
+    ):
+        table = pq.read_table(index_path(copy / SHARD))
+        rows = table.to_pylist()
+        rows[2][column] = value if rows[2][column] != value else [0]
+        pq.write_table(type(table).from_pylist(rows, schema=table.schema), index_path(copy / SHARD))
+        assert any(message in line and repr(rows[2]["key"]) in line for line in problems(command, copy))
+        pq.write_table(table, index_path(copy / SHARD))
+
+
+def test_an_index_cut_short(copy: Path, command: Command) -> None:
+    table = pq.read_table(index_path(copy / SHARD))
+    pq.write_table(table.slice(1), index_path(copy / SHARD))
+    lines = problems(command, copy)
+    assert any("the manifest says" in line for line in lines)
+    index_path(copy / SHARD).write_bytes(b"PAR1")
+    assert any("cannot be read" in line and SHARD in line for line in problems(command, copy))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("samples", 99, 1),
+        ("bytes", 512, 1),
+        ("max_height", 9, 1),
+        ("max_width", 9, 1),
+        ("genre_counts", [9, 9, 9, 9, 9], 1),
+        ("sha256", "0" * 64, 2),
+        ("split", "test", 2),
+        ("name", "train-00000.tar", 2),
+    ],
+)
+def test_an_edited_manifest(copy: Path, command: Command, field: str, value: Any, status: int) -> None:
+    raw = json.loads((copy / "manifest.json").read_text())
+    at = next(i for i, shard in enumerate(raw["shards"]) if shard["name"] == SHARD)
+    raw["shards"][at][field] = value
+    (copy / "manifest.json").write_text(json.dumps(raw))
+    ended, out, err = command("shards", "verify", copy, "--workers", 1)
+    assert ended == status
+    assert (SHARD in out) if status == 1 else ("was edited" in only_error(err))
+
+
+def test_no_manifest(copy: Path, command: Command) -> None:
+    (copy / "manifest.json").unlink()
+    status, _, err = command("shards", "verify", copy)
+    assert status == 2 and "holds no manifest.json" in only_error(err)
+
+
+def test_one_key_in_two_tars(tmp_path: Path, command: Command) -> None:
+    for name in ("a", "b"):
+        write_tar(
+            tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))}
+        )
+    index_folder(AdoptOptions(tmp_path, workers=1))
+    assert problems(command, tmp_path) == ["key 'same' occurs 2 times in the set"]
+
+
+def test_doing_what_verify_says_mends_the_set(
+    few: Source, few_shards: Path, copy: Path, command: Command
+) -> None:
+    flip(copy / SHARD, third(copy)["image_offset"] + 300)
+    _, out, _ = command("shards", "verify", copy, "--workers", 1)
+    assert "delete the named tars and run their build again" in out
+    (copy / SHARD).unlink()
+    build(few, copy, samples_per_shard=8)
+    assert tree(copy) == tree(few_shards)
+    assert verify_shards(copy, 1)[1] == []

@@ -1,0 +1,151 @@
+"""``posters predict``: one image, folders with bad files, whole shard sets; text, JSON, CSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command
+
+from shards.index import read_index
+from shards.labels import LabelSet
+from shards.manifest import Manifest
+from toolkit.model_folder import load_model_folder
+from toolkit.models import HeadSpec
+
+
+@pytest.fixture(scope="module")
+def images(posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good posters, one in a subfolder, and three bad files."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "sub").mkdir()
+    for number in range(7):
+        name = f"p{number:05d}.jpg"
+        shutil.copy(posters / "images" / name, folder / ("sub" if number == 6 else "") / name)
+    for bad in ("bad_zero_bytes.jpg", "bad_truncated.jpg", "bad_not_an_image.jpg"):
+        shutil.copy(posters / "images" / bad, folder)
+    return folder
+
+
+def test_one_image_for_people(model_folder: Path, images: Path, labels: LabelSet):
+    run = posters_command("predict", "-i", images / "p00000.jpg", "-m", model_folder, "-v", "-t", "0.01")
+    assert run.returncode == 0, run.stderr
+    assert (
+        f"genres     {len(labels)}" in run.stdout
+        and "threshold  0.01" in run.stdout
+        and "device     cpu" in run.stdout
+    )
+    shares = [
+        float(line.split()[-1].rstrip("%")) for line in run.stdout.splitlines() if line.startswith("    ")
+    ]
+    assert len(shares) == len(labels) and shares == sorted(shares, reverse=True)
+    assert all(genre in run.stdout for genre in labels.genres)
+
+
+def test_a_folder_with_bad_files(model_folder: Path, images: Path, tmp_path: Path):
+    out = tmp_path / "out.json"
+    run = posters_command("predict", "-d", images, "-m", model_folder, "-o", out, "-v")
+    assert run.returncode == 0, run.stderr
+    assert "3 of 10 images could not be read" in run.stderr and "Traceback" not in run.stderr
+    result = json.loads(out.read_text())["predictions"]
+    assert len(result) == 10 and sum("error" in p for p in result) == 3
+    assert any(p["image"].endswith("sub/p00006.jpg") for p in result)
+    errors = {Path(p["image"]).stem: p["error"] for p in result if "error" in p}
+    assert "truncated" in errors["bad_truncated"] and "not an image" in errors["bad_not_an_image"]
+
+    run = posters_command("predict", "-d", images, "-m", model_folder, "-f", "csv", "-v", "-t", "0.4")
+    rows = list(csv.DictReader(run.stdout.splitlines()))
+    assert [row["image"] for row in rows] == [p["image"] for p in result]
+    for row, prediction in zip(rows, result, strict=True):
+        if "error" in prediction:
+            assert row["error"] and not row["genres"]
+            continue
+        named = {g for g, p in prediction["probabilities"].items() if p >= 0.4}
+        assert set(row["genres"].split("|")) - {""} == named
+        assert float(row["Drama"]) == pytest.approx(prediction["probabilities"]["Drama"], abs=2e-6)
+
+
+def test_nothing_readable_is_a_failure(model_folder: Path, images: Path):
+    run = posters_command("predict", "-i", images / "bad_zero_bytes.jpg", "-m", model_folder)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+
+
+def test_bad_arguments_are_one_line(model_folder: Path, images: Path, tmp_path: Path):
+    for arguments, word in (
+        (["-d", tmp_path / "none", "-m", model_folder], "none"),
+        (["-d", tmp_path, "-m", model_folder], "no .jpg"),
+        (["-i", images / "p00000.jpg", "-m", tmp_path / "no-model"], "no-model"),
+        (["-i", images / "p00000.jpg", "-m", model_folder, "-t", "7"], "--threshold"),
+        (["-m", model_folder], "required"),
+        (["-i", "x.jpg", "-m", model_folder, "--treshold", "0.5"], "--threshold"),
+    ):
+        run = posters_command("predict", *arguments)
+        (line,) = error_lines(run)
+        assert run.returncode == 2 and word in line
+
+
+def predictions_of(folder: Path) -> dict[str, tuple[bytes, tuple[str, ...]]]:
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == len({row["key"] for row in rows})
+    return {row["key"]: (np.array(row["probabilities"]).tobytes(), tuple(row["genres"])) for row in rows}
+
+
+def test_a_shard_set_by_one_and_two_processes(model_folder: Path, shard_set: Path, tmp_path: Path):
+    manifest = Manifest.read(shard_set)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = posters_command("predict", "--shards", shard_set, "--model", model_folder, "--out", one)
+    assert run.returncode == 0, run.stderr
+    run = launch_2("launch/predict.py", "--shards", shard_set, "--model", model_folder, "--out", two)
+    assert run.returncode == 0, run.stderr
+    assert {p.name for p in two.glob("*.parquet")} == {
+        s.name.replace(".tar", ".parquet") for s in manifest.shards
+    }
+    assert predictions_of(one) == predictions_of(two)
+    keys = {key for s in manifest.shards for key in read_index(shard_set / s.name)[0]["key"].to_pylist()}
+    assert predictions_of(one).keys() == keys
+    folder = load_model_folder(model_folder)
+    metadata = json.loads(pq.read_schema(one / "test-00000.parquet").metadata[b"poster_toolkit"])
+    assert metadata["genres"] == list(folder.labels.genres) and metadata["weights"] == folder.fingerprint
+
+    # finished files are kept as they are, a missing one is made again
+    (one / "val-00000.parquet").unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in one.glob("*.parquet")}
+    run = posters_command("predict", "--shards", shard_set, "--model", model_folder, "--out", one)
+    assert run.returncode == 0 and "1 shards now" in run.stdout
+    assert {n: (one / n).stat().st_mtime_ns for n in before} == before
+    assert predictions_of(one) == predictions_of(two)
+
+
+def test_predictions_of_another_model_are_not_mixed(
+    model_folder: Path, shard_set: Path, labels: LabelSet, tmp_path: Path
+):
+    arguments = ["predict", "--shards", shard_set, "--out", tmp_path / "out", "--split", "test", "--model"]
+    assert posters_command(*arguments, model_folder).returncode == 0
+    run = posters_command(*arguments, model_folder, "-t", "0.9")
+    assert run.returncode == 2 and "another model, threshold or shard" in error_lines(run)[0]
+    other = make_model_folder(
+        tmp_path / "m", LabelSet((*labels.genres[:-1], "Zither")), HeadSpec("linear", (), 0.0)
+    )
+    run = posters_command(*arguments, other)
+    assert run.returncode == 2 and "Zither" in error_lines(run)[0]
+
+
+def test_a_damaged_member_is_a_row_with_its_error(model_folder: Path, shard_set: Path, tmp_path: Path):
+    folder = shutil.copytree(shard_set, tmp_path / "set")
+    tar = folder / "test-00000.tar"
+    row = read_index(tar)[0].to_pylist()[1]
+    content = bytearray(tar.read_bytes())
+    content[row["image_offset"] : row["image_offset"] + row["image_size"]] = bytes(row["image_size"])
+    tar.write_bytes(content)
+    run = posters_command(
+        "predict", "--shards", folder, "--model", model_folder, "--out", tmp_path / "out", "--split", "test"
+    )
+    assert run.returncode == 0 and "1 images could not be decoded" in run.stderr
+    rows = pq.read_table(tmp_path / "out" / "test-00000.parquet").to_pylist()
+    assert [r["key"] for r in rows if r["error"]] == [row["key"]]
+    assert all((r["probabilities"] is None) == bool(r["error"]) for r in rows)

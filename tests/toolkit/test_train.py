@@ -1,0 +1,274 @@
+"""Training for real: whole epochs in one and two processes, killed, stopped, resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_python
+
+from shards.manifest import Manifest
+from toolkit.data.reader import ShardReader
+from toolkit.model_folder import load_model_folder
+
+PROBE = Path(__file__).with_name("probe_train.py")
+
+
+def read_spy(folder: Path) -> dict[tuple[int, int], list[str]]:
+    """(epoch, step) → sorted keys of that update over all ranks; the later word counts where a step was done twice."""
+    by_rank: dict[tuple[int, int], dict[int, list[str]]] = defaultdict(dict)
+    for path in sorted(folder.glob("rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            by_rank[record["epoch"], record["step"]][record["rank"]] = record["keys"]
+    return {at: sorted(key for keys in ranks.values() for key in keys) for at, ranks in by_rank.items()}
+
+
+def train_keys(shard_set: Path) -> list[str]:
+    reader = ShardReader.of_split(shard_set, "train")
+    return sorted(reader.key(i) for i in range(len(reader)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(shard_set: Path, runs: Path) -> Path:
+    """An uninterrupted run of two epochs in one process, seen by the spy."""
+    out = runs / "whole"
+    run = run_python(PROBE, runs / "spy-whole", "", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=2",
+                     "--train.log_steps=1")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "1 process(es) on cpu" in run.stderr and "steps per epoch" in run.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def double(shard_set: Path, runs: Path) -> Path:
+    """The same run in two processes."""
+    out = runs / "double"
+    run = launch_2(
+        PROBE, runs / "spy-double", "", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=2"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 process(es) on cpu" in run.stderr
+    return out
+
+
+def test_what_a_run_leaves(whole: Path, shard_set: Path):
+    assert {"model.safetensors", "config.json", "labels.json", "README.md", "metrics-val.json"} <= {
+        p.name for p in (whole / "model").iterdir()
+    }
+    folder = load_model_folder(whole / "model")
+    assert folder.labels == Manifest.read(shard_set).labels
+    with open(whole / "epochs.csv") as stream:
+        epochs = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in epochs] == ["0", "1"]
+    assert all(float(row["val_loss"]) > 0 and 0 <= float(row["data_wait"]) <= 1 for row in epochs)
+    with open(whole / "log.csv") as stream:
+        steps = list(csv.DictReader(stream))
+    assert [int(row["update"]) for row in steps] == list(range(1, len(steps) + 1))
+    config = yaml.safe_load((whole / "config.yaml").read_text())
+    assert config["model"]["name"] == "test_resnet" and config["train"]["epochs"] == 2
+    assert not list(whole.rglob("*.partial"))
+    best = min(float(row["val_loss"]) for row in epochs)
+    assert json.loads((whole / "model" / "metrics-val.json").read_text())["loss"] == pytest.approx(
+        best, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["whole", "double"])
+def test_every_epoch_visits_every_sample_once(
+    name: str, request: pytest.FixtureRequest, runs: Path, shard_set: Path
+):
+    request.getfixturevalue(name)
+    updates = read_spy(runs / f"spy-{name}")
+    for epoch in (0, 1):
+        visited = sorted(key for (e, _), keys in updates.items() if e == epoch for key in keys)
+        assert visited == train_keys(shard_set)
+
+
+def test_two_processes_meet_the_same_samples_in_the_same_updates(whole: Path, double: Path, runs: Path):
+    assert read_spy(runs / "spy-whole") == read_spy(runs / "spy-double")
+    ranks = [len((runs / "spy-double" / f"rank{r}.jsonl").read_text().splitlines()) for r in (0, 1)]
+    assert ranks[0] == ranks[1] > 0  # equal number of updates
+
+
+def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(
+    whole: Path, runs: Path, shard_set: Path, tmp_path: Path
+):
+    options = [
+        "--shards",
+        shard_set,
+        "--out",
+        tmp_path / "run",
+        *TINY,
+        "--train.epochs=2",
+        "--train.checkpoint_steps=2",
+    ]
+    steps = len([at for at in read_spy(runs / "spy-whole") if at[0] == 0])
+    killed = run_python(PROBE, tmp_path / "spy", f"kill {steps + 3}", *options)
+    assert killed.returncode == -9
+    (newest,) = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]
+    assert (
+        newest.name > f"step-{steps:08d}"
+    )  # inside the second epoch: the resume starts between two of its updates
+    resumed = run_python(PROBE, tmp_path / "spy", "", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stderr
+    assert read_spy(tmp_path / "spy") == read_spy(runs / "spy-whole")
+    ours, theirs = (
+        load_file(tmp_path / "run/model/model.safetensors"),
+        load_file(whole / "model/model.safetensors"),
+    )
+    assert ours.keys() == theirs.keys()
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == (
+        whole / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_killed_at_two_processes_resumed_at_one_then_two(
+    runs: Path, shard_set: Path, whole: Path, tmp_path: Path
+):
+    options = [
+        "--shards",
+        shard_set,
+        "--out",
+        tmp_path / "run",
+        *TINY,
+        "--train.epochs=2",
+        "--train.checkpoint_steps=1",
+    ]
+    first = launch_2(PROBE, tmp_path / "spy1", "kill 2", *options)
+    assert first.returncode != 0
+    second = run_python(PROBE, tmp_path / "spy2", "term 4", *options, "--resume")
+    assert second.returncode == 75, second.stderr
+    third = launch_2(PROBE, tmp_path / "spy3", "", *options, "--resume")
+    assert third.returncode == 0, third.stderr
+    assert max(read_spy(tmp_path / "spy2")) < max(
+        read_spy(tmp_path / "spy3")
+    )  # the last run did the rest only
+    seen = read_spy(tmp_path / "spy1") | read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
+    assert seen == read_spy(runs / "spy-whole")
+
+
+def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, tmp_path: Path):
+    options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1"]
+    stopped = run_python(PROBE, tmp_path / "spy", "term 2", *options)
+    assert stopped.returncode == 75, stopped.stderr
+    assert "--resume goes on" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert len((tmp_path / "spy" / "rank0.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    again = posters_command("train", *options)
+    assert again.returncode == 2 and "--resume" in error_lines(again)[0]  # nothing is overwritten
+    resumed = posters_command("train", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    done = posters_command("train", *options, "--resume")  # of a finished run: nothing to do, nothing broken
+    assert done.returncode == 0, done.stderr
+
+
+def test_metrics_of_two_processes_are_those_of_one(double: Path, shard_set: Path, tmp_path: Path):
+    arguments = ["--model", double / "model", "--shards", shard_set, "--split", "val", "--out"]
+    one = posters_command("evaluate", *arguments, tmp_path / "one.json", "--batch-size", 16)
+    assert one.returncode == 0, one.stderr
+    two = launch_2("launch/evaluate.py", *arguments, tmp_path / "two.json", "--batch-size", 16)
+    assert two.returncode == 0, two.stderr
+    alone, together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    trained = json.loads((double / "model" / "metrics-val.json").read_text())
+    for other in (together, trained):  # and the validation during two-process training saw the same
+        assert alone["num_samples"] == other["num_samples"]
+        assert flat(other) == pytest.approx(flat(alone), abs=1e-6)
+
+
+def flat(evaluation: dict) -> dict[str, float]:
+    values = {
+        "loss": evaluation["loss"],
+        "mAP": evaluation["ranking"]["mAP"],
+        "auc": evaluation["ranking"]["roc_auc"],
+    }
+    for row in evaluation["thresholds"]:
+        values |= {f"{row['label']} {name}": value for name, value in row["metrics"].items()}
+    for row in evaluation["per_genre"]:
+        values |= {f"{row['genre']} {n}": v for n, v in row.items() if n != "genre" and v is not None}
+    return values
+
+
+def test_accumulation_clipping_cosine_and_a_linear_head(shard_set: Path, tmp_path: Path):
+    run = posters_command(
+        "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1", "--train.accumulation=3",
+        "--optim.clip_norm=1", "--optim.schedule=cosine", "--model.head=linear", "--optim.name=adamw",
+        "--train.precision=bf16", "--train.tensorboard=true", "--train.channels_last=false",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "precision bf16" in run.stderr
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def test_another_label_order_is_refused_on_resume(shard_set: Path, posters: Path, tmp_path: Path):
+    options = [*TINY, "--train.epochs=1"]
+    assert (
+        posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *options).returncode == 0
+    )
+    other = tmp_path / "other"
+    lines = (posters / "metadata.csv").read_text().replace("'Western'", "'Eastern'")
+    (tmp_path / "meta.csv").write_text(lines)
+    build = posters_command(
+        "shards", "build", "--images", posters / "images", "--metadata", tmp_path / "meta.csv", "--out", other
+    )
+    assert build.returncode == 0, build.stderr
+    resumed = posters_command("train", "--shards", other, "--out", tmp_path / "run", *options, "--resume")
+    (line,) = error_lines(resumed)
+    assert resumed.returncode == 2 and "Eastern" in line and "Western" in line
+    evaluated = posters_command("evaluate", "--model", tmp_path / "run/model", "--shards", other)
+    (line,) = error_lines(evaluated)
+    assert evaluated.returncode == 2 and "Eastern" in line and "Western" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--shards": "nowhere"}, ["nowhere"]),
+        ({"--optim.lrr": "3"}, ["optim.lr"]),
+        ({"--model.name": "resnet5"}, ["resnet5", "did you mean"]),
+        ({"--model.weights": "none.pth"}, ["none.pth"]),
+        ({"--model.freeze": "[layer9]"}, ["layer9"]),
+        ({"--train.precision": "fp16"}, ["fp16", "GPU"]),
+    ],
+)
+def test_bad_input_is_one_line(shard_set: Path, tmp_path: Path, change: dict[str, str], words: list[str]):
+    options = {"--shards": str(shard_set), "--out": str(tmp_path / "run"), **change}
+    arguments = [part for pair in options.items() for part in pair]
+    tiny = [option for option in TINY if option.partition("=")[0] not in change]
+    run = posters_command("train", *tiny, *arguments)
+    (line,) = error_lines(run)
+    assert run.returncode == 2
+    for word in words:
+        assert word in line
+
+
+def test_a_truncated_tar_is_refused_before_training(shard_set: Path, tmp_path: Path):
+    folder = shutil.copytree(shard_set, tmp_path / "set")
+    tar = folder / "train-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-2000])
+    run = posters_command("train", "--shards", folder, "--out", tmp_path / "run", *TINY)
+    (line,) = error_lines(run)
+    assert run.returncode == 2 and "train-00000.tar" in line and "truncated" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_into_one_folder(shard_set: Path, tmp_path: Path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        run = posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *TINY)
+    (line,) = error_lines(run)
+    assert run.returncode == 2 and "another process" in line

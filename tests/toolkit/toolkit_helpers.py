@@ -1,0 +1,98 @@
+"""What several test files of the toolkit share: running the commands for real, making a model folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.labels import LabelSet
+from toolkit.data.transforms import Preprocessing
+from toolkit.model_folder import save_model_folder
+from toolkit.models import HeadSpec, build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_2 = ROOT / "launch" / "accelerate" / "cpu_2.yaml"
+
+#: Options that make a run small: a model of a few hundred thousand weights on 32-pixel inputs.
+TINY = [
+    "--model.name=test_resnet",
+    "--model.pretrained=false",
+    "--model.hidden=[8]",
+    "--data.image_size=32",
+    "--data.workers=1",
+    "--train.batch_size=16",
+    "--train.eval_batch_size=16",
+    "--train.tensorboard=false",
+]
+
+
+def make_model_folder(
+    folder: Path, labels: LabelSet, head: HeadSpec, size: int = 32, name: str = "test_resnet"
+) -> Path:
+    torch.manual_seed(0)
+    model = build_model(name, len(labels), head, size)
+    save_model_folder(
+        folder,
+        model,
+        head,
+        labels,
+        np.full(len(labels), 0.5),
+        "none: untrained",
+        Preprocessing(size, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        {"epoch": 0, "shard_set": "none"},
+        {},
+    )
+    return folder
+
+
+def posters_command(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run ``posters ...`` in a process of its own."""
+    return run_python("-m", "toolkit", *arguments, timeout=timeout)
+
+
+def run_python(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=clean_env(),
+    )
+
+
+def launch_2(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` with two CPU processes (gloo) on a free port."""
+    return run_python(
+        "-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", free_port(), *arguments,
+        timeout=timeout,
+    )  # fmt: skip
+
+
+def clean_env() -> dict[str, str]:
+    """This process's environment without what a launcher or test runner left in it; the project importable."""
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    }
+    env["PYTHONPATH"] = str(ROOT)
+    env["OMP_NUM_THREADS"] = "1"  # the same arithmetic at any number of processes
+    return env
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def error_lines(run: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of stderr that begin with ``error:``; there must be no traceback of ours beside them."""
+    assert "Traceback" not in run.stderr, run.stderr
+    return [line for line in run.stderr.replace("\r", "\n").splitlines() if line.startswith("error:")]
