@@ -72,7 +72,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
     if not tars:
         raise UserError(f"no .tar file in {options.folder}")
     csv_genres = _csv_genres(options)
-    with folder_lock(options.folder, "indexing"):
+    with folder_lock(options.folder):
         tasks = [_Read(tar, options.genre_field, options.genre_separator) for tar in tars]
         found: dict[Path, _Contents] = {}
         with progress(len(tars), "reading tars", unit="tar") as bar:

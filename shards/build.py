@@ -98,7 +98,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     )
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {_first_reasons(metadata.rejected)}")
-    with folder_lock(options.out, "building shards in"):
+    with folder_lock(options.out):
         remove_partials(options.out)
         work = options.out / WORK
         scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, options.workers)

@@ -78,7 +78,7 @@ def remove_partials(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, doing: str) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
 
     The operating system drops the lock when its holder dies, so a killed run never blocks the next one.
@@ -92,7 +92,7 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another process is {doing} {folder}; wait for it or choose another folder"
+            f"another process is at work in {folder}; wait for it or choose another folder"
         ) from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {one_line(error)}") from None

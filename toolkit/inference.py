@@ -24,7 +24,7 @@ def infer_shares(
     *,
     channels_last: bool = True,
     transform: Transform | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Run ``model`` (unwrapped, already on its device, in evaluation mode) over this rank's shares.
 
@@ -62,7 +62,7 @@ def infer_all(
     accelerator: Accelerator,
     *,
     channels_last: bool = True,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """(count, G) float32 logits of samples 0..count-1, on every rank, the same at any number of processes."""
     shares = EvalPlan(count, batch_size).shares(accelerator.process_index, accelerator.num_processes)

@@ -42,7 +42,8 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "",
         f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
         f"- **Thresholds**: {span}, {labels['threshold_source']}",
-        f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels (resize, centre crop {cfg['crop_pct']:g}), "
+        f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
+        f"(resize, centre crop {cfg['crop_pct']:g}), "
         f"mean {cfg['mean']}, std {cfg['std']}",
         f"- **Training data**: shard set {ours['shard_set']}",
         "",
@@ -73,7 +74,8 @@ def _metrics_section(split: str, values: dict[str, Any]) -> list[str]:
     beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
     rows += [
         "",
-        f"mAP {_number(ranking['mAP'])}{beside}, ROC-AUC {_number(ranking['roc_auc'])}, loss {_number(values['loss'])}.",
+        f"mAP {_number(ranking['mAP'])}{beside}, ROC-AUC {_number(ranking['roc_auc'])}, "
+        f"loss {_number(values['loss'])}.",
         "",
     ]
     return rows

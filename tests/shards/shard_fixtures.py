@@ -81,7 +81,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     write_file(images / "cutpng.png", png[: len(png) // 2])
     (images / "folder.jpg").mkdir()
     bad |= {"cutpng": "truncated", "folder": "missing file", "missing": "missing file"}
-    rows = [(i, "a title", 1999, repr(list(g))) for i, g in good.items()]
+    rows = [(i, "a title", "1999", repr(list(g))) for i, g in good.items()]
     rows += [(i, "", "", "['Drama']") for i in bad]
     for name, text, reason in (
         ("empty_list", "[]", "no genres"),

@@ -49,9 +49,10 @@ def folder(tmp_path: Path) -> Path:
         0,
         {"000000000": {"genres": ["Drama", "War"]}, "000000001": {"genres": "Drama|Comedy", "id": "tt7"}},
     )
+    empty: dict[str, object] = {"genres": [], "id": None}
     img2dataset_tar(
-        place, 1, {"000010000": {"genres": "['War']", "id": 42}, "000010001": {}, "000010002": {"genres": [], "id": None}}
-    )  # fmt: skip
+        place, 1, {"000010000": {"genres": "['War']", "id": 42}, "000010001": {}, "000010002": empty}
+    )
     return place
 
 
@@ -199,9 +200,9 @@ def test_damaged_tars(folder: Path, kind: str) -> None:
         ({"b.jpg": encoded(draw("b")), "b.json": b"{"}, "JSON of sample 'b' does not parse"),
         ({"b.jpg": encoded(draw("b")), "b.json": b"\xff"}, "JSON of sample 'b' does not parse"),
         ({"b.jpg": encoded(draw("b")), "b.json": b"[" * 100_000}, "JSON of sample 'b' does not parse"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": ["a", 1]}'}, "genres of sample 'b': not a list of strings"),
+        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": ["a", 1]}'}, "of sample 'b': not a list of strings"),
         ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": {"a": 1}}'}, "genres of sample 'b'"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": "[open(1)]"}'}, "genres of sample 'b': not a list of genres"),
+        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": "[open(1)]"}'}, "of sample 'b': not a list of genres"),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_read(tmp_path: Path, member: dict[str, bytes], message: str) -> None:

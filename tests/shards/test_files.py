@@ -89,7 +89,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from shards.files import folder_lock
-with folder_lock(Path(sys.argv[1]), "building in"):
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -101,21 +101,21 @@ def test_one_holder_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> No
     )
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is building in"):
-            with folder_lock(tmp_path, "building in"):
+        with pytest.raises(UserError, match="another process is at work in"):
+            with folder_lock(tmp_path):
                 pytest.fail("two processes hold one lock")
     finally:
         other.kill()
         other.wait()
-    with folder_lock(tmp_path, "building in"):
+    with folder_lock(tmp_path):
         pass
-    with folder_lock(tmp_path, "building in"):  # released by the block's end
+    with folder_lock(tmp_path):  # released by the block's end
         pass
 
 
 def test_errors_of_the_block_are_its_own(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="a poster"):
-        with folder_lock(tmp_path, "building in"):
+        with folder_lock(tmp_path):
             raise PermissionError("a poster")
 
 
@@ -123,7 +123,7 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "sub"):
         with pytest.raises(UserError, match="cannot make the folder"):
-            with folder_lock(folder, "building in"):
+            with folder_lock(folder):
                 pass
 
 

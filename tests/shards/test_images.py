@@ -203,29 +203,28 @@ def transparent_palette() -> tuple[bytes, Image.Image]:
 
 
 def cases() -> list[Any]:
-    rgb = draw("modes")
+    rgb, rgba = draw("modes"), rgba_picture()
+    film = encoded(rgb, "GIF", save_all=True, append_images=[draw("frame 2")])
     deep, shallow = sixteen_bit()
     see_through, on_paper = transparent_palette()
     return [
-        pytest.param(encoded(rgb.convert("CMYK"), quality=95), rgb.convert("CMYK").convert("RGB"), id="CMYK JPEG"),
+        pytest.param(
+            encoded(rgb.convert("CMYK"), quality=95), rgb.convert("CMYK").convert("RGB"), id="CMYK JPEG"
+        ),
         pytest.param(encoded(rgb.convert("L"), quality=95), rgb.convert("L").convert("RGB"), id="grey JPEG"),
         pytest.param(encoded(rgb.convert("L"), "PNG"), rgb.convert("L").convert("RGB"), id="grey PNG"),
         pytest.param(encoded(rgb.convert("1"), "PNG"), rgb.convert("1").convert("RGB"), id="1-bit PNG"),
         pytest.param(encoded(palette_picture(), "PNG"), palette_picture().convert("RGB"), id="palette PNG"),
         pytest.param(see_through, on_paper, id="palette PNG with transparency"),
-        pytest.param(encoded(rgba_picture(), "PNG"), on_white(rgba_picture()), id="RGBA PNG"),
-        pytest.param(
-            encoded(rgba_picture().convert("LA"), "PNG"), on_white(rgba_picture().convert("LA")), id="LA PNG"
-        ),
+        pytest.param(encoded(rgba, "PNG"), on_white(rgba), id="RGBA PNG"),
+        pytest.param(encoded(rgba.convert("LA"), "PNG"), on_white(rgba.convert("LA")), id="LA PNG"),
         pytest.param(encoded(deep, "PNG"), shallow, id="16-bit PNG"),
         pytest.param(encoded(rgb, "WEBP", lossless=True), rgb, id="WebP"),
-        pytest.param(encoded(rgba_picture(), "WEBP", lossless=True, exact=True), on_white(rgba_picture()), id="RGBA WebP"),
+        pytest.param(encoded(rgba, "WEBP", lossless=True, exact=True), on_white(rgba), id="RGBA WebP"),
         pytest.param(encoded(rgb, "BMP"), rgb, id="BMP"),
         pytest.param(encoded(palette_picture(), "GIF"), palette_picture().convert("RGB"), id="GIF"),
-        pytest.param(
-            encoded(rgb, "GIF", save_all=True, append_images=[draw("frame 2")]), rgb.quantize().convert("RGB"), id="GIF film"
-        ),
-    ]  # fmt: skip
+        pytest.param(film, rgb.quantize().convert("RGB"), id="GIF film"),
+    ]
 
 
 @pytest.mark.parametrize(("data", "expected"), cases())

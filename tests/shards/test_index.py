@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,7 +142,12 @@ def test_a_flipped_byte_loses_no_sample_silently(
 def test_tables_come_back_as_written(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", SAMPLES)
     members = read_members(tar)
-    columns = {"id": ["ä", "b.1"], "height": [3, 4], "width": [5, 6], "labels": [[], [0, 32_766]]}
+    columns: dict[str, list[Any]] = {
+        "id": ["ä", "b.1"],
+        "height": [3, 4],
+        "width": [5, 6],
+        "labels": [[], [0, 32_766]],
+    }
     table = build_table(tar, members, columns)
     write_index(tar, table, {"plan": "x", "bytes": 1})
     again, facts = read_index(tar)

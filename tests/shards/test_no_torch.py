@@ -16,7 +16,7 @@ for module in pkgutil.iter_modules(shards.__path__):
 from toolkit.cli import main
 for command in sys.argv[1:]:
     assert main(command.split("\\t")) == 0, command
-loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "torchvision", "timm", "pandas"))
+loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "torchvision", "timm"))
 print("loaded:", loaded)
 """
 

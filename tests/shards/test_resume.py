@@ -67,7 +67,7 @@ class Running:
         while not happened():
             assert self.process.poll() is None, f"ended too early: {self.process.communicate()}"
             assert time.monotonic() < end, "nothing happened"
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     def indexes(self) -> list[Path]:
         return list(self.out.glob(f"*{SUFFIX}"))
@@ -135,7 +135,8 @@ def finish(large: Source, out: Path, whole: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     after = mtimes(out)
     assert {name: after[name] for name in before} == before
-    assert (f"{len(finished)} of " in done.stderr) == bool(finished)
+    assert ("shards were finished before" in done.stderr) == bool(finished)
+    assert f"{len(finished)} of " in done.stderr or not finished
     assert tree(out) == whole
 
 
@@ -143,7 +144,6 @@ MOMENTS: dict[str, Callable[[Running], object]] = {
     "checking posters": lambda build: list(build.out.glob(".work/scan-*.json")),
     "first tar half-written": lambda build: list(build.out.glob(f"*.tar.*{PARTIAL}")),
     "first shard finished": lambda build: build.indexes(),
-    "seventh shard finished": lambda build: len(build.indexes()) >= 7,
 }
 
 
@@ -169,7 +169,7 @@ def test_kill_9_again_and_again(
     large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "out"
-    for count in (2, 6, 10):
+    for count in (3, 9):
         build = start(large, out)
         build.until(lambda build=build, count=count: len(build.indexes()) >= count)  # type: ignore[misc]
         build.process.kill()
@@ -192,14 +192,11 @@ def test_a_killed_worker(
     finish(large, out, whole)
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C", "SIGINT to the parent"])
-def test_interrupted(
-    large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running], to_all: bool
-) -> None:
+def test_ctrl_c(large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]) -> None:
     out = tmp_path / "out"
     build = start(large, out)
     build.until(lambda: len(build.indexes()) >= 2)
-    (os.killpg if to_all else os.kill)(build.process.pid, signal.SIGINT)
+    os.killpg(build.process.pid, signal.SIGINT)
     status, stderr = build.ended()
     assert (status, only_error(stderr)) == (130, "error: interrupted")
     assert_no_half_files(out)
@@ -222,15 +219,14 @@ def test_two_builds_in_one_folder(
     ):
         second = posters(*command)
         assert second.returncode == 2
-        assert "another process is building shards in" in only_error(second.stderr) or command[1] == "index"
+        assert f"another process is at work in {out}" in only_error(second.stderr)
     assert tree(out) == before
     os.killpg(first.process.pid, signal.SIGCONT)
     assert first.ended()[0] == 0
     assert tree(out) == whole
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("limit", "stage"), [(2_000, "check"), (300_000, "tar")])
+@pytest.mark.parametrize(("workers", "limit", "stage"), [(1, 2_000, "check"), (2, 150_000, "tar")])
 def test_a_full_disk(
     large: Source, whole: dict[str, str], tmp_path: Path, workers: int, limit: int, stage: str
 ) -> None:

@@ -144,7 +144,7 @@ def test_a_swapped_index(copy: Path, command: Command) -> None:
 
 def test_a_swapped_tar(copy: Path, command: Command) -> None:
     shutil.copy(copy / "train-00000.tar", copy / SHARD)
-    assert all(line.startswith(SHARD) or line.startswith("key ") for line in problems(command, copy))
+    assert all(line.startswith((SHARD, "key ")) for line in problems(command, copy))
 
 
 def test_an_index_with_other_labels_or_sizes(copy: Path, command: Command) -> None:

@@ -32,7 +32,8 @@ def error(*arguments: str) -> str:
 def test_options_of_every_kind():
     config = parse(
         "--optim.lr=1e-3", "--train.epochs", "3", "--data.image_size", "128", "--model.weights", "w.safetensors",
-        "--model.pretrained=false", "--model.freeze=[stem, layer1]", "--data.crop_scale=[0.5, 1.0]", "--train.precision=no",
+        "--model.pretrained=false", "--model.freeze=[stem, layer1]", "--data.crop_scale=[0.5, 1.0]",
+        "--train.precision=no",
     )  # fmt: skip
     assert (config.optim.lr, config.train.epochs, config.data.image_size) == (0.001, 3, 128)
     assert config.model.weights == "w.safetensors" and config.model.pretrained is False

@@ -83,7 +83,7 @@ def test_or_is_told_in_the_batch(damaged: tuple[Path, str]):
         batches = list(
             loader.batches(EvalPlan(len(reader), 4).shares(0, 1), lambda share: [PLAIN] * len(share.indices))
         )
-    assert [list(b.errors) for b in batches][0] == [2] and sum(len(b.errors) for b in batches) == 1
+    assert list(batches[0].errors) == [2] and sum(len(b.errors) for b in batches) == 1
     assert key in batches[0].errors[2]
     assert not batches[0].images[2].any() and batches[0].images[1].any()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from toolkit.models import HeadSpec
 
 def test_plain_timm_gives_the_same_logits(model_folder: Path):
     ours = load_model_folder(model_folder)
-    theirs = timm.create_model(f"local-dir:{model_folder}", pretrained=True).eval()
+    theirs: Any = timm.create_model(f"local-dir:{model_folder}", pretrained=True).eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(ours.model(images), theirs(images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -35,7 +36,7 @@ def test_mlp_head_on_any_family(name: str):
 
 
 def test_reference_head():
-    model = build_model("resnet50", 19, HeadSpec(), 224)
+    model: Any = build_model("resnet50", 19, HeadSpec(), 224)
     shapes = [tuple(m.weight.shape) for m in model.fc if isinstance(m, nn.Linear)]
     assert shapes == [(1024, 2048), (512, 1024), (19, 512)]
 
@@ -99,12 +100,12 @@ def test_a_head_of_the_same_size_is_loaded(tmp_path: Path):
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path):
-    source = build_model("resnet10t", 5, LINEAR, 64)
+    source: Any = build_model("resnet10t", 5, LINEAR, 64)
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in clean_state(source).items()},
         tmp_path / "h.safetensors",
     )
-    model = build_model("resnet10t", 5, LINEAR, 64)
+    model: Any = build_model("resnet10t", 5, LINEAR, 64)
     load_weights(model, tmp_path / "h.safetensors")
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.conv1[0].weight, source.conv1[0].weight.half().float())
@@ -145,7 +146,7 @@ def test_missing_weights(tmp_path: Path):
 
 def test_frozen_stem_holds_weights_and_statistics():
     torch.manual_seed(0)
-    model = build_model("resnet18", 3, LINEAR, 64)
+    model: Any = build_model("resnet18", 3, LINEAR, 64)
     frozen = frozen_modules(model, ["stem"])
     assert {id(m) for m in (model.conv1, model.bn1)} <= {id(m) for m in frozen}
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -161,7 +162,7 @@ def test_frozen_stem_holds_weights_and_statistics():
 
 
 def test_freezing_by_name_and_unknown_name():
-    model = build_model("resnet18", 3, LINEAR, 64)
+    model: Any = build_model("resnet18", 3, LINEAR, 64)
     frozen_modules(model, ["layer1"])
     assert not any(p.requires_grad for p in model.layer1.parameters())
     assert all(p.requires_grad for p in model.layer2.parameters())
