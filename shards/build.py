@@ -108,6 +108,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         rows, unknown = _with_known_genres(rows, labels)
         rejected += unknown
         if not rows:
+            write_rejected(options.out / "rejected.csv", rejected)
             raise UserError(f"no poster left to build from in {images}: {_first_reasons(rejected)}")
         log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
         groups = _duplicate_groups(rows, scan, options.near_duplicates)

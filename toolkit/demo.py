@@ -6,6 +6,7 @@ draw_poster_set → build_shards → train → evaluate → predict → things t
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -89,6 +90,7 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     print(f"metrics        {folder.path / 'metrics-test.json'}")
     print(f"predictions    {out / 'predictions.json'}")
     print(f"pictures       {out / 'predictions.png'}")
-    print(
-        f"try            posters predict -m {folder.path} -i {next((out / 'posters' / 'images').glob('*.jpg'))} -v"
-    )
+    # under `make demo` the command is not on the PATH
+    command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
+    image = min((out / "posters" / "images").glob("p*.jpg"))
+    print(f"try            {command} predict -m {folder.path} -i {image} -v")

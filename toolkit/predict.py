@@ -60,7 +60,8 @@ def run_predict(args: argparse.Namespace) -> int:
         if prediction.error is not None:
             log.error("cannot read %s: %s", prediction.name, prediction.error)
     if failed:
-        log.error("%d of %d images could not be read; the others were predicted", failed, len(predictions))
+        rest = "the others were predicted" if failed < len(predictions) else "nothing was predicted"
+        log.error("%d of %d images could not be read; %s", failed, len(predictions), rest)
     return 1 if failed == len(predictions) else 0
 
 

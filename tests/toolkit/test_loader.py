@@ -77,14 +77,14 @@ def test_a_damaged_image_stops_with_its_place(damaged: tuple[Path, str]):
 
 
 def test_or_is_told_in_the_batch(damaged: tuple[Path, str]):
-    folder, key = damaged
+    folder, _ = damaged
     reader = ShardReader.of_split(folder, "test")
     with Loader(reader, 32, 2, 2, keep_errors=True) as loader:
         batches = list(
             loader.batches(EvalPlan(len(reader), 4).shares(0, 1), lambda share: [PLAIN] * len(share.indices))
         )
     assert list(batches[0].errors) == [2] and sum(len(b.errors) for b in batches) == 1
-    assert key in batches[0].errors[2]
+    assert "identify image" in batches[0].errors[2]
     assert not batches[0].images[2].any() and batches[0].images[1].any()
 
 

@@ -92,9 +92,12 @@ class Loader:
         error = future.exception()
         if error is None:
             return
-        problem = f"{self.source.where(int(batch.share.indices[row]))} cannot be decoded: {one_line(error)}"
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         if not self.keep_errors:
-            raise UserError(f"{problem}; run `posters shards verify` on the set") from error
+            place = self.source.where(int(batch.share.indices[row]))
+            raise UserError(
+                f"{place} cannot be decoded ({problem}); run `posters shards verify` on the set"
+            ) from error
         batch.errors[row] = problem
 
     def close(self) -> None:
