@@ -116,14 +116,14 @@ def test_another_field(folder: Path) -> None:
 def test_genres_from_a_csv_by_id_or_key(folder: Path, tmp_path: Path) -> None:
     table = write_csv(
         tmp_path / "meta.csv",
-        [("tt7", "Sci-Fi, War"), ("000000000", "Western"), ("000010001", "War"), ("elsewhere", "Musical")],
+        [("tt7", "Sci-Fi, War"), ("000000000", "Western"), ("000010001", "War"), ("000010000", "Musical")],
         ("name", "kinds"),
     )
     adopt(folder, metadata=table, id_column="name", genre_column="kinds", genre_separator=",")
     assert labels(folder) == {
         "000000000": ["Western"],
         "tt7": ["Sci-Fi", "War"],
-        "42": [],
+        "42": ["Musical"],
         "000010001": ["War"],
         "000010002": [],
     }

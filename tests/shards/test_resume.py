@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from shards.files import PARTIAL, sha256_file
 from shards.index import SUFFIX, read_index, read_members, tar_path
 from shards.verify import verify_shards
 
+pytest_plugins = ("shard_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 POSTERS = 300  # two chunks of the check; large enough to be shrunk, so that a shard takes a while
@@ -111,7 +113,7 @@ def start() -> Iterator[Callable[..., Running]]:
         running.process.communicate()
 
 
-def assert_no_half_files(out: Path) -> None:
+def assert_no_half_files(out: Path, besides: tuple[str, ...] = ()) -> None:
     """Whatever bears a final name is whole; what is not whole is marked."""
     assert not (out / "manifest.json").exists()
     for path in out.iterdir():
@@ -122,7 +124,7 @@ def assert_no_half_files(out: Path) -> None:
         elif path.suffix == ".tar":
             assert len(read_members(path)) > 0
         else:
-            assert path.name in (".work", ".lock") or path.name.endswith(PARTIAL), path
+            assert path.name in (".work", ".lock", *besides) or path.name.endswith(PARTIAL), path
     for path in (out / ".work").glob("*"):
         assert path.suffix == ".json" or path.name.endswith(PARTIAL)
 
@@ -195,7 +197,10 @@ def test_a_killed_worker(
 def test_ctrl_c(large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]) -> None:
     out = tmp_path / "out"
     build = start(large, out)
-    build.until(lambda: len(build.indexes()) >= 2)
+    build.until(lambda: len(build.indexes()) >= 1)
+    for worker in build.workers():
+        worker.send_signal(signal.SIGINT)  # Ctrl-C belongs to the parent: workers alone take no notice
+    build.until(lambda: len(build.indexes()) >= 6)
     os.killpg(build.process.pid, signal.SIGINT)
     status, stderr = build.ended()
     assert (status, only_error(stderr)) == (130, "error: interrupted")
@@ -211,6 +216,7 @@ def test_two_builds_in_one_folder(
     first = start(large, out)
     first.until(lambda: len(first.indexes()) >= 1)
     os.killpg(first.process.pid, signal.SIGSTOP)  # it holds the folder for as long as the second needs
+    first.until(lambda: all(p.status() == psutil.STATUS_STOPPED for p in first.members()))
     before = tree(out)
     for command in (
         build_command(large, out),
@@ -242,6 +248,24 @@ def test_a_full_disk(
     assert not list(out.rglob(f"*{PARTIAL}"))
     assert (stage == "tar") == bool(list(out.glob(".work/*.json")))
     finish(large, out, whole)
+
+
+def test_a_set_that_is_mended_is_no_set_until_it_is_whole(
+    few: Source, few_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(few_shards, out)
+    lost = max(out.glob("*.tar"), key=lambda path: path.stat().st_size)
+    size = lost.stat().st_size
+    lost.unlink()
+    command = [*build_command(few, out, "--workers", 1), "--samples-per-shard", "8"]
+    done = posters(
+        *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))
+    )
+    assert done.returncode == 2 and "File too large" in only_error(done.stderr)
+    assert_no_half_files(out, besides=("rejected.csv", "duplicates.csv"))
+    assert posters(*command).returncode == 0
+    assert tree(out) == tree(few_shards)
 
 
 def test_a_really_full_disk(large: Source, whole: dict[str, str], tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_one_key_in_two_tars(tmp_path: Path, command: Command) -> None:
     assert problems(command, tmp_path) == ["key 'same' occurs 2 times in the set"]
 
 
+def test_images_that_were_broken_when_they_were_indexed(tmp_path: Path, command: Command) -> None:
+    """Indexing reads headers alone; the check decodes every picture."""
+    cut = encoded(draw("cut", 120, 180))[:-300]
+    write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
+    index_folder(AdoptOptions(tmp_path, workers=1))
+    (line,) = problems(command, tmp_path)
+    assert "a.tar: member 'cut' at offset 512: the image does not decode" in line
+
+
 def test_doing_what_verify_says_mends_the_set(
     few: Source, few_shards: Path, copy: Path, command: Command
 ) -> None:
