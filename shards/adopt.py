@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,9 +20,12 @@ from shards.files import folder_lock, sha256_file
 from shards.images import FORMATS
 from shards.index import Member, build_table, list_tars, read_members, write_index
 from shards.labels import LabelSet
+from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import parse_genres, read_metadata
 from shards.progress import progress
+
+log = logging.getLogger(__name__)
 
 SPLIT_NAME = re.compile(r"^(train|val|validation|test)[-_.]")
 
@@ -73,19 +77,27 @@ def index_folder(options: AdoptOptions) -> Manifest:
         raise UserError(f"no .tar file in {options.folder}")
     csv_genres = _csv_genres(options)
     with folder_lock(options.folder):
+        if (options.folder / MANIFEST).exists() and not Manifest.read(options.folder).source.get("indexed"):
+            raise UserError(
+                f"{options.folder} was made by `posters shards build` and has its indexes already"
+            )
         tasks = [_Read(tar, options.genre_field, options.genre_separator) for tar in tars]
         found: dict[Path, _Contents] = {}
         with progress(len(tars), "reading tars", unit="tar") as bar:
             for task, contents in run(read_contents, tasks, options.workers):
                 found[task.tar] = contents
                 bar.update()
+        unlabelled = 0
         for contents in found.values():
             if csv_genres is not None:
                 contents.genres = [
                     csv_genres.get(i, csv_genres.get(m.key, ()))
                     for i, m in zip(contents.ids, contents.members, strict=True)
                 ]
+            unlabelled += sum(not genres for genres in contents.genres)
         labels = LabelSet.from_samples(genres for contents in found.values() for genres in contents.genres)
+        if unlabelled and labels.genres:
+            log.warning("%d samples have no genres", unlabelled)
         shards = [_write(tar, found[tar], labels, options.split) for tar in tars]
         order = {"train": 0, "val": 1, "test": 2}
         shards.sort(key=lambda shard: (order.get(shard.split, 3), shard.split, shard.name))

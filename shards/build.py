@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -26,23 +25,22 @@ import numpy as np
 from shards.duplicates import MAX_DISTANCE, SIGNATURE_BYTES, group_duplicates
 from shards.errors import UserError
 from shards.executor import run
+from shards.existing import OtherShards, survey
 from shards.files import atomic_write, folder_lock, one_line, read_json, remove_partials
 from shards.images import ImageOptions, default_image_folder, holds_images
-from shards.index import SUFFIX, index_path, list_tars, tar_path
+from shards.index import index_path, tar_path
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, read_metadata, write_rejected
-from shards.pack import PackTask, Sample, finished_shard, pack_shard
+from shards.pack import PackTask, Sample, pack_shard
 from shards.progress import progress
 from shards.scan import Scan, scan_images
-from shards.split import split_samples
+from shards.split import SPLITS, split_samples
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 WORK = ".work"
-OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,11 @@ def build_shards(options: BuildOptions) -> Manifest:
         fractions = dict(zip(SPLITS, options.fractions, strict=True))
         splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
         tasks = plan_shards(options, images, rows, scan, splits, labels)
-        shards = _pack(options, tasks)
+        try:
+            shards = _pack(options, tasks)
+        except OtherShards:
+            shutil.rmtree(work, ignore_errors=True)  # a refused build leaves the folder as it was
+            raise
         write_rejected(options.out / "rejected.csv", rejected)
         _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
         sizes = np.unique(groups, return_counts=True)[1]
@@ -168,24 +170,7 @@ def plan_shards(
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
-    planned = {index_path(task.tar) for task in tasks}
-    # A killed build may have left a tar without its index; under our names it would pass for one of this set.
-    present = {index_path(tar) for tar in list_tars(options.out) if OWN_NAME.fullmatch(tar.name)}
-    strangers = sorted((present | set(options.out.glob(f"*{SUFFIX}"))) - planned)
-    if strangers and not options.overwrite:
-        raise UserError(
-            f"{options.out} already holds other shards ({tar_path(strangers[0]).name} is not of this build); "
-            f"choose another --out, or pass --overwrite to replace them"
-        )
-    shards: dict[str, Shard] = {}
-    for task in tasks:
-        try:
-            if done := finished_shard(task):
-                shards[task.name] = done
-        except UserError:
-            if not options.overwrite:
-                raise
-    todo = [task for task in tasks if task.name not in shards]
+    shards, todo, strangers = survey(options.out, tasks, options.overwrite)
     if todo or strangers:
         # From here to the end the folder is no finished set, and must not look like one.
         (options.out / MANIFEST).unlink(missing_ok=True)

@@ -119,7 +119,8 @@ def _build(args: argparse.Namespace) -> int:
     render_info(manifest, Console(soft_wrap=True))
     rejected = sum(manifest.source["rejected"].values())
     print(f"shards          {args.out}")
-    print(f"rejected rows   {rejected}" + (f", listed in {args.out / 'rejected.csv'}" if rejected else ""))
+    if rejected:
+        print(f"rejected        {args.out / 'rejected.csv'}")
     return 0
 
 
@@ -140,8 +141,9 @@ def _verify(args: argparse.Namespace) -> int:
         return 0
     for problem in problems:
         print(problem)
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(
-        f"{args.shards} has {len(problems)} problems in {len(manifest.shards)} shards; "
+        f"{args.shards} has {count} in {len(manifest.shards)} shards; "
         f"delete the named tars and run their build again"
     )
     return 1

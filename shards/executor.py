@@ -37,6 +37,8 @@ def run(
     One worker, or one task, runs in this process. Raises UserError if a worker is killed from outside
     (usually by the kernel, out of memory): whatever had finished stays on disk.
     """
+    if workers < 0:
+        raise UserError(f"--workers must be 0 (all cores) or more, not {workers}")
     workers = min(workers or available_cores(), len(tasks))
     if workers <= 1:
         for task in tasks:

@@ -77,12 +77,13 @@ class Packed:
 
 
 def find_image(folder: Path, sample_id: str) -> Path | None:
-    """``folder/{id}.jpg|.jpeg|.png``, or None. A directory of that name is no image."""
+    """``folder/{id}.jpg|.jpeg|.png``, or None; an id that is itself a file name (``x.jpg``) is taken as such."""
     for extension in EXTENSIONS:
         path = folder / f"{sample_id}{extension}"
         if path.is_file():
             return path
-    return None
+    path = folder / sample_id
+    return path if sample_id.endswith(EXTENSIONS) and path.is_file() else None
 
 
 def read_image_file(folder: Path, sample_id: str) -> bytes:

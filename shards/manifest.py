@@ -6,7 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +145,11 @@ def column_sums(shards: Sequence[Shard], genres: int) -> list[int]:
 
 def library_versions() -> dict[str, str]:
     """Versions on which a shard's bytes depend."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a source tree
+        return "not installed"

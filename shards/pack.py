@@ -15,7 +15,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.files import atomic_write, fingerprint, one_line, sha256_file
 from shards.images import BadImage, ImageOptions, pack_image, read_image_file
-from shards.index import build_table, index_path, read_index, read_members, write_index
+from shards.index import build_table, read_members, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard
 from shards.tarwriter import tar_writer
@@ -64,24 +64,6 @@ def sample_key(sample_id: str) -> str:
     return "%5F" + key[1:] if key.startswith("__") else key
 
 
-def finished_shard(task: PackTask) -> Shard | None:
-    """The shard's facts if this very task was finished before, else None.
-
-    Raises UserError if the name is taken by a shard with another content: nothing is overwritten silently.
-    """
-    if not index_path(task.tar).exists():
-        return None
-    table, facts = read_index(task.tar)
-    if facts.get("plan") != task.plan():
-        raise UserError(
-            f"{task.out} already holds other shards ({task.tar.name} was built from other posters or options); "
-            f"choose another --out, or pass --overwrite to replace them"
-        )
-    if not task.tar.exists() or task.tar.stat().st_size != facts["bytes"]:
-        return None
-    return _describe(task.name, task.split, table, facts, len(task.labels))
-
-
 def pack_shard(task: PackTask) -> Shard:
     """Write the tar, then its index. Both appear under their final names only when whole.
 
@@ -114,7 +96,7 @@ def pack_shard(task: PackTask) -> Shard:
     )
     facts = {"plan": task.plan(), "bytes": task.tar.stat().st_size, "sha256": sha256_file(task.tar)}
     write_index(task.tar, table, facts)
-    return _describe(task.name, task.split, table, facts, len(task.labels))
+    return describe(task.name, task.split, table, facts, len(task.labels))
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> Any:
@@ -130,7 +112,7 @@ def _pack_sample(task: PackTask, sample: Sample) -> Any:
     )
 
 
-def _describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
+def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     return Shard(
         name=f"{name}.tar",

@@ -23,6 +23,9 @@ _SIZE_ROUNDING = 1.5  # samples; exact sizes would cost rare labels of small set
 _BEST = 32  # moves tried in pairs, per direction
 _BOOSTS = 40
 
+#: The splits of a build, in the order of its fractions.
+SPLITS = ("train", "val", "test")
+
 
 def split_samples(
     ids: Sequence[str],

@@ -352,7 +352,6 @@ def test_another_content_is_refused_and_nothing_changes(
             UserError, match=r"already holds other shards .*another --out, or pass --overwrite"
         ):
             build(source, out, **options)
-        shutil.rmtree(out / ".work")
         assert tree(out) == before and {n: t for n, t in mtimes(out, "*").items() if n in times} == times
 
 

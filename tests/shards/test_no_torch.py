@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from shard_tools import Source, build_command, python
@@ -21,13 +22,16 @@ print("loaded:", loaded)
 """
 
 
-def test_every_module_and_command_does_without(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_every_module_and_command_does_without(few: Source, few_shards: Path, tmp_path: Path) -> None:
+    out, foreign = tmp_path / "out", tmp_path / "foreign"
+    foreign.mkdir()
+    for tar in few_shards.glob("*.tar"):
+        shutil.copy(tar, foreign)
     commands = [
         build_command(few, out, "--workers", 1),
         ["shards", "verify", str(out), "--workers", "1"],
         ["shards", "info", str(out)],
-        ["shards", "index", str(out), "--workers", "1"],
+        ["shards", "index", str(foreign), "--workers", "1"],
     ]
     done = python("-c", SCRIPT, *("\t".join(command) for command in commands))
     assert done.returncode == 0, done.stderr

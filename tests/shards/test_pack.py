@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from shard_tools import GENRES, Source, contents, draw, encoded, tree, write_file
 
 from shards.errors import UserError
+from shards.existing import finished_shard
 from shards.images import ImageOptions
 from shards.index import index_path, read_index
 from shards.labels import LabelSet
 from shards.metadata import id_problem
-from shards.pack import PackTask, Sample, finished_shard, pack_shard, sample_key
+from shards.pack import PackTask, Sample, pack_shard, sample_key
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -62,7 +62,7 @@ def problems(command: Command, folder: Path) -> list[str]:
     status, out, err = command("shards", "verify", folder, "--workers", 1)
     assert status == 1 and "Traceback" not in err
     *lines, last = out.splitlines()
-    assert f"has {len(lines)} problems" in last
+    assert f"has {len(lines)} problem" in last
     return lines
 
 
