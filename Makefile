@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The exact versions that were tested; override with CONSTRAINTS= to take the newest that setup.cfg allows.
 CONSTRAINTS ?= -c constraints.txt
+# Test processes: a test file stays in one of them, so that its fixtures are made once.
+JOBS ?= 2
 
 .PHONY: demo test lint clean
 
@@ -21,7 +23,7 @@ demo: $(VENV)/installed
 	$(BIN)/posters demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
