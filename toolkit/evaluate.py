@@ -28,7 +28,7 @@ from toolkit.inference import infer_all
 from toolkit.model_card import write_card
 from toolkit.model_folder import load_model_folder
 from toolkit.report_tables import Evaluation, evaluate_arrays
-from toolkit.trainer import train_prevalence
+from toolkit.validation import train_prevalence
 
 log = logging.getLogger(__name__)
 

@@ -20,20 +20,24 @@ from torch import nn
 
 from shards.errors import UserError
 from shards.files import one_line
-
-HeadKind = str  # "mlp" or "linear"
+from toolkit.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class HeadSpec:
     """The part of a model that timm does not know about."""
 
-    kind: HeadKind = "mlp"
+    kind: str = "mlp"
+    """mlp or linear."""
     hidden: tuple[int, ...] = (1024, 512)
     dropout: float = 0.5
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "hidden": list(self.hidden), "dropout": self.dropout}
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> HeadSpec:
+        return cls(config.head, tuple(config.hidden), config.dropout)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> HeadSpec:

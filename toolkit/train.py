@@ -37,9 +37,9 @@ from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import STOPPED, make_accelerator
 from toolkit.model_folder import load_labels, mean_std, recover_model_folder
-from toolkit.models import build_model, frozen_modules, load_weights
+from toolkit.models import HeadSpec, build_model, frozen_modules, load_weights
 from toolkit.optim import build_optimizer
-from toolkit.trainer import Parts, Trainer, head_spec
+from toolkit.trainer import Parts, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,11 @@ def _parts(
     hub = config.model.pretrained and config.model.weights is None and checkpoint is None
     with accelerator.main_process_first():  # one download, then the cache
         model: Any = build_model(
-            config.model.name, len(manifest.genres), head_spec(config), config.data.image_size, pretrained=hub
+            config.model.name,
+            len(manifest.genres),
+            HeadSpec.of(config.model),
+            config.data.image_size,
+            pretrained=hub,
         )
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from shards.errors import UserError
-from shards.labels import LabelSet
 from shards.manifest import Manifest
 from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
@@ -32,13 +31,10 @@ from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing, TrainTransforms
 from toolkit.distributed import StopSignal, broadcast_buffers, from_main, seed_step, sum_over_ranks
 from toolkit.inference import infer_all
-from toolkit.metrics import sigmoid
-from toolkit.model_folder import save_model_folder
-from toolkit.models import HeadSpec, training_mode
+from toolkit.models import training_mode
 from toolkit.optim import lr_factor, sample_losses, set_lr
-from toolkit.report_tables import Evaluation, evaluate_arrays
 from toolkit.run_log import RunLog
-from toolkit.thresholds import choose_global_threshold
+from toolkit.validation import export_model, judge
 
 log = logging.getLogger(__name__)
 
@@ -246,63 +242,31 @@ class Trainer:
     def _judge(self, logits: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
         """On the main process: metrics of this epoch, a threshold, and the model folder if it is the best."""
         state, parts = self.state, self.parts
-        probabilities = sigmoid(logits)
-        threshold = choose_global_threshold(parts.val.targets, probabilities, "micro_f1")
-        evaluation = evaluate_arrays(
-            parts.val.targets,
-            logits,
-            parts.manifest.genres,
-            train_prevalence(parts.manifest),
-            threshold,
-            split="val",
-        )
-        chosen = evaluation.thresholds[-1].metrics
-        if not np.isfinite(evaluation.loss):
+        verdict = judge(parts.val.targets, logits, parts.manifest)
+        if not np.isfinite(verdict.loss):
             raise UserError(
-                f"the validation loss of epoch {state.epoch + 1} is {evaluation.loss}: lower --optim.lr"
+                f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
             )
-        if state.best_loss is None or evaluation.loss < state.best_loss:
-            self._save_model(threshold, evaluation)
-        m_ap = evaluation.ranking["mAP"]
+        if state.best_loss is None or verdict.loss < state.best_loss:
+            export_model(
+                parts.out / "model",
+                self.plain_model,
+                self.config,
+                parts.manifest,
+                parts.preprocessing,
+                verdict,
+                epoch=state.epoch + 1,
+            )
         log.info(
-            "epoch %d: train loss %.4f, val loss %.4f, mAP %s, micro-F1 %.3f, macro-F1 %.3f; %.0f images/s, "
-            "%.1f%% waiting for data",
+            "epoch %d: train loss %.4f, %s; %.0f images/s, %.1f%% waiting for data",
             state.epoch + 1,
             row["train_loss"],
-            evaluation.loss,
-            "-" if m_ap is None else f"{m_ap:.3f}",
-            chosen["micro_f1"],
-            chosen["macro_f1"],
+            verdict,
             row["images_per_s"],
             100 * row["data_wait"],
         )
-        return {
-            **row,
-            "val_loss": evaluation.loss,
-            "val_mAP": m_ap,
-            "val_micro_f1": chosen["micro_f1"],
-            "val_macro_f1": chosen["macro_f1"],
-            "threshold": threshold,
-            "lr": self.config.optim.lr * self.lr_factor(state.updates - 1),
-        }
-
-    def _save_model(self, threshold: float, evaluation: Evaluation) -> None:
-        parts, config = self.parts, self.config
-        save_model_folder(
-            parts.out / "model",
-            self.plain_model,
-            head_spec(config),
-            LabelSet(tuple(parts.manifest.genres)),
-            np.array(threshold),
-            "the one threshold with the highest micro-F1 on the validation split",
-            parts.preprocessing,
-            {
-                "epoch": self.state.epoch + 1,
-                "shard_set": parts.manifest.fingerprint,
-                "training_config": config_dict(config),
-            },
-            {"val": evaluation.to_dict()},
-        )
+        lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
+        return {**row, **verdict.row(), "lr": lr}
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
@@ -338,14 +302,3 @@ class _Window:
         result = (images - self.images) / seconds, (self.loader.waited - self.waited) / seconds
         self.time, self.images, self.waited = now, images, self.loader.waited
         return result
-
-
-def head_spec(config: Config) -> HeadSpec:
-    """The head that a config asks for."""
-    return HeadSpec(config.model.head, tuple(config.model.hidden), config.model.dropout)
-
-
-def train_prevalence(manifest: Manifest) -> np.ndarray:
-    """(G,) share of training samples with each genre; what the baselines know."""
-    summary = manifest.split_summary()["train"]
-    return np.array([summary["genre_counts"][genre] for genre in manifest.genres]) / summary["samples"]

@@ -134,4 +134,4 @@ def test_shipped_configs_are_annotated_and_true(name: str, expected: Config):
 
 def test_every_shipped_config_loads():
     for path in (ROOT / "configs").glob("*.yaml"):
-        parse("--config", str(path))
+        assert isinstance(parse("--config", str(path)), Config), path

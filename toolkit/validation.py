@@ -1,0 +1,91 @@
+"""From the validation logits of an epoch to its verdict: metrics, the threshold, and the model folder of the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from shards.manifest import Manifest
+from toolkit.config import Config
+from toolkit.config_cli import config_dict
+from toolkit.data.transforms import Preprocessing
+from toolkit.metrics import sigmoid
+from toolkit.model_folder import save_model_folder
+from toolkit.models import HeadSpec
+from toolkit.report_tables import Evaluation, evaluate_arrays
+from toolkit.thresholds import choose_global_threshold
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An epoch, judged on the validation split."""
+
+    evaluation: Evaluation
+    threshold: float
+    """The one probability from which genres are named; it maximises micro-F1 on this split."""
+
+    @property
+    def loss(self) -> float:
+        return self.evaluation.loss
+
+    def row(self) -> dict[str, Any]:
+        """Its columns of epochs.csv."""
+        chosen = self.evaluation.thresholds[-1].metrics
+        return {
+            "val_loss": self.loss,
+            "val_mAP": self.evaluation.ranking["mAP"],
+            "val_micro_f1": chosen["micro_f1"],
+            "val_macro_f1": chosen["macro_f1"],
+            "threshold": self.threshold,
+        }
+
+    def __str__(self) -> str:
+        row = self.row()
+        m_ap = "-" if row["val_mAP"] is None else f"{row['val_mAP']:.3f}"
+        return (
+            f"val loss {self.loss:.4f}, mAP {m_ap}, micro-F1 {row['val_micro_f1']:.3f}, "
+            f"macro-F1 {row['val_macro_f1']:.3f}"
+        )
+
+
+def judge(targets: np.ndarray, logits: np.ndarray, manifest: Manifest) -> Verdict:
+    """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1."""
+    threshold = choose_global_threshold(targets, sigmoid(logits), "micro_f1")
+    evaluation = evaluate_arrays(
+        targets, logits, manifest.genres, train_prevalence(manifest), threshold, split="val"
+    )
+    return Verdict(evaluation, threshold)
+
+
+def export_model(
+    folder: Path,
+    model: nn.Module,
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    verdict: Verdict,
+    *,
+    epoch: int,
+) -> None:
+    """Write the model folder of the best epoch so far; ``model`` is unwrapped, ``epoch`` counts from 1."""
+    save_model_folder(
+        folder,
+        model,
+        HeadSpec.of(config.model),
+        manifest.labels,
+        np.array(verdict.threshold),
+        "the one threshold with the highest micro-F1 on the validation split",
+        preprocessing,
+        {"epoch": epoch, "shard_set": manifest.fingerprint, "training_config": config_dict(config)},
+        {"val": verdict.evaluation.to_dict()},
+    )
+
+
+def train_prevalence(manifest: Manifest) -> np.ndarray:
+    """(G,) share of training samples with each genre; what the baselines know."""
+    summary = manifest.split_summary()["train"]
+    return np.array([summary["genre_counts"][genre] for genre in manifest.genres]) / summary["samples"]
