@@ -41,7 +41,6 @@ class Progress:
     """Epochs since the best one."""
     loss_sum: float = 0.0
     """Sum of the training losses of this epoch's samples so far, over all ranks."""
-    finished: bool = False
 
 
 @dataclass

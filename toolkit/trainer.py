@@ -85,8 +85,6 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
-            self.state.finished = True
-            self._save()
             return True
         finally:
             self.train_loader.close()

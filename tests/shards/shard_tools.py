@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import struct
 import subprocess
@@ -175,3 +176,25 @@ def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def samples(folder: Path) -> dict[str, dict[str, Any]]:
+    """id -> split, record, image bytes and key of every sample of a set, read with the standard library."""
+    found = {}
+    for shard in Manifest.read(folder).shards:
+        members = contents(folder / shard.name)
+        for name, data in members.items():
+            if name.endswith(".json"):
+                record, key = json.loads(data), name[: -len(".json")]
+                assert record["id"] not in found
+                found[record["id"]] = {
+                    "split": shard.split,
+                    "image": members[f"{key}.jpg"],
+                    "key": key,
+                    **record,
+                }
+    return found
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    return [list(row.values()) for row in read_csv(path)]

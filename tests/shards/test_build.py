@@ -19,15 +19,13 @@ from shard_tools import (
     Source,
     build,
     build_command,
-    contents,
-    draw,
     draw_posters,
-    encoded,
     environment,
-    mtimes,
     posters,
     python,
     read_csv,
+    rows_of,
+    samples,
     tree,
     write_csv,
     write_file,
@@ -40,28 +38,6 @@ from shards.manifest import Manifest
 from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
-
-
-def samples(folder: Path) -> dict[str, dict[str, Any]]:
-    """id -> split, record, image bytes and key of every sample of a set, read with the standard library."""
-    found = {}
-    for shard in Manifest.read(folder).shards:
-        members = contents(folder / shard.name)
-        for name, data in members.items():
-            if name.endswith(".json"):
-                record, key = json.loads(data), name[: -len(".json")]
-                assert record["id"] not in found
-                found[record["id"]] = {
-                    "split": shard.split,
-                    "image": members[f"{key}.jpg"],
-                    "key": key,
-                    **record,
-                }
-    return found
-
-
-def rows_of(path: Path) -> list[list[str]]:
-    return [list(row.values()) for row in read_csv(path)]
 
 
 def test_every_row_is_a_sample_or_a_rejection(source: Source, shard_set: Path) -> None:
@@ -321,94 +297,3 @@ def test_the_conventional_folder_is_found(
     monkeypatch.chdir(tmp_path)
     build_shards(BuildOptions(metadata=few.csv, out=tmp_path / "out", workers=1))
     assert set(samples(tmp_path / "out")) == set(few.good)
-
-
-def test_a_finished_set_is_not_written_again(few: Source, few_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    before, times = tree(out), mtimes(out) | mtimes(out, "*.parquet")
-    build(few, out, samples_per_shard=8)
-    build(few, out, samples_per_shard=8, overwrite=True, workers=2)
-    assert tree(out) == before
-    assert mtimes(out) | mtimes(out, "*.parquet") == times
-
-
-def test_another_content_is_refused_and_nothing_changes(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    before, times = tree(out), mtimes(out, "*")
-    fewer = Source(few.images, write_csv(tmp_path / "fewer.csv", rows_of(few.csv)[:10]), {}, {})
-    changes: list[tuple[Source, dict[str, Any]]] = [
-        (few, {"seed": 1}),
-        (few, {"samples_per_shard": 5}),
-        (few, {"samples_per_shard": 1000}),
-        (few, {"samples_per_shard": 8, "genre_separator": "|", "fractions": (1.0, 0.0, 0.0)}),
-        (fewer, {"samples_per_shard": 8}),
-    ]
-    for source, options in changes:
-        with pytest.raises(
-            UserError, match=r"already holds other shards .*another --out, or pass --overwrite"
-        ):
-            build(source, out, **options)
-        assert tree(out) == before and {n: t for n, t in mtimes(out, "*").items() if n in times} == times
-
-
-@pytest.mark.parametrize("options", [{"samples_per_shard": 1000}, {"samples_per_shard": 3}, {"seed": 1}])
-def test_overwrite_leaves_nothing_stale(
-    few: Source, few_shards: Path, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    write_file(out / "notes.txt", b"the user's own")
-    build(few, out, overwrite=True, **options)
-    build(few, tmp_path / "fresh", **options)
-    assert tree(out) == {**tree(tmp_path / "fresh"), "notes.txt": tree(out)["notes.txt"]}
-
-
-def test_a_tar_that_a_killed_build_left_is_no_stale_file(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
-    """Killed between a tar and its index, then started with larger shards."""
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    for path in [*out.glob("*.parquet"), out / "manifest.json"]:
-        path.unlink()
-    with pytest.raises(UserError, match=r"train-00001\.tar is not of this build"):
-        build(few, out, samples_per_shard=1000)
-    build(few, out, samples_per_shard=1000, overwrite=True)
-    build(few, tmp_path / "fresh", samples_per_shard=1000)
-    assert tree(out) == tree(tmp_path / "fresh")
-
-
-def test_a_damaged_index_is_refused_or_overwritten(few: Source, few_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    index = out / "train-00001.index.parquet"
-    index.write_bytes(index.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"train-00001\.index\.parquet cannot be read"):
-        build(few, out, samples_per_shard=8)
-    build(few, out, samples_per_shard=8, overwrite=True)
-    assert tree(out) == tree(few_shards)
-
-
-@pytest.mark.parametrize(
-    "lost", ["train-00001.tar", "train-00001.index.parquet", "manifest.json", "rejected.csv"]
-)
-def test_a_lost_file_is_made_again(few: Source, few_shards: Path, tmp_path: Path, lost: str) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(few_shards, out)
-    (out / lost).unlink()
-    build(few, out, samples_per_shard=8)
-    assert tree(out) == tree(few_shards)
-
-
-def test_a_poster_replaced_later_is_another_content(tmp_path: Path) -> None:
-    own = draw_posters(tmp_path / "own", 12)
-    build(own, tmp_path / "out")
-    write_file(own.images / "p0003.jpg", encoded(draw("another")))
-    with pytest.raises(UserError, match="already holds other shards"):
-        build(own, tmp_path / "out")
-    build(own, tmp_path / "out", overwrite=True)
-    assert samples(tmp_path / "out")["p0003"]["image"] == encoded(draw("another"))

@@ -36,7 +36,7 @@ def copy(shard_set: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shard_set, tmp_path / "set")
 
 
-def refused(folder: Path, *words: str) -> None:
+def check_refused(folder: Path, *words: str) -> None:
     with pytest.raises(UserError) as caught:
         ShardReader.of_split(folder, "train")
     message = str(caught.value)
@@ -48,22 +48,22 @@ def refused(folder: Path, *words: str) -> None:
 def test_a_truncated_tar_is_found_at_open(copy: Path):
     tar = copy / "train-00001.tar"
     tar.write_bytes(tar.read_bytes()[:-5000])
-    refused(copy, "train-00001.tar", "truncated")
+    check_refused(copy, "train-00001.tar", "truncated")
 
 
 def test_a_missing_tar_is_found_at_open(copy: Path):
     (copy / "train-00000.tar").unlink()
-    refused(copy, "train-00000.tar", "missing")
+    check_refused(copy, "train-00000.tar", "missing")
 
 
 def test_a_missing_index_is_found_at_open(copy: Path):
     index_path(copy / "train-00000.tar").unlink()
-    refused(copy, "train-00000.tar", "no index")
+    check_refused(copy, "train-00000.tar", "no index")
 
 
 def test_an_index_of_another_build_is_found_at_open(copy: Path):
     shutil.copy(index_path(copy / "train-00001.tar"), index_path(copy / "train-00000.tar"))
-    refused(copy, "train-00000.tar", "another build")
+    check_refused(copy, "train-00000.tar", "another build")
 
 
 def test_an_unknown_split_is_named(shard_set: Path):

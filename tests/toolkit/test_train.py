@@ -175,6 +175,17 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, 
     assert done.returncode == 0, done.stderr
 
 
+def test_stopped_after_the_last_update_of_an_epoch(whole: Path, runs: Path, shard_set: Path, tmp_path: Path):
+    steps = len([at for at in read_spy(runs / "spy-whole") if at[0] == 0])
+    options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=2"]
+    assert run_python(PROBE, tmp_path / "spy", f"term {steps}", *options).returncode == 75
+    resumed = run_python(PROBE, tmp_path / "spy", "", *options, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_spy(tmp_path / "spy") == read_spy(runs / "spy-whole")  # its validation was still to be done
+    ours, theirs = tmp_path / "run/model/model.safetensors", whole / "model/model.safetensors"
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_metrics_of_two_processes_are_those_of_one(double: Path, shard_set: Path, tmp_path: Path):
     arguments = ["--model", double / "model", "--shards", shard_set, "--split", "val", "--out"]
     one = posters_command("evaluate", *arguments, tmp_path / "one.json", "--batch-size", 16)
