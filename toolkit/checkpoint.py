@@ -120,6 +120,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
 #: A resumed run with another value here would be another run, not the rest of this one.
 FIXED = (
     "data.image_size",
+    "data.order",
+    "data.window",
     "model.name",
     "model.head",
     "model.hidden",

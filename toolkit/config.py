@@ -11,6 +11,11 @@ from typing import Literal
 
 from shards.errors import UserError
 
+#: Where crop and resize run.
+Geometry = Literal["auto", "device", "cpu"]
+#: What an undecodable image does to a run.
+OnError = Literal["replace", "mask", "stop"]
+
 
 @dataclass
 class DataConfig:
@@ -30,6 +35,16 @@ class DataConfig:
     """Decoding threads per process; 0 divides the cores of the machine by its processes."""
     prefetch: int = 4
     """Batches decoded ahead of the step that needs them; more only costs memory."""
+    geometry: Geometry = "auto"
+    """Where crops are cut and resized: on the device, or on the cpu by the decoding threads; auto is device on GPUs."""
+    order: Literal["global", "window"] = "global"
+    """Shuffle: global permutes all samples; window only within groups of shards, for sets that do not fit in memory."""
+    window: int = 16
+    """Shards in a group of order window; a node then reads from about this many files at a time."""
+    on_error: OnError = "replace"
+    """An undecodable image is replaced by another sample, masked (weighs nothing), or stops the run."""
+    max_errors: float = 0.01
+    """Share of a split's samples that may be undecodable before the run stops and lists them."""
 
 
 @dataclass
@@ -127,6 +142,8 @@ class Config:
             ("data.crop_pct", 0 < self.data.crop_pct <= 1, "over 0, at most 1"),
             ("data.workers", self.data.workers >= 0, "0 (automatic) or more"),
             ("data.prefetch", self.data.prefetch >= 1, "at least 1"),
+            ("data.window", self.data.window >= 1, "at least 1"),
+            ("data.max_errors", 0 <= self.data.max_errors <= 1, "a share from 0 to 1"),
             ("model.hidden", all(width >= 1 for width in self.model.hidden), "positive widths"),
             ("model.dropout", 0 <= self.model.dropout < 1, "at least 0, under 1"),
             ("optim.lr", self.optim.lr > 0, "positive"),

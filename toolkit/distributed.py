@@ -132,3 +132,8 @@ class StopSignal:
         """Give the signals back to whoever had them."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What the model's convolutions will take: normalised images may as well be made of it."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)

@@ -21,6 +21,7 @@ from shards.files import write_json
 from shards.labels import require_same
 from shards.manifest import Manifest
 from shards.progress import progress
+from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.reader import ShardReader
 from toolkit.distributed import make_accelerator
@@ -68,15 +69,15 @@ def evaluate(
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
     model = folder.model.to(accelerator.device)
-    size = folder.preprocessing.image_size
+    cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
-        Loader(reader, size, decode_threads(workers), prefetch=4) as loader,
+        Loader(reader, decode_threads(workers), prefetch=4, device=accelerator.device) as loader,
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
-        logits = infer_all(
+        logits, _ = infer_all(
             model,
             loader,
-            len(reader),
+            cutter,
             batch_size,
             folder.preprocessing,
             accelerator,

@@ -20,6 +20,8 @@ from accelerate import Accelerator
 
 from shards.errors import UserError
 from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from toolkit.data.cuts import file_cutter
+from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.data.transforms import Preprocessing, center_crop
@@ -94,8 +96,11 @@ class FileSource:
 
     paths: Sequence[Path]
 
-    def image_bytes(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> memoryview:
+        return memoryview(bytearray(self.paths[index].read_bytes()))
 
     def where(self, index: int) -> str:
         return str(self.paths[index])
@@ -126,16 +131,12 @@ def predict_files(
     model = folder.model.to(accelerator.device)
     source = FileSource(paths)
     shares = EvalPlan(len(paths), batch_size).shares(0, 1)
+    cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     with Loader(
-        source, folder.preprocessing.image_size, decode_threads(workers), 4, keep_errors=True
+        source, decode_threads(workers), prefetch=4, device=accelerator.device, policy=KEEP_ERRORS
     ) as loader:
         indices, logits, errors = infer_shares(
-            model,
-            loader,
-            shares,
-            folder.preprocessing,
-            accelerator,
-            transform=RawTransform(folder.preprocessing),
+            model, loader, shares, cutter, folder.preprocessing, accelerator
         )
     probabilities = dict(zip(indices.tolist(), sigmoid(logits), strict=True))
     return [

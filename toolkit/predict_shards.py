@@ -22,6 +22,8 @@ from shards.files import atomic_write, one_line, remove_partials
 from shards.labels import require_same
 from shards.manifest import Manifest, Shard
 from shards.progress import progress
+from toolkit.data.cuts import eval_cutter
+from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
@@ -100,11 +102,12 @@ def predict_shard(
     """Predict one shard and write its file, atomically. Returns the number of undecodable images."""
     reader = ShardReader(root, [shard], manifest.labels)
     shares = EvalPlan(len(reader), batch_size).shares(0, 1)
+    cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with Loader(
-        reader, folder.preprocessing.image_size, decode_threads(workers), 4, keep_errors=True
+        reader, decode_threads(workers), prefetch=4, device=accelerator.device, policy=KEEP_ERRORS
     ) as loader:
         indices, logits, errors = infer_shares(
-            folder.model, loader, shares, folder.preprocessing, accelerator, on_batch=bar.update
+            folder.model, loader, shares, cutter, folder.preprocessing, accelerator, on_batch=bar.update
         )
     rows: list[np.ndarray | None] = [None] * len(reader)
     for index, values in zip(indices.tolist(), sigmoid(logits), strict=True):

@@ -32,10 +32,10 @@ from toolkit.checkpoint import (
 from toolkit.config import Config
 from toolkit.config_cli import config_dict, save_config
 from toolkit.data.loader import decode_threads
-from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import STOPPED, make_accelerator
+from toolkit.feed import train_plan
 from toolkit.model_folder import load_labels, mean_std, recover_model_folder
 from toolkit.models import HeadSpec, build_model, frozen_modules, load_weights
 from toolkit.optim import build_optimizer
@@ -179,7 +179,7 @@ def _say_what_runs(accelerator: Accelerator, parts: Parts, checkpoint: Checkpoin
     if not accelerator.is_main_process:
         return
     config = parts.config
-    plan = TrainPlan(len(parts.train), config.train.batch_size, config.train.seed)
+    plan = train_plan(config, parts.train)
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     log.info(
         "%s, %s head, %.1f M trainable weights; %d genres",

@@ -1,6 +1,6 @@
 """One training run: epochs of updates, a validation after each, checkpoints between.
 
-plan → loader threads → uint8 batch → device → normalise → model → loss → update
+plan → feed: decoded, cut, on the device → normalise → model → loss → update
                                                          ↘ every epoch: validation → best? → RUN/model
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
-from toolkit.data.loader import Batch, Loader, decode_threads, targets_of
-from toolkit.data.plan import TrainPlan
+from toolkit.data.loader import Batch, targets_of
 from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing, TrainTransforms
+from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import StopSignal, broadcast_buffers, from_main, seed_step, sum_over_ranks
+from toolkit.feed import Feed, Stopwatch
 from toolkit.inference import infer_all
 from toolkit.models import training_mode
 from toolkit.optim import lr_factor, sample_losses, set_lr
@@ -60,7 +59,8 @@ class Trainer:
 
     def __init__(self, accelerator: Accelerator, parts: Parts, resumed: Checkpoint | None = None) -> None:
         self.accelerator, self.parts, self.config = accelerator, parts, parts.config
-        self.plan = TrainPlan(len(parts.train), self.config.train.batch_size, self.config.train.seed)
+        self.feed = Feed(parts.config, parts.train, parts.val, parts.preprocessing, accelerator)
+        self.plan = self.feed.plan
         self.state = resumed.progress if resumed else Progress()
         self.run_log = RunLog(accelerator, parts.out, self.state.updates)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
@@ -68,10 +68,6 @@ class Trainer:
             torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         )
         self.stop = StopSignal(accelerator)
-        data = self.config.data
-        threads = decode_threads(data.workers)
-        self.train_loader = Loader(parts.train, data.image_size, threads, data.prefetch)
-        self.val_loader = Loader(parts.val, data.image_size, threads, data.prefetch)
 
     @property
     def plain_model(self) -> nn.Module:
@@ -87,8 +83,7 @@ class Trainer:
                     return False
             return True
         finally:
-            self.train_loader.close()
-            self.val_loader.close()
+            self.feed.close()
             self.stop.restore()
 
     def _over(self) -> bool:
@@ -98,11 +93,11 @@ class Trainer:
     def _epoch(self) -> bool:
         """The rest of the current epoch and its validation. False if stopped between two updates."""
         state, config, accelerator = self.state, self.config, self.accelerator
-        started, images, waited = time.perf_counter(), 0, self.train_loader.waited
+        images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros((), device=accelerator.device)  # this rank's, since the start or a checkpoint
         training_mode(self.parts.model, self.parts.frozen)
-        recent = _Window(self.train_loader)
-        with self._bar() as bar, contextlib.closing(self._batches()) as batches:
+        recent = _Window(self.feed)
+        with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 loss, count = self._update(batches)
                 own_loss += loss
@@ -120,28 +115,18 @@ class Trainer:
                 if due and state.step < self.plan.steps_per_epoch:
                     self._save()
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
-        seconds = time.perf_counter() - started
+        seconds, waiting = watch.seconds, watch.waiting
+        if accelerator.is_main_process:
+            log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         self._validate(
             {
                 "train_loss": state.loss_sum / len(self.parts.train),
                 "images_per_s": images / seconds,
-                "data_wait": (self.train_loader.waited - waited) / seconds,
+                "data_wait": waiting,
                 "seconds": seconds,
             }
         )
         return True
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        accelerator, state = self.accelerator, self.state
-        shares = self.plan.shares(
-            state.epoch,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.config.train.accumulation,
-            first_step=state.step,
-        )
-        transforms = TrainTransforms(self.parts.train, self.config.data, self.config.train.seed, state.epoch)
-        return self.train_loader.batches(shares, transforms)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """One update. Returns (this rank's sum of sample losses, samples of the update over all ranks)."""
@@ -149,13 +134,11 @@ class Trainer:
         model, optimizer = self.parts.model, self.parts.optimizer
         seed_step(config.train.seed, state.epoch, state.step, accelerator.process_index)
         set_lr(optimizer, config.optim.lr * self.lr_factor(state.updates))
-        count = len(self.plan.global_indices(state.epoch, state.step))
+        count = self.plan.count(state.step)
         total = torch.zeros((), device=accelerator.device)
         for part in range(config.train.accumulation):
             batch = next(batches)
-            images = self.parts.preprocessing.normalize(
-                batch.images.to(accelerator.device, non_blocking=True)
-            )
+            images = self.parts.preprocessing.normalize(batch.images, self.feed.dtype)
             targets = targets_of(batch.share, self.parts.train.targets).to(
                 accelerator.device, non_blocking=True
             )
@@ -215,18 +198,19 @@ class Trainer:
         model = self.plain_model
         broadcast_buffers(accelerator, model)
         model.eval()
-        logits = infer_all(
+        logits, decoded = infer_all(
             model,
-            self.val_loader,
-            len(parts.val),
+            self.feed.val_loader,
+            self.feed.val_cutter,
             self.config.train.eval_batch_size,
             parts.preprocessing,
             accelerator,
             channels_last=self.config.train.channels_last,
         )
+        row["data_errors"] = self.feed.errors()
         summary = None
         if accelerator.is_main_process:
-            summary = self._judge(logits, row)
+            summary = self._judge(logits, decoded, row)
         summary = from_main(accelerator, summary)
         improved = state.best_loss is None or summary["val_loss"] < state.best_loss
         if improved:
@@ -237,10 +221,10 @@ class Trainer:
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
 
-    def _judge(self, logits: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
+    def _judge(self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
         """On the main process: metrics of this epoch, a threshold, and the model folder if it is the best."""
         state, parts = self.state, self.parts
-        verdict = judge(parts.val.targets, logits, parts.manifest)
+        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest)
         if not np.isfinite(verdict.loss):
             raise UserError(
                 f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
@@ -289,14 +273,11 @@ class Trainer:
 class _Window:
     """Speed and waiting share since the last measurement."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-        self.time, self.images, self.waited = time.perf_counter(), 0, loader.waited
+    def __init__(self, feed: Feed) -> None:
+        self.watch, self.images = Stopwatch(feed), 0
 
     def measure(self, images: int) -> tuple[float, float]:
         """(images/s, share of time spent waiting for data); ``images`` counts from the start of the epoch."""
-        now = time.perf_counter()
-        seconds = max(now - self.time, 1e-9)
-        result = (images - self.images) / seconds, (self.loader.waited - self.waited) / seconds
-        self.time, self.images, self.waited = now, images, self.loader.waited
+        result = (images - self.images) / self.watch.seconds, self.watch.waiting
+        self.watch, self.images = Stopwatch(self.watch.feed), images
         return result

@@ -1,29 +1,20 @@
-"""Pixels: the evaluation transform is torchvision's to the byte; training crops are Pillow's."""
+"""The reference transform is torchvision's to the byte; normalisation is its formula."""
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from toolkit.data.transforms import Preprocessing, center_crop, crop_resize
+from toolkit.data.transforms import Preprocessing, center_crop
 
 
 def noise(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,19 +29,6 @@ def test_evaluation_crop_is_torchvisions(width, height, size, crop_pct):
     short = max(size, round(size / crop_pct))
     reference = Compose([Resize(short, InterpolationMode.BILINEAR, antialias=True), CenterCrop(size)])
     assert np.array_equal(center_crop(image, size, crop_pct), np.asarray(reference(image)))
-
-
-def test_training_crop_is_pillows_and_flips():
-    image = noise(50, 80)
-    box = (5, 10, 45, 70)
-    expected = np.asarray(image.crop(box).resize((32, 32), Image.Resampling.BILINEAR))
-    assert np.array_equal(crop_resize(png(image), 32, box, False), expected)
-    assert np.array_equal(crop_resize(png(image), 32, box, True), expected[:, ::-1])
-
-
-def test_a_box_larger_than_the_image_is_no_silent_black_border():
-    with pytest.raises(ValueError, match="smaller than its index says"):
-        crop_resize(png(noise(20, 20)), 16, (0, 0, 21, 20), False)
 
 
 def test_normalisation():

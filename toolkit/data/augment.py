@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back to a central crop
@@ -15,16 +17,18 @@ def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarr
     counter: no state, so no order of calls can matter.
     """
     with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch))
-        rows = _mix(key ^ _mix(samples.astype(np.uint64) + _GOLDEN))
+        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch))
+        rows = mix64(key ^ mix64(samples.astype(np.uint64) + _GOLDEN))
         counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-        bits = _mix(rows[:, None] + counters[None, :])
+        bits = mix64(rows[:, None] + counters[None, :])
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+def mix64(x: Any) -> Any:
+    """splitmix64's finaliser: a bijection of 64-bit words that scatters them; scalars or arrays of uint64."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 

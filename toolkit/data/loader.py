@@ -1,104 +1,196 @@
-"""Batches decoded ahead of time by a pool of threads (Pillow releases the GIL while it decodes and resizes).
+"""Batches in plan order, decoded ahead of time by threads whose decoders release the GIL.
 
-The plan says which samples, the source gives their bytes, the transform makes pixels; batches come in plan order.
+    share ─ cutter ─→ Cut (what each row needs) ─→ chunks of rows ─ threads: read, decode ─→ slot of the ring
+          ─ last chunk: copy to the device on a side stream ─→ device: geometry, normalise ─→ Batch
+
+No worker processes, no shared memory, no pickling: the first batch is there after one batch's decoding. The plan says
+which samples, the source gives their bytes, the cut makes pixels, the fault policy answers to damaged images.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from shards.errors import UserError
 from shards.executor import available_cores
-from shards.files import one_line
+from toolkit.data.cuts import Cut, Cutter
+from toolkit.data.faults import ATTEMPTS, FaultPolicy, Faults
+from toolkit.data.jpeg import Undecodable
+from toolkit.data.meter import Meter
 from toolkit.data.plan import Share
-from toolkit.data.transforms import Transform
+from toolkit.data.ring import Slot
+
+#: Rows of a thread's task: few enough to share a batch evenly, enough to make the task's overhead disappear.
+CHUNK = 8
 
 
 class Source(Protocol):
     """Where encoded images come from: a ShardReader, or a list of files."""
 
-    def image_bytes(self, index: int) -> bytes: ...
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> memoryview:
+        """Writable bytes of a sample, valid until this thread's next read. Raises Undecodable, OSError."""
+        ...
 
     def where(self, index: int) -> str: ...
 
 
 @dataclass
+class Work:
+    """A batch being decoded."""
+
+    share: Share
+    cut: Cut
+    slot: Slot
+    indices: np.ndarray
+    """(n,) the samples that the rows hold: the share's, or their substitutes."""
+    valid: np.ndarray
+    errors: dict[int, str] = field(default_factory=dict)
+    squares: dict[int, np.ndarray] = field(default_factory=dict)
+    """Row → (S, S, 3) pixels that could not use the row's place in the slot."""
+    futures: list[Future[None]] = field(default_factory=list)
+    unfinished: int = 0
+    """Futures whose rows are not yet all decoded."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
 class Batch:
-    """Decoded samples of one share."""
+    """Decoded samples of one share, on the device."""
 
     images: torch.Tensor
-    """(n, S, S, 3) uint8."""
+    """(n, S, S, 3) whole grey levels, uint8 or float; to be used before the next batch is asked for."""
     share: Share
-    errors: dict[int, str] = field(default_factory=dict)
-    """Row → why its image could not be decoded (its pixels are zero)."""
+    """The samples that ``images`` holds. Substitutes have their own index; masked rows are not valid."""
+    errors: dict[int, str]
+    """Row → why its image could not be decoded (masked rows only)."""
 
 
 class Loader:
-    """Decodes shares in threads, ``prefetch`` batches ahead. One pool serves any number of passes.
-
-    ``waited`` adds up the seconds that callers spent waiting for a batch.
-    """
+    """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes."""
 
     def __init__(
-        self, source: Source, image_size: int, workers: int, prefetch: int, *, keep_errors: bool = False
+        self,
+        source: Source,
+        threads: int,
+        prefetch: int,
+        *,
+        device: torch.device | str = "cpu",
+        policy: FaultPolicy | None = None,
     ) -> None:
-        self.source, self.size, self.prefetch, self.keep_errors = source, image_size, prefetch, keep_errors
-        self.waited = 0.0
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self.source, self.threads, self.prefetch = source, threads, prefetch
+        self.device = torch.device(device)
+        self.meter = Meter()
+        self.faults = Faults(policy or FaultPolicy(), len(source))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._slots = [Slot(self.device) for _ in range(prefetch + 1)]
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def batches(
-        self, shares: Iterable[Share], transforms: Callable[[Share], list[Transform]]
+        self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch per share, in order. Raises UserError naming shard, key and offset of a damaged image,
-        unless ``keep_errors`` asks for it to be told in ``Batch.errors``."""
-        queue: deque[tuple[Batch, list[Future[None]]]] = deque()
+        """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
+
+        Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset.
+        """
+        for work in self.decoded(shares, cutter, epoch):
+            images = work.cut.images(work.slot.on_device(work.cut.size))
+            for row, square in work.squares.items():
+                images[row] = torch.from_numpy(square).to(images.device, images.dtype)
+            yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
+
+    def decoded(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Work, None, None]:
+        """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
+        queue: deque[Work] = deque()
+        free = deque(self._slots)
         pending = iter(shares)
         try:
             while True:
                 while len(queue) < self.prefetch and (share := next(pending, None)) is not None:
-                    queue.append(self._submit(share, transforms(share)))
+                    queue.append(self._start(share, cutter, epoch, free.popleft()))
                 if not queue:
                     return
                 started = time.perf_counter()
-                batch, futures = queue.popleft()
-                for row, future in enumerate(futures):
-                    self._collect(batch, row, future)
-                self.waited += time.perf_counter() - started
-                yield batch
+                work = queue[0]
+                for future in work.futures:
+                    future.result()
+                self.meter.add(waited=time.perf_counter() - started)
+                queue.popleft()
+                self.faults.check()
+                yield work
+                self.meter.add(copied=work.slot.free())
+                free.append(work.slot)
         finally:
-            for _, futures in queue:
-                for future in futures:
+            # Threads may still write to these slots, and a later pass will use them.
+            for work in queue:
+                for future in work.futures:
                     future.cancel()
+            wait([future for work in queue for future in work.futures])
 
-    def _submit(self, share: Share, transforms: list[Transform]) -> tuple[Batch, list[Future[None]]]:
-        images = torch.zeros((len(share.indices), self.size, self.size, 3), dtype=torch.uint8)
-        slots = images.numpy()
+    def _start(self, share: Share, cutter: Cutter, epoch: int, slot: Slot) -> Work:
+        cut = cutter(share)
+        memory = slot.room(cut.size)
+        work = Work(share, cut, slot, share.indices.copy(), share.valid.copy())
+        rows = range(len(share.indices))
+        starts = rows[::CHUNK]
+        work.unfinished = len(starts)
 
-        def decode(row: int) -> None:
-            slots[row] = transforms[row](self.source.image_bytes(int(share.indices[row])))
+        def run(start: int) -> None:
+            began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
+            for row in rows[start : start + CHUNK]:
+                size += self._row(work, row, memory, cutter, epoch)
+            self.meter.add(
+                decode=time.perf_counter() - began,
+                decode_cpu=time.thread_time() - began_cpu,
+                samples=min(CHUNK, len(rows) - start),
+                bytes_read=size,
+            )
+            with work.lock:
+                work.unfinished -= 1
+                last = work.unfinished == 0
+            if last:
+                slot.send(cut.size, self._stream)
 
-        return Batch(images, share), [self._pool.submit(decode, row) for row in range(len(transforms))]
+        work.futures = [self._pool.submit(run, start) for start in starts]
+        return work
 
-    def _collect(self, batch: Batch, row: int, future: Future[None]) -> None:
-        error = future.exception()
-        if error is None:
-            return
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        if not self.keep_errors:
-            place = self.source.where(int(batch.share.indices[row]))
-            raise UserError(
-                f"{place} cannot be decoded ({problem}); run `posters shards verify` on the set"
-            ) from error
-        batch.errors[row] = problem
+    def _row(self, work: Work, row: int, memory: np.ndarray, cutter: Cutter, epoch: int) -> int:
+        """Decode one row; returns the bytes read."""
+        sample = int(work.indices[row])
+        try:
+            data = self.source.read(sample)
+            work.cut.row(row, data, memory)
+            return len(data)
+        except (Undecodable, OSError) as error:
+            problem = _reason(error)
+        self.faults.report(sample, f"{self.source.where(sample)} cannot be decoded ({problem})")
+        if self.faults.policy.on_error == "replace":
+            for attempt in range(ATTEMPTS):
+                other = self.faults.substitute(epoch, sample, attempt)
+                one = Share(np.array([other]), np.array([True]))
+                try:
+                    data = self.source.read(other)
+                    work.squares[row] = cutter(one).square(0, data)
+                except (Undecodable, OSError) as error:
+                    reason = _reason(error)
+                    self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({reason})")
+                    continue
+                work.indices[row] = other
+                return len(data)
+        work.valid[row] = False
+        work.errors[row] = problem
+        work.squares[row] = np.zeros((work.cut.side, work.cut.side, 3), dtype=np.uint8)
+        return 0
 
     def close(self) -> None:
         """Stop the threads."""
@@ -109,6 +201,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def decode_threads(configured: int) -> int:

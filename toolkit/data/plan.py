@@ -1,12 +1,12 @@
 """Who sees which sample when. Pure arithmetic: no files, no process group, no state.
 
-Training rule. An epoch is a permutation of all samples, drawn from (seed, epoch). Update t takes the slice
-[t*B, (t+1)*B) of it, B being the global batch; the last slice may be shorter and is used as it is, so every sample is
-visited exactly once. Each slice is dealt out like cards over the world_size x accumulation micro-batches of the
-update. The samples of an update therefore do not depend on the number of processes, and every rank makes the same
-number of updates. Where a short last slice would leave a micro-batch with fewer than MIN_ROWS samples, it is filled
-with samples of the same slice marked valid=False: they weigh nothing in the loss and in every count (only BatchNorm's
-batch statistics see them, which need two rows).
+Training rule. An epoch is a permutation of all samples (order.py), a function of (seed, epoch) of which any slice can
+be asked for. Update t takes the slice [t*B, (t+1)*B) of it, B being the global batch; the last slice may be shorter
+and is used as it is, so every sample is visited exactly once. Each slice is dealt out like cards over the world_size x
+accumulation micro-batches of the update. The samples of an update therefore do not depend on the number of processes,
+and every rank makes the same number of updates. Where a short last slice would leave a micro-batch with fewer than
+MIN_ROWS samples, it is filled with samples of the same slice marked valid=False: they weigh nothing in the loss and in
+every count (only BatchNorm's batch statistics see them, which need two rows).
 
 Evaluation rule. Samples in index order are cut into fixed batches, and batch j goes to rank j mod world_size. The
 batches, and so the logits, are the same for any number of processes. Ranks that run out get a batch of valid=False.
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+
+from toolkit.data.order import Order
 
 #: BatchNorm over a 1x1 feature map cannot normalise a single row.
 MIN_ROWS = 2
@@ -38,15 +39,19 @@ class Share:
 class TrainPlan:
     """The order of training samples for any epoch, step, rank and world size."""
 
-    num_samples: int
+    order: Order
     global_batch: int
-    seed: int
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.global_batch < 1:
             raise ValueError(
                 f"a plan needs samples and a batch, not {self.num_samples} and {self.global_batch}"
             )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.order)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,8 +62,14 @@ class TrainPlan:
         """(m,) int64 sample positions of one update over all ranks; m = global_batch but for the last update."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
-        order = _permutation(self.num_samples, self.seed, epoch)
-        return order[step * self.global_batch : (step + 1) * self.global_batch]
+        return self.order.indices(epoch, step * self.global_batch, self._end(step))
+
+    def count(self, step: int) -> int:
+        """Samples of one update over all ranks."""
+        return self._end(step) - step * self.global_batch
+
+    def _end(self, step: int) -> int:
+        return min((step + 1) * self.global_batch, self.num_samples)
 
     def micro_batches(
         self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
@@ -109,11 +120,3 @@ def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
     missing = max(0, MIN_ROWS - len(own))
     valid = np.concatenate([np.ones(len(own), dtype=bool), np.zeros(missing, dtype=bool)])
     return Share(np.concatenate([own, np.resize(pool, missing)]), valid)
-
-
-@lru_cache(maxsize=2)
-def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    # Philox is a counter-based generator: its key alone fixes the stream (Salmon et al. 2011).
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
-    order.setflags(write=False)
-    return order

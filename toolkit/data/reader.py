@@ -1,8 +1,14 @@
-"""Random access to the samples of one split: the index says where, the tar is mapped into memory."""
+"""Random access to the samples of one split: the index says where in which tar.
+
+Bytes are read with pread into memory of the reading thread. A memory map would save a copy of some microseconds, but a
+page that is not there yet would be fetched while the GIL is held, and a tar that shrinks under a map kills the process.
+"""
 
 from __future__ import annotations
 
-import mmap
+import os
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +18,8 @@ from shards.errors import UserError
 from shards.index import read_index
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
+from toolkit.data.jpeg import Undecodable
+from toolkit.data.scratch import scratch
 
 
 class ShardReader:
@@ -35,7 +43,9 @@ class ShardReader:
         self.widths = table["width"].to_numpy().astype(np.int64)
         self._keys, self._ids = table["key"], table["id"]
         self.targets = _multi_hot(table["labels"].combine_chunks(), len(labels))
-        self._maps = [_map(path) for path in self.paths]
+        self.shard_sizes = [t.num_rows for t in tables]
+        self._files = [os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) for path in self.paths]
+        weakref.finalize(self, _close, self._files)
 
     @classmethod
     def of_split(cls, folder: Path, split: str, manifest: Manifest | None = None) -> ShardReader:
@@ -46,10 +56,18 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def read(self, index: int) -> memoryview:
+        """The encoded image of a sample, writable, valid until this thread's next read."""
+        size = int(self.size[index])
+        target = memoryview(scratch("encoded", size))
+        got = _read_at(self._files[self.shard[index]], target, int(self.offset[index]))
+        if got < size:
+            raise Undecodable(f"the tar ends after {got} of {size} bytes")
+        return target
+
     def image_bytes(self, index: int) -> bytes:
-        """The encoded image of a sample."""
-        start = int(self.offset[index])
-        return self._maps[self.shard[index]][start : start + int(self.size[index])]
+        """The encoded image of a sample, as a copy to keep."""
+        return bytes(self.read(index))
 
     def key(self, index: int) -> str:
         """WebDataset key of a sample."""
@@ -85,9 +103,23 @@ def _checked_index(path: Path, shard: Shard) -> pa.Table:
     return table
 
 
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+_seek = threading.Lock()
+
+
+def _read_at(file: int, target: memoryview, offset: int) -> int:
+    """Fill ``target`` from ``offset`` on; returns the bytes read, fewer only at the end of the file."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [target], offset)
+    with _seek:  # Windows has no positioned reads
+        os.lseek(file, offset, os.SEEK_SET)
+        data = os.read(file, len(target))
+    target[: len(data)] = data
+    return len(data)
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:

@@ -1,5 +1,7 @@
-"""Encoded image in, square uint8 RGB pixels out. Normalisation is the device's work.
+"""Encoded image in, square uint8 RGB pixels out, by Pillow alone: the slow reference of the fast path.
 
+jpeg.py, views.py and geometry.py compute the same pixels faster; the tests compare them with this. Files
+that users name one by one (predict) go this way, because nothing is known of them before they are opened.
 ``Preprocessing`` is what a model folder remembers: predict and evaluate see the pixels that validation saw.
 """
 
@@ -7,24 +9,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
-from toolkit.config import DataConfig
-from toolkit.data.augment import random_crops
-from toolkit.data.plan import Share
-from toolkit.data.reader import ShardReader
-
 BILINEAR = (
     Image.Resampling.BILINEAR
 )  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
-
-#: One sample's work, ready to run in a thread: encoded bytes → (S, S, 3) uint8.
-Transform = Callable[[bytes], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,11 +33,11 @@ class Preprocessing:
         """(S, S, 3) uint8: torchvision's Resize(S / crop_pct) and CenterCrop(S) on Pillow pixels, to the byte."""
         return center_crop(decode_rgb(data), self.image_size, self.crop_pct)
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, S, S, 3) uint8 → (n, 3, S, S) float32 on the same device, channels_last in memory."""
+    def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
         mean = torch.tensor(self.mean, device=images.device) * 255.0
         std = torch.tensor(self.std, device=images.device) * 255.0
-        return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+        return ((images.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
 
 
 def decode_rgb(data: bytes) -> Image.Image:
@@ -67,39 +60,3 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     resized = image if image.size == (width, height) else image.resize((width, height), BILINEAR)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
-
-
-def crop_resize(data: bytes, size: int, box: tuple[int, int, int, int], flip: bool) -> np.ndarray:
-    """Decode, crop ``box`` (left, top, right, bottom), resize to a square of ``size``, maybe flip."""
-    image = decode_rgb(data)
-    if image.size[0] < box[2] or image.size[1] < box[3]:
-        raise ValueError(f"the image is {image.size[0]}x{image.size[1]}, smaller than its index says")
-    pixels = np.asarray(image.crop(box).resize((size, size), BILINEAR))
-    return pixels[:, ::-1] if flip else pixels
-
-
-class TrainTransforms:
-    """Random crops and flips of a share of samples: parameters are drawn for the whole share at once."""
-
-    def __init__(self, reader: ShardReader, config: DataConfig, seed: int, epoch: int) -> None:
-        self.reader, self.config, self.seed, self.epoch = reader, config, seed, epoch
-
-    def __call__(self, share: Share) -> list[Transform]:
-        """One transform per sample of the share."""
-        rows = share.indices
-        boxes, flips = random_crops(
-            self.seed,
-            self.epoch,
-            rows,
-            self.reader.heights[rows],
-            self.reader.widths[rows],
-            self.config.crop_scale,
-            self.config.crop_ratio,
-            self.config.flip,
-        )
-        size = self.config.image_size
-        return [_bind(size, tuple(box), bool(flip)) for box, flip in zip(boxes.tolist(), flips, strict=True)]
-
-
-def _bind(size: int, box: tuple[int, int, int, int], flip: bool) -> Transform:
-    return lambda data: crop_resize(data, size, box, flip)

@@ -1,0 +1,67 @@
+"""What a view needs of its image: never too little, and not much more."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.config import DataConfig
+from toolkit.data.jpeg import rows_to_decode
+from toolkit.data.views import Views, eval_views, resized_size, train_views
+
+lengths = st.integers(1, 900)
+
+
+def one(width: int, height: int, box: tuple[int, int, int, int], side: int) -> Views:
+    zero = np.array([[0, 0]])
+    return Views(
+        side,
+        np.array([width]),
+        np.array([height]),
+        np.array([box]),
+        np.array([[side, side]]),
+        zero,
+        np.array([False]),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, lengths, st.integers(0, 2**40), st.sampled_from([32, 224]))
+def test_a_training_crop_needs_the_rows_of_its_box_at_most(width, height, seed, side):
+    views = train_views(
+        DataConfig(image_size=side), seed, 0, np.arange(3), np.full(3, width), np.full(3, height)
+    )
+    last = views.last_rows()
+    assert (last <= views.boxes[:, 3]).all() and (last > views.boxes[:, 1]).all()
+    denominators = views.denominators()
+    rows = views.decoded_rows(denominators)
+    assert [
+        rows_to_decode(a, b, height) for a, b in zip(last.tolist(), denominators.tolist(), strict=True)
+    ] == (rows.tolist())
+    assert (rows >= last).all() and (rows <= height).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([16, 64]), st.sampled_from([1.0, 0.875]))
+def test_rows_that_the_evaluation_leaves_out_have_no_weight(width, height, side, crop_pct):
+    views = eval_views(side, crop_pct, np.array([width]), np.array([height]))
+    scale = float(views.scales()[0, 1])
+    last_centre = (int(views.corners[0, 1]) + side - 0.5) * scale
+    for row in range(int(views.last_rows()[0]), height):
+        assert abs(row + 0.5 - last_centre) >= max(scale, 1.0)  # outside of the triangle
+
+
+def test_how_much_smaller_an_image_may_be_decoded():
+    sides = {100: 1, 399: 1, 400: 2, 799: 2, 800: 4, 1599: 4, 1600: 8, 5000: 8}
+    for length, denominator in sides.items():
+        assert one(6000, 6000, (0, 0, length, length), 100).denominators().tolist() == [denominator]
+    assert one(6000, 6000, (0, 0, 3000, 100), 100).denominators().tolist() == [
+        1
+    ]  # the tighter direction decides
+
+
+def test_resize_truncates_the_long_side_as_torchvision_does():
+    assert resized_size(182, 268, 224, 0.875) == (256, 376)
+    assert resized_size(268, 182, 224, 1.0) == (329, 224)
+    assert resized_size(5, 5, 16, 1.0) == (16, 16)

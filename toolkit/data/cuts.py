@@ -1,0 +1,181 @@
+"""What a batch's threads do, row by row: bytes in, pixels in the batch's slot out; then what the device does.
+
+``SquareCut`` leaves finished S x S squares in the slot (everything on the CPU). ``PackedCut`` leaves decoded images,
+one after the other without gaps, and the device cuts the squares. ``FileCut`` is for files of unknown size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from toolkit.config import DataConfig, Geometry
+from toolkit.data.geometry import DeviceGeometry, cut_on_cpu
+from toolkit.data.jpeg import Undecodable, decode_rows, scaled
+from toolkit.data.plan import Share
+from toolkit.data.reader import ShardReader
+from toolkit.data.scratch import scratch
+from toolkit.data.transforms import Preprocessing
+from toolkit.data.views import Views, eval_views, train_views
+
+
+class Cut(Protocol):
+    """The work of one batch."""
+
+    side: int
+    """S, the side of a sample in pixels."""
+    size: int
+    """Bytes that the batch needs in its slot."""
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable."""
+        ...
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """Sample ``row`` as (S, S, 3) uint8; for samples that cannot use their place in the slot."""
+        ...
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) whole grey levels, uint8 or float, on the slot's device."""
+        ...
+
+
+class SquareCut:
+    """Crop and resize in the decoding threads."""
+
+    def __init__(self, views: Views) -> None:
+        self.views, self.count, self.side = views, len(views), views.side
+        self.size = self.count * self.side**2 * 3
+        self.denominators = views.denominators()
+        # A window inside the resized box needs the whole box: the CPU's resize knows no part of an output.
+        whole = (views.resized != views.side).any(axis=1)
+        self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        self._cut(row, data, slot.reshape(self.count, self.side, self.side, 3)[row])
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        out = np.empty((self.side, self.side, 3), dtype=np.uint8)
+        self._cut(row, data, out)
+        return out
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        return slot.view(self.count, self.side, self.side, 3)
+
+    def _cut(self, row: int, data: memoryview, out: np.ndarray) -> None:
+        views, denominator, rows = self.views, int(self.denominators[row]), int(self.rows[row])
+        width, height = int(views.widths[row]), int(views.heights[row])
+        memory = scratch("decoded", scaled(rows, denominator) * scaled(width, denominator) * 3)
+        image = decode_rows(data, width, height, rows, denominator, memory)
+        cut_on_cpu(image, views, row, denominator, out)
+
+
+class PackedCut:
+    """Only decode; crop and resize on the device."""
+
+    def __init__(self, views: Views) -> None:
+        self.views, self.side = views, views.side
+        self.denominators = views.denominators()
+        self.rows = views.decoded_rows(self.denominators)
+        widths = scaled_all(views.widths, self.denominators)
+        pixels = widths * scaled_all(self.rows, self.denominators)
+        ends = np.cumsum(pixels)
+        self.starts = ends - pixels
+        self.size = int(ends[-1]) * 3
+        self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        views = self.views
+        decode_rows(
+            data,
+            int(views.widths[row]),
+            int(views.heights[row]),
+            int(self.rows[row]),
+            int(self.denominators[row]),
+            slot[int(self.starts[row]) * 3 :],
+        )
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        return SquareCut(self.views).square(row, data)
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
+        return self.geometry(slot, torch.float16 if slot.is_cuda else torch.float32)
+
+
+class FileCut:
+    """Squares from a function of the bytes."""
+
+    def __init__(self, count: int, side: int, transform: Callable[[bytes], np.ndarray]) -> None:
+        self.count, self.side, self.transform = count, side, transform
+        self.size = count * side**2 * 3
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        slot.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        try:
+            return self.transform(bytes(data))
+        except (OSError, ValueError) as error:
+            raise Undecodable(str(error)) from error
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        return slot.view(self.count, self.side, self.side, 3)
+
+
+#: From the samples of a batch to its work.
+Cutter = Callable[[Share], Cut]
+
+
+def train_cutter(
+    reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
+) -> Cutter:
+    """Random crops and flips of shard samples, as the configuration has them."""
+
+    def cut(share: Share) -> Cut:
+        rows = share.indices
+        widths, heights = reader.widths[rows], reader.heights[rows]
+        return kind(train_views(config, seed, epoch, rows, widths, heights))
+
+    kind = _kind(config.geometry, device)
+    return cut
+
+
+def eval_cutter(
+    reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
+) -> Cutter:
+    """The evaluation transform of shard samples."""
+
+    def cut(share: Share) -> Cut:
+        widths, heights = reader.widths[share.indices], reader.heights[share.indices]
+        return kind(eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights))
+
+    kind = _kind(geometry, device)
+    return cut
+
+
+def file_cutter(side: int, transform: Callable[[bytes], np.ndarray]) -> Cutter:
+    """Squares from a function of the bytes, for files of unknown size."""
+    return lambda share: FileCut(len(share.indices), side, transform)
+
+
+def _kind(geometry: Geometry, device: torch.device) -> type[SquareCut] | type[PackedCut]:
+    on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
+    return PackedCut if on_device else SquareCut
+
+
+def scaled_all(lengths: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """``scaled`` of each length."""
+    return -(-lengths // denominators)

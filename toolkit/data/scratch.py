@@ -1,0 +1,18 @@
+"""Memory that a thread uses again for every image."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+_local = threading.local()
+
+
+def scratch(name: str, size: int) -> np.ndarray:
+    """(size,) uint8 of this thread, under ``name``; its content lasts until the next call with that name."""
+    held: dict[str, np.ndarray] = _local.__dict__
+    memory = held.get(name)
+    if memory is None or len(memory) < size:
+        memory = held[name] = np.empty(size * 5 // 4, dtype=np.uint8)
+    return memory[:size]

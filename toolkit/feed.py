@@ -1,0 +1,118 @@
+"""What feeds a training run: orders, loaders, and the account of what they did.
+
+shards ─ reader ─ order, plan ─→ shares ─ cutter, loader ─→ batches on the device ─→ trainer, validation
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from shards.executor import available_cores
+from toolkit.config import Config
+from toolkit.data.cuts import Cutter, eval_cutter, train_cutter
+from toolkit.data.faults import FaultPolicy, check_limit
+from toolkit.data.loader import Batch, Loader, decode_threads
+from toolkit.data.meter import verdict
+from toolkit.data.order import GlobalOrder, Order, WindowOrder
+from toolkit.data.plan import TrainPlan
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import Preprocessing
+from toolkit.distributed import autocast_dtype
+
+
+def train_plan(config: Config, reader: ShardReader) -> TrainPlan:
+    """The plan that a configuration asks for."""
+    order: Order = GlobalOrder(len(reader), config.train.seed)
+    if config.data.order == "window":
+        order = WindowOrder(reader.shard_sizes, config.data.window, config.train.seed)
+    return TrainPlan(order, config.train.batch_size)
+
+
+class Feed:
+    """The loaders of a run, for one rank."""
+
+    def __init__(
+        self,
+        config: Config,
+        train: ShardReader,
+        val: ShardReader,
+        preprocessing: Preprocessing,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.plan = train_plan(config, train)
+        self.threads = decode_threads(config.data.workers)
+        data = config.data
+        self.policy = FaultPolicy(data.on_error, data.max_errors, config.train.seed)
+        # A substitute would count twice in a metric: validation leaves a damaged sample out.
+        masking = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
+        device = accelerator.device
+        self.train_loader = Loader(train, self.threads, data.prefetch, device=device, policy=self.policy)
+        self.val_loader = Loader(val, self.threads, data.prefetch, device=device, policy=masking)
+        self.val_cutter: Cutter = eval_cutter(val, preprocessing, data.geometry, device)
+        self.dtype = autocast_dtype(accelerator)
+        self._train = train
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches of ``epoch`` from update ``step`` on."""
+        accelerator, config = self.accelerator, self.config
+        shares = self.plan.shares(
+            epoch,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.train.accumulation,
+            first_step=step,
+        )
+        cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
+        return self.train_loader.batches(shares, cutter, epoch)
+
+    def errors(self) -> int:
+        """Undecodable samples met so far, over all ranks and both splits. Called by every rank.
+
+        Raises UserError, on every rank, if they are more than the configuration bears.
+        """
+        total = 0
+        for loader in (self.train_loader, self.val_loader):
+            found = [loader.faults.found]
+            if self.accelerator.num_processes > 1:
+                found = gather_object(found)
+            everywhere = {sample: message for part in found for sample, message in part.items()}
+            check_limit(everywhere, loader.faults.policy, loader.faults.num_samples)
+            total += len(everywhere)
+        return total
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.train_loader.close()
+        self.val_loader.close()
+
+
+class Stopwatch:
+    """Speed, waiting share and verdict since it was started."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed, self.started = feed, time.perf_counter()
+        self.before = feed.train_loader.meter.snapshot()
+
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.started, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time that this rank's training loop stood still for data."""
+        return (self.feed.train_loader.meter.snapshot() - self.before).waited / self.seconds
+
+    def verdict(self) -> str:
+        """What limited this rank."""
+        times = self.feed.train_loader.meter.snapshot() - self.before
+        processes = max(1, self.feed.accelerator.num_processes)
+        device = self.feed.accelerator.device.type
+        name = "CPU" if device == "cpu" else "GPU"
+        return verdict(
+            times, self.seconds, self.feed.threads, max(1, available_cores() // min(processes, 8)), name
+        )
