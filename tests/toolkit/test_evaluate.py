@@ -14,6 +14,9 @@ from toolkit_helpers import error_lines, make_model_folder, posters_command
 
 from shards.errors import UserError
 from shards.labels import LabelSet
+from toolkit.data.cuts import eval_cutter
+from toolkit.data.loader import Loader
+from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import decode_rgb
 from toolkit.evaluate import parse_thresholds
@@ -43,11 +46,10 @@ def test_numbers_are_scikit_learns(evaluated, model_folder: Path, shard_set: Pat
     _, result = evaluated
     folder = load_model_folder(model_folder)
     reader = ShardReader.of_split(shard_set, "test")
-    images = np.stack([folder.preprocessing(reader.image_bytes(i)) for i in range(len(reader))])
-    with torch.inference_mode():
-        probabilities = (
-            folder.model(folder.preprocessing.normalize(torch.from_numpy(images))).sigmoid().numpy()
-        )
+    cutter = eval_cutter(reader, folder.preprocessing, "cpu", torch.device("cpu"))
+    with Loader(reader, 1, 1) as loader, torch.inference_mode():
+        (batch,) = loader.batches(EvalPlan(len(reader), len(reader)).shares(0, 1), cutter)
+        probabilities = folder.model(folder.preprocessing.normalize(batch.images)).sigmoid().numpy()
     assert result["num_samples"] == len(reader)
     supported = reader.targets.any(axis=0)
     expected = average_precision_score(

@@ -125,12 +125,12 @@ def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
     data = jpeg(Image.fromarray(ramp), quality=100, subsampling=0)
     box = np.array([[3, 5, 799, 797]])
     views = Views(
-        64, np.array([800]), np.array([800]), box, np.array([[64, 64]]), np.array([[0, 0]]), np.array([False])
+        32, np.array([800]), np.array([800]), box, np.array([[32, 32]]), np.array([[0, 0]]), np.array([False])
     )
     assert views.denominators().tolist() == [8]
     for cut in (SquareCut(views), PackedCut(views)):
         difference = fast([data], cut) - reference_crops([data], views)
-        assert abs(difference[:, 4:-4, 4:-4].mean()) < 0.25  # rounding to eighths shifts by 1
+        assert abs(difference[:, 2:-2, 2:-2].mean()) < 0.25  # rounding it to whole eighths would shift by 1
 
 
 def test_weights_are_pillows_triangle():

@@ -47,7 +47,9 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
     x, y = views.corners[row].tolist()
     window = resized[y : y + views.side, x : x + views.side]
     if views.flips[row]:
-        for channel in range(3):  # numpy copies whole pixels one by one when a stride is negative: 300 us, not 50
+        for channel in range(
+            3
+        ):  # numpy copies whole pixels one by one when a stride is negative: 300 us, not 50
             out[..., channel] = window[:, ::-1, channel]
     else:
         out[:] = window

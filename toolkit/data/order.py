@@ -21,7 +21,9 @@ import numpy as np
 from toolkit.data.augment import mix64
 
 ROUNDS = 8
-_SMALL = 256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
+_SMALL = (
+    256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
+)
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 

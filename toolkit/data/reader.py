@@ -59,7 +59,7 @@ class ShardReader:
     def read(self, index: int) -> memoryview:
         """The encoded image of a sample, writable, valid until this thread's next read."""
         size = int(self.size[index])
-        target = memoryview(scratch("encoded", size))
+        target = scratch("encoded", size).data
         got = _read_at(self._files[self.shard[index]], target, int(self.offset[index]))
         if got < size:
             raise Undecodable(f"the tar ends after {got} of {size} bytes")
