@@ -138,6 +138,8 @@ def measure_set(posters: PosterSet, names: list[str], rounds: int, work: Path) -
                 fail(name, str(failure))
     finally:
         for process in running.values():
+            process.quit()  # all at once: some take seconds
+        for process in running.values():
             process.close()
     return {
         "samples": posters.samples,

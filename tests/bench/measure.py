@@ -18,7 +18,7 @@ sys.path.append(str(STACKS))  # stacks are scripts, so their modules lie on the 
 
 from protocol import process_tree  # noqa: E402
 
-PREPARE_SECONDS = 900.0
+PREPARE_SECONDS = 600.0
 EPOCH_SECONDS = 600.0
 #: An epoch of a few hundred posters is over in the time of one hiccup; it is repeated.
 ROUND_SECONDS = 1.0
@@ -90,13 +90,17 @@ class StackProcess:
             sampler.join()
         return peak
 
-    def close(self) -> None:
-        """End the process and whatever it started."""
-        family = process_tree(self._process.pid)
-        with contextlib.suppress(OSError):
+    def quit(self) -> None:
+        """Ask the process to end, without waiting."""
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or was asked before
             assert self._process.stdin is not None
             self._process.stdin.write("quit\n")
             self._process.stdin.close()
+
+    def close(self) -> None:
+        """End the process and whatever it started."""
+        family = process_tree(self._process.pid)
+        self.quit()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(QUIT_SECONDS)
         if self._process.poll() is None:

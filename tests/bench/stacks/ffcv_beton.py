@@ -31,11 +31,19 @@ class Files(torch.utils.data.Dataset):
 
 def write(task: Task, folder: Path) -> None:
     """Encode all posters anew: FFCV's writer takes pixels, not files. Quality 90 is its default."""
+    paths = jpeg_files(task)
     field = RGBImageField(write_mode="raw" if task.variant == "raw" else "jpg", jpeg_quality=90)
-    writer = DatasetWriter(
-        str(folder / "posters.beton"), {"image": field, "label": IntField()}, num_workers=1
-    )
-    writer.from_indexed_dataset(Files(jpeg_files(task)))
+    fields = {"image": field, "label": IntField()}
+    # A page must hold the largest poster, or the writer waits for ever for its worker, which has died.
+    page = max(1 << 23, 1 << (3 * max(map(pixels, paths))).bit_length())
+    writer = DatasetWriter(str(folder / "posters.beton"), fields, page_size=page, num_workers=1)
+    writer.from_indexed_dataset(Files(paths))
+
+
+def pixels(path: Path) -> int:
+    """Pixels of a poster, by its header."""
+    with Image.open(path) as image:
+        return image.width * image.height
 
 
 def prepare(task: Task) -> Stack:

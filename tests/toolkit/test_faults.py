@@ -1,0 +1,106 @@
+"""Training over damaged images: told, counted, replaced or left out, and at some point refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from toolkit_helpers import TINY, error_lines, launch_2, posters_command
+
+from shards.errors import UserError
+from shards.index import read_index
+from toolkit.data.faults import FaultPolicy, Faults, check_limit
+
+
+def overwrite(tar: Path, row: int) -> str:
+    """Zeros in place of an image, its size unchanged; returns its key."""
+    table, _ = read_index(tar)
+    sample = table.to_pylist()[row]
+    with open(tar, "r+b") as stream:
+        stream.seek(sample["image_offset"])
+        stream.write(bytes(sample["image_size"]))
+    return sample["key"]
+
+
+@pytest.fixture(scope="module")
+def damaged(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A shard set with one damaged training and one damaged validation image, and their keys."""
+    folder = shutil.copytree(shard_set, tmp_path_factory.mktemp("damaged") / "set")
+    return folder, overwrite(folder / "train-00001.tar", 4), overwrite(folder / "val-00000.tar", 2)
+
+
+def epochs(out: Path) -> list[dict[str, str]]:
+    with open(out / "epochs.csv") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("on_error", ["replace", "mask"])
+def test_a_run_goes_on_and_tells(damaged: tuple[Path, str, str], tmp_path: Path, on_error: str):
+    folder, train_key, val_key = damaged
+    run = posters_command(
+        "train", "--shards", folder, "--out", tmp_path / "run", *TINY, "--train.epochs=2",
+        f"--data.on_error={on_error}", "--data.max_errors=0.1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    said = [line for line in run.stderr.splitlines() if "cannot be decoded" in line]
+    assert len(said) == 2  # each image once, over both epochs
+    assert "train-00001.tar" in said[0] and train_key in said[0] and "offset" in said[0]
+    assert said[0].endswith("replaced" if on_error == "replace" else "left out")
+    assert "val-00000.tar" in said[1] and val_key in said[1] and said[1].endswith("left out")
+    assert [row["data_errors"] for row in epochs(tmp_path / "run")] == ["2", "2"]
+
+
+def test_two_processes_count_together_and_agree(damaged: tuple[Path, str, str], tmp_path: Path):
+    folder, *_ = damaged
+    run = launch_2(
+        "launch/train.py", "--shards", folder, "--out", tmp_path / "run", *TINY, "--train.epochs=1",
+        "--data.max_errors=0.1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert [row["data_errors"] for row in epochs(tmp_path / "run")] == ["2"]
+
+
+@pytest.mark.parametrize("options", [["--data.max_errors=0"], ["--data.on_error=stop"]])
+def test_too_many_end_the_run_with_their_places(
+    damaged: tuple[Path, str, str], tmp_path: Path, options: list[str]
+):
+    folder, train_key, _ = damaged
+    run = posters_command("train", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
+    (line,) = error_lines(run)
+    assert run.returncode == 2
+    assert all(word in line for word in ("train-00001.tar", train_key, "offset", "posters shards verify"))
+
+
+def test_two_processes_end_together(damaged: tuple[Path, str, str], tmp_path: Path):
+    folder, train_key, _ = damaged
+    run = launch_2(
+        "launch/train.py",
+        "--shards",
+        folder,
+        "--out",
+        tmp_path / "run",
+        *TINY,
+        "--data.max_errors=0",
+        timeout=120,
+    )
+    assert run.returncode != 0
+    assert f"member '{train_key}'" in run.stderr and "posters shards verify" in run.stderr
+
+
+def test_the_limit_is_a_share_and_the_list_is_short():
+    found = {k: f"set.tar member '{k}' at offset {k} cannot be decoded (cut)" for k in range(30)}
+    check_limit(found, FaultPolicy("mask", 0.3), 100)
+    with pytest.raises(UserError) as caught:
+        check_limit(found, FaultPolicy("mask", 0.29), 100)
+    message = str(caught.value)
+    assert "30 of 100" in message and "and 20 more" in message and message.count("set.tar") == 10
+    check_limit({}, FaultPolicy("stop"), 100)
+
+
+def test_substitutes_depend_on_seed_epoch_sample_and_attempt_alone():
+    faults = [Faults(FaultPolicy(seed=seed), 1000) for seed in (0, 0, 1)]
+    chosen = [[f.substitute(e, s, a) for e in (0, 1) for s in (5, 6) for a in (0, 1)] for f in faults]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(set(chosen[0])) == 8 and all(0 <= sample < 1000 for sample in chosen[0])
