@@ -20,6 +20,9 @@ from toolkit.data.scratch import scratch
 from toolkit.data.transforms import BILINEAR
 from toolkit.data.views import Views
 
+_upsample = (
+    torch.ops.aten._upsample_bilinear2d_aa.out
+)  # what interpolate(antialias=True) calls, which has no out=
 #: Pixels gathered at a time on the device; bounds the index tensor to 64 MB.
 CHUNK_PIXELS = 8_000_000
 
@@ -33,7 +36,11 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
     if denominator == 1:
-        resized = _resize(image[top:bottom, left:right], width, height)
+        if (width, height) == (views.side, views.side):
+            _resize(image[top:bottom, left:right], out, bool(views.flips[row]))
+            return
+        resized = scratch("resized", height * width * 3).reshape(height, width, 3)
+        _resize(image[top:bottom, left:right], resized, False)
     else:
         # Pillow alone takes a box of fractions of pixels: rounding it to the small grid shifts edges visibly.
         ratio = float(denominator)
@@ -46,28 +53,29 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
         resized = np.array(Image.fromarray(image).resize((width, height), BILINEAR, box=box))
     x, y = views.corners[row].tolist()
     window = resized[y : y + views.side, x : x + views.side]
-    if views.flips[row]:
+    _copy(window, out, bool(views.flips[row]))
+
+
+def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
+    """Resize (h, w, 3) uint8 to the size of ``out``, antialiased, mirrored before if ``flip``."""
+    if pixels.shape == out.shape:
+        _copy(pixels, out, flip)
+        return
+    # Contiguous by numpy's hand (torch would start threads of its own for it), and from memory that is there already
+    # into memory that is there already: fresh memory for every image costs as much as the resize.
+    source = scratch("crop", pixels.size).reshape(pixels.shape)
+    _copy(pixels, source, flip)
+    _upsample(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))
+
+
+def _copy(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
+    if flip:
         for channel in range(
             3
-        ):  # numpy copies whole pixels one by one when a stride is negative: 300 us, not 50
-            out[..., channel] = window[:, ::-1, channel]
+        ):  # numpy copies pixel by pixel when a stride is negative: 300 us instead of 50
+            out[..., channel] = pixels[:, ::-1, channel]
     else:
-        out[:] = window
-
-
-def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) antialiased; the memory is this thread's and lasts until its next resize."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    # Contiguous by numpy's hand (torch would start threads of its own), and into memory that is there already: fresh
-    # memory for every image costs more than the resize.
-    source = scratch("crop", pixels.size).reshape(pixels.shape)
-    np.copyto(source, pixels)
-    target = scratch("resized", height * width * 3).reshape(height, width, 3)
-    torch.ops.aten._upsample_bilinear2d_aa.out(
-        _nchw(source), [height, width], False, None, None, out=_nchw(target)
-    )
-    return target
+        out[:] = pixels
 
 
 def _nchw(pixels: np.ndarray) -> torch.Tensor:

@@ -29,8 +29,8 @@ from toolkit.data.meter import Meter
 from toolkit.data.plan import Share
 from toolkit.data.ring import Slot
 
-#: Rows of a thread's task: few enough to share a batch evenly, enough to make the task's overhead disappear.
-CHUNK = 8
+#: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.
+CHUNK = (4, 32)
 
 
 class Source(Protocol):
@@ -142,17 +142,18 @@ class Loader:
         memory = slot.room(cut.size)
         work = Work(share, cut, slot, share.indices.copy(), share.valid.copy())
         rows = range(len(share.indices))
-        starts = rows[::CHUNK]
+        chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
+        starts = rows[::chunk]
         work.unfinished = len(starts)
 
         def run(start: int) -> None:
             began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
-            for row in rows[start : start + CHUNK]:
+            for row in rows[start : start + chunk]:
                 size += self._row(work, row, memory, cutter, epoch)
             self.meter.add(
                 decode=time.perf_counter() - began,
                 decode_cpu=time.thread_time() - began_cpu,
-                samples=min(CHUNK, len(rows) - start),
+                samples=min(chunk, len(rows) - start),
                 bytes_read=size,
             )
             with work.lock:

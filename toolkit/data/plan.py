@@ -23,6 +23,8 @@ from toolkit.data.order import Order
 
 #: BatchNorm over a 1x1 feature map cannot normalise a single row.
 MIN_ROWS = 2
+#: Samples whose order is computed at a time.
+BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,19 @@ class TrainPlan:
         self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
     ) -> list[Share]:
         """The ``accumulation`` shares of ``rank`` in one update."""
-        samples = self.global_indices(epoch, step)
-        parts = world_size * accumulation
-        return [
-            _padded(samples[part::parts], samples)
-            for part in range(rank * accumulation, (rank + 1) * accumulation)
-        ]
+        return _dealt(self.global_indices(epoch, step), rank, world_size, accumulation)
 
     def shares(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
     ) -> Iterator[Share]:
         """All micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
-        for step in range(first_step, self.steps_per_epoch):
-            yield from self.micro_batches(epoch, step, rank, world_size, accumulation)
+        size = self.global_batch
+        block = max(1, BLOCK // size)  # a slice costs little more for many samples than for few
+        for begin in range(first_step, self.steps_per_epoch, block):
+            end = min(begin + block, self.steps_per_epoch)
+            samples = self.order.indices(epoch, begin * size, self._end(end - 1))
+            for start in range(0, len(samples), size):
+                yield from _dealt(samples[start : start + size], rank, world_size, accumulation)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ class EvalPlan:
                 yield Share(indices, np.ones(len(indices), dtype=bool))
             else:
                 yield Share(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
+
+
+def _dealt(samples: np.ndarray, rank: int, world_size: int, accumulation: int) -> list[Share]:
+    """The shares of ``rank`` in an update of these samples, which are dealt out like cards."""
+    parts = world_size * accumulation
+    return [
+        _padded(samples[part::parts], samples)
+        for part in range(rank * accumulation, (rank + 1) * accumulation)
+    ]
 
 
 def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
