@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # Test processes: a test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,5 +30,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Minutes, and some GB of peers' packages; IMAGES=DIR takes your posters instead of drawn ones.
+bench: $(VENV)/installed-dev
+	$(BIN)/python tests/bench/peers.py
+	$(BIN)/python tests/bench/loader.py $(if $(IMAGES),--images $(IMAGES)) --json bench-loader.json
+	$(BIN)/python tests/bench/exactness.py
+	$(BIN)/python tests/bench/shuffle.py
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build bench-loader.json tests/bench/.work tests/bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

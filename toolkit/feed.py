@@ -11,11 +11,10 @@ from collections.abc import Generator
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from shards.executor import available_cores
 from toolkit.config import Config
 from toolkit.data.cuts import Cutter, eval_cutter, train_cutter
 from toolkit.data.faults import FaultPolicy, check_limit
-from toolkit.data.loader import Batch, Loader, decode_threads
+from toolkit.data.loader import Batch, Loader, decode_threads, own_cores
 from toolkit.data.meter import verdict
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
 from toolkit.data.plan import TrainPlan
@@ -110,9 +109,5 @@ class Stopwatch:
     def verdict(self) -> str:
         """What limited this rank."""
         times = self.feed.train_loader.meter.snapshot() - self.before
-        processes = max(1, self.feed.accelerator.num_processes)
-        device = self.feed.accelerator.device.type
-        name = "CPU" if device == "cpu" else "GPU"
-        return verdict(
-            times, self.seconds, self.feed.threads, max(1, available_cores() // min(processes, 8)), name
-        )
+        name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
+        return verdict(times, self.seconds, self.feed.threads, own_cores(), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -48,6 +49,8 @@ def whole(shard_set: Path, runs: Path) -> Path:
                      "--train.log_steps=1")  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "1 process(es) on cpu" in run.stderr and "steps per epoch" in run.stderr
+    verdicts = [line for line in run.stderr.splitlines() if "of the step: " in line]
+    assert len(verdicts) == 2 and all(" the limit" in line or " too late" in line for line in verdicts)
     return out
 
 
@@ -158,6 +161,55 @@ def test_killed_at_two_processes_resumed_at_one_then_two(
     )  # the last run did the rest only
     seen = read_spy(tmp_path / "spy1") | read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
     assert seen == read_spy(runs / "spy-whole")
+
+
+def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
+    runs: Path, shard_set: Path, whole: Path, tmp_path: Path
+):
+    options = [
+        "--shards",
+        shard_set,
+        "--out",
+        tmp_path / "run",
+        *TINY,
+        "--train.epochs=2",
+        "--train.checkpoint_steps=1",
+    ]
+    updates = len(read_spy(runs / "spy-whole"))
+    first = random.randint(1, updates - 3)
+    second = random.randint(first + 1, updates - 1)
+    steps = f"killed at updates {first} and {second} of {updates}"
+    killed = run_python(PROBE, tmp_path / "spy1", f"kill {first}", *options)
+    assert killed.returncode == -9, steps
+    killed = launch_2(PROBE, tmp_path / "spy2", f"kill {second}", *options, "--resume")
+    assert killed.returncode != 0, steps
+    rest = run_python(PROBE, tmp_path / "spy3", "", *options, "--resume")
+    assert rest.returncode == 0, f"{steps}: {rest.stderr}"
+    expected = read_spy(runs / "spy-whole")
+    seen: dict = {}
+    for spy in ("spy1", "spy2", "spy3"):
+        if (tmp_path / spy).is_dir() and list((tmp_path / spy).iterdir()):
+            part = read_spy(tmp_path / spy)
+            complete = {at: keys for at, keys in part.items() if len(keys) == len(expected[at])}
+            assert all(expected[at] == keys for at, keys in complete.items()), steps
+            seen |= complete
+    assert seen == expected, steps
+
+
+def test_a_window_and_geometry_on_the_device_train_too(shard_set: Path, tmp_path: Path):
+    run = run_python(
+        PROBE, tmp_path / "spy", "", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1",
+        "--data.order=window", "--data.window=2", "--data.geometry=device",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert sorted(key for keys in read_spy(tmp_path / "spy").values() for key in keys) == train_keys(
+        shard_set
+    )
+    again = posters_command(
+        "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=2", "--resume"
+    )
+    (line,) = error_lines(again)
+    assert again.returncode == 2 and "data.order" in line  # the rest of the epoch would be another
 
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, tmp_path: Path):

@@ -77,7 +77,7 @@ class Batch:
 
 
 class Loader:
-    """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes."""
+    """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes, one at a time."""
 
     def __init__(
         self,
@@ -127,9 +127,11 @@ class Loader:
                 self.meter.add(waited=time.perf_counter() - started)
                 queue.popleft()
                 self.faults.check()
-                yield work
-                self.meter.add(copied=work.slot.free())
-                free.append(work.slot)
+                try:
+                    yield work
+                finally:  # also when the pass ends here: the device may still be reading
+                    self.meter.add(copied=work.slot.free())
+                    free.append(work.slot)
         finally:
             # Threads may still write to these slots, and a later pass will use them.
             for work in queue:
@@ -210,7 +212,12 @@ def _reason(error: Exception) -> str:
 
 def decode_threads(configured: int) -> int:
     """Threads for this process: as configured, or the cores of the machine divided by its processes."""
-    return configured or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return configured or own_cores()
+
+
+def own_cores() -> int:
+    """This process's part of the machine's cores."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def targets_of(share: Share, targets: np.ndarray) -> torch.Tensor:

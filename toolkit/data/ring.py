@@ -36,8 +36,10 @@ class Slot:
         if size > len(self.host):
             if self.cuda:
                 torch.cuda.synchronize(self.device)  # rare: nothing may still read what is about to go
-            self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
-            self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
+            # Not an inference tensor, whatever the caller is doing: threads outside of inference mode copy into it.
+            with torch.inference_mode(False):
+                self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
+                self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
             self.bytes = self.host.numpy()
         return self.bytes[:size]
 

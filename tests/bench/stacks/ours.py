@@ -18,7 +18,7 @@ from toolkit.data.reader import ShardReader
 
 WORK = {
     "device": "uint8 decoded up to the crop's last row, packed; crop, resize and flip left to the device",
-    "cpu": "uint8, antialiased",
+    "cpu": "uint8, antialiased; rows below the crop are not decoded",
 }
 
 

@@ -1,0 +1,153 @@
+"""Does the model ever wait? Training steps fed by the loader against the same steps on a resident batch.
+
+    python tests/bench/train_step.py --shards SHARDS [--model resnet50] [--batch 256] [--steps 50] [--json FILE]
+
+Blocks of steps alternate between the two; the ratio is the median over rounds of images/s fed by images/s resident
+(goal on a GPU: at least 0.97). Everything that a real step does is in both: forward, loss, backward, update, autocast
+and channels_last. The device is named, because the answer is about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from shards.errors import UserError
+from shards.files import write_json
+from shards.manifest import Manifest
+from toolkit.config import Config
+from toolkit.data.cuts import train_cutter
+from toolkit.data.loader import Batch, Loader, decode_threads, own_cores, targets_of
+from toolkit.data.meter import verdict
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import Preprocessing
+from toolkit.feed import train_plan
+from toolkit.optim import sample_losses
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def endless(loader: Loader, reader: ShardReader, config: Config, device: torch.device) -> Iterator[Batch]:
+    """Batches of one epoch after the other."""
+    plan = train_plan(config, reader)
+    for epoch in itertools.count():
+        cutter = train_cutter(reader, config.data, config.train.seed, epoch, device)
+        with contextlib.closing(loader.batches(plan.shares(epoch, 0, 1), cutter, epoch)) as batches:
+            yield from (b for b in batches if len(b.images) == config.train.batch_size)
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Run the rounds; returns every figure."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = Config()
+    config.data = replace(config.data, image_size=options.size)
+    config.train = replace(config.train, batch_size=options.batch)
+    reader = ShardReader.of_split(options.shards, "train", Manifest.read(options.shards))
+    if len(reader) < options.batch:
+        raise UserError(
+            f"--batch {options.batch} is more than the {len(reader)} training samples of {options.shards}"
+        )
+    model: nn.Module = timm.create_model(options.model, num_classes=reader.targets.shape[1])
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    prepare = Preprocessing(options.size, 1.0, *IMAGENET)
+    dtype = DTYPES[options.precision]
+
+    def step(images: torch.Tensor, targets: torch.Tensor) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            logits = model(images)
+        sample_losses(logits, targets).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def fed() -> None:
+        batch = next(batches)
+        targets = targets_of(batch.share, reader.targets).to(device, non_blocking=True)
+        step(prepare.normalize(batch.images, dtype), targets)
+
+    def resident() -> None:
+        step(held, held_targets)
+
+    def rate(run: Callable[[], None]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(options.steps):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return options.steps * options.batch / (time.perf_counter() - started)
+
+    threads = decode_threads(0)
+    with Loader(reader, threads, config.data.prefetch, device=device) as loader:
+        batches = endless(loader, reader, config, device)
+        first = next(batches)
+        held = prepare.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
+        held_targets = targets_of(first.share, reader.targets).to(device)
+        rate(fed), rate(resident)  # warm-up: kernels are chosen, memory is found
+        rounds = []
+        before, started = loader.meter.snapshot(), time.perf_counter()
+        for _ in range(options.rounds):
+            rounds.append((rate(fed), rate(resident)))
+        limit = verdict(
+            loader.meter.snapshot() - before,
+            time.perf_counter() - started,
+            threads,
+            own_cores(),
+            device.type.upper(),
+        )
+        batches.close()  # type: ignore[attr-defined]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "model": options.model,
+        "precision": options.precision,
+        "batch": options.batch,
+        "threads": threads,
+        "fed": statistics.median(fed for fed, _ in rounds),
+        "resident": statistics.median(resident for _, resident in rounds),
+        "ratio": statistics.median(fed / resident for fed, resident in rounds),
+        "verdict": limit,
+    }
+
+
+def main() -> int:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--model", default="resnet50", help="any timm architecture")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=50, help="steps of a block")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=DTYPES, default="bf16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    try:
+        figures = measure(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for key, value in figures.items():
+        print(f"{key:10} {value:.3f}" if isinstance(value, float) else f"{key:10} {value}")
+    if options.json is not None:
+        write_json(options.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The benchmarks run: small, on drawn posters, without the peers that need venvs of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from toolkit_helpers import run_python
+
+PEERS = {
+    "decode_only", "webdataset_float", "webdataset_uint8", "timm", "litdata", "mosaic_streaming", "dali_cpu",
+    "ffcv_jpeg", "ffcv_raw",
+}  # fmt: skip
+
+
+def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_path: Path):
+    run = run_python(
+        "tests/bench/loader.py", "--images", posters / "images", "--json", tmp_path / "out.json",
+        "--samples", 70, "--work", tmp_path / "work", "--sets", "short256",
+        "--stacks", "decode_only,webdataset_uint8,ours",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    for column in ("ratios", "ratios_cpu"):
+        assert set(result[column]) == PEERS
+        measured = {name for name, ratio in result[column].items() if ratio is not None}
+        assert measured == {"decode_only", "webdataset_uint8"}
+        assert all(result[column][name] > 0 for name in measured)
+    for word in (
+        "short256",
+        "decode_only",
+        "webdataset_uint8",
+        "ours_device",
+        "ours_cpu",
+        "images/s",
+        "first batch",
+    ):
+        assert word in run.stdout
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
+    for options in (["--images", tmp_path / "none"], ["--images", tmp_path], ["--stacks", "nonsense"]):
+        run = run_python("tests/bench/loader.py", *options)
+        assert run.returncode == 2 and "Traceback" not in run.stderr
+        assert [line for line in run.stderr.splitlines() if line.startswith("error:")]
+
+
+def test_shuffle_quality_is_that_of_chance_for_the_global_order_only():
+    run = run_python("tests/bench/shuffle.py", "--shards", 20, "--samples-per-shard", 100, "--batch", 50)
+    assert run.returncode == 0, run.stderr
+    rows = {
+        cells[1].strip(): [float(cell) for cell in cells[2:5]]
+        for line in run.stdout.splitlines()
+        if len(cells := line.split("|")) == 6 and cells[2].strip()[0].isdigit()
+    }
+    same, again, touched = rows["global"]
+    assert 0.9 < same < 1.1 and 0.9 < again < 1.1 and touched == 20
+    same, again, touched = rows["window 4"]
+    assert same > 3 and again > 1.5 and touched < 16
