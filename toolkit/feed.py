@@ -101,10 +101,14 @@ class Stopwatch:
     def seconds(self) -> float:
         return max(time.perf_counter() - self.started, 1e-9)
 
-    @property
-    def waiting(self) -> float:
-        """Share of the time that this rank's training loop stood still for data."""
-        return (self.feed.train_loader.meter.snapshot() - self.before).waited / self.seconds
+    def account(self) -> dict[str, float]:
+        """This rank's shares of the time since: waiting for data, copying to the device; and cores busy decoding."""
+        times, seconds = self.feed.train_loader.meter.snapshot() - self.before, self.seconds
+        return {
+            "data_wait": times.waited / seconds,
+            "decode_cores": times.decode_cpu / seconds,
+            "copy": times.copied / seconds,
+        }
 
     def verdict(self) -> str:
         """What limited this rank."""

@@ -10,10 +10,12 @@ from accelerate import Accelerator
 
 from shards.files import atomic_write
 
-STEP_FIELDS = ("update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait")
+STEP_FIELDS = (
+    "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",
+)  # fmt: skip
 EPOCH_FIELDS = (
     "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
-    "images_per_s", "data_wait", "data_errors", "seconds",
+    "images_per_s", "data_wait", "decode_cores", "copy", "data_errors", "seconds",
 )  # fmt: skip
 
 

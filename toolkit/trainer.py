@@ -115,14 +115,14 @@ class Trainer:
                 if due and state.step < self.plan.steps_per_epoch:
                     self._save()
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
-        seconds, waiting = watch.seconds, watch.waiting
+        seconds, account = watch.seconds, watch.account()
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         self._validate(
             {
                 "train_loss": state.loss_sum / len(self.parts.train),
                 "images_per_s": images / seconds,
-                "data_wait": waiting,
+                **account,
                 "seconds": seconds,
             }
         )
@@ -177,9 +177,11 @@ class Trainer:
                 f"the training loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower --optim.lr, set "
                 f"--optim.clip_norm 1, or use --train.precision bf16 or no; the last checkpoint is kept"
             )
-        speed, wait = recent.measure(images)
+        account = recent.measure(images)
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2g}, waiting for data {wait:.0%}", refresh=False)
+        bar.set_postfix_str(
+            f"loss {loss:.4f}, lr {lr:.2g}, waiting for data {account['data_wait']:.0%}", refresh=False
+        )
         self.run_log.step(
             {
                 "update": state.updates,
@@ -187,8 +189,7 @@ class Trainer:
                 "step": state.step,
                 "loss": loss,
                 "lr": lr,
-                "images_per_s": speed,
-                "data_wait": wait,
+                **account,
             }
         )
 
@@ -271,13 +272,13 @@ class Trainer:
 
 
 class _Window:
-    """Speed and waiting share since the last measurement."""
+    """Speed and account since the last measurement."""
 
     def __init__(self, feed: Feed) -> None:
         self.watch, self.images = Stopwatch(feed), 0
 
-    def measure(self, images: int) -> tuple[float, float]:
-        """(images/s, share of time spent waiting for data); ``images`` counts from the start of the epoch."""
-        result = (images - self.images) / self.watch.seconds, self.watch.waiting
+    def measure(self, images: int) -> dict[str, float]:
+        """images_per_s and the stopwatch's account; ``images`` counts from the start of the epoch."""
+        result = {"images_per_s": (images - self.images) / self.watch.seconds, **self.watch.account()}
         self.watch, self.images = Stopwatch(self.watch.feed), images
         return result

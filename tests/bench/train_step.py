@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             f"--batch {options.batch} is more than the {len(reader)} training samples of {options.shards}"
         )
     model: nn.Module = timm.create_model(options.model, num_classes=reader.targets.shape[1])
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     prepare = Preprocessing(options.size, 1.0, *IMAGENET)
     dtype = DTYPES[options.precision]

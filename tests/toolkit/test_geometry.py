@@ -107,16 +107,22 @@ def test_packed_images_lie_close_and_need_what_they_say():
     assert (np.diff(cut.starts) > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_half_precision_keeps_the_bound(dtype: torch.dtype):
+def packed_posters() -> tuple[PackedCut, torch.Tensor, np.ndarray]:
+    """A cut of eight posters, its filled slot, and the pixels of the reference."""
     files = [jpeg(picture(182, 268, seed)) for seed in range(8)]
     views = views_of(files, 96)
     cut = PackedCut(views)
     slot = np.zeros(cut.size, dtype=np.uint8)
     for row, data in enumerate(files):
         cut.row(row, memoryview(bytearray(data)), slot)
-    found = cut.geometry(torch.from_numpy(slot), dtype).float().numpy()
-    assert worst(found, reference_crops(files, views)).max() <= EXACT
+    return cut, torch.from_numpy(slot), reference_crops(files, views)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_half_precision_keeps_the_bound(dtype: torch.dtype):
+    cut, slot, expected = packed_posters()
+    found = cut.geometry(slot, dtype).float().numpy()
+    assert worst(found, expected).max() <= EXACT
 
 
 def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
@@ -172,11 +178,6 @@ def test_real_posters_stay_within_the_bounds(folder: str, enlarge: float, cut: t
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_keeps_the_bound():
-    files = [jpeg(picture(182, 268, seed)) for seed in range(8)]
-    views = views_of(files, 96)
-    cut = PackedCut(views)
-    slot = np.zeros(cut.size, dtype=np.uint8)
-    for row, data in enumerate(files):
-        cut.row(row, memoryview(bytearray(data)), slot)
-    found = cut.images(torch.from_numpy(slot).cuda()).float().cpu().numpy()
-    assert worst(found, reference_crops(files, views)).max() <= EXACT
+    cut, slot, expected = packed_posters()
+    found = cut.images(slot.cuda()).float().cpu().numpy()
+    assert worst(found, expected).max() <= EXACT

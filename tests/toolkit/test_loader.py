@@ -22,7 +22,7 @@ from toolkit.data.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.loader import Batch, Loader, decode_threads
 from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.plan import EvalPlan, TrainPlan
+from toolkit.data.plan import EvalPlan, Share, TrainPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 
@@ -169,6 +169,13 @@ def test_or_masked(caplog: pytest.LogCaptureFixture):
             assert problem == "damaged on purpose" and not batch.images[row].any()
     assert sum(len(batch.errors) for batch in batches) == 3
     assert all(line.endswith("; left out") for line in caplog.messages)
+
+
+def test_damaged_padding_is_nobodys_error():
+    share = Share(np.array([1, 3]), np.array([True, False]))
+    with Loader(Numbers(9, DAMAGED), 1, 1, policy=KEEP_ERRORS) as loader:
+        (batch,) = loader.batches([share], NUMBERS)
+    assert batch.errors == {} and batch.share.valid.tolist() == [True, False]
 
 
 def test_or_stops_the_run_with_its_place():

@@ -36,6 +36,11 @@ def train_keys(shard_set: Path) -> list[str]:
     return sorted(reader.key(i) for i in range(len(reader)))
 
 
+def two_epochs(shard_set: Path, tmp_path: Path, *more: str) -> list[object]:
+    """Options of a run that a test interrupts; uninterrupted it would be the fixture ``whole``."""
+    return ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=2", *more]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -108,15 +113,7 @@ def test_two_processes_meet_the_same_samples_in_the_same_updates(whole: Path, do
 def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(
     whole: Path, runs: Path, shard_set: Path, tmp_path: Path
 ):
-    options = [
-        "--shards",
-        shard_set,
-        "--out",
-        tmp_path / "run",
-        *TINY,
-        "--train.epochs=2",
-        "--train.checkpoint_steps=2",
-    ]
+    options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=2")
     steps = len([at for at in read_spy(runs / "spy-whole") if at[0] == 0])
     killed = run_python(PROBE, tmp_path / "spy", f"kill {steps + 3}", *options)
     assert killed.returncode == -9
@@ -141,15 +138,7 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(
 def test_killed_at_two_processes_resumed_at_one_then_two(
     runs: Path, shard_set: Path, whole: Path, tmp_path: Path
 ):
-    options = [
-        "--shards",
-        shard_set,
-        "--out",
-        tmp_path / "run",
-        *TINY,
-        "--train.epochs=2",
-        "--train.checkpoint_steps=1",
-    ]
+    options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=1")
     first = launch_2(PROBE, tmp_path / "spy1", "kill 2", *options)
     assert first.returncode != 0
     second = run_python(PROBE, tmp_path / "spy2", "term 4", *options, "--resume")
@@ -166,15 +155,7 @@ def test_killed_at_two_processes_resumed_at_one_then_two(
 def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
     runs: Path, shard_set: Path, whole: Path, tmp_path: Path
 ):
-    options = [
-        "--shards",
-        shard_set,
-        "--out",
-        tmp_path / "run",
-        *TINY,
-        "--train.epochs=2",
-        "--train.checkpoint_steps=1",
-    ]
+    options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=1")
     updates = len(read_spy(runs / "spy-whole"))
     first = random.randint(1, updates - 3)
     second = random.randint(first + 1, updates - 1)

@@ -9,6 +9,7 @@ which samples, the source gives their bytes, the cut makes pixels, the fault pol
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -103,11 +104,12 @@ class Loader:
 
         Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset.
         """
-        for work in self.decoded(shares, cutter, epoch):
-            images = work.cut.images(work.slot.on_device(work.cut.size))
-            for row, square in work.squares.items():
-                images[row] = torch.from_numpy(square).to(images.device, images.dtype)
-            yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
+        with contextlib.closing(self.decoded(shares, cutter, epoch)) as works:
+            for work in works:
+                images = work.cut.images(work.slot.on_device(work.cut.size))
+                for row, square in work.squares.items():
+                    images[row] = torch.from_numpy(square).to(images.device, images.dtype)
+                yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
 
     def decoded(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Work, None, None]:
         """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
@@ -190,8 +192,11 @@ class Loader:
                     continue
                 work.indices[row] = other
                 return len(data)
+        if work.valid[
+            row
+        ]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
+            work.errors[row] = problem
         work.valid[row] = False
-        work.errors[row] = problem
         work.squares[row] = np.zeros((work.cut.side, work.cut.side, 3), dtype=np.uint8)
         return 0
 
