@@ -200,7 +200,9 @@ def test_ctrl_c(large: Source, whole: dict[str, str], tmp_path: Path, start: Cal
     build.until(lambda: len(build.indexes()) >= 1)
     for worker in build.workers():
         worker.send_signal(signal.SIGINT)  # Ctrl-C belongs to the parent: workers alone take no notice
-    build.until(lambda: len(build.indexes()) >= 6)
+    build.until(
+        lambda: len(build.indexes()) >= 3
+    )  # they went on; most is still to be done on a busy machine too
     os.killpg(build.process.pid, signal.SIGINT)
     status, stderr = build.ended()
     assert (status, only_error(stderr)) == (130, "error: interrupted")

@@ -65,6 +65,16 @@ def test_smaller_sizes_are_libjpegs(width, height, data, denominator, options):
     assert np.array_equal(part[:usable], whole[:usable])
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_four_bytes_a_pixel_hold_the_same_colours(kind: str):
+    out = io.BytesIO()
+    picture(41, 60).save(out, kind)
+    three = decode(out.getvalue(), 41, 60, 48)
+    memory = np.zeros(48 * 41 * 4, dtype=np.uint8)
+    four = decode_rows(memoryview(bytearray(out.getvalue())), 41, 60, 48, 1, memory, channels=4)
+    assert four.shape == (48, 41, 4) and np.array_equal(four[..., :3], three)
+
+
 def test_fewer_rows_are_less_work():
     encoded = jpeg(picture(400, 600))
     junk = bytearray(encoded)

@@ -48,7 +48,7 @@ class SquareCut:
 
     def __init__(self, views: Views) -> None:
         self.views, self.count, self.side = views, len(views), views.side
-        self.size = self.count * self.side**2 * 3
+        self.size = self.count * self.side**2 * 4
         self.denominators = views.denominators()
         # A window inside the resized box needs the whole box: the CPU's resize knows no part of an output.
         whole = (views.resized != views.side).any(axis=1)
@@ -56,23 +56,23 @@ class SquareCut:
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
         """See Cut."""
-        self._cut(row, data, slot.reshape(self.count, self.side, self.side, 3)[row])
+        self._cut(row, data, slot.reshape(self.count, self.side, self.side, 4)[row])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         """See Cut."""
-        out = np.empty((self.side, self.side, 3), dtype=np.uint8)
+        out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         self._cut(row, data, out)
-        return out
+        return out[..., :3]
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
         """See Cut."""
-        return slot.view(self.count, self.side, self.side, 3)
+        return slot.view(self.count, self.side, self.side, 4)[..., :3]
 
     def _cut(self, row: int, data: memoryview, out: np.ndarray) -> None:
         views, denominator, rows = self.views, int(self.denominators[row]), int(self.rows[row])
         width, height = int(views.widths[row]), int(views.heights[row])
-        memory = scratch("decoded", scaled(rows, denominator) * scaled(width, denominator) * 3)
-        image = decode_rows(data, width, height, rows, denominator, memory)
+        memory = scratch("decoded", scaled(rows, denominator) * scaled(width, denominator) * 4)
+        image = decode_rows(data, width, height, rows, denominator, memory, channels=4)
         cut_on_cpu(image, views, row, denominator, out)
 
 

@@ -28,10 +28,10 @@ CHUNK_PIXELS = 8_000_000
 
 
 def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out: np.ndarray) -> None:
-    """Write sample ``row`` of ``views`` to ``out`` (S, S, 3) uint8.
+    """Write sample ``row`` of ``views`` to ``out`` (S, S, 4) uint8, of which the fourth channel means nothing.
 
-    ``image`` is (h, w, 3) uint8, the stored image at 1/``denominator``; rows beyond the view may be missing if the
-    window is the whole resized box.
+    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator``; rows beyond the view may be missing if the
+    window is the whole resized box. Pixels of four bytes are resized and mirrored faster than pixels of three.
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
@@ -39,7 +39,7 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
         if (width, height) == (views.side, views.side):
             _resize(image[top:bottom, left:right], out, bool(views.flips[row]))
             return
-        resized = scratch("resized", height * width * 3).reshape(height, width, 3)
+        resized = scratch("resized", height * width * 4).reshape(height, width, 4)
         _resize(image[top:bottom, left:right], resized, False)
     else:
         # Pillow alone takes a box of fractions of pixels: rounding it to the small grid shifts edges visibly.
@@ -50,14 +50,16 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
             min(right / ratio, image.shape[1]),
             min(bottom / ratio, image.shape[0]),
         )
-        resized = np.array(Image.fromarray(image).resize((width, height), BILINEAR, box=box))
+        size = image.shape[1], image.shape[0]
+        whole = Image.frombuffer("RGBX", size, np.ascontiguousarray(image), "raw", "RGBX", 0, 1)
+        resized = np.array(whole.resize((width, height), BILINEAR, box=box))
     x, y = views.corners[row].tolist()
     window = resized[y : y + views.side, x : x + views.side]
     _copy(window, out, bool(views.flips[row]))
 
 
 def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
-    """Resize (h, w, 3) uint8 to the size of ``out``, antialiased, mirrored before if ``flip``."""
+    """Resize (h, w, 4) uint8 to the size of ``out``, antialiased, mirrored before if ``flip``."""
     if pixels.shape == out.shape:
         _copy(pixels, out, flip)
         return
@@ -70,10 +72,7 @@ def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
 
 def _copy(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
     if flip:
-        for channel in range(
-            3
-        ):  # numpy copies pixel by pixel when a stride is negative: 300 us instead of 50
-            out[..., channel] = pixels[:, ::-1, channel]
+        out.view(np.uint32)[:] = pixels.view(np.uint32)[:, ::-1]  # a pixel is a word
     else:
         out[:] = pixels
 

@@ -43,15 +43,22 @@ def scaled(length: int, denominator: int) -> int:
 
 
 def decode_rows(
-    data: memoryview, width: int, height: int, rows: int, denominator: int, out: np.ndarray
+    data: memoryview,
+    width: int,
+    height: int,
+    rows: int,
+    denominator: int,
+    out: np.ndarray,
+    channels: int = 3,
 ) -> np.ndarray:
     """Decode the first ``rows`` rows of a ``width`` x ``height`` image at 1/``denominator`` of its size.
 
     ``data`` is writable: its header may be changed. ``out`` is flat uint8 memory, at least as large as the result.
-    Returns the (scaled(rows), scaled(width), 3) uint8 RGB view of ``out``. Raises Undecodable.
+    Returns the (scaled(rows), scaled(width), channels) uint8 view of ``out``: RGB, or with four channels RGB and one
+    that means nothing. Raises Undecodable.
     """
-    shape = (scaled(rows, denominator), scaled(width, denominator), 3)
-    target = out[: shape[0] * shape[1] * 3]
+    shape = (scaled(rows, denominator), scaled(width, denominator), channels)
+    target = out[: shape[0] * shape[1] * channels]
     frame = _frame_header(data)
     if frame is None or data[frame + 9] not in (1, 3):  # no JPEG, or CMYK
         return _with_pillow(data, width, height, rows, denominator, target.reshape(shape))
@@ -66,6 +73,7 @@ def decode_rows(
     try:
         pixels = simplejpeg.decode_jpeg(
             data,
+            "RGB" if channels == 3 else "RGBX",
             min_height=shape[0],
             min_width=shape[1],
             min_factor=denominator,
@@ -110,7 +118,7 @@ def _with_pillow(
         raise Undecodable(_wrong_size(image.size, (width, height)))
     if denominator > 1:
         image = image.reduce(denominator)
-    target[:] = np.asarray(image)[: target.shape[0]]
+    target[..., :3] = np.asarray(image)[: target.shape[0]]
     return target
 
 
