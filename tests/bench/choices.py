@@ -40,9 +40,13 @@ OURS = "ours, into memory that is there"
 Way = Callable[[int], Any]
 
 
-def encode(path: Path, width: int, **options: Any) -> bytes:
-    """The poster at ``width``, quality 90."""
-    image = Image.open(path).convert("RGB")
+def encode(path: Path, width: int, **options: Any) -> bytes | None:
+    """The poster at ``width``, quality 90; None, with a line on it, if it cannot be read."""
+    try:
+        image = Image.open(path).convert("RGB")
+    except OSError as error:
+        print(f"warning: {path} is left out: {error}", file=sys.stderr)
+        return None
     image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90, **options)
@@ -140,6 +144,9 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if min(options.samples, options.width, options.rounds) < 1:
+        print("error: --samples, --width and --rounds must be at least 1", file=sys.stderr)
+        return 2
     paths = sorted(p for p in options.images.rglob("*") if p.name.endswith(EXTENSIONS))[: options.samples]
     if not paths:
         print(f"error: no image in {options.images}", file=sys.stderr)
@@ -151,7 +158,10 @@ def main() -> int:
             ("plain", {}),
             ("restart markers after each row of blocks", {"restart_marker_rows": 1}),
         ):
-            files = [encode(path, options.width, **extra) for path in paths]
+            files = [data for path in paths if (data := encode(path, options.width, **extra))]
+            if not files:
+                print(f"error: no readable image in {options.images}", file=sys.stderr)
+                return 2
             images = [np.asarray(Image.open(io.BytesIO(data))) for data in files]
             heights, widths = (np.array([i.shape[axis] for i in images]) for axis in (0, 1))
             views = train_views(config, 0, 0, np.arange(len(files)), widths, heights)

@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import sys
 import tarfile
 import tempfile
 import time
@@ -273,10 +274,15 @@ def markdown(verdicts: dict[str, dict[str, Verdict]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the verdicts here")
     arguments = parser.parse_args()
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+        print(
+            f"error: --json must name a file in a folder that exists, not {arguments.json}", file=sys.stderr
+        )
+        return 2
     verdicts = {}
     with tempfile.TemporaryDirectory() as name:
         make_shards(Path(name))
@@ -293,7 +299,8 @@ def main() -> None:
         setting = {"shards": SHARD_SIZES, "global_batch": GLOBAL_BATCH, "world_sizes": WORLDS}
         content = {"setting": setting, "versions": versions, "table": table}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ the median.
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def _pairs(values: np.ndarray) -> float:
     return float((counts * (counts - 1)).sum() / (len(values) * (len(values) - 1)))
 
 
-def main() -> None:
+def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shards", type=int, default=90)
@@ -58,6 +59,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
+    if min(vars(args).values()) < 1 or 20 * args.batch > args.shards * args.samples_per_shard:
+        print(
+            "error: every option must be at least 1, and an epoch at least 20 batches long", file=sys.stderr
+        )
+        return 2
     sizes = [args.samples_per_shard] * args.shards
     orders: dict[str, Order] = {"global": GlobalOrder(sum(sizes), 0)}
     orders |= {f"window {w}": WindowOrder(sizes, w, 0) for w in WINDOWS if w <= args.shards}
@@ -69,7 +75,8 @@ def main() -> None:
     for name, order in orders.items():
         same, again, touched = measure(order, args.samples_per_shard, args.batch, args.epochs)
         print(f"| {name} | {same:.2f} | {again:.2f} | {touched:.0f} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

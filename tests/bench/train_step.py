@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
@@ -34,6 +33,7 @@ from toolkit.data.meter import verdict
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.feed import train_plan
+from toolkit.models import HeadSpec, build_model
 from toolkit.optim import sample_losses
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -60,7 +60,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         raise UserError(
             f"--batch {options.batch} is more than the {len(reader)} training samples of {options.shards}"
         )
-    model: nn.Module = timm.create_model(options.model, num_classes=reader.targets.shape[1])
+    if min(options.batch, options.steps, options.rounds) < 1:
+        raise UserError("--batch, --steps and --rounds must be at least 1")
+    head = HeadSpec("linear", (), 0.0)
+    model: nn.Module = build_model(options.model, len(reader.labels), head, options.size, pretrained=False)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     prepare = Preprocessing(options.size, 1.0, *IMAGENET)

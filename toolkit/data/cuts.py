@@ -83,8 +83,8 @@ class PackedCut:
         self.views, self.side = views, views.side
         self.denominators = views.denominators()
         self.rows = views.decoded_rows(self.denominators)
-        widths = scaled_all(views.widths, self.denominators)
-        pixels = widths * scaled_all(self.rows, self.denominators)
+        widths = scaled(views.widths, self.denominators)
+        pixels = widths * scaled(self.rows, self.denominators)
         ends = np.cumsum(pixels)
         self.starts = ends - pixels
         self.size = int(ends[-1]) * 3
@@ -174,8 +174,3 @@ def file_cutter(side: int, transform: Callable[[bytes], np.ndarray]) -> Cutter:
 def _kind(geometry: Geometry, device: torch.device) -> type[SquareCut] | type[PackedCut]:
     on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
     return PackedCut if on_device else SquareCut
-
-
-def scaled_all(lengths: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    """``scaled`` of each length."""
-    return -(-lengths // denominators)

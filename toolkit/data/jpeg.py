@@ -15,6 +15,8 @@ Whatever libjpeg-turbo refuses, and every other format, goes to Pillow: its verd
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -32,13 +34,13 @@ class Undecodable(Exception):
     """An image that neither decoder accepts. The message is one line."""
 
 
-def rows_to_decode(last: int, denominator: int, height: int) -> int:
-    """Rows of the stored image to decode so that rows before ``last`` come out exact."""
-    return min(height, -(-(last + 2 * denominator) // BLOCK_ROWS) * BLOCK_ROWS)
+def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
+    """Rows of the stored image to decode so that rows before ``last`` come out exact; numbers or arrays of int64."""
+    return np.minimum(height, -(-(last + 2 * denominator) // BLOCK_ROWS) * BLOCK_ROWS)
 
 
-def scaled(length: int, denominator: int) -> int:
-    """Length in pixels after libjpeg's scaled inverse DCT."""
+def scaled(length: Any, denominator: Any) -> Any:
+    """Length in pixels after libjpeg's scaled inverse DCT; numbers or arrays of int64."""
     return -(-length // denominator)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.config import DataConfig
 from toolkit.data.augment import random_crops
-from toolkit.data.jpeg import BLOCK_ROWS
+from toolkit.data.jpeg import rows_to_decode
 
 #: Reduction that libjpeg's scaled DCT leaves to the resize filter, at least. On real posters at 224 pixels the worst
 #: image is then 0.6 grey levels from Pillow's full decode; at 1.0 it was 2.2, at 1.5 0.9.
@@ -59,8 +59,7 @@ class Views:
 
     def decoded_rows(self, denominators: np.ndarray) -> np.ndarray:
         """(n,) int64: jpeg.rows_to_decode for each sample."""
-        rows = -(-(self.last_rows() + 2 * denominators) // BLOCK_ROWS) * BLOCK_ROWS
-        return np.minimum(rows, self.heights)
+        return rows_to_decode(self.last_rows(), denominators, self.heights)
 
 
 def train_views(
