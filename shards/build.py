@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.duplicates import MAX_DISTANCE, SIGNATURE_BYTES, group_duplicates
+from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import run
 from shards.existing import OtherShards, survey
@@ -33,14 +33,14 @@ from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, read_metadata, write_rejected
-from shards.pack import PackTask, Sample, pack_shard
+from shards.pack import WORK, PackTask, Sample, pack_shard
 from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.split import SPLITS, split_samples
+from shards.split_like import splits_like
+from shards.text.stage import TextRemoval, removal_fingerprint
 
 log = logging.getLogger(__name__)
-
-WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class BuildOptions:
     near_duplicates: int = MAX_DISTANCE
     """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
     image: ImageOptions = field(default_factory=ImageOptions)
+    text: TextRemoval | None = None
+    """Paint the posters' text over on their way into the shards."""
+    split_like: Path | None = None
+    """A shard set whose splits are used: its posters go where they are there, others where their duplicates are, and
+    the rest to train."""
     workers: int = 0
     """Worker processes; 0 means one per core."""
     overwrite: bool = False
@@ -109,23 +114,32 @@ def build_shards(options: BuildOptions) -> Manifest:
             write_rejected(options.out / "rejected.csv", rejected)
             raise UserError(f"no poster left to build from in {images}: {_first_reasons(rejected)}")
         log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
-        groups = _duplicate_groups(rows, scan, options.near_duplicates)
+        groups = scan.duplicate_groups([row.id for row in rows], options.near_duplicates)
         columns = [labels.columns(row.genres) for row in rows]
         fractions = dict(zip(SPLITS, options.fractions, strict=True))
-        splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
+        if options.split_like:
+            splits = splits_like(options.split_like, [row.id for row in rows], groups)
+        else:
+            splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
         tasks = plan_shards(options, images, rows, scan, splits, labels)
         try:
             shards = _pack(options, tasks)
         except OtherShards:
             shutil.rmtree(work, ignore_errors=True)  # a refused build leaves the folder as it was
             raise
+        if options.text:
+            _write_text_report(options, tasks)
         write_rejected(options.out / "rejected.csv", rejected)
         _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
         sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
             genres=list(labels.genres),
             shards=shards,
-            packing={**asdict(options.image), "samples_per_shard": options.samples_per_shard},
+            packing={
+                **asdict(options.image),
+                "samples_per_shard": options.samples_per_shard,
+                "text_removal": options.text.facts() if options.text else None,
+            },
             source={
                 "rows": len(metadata.rows) + len(metadata.rejected),
                 "samples": len(rows),
@@ -151,6 +165,7 @@ def plan_shards(
 ) -> list[PackTask]:
     """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
     tasks = []
+    known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
         members = sorted(
             (row for row, of in zip(rows, splits, strict=True) if of == number),
@@ -162,7 +177,15 @@ def plan_shards(
             part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
             tasks.append(
                 PackTask(
-                    images, options.out, f"{split}-{shard:05d}", split, tuple(part), labels, options.image
+                    images,
+                    options.out,
+                    f"{split}-{shard:05d}",
+                    split,
+                    tuple(part),
+                    labels,
+                    options.image,
+                    options.text,
+                    known,
                 )
             )
     return tasks
@@ -185,6 +208,19 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
             shards[task.name] = shard
             bar.update(shard.samples)
     return [shards[task.name] for task in tasks]
+
+
+def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> None:
+    """clean_report.parquet of the whole set; the rows of shards that were finished long ago are in it already."""
+    from shards.text.report import NAME, write_report  # pandas: only when text was removed
+
+    assert options.text is not None
+    rows = []
+    for task in tasks:
+        if not task.text_rows.exists():
+            return
+        rows += read_json(task.text_rows, "cleaning rows")
+    write_report(options.out / NAME, rows, options.text.facts())
 
 
 def _given_labels(path: Path | None) -> LabelSet | None:
@@ -210,17 +246,6 @@ def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row]
                 Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
             )
     return known, unknown
-
-
-def _duplicate_groups(rows: Sequence[Row], scan: Scan, max_distance: int) -> np.ndarray:
-    hashes = np.array([scan.hashes[row.id] for row in rows], dtype=np.uint64)
-    signatures = np.frombuffer(b"".join(scan.signatures[row.id] for row in rows), dtype=np.uint8)
-    return group_duplicates(
-        [scan.digests[row.id] for row in rows],
-        hashes,
-        signatures.reshape(len(rows), SIGNATURE_BYTES),
-        max_distance=max_distance,
-    )
 
 
 def _write_duplicates(path: Path, rows: Sequence[Row], groups: np.ndarray, splits: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.text.arguments import add_text_options, parse_aspect, text_options
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,14 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     )
     build.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
     build.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
+    build.add_argument("--aspect", metavar="LOW,HIGH", help="reject posters of another width / height")
+    build.add_argument(
+        "--split-like", type=Path, help="shard set whose splits to use, to compare models between the sets"
+    )
+    build.add_argument(
+        "--text-removal", action="store_true", help="paint the posters' text over, as `posters clean` does"
+    )
+    add_text_options(build)
     build.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
     build.add_argument("--overwrite", action="store_true", help="replace another shard set in --out")
     build.set_defaults(run=_build)
@@ -111,7 +120,16 @@ def _build(args: argparse.Namespace) -> int:
             seed=args.seed,
             samples_per_shard=args.samples_per_shard,
             near_duplicates=MAX_DISTANCE if args.near_duplicates is None else args.near_duplicates,
-            image=ImageOptions(args.short_side, args.long_side, args.quality, args.min_side, args.max_pixels),
+            image=ImageOptions(
+                args.short_side,
+                args.long_side,
+                args.quality,
+                args.min_side,
+                args.max_pixels,
+                parse_aspect(args.aspect),
+            ),
+            text=text_options(args) if args.text_removal else None,
+            split_like=args.split_like,
             workers=args.workers,
             overwrite=args.overwrite,
         )

@@ -43,6 +43,8 @@ class ImageOptions:
     """Posters with a shorter side (pixels) are rejected as too small."""
     max_pixels: int = 64_000_000
     """Posters that claim more pixels are rejected as decompression bombs."""
+    aspect: tuple[float, float] | None = None
+    """Narrowest and widest width / height; posters outside are rejected as odd shapes."""
 
     def __post_init__(self) -> None:
         if not 8 <= self.short_side <= self.long_side:
@@ -53,6 +55,10 @@ class ImageOptions:
             raise UserError(f"--quality must be from 1 to 95, not {self.quality}")
         if self.min_side < 1 or self.max_pixels < 1:
             raise UserError("--min-side and --max-pixels must be at least 1")
+        if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1] < float("inf"):
+            raise UserError(
+                f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}"
+            )
 
 
 class BadImage(Exception):
@@ -104,7 +110,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
     """Decode fully and return RGB pixels in their upright orientation.
 
     ``target`` (width, height) lets a JPEG be decoded at a reduced scale of at least that size.
-    Raises BadImage: not an image, decompression bomb, too small, truncated.
+    Raises BadImage: not an image, decompression bomb, too small, truncated, odd shape.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; we judge both ourselves
@@ -123,17 +129,19 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
             if target is not None:
                 image.draft(None, target)
             image.load()
-            return _upright_rgb(image)
+            upright = _upright_rgb(image)
         except Exception as error:
             reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
             raise BadImage(reason, _without_address(error)) from None
+        if options.aspect and not options.aspect[0] <= upright.width / upright.height <= options.aspect[1]:
+            low, high = options.aspect
+            size = f"{upright.width}x{upright.height} pixels"
+            raise BadImage("odd shape", f"{size}, not within {low:g} to {high:g}")
+        return upright
 
 
-def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
-    """(width, height) if these bytes can go into a shard untouched, else None.
-
-    That is an RGB JPEG within the size bounds, with no EXIF rotation to apply. Only headers are read.
-    """
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of an RGB JPEG without an EXIF rotation to apply, else None. Only headers are read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -141,9 +149,13 @@ def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
             orientation = image.getexif().get(ORIENTATION, 1)
         except Exception:  # a broken EXIF block raises nearly anything: re-encoding leaves it behind
             return None
-        if image.format != "JPEG" or image.mode != "RGB" or orientation != 1:
-            return None
-    return image.size if fitted_size(image.width, image.height, options) == image.size else None
+    return image.size if image.format == "JPEG" and image.mode == "RGB" and orientation == 1 else None
+
+
+def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
+    """(width, height) if these bytes can go into a shard untouched, else None: a plain JPEG within the bounds."""
+    size = plain_jpeg_size(data)
+    return size if size is not None and fitted_size(*size, options) == size else None
 
 
 def pack_image(data: bytes, options: ImageOptions) -> Packed:
@@ -157,7 +169,11 @@ def pack_image(data: bytes, options: ImageOptions) -> Packed:
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         # The file's own orientation may be sideways: the bound holds for a square box either way.
         bound = 2 * max(fitted_size(header.width, header.height, options))
-    image = decode(data, options, target=(bound, bound))
+    return shrunk(decode(data, options, target=(bound, bound)), options)
+
+
+def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
+    """An RGB image within the size bounds, as JPEG."""
     size = fitted_size(image.width, image.height, options)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)

@@ -13,12 +13,16 @@ from urllib.parse import quote
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import atomic_write, fingerprint, one_line, sha256_file
-from shards.images import BadImage, ImageOptions, pack_image, read_image_file
+from shards.files import atomic_write, fingerprint, one_line, sha256_file, write_json
+from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
 from shards.index import build_table, read_members, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard
 from shards.tarwriter import tar_writer
+from shards.text.stage import TextRemoval, clean_image
+
+WORK = ".work"
+"""Folder in the output folder for what a killed build leaves for the next one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class PackTask:
     samples: tuple[Sample, ...]
     labels: LabelSet
     options: ImageOptions
+    text: TextRemoval | None = None
+    """Paint the posters' text over on their way in."""
+    text_facts: str = ""
+    """Fingerprint of ``text``."""
 
     @property
     def tar(self) -> Path:
@@ -50,7 +58,13 @@ class PackTask:
     def plan(self) -> str:
         """Fingerprint of the content to be packed; paths and times play no part in it."""
         samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
-        return fingerprint([self.name, self.split, samples, list(self.labels.genres), asdict(self.options)])
+        content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
+        return fingerprint([*content, self.text_facts] if self.text else content)
+
+    @property
+    def text_rows(self) -> Path:
+        """Where the shard's rows of the cleaning report wait for the end of the build."""
+        return self.out / WORK / f"{self.name}.text.json"
 
 
 def sample_key(sample_id: str) -> str:
@@ -69,12 +83,13 @@ def pack_shard(task: PackTask) -> Shard:
 
     Raises UserError if a poster changed since it was checked.
     """
-    sizes = []
+    sizes, rows = [], []
     with atomic_write(task.tar) as stream:
         # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
             for sample in task.samples:
-                packed = _pack_sample(task, sample)
+                packed, row = _pack_sample(task, sample)
+                rows.append(row)
                 columns = task.labels.columns(sample.genres)
                 record = {
                     "id": sample.id,
@@ -94,16 +109,26 @@ def pack_shard(task: PackTask) -> Shard:
             "labels": [task.labels.columns(s.genres) for s in task.samples],
         },
     )
+    if task.text:
+        write_json(task.text_rows, rows)  # before the index, which says that the shard is done
     facts = {"plan": task.plan(), "bytes": task.tar.stat().st_size, "sha256": sha256_file(task.tar)}
     write_index(task.tar, table, facts)
     return describe(task.name, task.split, table, facts, len(task.labels))
 
 
-def _pack_sample(task: PackTask, sample: Sample) -> Any:
+def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
+    """The poster as the shard holds it, and its row of the cleaning report if its text was looked for."""
     try:
         data = read_image_file(task.folder, sample.id)
         if hashlib.sha256(data).hexdigest() == sample.digest:
-            return pack_image(data, task.options)
+            if task.text is None:
+                return pack_image(data, task.options), None
+            cleaned = clean_image(sample.id, decode(data, task.options), task.text)
+            # Painted at full size, then shrunk and encoded once; what was not painted keeps its bytes if they fit.
+            packed = (
+                shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
+            )
+            return packed, cleaned.row
         problem = "its bytes differ"
     except BadImage as error:
         problem = one_line(f"{error.reason} {error.detail}")

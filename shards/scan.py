@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.duplicates import perceptual_hash, poster_signature
+import numpy as np
+
+from shards.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hash, poster_signature
 from shards.executor import run
 from shards.files import fingerprint, write_json
 from shards.images import BadImage, ImageOptions, decode, find_image, read_image_file
@@ -48,6 +50,17 @@ class Scan:
     hashes: dict[str, int] = field(default_factory=dict)
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
+
+    def duplicate_groups(self, ids: Sequence[str], max_distance: int) -> np.ndarray:
+        """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates)."""
+        hashes = np.array([self.hashes[sample_id] for sample_id in ids], dtype=np.uint64)
+        signatures = np.frombuffer(b"".join(self.signatures[sample_id] for sample_id in ids), dtype=np.uint8)
+        return group_duplicates(
+            [self.digests[sample_id] for sample_id in ids],
+            hashes,
+            signatures.reshape(len(ids), SIGNATURE_BYTES),
+            max_distance=max_distance,
+        )
 
 
 def scan_images(

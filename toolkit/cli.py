@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+from shards.clean.cli import add_clean_parser
+from shards.clean.referee_cli import add_referee_parser
 from shards.cli import add_shards_parser
 from shards.errors import UserError
+from shards.fetch.cli import add_fetch_parser
 from shards.files import one_line
 from toolkit.arguments import add_demo_arguments, add_evaluate_arguments, add_predict_arguments
+from toolkit.audit_arguments import add_audit_arguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,12 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="posters", description="Clean, shard, train, evaluate, predict: multi-label image models."
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="shards|train|evaluate|predict|demo"
+        dest="command", required=True, metavar="fetch|clean|referee|shards|train|evaluate|predict|audit|demo"
     )
+    add_fetch_parser(commands)
+    add_clean_parser(commands)
+    add_referee_parser(commands)
     add_shards_parser(commands)
     commands.add_parser("train", help="train on a shard set (options: posters train --help)", add_help=False)
     add_evaluate_arguments(commands.add_parser("evaluate", help="evaluate a model on a split of a shard set"))
     add_predict_arguments(commands.add_parser("predict", help="name the genres of images or of a shard set"))
+    add_audit_arguments(
+        commands.add_parser("audit", help="how much does a model read? raw against cleaned posters")
+    )
     add_demo_arguments(
         commands.add_parser("demo", help="the whole path on a small synthetic poster set, in minutes")
     )

@@ -313,9 +313,11 @@ def test_packing_bounds_hold_for_any_size(width: int, height: int, kind: str) ->
         ({"quality": 96}, "--quality"),
         ({"min_side": 0}, "--min-side"),
         ({"max_pixels": 0}, "--max-pixels"),
+        ({"aspect": (1.0, 0.5)}, "--aspect"),
+        ({"aspect": (0.0, 0.5)}, "--aspect"),
     ],
 )
-def test_options_out_of_range(options: dict[str, int], part: str) -> None:
+def test_options_out_of_range(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         ImageOptions(**options)
 
@@ -342,3 +344,13 @@ def test_a_folder_of_other_files_holds_no_images(tmp_path: Path) -> None:
     assert not holds_images(tmp_path)
     write_file(tmp_path / "sub/x.jpeg", b"x")
     assert holds_images(tmp_path)
+
+
+def test_odd_shapes(tmp_path: Path) -> None:
+    write_file(tmp_path / "x.jpg", encoded(draw("shape", 60, 90)))
+    assert reason(tmp_path, "x", ImageOptions(aspect=(0.7, 1.0))) == "odd shape"
+    assert read_back(tmp_path, "x", ImageOptions(aspect=(0.6, 1.0))).size == (60, 90)
+
+
+def read_back(folder: Path, sample_id: str, options: ImageOptions) -> Image.Image:
+    return decode(read_image_file(folder, sample_id), options)

@@ -117,7 +117,7 @@ def test_every_option_reaches_the_build(few: Source, tmp_path: Path, command: Co
     options = (
         f"--id-column poster --genre-column kinds --splits 0.5,0.25,0.25 --seed 4 --samples-per-shard 3 "
         f"--near-duplicates 0 --short-side 40 --long-side 50 --quality 70 --min-side 20 --max-pixels 10000 "
-        f"--labels {tmp_path / 'labels.json'} --workers 1 --encoding utf-8"
+        f"--labels {tmp_path / 'labels.json'} --workers 1 --encoding utf-8 --aspect 0.1,9"
     )
     where = ("--images", few.images, "--metadata", table, "--out", tmp_path / "out")
     status, _, err = command("shards", "build", *where, *options.split(), "--genre-separator", " ")
@@ -129,7 +129,9 @@ def test_every_option_reaches_the_build(few: Source, tmp_path: Path, command: Co
         "quality": 70,
         "min_side": 20,
         "max_pixels": 10000,
+        "aspect": [0.1, 9.0],
         "samples_per_shard": 3,
+        "text_removal": None,
     }
     assert raw["labels"]["genres"] == ["Drama", "Comedy", "Action"]
     assert raw["source"]["id_column"] == "poster" and raw["source"]["genre_column"] == "kinds"

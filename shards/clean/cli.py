@@ -1,0 +1,92 @@
+"""``posters clean``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def add_clean_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``clean`` to a command tree."""
+    from shards.text.arguments import add_text_options
+
+    parser = commands.add_parser("clean", help="paint the text of posters over, and prove that it is gone")
+    parser.add_argument("--images", type=Path, required=True, help="folder of raw posters")
+    parser.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
+    parser.add_argument("--out", type=Path, required=True, help="folder for cleaned posters")
+    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
+    parser.add_argument("--genre-column", default="3", help="CSV column of genres (default 3)")
+    parser.add_argument("--genre-separator", default="|", help="where genres are no list (default '|')")
+    parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
+    parser.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
+    parser.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
+    parser.add_argument("--aspect", metavar="LOW,HIGH", help="reject posters of another width / height")
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="keep one of posters taken for one another"
+    )
+    parser.add_argument(
+        "--near-duplicates", type=int, help="largest hash distance taken for one poster (0-15 bits)"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, help="JPEG quality of painted posters (default 95)"
+    )
+    parser.add_argument(
+        "--sheet", type=int, default=48, help="posters on the contact sheet (default 48, 0: none)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    add_text_options(parser)
+    parser.set_defaults(run=_clean)
+
+
+def _clean(args: argparse.Namespace) -> int:
+    from shards.clean.run import CleanOptions, clean_posters
+    from shards.duplicates import MAX_DISTANCE
+    from shards.executor import available_cores
+    from shards.images import ImageOptions
+    from shards.text.arguments import parse_aspect, text_options
+    from shards.text.report import summarize
+    from shards.text.sheet import PAGE, summary_lines
+
+    options = CleanOptions(
+        images=args.images,
+        metadata=args.metadata,
+        out=args.out,
+        id_column=args.id_column,
+        genre_column=args.genre_column,
+        genre_separator=args.genre_separator,
+        encoding=args.encoding,
+        image=ImageOptions(
+            min_side=args.min_side, max_pixels=args.max_pixels, aspect=parse_aspect(args.aspect)
+        ),
+        drop_duplicates=args.drop_duplicates,
+        near_duplicates=MAX_DISTANCE if args.near_duplicates is None else args.near_duplicates,
+        text=text_options(args),
+        quality=args.quality,
+        sheet=args.sheet,
+        workers=args.workers,
+    )
+    started = time.monotonic()
+    result = clean_posters(options)
+    seconds = time.monotonic() - started
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, value in summary_lines(summarize(result.rows)):
+        table.add_row(what, value)
+    if result.cleaned_now:
+        workers = options.workers or available_cores()
+        rate = result.cleaned_now / seconds
+        table.add_row("speed", f"{rate:.2f} images/s on {workers} processes, {rate / workers:.2f} on each")
+    for reason, count in sorted(Counter(r.reason for r in result.rejected).items()):
+        table.add_row("rejected", f"{count} {reason}")
+    Console(soft_wrap=True).print(table, markup=False)
+    print(f"posters    {options.out}")
+    print(f"report     {options.out / 'clean_report.parquet'}")
+    if result.rejected:
+        print(f"rejected   {options.out / 'rejected.csv'}")
+    if options.sheet:
+        print(f"look at    {options.sheet_folder / PAGE}")
+    return 0

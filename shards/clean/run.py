@@ -1,0 +1,193 @@
+"""Raw posters and a CSV in, posters without text out.
+
+    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one of each)
+        ─ plan ─→ tasks ─ task.clean_chunk on every core ─→ OUT/{id}.jpg
+        ─→ rejected.csv, contact sheet, clean_report.parquet (last)
+
+Posters are a function of their bytes and the options: the number of workers, the order and restarts play no part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished
+from shards.duplicates import MAX_DISTANCE
+from shards.errors import UserError
+from shards.executor import run
+from shards.files import PARTIAL, folder_lock, write_json
+from shards.images import ImageOptions, holds_images
+from shards.metadata import Rejection, read_metadata, write_rejected
+from shards.progress import progress
+from shards.scan import Scan, scan_images
+from shards.text.report import NAME as REPORT
+from shards.text.report import write_report
+from shards.text.sheet import write_sheet
+from shards.text.stage import TextRemoval, removal_fingerprint
+
+log = logging.getLogger(__name__)
+
+WORK = ".work"
+OURS = ".posters-clean.json"
+"""Says that the pictures in a folder are this command's: others are never overwritten or deleted."""
+
+
+@dataclass(frozen=True)
+class CleanOptions:
+    """What ``posters clean`` is told."""
+
+    images: Path
+    metadata: Path
+    out: Path
+    id_column: str = "0"
+    genre_column: str = "3"
+    genre_separator: str = "|"
+    encoding: str = "utf-8-sig"
+    image: ImageOptions = field(default_factory=ImageOptions)
+    """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
+    drop_duplicates: bool = False
+    """Keep only the first, in the CSV's order, of posters that are taken for one."""
+    near_duplicates: int = MAX_DISTANCE
+    text: TextRemoval = field(default_factory=TextRemoval)
+    quality: int = 95
+    """JPEG quality of painted posters."""
+    sheet: int = 48
+    """Posters on the contact sheet, worst first."""
+    workers: int = 0
+
+    @property
+    def sheet_folder(self) -> Path:
+        """Beside the posters, not among them: whoever reads the folder wants posters only."""
+        return self.out.with_name(f"{self.out.resolve().name}-sheet")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality must be from 1 to 100, not {self.quality}")
+        if self.sheet < 0:
+            raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
+        if not 0 <= self.near_duplicates <= 15:
+            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """What a run left in the output folder."""
+
+    rows: list[dict[str, Any]]
+    """A row of the report for each poster, in the CSV's order."""
+    rejected: list[Rejection]
+    cleaned_now: int
+    """Posters that this run cleaned; the others were there from before."""
+
+
+def clean_posters(options: CleanOptions) -> CleanResult:
+    """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
+    if not options.images.is_dir():
+        raise UserError(f"image folder not found: {options.images}")
+    if options.images.resolve() == options.out.resolve():
+        raise UserError(
+            f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
+        )
+    if not holds_images(options.images):
+        raise UserError(f"no .jpg, .jpeg or .png file in {options.images}")
+    facts = options.text.facts()  # a missing model is told before anything is read
+    metadata = read_metadata(
+        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+    )
+    with folder_lock(options.out):
+        _claim(options.out)
+        work = options.out / WORK
+        ids = [row.id for row in metadata.rows]
+        scan = scan_images(options.images, ids, options.image, work, options.workers)
+        rejected = metadata.rejected + scan.rejected
+        ids = [sample_id for sample_id in ids if sample_id in scan.digests]
+        if options.drop_duplicates and ids:
+            ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
+            rejected += doubles
+        write_rejected(options.out / "rejected.csv", rejected)
+        if not ids:
+            raise UserError(
+                f"no poster left to clean in {options.images}; reasons are in {options.out}/rejected.csv"
+            )
+        log.info("%d of %d posters are usable, in %s", len(ids), len(ids) + len(rejected), options.images)
+        _forget_others(options.out, ids)
+        rows, now = _clean(options, ids, scan, work)
+        if options.sheet:
+            write_sheet(
+                options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts
+            )
+        write_report(options.out / REPORT, rows, facts)
+    return CleanResult(rows, rejected, now)
+
+
+def _clean(
+    options: CleanOptions, ids: Sequence[str], scan: Scan, work: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
+    known = removal_fingerprint(options.text)
+    tasks = []
+    for start in range(0, len(ids), CHUNK):
+        samples = tuple((sample_id, scan.digests[sample_id]) for sample_id in ids[start : start + CHUNK])
+        answer = work / f"clean-{start // CHUNK:06d}.json"
+        tasks.append(
+            CleanTask(
+                options.images,
+                options.out,
+                samples,
+                options.image,
+                options.text,
+                known,
+                options.quality,
+                answer,
+            )
+        )
+    answers = {task.answer: rows for task in tasks if (rows := finished(task)) is not None}
+    todo = [task for task in tasks if task.answer not in answers]
+    if answers:
+        log.info("%d of %d posters were cleaned before and are kept", len(ids) - _count(todo), len(ids))
+    with progress(_count(todo), "cleaning posters") as bar:
+        for task, rows in run(clean_chunk, todo, options.workers):
+            answers[task.answer] = rows
+            bar.update(len(rows))
+    return [row for task in tasks for row in answers[task.answer]], _count(todo)
+
+
+def _count(tasks: Sequence[CleanTask]) -> int:
+    return sum(len(task.samples) for task in tasks)
+
+
+def _claim(out: Path) -> None:
+    """Take the folder for our own, or refuse it."""
+    if not (out / OURS).exists():
+        if holds_images(out):
+            raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
+        write_json(out / OURS, {"made_by": "posters clean"})
+
+
+def _forget_others(out: Path, ids: Sequence[str]) -> None:
+    """Delete what this run does not want, half-written files too: shards would be built from old posters."""
+    (out / REPORT).unlink(missing_ok=True)  # from here to the end the folder is not finished
+    wanted = {cleaned_path(out, sample_id) for sample_id in ids}
+    for folder, _, names in os.walk(out):
+        for name in names:
+            path = Path(folder, name)
+            if name.endswith(PARTIAL) or (name.endswith(".jpg") and path not in wanted):
+                path.unlink(missing_ok=True)
+
+
+def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:
+    """The first poster of every group of duplicates, and the others."""
+    first: dict[int, str] = {}
+    kept, doubles = [], []
+    for sample_id, group in zip(ids, scan.duplicate_groups(ids, distance).tolist(), strict=True):
+        if group in first:
+            doubles.append(Rejection(sample_id, "duplicate", f"of {first[group]}"))
+        else:
+            first[group] = sample_id
+            kept.append(sample_id)
+    return kept, doubles

@@ -1,0 +1,104 @@
+"""Which addresses a link may lead to: a CSV from elsewhere must not reach this machine's or its network's services."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+IPAddress = IPv4Address | IPv6Address
+
+#: Says whether an address may be connected to.
+Policy = Callable[[IPAddress], bool]
+
+#: Gateways' own services (port control, relays), which Python's tables count as global.
+_IPV4_SERVICES = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
+
+_IPV6_UNICAST = IPv6Network("2000::/3")
+
+#: Protocol assignments (Teredo among them), and documentation, which older Pythons do not know.
+_IPV6_SPECIAL = (IPv6Network("2001::/23"), IPv6Network("3fff::/20"))
+
+#: DNS64 answers with these where a network speaks only IPv6; the last 32 bits are the IPv4 address.
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+class PrivateAddress(OSError):
+    """A host that leads to no address we may connect to."""
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether an address is some other machine's on the open internet.
+
+    >>> is_public(ip_address("93.184.216.34")), is_public(ip_address("169.254.169.254"))
+    (True, False)
+    """
+    if isinstance(address, IPv4Address):
+        return (
+            address.is_global
+            and not (address.is_multicast or address.is_reserved)
+            and not any(address in network for network in _IPV4_SERVICES)
+        )
+    if address.ipv4_mapped is not None:
+        return is_public(address.ipv4_mapped)
+    if address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+    if address.sixtofour is not None:
+        return is_public(address.sixtofour)
+    # Only what is given out as unicast: loopback, link-local, unique local, multicast and what may yet be
+    # assigned lie outside.
+    return (
+        address in _IPV6_UNICAST
+        and address.is_global
+        and not any(address in network for network in _IPV6_SPECIAL)
+    )
+
+
+def is_any(address: IPAddress) -> bool:
+    """The policy of --allow-private."""
+    return True
+
+
+def literal_address(host: str) -> IPAddress | None:
+    """The address that a host is, in whatever spelling the system would understand; None for a name.
+
+    >>> literal_address("0x7f.1")
+    IPv4Address('127.0.0.1')
+    """
+    host = host.rstrip(".")
+    try:
+        return ip_address(host)
+    except ValueError:
+        pass  # 2130706433, 0177.1 and the like are left to the system's own reading
+    try:
+        return IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+class PolicyResolver(AbstractResolver):
+    """Name lookup that only tells addresses which the policy allows.
+
+    The connection is made to the very addresses that were judged: a name that answers differently the
+    next time gains nothing.
+    """
+
+    def __init__(self, allowed: Policy, inner: AbstractResolver | None = None) -> None:
+        self._allowed = allowed
+        self._inner = inner or ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Addresses of a host. Raises PrivateAddress if it has some, but none that is allowed."""
+        found = await self._inner.resolve(host, port, family)
+        allowed = [result for result in found if self._allowed(ip_address(result["host"]))]
+        if found and not allowed:
+            raise PrivateAddress(f"{host} is {found[0]['host']}")
+        return allowed
+
+    async def close(self) -> None:
+        await self._inner.close()

@@ -1,0 +1,121 @@
+"""A CSV's links: every row becomes a link to fetch or a rejection with its reason."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yarl import URL
+
+from shards.errors import UserError
+from shards.files import one_line
+from shards.metadata import Rejection, find_column, id_problem
+
+#: Longer cells are no links.
+MAX_LINK_TEXT = 8000
+
+#: Control characters and lone surrogates.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class BadLink(ValueError):
+    """A text that is no link we follow; its message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A poster's link. ``line`` is where the CSV has it, ``host`` is who is asked first."""
+
+    line: int
+    id: str
+    url: str
+    host: str
+
+
+@dataclass
+class Links:
+    """A CSV that was read: links in file order, and the rejected rows by their line."""
+
+    links: list[Link] = field(default_factory=list)
+    rejected: dict[int, Rejection] = field(default_factory=dict)
+
+
+def read_links(path: Path, url_column: str, id_column: str = "0", encoding: str = "utf-8-sig") -> Links:
+    """Read ids and links from a CSV with a header line.
+
+    Columns are named by header or by number from 0. Raises UserError if the file or a column is missing;
+    a bad row is a Rejection, never an error.
+    """
+    found = Links()
+    seen: set[str] = set()
+    csv.field_size_limit(1 << 24)
+    try:
+        with open(path, encoding=encoding, newline="") as stream:
+            reader = csv.reader(stream)
+            header = next(reader, None)
+            if not header or not any(cell.strip() for cell in header):
+                raise UserError(f"{path} is empty: a CSV with a header line is needed")
+            id_at = find_column(header, id_column, path, "--id-column")
+            url_at = find_column(header, url_column, path, "--url-column")
+            for row in reader:
+                if row:
+                    _read_row(row, id_at, url_at, reader.line_num, seen, found)
+    except FileNotFoundError:
+        raise UserError(f"metadata CSV not found: {path}") from None
+    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
+        raise UserError(
+            f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding latin-1"
+        ) from None
+    except LookupError:
+        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+    return found
+
+
+def _read_row(row: Sequence[str], id_at: int, url_at: int, line: int, seen: set[str], out: Links) -> None:
+    where = f"line {line}"
+    sample_id = row[id_at].strip() if id_at < len(row) else ""
+    if problem := id_problem(sample_id):
+        out.rejected[line] = Rejection(sample_id, "bad id", f"{where}: {problem}")
+        return
+    if sample_id in seen:
+        out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
+        return
+    seen.add(sample_id)
+    text = row[url_at].strip() if url_at < len(row) else ""
+    try:
+        host = parse_link(text).raw_host or ""
+    except BadLink as bad:
+        out.rejected[line] = Rejection(sample_id, "bad link", f"{where}: {bad}")
+        return
+    out.links.append(Link(line, sample_id, text, sys.intern(host)))  # a million links have few hosts
+
+
+def parse_link(text: str) -> URL:
+    """The link as the HTTP client will read it. Raises BadLink: empty, not http(s), malformed, with a password.
+
+    The client's own parser is asked: two parsers could disagree about which host a hostile link names.
+    """
+    if not text:
+        raise BadLink("empty")
+    if len(text) > MAX_LINK_TEXT:
+        raise BadLink(f"{len(text)} characters")
+    if CONTROL.search(text):
+        raise BadLink("control characters in the link")
+    try:
+        url = URL(text)
+        host, port = url.raw_host, url.port
+    except ValueError as error:
+        raise BadLink(one_line(error)) from None
+    if url.scheme not in ("http", "https"):
+        raise BadLink(f"{text[:60]!r} does not begin with http:// or https://")
+    if not host or not port or any(character.isspace() for character in host):
+        raise BadLink(f"{text[:60]!r} names no host")
+    if url.raw_user is not None or url.raw_password is not None:
+        raise BadLink("a user name or password in the link")
+    return url

@@ -1,0 +1,6 @@
+"""Text on posters: find it, cover it with a mask, paint it out, prove that it is gone.
+
+    pixels ─ detector ─→ regions ─ masks ─→ mask, skipped ─ fill ─→ pixels, and again until nothing is found
+
+``removal.py`` is that loop for one poster; ``referee.py`` looks again, more strictly than the loop did.
+"""

@@ -1,0 +1,143 @@
+"""Detection networks of the DB kind, run by onnxruntime on copies of several sizes.
+
+The network gives each pixel the probability of lying in the core of a piece of text. Regions are the connected parts
+above a threshold, grown back to the letters' full extent (Liao et al. 2020, "Real-time scene text detection with
+differentiable binarization": the cores of the training labels were shrunk by area times ratio over perimeter).
+
+One image a call and one thread: on a CPU batches of 4 and 8 take longer an image, and spreading posters over processes
+uses every core (tests/bench/text_detection.py).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.files import one_line
+from shards.text.anchor import strip, strip_height
+from shards.text.detector import DetectorOptions, Region
+from shards.text.onnx import open_session
+from shards.text.opencv import cv2
+
+STRIDE = 32
+"""The network takes sides that are multiples of this."""
+UNCLIP = 1.6
+"""Growth of a core, times area over perimeter; RapidOCR's default."""
+MIN_SIDE = 3
+"""Cores thinner than this, in pixels of the searched copy, are noise."""
+STRAIGHT = 0.7
+"""A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape."""
+MAX_SIDE = 4096
+"""Long side of a searched copy: a banner must not take all memory."""
+
+
+def packaged_model() -> Path:
+    """The detection network inside RapidOCR's wheel. Raises UserError if there is none."""
+    spec = find_spec("rapidocr")
+    if spec is None or spec.origin is None:
+        raise UserError("text removal needs rapidocr: pip install 'poster-toolkit[clean]'")
+    found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
+    if not found:
+        raise UserError(
+            "the installed rapidocr holds no detection network; pip install --upgrade 'rapidocr>=3.10'"
+        )
+    return found[-1]
+
+
+class DBDetector:
+    """See TextDetector. Not for several threads at a time."""
+
+    def __init__(self, path: Path, options: DetectorOptions) -> None:
+        self.options = options
+        self.name = path.name
+        self.looks = len(options.looks)
+        self._session = open_session(path, options.device, "detector model")
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
+            raise UserError(
+                f"detector model {path} takes {[i.shape for i in inputs]} and gives {len(outputs)} outputs; a text "
+                f"detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
+            )
+        self._input = inputs[0].name
+
+    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+        """See TextDetector."""
+        return [region for side in self.options.looks[look] for region in self.at(image, side)]
+
+    def at(self, image: np.ndarray, side: int) -> list[Region]:
+        """Regions found on a copy with that short side."""
+        height, width = image.shape[:2]
+        scale = min(side / min(height, width), MAX_SIDE / max(height, width))
+        copy_height, copy_width = (max(STRIDE, round(n * scale / STRIDE) * STRIDE) for n in (height, width))
+        probability = self._probability(image, copy_height, copy_width)
+        to_image = np.array([width / copy_width, height / copy_height], dtype=np.float32)
+        regions = []
+        for outline, letters, score in self._outlines(probability):
+            points = np.clip(outline * to_image, 0, (width, height)).astype(np.float32)
+            regions.append(Region(points, float(letters * to_image.mean()), score))
+        return regions
+
+    def _probability(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        cv = cv2()
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        method = cv.INTER_AREA if shrinks else cv.INTER_LINEAR
+        copy = cv.resize(image, (width, height), interpolation=method)
+        seen = np.concatenate([copy, strip(width, strip_height(min(width, height)))])
+        # the networks were trained on OpenCV's channel order, scaled to -1..1
+        planes = np.ascontiguousarray(seen[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
+        planes /= 127.5
+        planes -= 1.0
+        try:
+            (out,) = self._session.run(None, {self._input: planes})
+        except Exception as error:  # onnxruntime has no error class of its own
+            raise UserError(
+                f"detector model {self.name} failed on a {width}x{height} copy: {one_line(error)}"
+            ) from None
+        if out.shape != (1, 1, *seen.shape[:2]):
+            raise UserError(
+                f"detector model {self.name} gives {out.shape} for a picture of {seen.shape[1]}x{seen.shape[0]}; "
+                f"a text detector gives (1, 1, {seen.shape[0]}, {seen.shape[1]})"
+            )
+        return np.ascontiguousarray(out[0, 0, :height])
+
+    def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
+        """(outline, height of the letters, score) of each region, in pixels of the map."""
+        cv = cv2()
+        binary = (probability > self.options.pixel_threshold).astype(np.uint8)
+        contours, _ = cv.findContours(binary, cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
+        found = []
+        for contour in contours:
+            centre, (w, h), angle = cv.minAreaRect(contour)
+            if min(w, h) < MIN_SIDE:
+                continue
+            x, y, columns, rows = cv.boundingRect(contour)
+            core = np.zeros((rows, columns), np.uint8)
+            cv.drawContours(core, [contour - (x, y)], -1, 1, cv.FILLED)
+            score = cv.mean(probability[y : y + rows, x : x + columns], core)[0]
+            if score < self.options.region_threshold:
+                continue
+            grow = w * h * UNCLIP / (2 * (w + h))
+            if cv.countNonZero(core) >= STRAIGHT * w * h:
+                outline = cv.boxPoints((centre, (w + 2 * grow, h + 2 * grow), angle))
+                letters = min(w, h) + 2 * grow
+            else:
+                outline, letters = _grown(core, contour, (x, y))
+            found.append((outline.astype(np.float32), float(letters), float(score)))
+        return found
+
+
+def _grown(core: np.ndarray, contour: Any, corner: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Outline and letter height of a curved region, its core grown by area times UNCLIP over perimeter."""
+    cv = cv2()
+    area, perimeter = cv.countNonZero(core), max(1.0, cv.arcLength(contour, True))
+    grow = max(1, round(area * UNCLIP / perimeter))
+    padded = cv.copyMakeBorder(core, grow, grow, grow, grow, cv.BORDER_CONSTANT, value=0)
+    disc = cv.getStructuringElement(cv.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
+    outlines, _ = cv.findContours(cv.dilate(padded, disc), cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
+    largest = max(outlines, key=cv.contourArea)
+    # A band of length l and height t has area l * t and perimeter about 2 * l.
+    return largest[:, 0, :] + np.array(corner) - grow, 2 * area / perimeter + 2 * grow

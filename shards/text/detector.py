@@ -1,0 +1,96 @@
+"""Where text is: the interface that detectors have, and how one is named on the command line.
+
+--detector rapidocr              the detection network in RapidOCR's wheel (the default)
+--detector FILE.onnx             another network of the same kind (PaddleOCR's detectors, exported to ONNX)
+--detector package.module:make   any callable of yours that returns a TextDetector
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.files import one_line
+
+
+@dataclass(frozen=True)
+class Region:
+    """A piece of text: a word, a line, sometimes a single large letter."""
+
+    outline: np.ndarray
+    """(k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not."""
+    height: float
+    """Height of the letters in pixels: the shorter side of the smallest rectangle around the region."""
+    score: float
+    """How sure the detector is, 0 to 1."""
+
+
+class TextDetector(Protocol):
+    """Finds text. The same image must give the same regions, in any process."""
+
+    name: str
+    """What it is and from which file, for reports."""
+    looks: int
+    """How many ways of looking it has, at least 1."""
+
+    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+        """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Which detector, and how it looks. Values were chosen on real posters (docs in shards/text/README.md)."""
+
+    detector: str = "rapidocr"
+    looks: tuple[tuple[int, ...], ...] = ((256, 608), (416, 1024))
+    """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
+    letters, large ones small print. A poster is clean when every look in turn finds nothing."""
+    pixel_threshold: float = 0.2
+    """Probability from which a pixel belongs to text."""
+    region_threshold: float = 0.3
+    """Mean probability from which a region counts as text."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
+
+    def __post_init__(self) -> None:
+        if not self.looks or not all(
+            look and all(32 <= side <= 2048 for side in look) for look in self.looks
+        ):
+            raise UserError("--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
+        for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
+            if not 0.0 < value < 1.0:
+                raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+        if self.device not in ("cpu", "cuda"):
+            raise UserError(f"--device must be cpu or cuda, not {self.device!r}")
+
+
+def make_detector(options: DetectorOptions) -> TextDetector:
+    """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
+    name = options.detector
+    if name != "rapidocr" and ":" in name and Path(name).suffix != ".onnx":
+        return _custom(name)
+    from shards.text.db_detector import DBDetector, packaged_model
+
+    path = packaged_model() if name == "rapidocr" else Path(name)
+    return DBDetector(path, options)
+
+
+def _custom(name: str) -> TextDetector:
+    module, _, attribute = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:  # a user's own code may raise anything; the line names it
+        raise UserError(
+            f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
+        ) from None
+    if not callable(getattr(made, "detect", None)) or not all(
+        hasattr(made, word) for word in ("name", "looks")
+    ):
+        raise UserError(f"--detector {name} gives a {type(made).__name__} without detect(), name and looks")
+    return made

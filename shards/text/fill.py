@@ -1,0 +1,118 @@
+"""Paint over a mask: from the colours around it, by OpenCV's in-painting, or by a user's network.
+
+A fill is a function (image, mask) → image: image (h, w, 3) uint8 RGB, mask (h, w) bool. Pixels outside of the mask
+are returned as they were; the result is a function of both arguments alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.text.opencv import cv2
+
+Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+FILLS = ("surround", "telea", "ns")
+#: Pixels around a hole that OpenCV's in-painting looks at.
+RADIUS = 5
+#: Standard deviation in pixels of the blur that splits the surroundings into colour and grain.
+GRAIN_SCALE = 1.5
+#: Grain is painted up to this strength (grey levels): stronger texture is structure, and noise would not look like it.
+MAX_GRAIN = 6.0
+#: Relaxation steps on each level of the pyramid; more change nothing that can be seen.
+RELAXATIONS = 12
+
+
+def make_fill(name: str, model: Path | None = None) -> Fill:
+    """The fill of that name; with ``model``, an in-painting network (see fill_model.py). Raises UserError."""
+    if model is not None:
+        from shards.text.fill_model import FillModel
+
+        return FillModel(model)
+    if name not in FILLS:
+        raise UserError(
+            f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model"
+        )
+    if name == "surround":
+        return surround
+    method = cv2().INPAINT_TELEA if name == "telea" else cv2().INPAINT_NS
+
+    def inpaint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if mask.all() or not mask.any():
+            return surround(image, mask)  # OpenCV has nothing to start from
+        return cv2().inpaint(np.ascontiguousarray(image), mask.astype(np.uint8), RADIUS, method)
+
+    return inpaint
+
+
+def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The colours of the surroundings, stretched over the hole like a membrane, with the grain of the surroundings.
+
+    The membrane solves Laplace's equation with the colours around the hole as boundary (Perez, Gangnet, Blake 2003,
+    "Poisson image editing", with a guidance field of zero), coarse to fine on a pyramid. On a gradient it is the
+    gradient, where one mean colour would leave a bar. Grain is drawn from a generator with a fixed seed.
+    """
+    if not mask.any():
+        return image.copy()
+    if mask.all():
+        return np.full_like(image, 128)
+    cv = cv2()
+    top, bottom, left, right = _surroundings(mask)
+    part, hole = image[top:bottom, left:right], mask[top:bottom, left:right]
+    pixels = part.astype(np.float32)
+    known = (~hole).astype(np.float32)
+    weight = cv.GaussianBlur(known, (0, 0), GRAIN_SCALE)
+    colour = (
+        cv.GaussianBlur(pixels * known[..., None], (0, 0), GRAIN_SCALE) / np.maximum(weight, 1e-3)[..., None]
+    )
+    grain = np.abs(pixels - colour).mean(axis=2)
+    # Means of |x| are less moved by an edge that crosses the border than means of squares.
+    field = np.concatenate([colour, np.minimum(grain, MAX_GRAIN)[..., None]], axis=2)
+    field = membrane(field, hole)
+    noise = np.random.default_rng(0).standard_normal(hole.shape, dtype=np.float32)
+    # mean |x| of a normal variable is 0.8 standard deviations
+    painted = field[..., :3] + (noise * field[..., 3] / 0.8)[..., None]
+    out = image.copy()
+    out[top:bottom, left:right][hole] = np.clip(np.rint(painted[hole]), 0, 255).astype(np.uint8)
+    return out
+
+
+def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """(h, w, c) float32 with ``hole`` (h, w) bool replaced by the harmonic interpolation of the other pixels."""
+    cv = cv2()
+    if min(hole.shape) > 2 and hole.any():
+        height, width = (hole.shape[0] + 1) // 2, (hole.shape[1] + 1) // 2
+        known = (~hole).astype(np.float32)
+        size = width, height
+        weight = cv.resize(known, size, interpolation=cv.INTER_AREA)
+        coarse = cv.resize(field * known[..., None], size, interpolation=cv.INTER_AREA)
+        coarse = coarse.reshape(height, width, -1) / np.maximum(weight, 1e-6)[..., None]
+        # A coarse pixel with anything known in it is known.
+        coarse = membrane(coarse, weight < 1e-6)
+        guess = cv.resize(coarse, hole.shape[::-1], interpolation=cv.INTER_LINEAR).reshape(field.shape)
+    elif hole.all():
+        return field
+    else:
+        guess = np.broadcast_to(field[~hole].mean(axis=0), field.shape)
+    out = np.where(hole[..., None], guess, field).astype(np.float32)
+    kernel = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
+    for _ in range(RELAXATIONS if hole.any() else 0):
+        mean = cv.filter2D(out, -1, kernel, borderType=cv.BORDER_REFLECT_101)
+        out[hole] = mean.reshape(out.shape)[hole]
+    return out
+
+
+def _surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """top, bottom, left, right of the mask's bounding box with a border that the colours are taken from."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    border = 4 + int(4 * GRAIN_SCALE)
+    return (
+        max(0, int(rows[0]) - border),
+        min(mask.shape[0], int(rows[-1]) + 1 + border),
+        max(0, int(columns[0]) - border),
+        min(mask.shape[1], int(columns[-1]) + 1 + border),
+    )

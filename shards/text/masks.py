@@ -1,0 +1,121 @@
+"""From regions of text to the mask that is painted over, and what is too large to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.text.detector import Region
+from shards.text.opencv import cv2
+
+CERTAINTY = ((0.1, 0.85), (0.02, 0.6))
+"""(share of the picture, score): a larger region needs that score to be believed. On 300 real posters titles of those
+sizes scored above, figures and patterns that were taken for text mostly below (contact sheets, looked at)."""
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How far a mask reaches beyond the text, and how much of a picture it may take."""
+
+    margin: float = 0.2
+    """Growth of a region on every side, as a share of its letters' height, and one pixel at least: outlines, glows and
+    shadows of letters lie there."""
+    max_region: float = 0.4
+    """Largest share of the picture that one region may take: larger ones are figures and patterns."""
+    max_total: float = 0.8
+    """Largest share of the picture that all regions may take together; the least certain ones are left out first."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.margin <= 2.0:
+            raise UserError(f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
+        if not 0.0 < self.max_region <= 1.0 or not 0.0 < self.max_total <= 1.0:
+            raise UserError(
+                f"--max-region and --max-total are shares of the picture, above 0 and up to 1, not "
+                f"{self.max_region:g} and {self.max_total:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A region that is not painted over."""
+
+    region: Region
+    reason: str
+
+
+def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool: the pixels inside of the regions, without any margin. Its mean is the share of text."""
+    mask = np.zeros(shape, np.uint8)
+    for region in regions:
+        cv2().fillPoly(mask, [_whole(region.outline)], 1)
+    return mask.astype(bool)
+
+
+def disbelief(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
+    """Why this region is taken for a figure or a pattern instead of text; empty if it is believed."""
+    share = float(text_mask([region], shape).mean())
+    if share > options.max_region:
+        return f"larger than {options.max_region:.0%} of the picture"
+    for size, score in CERTAINTY:
+        if share > size and region.score < score:
+            return f"larger than {size:.0%} of the picture and uncertain"
+    return ""
+
+
+def believed(
+    regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
+) -> tuple[list[Region], list[Skipped]]:
+    """The regions taken for text, and the others."""
+    reasons = [disbelief(region, shape, options) for region in regions]
+    return (
+        [region for region, reason in zip(regions, reasons, strict=True) if not reason],
+        [Skipped(region, reason) for region, reason in zip(regions, reasons, strict=True) if reason],
+    )
+
+
+def paint_mask(
+    regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
+) -> tuple[np.ndarray, list[Skipped]]:
+    """(h, w) bool: ``painted`` and what more to paint over, without holes; and regions for which there is no room."""
+    mask, skipped = painted.copy(), []
+    for region in sorted(regions, key=lambda region: -region.score):
+        more = mask | _grown(region, shape, options.margin)
+        if more.mean() > options.max_total:
+            skipped.append(
+                Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over")
+            )
+        else:
+            mask = more
+    # A hole in a ring of text is part of the ring: so that polygons describe the mask, and no island remains.
+    return mask_of(outlines(mask), shape), skipped
+
+
+def outlines(mask: np.ndarray) -> list[list[int]]:
+    """The mask as polygons x0, y0, x1, y1, ...: cv2.fillPoly of each gives the mask again. It has no holes."""
+    cv = cv2()
+    contours, _ = cv.findContours(mask.astype(np.uint8), cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
+    return [contour.reshape(-1).tolist() for contour in contours]
+
+
+def mask_of(polygons: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
+    """The inverse of ``outlines``: (h, w) bool."""
+    mask = np.zeros(shape, np.uint8)
+    for polygon in polygons:
+        cv2().fillPoly(mask, [np.asarray(polygon, np.int32).reshape(-1, 2)], 1)
+    return mask.astype(bool)
+
+
+def _grown(region: Region, shape: tuple[int, int], margin: float) -> np.ndarray:
+    cv = cv2()
+    mask = np.zeros(shape, np.uint8)
+    cv.fillPoly(mask, [_whole(region.outline)], 1)
+    grow = max(1, round(margin * region.height))
+    disc = cv.getStructuringElement(cv.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
+    return cv.dilate(mask, disc).astype(bool)
+
+
+def _whole(outline: np.ndarray) -> np.ndarray:
+    return np.rint(outline).astype(np.int32)

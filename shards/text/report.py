@@ -1,0 +1,81 @@
+"""clean_report.parquet: a row for each poster whose text was looked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import UserError
+from shards.files import atomic_write, one_line
+
+NAME = "clean_report.parquet"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("width", pa.int32()),  # pixels of the upright poster
+        ("height", pa.int32()),
+        ("fill", pa.string()),
+        ("passes", pa.int32()),  # how often it was painted over
+        ("boxes_before", pa.int32()),  # pieces of text found at first
+        ("boxes_after", pa.int32()),  # and by the last look of each kind
+        ("text_before", pa.float64()),  # shares of the picture inside of them
+        ("text_after", pa.float64()),
+        ("altered", pa.float64()),  # share of the pixels painted over
+        ("seconds", pa.float64()),
+        ("polygons", pa.list_(pa.list_(pa.int32()))),  # x0, y0, x1, y1, ... of everything painted over
+        ("skipped", pa.list_(pa.string())),  # why regions were left alone
+        ("skipped_polygons", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+
+
+def write_report(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the report; ``facts`` (how the text was removed) goes into the file's metadata."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    table = table.replace_schema_metadata({b"text_removal": json.dumps(facts, sort_keys=True).encode()})
+    with atomic_write(path) as stream:
+        pq.write_table(table, stream)
+
+
+def read_report(folder: Path) -> pd.DataFrame:
+    """The report of a folder of cleaned posters; ``attrs["text_removal"]`` says how. Raises UserError."""
+    path = folder / NAME
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"
+        ) from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; run `posters clean` again") from None
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]!r}; run `posters clean` again")
+    frame = table.to_pandas()
+    frame.attrs["text_removal"] = json.loads((table.schema.metadata or {}).get(b"text_removal", b"{}"))
+    return frame
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the screen's table. Shares are of the picture unless said; medians are over posters with text."""
+    frame = pd.DataFrame(rows, columns=SCHEMA.names)
+    text = frame[frame["text_before"] > 0]
+    before, after = float(text["text_before"].sum()), float(text["text_after"].sum())
+    return {
+        "posters": len(frame),
+        "with_text": len(text),
+        "text_before_mean": float(frame["text_before"].mean()) if len(frame) else 0.0,
+        "text_after_of_before": after / before if before else 0.0,
+        "posters_with_text_after": int((frame["text_after"] > 0).sum()),
+        "altered_median": float(text["altered"].median()) if len(text) else 0.0,
+        "passes_mean": float(text["passes"].mean()) if len(text) else 0.0,
+        "posters_with_skipped": int(frame["skipped"].map(len).gt(0).sum()) if len(frame) else 0,
+        "seconds_mean": float(frame["seconds"].mean()) if len(frame) else 0.0,
+    }

@@ -1,0 +1,112 @@
+"""Text removal as a step of other work: a poster's bytes in, pixels without text out. Cleaning and packing share it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shards.errors import UserError
+from shards.files import fingerprint, sha256_file
+from shards.text.detector import DetectorOptions, TextDetector, make_detector
+from shards.text.fill import Fill, make_fill
+from shards.text.masks import MaskOptions, outlines
+from shards.text.removal import Removal, remove_text
+
+
+@dataclass(frozen=True)
+class TextRemoval:
+    """How text is found and painted over."""
+
+    detector: DetectorOptions = field(default_factory=DetectorOptions)
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    fill: str = "surround"
+    """``surround``, ``telea`` or ``ns``."""
+    fill_model: Path | None = None
+    """An in-painting network (ONNX) instead."""
+    passes: int = 4
+    """How often a poster is painted over at most."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise UserError(f"--passes must be at least 1, not {self.passes}")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""
+        tools = _tools(self)
+        model = sha256_file(self.fill_model) if self.fill_model else None
+        return {
+            "detector": tools[0].name,
+            "looks": [list(look) for look in self.detector.looks],
+            "pixel_threshold": self.detector.pixel_threshold,
+            "region_threshold": self.detector.region_threshold,
+            "margin": self.mask.margin,
+            "max_region": self.mask.max_region,
+            "max_total": self.mask.max_total,
+            "fill": self.fill_name,
+            "fill_model_sha256": model,
+            "passes": self.passes,
+        }
+
+    @property
+    def fill_name(self) -> str:
+        return "model" if self.fill_model else self.fill
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A poster without its text, and its row of the report."""
+
+    image: Image.Image
+    row: dict[str, Any]
+    """Columns of report.SCHEMA."""
+    painted: bool
+    """False: no pixel changed."""
+
+
+def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cleaned:
+    """Remove the text of an upright RGB image."""
+    detector, fill = _tools(options)
+    started = time.perf_counter()
+    removal = remove_text(np.asarray(image), detector, fill, options.mask, options.passes)
+    row = report_row(sample_id, removal, options.fill_name, time.perf_counter() - started)
+    return Cleaned(Image.fromarray(removal.image), row, removal.passes > 0)
+
+
+def report_row(sample_id: str, removal: Removal, fill: str, seconds: float) -> dict[str, Any]:
+    """What is reported of a poster."""
+    height, width = removal.mask.shape
+    return {
+        "id": sample_id,
+        "width": width,
+        "height": height,
+        "fill": fill,
+        "passes": removal.passes,
+        "boxes_before": removal.before,
+        "boxes_after": removal.after,
+        "text_before": removal.text_before,
+        "text_after": removal.text_after,
+        "altered": removal.altered,
+        "seconds": seconds,
+        "polygons": outlines(removal.mask),
+        "skipped": [skip.reason for skip in removal.skipped],
+        "skipped_polygons": [
+            np.rint(s.region.outline).astype(int).reshape(-1).tolist() for s in removal.skipped
+        ],
+    }
+
+
+@lru_cache(maxsize=2)
+def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
+    """Loaded once a process."""
+    return make_detector(options.detector), make_fill(options.fill, options.fill_model)
+
+
+def removal_fingerprint(options: TextRemoval) -> str:
+    """Changes whenever the pixels may."""
+    return fingerprint(options.facts())

@@ -1,0 +1,92 @@
+"""CSVs of links: every row is a link or has a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shard_tools import write_csv, write_file
+
+from shards.errors import UserError
+from shards.fetch.links import BadLink, parse_link, read_links
+from shards.metadata import Rejection
+
+
+def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
+    rows = [
+        ("a", " http://posters.example/a.jpg "),
+        ("b", ""),
+        ("../c", "http://posters.example/c.jpg"),
+        ("a", "http://posters.example/again.jpg"),
+        ("d",),
+        ("e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag"),
+        (),
+        ("", "http://posters.example/"),
+    ]
+    found = read_links(write_csv(tmp_path / "m.csv", rows, ("id", "link")), "link")
+    assert [(link.line, link.id, link.url, link.host) for link in found.links] == [
+        (2, "a", "http://posters.example/a.jpg", "posters.example"),
+        (7, "e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag", "posters.example"),
+    ]
+    assert found.rejected == {
+        3: Rejection("b", "bad link", "line 3: empty"),
+        4: Rejection("../c", "bad id", "line 4: the id would leave the image folder"),
+        5: Rejection("a", "repeated id", "line 5; the first row with it counts"),
+        6: Rejection("d", "bad link", "line 6: empty"),
+        9: Rejection("", "bad id", "line 9: empty id"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nan",
+        "/poster.jpg",
+        "www.example.com/poster.jpg",
+        "//example.com/poster.jpg",
+        "ftp://example.com/poster.jpg",
+        "file:///etc/passwd",
+        "data:image/png;base64,AAAA",
+        "javascript:alert(1)",
+        "http://",
+        "http:///poster.jpg",
+        "http://[::1",
+        "http://example.com:99999/",
+        "http://example.com:0/",
+        "http://exam ple.com/",
+        "http://exa\nmple.com/",
+        "http://example.com/\0",
+        "http://user@example.com/",
+        "http://user:secret@example.com/",
+        "http://:secret@example.com/",
+        "http://example.com\\@evil.example/",
+        "http://example.com/" + "x" * 9000,
+    ],
+)
+def test_what_is_no_link(text: str) -> None:
+    with pytest.raises(BadLink) as caught:
+        parse_link(text)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "m.csv", [("a", "http://x/")], ("id", "poster_link"))
+    with pytest.raises(
+        UserError, match=r"no column 'poster_lnk'; did you mean 'poster_link'\?.*--url-column"
+    ):
+        read_links(table, "poster_lnk")
+    with pytest.raises(UserError, match="--id-column"):
+        read_links(table, "poster_link", "7")
+    with pytest.raises(UserError, match="not found"):
+        read_links(tmp_path / "absent.csv", "1")
+    with pytest.raises(UserError, match="empty"):
+        read_links(write_file(tmp_path / "empty.csv", b""), "1")
+    with pytest.raises(UserError, match="not utf-8-sig text"):
+        read_links(write_file(tmp_path / "latin.csv", b"id,link\n\xe9,http://x/\n"), "1")
+    with pytest.raises(UserError, match="unknown text encoding"):
+        read_links(table, "1", encoding="klingon")
+    assert read_links(
+        write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id"
+    ).links
