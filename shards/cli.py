@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shards.arguments import add_columns, add_limits, parse_aspect
 from shards.errors import UserError
 from shards.manifest import Manifest
-from shards.text.arguments import add_text_options, parse_aspect, text_options
+from shards.text.arguments import add_text_options, text_options
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +36,9 @@ def add_shards_parser(commands: argparse._SubParsersAction) -> None:
     index.add_argument("--split", default="train", help="split of tars not named train-*, val-* or test-*")
     index.add_argument("--genre-field", default="genres", help="field of each sample's JSON with its genres")
     index.add_argument("--metadata", type=Path, help="CSV with the genres instead, joined by id or key")
-    _add_columns(index)
+    add_columns(index)
     index.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
     index.set_defaults(run=_index)
-
-
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
-    parser.add_argument(
-        "--genre-column", default="3", help="CSV column of genres, by name or number (default 3)"
-    )
-    parser.add_argument(
-        "--genre-separator", default="|", help="separator where genres are no list (default '|')"
-    )
-    parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
 
 
 def _add_build(verbs: argparse._SubParsersAction) -> None:
@@ -60,7 +50,7 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     )
     build.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
     build.add_argument("--out", type=Path, required=True, help="folder for the shard set")
-    _add_columns(build)
+    add_columns(build)
     build.add_argument(
         "--labels", type=Path, help="labels.json or manifest.json whose genres and order to use"
     )
@@ -81,9 +71,7 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     build.add_argument(
         "--quality", type=int, default=90, help="JPEG quality of re-encoded posters (default 90)"
     )
-    build.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
-    build.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
-    build.add_argument("--aspect", metavar="LOW,HIGH", help="reject posters of another width / height")
+    add_limits(build)
     build.add_argument(
         "--split-like", type=Path, help="shard set whose splits to use, to compare models between the sets"
     )

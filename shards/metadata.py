@@ -8,11 +8,11 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from shards.errors import UserError
 from shards.files import atomic_write, one_line
+from shards.table import open_table
 
 #: MovieLens writes this where a film has no genre.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
@@ -65,30 +65,12 @@ def read_metadata(
     if not separator:
         raise UserError("--genre-separator must not be empty")
     result = Metadata()
-    csv.field_size_limit(1 << 24)
-    try:
-        with open(path, encoding=encoding, newline="") as stream:
-            reader = csv.reader(stream)
-            header = next(reader, None)
-            if not header or not any(cell.strip() for cell in header):
-                raise UserError(f"{path} is empty: a CSV with a header line is needed")
-            id_at = find_column(header, id_column, path, "--id-column")
-            genres_at = find_column(header, genre_column, path, "--genre-column")
-            result.id_column, result.genre_column = header[id_at], header[genres_at]
-            seen: set[str] = set()
-            for row in reader:
-                if row:
-                    _read_row(row, id_at, genres_at, separator, f"line {reader.line_num}", seen, result)
-    except FileNotFoundError:
-        raise UserError(f"metadata CSV not found: {path}") from None
-    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
-        raise UserError(
-            f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding latin-1"
-        ) from None
-    except LookupError:
-        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+    seen: set[str] = set()
+    with open_table(path, encoding, {"--id-column": id_column, "--genre-column": genre_column}) as table:
+        result.id_column, result.genre_column = table.names
+        id_at, genres_at = table.positions
+        for line, row in table.rows:
+            _read_row(row, id_at, genres_at, separator, f"line {line}", seen, result)
     return result
 
 
@@ -114,26 +96,6 @@ def _read_row(
             out.rows.append(Row(sample_id, genres))
         else:
             out.rejected.append(Rejection(sample_id, "no genres", where))
-
-
-def find_column(header: Sequence[str], wanted: str, path: Path, option: str) -> int:
-    """Position of a column given by header name or by number. Raises UserError with the nearest name."""
-    names = [name.strip() for name in header]
-    if wanted in names:
-        return names.index(wanted)
-    listing = ", ".join(f"{position} {name!r}" for position, name in enumerate(names))
-    if wanted.isdecimal():
-        if int(wanted) < len(names):
-            return int(wanted)
-        raise UserError(
-            f"{path} has no column number {wanted}; its columns are {listing}; choose one with {option}"
-        )
-    lowered = {name.lower(): name for name in names}
-    near = get_close_matches(wanted.lower(), lowered, n=1, cutoff=0.5)
-    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
-    raise UserError(
-        f"{path} has no column {wanted!r}; {hint}its columns are {listing}; choose one with {option}"
-    )
 
 
 def id_problem(sample_id: str) -> str:

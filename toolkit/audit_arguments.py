@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shards.arguments import add_columns
+
 
 def add_audit_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``posters audit``."""
@@ -16,14 +18,7 @@ def add_audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metadata", type=Path, help="CSV with the genres: audit only its posters, with metrics"
     )
-    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
-    parser.add_argument(
-        "--genre-column", default="3", help="CSV column of genres, by name or number (default 3)"
-    )
-    parser.add_argument(
-        "--genre-separator", default="|", help="separator where genres are no list (default '|')"
-    )
-    parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
+    add_columns(parser)
     parser.add_argument("--limit", type=int, help="audit a sample of this many posters, drawn by the seed")
     parser.add_argument(
         "--controls", type=int, default=4, help="random places per poster to compare with (default 4)"

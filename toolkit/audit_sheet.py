@@ -11,7 +11,20 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from shards.files import atomic_write
-from toolkit.gallery import CARD, FRAME, GREY, INK, LINE, MARGIN, PAPER, TEXT, TITLE, _font, _tile, _wrap
+from toolkit.gallery import (
+    CARD,
+    FRAME,
+    GREY,
+    INK,
+    LINE,
+    MARGIN,
+    PAPER,
+    TEXT,
+    TITLE,
+    load_font,
+    poster_tile,
+    wrap_text,
+)
 
 #: Longest sides of a thumbnail in pixels; the page shows it at half of it, for dense screens.
 THUMBNAIL = (320, 480)
@@ -49,14 +62,14 @@ def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) 
     height = 3 * PAD + tile_height + (2 + rows) * LINE
     columns = min(COLUMNS, max(1, len(examples)))
     inner = columns * width + (columns - 1) * PAD
-    headline = _wrap(report["sentence"], inner, TITLE)
+    headline = wrap_text(report["sentence"], inner, TITLE)
     top = MARGIN + len(headline) * (TITLE + 18) + LINE + PAD
     lines = -(-len(examples) // columns)
     sheet = Image.new("RGB", (inner + 2 * MARGIN, top + lines * (height + PAD) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, words in enumerate(headline):
-        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, _font(TITLE))
-    pen.text((MARGIN, top - LINE - PAD // 2), LEGEND if examples else "", GREY, _font(TEXT))
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
+    pen.text((MARGIN, top - LINE - PAD // 2), LEGEND if examples else "", GREY, load_font(TEXT))
     for number, example in enumerate(examples):
         left = MARGIN + number % columns * (width + PAD)
         _card(sheet, pen, example, (left, top + number // columns * (height + PAD)), (width, height))
@@ -77,13 +90,13 @@ def _card(
     facts, x, step = example.facts, left + PAD, THUMBNAIL[0] + TILE_GAP
     room = size[0] - 2 * PAD
     effects = f"text {facts['text']:.3f}, control {facts['control']:.3f}"
-    name = _wrap(facts["id"], room - _font(TEXT).getlength(effects) - PAD)
-    pen.text((x, top + PAD), name[0] if name else "", INK, _font(TEXT))
-    pen.text((x + room, top + PAD), effects, GREY, _font(TEXT), "ra")
+    name = wrap_text(facts["id"], room - load_font(TEXT).getlength(effects) - PAD)
+    pen.text((x, top + PAD), name[0] if name else "", INK, load_font(TEXT))
+    pen.text((x + room, top + PAD), effects, GREY, load_font(TEXT), "ra")
     y = top + PAD + LINE + PAD // 2
     for number, data in enumerate((example.raw, example.cleaned, example.control)):
-        sheet.paste(_tile(data), (x + number * step, y))
-        pen.text((x + number * step, y + THUMBNAIL[1] + 6), PICTURES[number], GREY, _font(TEXT))
+        sheet.paste(poster_tile(data), (x + number * step, y))
+        pen.text((x + number * step, y + THUMBNAIL[1] + 6), PICTURES[number], GREY, load_font(TEXT))
     y += THUMBNAIL[1] + LINE + PAD // 2
     for line, change in enumerate(facts["changes"]):
         color = ACCENT if change["flipped"] else INK
@@ -94,5 +107,5 @@ def _card(
             f"{change['control']:.2f}",
         ]
         for number, text in enumerate(words):
-            shown = _wrap(text, THUMBNAIL[0])
-            pen.text((x + number * step, y + line * LINE), shown[0] if shown else "", color, _font(TEXT))
+            shown = wrap_text(text, THUMBNAIL[0])
+            pen.text((x + number * step, y + line * LINE), shown[0] if shown else "", color, load_font(TEXT))

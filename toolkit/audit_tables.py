@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from toolkit.audit_measures import posters
-from toolkit.report_tables import _add_columns, _number, _table, report_console
+from toolkit.report_tables import add_number_columns, format_number, plain_table, report_console
 
 EFFECT_COLUMNS = {
     "probability": "mean change",
@@ -44,30 +44,32 @@ def render_report(report: dict[str, Any], console: Console | None = None) -> Non
     out = console if console is not None else report_console()
     out.print(Text(report["sentence"], style="bold"))
     out.print()
-    table = _table(f"how far predictions move, {posters(report['counts']['compared'])}")
-    _add_columns(table, "", EFFECT_COLUMNS.values())
+    table = plain_table(f"how far predictions move, {posters(report['counts']['compared'])}")
+    add_number_columns(table, "", EFFECT_COLUMNS.values())
     for name, words in EFFECT_NAMES.items():
         means = report["effects"][name]
-        cells = [percent(means[key]) if "flip" in key else _number(means[key], 4) for key in EFFECT_COLUMNS]
+        cells = [
+            percent(means[key]) if "flip" in key else format_number(means[key], 4) for key in EFFECT_COLUMNS
+        ]
         table.add_row(words, *cells)
     out.print(table)
     out.print()
     if report["genres"]:
-        table = _table("per genre, most moved by text first")
-        _add_columns(table, "genre", GENRE_COLUMNS.values())
+        table = plain_table("per genre, most moved by text first")
+        add_number_columns(table, "genre", GENRE_COLUMNS.values())
         for record in sorted(report["genres"], key=lambda r: -r["text"]):
             values = [signed(record["title_adds"])]
-            values += [_number(record[key], 4) for key in list(GENRE_COLUMNS)[1:]]
+            values += [format_number(record[key], 4) for key in list(GENRE_COLUMNS)[1:]]
             table.add_row(Text(record["genre"]), *values)
         table.caption = Text("title adds: mean probability with the text minus without")
         out.print(table)
         out.print()
     if report["metrics"]:
-        table = _table(f"metrics, on these {posters(report['metrics']['posters'])} only")
-        _add_columns(table, "", METRIC_COLUMNS.values())
+        table = plain_table(f"metrics, on these {posters(report['metrics']['posters'])} only")
+        add_number_columns(table, "", METRIC_COLUMNS.values())
         for name, words in METRIC_NAMES.items():
             values = report["metrics"][name]
-            table.add_row(words, *(_number(values[key]) for key in METRIC_COLUMNS))
+            table.add_row(words, *(format_number(values[key]) for key in METRIC_COLUMNS))
         out.print(table)
         out.print()
     for note in report["notes"]:

@@ -74,7 +74,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, tit
     legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
     # A single narrow column still has room for the widest entry of the legend.
     inner = max(columns * (CARD_WIDTH + GAP) - GAP, round(max(legend_widths)))
-    headline = _wrap(title, inner, TITLE)
+    headline = wrap_text(title, inner, TITLE)
 
     notes = [list(_lines(item)) for item in items]
     heights = [
@@ -89,7 +89,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, tit
     sheet = Image.new("RGB", (inner + 2 * MARGIN, bottom + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, words in enumerate(headline):
-        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, _font(TITLE))
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
     for verdict, (x, row) in zip(legend, places, strict=True):
         color, words = VERDICTS[verdict]
         _draw_line(pen, MARGIN + x, legend_top + row * LINE, _Line(words, color, verdict))
@@ -101,7 +101,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, tit
             left = MARGIN + column * (CARD_WIDTH + GAP)
             box = (left, top, left + CARD_WIDTH - 1, top + height - 1)
             pen.rounded_rectangle(box, radius=12, fill=CARD, outline=FRAME, width=2)
-            sheet.paste(_tile(item.image), (left + PADDING, top + PADDING))
+            sheet.paste(poster_tile(item.image), (left + PADDING, top + PADDING))
             for number, line in enumerate(notes[row * columns + column]):
                 y = top + 2 * PADDING + THUMB[1] + number * LINE
                 _draw_line(pen, left + PADDING, y, line)
@@ -113,7 +113,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, tit
 def _lines(item: GalleryItem) -> Iterator[_Line]:
     """What is written under a poster: its true genres, then every predicted and every missed one."""
     truth = "unknown" if item.true is None else ", ".join(item.true) or "none"
-    for text in _wrap(f"True: {truth}", THUMB[0]):
+    for text in wrap_text(f"True: {truth}", THUMB[0]):
         yield _Line(text, GREY)
     for genre, probability in sorted(item.predicted, key=lambda pair: -pair[1]):
         verdict = "unknown" if item.true is None else "right" if genre in item.true else "wrong"
@@ -129,12 +129,12 @@ def _lines(item: GalleryItem) -> Iterator[_Line]:
 def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
     """A genre with its mark and number; a long name goes on below, indented, without either."""
     room = THUMB[0] - MARK - _width("100%") - 12
-    for position, text in enumerate(_wrap(genre, room)):
+    for position, text in enumerate(wrap_text(genre, room)):
         color = VERDICTS[verdict][0]
         yield _Line(text, color, verdict, number) if position == 0 else _Line(text, color, "indent")
 
 
-def _wrap(text: str, room: float, size: int = TEXT) -> list[str]:
+def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
     """``text`` in lines no wider than ``room``, broken between words, or within one that is too wide."""
     # Pillow's own font has no letters beyond ASCII: "Comédie" had better lose its accent than a letter.
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -168,9 +168,9 @@ def _draw_line(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
     middle = y + LINE / 2
     if line.verdict:
         _draw_mark(pen, x + 11, middle, line)
-    pen.text((x + (MARK if line.verdict else 0), middle), line.text, line.color, _font(TEXT), "lm")
+    pen.text((x + (MARK if line.verdict else 0), middle), line.text, line.color, load_font(TEXT), "lm")
     if line.number:
-        pen.text((x + THUMB[0], middle), line.number, line.color, _font(TEXT), "rm")
+        pen.text((x + THUMB[0], middle), line.number, line.color, load_font(TEXT), "rm")
 
 
 def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> None:
@@ -186,7 +186,7 @@ def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
         pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=line.color)
 
 
-def _tile(source: Image.Image | bytes) -> Image.Image:
+def poster_tile(source: Image.Image | bytes) -> Image.Image:
     """The picture, as large as fits, in the middle of a tile that shows through where it is transparent."""
     tile = Image.new("RGBA", THUMB, TILE)
     try:
@@ -198,14 +198,17 @@ def _tile(source: Image.Image | bytes) -> Image.Image:
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
     except (OSError, SyntaxError, ValueError, ZeroDivisionError, Image.DecompressionBombError):
         # A sheet of a hundred posters is worth having without the one that cannot be read.
-        ImageDraw.Draw(tile).text((THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, _font(TEXT), "mm")
+        ImageDraw.Draw(tile).text(
+            (THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm"
+        )
     return tile.convert("RGB")
 
 
 def _width(text: str, size: int = TEXT) -> float:
-    return _font(size).getlength(text)
+    return load_font(size).getlength(text)
 
 
 @cache
-def _font(size: int) -> Font:
+def load_font(size: int) -> Font:
+    """The sheet's font at that size."""
     return ImageFont.load_default(size=size)  # the one inside Pillow: the same on every machine

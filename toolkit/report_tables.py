@@ -108,12 +108,12 @@ class Evaluation:
 
     def headline_table(self) -> Table:
         """One row per threshold of the model, then one per baseline."""
-        table = _table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
-        _add_columns(table, "", HEADLINE_COLUMNS.values())
+        table = plain_table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
+        add_number_columns(table, "", HEADLINE_COLUMNS.values())
         rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
         for number, row in enumerate(rows):
             name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
-            cells = [_number(row.metrics[key]) for key in HEADLINE_COLUMNS]
+            cells = [format_number(row.metrics[key]) for key in HEADLINE_COLUMNS]
             chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
             table.add_row(Text(name), *cells, style="bold" if chosen else None)
             if number == len(self.thresholds) - 1:
@@ -131,12 +131,12 @@ class Evaluation:
 
     def ranking_table(self) -> Table:
         """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
-        table = _table("without a threshold")
-        _add_columns(table, "", ("mAP", "ROC-AUC", "loss (nats)"))
+        table = plain_table("without a threshold")
+        add_number_columns(table, "", ("mAP", "ROC-AUC", "loss (nats)"))
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
         rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
         for name, ranking in rankings:
-            table.add_row(name, *(_number(ranking[key], 4) for key in ("mAP", "roc_auc", "loss")))
+            table.add_row(name, *(format_number(ranking[key], 4) for key in ("mAP", "roc_auc", "loss")))
         total = len(self.genres)
         table.caption = Text(
             f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
@@ -146,11 +146,11 @@ class Evaluation:
 
     def genre_table(self) -> Table:
         """One row per genre at the chosen threshold, most support first, equals in alphabetical order."""
-        table = _table("per genre, at the chosen threshold")
-        _add_columns(table, "genre", GENRE_COLUMNS.values())
+        table = plain_table("per genre, at the chosen threshold")
+        add_number_columns(table, "genre", GENRE_COLUMNS.values())
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
         for record in frame.to_dict("records"):
-            table.add_row(Text(record["genre"]), *(_number(record[key]) for key in GENRE_COLUMNS))
+            table.add_row(Text(record["genre"]), *(format_number(record[key]) for key in GENRE_COLUMNS))
         return table
 
 
@@ -221,7 +221,8 @@ def json_types(value: Any) -> Any:
     return value
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table without borders under a title."""
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -232,14 +233,16 @@ def _table(title: str) -> Table:
     )
 
 
-def _add_columns(table: Table, first: str, others: Iterable[str]) -> None:
+def add_number_columns(table: Table, first: str, others: Iterable[str]) -> None:
+    """A column of names and columns of numbers."""
     # Fold, not rich's default ellipsis: a narrow stream may wrap a name or a heading but loses nothing.
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; MISSING for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

@@ -10,22 +10,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from shards.arguments import add_columns, add_limits, parse_aspect
+from shards.text.arguments import add_text_options, text_options
+
 
 def add_clean_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``clean`` to a command tree."""
-    from shards.text.arguments import add_text_options
-
     parser = commands.add_parser("clean", help="paint the text of posters over, and prove that it is gone")
     parser.add_argument("--images", type=Path, required=True, help="folder of raw posters")
     parser.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
     parser.add_argument("--out", type=Path, required=True, help="folder for cleaned posters")
-    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
-    parser.add_argument("--genre-column", default="3", help="CSV column of genres (default 3)")
-    parser.add_argument("--genre-separator", default="|", help="where genres are no list (default '|')")
-    parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
-    parser.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
-    parser.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
-    parser.add_argument("--aspect", metavar="LOW,HIGH", help="reject posters of another width / height")
+    add_columns(parser)
+    add_limits(parser)
     parser.add_argument(
         "--drop-duplicates", action="store_true", help="keep one of posters taken for one another"
     )
@@ -48,7 +44,6 @@ def _clean(args: argparse.Namespace) -> int:
     from shards.duplicates import MAX_DISTANCE
     from shards.executor import available_cores
     from shards.images import ImageOptions
-    from shards.text.arguments import parse_aspect, text_options
     from shards.text.report import summarize
     from shards.text.sheet import PAGE, summary_lines
 

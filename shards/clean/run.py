@@ -63,7 +63,7 @@ class CleanOptions:
     @property
     def sheet_folder(self) -> Path:
         """Beside the posters, not among them: whoever reads the folder wants posters only."""
-        return self.out.with_name(f"{self.out.resolve().name}-sheet")
+        return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shards.arguments import add_columns, add_limits
+
 
 def add_fetch_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``fetch`` to a command tree."""
@@ -12,8 +14,7 @@ def add_fetch_parser(commands: argparse._SubParsersAction) -> None:
     fetch.add_argument("--metadata", type=Path, required=True, help="CSV with ids and links")
     fetch.add_argument("--url-column", required=True, help="CSV column of links, by name or number")
     fetch.add_argument("--out", type=Path, required=True, help="folder for the posters and rejected.csv")
-    fetch.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
-    fetch.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
+    add_columns(fetch, genres=False)
     fetch.add_argument("--concurrency", type=int, default=64, help="links in work at a time (default 64)")
     fetch.add_argument("--per-host", type=int, default=8, help="requests to one host at a time (default 8)")
     fetch.add_argument("--timeout", type=float, default=30.0, help="seconds for a request (default 30)")
@@ -26,8 +27,7 @@ def add_fetch_parser(commands: argparse._SubParsersAction) -> None:
     fetch.add_argument(
         "--max-bytes", type=int, default=20_000_000, help="reject larger files (default 20000000)"
     )
-    fetch.add_argument("--min-side", type=int, default=32, help="reject posters with a shorter side, pixels")
-    fetch.add_argument("--max-pixels", type=int, default=64_000_000, help="reject larger posters as bombs")
+    add_limits(fetch, aspect=False)
     fetch.add_argument("--user-agent", default="poster-toolkit", help="what servers are told we are")
     fetch.add_argument(
         "--allow-private", action="store_true", help="let links lead to this machine and private networks"

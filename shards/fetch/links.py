@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from yarl import URL
 
-from shards.errors import UserError
 from shards.files import one_line
-from shards.metadata import Rejection, find_column, id_problem
+from shards.metadata import Rejection, id_problem
+from shards.table import open_table
 
 #: Longer cells are no links.
 MAX_LINK_TEXT = 8000
@@ -52,28 +51,10 @@ def read_links(path: Path, url_column: str, id_column: str = "0", encoding: str 
     """
     found = Links()
     seen: set[str] = set()
-    csv.field_size_limit(1 << 24)
-    try:
-        with open(path, encoding=encoding, newline="") as stream:
-            reader = csv.reader(stream)
-            header = next(reader, None)
-            if not header or not any(cell.strip() for cell in header):
-                raise UserError(f"{path} is empty: a CSV with a header line is needed")
-            id_at = find_column(header, id_column, path, "--id-column")
-            url_at = find_column(header, url_column, path, "--url-column")
-            for row in reader:
-                if row:
-                    _read_row(row, id_at, url_at, reader.line_num, seen, found)
-    except FileNotFoundError:
-        raise UserError(f"metadata CSV not found: {path}") from None
-    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
-        raise UserError(
-            f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding latin-1"
-        ) from None
-    except LookupError:
-        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+    with open_table(path, encoding, {"--id-column": id_column, "--url-column": url_column}) as table:
+        id_at, url_at = table.positions
+        for line, row in table.rows:
+            _read_row(row, id_at, url_at, line, seen, found)
     return found
 
 

@@ -74,16 +74,3 @@ def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
 def show_looks(looks: tuple[tuple[int, ...], ...]) -> str:
     """The inverse of parse_looks."""
     return "/".join(",".join(map(str, look)) for look in looks)
-
-
-def parse_aspect(text: str | None) -> tuple[float, float] | None:
-    """``0.5,0.9`` → (0.5, 0.9). Raises UserError."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}"
-        ) from None
-    return low, high

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import one_line
+from shards.files import one_line, sha256_file
 from shards.text.anchor import strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.onnx import open_session
@@ -53,7 +53,6 @@ class DBDetector:
 
     def __init__(self, path: Path, options: DetectorOptions) -> None:
         self.options = options
-        self.name = path.name
         self.looks = len(options.looks)
         self._session = open_session(path, options.device, "detector model")
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -63,6 +62,7 @@ class DBDetector:
                 f"detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
             )
         self._input = inputs[0].name
+        self.name = f"{path.name} {sha256_file(path)[:12]}"
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
         """See TextDetector."""
@@ -86,7 +86,8 @@ class DBDetector:
         shrinks = height * width < image.shape[0] * image.shape[1]
         method = cv.INTER_AREA if shrinks else cv.INTER_LINEAR
         copy = cv.resize(image, (width, height), interpolation=method)
-        seen = np.concatenate([copy, strip(width, strip_height(min(width, height)))])
+        rows = strip_height(min(width, height)) if self.options.anchor else 0
+        seen = np.concatenate([copy, strip(width, rows)]) if rows else copy
         # the networks were trained on OpenCV's channel order, scaled to -1..1
         planes = np.ascontiguousarray(seen[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
         planes /= 127.5

@@ -57,6 +57,8 @@ class DetectorOptions:
     """Mean probability from which a region counts as text."""
     device: str = "cpu"
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
+    anchor: bool = True
+    """Show the network a line of known text below the picture (anchor.py says why)."""
 
     def __post_init__(self) -> None:
         if not self.looks or not all(

@@ -22,7 +22,7 @@ RADIUS = 5
 #: Standard deviation in pixels of the blur that splits the surroundings into colour and grain.
 GRAIN_SCALE = 1.5
 #: Grain is painted up to this strength (grey levels): stronger texture is structure, and noise would not look like it.
-MAX_GRAIN = 6.0
+MAX_GRAIN = 3.0
 #: Relaxation steps on each level of the pyramid; more change nothing that can be seen.
 RELAXATIONS = 12
 

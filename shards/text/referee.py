@@ -100,6 +100,8 @@ def judge(
     if not raw.is_dir():
         raise UserError(f"image folder not found: {raw}")
     report = read_report(cleaned)
+    cv2()  # what is missing is told at the start
+    _engine(options)
     ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
     ids = ids[: sample or None]
     if not ids:

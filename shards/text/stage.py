@@ -16,6 +16,7 @@ from shards.files import fingerprint, sha256_file
 from shards.text.detector import DetectorOptions, TextDetector, make_detector
 from shards.text.fill import Fill, make_fill
 from shards.text.masks import MaskOptions, outlines
+from shards.text.opencv import cv2
 from shards.text.removal import Removal, remove_text
 
 
@@ -45,6 +46,7 @@ class TextRemoval:
             "looks": [list(look) for look in self.detector.looks],
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
+            "anchor": self.detector.anchor,
             "margin": self.mask.margin,
             "max_region": self.mask.max_region,
             "max_total": self.mask.max_total,
@@ -104,6 +106,7 @@ def report_row(sample_id: str, removal: Removal, fill: str, seconds: float) -> d
 @lru_cache(maxsize=2)
 def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
     """Loaded once a process."""
+    cv2()  # the message that it is missing belongs to the start
     return make_detector(options.detector), make_fill(options.fill, options.fill_model)
 
 

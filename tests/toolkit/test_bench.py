@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from toolkit_helpers import run_python
 
 PEERS = {
@@ -58,3 +59,16 @@ def test_shuffle_quality_is_that_of_chance_for_the_global_order_only():
     assert 0.9 < same < 1.1 and 0.9 < again < 1.1 and touched == 20
     same, again, touched = rows["window 4"]
     assert same > 3 and again > 1.5 and touched < 16
+
+
+def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
+    pytest.importorskip("rapidocr", reason="rapidocr is not installed (extra `clean`)")
+    run = run_python(
+        "tests/bench/text_detection.py", "--images", posters / "images", "--samples", 1, "--rounds", 1,
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    ways = json.loads((tmp_path / "out.json").read_text())["ways"]
+    assert ways["rapidocr"]["faster_than_rapidocr"] == 1.0
+    assert all(0 <= row["recall_drawn"] <= 1 and row["seconds"] > 0 for row in ways.values())
+    assert any(name.startswith("ours") and name.endswith("no line") for name in ways)

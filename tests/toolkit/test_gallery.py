@@ -148,7 +148,7 @@ def test_an_empty_sheet_still_opens(tmp_path: Path) -> None:
 
 
 def test_accents_and_foreign_letters_never_become_boxes() -> None:
-    assert gallery._wrap("Comédie 恐怖", 400) == ["Comedie ??"]
+    assert gallery.wrap_text("Comédie 恐怖", 400) == ["Comedie ??"]
 
 
 def test_an_old_sheet_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
