@@ -33,14 +33,16 @@ from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, read_metadata, write_rejected
-from shards.pack import WORK, PackTask, Sample, pack_shard
+from shards.pack import PackTask, Sample, pack_shard, text_rows_path
 from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
-from shards.text.stage import TextRemoval, removal_fingerprint
+from shards.text.stage import REPORT, TextRemoval, removal_fingerprint
 
 log = logging.getLogger(__name__)
+
+WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def build_shards(options: BuildOptions) -> Manifest:
             raise
         if options.text:
             _write_text_report(options, tasks)
+        else:
+            (options.out / REPORT).unlink(missing_ok=True)  # of the set that was here before
         write_rejected(options.out / "rejected.csv", rejected)
         _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
         sizes = np.unique(groups, return_counts=True)[1]
@@ -201,6 +205,7 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
         # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
         path.unlink(missing_ok=True)
         tar_path(path).unlink(missing_ok=True)
+        text_rows_path(tar_path(path)).unlink(missing_ok=True)
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
     with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
@@ -211,16 +216,12 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
 
 
 def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> None:
-    """clean_report.parquet of the whole set; the rows of shards that were finished long ago are in it already."""
-    from shards.text.report import NAME, write_report  # pandas: only when text was removed
+    """clean_report.parquet of the whole set, of its shards' own parts."""
+    from shards.text.report import write_report  # pandas: only when text was removed
 
     assert options.text is not None
-    rows = []
-    for task in tasks:
-        if not task.text_rows.exists():
-            return
-        rows += read_json(task.text_rows, "cleaning rows")
-    write_report(options.out / NAME, rows, options.text.facts())
+    rows = [row for task in tasks for row in read_json(task.text_rows, "cleaning rows of a shard")]
+    write_report(options.out / REPORT, rows, options.text.facts())
 
 
 def _given_labels(path: Path | None) -> LabelSet | None:

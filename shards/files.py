@@ -26,7 +26,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     flushed to disk before the rename: after a power cut a final name still means a whole file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # A name may be as long as file systems allow (255 bytes), and then has no room for more.
+    name = path.name if len(path.name.encode()) < 200 else hashlib.sha256(path.name.encode()).hexdigest()
+    temporary = path.with_name(f"{name}.{os.getpid()}{PARTIAL}")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with open(temporary, mode, **text) as stream:  # type: ignore[call-overload]

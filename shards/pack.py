@@ -21,9 +21,6 @@ from shards.manifest import Shard
 from shards.tarwriter import tar_writer
 from shards.text.stage import TextRemoval, clean_image
 
-WORK = ".work"
-"""Folder in the output folder for what a killed build leaves for the next one."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -63,8 +60,13 @@ class PackTask:
 
     @property
     def text_rows(self) -> Path:
-        """Where the shard's rows of the cleaning report wait for the end of the build."""
-        return self.out / WORK / f"{self.name}.text.json"
+        """The shard's own part of the cleaning report."""
+        return text_rows_path(self.tar)
+
+
+def text_rows_path(tar: Path) -> Path:
+    """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
+    return tar.with_name(f"{tar.stem}.cleaning.json")
 
 
 def sample_key(sample_id: str) -> str:

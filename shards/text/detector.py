@@ -91,8 +91,10 @@ def _custom(name: str) -> TextDetector:
         raise UserError(
             f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
         ) from None
-    if not callable(getattr(made, "detect", None)) or not all(
-        hasattr(made, word) for word in ("name", "looks")
-    ):
-        raise UserError(f"--detector {name} gives a {type(made).__name__} without detect(), name and looks")
+    name_of, looks = getattr(made, "name", None), getattr(made, "looks", None)
+    described = isinstance(name_of, str) and isinstance(looks, int) and looks >= 1
+    if not described or not callable(getattr(made, "detect", None)):
+        raise UserError(
+            f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
+        )
     return made

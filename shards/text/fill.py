@@ -42,9 +42,11 @@ def make_fill(name: str, model: Path | None = None) -> Fill:
     method = cv2().INPAINT_TELEA if name == "telea" else cv2().INPAINT_NS
 
     def inpaint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        if mask.all() or not mask.any():
+        if mask.all() or not mask.any() or min(mask.shape) < 3:
             return surround(image, mask)  # OpenCV has nothing to start from
-        return cv2().inpaint(np.ascontiguousarray(image), mask.astype(np.uint8), RADIUS, method)
+        # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
+        # spread the text that lies there: it gets a picture that holds plausible colours there instead.
+        return cv2().inpaint(surround(image, mask), mask.astype(np.uint8), RADIUS, method)
 
     return inpaint
 

@@ -2,7 +2,7 @@
 
 Inputs: an image (n, 3, h, w) and a mask (n, 1, h, w), told apart by their channels; both float32. Output: an image of
 that size. Fixed h and w in the file are honoured: the picture is resized there and back. Exports differ in whether
-values are 0..1 or 0..255, some take one and give the other: a grey picture without a hole tells.
+values are 0..1 or 0..255, some take one and give the other: a grey picture with a hole tells.
 """
 
 from __future__ import annotations
@@ -56,8 +56,12 @@ class FillModel:
         height, width = mask.shape
         size = self._size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in (width, height))
         seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
-        hole = cv.resize(mask.astype(np.uint8), size, interpolation=cv.INTER_NEAREST_EXACT)
-        painted = self._run(seen.astype(np.float32) * (self._takes / 255.0), hole.astype(np.float32))
+        # Area, and anything above nothing: a hole must not lose a line of letters on its way to a smaller picture.
+        shrunk = size[0] < width or size[1] < height
+        hole = cv.resize(
+            mask.astype(np.float32), size, interpolation=cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
+        )
+        painted = self._run(seen.astype(np.float32) * (self._takes / 255.0), (hole > 0).astype(np.float32))
         levels = np.clip(np.rint(painted * (255.0 / self._gives)), 0, 255).astype(np.uint8)
         levels = cv.resize(levels, (width, height), interpolation=cv.INTER_LINEAR)
         out = image.copy()
@@ -83,14 +87,16 @@ class FillModel:
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:
-        """(white of the input, white of the output), 1 or 255: for these a grey picture comes back as it was."""
+        """(white of the input, white of the output), 1 or 255: with these a hole in a grey picture turns grey."""
         width, height = self._size or (PROBE, PROBE)
+        hole = np.zeros((height, width), np.float32)
+        hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1
         errors: dict[tuple[float, float], float] = {}
         for takes in (1.0, 255.0):
             grey = np.full((height, width, 3), 0.5 * takes, np.float32)
-            out = self._run(grey, np.zeros((height, width), np.float32))
+            out = self._run(grey, hole)[hole > 0]  # around it many copy their input, in whatever range
             for gives in (takes, 256.0 - takes):
                 errors[takes, gives] = abs(float(out.mean()) / gives - 0.5)
         best = min(errors.values())
-        # A network that copies what is not masked fits in both ranges: 0..1 is the commoner one, and comes first.
+        # A network that any range fits gets 0..1, the commoner one, which comes first.
         return next(ranges for ranges, error in errors.items() if error <= best + 0.02)

@@ -82,15 +82,15 @@ def paint_mask(
     """(h, w) bool: ``painted`` and what more to paint over, without holes; and regions for which there is no room."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
-        more = mask | _grown(region, shape, options.margin)
+        # A hole in a ring of text is part of the ring: so that polygons describe the mask, and no island remains.
+        more = mask_of(outlines(mask | _grown(region, shape, options.margin)), shape)
         if more.mean() > options.max_total:
             skipped.append(
                 Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over")
             )
         else:
             mask = more
-    # A hole in a ring of text is part of the ring: so that polygons describe the mask, and no island remains.
-    return mask_of(outlines(mask), shape), skipped
+    return mask, skipped
 
 
 def outlines(mask: np.ndarray) -> list[list[int]]:

@@ -26,6 +26,8 @@ from shards.text.opencv import cv2
 from shards.text.report import read_report
 
 CHUNK = 8  # posters a task
+ANY = ImageOptions(min_side=1, max_pixels=1 << 40)
+"""Which posters are good enough was cleaning's decision."""
 CLEAN_ENOUGH = 0.1
 """A poster passes when at most this share of its text area is left."""
 
@@ -83,7 +85,7 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
         shares = []
         for folder in (task.raw, task.cleaned):
             try:
-                image = decode(read_image_file(folder, sample_id), ImageOptions())
+                image = decode(read_image_file(folder, sample_id), ANY)
             except BadImage as bad:
                 raise UserError(
                     f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"

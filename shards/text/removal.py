@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,10 +54,10 @@ def remove_text(
     look = quiet = 0
     while quiet < detector.looks:
         regions, doubted = believed(detector.detect(result.image, look), shape, options)
-        if result.passes == 0:
-            result.before, result.text_before = len(regions), float(text_mask(regions, shape).mean())
         mask, no_room = paint_mask(regions, shape, options, result.mask)
         found[look], skipped[look] = regions, doubted + no_room
+        if result.passes == 0:
+            result.before, result.text_before = _extent(found.values(), shape)
         if (mask & ~result.mask).any() and result.passes < passes:
             result.mask = mask
             result.image = fill(image, mask)
@@ -65,7 +66,12 @@ def remove_text(
         else:  # nothing, or only what is painted already or has no room: the same again, if it were tried
             quiet += 1
         look = (look + 1) % detector.looks
-    last = [region for regions in found.values() for region in regions]
-    result.after, result.text_after = len(last), float(text_mask(last, shape).mean())
+    result.after, result.text_after = _extent(found.values(), shape)
     result.skipped = [skip for skips in skipped.values() for skip in skips]
     return result
+
+
+def _extent(found: Iterable[list[Region]], shape: tuple[int, int]) -> tuple[int, float]:
+    """How many regions, and which share of the picture they cover together."""
+    regions = [region for of_look in found for region in of_look]
+    return len(regions), float(text_mask(regions, shape).mean())

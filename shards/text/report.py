@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError
 from shards.files import atomic_write, one_line
-
-NAME = "clean_report.parquet"
+from shards.text.stage import REPORT as NAME
 
 SCHEMA = pa.schema(
     [

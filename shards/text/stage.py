@@ -19,6 +19,9 @@ from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
 from shards.text.removal import Removal, remove_text
 
+REPORT = "clean_report.parquet"
+"""Lies with cleaned posters, and with shards that were cleaned on the way."""
+
 
 @dataclass(frozen=True)
 class TextRemoval:
