@@ -63,7 +63,7 @@ def run_audit(args: argparse.Namespace) -> int:
     try:
         cv2()
     except UserError:
-        raise UserError("`posters audit` needs opencv: pip install 'poster-toolkit[clean]'") from None
+        raise UserError("`posters audit` needs opencv: pip install -e '.[clean]'") from None
     options = AuditOptions(
         args.images, args.cleaned, args.seed, args.controls, args.limit, args.batch_size, args.workers
     )

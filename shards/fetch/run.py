@@ -30,7 +30,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     try:
         import aiohttp  # noqa: F401
     except ImportError:
-        raise UserError("`posters fetch` needs aiohttp: pip install 'poster-toolkit[clean]'") from None
+        raise UserError("`posters fetch` needs aiohttp: pip install -e '.[clean]'") from None
     from shards.fetch.addresses import is_any, is_public
     from shards.fetch.links import read_links
     from shards.fetch.store import REJECTED

@@ -39,7 +39,7 @@ def packaged_model() -> Path:
     """The detection network inside RapidOCR's wheel. Raises UserError if there is none."""
     spec = find_spec("rapidocr")
     if spec is None or spec.origin is None:
-        raise UserError("text removal needs rapidocr: pip install 'poster-toolkit[clean]'")
+        raise UserError("text removal needs rapidocr: pip install -e '.[clean]'")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
         raise UserError(

@@ -14,7 +14,7 @@ def open_session(path: Path, device: str, what: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("text removal needs onnxruntime: pip install 'poster-toolkit[clean]'") from None
+        raise UserError("text removal needs onnxruntime: pip install -e '.[clean]'") from None
     if not path.is_file():
         raise UserError(f"{what} not found: {path}")
     providers = ["CPUExecutionProvider"]

@@ -14,8 +14,6 @@ def cv2() -> Any:
     try:
         import cv2 as module
     except ImportError:
-        raise UserError(
-            "text removal needs opencv-python-headless: pip install 'poster-toolkit[clean]'"
-        ) from None
+        raise UserError("text removal needs opencv-python-headless: pip install -e '.[clean]'") from None
     module.setNumThreads(1)
     return module

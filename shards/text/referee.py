@@ -152,7 +152,7 @@ def _engine(options: RefereeOptions) -> Any:
     try:
         from rapidocr import RapidOCR
     except ImportError:
-        raise UserError("the referee needs rapidocr: pip install 'poster-toolkit[clean]'") from None
+        raise UserError("the referee needs rapidocr: pip install -e '.[clean]'") from None
     engine = RapidOCR(
         params={
             "Global.log_level": "error",  # it warns of every picture without text
