@@ -45,15 +45,20 @@ def rapidocr_ways() -> dict[str, Way]:
     engine: Any = RapidOCR(params=threads)
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
 
-    def area(image: np.ndarray, **what: bool) -> np.ndarray:
-        found = engine(np.ascontiguousarray(image[..., ::-1]), **what)
+    def area(image: np.ndarray, everything: bool) -> np.ndarray:
+        # Said each time: the engine remembers what the last call left out.
+        found = engine(
+            np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=everything, use_rec=everything
+        )
         mask = np.zeros(image.shape[:2], np.uint8)
         for box in () if found.boxes is None else found.boxes:
             cv2().fillPoly(mask, [np.rint(box).astype(np.int32)], 1)
         return mask.astype(bool)
 
-    alone = {"use_det": True, "use_cls": False, "use_rec": False}
-    return {"rapidocr": area, "rapidocr, detection alone": lambda image: area(image, **alone)}
+    return {
+        "rapidocr": lambda image: area(image, True),
+        "rapidocr, detection alone": lambda image: area(image, False),
+    }
 
 
 def our_ways() -> dict[str, Way]:
