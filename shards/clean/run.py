@@ -99,8 +99,9 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     metadata = read_metadata(
         options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
     )
+    _refuse_foreign(options.out)
     with folder_lock(options.out):
-        _claim(options.out)
+        write_json(options.out / OURS, {"made_by": "posters clean"})
         work = options.out / WORK
         ids = [row.id for row in metadata.rows]
         scan = scan_images(options.images, ids, options.image, work, options.workers)
@@ -161,12 +162,10 @@ def _count(tasks: Sequence[CleanTask]) -> int:
     return sum(len(task.samples) for task in tasks)
 
 
-def _claim(out: Path) -> None:
-    """Take the folder for our own, or refuse it."""
-    if not (out / OURS).exists():
-        if holds_images(out):
-            raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
-        write_json(out / OURS, {"made_by": "posters clean"})
+def _refuse_foreign(out: Path) -> None:
+    """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
+    if out.is_dir() and not (out / OURS).exists() and holds_images(out):
+        raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
 def _forget_others(out: Path, ids: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
             cell.paste(picture, (left, 0))
             left += picture.width + 4
         words = f"{row['id']}: {caption(row)}"
-        lines = [words[start : start + 96] for start in range(0, len(words), 96)][:2]
+        lines = textwrap.wrap(words, 96, max_lines=2, placeholder=" ...")
         ImageDraw.Draw(cell).multiline_text((2, HEIGHT + 4), "\n".join(lines), "black", font)
         cells.append(cell)
     wide = max((cell.width for cell in cells), default=1)

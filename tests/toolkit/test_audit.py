@@ -393,5 +393,5 @@ def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr("toolkit.audit.cv2", absent)
     args = arguments("--model", tmp_path, "--images", titles[0], "--cleaned", titles[1])
-    with pytest.raises(UserError, match="needs opencv: pip install 'poster-toolkit"):
+    with pytest.raises(UserError, match=r"needs opencv: pip install -e '.\[clean"):
         run_audit(args)
