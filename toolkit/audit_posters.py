@@ -62,10 +62,6 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
     frame = read_report(cleaned)
     wanted = ("id", "width", "height", "altered", "fill", "polygons")
-    if missing := [name for name in wanted if name not in frame.columns]:
-        raise UserError(
-            f"the report in {cleaned} lacks {', '.join(missing)}; clean the posters again with `posters clean`"
-        )
     return [
         Poster(str(row.id), int(row.width), int(row.height), float(row.altered), str(row.fill), row.polygons)
         for row in frame[list(wanted)].itertuples(index=False)

@@ -10,7 +10,6 @@ Posters are a function of their bytes and the options: the number of workers, th
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finis
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import run
-from shards.files import PARTIAL, folder_lock, write_json
+from shards.files import folder_lock, read_json, remove_partials, write_json
 from shards.images import ImageOptions, holds_images
 from shards.metadata import Rejection, read_metadata, write_rejected
 from shards.progress import progress
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 WORK = ".work"
 OURS = ".posters-clean.json"
-"""Says that the pictures in a folder are this command's: others are never overwritten or deleted."""
+"""Lists the posters in a folder that are this command's: other pictures are never overwritten or deleted."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     )
     _refuse_foreign(options.out)
     with folder_lock(options.out):
-        write_json(options.out / OURS, {"made_by": "posters clean"})
+        if _ours(options.out) is None:
+            write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
         work = options.out / WORK
         ids = [row.id for row in metadata.rows]
         scan = scan_images(options.images, ids, options.image, work, options.workers)
@@ -116,7 +116,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
                 f"no poster left to clean in {options.images}; reasons are in {options.out}/rejected.csv"
             )
         log.info("%d of %d posters are usable, in %s", len(ids), len(ids) + len(rejected), options.images)
-        _forget_others(options.out, ids)
+        _take_over(options.out, ids)
         rows, now = _clean(options, ids, scan, work)
         if options.sheet:
             write_sheet(
@@ -162,21 +162,40 @@ def _count(tasks: Sequence[CleanTask]) -> int:
     return sum(len(task.samples) for task in tasks)
 
 
+def _ours(out: Path) -> set[str] | None:
+    """Ids whose cleaned posters earlier runs may have left in the folder; None if it is not this command's."""
+    if not (out / OURS).exists():
+        return None
+    kept = read_json(out / OURS, "list of cleaned posters")
+    ids = kept.get("ids") if isinstance(kept, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
+        raise UserError(f"{out / OURS} is no list of cleaned posters; choose another --out")
+    return set(ids)
+
+
 def _refuse_foreign(out: Path) -> None:
     """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
-    if out.is_dir() and not (out / OURS).exists() and holds_images(out):
+    if out.is_dir() and _ours(out) is None and holds_images(out):
         raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
-def _forget_others(out: Path, ids: Sequence[str]) -> None:
-    """Delete what this run does not want, half-written files too: shards would be built from old posters."""
+def _take_over(out: Path, ids: Sequence[str]) -> None:
+    """Delete the posters of earlier runs that this one does not want: shards would be built from them.
+
+    Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.
+    """
+    ours = _ours(out) or set()
+    for sample_id in ids:
+        if sample_id not in ours and cleaned_path(out, sample_id).exists():
+            raise UserError(
+                f"{cleaned_path(out, sample_id)} was not made by `posters clean`; move it away, or choose another --out"
+            )
     (out / REPORT).unlink(missing_ok=True)  # from here to the end the folder is not finished
-    wanted = {cleaned_path(out, sample_id) for sample_id in ids}
-    for folder, _, names in os.walk(out):
-        for name in names:
-            path = Path(folder, name)
-            if name.endswith(PARTIAL) or (name.endswith(".jpg") and path not in wanted):
-                path.unlink(missing_ok=True)
+    for folder in {cleaned_path(out, sample_id).parent for sample_id in ours.union(ids)} | {out}:
+        remove_partials(folder)  # ids may name sub-folders
+    for sample_id in ours - set(ids):
+        cleaned_path(out, sample_id).unlink(missing_ok=True)
+    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -293,6 +294,10 @@ def test_another_option_or_poster_is_done_again(few: Source, tmp_path: Path) -> 
 def test_a_poster_that_left_the_csv_leaves_the_folder(few: Source, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_clean(few, out)
+    # A run with an id "sub/x" was killed while it wrote that poster.
+    list_of_ours = out / ".posters-clean.json"
+    kept = json.loads(list_of_ours.read_text())
+    list_of_ours.write_text(json.dumps(kept | {"ids": [*kept["ids"], "sub/x"]}))
     left_by_a_kill = write_file(out / "sub" / f"x.jpg.123{PARTIAL}", b"half")
     write_meta(tmp_path, {"t0000": ("Drama",), "t0002": ("Drama",)})
     run_clean(few, out)
@@ -393,6 +398,27 @@ def test_a_folder_of_other_pictures_is_refused_and_spared(few: Source, tmp_path:
     message = one_line_error(lambda: run_clean(few, out))
     assert str(out) in message and "choose another --out" in message
     assert mine.read_bytes() == b"mine" and [p for p in out.rglob("*") if p.is_file()] == [mine]
+
+
+def test_pictures_that_came_later_are_spared(few: Source, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_clean(few, out)
+    mine = write_file(out / "raw" / "beach.jpg", b"mine")
+    some = dict(list(few.good.items())[1:])
+    run_clean(Source(few.images, write_meta(tmp_path, some), some, {}), out)
+    assert mine.read_bytes() == b"mine" and set(jpegs(out)) == {f"{name}.jpg" for name in some} | {
+        "raw/beach.jpg"
+    }
+    dropped = write_file(out / f"{next(iter(few.good))}.jpg", b"mine too")
+    write_meta(tmp_path, few.good)
+    assert "was not made by" in one_line_error(lambda: run_clean(few, out))
+    assert dropped.read_bytes() == b"mine too"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}'])
+def test_a_broken_list_of_our_posters_is_one_line(few: Source, tmp_path: Path, text: str) -> None:
+    write_file(tmp_path / "out" / ".posters-clean.json", text.encode())
+    assert "list of cleaned posters" in one_line_error(lambda: run_clean(few, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["images", "link", "images/../images"])
