@@ -1,15 +1,14 @@
 """The one source of defaults, YAML keys and command-line options: small dataclasses, a line of why each field.
 
 Every field is reachable on the command line by its dotted name (``--optim.lr 0.001``) and in YAML by the same
-path. The defaults are the reference recipe: ResNet50, frozen stem, three-layer head, BCE, Adam.
+path. The defaults are the reference recipe: ResNet50, frozen stem, three-layer head, BCE, Adam. config_check.py
+refuses values that no run could use.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-
-from shards.errors import UserError
 
 #: Where crop and resize run.
 Geometry = Literal["auto", "device", "cpu"]
@@ -31,6 +30,12 @@ class DataConfig:
     """Probability of a horizontal flip; titles are unreadable either way once posters are cleaned."""
     crop_pct: float = 1.0
     """Evaluation takes the central square of this share of the short side; 1.0 sees most of a poster."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """Evaluation view: crop takes the central square; stretch resizes the whole poster to a square, losing nothing."""
+    sampling: Literal["uniform", "genre"] = "uniform"
+    """uniform: each sample once per epoch; genre: samples with rare genres come more often (repeat factors)."""
+    repeat_below: float = 0.1
+    """Sampling genre repeats samples whose rarest genre has prevalence f under this value t: sqrt(t / f) times."""
     workers: int = 0
     """Decoding threads per process; 0 divides the cores of the machine by its processes."""
     prefetch: int = 4
@@ -63,26 +68,82 @@ class ModelConfig:
     """Widths of the mlp head's hidden layers."""
     dropout: float = 0.5
     """Dropout before each layer of the mlp head, or before the linear one."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of residual branches left out in training, rising to this rate at the last block."""
     freeze: tuple[str, ...] = ("stem",)
-    """Modules kept as they are, BatchNorm statistics included: 'stem' (for ResNet conv1 and bn1) or module names."""
+    """Modules kept as they are: 'stem', 'backbone' (all but the head) or module names; NAME@3: for 3 epochs only."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
+
+
+@dataclass
+class AugmentConfig:
+    """What training does to pixels after the crop: batched on the device, a function of (seed, epoch, sample)."""
+
+    brightness: float = 0.0
+    """Factor drawn from 1 - x to 1 + x (torchvision's ColorJitter); contrast, saturation likewise."""
+    contrast: float = 0.0
+    """Range of the contrast factor."""
+    saturation: float = 0.0
+    """Range of the saturation factor."""
+    randaugment: int = 0
+    """Operations of RandAugment per sample; 0 none."""
+    magnitude: float = 9.0
+    """Strength of RandAugment's operations, 0 to 30 as in torchvision."""
+    erase: float = 0.0
+    """Probability that a rectangle of a sample is filled with noise (random erasing)."""
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    """Smallest and largest share of the area that is erased."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 does not mix. Targets are mixed like the pixels."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's Beta distribution; with both, half of the pairs get either."""
+    mix_prob: float = 1.0
+    """Probability that a pair of samples is mixed."""
+
+
+@dataclass
+class LossConfig:
+    """What is minimised, always in float32: sum over genres, mean over samples."""
+
+    name: Literal["bce", "weighted", "focal", "asl", "balanced"] = "bce"
+    """bce; weighted: bce with positives weighted up; focal; asl: asymmetric; balanced: distribution-balanced."""
+    smoothing: float = 0.0
+    """Label smoothing: targets move this share of the way to 0.5."""
+    pos_weight_cap: float = 20.0
+    """Largest weight of a positive in loss weighted; uncapped it is negatives / positives, in the hundreds."""
+    focal_gamma: float = 2.0
+    """Focal: exponent that quietens easy elements."""
+    gamma_pos: float = 0.0
+    """Asymmetric: exponent for positives."""
+    gamma_neg: float = 4.0
+    """Asymmetric: exponent for negatives; more than gamma_pos lets the few positives be heard."""
+    clip: float = 0.05
+    """Asymmetric: negatives under this probability cost nothing."""
 
 
 @dataclass
 class OptimConfig:
     """How weights move."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimiser; the reference uses Adam."""
+    name: str = "adam"
+    """Any optimiser of timm (timm.optim.list_optimizers()): adam, adamw, sgd, lamb, ...; the reference uses Adam."""
     lr: float = 0.0015
     """Peak learning rate, for the global batch."""
     weight_decay: float = 0.0
     """Decay per update; not applied to biases and normalisation (vectors)."""
     momentum: float = 0.9
     """Momentum of SGD; the others ignore it."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer, from the head down: 0.75 suits fine-tuning transformers; 1 none."""
+    head_lr: float = 1.0
+    """Factor on the learning rate of the head: a new head may learn faster than a trained backbone."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after warm-up, stepped once per update whatever the number of processes."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises linearly from zero."""
+    min_lr: float = 0.0
+    """Share of the peak rate at which cosine ends."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
 
@@ -103,8 +164,16 @@ class TrainConfig:
     """Mixed precision; auto takes what `accelerate launch` was told."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
+    monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
+    """Validation figure that picks the best epoch; loss is plain BCE, which other losses do not aim at."""
     patience: int = 5
-    """Epochs without a lower validation loss before training stops; 0 never stops early."""
+    """Epochs without a better validation figure before training stops; 0 never stops early."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is then what is validated and saved; 0 keeps none."""
+    auto_batch: bool = False
+    """Raise accumulation at the start until a step fits the memory; the global batch stays the same."""
+    feature_views: int = 0
+    """With a frozen backbone: cache its features of so many augmented views per sample, train the head on them."""
     channels_last: bool = True
     """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False
@@ -120,47 +189,31 @@ class TrainConfig:
 
 
 @dataclass
+class DecideConfig:
+    """How probabilities become decisions: chosen on validation, saved in labels.json, used by predict."""
+
+    thresholds: Literal["global", "genre"] = "genre"
+    """One threshold for all genres, or one per genre, that of a rare one drawn toward the common one."""
+    aim: str = "f1"
+    """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
+    calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
+    """Makes probabilities mean what they say; auto takes what helps on held-out parts of validation, if anything."""
+
+
+@dataclass
 class Config:
     """Everything that decides a run, apart from the folders it reads and writes."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
 
     def validate(self) -> None:
         """Raise UserError for values that no run could use, naming the key."""
-        checks = [
-            ("data.image_size", self.data.image_size >= 16, "at least 16 pixels"),
-            (
-                "data.crop_scale",
-                0 < self.data.crop_scale[0] <= self.data.crop_scale[1] <= 1,
-                "0 < low <= high <= 1",
-            ),
-            ("data.crop_ratio", 0 < self.data.crop_ratio[0] <= self.data.crop_ratio[1], "0 < low <= high"),
-            ("data.flip", 0 <= self.data.flip <= 1, "a probability"),
-            ("data.crop_pct", 0 < self.data.crop_pct <= 1, "over 0, at most 1"),
-            ("data.workers", self.data.workers >= 0, "0 (automatic) or more"),
-            ("data.prefetch", self.data.prefetch >= 1, "at least 1"),
-            ("data.window", self.data.window >= 1, "at least 1"),
-            ("data.max_errors", 0 <= self.data.max_errors <= 1, "a share from 0 to 1"),
-            ("model.hidden", all(width >= 1 for width in self.model.hidden), "positive widths"),
-            ("model.dropout", 0 <= self.model.dropout < 1, "at least 0, under 1"),
-            ("optim.lr", self.optim.lr > 0, "positive"),
-            ("optim.weight_decay", self.optim.weight_decay >= 0, "0 or more"),
-            ("optim.warmup_steps", self.optim.warmup_steps >= 0, "0 or more"),
-            ("optim.clip_norm", self.optim.clip_norm >= 0, "0 (no clipping) or more"),
-            ("train.epochs", self.train.epochs >= 1, "at least 1"),
-            ("train.batch_size", self.train.batch_size >= 1, "at least 1"),
-            ("train.accumulation", self.train.accumulation >= 1, "at least 1"),
-            ("train.eval_batch_size", self.train.eval_batch_size >= 1, "at least 1"),
-            ("train.seed", self.train.seed >= 0, "0 or more"),
-            ("train.patience", self.train.patience >= 0, "0 (never) or more"),
-            ("train.checkpoint_steps", self.train.checkpoint_steps >= 0, "0 (per epoch only) or more"),
-            ("train.keep_checkpoints", self.train.keep_checkpoints >= 1, "at least 1"),
-            ("train.log_steps", self.train.log_steps >= 1, "at least 1"),
-        ]
-        for key, good, wanted in checks:
-            if not good:
-                section, name = key.split(".")
-                raise UserError(f"{key} must be {wanted}, not {getattr(getattr(self, section), name)}")
+        from toolkit.config_check import check_config
+
+        check_config(self)

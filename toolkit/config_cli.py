@@ -62,7 +62,7 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
         made = parser.instantiate(parsed)
     except ArgumentError as error:
         raise UserError(explain(str(error), [*config_keys(), "config", "shards", "out", "resume"])) from None
-    config = Config(made.data, made.model, made.optim, made.train)
+    config = Config(**{section.name: getattr(made, section.name) for section in dataclasses.fields(Config)})
     config.validate()
     for name in ("shards", "out"):
         if not getattr(made, name):

@@ -1,0 +1,103 @@
+"""Which values of a configuration make sense: each rule names its key and says what is wanted."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from toolkit.config import Config
+
+_FREEZE = re.compile(r"[\w.]+(@[1-9]\d*)?")
+_AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
+
+#: Known without asking timm.
+COMMON = ("adam", "adamw", "sgd", "lamb")
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for values that no run could use, naming the key."""
+    data, augment, model, loss = config.data, config.augment, config.model, config.loss
+    optim, train, decide = config.optim, config.train, config.decide
+    checks = [
+        ("data.image_size", data.image_size >= 16, "at least 16 pixels"),
+        ("data.crop_scale", 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),
+        ("data.crop_ratio", 0 < data.crop_ratio[0] <= data.crop_ratio[1], "0 < low <= high"),
+        ("data.flip", 0 <= data.flip <= 1, "a probability"),
+        ("data.crop_pct", 0 < data.crop_pct <= 1, "over 0, at most 1"),
+        ("data.repeat_below", 0 < data.repeat_below <= 1, "over 0, at most 1"),
+        ("data.workers", data.workers >= 0, "0 (automatic) or more"),
+        ("data.prefetch", data.prefetch >= 1, "at least 1"),
+        ("data.window", data.window >= 1, "at least 1"),
+        ("data.max_errors", 0 <= data.max_errors <= 1, "a share from 0 to 1"),
+        ("augment.brightness", 0 <= augment.brightness <= 1, "from 0 to 1"),
+        ("augment.contrast", 0 <= augment.contrast <= 1, "from 0 to 1"),
+        ("augment.saturation", 0 <= augment.saturation <= 1, "from 0 to 1"),
+        ("augment.randaugment", augment.randaugment >= 0, "0 (none) or more"),
+        ("augment.magnitude", 0 <= augment.magnitude <= 30, "from 0 to 30"),
+        ("augment.erase", 0 <= augment.erase <= 1, "a probability"),
+        (
+            "augment.erase_area",
+            0 < augment.erase_area[0] <= augment.erase_area[1] < 1,
+            "0 < low <= high < 1",
+        ),
+        ("augment.mixup", augment.mixup >= 0, "0 (none) or more"),
+        ("augment.cutmix", augment.cutmix >= 0, "0 (none) or more"),
+        ("augment.mix_prob", 0 <= augment.mix_prob <= 1, "a probability"),
+        ("model.hidden", all(width >= 1 for width in model.hidden), "positive widths"),
+        ("model.dropout", 0 <= model.dropout < 1, "at least 0, under 1"),
+        ("model.drop_path", 0 <= model.drop_path < 1, "at least 0, under 1"),
+        (
+            "model.freeze",
+            all(_FREEZE.fullmatch(name) for name in model.freeze),
+            "module names, each with @EPOCHS (at least 1) or without",
+        ),
+        ("loss.smoothing", 0 <= loss.smoothing < 1, "at least 0, under 1"),
+        ("loss.pos_weight_cap", loss.pos_weight_cap >= 1, "at least 1"),
+        ("loss.focal_gamma", loss.focal_gamma >= 0, "0 or more"),
+        ("loss.gamma_pos", loss.gamma_pos >= 0, "0 or more"),
+        ("loss.gamma_neg", loss.gamma_neg >= 0, "0 or more"),
+        ("loss.clip", 0 <= loss.clip < 1, "at least 0, under 1"),
+        ("optim.lr", optim.lr > 0, "positive"),
+        ("optim.weight_decay", optim.weight_decay >= 0, "0 or more"),
+        ("optim.layer_decay", 0 < optim.layer_decay <= 1, "over 0, at most 1"),
+        ("optim.head_lr", optim.head_lr > 0, "positive"),
+        ("optim.warmup_steps", optim.warmup_steps >= 0, "0 or more"),
+        ("optim.min_lr", 0 <= optim.min_lr <= 1, "a share from 0 to 1"),
+        ("optim.clip_norm", optim.clip_norm >= 0, "0 (no clipping) or more"),
+        ("train.epochs", train.epochs >= 1, "at least 1"),
+        ("train.batch_size", train.batch_size >= 1, "at least 1"),
+        ("train.accumulation", train.accumulation >= 1, "at least 1"),
+        ("train.eval_batch_size", train.eval_batch_size >= 1, "at least 1"),
+        ("train.seed", train.seed >= 0, "0 or more"),
+        ("train.patience", train.patience >= 0, "0 (never) or more"),
+        ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),
+        ("train.feature_views", train.feature_views >= 0, "0 (no cache) or more"),
+        ("train.checkpoint_steps", train.checkpoint_steps >= 0, "0 (per epoch only) or more"),
+        ("train.keep_checkpoints", train.keep_checkpoints >= 1, "at least 1"),
+        ("train.log_steps", train.log_steps >= 1, "at least 1"),
+        (
+            "decide.aim",
+            _AIM.fullmatch(decide.aim.replace(" ", "")) is not None,
+            "f1, f0.5, precision>=X or recall>=X with X from 0 to 1",
+        ),
+    ]
+    for key, good, wanted in checks:
+        if not good:
+            section, name = key.split(".")
+            raise UserError(f"{key} must be {wanted}, not {getattr(getattr(config, section), name)}")
+    if optim.name not in COMMON:
+        _check_optimizer(optim.name)
+
+
+def _check_optimizer(name: str) -> None:
+    from timm.optim import list_optimizers  # loads torch, which takes seconds: only for the uncommon
+
+    known = list_optimizers()
+    if name not in known:
+        near = get_close_matches(name.lower(), known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"optim.name: timm has no optimiser {name!r}{hint}")
