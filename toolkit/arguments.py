@@ -1,9 +1,15 @@
-"""Options of ``posters evaluate``, ``predict`` and ``demo``; their work is imported when asked for (torch is slow)."""
+"""Options of ``posters evaluate``, ``tune``, ``predict`` and ``demo``.
+
+Their work is imported when asked for: torch is slow.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+from toolkit.config import DecideConfig
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,12 +18,28 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, required=True, help="shard set made by `posters shards build`")
     parser.add_argument("--split", default="test", help="split to evaluate (default test)")
     parser.add_argument(
-        "--thresholds", default="0.3,0.5,0.7", help="thresholds to show beside the model's own"
+        "--thresholds",
+        default="0.3,0.5,0.7",
+        help="thresholds to show beside the model's own, which are always those of validation (see posters tune)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="samples per forward pass (default 64)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
     parser.add_argument("-o", "--out", type=Path, help="JSON file (default MODEL/metrics-SPLIT.json)")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="also write a page with plots and posters: DIR/index.html"
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="RUN2",
+        help="in the report, another run's folder: is the difference real?",
+    )
+    parser.add_argument(
+        "--label-errors",
+        action=argparse.BooleanOptionalAction,
+        help="in the report, list likely label errors (default: where cleanlab is installed)",
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -25,6 +47,40 @@ def _evaluate(args: argparse.Namespace) -> int:
     from toolkit.evaluate import run_evaluate
 
     return run_evaluate(args)
+
+
+def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``posters tune``."""
+    default = DecideConfig()
+    parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="shard set of the training; its val split is used"
+    )
+    parser.add_argument(
+        "--aim", default=default.aim, help="f1, f0.5, precision>=X or recall>=X, on val (default %(default)s)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        choices=get_args(get_type_hints(DecideConfig)["thresholds"]),
+        default=default.thresholds,
+        help="one for all genres, or one per genre (default %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration",
+        choices=get_args(get_type_hints(DecideConfig)["calibration"]),
+        default=default.calibration,
+        help="auto takes what helps on held-out parts of val, if anything (default %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples per forward pass (default 64)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
+    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
+    parser.set_defaults(run=_tune)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from toolkit.tune import run_tune
+
+    return run_tune(args)
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +91,10 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--shards", type=Path, help="shard set; one Parquet file per shard goes to --out")
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
     parser.add_argument(
-        "-t", "--threshold", type=float, help="probability from which a genre is named (default: the model's)"
+        "-t",
+        "--threshold",
+        type=float,
+        help="calibrated probability from which a genre is named (default: the model's own per genre)",
     )
     parser.add_argument(
         "-o", "--output", "--out", type=Path, help="file for the results (folder for --shards)"

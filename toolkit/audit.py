@@ -45,7 +45,7 @@ class Audited:
 
     posters: list[Poster]
     logits: np.ndarray
-    """(n, 3 + K, G) float32, in audit_measures' order."""
+    """(n, 3 + K, G) calibrated, in audit_measures' order."""
     areas: list[Areas]
     left_out: list[Rejection]
 
@@ -156,6 +156,7 @@ def audit_posters(
         raise UserError(
             f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no"
         )
+    result.logits = folder.decisions.logits(result.logits)  # calibrated, as the thresholds want them
     return result
 
 

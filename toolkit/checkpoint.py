@@ -1,6 +1,6 @@
 """Checkpoints: whole or absent, newest valid one first, last few kept.
 
-    RUN/checkpoints/step-00000123/state.pt     model, optimiser and scaler tensors
+    RUN/checkpoints/step-00000123/state.pt     model, optimiser, scaler and moving average, as tensors
                                   state.json   where the run is, its config, and the sha256 of state.pt
 
 Random generators need no state here: order, augmentation and dropout are functions of (seed, epoch, step).
@@ -20,6 +20,8 @@ import torch
 
 from shards.errors import UserError
 from shards.files import PARTIAL, atomic_write, one_line, read_json, sha256_file, write_json
+from toolkit.config import Config
+from toolkit.config_cli import config_dict
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +36,21 @@ class Progress:
     """Updates done in that epoch."""
     updates: int = 0
     """Updates done in all."""
-    best_loss: float | None = None
-    """Lowest validation loss so far; its model is RUN/model."""
+    best_score: float | None = None
+    """Best figure so far of what train.monitor names; its model is RUN/model."""
     best_epoch: int = -1
     bad_epochs: int = 0
     """Epochs since the best one."""
     loss_sum: float = 0.0
-    """Sum of the training losses of this epoch's samples so far, over all ranks."""
+    """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Progress:
+        """As it was saved. Raises TypeError for anything else."""
+        facts = dict(raw)
+        if "best_loss" in facts:  # checkpoints from when the loss was all that could be monitored
+            facts["best_score"] = facts.pop("best_loss")
+        return cls(**facts)
 
 
 @dataclass
@@ -99,7 +109,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             if sha256_file(path / "state.pt") != facts["sha256"]:
                 raise UserError(f"the sha256 of {path / 'state.pt'} is not the one that was saved")
             return Checkpoint(
-                Progress(**facts["progress"]),
+                Progress.from_dict(facts["progress"]),
                 facts["config"],
                 facts["shard_set"],
                 facts["labels"],
@@ -117,32 +127,52 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: A resumed run with another value here would be another run, not the rest of this one.
+#: A resumed run with another value here would be another run, not the rest of this one: other samples in an update,
+#: other weights, other groups in the optimiser, or validation figures that do not compare with the best so far.
 FIXED = (
     "data.image_size",
+    "data.crop_pct",
+    "data.fit",
+    "data.sampling",
+    "data.repeat_below",
     "data.order",
     "data.window",
     "model.name",
     "model.head",
     "model.hidden",
     "model.freeze",
+    "loss.name",
     "optim.name",
+    "optim.layer_decay",
+    "optim.head_lr",
     "train.batch_size",
     "train.seed",
+    "train.monitor",
+    "train.ema",
+    "train.feature_views",
+    "train.standardize",
+    "model.prior",
 )
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
-    """Lines that say which options changed since the checkpoint. Raises UserError for one that must not change."""
+    """Lines that say which options changed since the checkpoint. Raises UserError for one that must not change.
+
+    An option that the checkpoint's version did not know had its default.
+    """
     if checkpoint.shard_set != shard_set:
         raise UserError(
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
             f"give the same shards, or start a new run in another --out"
         )
+    defaults = config_dict(Config())
     changes = []
+    if "loss" not in checkpoint.config:  # from before losses could be chosen
+        changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
     for section, values in config.items():
         for name, value in values.items():
-            key, before = f"{section}.{name}", checkpoint.config.get(section, {}).get(name)
+            key = f"{section}.{name}"
+            before = checkpoint.config.get(section, {}).get(name, defaults[section][name])
             if value == before:
                 continue
             if key in FIXED:

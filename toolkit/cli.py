@@ -17,7 +17,12 @@ from shards.cli import add_shards_parser
 from shards.errors import UserError
 from shards.fetch.cli import add_fetch_parser
 from shards.files import one_line
-from toolkit.arguments import add_demo_arguments, add_evaluate_arguments, add_predict_arguments
+from toolkit.arguments import (
+    add_demo_arguments,
+    add_evaluate_arguments,
+    add_predict_arguments,
+    add_tune_arguments,
+)
 from toolkit.audit_arguments import add_audit_arguments
 
 
@@ -52,13 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="posters", description="Clean, shard, train, evaluate, predict: multi-label image models."
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="fetch|clean|referee|shards|train|evaluate|predict|audit|demo"
+        dest="command",
+        required=True,
+        metavar="fetch|clean|referee|shards|train|tune|evaluate|predict|audit|demo",
     )
     add_fetch_parser(commands)
     add_clean_parser(commands)
     add_referee_parser(commands)
     add_shards_parser(commands)
     commands.add_parser("train", help="train on a shard set (options: posters train --help)", add_help=False)
+    add_tune_arguments(
+        commands.add_parser("tune", help="choose a model's thresholds and calibration again, on validation")
+    )
     add_evaluate_arguments(commands.add_parser("evaluate", help="evaluate a model on a split of a shard set"))
     add_predict_arguments(commands.add_parser("predict", help="name the genres of images or of a shard set"))
     add_audit_arguments(
@@ -76,11 +86,13 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["train"]:
         from toolkit.config_cli import parse_train
 
-        config, shards, out, resume = parse_train(argv[1:])  # before torch is loaded, which takes seconds
+        command = parse_train(argv[1:])  # before torch is loaded, which takes seconds
 
         from toolkit.train import train
 
-        return train(config, shards, out, resume=resume)
+        return train(
+            command.config, command.shards, command.out, resume=command.resume, search_lr=command.find_lr
+        )
     args = build_parser().parse_args(argv)
     return args.run(args)
 

@@ -62,10 +62,12 @@ class ModelConfig:
     """Start from timm's weights on the hub; a start from scratch needs far more posters than most have."""
     weights: str | None = None
     """A local weights file (.safetensors, or .pth loaded with weights_only) instead of the hub's."""
-    head: Literal["mlp", "linear"] = "mlp"
-    """mlp: hidden layers with ReLU and dropout (the reference); linear: one layer, loadable by plain timm."""
+    head: Literal["mlp", "linear", "levels"] = "mlp"
+    """mlp: hidden layers (the reference); linear: one layer, loadable by plain timm; levels: on the last two stages."""
     hidden: tuple[int, ...] = (1024, 512)
     """Widths of the mlp head's hidden layers."""
+    prior: bool = False
+    """Start the last layer's biases at the log-odds of each genre's share in training instead of at 0."""
     dropout: float = 0.5
     """Dropout before each layer of the mlp head, or before the linear one."""
     drop_path: float = 0.0
@@ -145,7 +147,7 @@ class OptimConfig:
     min_lr: float = 0.0
     """Share of the peak rate at which cosine ends."""
     clip_norm: float = 0.0
-    """Largest gradient norm; 0 does not clip."""
+    """Largest norm of the gradient, which is of a loss summed over genres; 0 does not clip."""
 
 
 @dataclass
@@ -174,6 +176,10 @@ class TrainConfig:
     """Raise accumulation at the start until a step fits the memory; the global batch stays the same."""
     feature_views: int = 0
     """With a frozen backbone: cache its features of so many augmented views per sample, train the head on them."""
+    feature_cache: str | None = None
+    """Folder of cached features, which runs with the same backbone, shards and views share; null is OUT/features."""
+    standardize: bool = False
+    """Bring cached features to mean 0 and deviation 1 before the head; folded into its first layer when saved."""
     channels_last: bool = True
     """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False

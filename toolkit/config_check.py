@@ -96,7 +96,7 @@ def check_config(config: Config) -> None:
 def _check_optimizer(name: str) -> None:
     from timm.optim import list_optimizers  # loads torch, which takes seconds: only for the uncommon
 
-    known = list_optimizers()
+    known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
         near = get_close_matches(name.lower(), known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -32,6 +32,17 @@ def _section(name: str) -> Any:
     return getattr(Config(), name)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """What ``posters train`` was told."""
+
+    config: Config
+    shards: Path
+    out: Path
+    resume: bool
+    find_lr: bool
+
+
 def train_parser() -> ArgumentParser:
     """The parser of ``posters train``: run folders and every field of Config."""
     parser = ArgumentParser(
@@ -47,12 +58,17 @@ def train_parser() -> ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest valid checkpoint in --out"
     )
+    parser.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="do not train: try rising learning rates, leave the curve and a suggestion in --out",
+    )
     parser.add_class_arguments(Config, nested_key=None)
     return parser
 
 
-def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
-    """(config, shards, out, resume). Raises UserError naming a wrong key and the nearest valid one."""
+def parse_train(argv: Sequence[str]) -> TrainCommand:
+    """The command's options. Raises UserError naming a wrong key and the nearest valid one."""
     parser = train_parser()
     for option, value in zip(argv, [*argv[1:], ""], strict=True):
         if option == "--config" or option.startswith("--config="):
@@ -61,13 +77,16 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, Path, Path, bool]:
         parsed = parser.parse_args(list(argv))
         made = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise UserError(explain(str(error), [*config_keys(), "config", "shards", "out", "resume"])) from None
+        known = [*config_keys(), "config", "shards", "out", "resume", "find-lr"]
+        raise UserError(explain(str(error), known)) from None
     config = Config(**{section.name: getattr(made, section.name) for section in dataclasses.fields(Config)})
     config.validate()
     for name in ("shards", "out"):
         if not getattr(made, name):
             raise UserError(f"--{name} is missing; see `posters train --help`")
-    return config, Path(made.shards), Path(made.out), bool(made.resume)
+    if made.resume and made.find_lr:
+        raise UserError("--find-lr starts from the first weights: it cannot --resume a run")
+    return TrainCommand(config, Path(made.shards), Path(made.out), bool(made.resume), bool(made.find_lr))
 
 
 def _check_yaml(path: Path) -> None:

@@ -55,9 +55,10 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
         return status
     accelerator = make_accelerator()
     model = out / "run" / "model"
-    evaluation = evaluate(accelerator, model, out / "shards", "test", [0.3, 0.5, 0.7])
+    evaluation, outputs = evaluate(accelerator, model, out / "shards", "test", [0.3, 0.5, 0.7])
     evaluation.render()
     write_json(model / "metrics-test.json", evaluation.to_dict())
+    outputs.save(model / "predictions-test.npz")
     write_card(model)
 
     folder = load_model_folder(model)

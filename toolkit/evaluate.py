@@ -1,10 +1,12 @@
-"""Evaluate a model folder on a split of a shard set: thresholds, ranking metrics, per-genre table, baselines.
+"""Evaluate a model folder on a split of a shard set: thresholds, ranking metrics, calibration, genres, baselines.
 
     posters evaluate --model RUN/model --shards SHARDS [--split test]
     accelerate launch launch/evaluate.py --model RUN/model --shards SHARDS
+    posters evaluate --model RUN/model --shards SHARDS --report DIR [--compare RUN2]
 
-The threshold of the model was chosen on validation and is only applied here. Writes MODEL/metrics-SPLIT.json (or
---out) and the model card.
+The model's thresholds and calibration were chosen on validation and are only applied here. Writes
+MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz beside it) and the model card; with
+--report also a page (toolkit/report/).
 """
 
 from __future__ import annotations
@@ -12,46 +14,66 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import Accelerator
 
 from shards.errors import UserError
 from shards.files import write_json
-from shards.labels import require_same
 from shards.manifest import Manifest
-from shards.progress import progress
-from toolkit.data.cuts import eval_cutter
-from toolkit.data.loader import Loader, decode_threads
-from toolkit.data.reader import ShardReader
 from toolkit.distributed import make_accelerator
-from toolkit.inference import infer_all
+from toolkit.metrics import FloatArray
 from toolkit.model_card import write_card
-from toolkit.model_folder import load_model_folder
-from toolkit.report_tables import Evaluation, evaluate_arrays
+from toolkit.model_folder import ModelFolder, load_model_folder
+from toolkit.report_tables import FIXED_THRESHOLDS, Evaluation, evaluate_arrays
+from toolkit.split_logits import SplitLogits, infer_split
 from toolkit.validation import train_prevalence
+
+if TYPE_CHECKING:
+    from toolkit.report.run import ReportRun
 
 log = logging.getLogger(__name__)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Evaluate, print the tables, write the JSON. Returns the exit status."""
+    """Evaluate, print the tables, write the files. Returns the exit status."""
     thresholds = parse_thresholds(args.thresholds)
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    report = _report_run(args)
     accelerator = make_accelerator(args.precision)
-    evaluation = evaluate(
+    evaluation, outputs = evaluate(
         accelerator, args.model, args.shards, args.split, thresholds, args.batch_size, args.workers
     )
+    others = None
+    if report is not None:
+        others = report.infer_other(accelerator, args.split, args.batch_size, args.workers)
     if accelerator.is_main_process:
         evaluation.render()
         out = args.out or args.model / f"metrics-{args.split}.json"
+        predictions = (
+            args.out.with_suffix(".npz") if args.out else args.model / f"predictions-{args.split}.npz"
+        )
         write_json(out, evaluation.to_dict())
+        outputs.save(predictions)
         if args.out is None:
             write_card(args.model)
-        print(f"metrics    {out}")
+        print(f"metrics     {out}")
+        print(f"predictions {predictions}")
+        if report is not None:
+            print(f"report      {report.write(outputs, others)}")
     accelerator.end_training()
     return 0
+
+
+def _report_run(args: argparse.Namespace) -> ReportRun | None:
+    """The report that the options ask for, checked before minutes of work."""
+    if args.report is None and not args.compare and not args.label_errors:
+        return None
+    from toolkit.report.run import ReportRun  # matplotlib takes a second
+
+    return ReportRun.of(args)
 
 
 def evaluate(
@@ -62,38 +84,47 @@ def evaluate(
     thresholds: list[float],
     batch_size: int = 64,
     workers: int = 0,
-) -> Evaluation:
-    """The evaluation of a model on a split, on every rank; each sample counts once at any number of processes."""
+) -> tuple[Evaluation, SplitLogits]:
+    """(evaluation of a model on a split, the logits it comes from), on every rank."""
     folder = load_model_folder(model_folder)
     manifest = Manifest.read(shards)
-    require_same("the model", folder.labels, "the shard set", manifest.labels)
-    reader = ShardReader.of_split(shards, split, manifest)
-    model = folder.model.to(accelerator.device)
-    cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
-    with (
-        Loader(reader, decode_threads(workers), prefetch=4, device=accelerator.device) as loader,
-        progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
-    ):
-        logits, _ = infer_all(
-            model,
-            loader,
-            cutter,
-            batch_size,
-            folder.preprocessing,
-            accelerator,
-            on_batch=lambda count: bar.update(count * accelerator.num_processes),
+    outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
+    if folder.decisions.chosen_on.get("split", "val") == split:
+        log.warning(
+            "the model's thresholds and calibration were chosen on %s: its metrics there are optimistic",
+            split,
         )
-    if "train" in manifest.split_names:
-        prevalence = train_prevalence(manifest)
-    else:
-        log.warning("%s has no training split: the baselines use the prevalence of %s itself", shards, split)
-        prevalence = reader.targets.mean(axis=0)
-    chosen = folder.thresholds[0] if np.ptp(folder.thresholds) == 0 else folder.thresholds
-    if split == "val":
-        log.warning("the model's threshold was chosen on val: its metrics there are optimistic")
+    return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
+
+
+def evaluate_outputs(
+    folder: ModelFolder,
+    manifest: Manifest,
+    outputs: SplitLogits,
+    thresholds: list[float] | None = None,
+) -> Evaluation:
+    """Logits of a split, evaluated at the folder's decisions and at fixed ``thresholds``."""
+    if "train" not in manifest.split_names:
+        log.warning(
+            "the shard set has no training split: the baselines use the prevalence of %s itself",
+            outputs.split,
+        )
     return evaluate_arrays(
-        reader.targets, logits, folder.labels.genres, prevalence, chosen, thresholds, split=split
+        outputs.targets,
+        outputs.logits,
+        folder.labels.genres,
+        baseline_prevalence(manifest, outputs),
+        folder.decisions,
+        thresholds or FIXED_THRESHOLDS,
+        split=outputs.split,
     )
+
+
+def baseline_prevalence(manifest: Manifest, outputs: SplitLogits) -> FloatArray:
+    """(G,) what the baselines know: the prevalence in training, or without a training split in the split itself."""
+    if "train" in manifest.split_names:
+        return train_prevalence(manifest)
+    return np.asarray(outputs.targets.mean(axis=0), dtype=np.float64)
 
 
 def parse_thresholds(text: str) -> list[float]:

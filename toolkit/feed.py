@@ -7,28 +7,63 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from typing import Protocol
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from toolkit.config import Config
 from toolkit.data.cuts import Cutter, eval_cutter, train_cutter
 from toolkit.data.faults import FaultPolicy, check_limit
 from toolkit.data.loader import Batch, Loader, decode_threads, own_cores
-from toolkit.data.meter import verdict
+from toolkit.data.meter import Meter, verdict
+from toolkit.data.mix import mixes
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
 from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
+from toolkit.data.repeats import RepeatOrder, repeat_factors
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import autocast_dtype
+from toolkit.inference import infer_all
 
 
 def train_plan(config: Config, reader: ShardReader) -> TrainPlan:
-    """The plan that a configuration asks for."""
-    order: Order = GlobalOrder(len(reader), config.train.seed)
-    if config.data.order == "window":
-        order = WindowOrder(reader.shard_sizes, config.data.window, config.train.seed)
-    return TrainPlan(order, config.train.batch_size)
+    """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
+    deal = 2 if mixes(config.augment) else 1  # partners must meet in a micro-batch at any world size
+    return TrainPlan(_order(config, reader), config.train.batch_size, deal)
+
+
+def _order(config: Config, reader: ShardReader) -> Order:
+    data, seed = config.data, config.train.seed
+    sizes = reader.shard_sizes if data.order == "window" else None
+    if data.sampling == "genre":
+        factors = repeat_factors(reader.targets, data.repeat_below)
+        return RepeatOrder(factors, seed, sizes, data.window)
+    return GlobalOrder(len(reader), seed) if sizes is None else WindowOrder(sizes, data.window, seed)
+
+
+class RunFeed(Protocol):
+    """What feeds a run: pixels (Feed), or cached features (probe.FeatureFeed)."""
+
+    plan: TrainPlan
+    meter: Meter
+    threads: int
+    accelerator: Accelerator
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches of ``epoch`` from update ``step`` on."""
+        ...
+
+    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank."""
+        ...
+
+    def errors(self) -> int:
+        """Undecodable samples met so far, over all ranks and both splits. Called by every rank."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Feed:
@@ -53,8 +88,8 @@ class Feed:
         self.train_loader = Loader(train, self.threads, data.prefetch, device=device, policy=self.policy)
         self.val_loader = Loader(val, self.threads, data.prefetch, device=device, policy=masking)
         self.val_cutter: Cutter = eval_cutter(val, preprocessing, data.geometry, device)
-        self.dtype = autocast_dtype(accelerator)
-        self._train = train
+        self.meter = self.train_loader.meter
+        self._train, self._preprocessing = train, preprocessing
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
@@ -68,6 +103,18 @@ class Feed:
         )
         cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
         return self.train_loader.batches(shares, cutter, epoch)
+
+    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """See RunFeed. ``model`` is unwrapped and in evaluation mode."""
+        return infer_all(
+            model,
+            self.val_loader,
+            self.val_cutter,
+            self.config.train.eval_batch_size,
+            self._preprocessing,
+            self.accelerator,
+            channels_last=self.config.train.channels_last,
+        )
 
     def errors(self) -> int:
         """Undecodable samples met so far, over all ranks and both splits. Called by every rank.
@@ -93,9 +140,9 @@ class Feed:
 class Stopwatch:
     """Speed, waiting share and verdict since it was started."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: RunFeed) -> None:
         self.feed, self.started = feed, time.perf_counter()
-        self.before = feed.train_loader.meter.snapshot()
+        self.before = feed.meter.snapshot()
 
     @property
     def seconds(self) -> float:
@@ -103,7 +150,7 @@ class Stopwatch:
 
     def account(self) -> dict[str, float]:
         """This rank's shares of the time since: waiting for data, copying to the device; and cores busy decoding."""
-        times, seconds = self.feed.train_loader.meter.snapshot() - self.before, self.seconds
+        times, seconds = self.feed.meter.snapshot() - self.before, self.seconds
         return {
             "data_wait": times.waited / seconds,
             "decode_cores": times.decode_cpu / seconds,
@@ -112,6 +159,6 @@ class Stopwatch:
 
     def verdict(self) -> str:
         """What limited this rank."""
-        times = self.feed.train_loader.meter.snapshot() - self.before
+        times = self.feed.meter.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
         return verdict(times, self.seconds, self.feed.threads, own_cores(), name)

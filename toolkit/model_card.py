@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from shards.files import atomic_write, read_json
 
+log = logging.getLogger(__name__)
+
 
 def write_card(folder: Path) -> None:
-    """(Re)write the model card from config.json, labels.json and every metrics-*.json."""
+    """(Re)write the model card from config.json, labels.json and every metrics-*.json of the present decisions.
+
+    Metrics of other thresholds or another calibration (`posters tune` came after them) are left out and named.
+    """
     config = read_json(folder / "config.json", "model config")
     labels = read_json(folder / "labels.json", "labels file")
-    metrics = {
+    found = {
         path.stem.removeprefix("metrics-"): read_json(path, "metrics")
         for path in sorted(folder.glob("metrics-*.json"))
     }
+    metrics = {
+        split: values for split, values in found.items() if values.get("decisions") == labels.get("decisions")
+    }
+    for split in found.keys() - metrics.keys():
+        log.warning(
+            "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split
+        )
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
 
@@ -26,6 +39,8 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     cfg = config["pretrained_cfg"]
     head = ours["head"]
     widths = " → ".join(str(w) for w in [config["num_features"], *head["hidden"], config["num_classes"]])
+    squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
+    average = ", their moving average" if ours.get("weights") == "ema" else ""
     thresholds = sorted(set(labels["thresholds"]))
     span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
     lines = [
@@ -38,12 +53,13 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "",
         f"A multi-label classifier: {config['architecture']} with "
         + ("a linear head" if head["kind"] == "linear" else f"an mlp head ({widths})")
-        + f", trained with poster-toolkit; the weights are those of epoch {ours['epoch']}.",
+        + f", trained with poster-toolkit; the weights are those of epoch {ours['epoch']}{average}.",
         "",
         f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
         f"- **Thresholds**: {span}, {labels['threshold_source']}",
+        f"- **Calibration**: {_calibration(labels)}",
         f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
-        f"(resize, centre crop {cfg['crop_pct']:g}), "
+        f"({'the whole image, made a square' if squashed else shape}), "
         f"mean {cfg['mean']}, std {cfg['std']}",
         f"- **Training data**: shard set {ours['shard_set']}",
         "",
@@ -54,6 +70,25 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     if head["kind"] == "linear":
         lines += ['The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
     return "\n".join(lines)
+
+
+def _calibration(labels: dict[str, Any]) -> str:
+    method = labels.get("calibration", {"method": "none"})["method"]
+    held_out = labels.get("chosen_on", {}).get("held_out", {})
+    words = {
+        "none": "none",
+        "temperature": "temperature scaling per genre, fitted on validation",
+        "platt": "Platt scaling per genre, fitted on validation",
+    }[method]
+    if method not in held_out:
+        return words
+    if method == "none":
+        return f"{words} (it did not help on held-out parts of validation)"
+    before, after = held_out["none"], held_out[method]
+    return (
+        f"{words}; on held-out parts of it loss {before['loss']:.4f} → {after['loss']:.4f}, "
+        f"ECE {before['ece']:.4f} → {after['ece']:.4f}"
+    )
 
 
 def _metrics_section(split: str, values: dict[str, Any]) -> list[str]:
@@ -78,6 +113,13 @@ def _metrics_section(split: str, values: dict[str, Any]) -> list[str]:
         f"loss {_number(values['loss'])}.",
         "",
     ]
+    if "calibration" in values:
+        before, after = values["calibration"]["before"], values["calibration"]["after"]
+        rows += [
+            f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "
+            f"before calibration {before['ece']:.4f} ({before['ece_macro']:.4f}).",
+            "",
+        ]
     return rows
 
 

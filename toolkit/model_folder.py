@@ -1,7 +1,11 @@
 """RUN/model: what leaves a training and what every later command reads.
 
-model.safetensors   weights                        config.json   timm's hub format, preprocessing included
-labels.json         genres, fingerprint, thresholds  README.md   model card     metrics-*.json  what was measured
+model.safetensors      weights
+config.json            timm's hub format, preprocessing included
+labels.json            genres and their fingerprint; thresholds and calibration with where they come from
+README.md              model card
+metrics-SPLIT.json     what was measured on a split
+predictions-SPLIT.npz  what it was measured from (split_logits.py): ids, logits, targets, fingerprints
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,23 +24,32 @@ from shards.errors import UserError
 from shards.files import PARTIAL, one_line, read_json, sha256_file, write_json
 from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
+from toolkit.decisions import Decisions
+from toolkit.metrics import FloatArray
 from toolkit.models import HeadSpec, build_model, clean_state, size_argument
 
 WEIGHTS, CONFIG, LABELS = "model.safetensors", "config.json", "labels.json"
 OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
+#: timm's names for what `Preprocessing.fit` does.
+CROP_MODES = {"crop": "center", "stretch": "squash"}
 
 
 @dataclass
 class ModelFolder:
-    """A loaded model: ready for ``preprocessing.normalize(images)`` → ``model`` → sigmoid → ``thresholds``."""
+    """A loaded model: ready for ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
 
     model: nn.Module
     labels: LabelSet
-    thresholds: np.ndarray
-    """(G,) float64 probabilities from which a genre is named; chosen on validation."""
+    decisions: Decisions
+    """Calibration and thresholds, chosen on validation."""
     preprocessing: Preprocessing
     config: dict[str, Any]
     path: Path
+
+    @property
+    def thresholds(self) -> FloatArray:
+        """(G,) calibrated probabilities from which a genre is named."""
+        return self.decisions.thresholds
 
     @property
     def fingerprint(self) -> str:
@@ -50,8 +62,7 @@ def save_model_folder(
     model: nn.Module,
     head: HeadSpec,
     labels: LabelSet,
-    thresholds: np.ndarray,
-    threshold_source: str,
+    decisions: Decisions,
     preprocessing: Preprocessing,
     facts: dict[str, Any],
     metrics: dict[str, dict[str, Any]],
@@ -66,15 +77,7 @@ def save_model_folder(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
-    write_json(
-        fresh / LABELS,
-        {
-            "genres": list(labels.genres),
-            "fingerprint": labels.fingerprint,
-            "thresholds": [float(t) for t in np.broadcast_to(thresholds, len(labels))],
-            "threshold_source": threshold_source,
-        },
-    )
+    write_labels(fresh, labels, decisions)
     ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
     write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
     for split, values in metrics.items():
@@ -86,6 +89,14 @@ def save_model_folder(
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
+    """Write labels.json, atomically."""
+    if len(decisions.thresholds) != len(labels):
+        raise ValueError(f"{len(decisions.thresholds)} thresholds for {len(labels)} genres")
+    names = {"genres": list(labels.genres), "fingerprint": labels.fingerprint}
+    write_json(folder / LABELS, {**names, **decisions.to_dict()})
 
 
 def recover_model_folder(folder: Path) -> None:
@@ -117,8 +128,8 @@ def hub_config(
         input_size=[3, size, size],
         fixed_input_size=bool(native.get("fixed_input_size", False)),
         interpolation="bilinear",
-        crop_pct=preprocessing.crop_pct,
-        crop_mode="center",
+        crop_pct=1.0 if preprocessing.fit == "stretch" else preprocessing.crop_pct,
+        crop_mode=CROP_MODES[preprocessing.fit],
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
     )
@@ -133,13 +144,12 @@ def hub_config(
     }
 
 
-def load_labels(folder: Path) -> tuple[LabelSet, np.ndarray]:
-    """(genres, (G,) thresholds) of a model folder. Raises UserError if absent or inconsistent."""
+def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
+    """(genres, decisions) of a model folder. Raises UserError if absent or inconsistent."""
     path = folder / LABELS
     raw = read_json(path, "labels file")
     try:
         labels = LabelSet(tuple(raw["genres"]))
-        thresholds = np.array(raw["thresholds"], dtype=np.float64)
         stated = raw["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -147,9 +157,7 @@ def load_labels(folder: Path) -> tuple[LabelSet, np.ndarray]:
         ) from None
     if stated != labels.fingerprint:
         raise UserError(f"{path} was edited: its genres do not match its fingerprint {stated}")
-    if thresholds.shape != (len(labels),):
-        raise UserError(f"{path} has {thresholds.size} thresholds for {len(labels)} genres")
-    return labels, thresholds
+    return labels, Decisions.from_dict(raw, len(labels), path)
 
 
 def load_model_folder(folder: Path) -> ModelFolder:
@@ -159,12 +167,13 @@ def load_model_folder(folder: Path) -> ModelFolder:
     for name in (CONFIG, LABELS, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"the model folder {folder} lacks {name}; copy the whole folder, or train again")
-    labels, thresholds = load_labels(folder)
+    labels, decisions = load_labels(folder)
     config = read_json(folder / CONFIG, "model config")
     try:
         cfg = config["pretrained_cfg"]
+        fit = {mode: fit for fit, mode in CROP_MODES.items()}[cfg["crop_mode"]]
         preprocessing = Preprocessing(
-            cfg["input_size"][1], cfg["crop_pct"], tuple(cfg["mean"]), tuple(cfg["std"])
+            cfg["input_size"][1], cfg["crop_pct"], tuple(cfg["mean"]), tuple(cfg["std"]), fit
         )
         head = HeadSpec.from_dict(config[OURS]["head"])
         architecture, stated = config["architecture"], config[OURS]["weights_sha256"]
@@ -182,7 +191,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {one_line(error)[:300]}") from None
     model.eval()
-    return ModelFolder(model, labels, thresholds, preprocessing, config, folder)
+    return ModelFolder(model, labels, decisions, preprocessing, config, folder)
 
 
 def mean_std(model: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -1,11 +1,11 @@
-"""timm backbones with a multi-label head: build, load weights into, freeze."""
+"""timm backbones with a multi-label head: build them, load weights into them."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,14 +13,18 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub import constants
+from timm.layers import DropPath, resample_abs_pos_embed
+from timm.models import VisionTransformer
 from torch import nn
 
 from shards.errors import UserError
 from shards.files import one_line
 from toolkit.config import ModelConfig
+from toolkit.levels import use_levels
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class HeadSpec:
     """The part of a model that timm does not know about."""
 
     kind: str = "mlp"
-    """mlp or linear."""
+    """mlp, linear or levels."""
     hidden: tuple[int, ...] = (1024, 512)
     dropout: float = 0.5
 
@@ -45,12 +49,20 @@ class HeadSpec:
 
 
 def build_model(
-    name: str, num_classes: int, head: HeadSpec, image_size: int, *, pretrained: bool = False
+    name: str,
+    num_classes: int,
+    head: HeadSpec,
+    image_size: int,
+    *,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """A timm model for square inputs of ``image_size`` pixels whose classifier gives ``num_classes`` logits.
 
     Parameters of a linear head keep timm's names, so plain timm can load them; an mlp head stands in the classifier's
-    place as a Sequential. Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear.
+    place as a Sequential, a levels head sees two stages (levels.py). ``drop_path`` is the rate of stochastic depth at
+    the last block (Huang et al. 2016).
+    Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear, no stochastic depth.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -59,7 +71,9 @@ def build_model(
             f"timm has no model {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
     arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
-    arguments["drop_rate"] = head.dropout if head.kind == "linear" else 0.0
+    arguments["drop_rate"] = 0.0 if head.kind == "mlp" else head.dropout
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
     try:
         if pretrained:
             with _offline_if_unreachable():
@@ -69,20 +83,78 @@ def build_model(
     except (
         Exception
     ) as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
+        if "drop_path_rate" in str(error):
+            raise UserError(_no_drop_path(name)) from None
         if pretrained:
             raise UserError(_hub_help(name, error)) from None
         raise UserError(
             f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
         ) from None
+    if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
+        raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
     if head.kind == "mlp":
         _replace_classifier(model, head, num_classes)
+    elif head.kind == "levels":
+        use_levels(model, classifier_name(model), num_classes, image_size)
     return model
+
+
+def _no_drop_path(name: str) -> str:
+    return f"model.drop_path: timm's {name} has no stochastic depth; set it to 0, or choose another model"
 
 
 def size_argument(name: str, image_size: int) -> dict[str, int]:
     """``img_size`` for architectures whose weights depend on the input size (ViT and kin); nothing for the others."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+
+
+def other_size(model: nn.Module, image_size: int) -> str | None:
+    """One line for the log if the weights were trained at a fixed size that is not ``image_size``; else None."""
+    cfg: Any = model.pretrained_cfg
+    native = cfg.get("input_size", (3, image_size, image_size))[-1]
+    if not cfg.get("fixed_input_size", False) or native == image_size:
+        return None
+    return (
+        f"{cfg['architecture']} was trained at {native} pixels, not {image_size}: its position embeddings are "
+        f"resampled; --data.image_size {native} uses them as they are"
+    )
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass (Chen et al. 2016, timm's ``set_grad_checkpointing``).
+
+    Gradients and BatchNorm statistics stay the same. Raises UserError for models of timm that cannot do so.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise UserError(
+            f"model.checkpointing: timm's {type(model).__name__} cannot recompute activations; set it to false and "
+            f"save memory with --train.accumulation or --train.auto_batch true"
+        ) from None
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(_pause_statistics)
+            # Recomputation ends early by an exception once it has what it needs; the hook must run all the same.
+            module.register_forward_hook(_resume_statistics, always_call=True)
+
+
+def _pause_statistics(module: Any, _: Any) -> None:
+    """A recomputed forward pass would count its batch in the running statistics a second time."""
+    if _recomputing(module):
+        module.usual_momentum, module.momentum = module.momentum, 0.0
+
+
+def _resume_statistics(module: Any, *_: Any) -> None:
+    if _recomputing(module):
+        module.momentum = module.usual_momentum
+        module.num_batches_tracked.sub_(1)
+
+
+def _recomputing(module: Any) -> bool:
+    """Whether this forward pass is part of a backward pass (as torch.utils.checkpoint asks) and would count."""
+    return torch._C._current_graph_task_id() != -1 and module.training and module.track_running_stats
 
 
 @contextlib.contextmanager
@@ -174,7 +246,8 @@ def load_weights(model: nn.Module, path: Path) -> str:
     """
     state = read_weights(path)
     own = model.state_dict()
-    head = _head_prefix(model)
+    resampled = _resample_positions(model, state, own)
+    head = head_prefixes(model)
     dropped = [k for k in state if k.startswith(head) and (k not in own or own[k].shape != state[k].shape)]
     if dropped:  # all of the head or nothing: half an old head helps nobody
         state = {k: v for k, v in state.items() if not k.startswith(head)}
@@ -190,56 +263,48 @@ def load_weights(model: nn.Module, path: Path) -> str:
             )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
+    if resampled:
+        loaded += "; position embeddings resampled to this image size"
     if dropped:
         loaded += f"; its head ({', '.join(sorted(dropped))}) has another size and was dropped"
     return loaded
 
 
-def _head_prefix(model: nn.Module) -> str:
+def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
+    """Fit a ViT's position embeddings of another image size, as timm does with weights from its hub."""
+    name = "pos_embed"
+    if not isinstance(model, VisionTransformer) or name not in state or name not in own:
+        return False
+    if state[name].shape[1:2] == own[name].shape[1:2] or state[name].shape[2:] != own[name].shape[2:]:
+        return False
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    grid = list(model.patch_embed.grid_size)
+    state[name] = resample_abs_pos_embed(state[name], grid, num_prefix_tokens=prefix)
+    return True
+
+
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What names of the classifier's parameters begin with, e.g. ``("fc.",)``; distilled models have two of them."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     names = [name] if isinstance(name, str) else list(name or [])
-    return f"{names[0]}." if names else "\0"
+    return tuple(f"{name}." for name in names)
 
 
-def frozen_modules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Freeze modules by name and return them; 'stem' stands for what timm calls the model's stem.
+def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
+    """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
 
-    Raises UserError for a name that no module has.
+    A genre that is never or always there counts as one in ten thousand.
     """
-    modules = dict(model.named_modules())
-    chosen: dict[str, nn.Module] = {}
-    for name in names:
-        found = {name: modules[name]} if name in modules else {}
-        if name == "stem":
-            found.update(_stem(model))
-        if not found:
-            near = get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"model.freeze names {name!r}, which {type(model).__name__} does not have{hint}")
-        chosen.update(found)
-    for module in chosen.values():
-        module.requires_grad_(False)
-    return list(chosen.values())
-
-
-def _stem(model: nn.Module) -> dict[str, nn.Module]:
-    """Top-level modules that timm's ``group_matcher`` puts into the stem; bare parameters there are frozen too."""
-    matcher = getattr(model, "group_matcher", None)
-    pattern = matcher().get("stem") if callable(matcher) else None
-    patterns = (
-        [pattern] if isinstance(pattern, str) else [p[0] for p in pattern or [] if isinstance(p, tuple)]
-    )
-    for name, parameter in model.named_parameters(recurse=False):
-        if any(re.match(p, name) for p in patterns):
-            parameter.requires_grad_(False)
-    return {n: m for n, m in model.named_children() if any(re.match(p, n) for p in patterns)}
-
-
-def training_mode(model: nn.Module, frozen: Iterable[nn.Module]) -> None:
-    """``model.train()``, but frozen modules stay in evaluation: their BatchNorm statistics are held."""
-    model.train()
-    for module in frozen:
-        module.eval()
+    share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
+    for prefix in head_prefixes(model):
+        layers = [
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and f"{name}.".startswith(prefix)
+        ]
+        if layers and layers[-1].bias is not None:
+            with torch.no_grad():
+                layers[-1].bias.copy_(torch.logit(share))
 
 
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:

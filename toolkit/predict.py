@@ -24,10 +24,9 @@ from toolkit.data.cuts import file_cutter
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
-from toolkit.data.transforms import Preprocessing, center_crop
+from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import make_accelerator
 from toolkit.inference import infer_shares
-from toolkit.metrics import sigmoid
 from toolkit.model_folder import ModelFolder, load_model_folder
 from toolkit.predict_output import Prediction, write_predictions
 
@@ -68,10 +67,10 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def load_folder(path: Path, threshold: float | None) -> ModelFolder:
-    """A model folder, with ``threshold`` for every genre if it is given."""
+    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
     folder = load_model_folder(path)
     if threshold is not None:
-        folder.thresholds = np.full(len(folder.labels), threshold)
+        folder.decisions = folder.decisions.at(threshold)
     return folder
 
 
@@ -117,7 +116,7 @@ class RawTransform:
             image = decode(data, RAW)
         except BadImage as bad:
             raise ValueError(f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason) from None
-        return center_crop(image, self.preprocessing.image_size, self.preprocessing.crop_pct)
+        return self.preprocessing.square(image)
 
 
 def predict_files(
@@ -138,7 +137,7 @@ def predict_files(
         indices, logits, errors = infer_shares(
             model, loader, shares, cutter, folder.preprocessing, accelerator
         )
-    probabilities = dict(zip(indices.tolist(), sigmoid(logits), strict=True))
+    probabilities = dict(zip(indices.tolist(), folder.decisions.probabilities(logits), strict=True))
     return [
         Prediction(str(path), probabilities.get(number), errors.get(number))
         for number, path in enumerate(paths)

@@ -23,7 +23,7 @@ class Prediction:
 
     name: str
     probabilities: np.ndarray | None
-    """(G,) float64 in [0, 1]."""
+    """(G,) float64 in [0, 1], calibrated."""
     error: str | None = None
 
 
@@ -104,6 +104,7 @@ def as_json(predictions: Sequence[Prediction], folder: ModelFolder, device: str,
     facts = {
         "model": str(folder.path),
         "device": device,
+        "calibration": folder.decisions.calibration,
         "thresholds": dict(zip(folder.labels.genres, folder.thresholds.tolist(), strict=True)),
         "predictions": results,
     }

@@ -1,7 +1,8 @@
 """Batch prediction: one Parquet file per shard, each sample once, finished files skipped.
 
-Columns: key, id, probabilities (list of float, one per genre in the model's order), genres (named ones), error (null,
-or why the image could not be decoded). The schema's metadata holds genres, thresholds and what was predicted by what.
+Columns: key, id, probabilities (list of float, one per genre in the model's order, calibrated), genres (named ones),
+error (null, or why the image could not be decoded). The schema's metadata holds genres, thresholds, calibration and
+what was predicted by what.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.distributed import make_accelerator
 from toolkit.inference import infer_shares
-from toolkit.metrics import sigmoid
 from toolkit.model_folder import ModelFolder
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def predict_shard(
             folder.model, loader, shares, cutter, folder.preprocessing, accelerator, on_batch=bar.update
         )
     rows: list[np.ndarray | None] = [None] * len(reader)
-    for index, values in zip(indices.tolist(), sigmoid(logits), strict=True):
+    for index, values in zip(indices.tolist(), folder.decisions.probabilities(logits), strict=True):
         rows[index] = values
     genres = np.array(folder.labels.genres, dtype=object)
     table = pa.table(
@@ -136,13 +136,17 @@ def output_path(out: Path, shard: Shard) -> Path:
 
 
 def _facts(shard: Shard, folder: ModelFolder) -> dict[str, Any]:
-    return {
+    decisions = folder.decisions.to_dict()
+    facts = {
         "genres": list(folder.labels.genres),
         "labels": folder.labels.fingerprint,
-        "thresholds": folder.thresholds.tolist(),
+        "thresholds": decisions["thresholds"],
         "weights": folder.fingerprint,
         "shard": shard.sha256,
     }
+    # Left out where there is none: files predicted before models were calibrated still count as finished.
+    calibrated = folder.decisions.calibration != "none"
+    return {**facts, "calibration": decisions["calibration"]} if calibrated else facts
 
 
 def _finished(out: Path, shard: Shard, folder: ModelFolder) -> bool:
@@ -159,6 +163,7 @@ def _finished(out: Path, shard: Shard, folder: ModelFolder) -> bool:
         ) from None
     if facts != _facts(shard, folder):
         raise UserError(
-            f"{path} holds predictions of another model, threshold or shard; remove it or choose another --out"
+            f"{path} holds predictions of another model, threshold, calibration or shard; "
+            f"remove it or choose another --out"
         )
     return True

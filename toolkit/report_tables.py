@@ -20,7 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.baselines import BaselineRow, baselines, plain_threshold, threshold_label
+from toolkit.decisions import Decisions
 from toolkit.metrics import (
+    BoolArray,
+    FloatArray,
     bce_from_logits,
     check_genres,
     check_scores,
@@ -30,9 +33,11 @@ from toolkit.metrics import (
     sigmoid,
     threshold_metrics,
 )
+from toolkit.reliability import calibration_summary
 
 REPORT_WIDTH = 110
 TOP_K = (1, 2, 3)
+FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 MISSING = "-"
 
 # Key in the metrics of a row -> column heading.
@@ -70,15 +75,20 @@ class ThresholdRow:
 class Evaluation:
     """Everything that is reported about one model on one split.
 
-    loss is the mean binary cross-entropy in nats; ranking has ``mAP``, ``roc_auc`` and the numbers of
-    genres behind them; per_genre is the frame of `toolkit.metrics.per_genre_table` at the chosen threshold.
+    loss is the mean binary cross-entropy in nats of the logits as they are; ranking has ``mAP``, ``roc_auc``
+    and the numbers of genres behind them; calibration has the ``method``, and ``before`` and ``after`` it the
+    loss and the keys of `toolkit.reliability.calibration_summary`; per_genre is the frame of
+    `toolkit.metrics.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
     """
 
     split: str
     num_samples: int
     genres: list[str]
+    decisions: str
+    """Fingerprint of the calibration and thresholds that were applied."""
     loss: float
     ranking: dict[str, Any]
+    calibration: dict[str, Any]
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
@@ -90,8 +100,10 @@ class Evaluation:
                 "split": self.split,
                 "num_samples": self.num_samples,
                 "genres": self.genres,
+                "decisions": self.decisions,
                 "loss": self.loss,
                 "ranking": self.ranking,
+                "calibration": self.calibration,
                 "thresholds": [vars(row) for row in self.thresholds],
                 "baselines": [row.to_dict() for row in self.baselines],
                 "per_genre": self.per_genre.to_dict("records"),
@@ -100,9 +112,15 @@ class Evaluation:
         return result
 
     def render(self, console: Console | None = None) -> None:
-        """Print the three tables; without a console, to standard output at `REPORT_WIDTH` columns."""
+        """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
         out = console if console is not None else report_console()
-        for table in (self.headline_table(), self.ranking_table(), self.genre_table()):
+        tables = (
+            self.headline_table(),
+            self.ranking_table(),
+            self.calibration_table(),
+            self.genre_table(),
+        )
+        for table in tables:
             out.print(table)
             out.print()
 
@@ -123,6 +141,8 @@ class Evaluation:
             "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
             f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
         ]
+        if any(row.label.startswith("single of") for row in self.thresholds):
+            notes.append("single of val: the best one threshold for all genres, chosen there and not here")
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
         if top:
             notes.append("always top-k names, in this order: " + ", ".join(self.genres[i] for i in top))
@@ -144,8 +164,21 @@ class Evaluation:
         )
         return table
 
+    def calibration_table(self) -> Table:
+        """Loss and calibration errors of the probabilities before and after calibration."""
+        table = plain_table("do probabilities mean what they say?")
+        add_number_columns(table, "", ("loss (nats)", "ECE", "ECE, mean of genres"))
+        rows = {"as trained": self.calibration["before"]}
+        if self.calibration["method"] != "none":
+            rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
+        for name, values in rows.items():
+            table.add_row(name, *(format_number(values[key], 4) for key in ("loss", "ece", "ece_macro")))
+        if len(rows) == 1:
+            table.caption = Text("not calibrated: it helped nothing on held-out samples, or was not wanted")
+        return table
+
     def genre_table(self) -> Table:
-        """One row per genre at the chosen threshold, most support first, equals in alphabetical order."""
+        """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
         table = plain_table("per genre, at the chosen threshold")
         add_number_columns(table, "genre", GENRE_COLUMNS.values())
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
@@ -159,48 +192,74 @@ def evaluate_arrays(
     logits: ArrayLike,
     genres: Sequence[str],
     train_prevalence: ArrayLike,
-    chosen_threshold: ArrayLike,
-    thresholds: Sequence[float] = (0.3, 0.5, 0.7),
+    decisions: Decisions,
+    thresholds: Sequence[float] = FIXED_THRESHOLDS,
     *,
     split: str,
 ) -> Evaluation:
     """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
 
-    train_prevalence (G,): share of positives in the training set. chosen_threshold: one number or a (G,)
-    array, chosen on validation data; it gets a row of its own after the fixed ``thresholds``. The
-    prevalence baseline is shown at the same thresholds. Raises ValueError on broken input.
+    train_prevalence (G,): share of positives in the training set. decisions: chosen on validation data. Their
+    thresholds get the last row, after the fixed ``thresholds`` and, where they differ per genre, the best single
+    one of validation. The prevalence baseline is shown at the fixed and chosen ones. Raises ValueError on broken
+    input.
     """
     truth = check_targets(targets)
     num_samples, num_genres = truth.shape
     names = check_genres(genres, num_genres)
     scores = check_scores(logits, truth.shape, "logits")
-    probabilities = sigmoid(scores)
-    per_genre = per_genre_table(truth, probabilities, chosen_threshold, names)
+    probabilities = decisions.probabilities(scores)
+    per_genre = per_genre_table(truth, probabilities, decisions.thresholds, names)
 
-    values: list[ArrayLike] = [*thresholds, chosen_threshold]
-    chosen = threshold_label(chosen_threshold)
-    labels = [threshold_label(value) for value in thresholds]
-    labels.append(f"chosen ({chosen})" if np.ndim(chosen_threshold) else f"chosen {chosen}")
+    fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
+    single, chosen = _decided(decisions)
     rows = [
         ThresholdRow(label, plain_threshold(value), threshold_metrics(truth, probabilities, value))
-        for label, value in zip(labels, values, strict=True)
+        for label, value in [*fixed, *single, chosen]
     ]
+    shown = [*fixed, chosen]
     return Evaluation(
         split=split,
         num_samples=num_samples,
         genres=names,
+        decisions=decisions.fingerprint,
         loss=bce_from_logits(scores, truth),
         ranking=ranking_summary(per_genre["ap"], per_genre["roc_auc"]),
+        calibration=_calibration(truth, scores, decisions),
         thresholds=rows,
         baselines=baselines(
             train_prevalence,
             truth,
-            values,
+            [value for _, value in shown],
             k_values=[k for k in TOP_K if k <= num_genres],
-            labels=labels,
+            labels=[label for label, _ in shown],
         ),
         per_genre=per_genre,
     )
+
+
+def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
+    """(label, value) of the best single threshold of validation, if it is not what was chosen; and of the chosen."""
+    if not decisions.per_genre:
+        value = float(decisions.thresholds[0])
+        return [], (f"chosen {threshold_label(value)}", value)
+    # Its label must not let anybody take it for the best one of the evaluated split.
+    split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
+    return [(f"single of {split} {threshold_label(value)}", value)], (
+        "chosen (per genre)",
+        decisions.thresholds,
+    )
+
+
+def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
+    def figures(logits: FloatArray) -> dict[str, Any]:
+        return {"loss": bce_from_logits(logits, truth), **calibration_summary(truth, sigmoid(logits))}
+
+    return {
+        "method": decisions.calibration,
+        "before": figures(scores),
+        "after": figures(decisions.logits(scores)),
+    }
 
 
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:

@@ -1,4 +1,4 @@
-"""Choice of the decision threshold on validation data, never on the split that is reported.
+"""Choice of one decision threshold on validation data, never on the split that is reported.
 
 Predictions change only at the scores themselves, so one sort gives the aim's exact value at every
 distinct score (the sweep behind a precision-recall curve); no grid, nothing between grid points missed.
@@ -11,18 +11,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics import BoolArray, FloatArray, IntArray, check_probabilities, check_targets
+from toolkit.metrics import BoolArray, FloatArray, IntArray, check_probabilities, check_targets, f_beta
 
 Aim = Literal["micro_f1", "macro_f1"]
 
 DEFAULT_THRESHOLD = 0.5
 
 
-def choose_global_threshold(targets: ArrayLike, probabilities: ArrayLike, aim: Aim = "micro_f1") -> float:
+def choose_global_threshold(
+    targets: ArrayLike, probabilities: ArrayLike, aim: Aim = "micro_f1", beta: float = 1.0
+) -> float:
     """The one threshold, for all genres, at which ``probability >= threshold`` has the highest ``aim``.
 
     targets (N, G) of 0 and 1; probabilities (N, G) in [0, 1]. ``macro_f1`` is the mean over genres with
-    support, as in `toolkit.metrics.threshold_metrics`.
+    support, as in `toolkit.metrics.threshold_metrics`. Another ``beta`` makes both F-beta.
 
     Every threshold in (next lower score, score] makes the same predictions. Such a stretch is
     represented by 0.5 where it contains 0.5, and otherwise by its upper end, the score itself. Among
@@ -41,9 +43,9 @@ def choose_global_threshold(targets: ArrayLike, probabilities: ArrayLike, aim: A
     if not truth.any():
         return DEFAULT_THRESHOLD
     if aim == "micro_f1":
-        uppers, values = _micro_f1_curve(truth, scores)
+        uppers, values = _micro_f_curve(truth, scores, beta)
     else:
-        uppers, values = _macro_f1_curve(truth, scores)
+        uppers, values = _macro_f_curve(truth, scores, beta)
     return _best_threshold(uppers, values)
 
 
@@ -54,21 +56,21 @@ def _descending(scores: FloatArray) -> tuple[IntArray, IntArray]:
     return order, ends
 
 
-def _micro_f1_curve(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Distinct scores from high to low, and the micro-F1 with each as the threshold."""
+def _micro_f_curve(truth: BoolArray, scores: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:
+    """Distinct scores from high to low, and the micro-F with each as the threshold."""
     flat = scores.ravel()
     order, ends = _descending(flat)
     hits = np.cumsum(truth.ravel()[order])[ends]
-    # 2 TP / (predicted + support): the predicted are all the elements down to this score.
-    return flat[order[ends]], 2.0 * hits / (ends + 1 + truth.sum())
+    # The predicted are all the elements down to this score.
+    return flat[order[ends]], f_beta(hits, ends + 1, truth.sum(), beta)
 
 
-def _macro_f1_curve(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Distinct scores from high to low, and the macro-F1 with each as the threshold.
+def _macro_f_curve(truth: BoolArray, scores: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:
+    """Distinct scores from high to low, and the macro-F with each as the threshold.
 
-    A genre's F1 changes only at its own scores. Each element is given the change that it makes to its
-    genre's F1; a running sum of these changes over all elements, high scores first, is the sum of the
-    genres' F1 at every score.
+    A genre's F changes only at its own scores. Each element is given the change that it makes to its
+    genre's F; a running sum of these changes over all elements, high scores first, is the sum of the
+    genres' F at every score.
     """
     supported = truth.any(axis=0)
     truth, scores = truth[:, supported], scores[:, supported]
@@ -78,7 +80,7 @@ def _macro_f1_curve(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, F
     for genre in range(num_genres):
         order = np.argsort(scores[:, genre])[::-1]
         hits = np.cumsum(truth[order, genre])
-        change[order, genre] = np.diff(2.0 * hits / (rank + hits[-1]), prepend=0.0)
+        change[order, genre] = np.diff(f_beta(hits, rank, hits[-1], beta), prepend=0.0)
     flat = scores.ravel()
     order, ends = _descending(flat)
     macro = np.cumsum(change.ravel()[order])[ends] / num_genres

@@ -3,7 +3,8 @@
     posters train --config configs/poster_resnet50.yaml --shards SHARDS --out RUN
     accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
 
-Leaves RUN/model (best epoch by validation loss), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
+Leaves RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
+With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only.
 Exit status: 0 trained, 2 bad input (one line says what), 75 stopped by SIGTERM or SIGINT after saving a checkpoint:
 the same command with --resume goes on.
 """
@@ -11,17 +12,18 @@ the same command with --resume goes on.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
 
 from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
+from toolkit.auto_batch import fit_accumulation
 from toolkit.checkpoint import (
     Checkpoint,
     check_resumable,
@@ -33,46 +35,86 @@ from toolkit.config import Config
 from toolkit.config_cli import config_dict, save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import STOPPED, make_accelerator
 from toolkit.feed import train_plan
-from toolkit.model_folder import load_labels, mean_std, recover_model_folder
-from toolkit.models import HeadSpec, build_model, frozen_modules, load_weights
-from toolkit.optim import build_optimizer
-from toolkit.trainer import Parts, Trainer
+from toolkit.model_folder import load_labels, recover_model_folder
+from toolkit.parts import Parts, build_parts
+from toolkit.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, shards: Path, out: Path, *, resume: bool = False) -> int:
-    """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status."""
+def train(config: Config, shards: Path, out: Path, *, resume: bool = False, search_lr: bool = False) -> int:
+    """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status.
+
+    ``search_lr`` makes a learning-rate range test there instead (find_lr.py).
+    """
     config.validate()
     manifest = Manifest.read(shards)
     if not manifest.genres:
         raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
     readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
     accelerator = _accelerator(config, out)
-    lock = _prepare_out(accelerator, out, resume)
+    lock = _prepare_out(accelerator, out, resume or search_lr)
     try:
-        checkpoint = _checkpoint(out, config, manifest) if resume else None
-        if checkpoint is None and resume and accelerator.is_main_process:
-            log.info("no checkpoint in %s yet: starting from the beginning", out)
-        if accelerator.is_main_process:
-            save_config(config, out / "config.yaml")
-        parts = _parts(accelerator, config, manifest, readers, out, checkpoint)
-        _say_what_runs(accelerator, parts, checkpoint)
-        done = Trainer(accelerator, parts, checkpoint).run()
+        if search_lr:
+            _search_lr(accelerator, config, manifest, readers, out)
+            done = True
+        else:
+            done = _train(accelerator, config, manifest, readers, out, resume)
         accelerator.wait_for_everyone()
         accelerator.end_training()
     finally:
         if lock is not None:
             lock.release()
+    return 0 if done else STOPPED
+
+
+def _train(
+    accelerator: Accelerator,
+    config: Config,
+    manifest: Manifest,
+    readers: list[ShardReader],
+    out: Path,
+    resume: bool,
+) -> bool:
+    """True if the run came to its end, False if it was stopped by a signal."""
+    checkpoint = _checkpoint(out, config, manifest) if resume else None
+    if checkpoint is None and resume and accelerator.is_main_process:
+        log.info("no checkpoint in %s yet: starting from the beginning", out)
+    if accelerator.is_main_process:
+        save_config(config, out / "config.yaml")
+    parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
+    if config.train.tensorboard:
+        accelerator.init_trackers("tensorboard")
+    accumulation = _accumulation(accelerator, parts)
+    _say_what_runs(accelerator, parts, accumulation, checkpoint)
+    done = Trainer(accelerator, parts, accumulation, checkpoint).run()
     if accelerator.is_main_process:
         if done:
             log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
         else:
             log.warning("stopped by a signal; checkpoint saved: the same command with --resume goes on")
-    return 0 if done else STOPPED
+    return done
+
+
+def _search_lr(
+    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path
+) -> None:
+    from toolkit.find_lr import find_lr  # loads matplotlib, which trainings do without
+
+    config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is what is watched
+    parts = build_parts(accelerator, config, manifest, readers, out, None)
+    accumulation = _accumulation(accelerator, parts)
+    _say_what_runs(accelerator, parts, accumulation, None)
+    find_lr(accelerator, parts, accumulation)
+
+
+def _accumulation(accelerator: Accelerator, parts: Parts) -> int:
+    config = parts.config
+    if not config.train.auto_batch:
+        return config.train.accumulation
+    return fit_accumulation(accelerator, parts, train_plan(config, parts.train))
 
 
 def _accelerator(config: Config, out: Path) -> Accelerator:
@@ -93,8 +135,11 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     return accelerator
 
 
-def _prepare_out(accelerator: Accelerator, out: Path, resume: bool) -> FileLock | None:
-    """Make the run folder and hold it; refuse to overwrite a run. The lock lives on the main process."""
+def _prepare_out(accelerator: Accelerator, out: Path, beside: bool) -> FileLock | None:
+    """Make the run folder and hold it; refuse to overwrite a run, unless ``beside`` says that nothing will be.
+
+    The lock lives on the main process.
+    """
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return None
@@ -104,7 +149,7 @@ def _prepare_out(accelerator: Accelerator, out: Path, resume: bool) -> FileLock 
         lock.acquire()
     except Timeout:
         raise UserError(f"another process trains in {out}; wait for it or choose another --out") from None
-    if not resume and (checkpoints(out / "checkpoints") or (out / "model").exists()):
+    if not beside and (checkpoints(out / "checkpoints") or (out / "model").exists()):
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
     remove_partial_checkpoints(out / "checkpoints")
     recover_model_folder(out / "model")
@@ -122,60 +167,9 @@ def _checkpoint(out: Path, config: Config, manifest: Manifest) -> Checkpoint | N
     return found
 
 
-def _parts(
-    accelerator: Accelerator,
-    config: Config,
-    manifest: Manifest,
-    readers: list[ShardReader],
-    out: Path,
-    checkpoint: Checkpoint | None,
-) -> Parts:
-    set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
-    hub = config.model.pretrained and config.model.weights is None and checkpoint is None
-    with accelerator.main_process_first():  # one download, then the cache
-        model: Any = build_model(
-            config.model.name,
-            len(manifest.genres),
-            HeadSpec.of(config.model),
-            config.data.image_size,
-            pretrained=hub,
-        )
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.tensors["model"])
-    elif config.model.weights is not None:
-        said = load_weights(model, Path(config.model.weights))
-        if accelerator.is_main_process:
-            log.info("%s", said)
-    frozen = frozen_modules(model, config.model.freeze)
-    mean, std = mean_std(model)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, config.optim)
-    if config.train.compile:
-        model = torch.compile(model)
-    # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint.tensors["optimizer"])
-        if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
-            accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
-    if config.train.tensorboard:
-        accelerator.init_trackers("tensorboard")
-    train, val = readers
-    return Parts(
-        config,
-        manifest,
-        train,
-        val,
-        model,
-        optimizer,
-        frozen,
-        Preprocessing(config.data.image_size, config.data.crop_pct, mean, std),
-        out,
-    )
-
-
-def _say_what_runs(accelerator: Accelerator, parts: Parts, checkpoint: Checkpoint | None) -> None:
+def _say_what_runs(
+    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
+) -> None:
     if not accelerator.is_main_process:
         return
     config = parts.config
@@ -196,14 +190,15 @@ def _say_what_runs(accelerator: Accelerator, parts: Parts, checkpoint: Checkpoin
         decode_threads(config.data.workers),
     )
     log.info(
-        "%d training and %d validation samples; global batch %d = %d process(es) x %d accumulation x up to %d; "
-        "%d steps per epoch",
+        "%d training and %d validation samples, %d per epoch; "
+        "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",
         len(parts.train),
         len(parts.val),
+        plan.num_samples,
         config.train.batch_size,
         accelerator.num_processes,
-        config.train.accumulation,
-        -(-config.train.batch_size // (accelerator.num_processes * config.train.accumulation)),
+        accumulation,
+        -(-config.train.batch_size // (accelerator.num_processes * accumulation)),
         plan.steps_per_epoch,
     )
     if checkpoint is not None:

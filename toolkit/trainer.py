@@ -1,7 +1,7 @@
 """One training run: epochs of updates, a validation after each, checkpoints between.
 
-plan → feed: decoded, cut, on the device → normalise → model → loss → update
-                                                         ↘ every epoch: validation → best? → RUN/model
+plan → feed: decoded, cut, on the device → update (augment, normalise, model, loss, step, moving average)
+                                             ↘ every epoch: thaw? … validation → best? → RUN/model
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,60 +18,41 @@ from accelerate import Accelerator
 from torch import nn
 
 from shards.errors import UserError
-from shards.manifest import Manifest
 from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
-from toolkit.config import Config
 from toolkit.config_cli import config_dict
-from toolkit.data.loader import Batch, targets_of
-from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import StopSignal, broadcast_buffers, from_main, seed_step, sum_over_ranks
-from toolkit.feed import Feed, Stopwatch
-from toolkit.inference import infer_all
-from toolkit.models import training_mode
-from toolkit.optim import lr_factor, sample_losses, set_lr
+from toolkit.data.loader import Batch
+from toolkit.distributed import StopSignal, broadcast_buffers, from_main, rewrap, sum_over_ranks
+from toolkit.feed import RunFeed, Stopwatch
+from toolkit.optim import lr_factor
+from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
+from toolkit.update import Updater
 from toolkit.validation import export_model, judge
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Parts:
-    """What a run is made of, ready to go."""
-
-    config: Config
-    manifest: Manifest
-    train: ShardReader
-    val: ShardReader
-    model: nn.Module
-    """Prepared: wrapped for several processes, on its device."""
-    optimizer: Any
-    frozen: list[nn.Module]
-    preprocessing: Preprocessing
-    out: Path
-
-
 class Trainer:
     """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
 
-    def __init__(self, accelerator: Accelerator, parts: Parts, resumed: Checkpoint | None = None) -> None:
+    def __init__(
+        self, accelerator: Accelerator, parts: Parts, accumulation: int, resumed: Checkpoint | None = None
+    ) -> None:
         self.accelerator, self.parts, self.config = accelerator, parts, parts.config
-        self.feed = Feed(parts.config, parts.train, parts.val, parts.preprocessing, accelerator)
+        self.feed = make_feed(accelerator, parts, accumulation)
         self.plan = self.feed.plan
+        self.updater = Updater(accelerator, parts, self.plan, accumulation)
         self.state = resumed.progress if resumed else Progress()
         self.run_log = RunLog(accelerator, parts.out, self.state.updates)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
-        self.memory_format = (
-            torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        )
         self.stop = StopSignal(accelerator)
 
     @property
-    def plain_model(self) -> nn.Module:
-        """The model without DDP and compile wrappers, sharing their weights."""
-        return self.accelerator.unwrap_model(self.parts.model, keep_torch_compile=False)
+    def judged_model(self) -> nn.Module:
+        """What is validated and saved: the moving average where there is one, else the model itself."""
+        ema = self.parts.ema
+        return self.updater.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
         """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved)."""
@@ -95,7 +75,8 @@ class Trainer:
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros((), device=accelerator.device)  # this rank's, since the start or a checkpoint
-        training_mode(self.parts.model, self.parts.frozen)
+        self._thaw()
+        self.parts.freezing.training_mode(self.parts.model, state.epoch)
         recent = _Window(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
@@ -120,7 +101,7 @@ class Trainer:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         self._validate(
             {
-                "train_loss": state.loss_sum / len(self.parts.train),
+                "train_loss": state.loss_sum / self.plan.num_samples,
                 "images_per_s": images / seconds,
                 **account,
                 "seconds": seconds,
@@ -128,36 +109,25 @@ class Trainer:
         )
         return True
 
+    def _thaw(self) -> None:
+        """Let gradients flow into what this epoch trains; the optimiser holds it already."""
+        epoch, parts = self.state.epoch, self.parts
+        if not parts.freezing.apply(epoch):
+            return
+        parts.model = rewrap(self.accelerator, parts.model)
+        if self.accelerator.is_main_process:
+            trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+            names = ", ".join(parts.freezing.thawing(epoch))
+            log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
+
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """One update. Returns (this rank's sum of sample losses, samples of the update over all ranks)."""
-        state, config, accelerator = self.state, self.config, self.accelerator
-        model, optimizer = self.parts.model, self.parts.optimizer
-        seed_step(config.train.seed, state.epoch, state.step, accelerator.process_index)
-        set_lr(optimizer, config.optim.lr * self.lr_factor(state.updates))
-        count = self.plan.count(state.step)
-        total = torch.zeros((), device=accelerator.device)
-        for part in range(config.train.accumulation):
-            batch = next(batches)
-            images = self.parts.preprocessing.normalize(batch.images, self.feed.dtype)
-            targets = targets_of(batch.share, self.parts.train.targets).to(
-                accelerator.device, non_blocking=True
-            )
-            valid = torch.from_numpy(batch.share.valid).to(accelerator.device, non_blocking=True)
-            last = part == config.train.accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                with accelerator.autocast():
-                    logits = model(images.contiguous(memory_format=self.memory_format))
-                loss = (sample_losses(logits, targets) * valid).sum()
-                # DDP averages gradients over ranks; the mean over the update's samples is wanted.
-                accelerator.backward(loss * (accelerator.num_processes / count))
-            total += loss.detach()
-        if config.optim.clip_norm:
-            accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        state = self.state
+        lr = self.config.optim.lr * self.lr_factor(state.updates)
+        result = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
         state.step += 1
         state.updates += 1
-        return total, count
+        return result
 
     def _bar(self) -> Any:
         state = self.state
@@ -196,49 +166,47 @@ class Trainer:
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
         state, accelerator, parts = self.state, self.accelerator, self.parts
-        model = self.plain_model
-        broadcast_buffers(accelerator, model)
+        model = self.judged_model
+        broadcast_buffers(accelerator, self.updater.plain_model)
+        if parts.ema is not None:
+            broadcast_buffers(accelerator, model)
         model.eval()
-        logits, decoded = infer_all(
-            model,
-            self.feed.val_loader,
-            self.feed.val_cutter,
-            self.config.train.eval_batch_size,
-            parts.preprocessing,
-            accelerator,
-            channels_last=self.config.train.channels_last,
-        )
+        logits, decoded = self.feed.validate(model)
         row["data_errors"] = self.feed.errors()
-        summary = None
+        judged = None
         if accelerator.is_main_process:
-            summary = self._judge(logits, decoded, row)
-        summary = from_main(accelerator, summary)
-        improved = state.best_loss is None or summary["val_loss"] < state.best_loss
+            judged = self._judge(logits, decoded, row)
+        summary, score, improved = from_main(accelerator, judged)
         if improved:
-            state.best_loss, state.best_epoch, state.bad_epochs = summary["val_loss"], state.epoch, 0
+            state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
         else:
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
 
-    def _judge(self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
-        """On the main process: metrics of this epoch, a threshold, and the model folder if it is the best."""
+    def _judge(
+        self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any]
+    ) -> tuple[dict[str, Any], float, bool]:
+        """On the main process: (row of epochs.csv, monitored figure, whether it is the best), and then its folder."""
         state, parts = self.state, self.parts
-        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest)
+        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide)
         if not np.isfinite(verdict.loss):
             raise UserError(
                 f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
             )
-        if state.best_loss is None or verdict.loss < state.best_loss:
+        score = monitored(verdict.row(), self.config.train.monitor)
+        improved = better(score, state.best_score, self.config.train.monitor)
+        if improved:
             export_model(
                 parts.out / "model",
-                self.plain_model,
+                self.judged_model if parts.probe is None else parts.probe.merged(self.judged_model),
                 self.config,
                 parts.manifest,
                 parts.preprocessing,
                 verdict,
                 epoch=state.epoch + 1,
+                weights="raw" if parts.ema is None else "ema",
             )
         log.info(
             "epoch %d: train loss %.4f, %s; %.0f images/s, %.1f%% waiting for data",
@@ -249,7 +217,7 @@ class Trainer:
             100 * row["data_wait"],
         )
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        return {**row, **verdict.row(), "lr": lr}
+        return {**row, **verdict.row(), "lr": lr}, score, improved
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
@@ -262,19 +230,36 @@ class Trainer:
                 parts.manifest.fingerprint,
                 parts.manifest.labels.fingerprint,
                 {
-                    "model": self.plain_model.state_dict(),
+                    "model": self.updater.plain_model.state_dict(),
                     "optimizer": parts.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler is not None else {},
+                    "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
                 },
                 self.config.train.keep_checkpoints,
             )
         accelerator.wait_for_everyone()
 
 
+def monitored(row: dict[str, Any], monitor: str) -> float:
+    """The figure of an epoch's row that ``train.monitor`` names. Raises UserError if this split does not define it."""
+    name = f"val_{monitor}"
+    if row[name] is None:
+        raise UserError(
+            f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
+            f"use --train.monitor loss"
+        )
+    return float(row[name])
+
+
+def better(score: float, best: float | None, monitor: str) -> bool:
+    """Whether ``score`` beats the best so far: a lower loss, or a higher figure of any other kind."""
+    return best is None or (score < best if monitor == "loss" else score > best)
+
+
 class _Window:
     """Speed and account since the last measurement."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: RunFeed) -> None:
         self.watch, self.images = Stopwatch(feed), 0
 
     def measure(self, images: int) -> dict[str, float]:

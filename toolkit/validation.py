@@ -1,4 +1,4 @@
-"""From the validation logits of an epoch to its verdict: metrics, the threshold, and the model folder of the best."""
+"""From the validation logits of an epoch to its verdict: metrics, decisions, and the model folder of the best."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from shards.errors import UserError
 from shards.manifest import Manifest
-from toolkit.config import Config
+from toolkit.config import Config, DecideConfig
 from toolkit.config_cli import config_dict
 from toolkit.data.transforms import Preprocessing
-from toolkit.metrics import sigmoid
+from toolkit.decisions import Decisions, choose_decisions
 from toolkit.model_folder import save_model_folder
 from toolkit.models import HeadSpec
 from toolkit.report_tables import Evaluation, evaluate_arrays
-from toolkit.thresholds import choose_global_threshold
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Verdict:
     """An epoch, judged on the validation split."""
 
     evaluation: Evaluation
-    threshold: float
-    """The one probability from which genres are named; it maximises micro-F1 on this split."""
+    decisions: Decisions
+    """Calibration and thresholds, chosen on this split."""
 
     @property
     def loss(self) -> float:
@@ -40,7 +40,7 @@ class Verdict:
             "val_mAP": self.evaluation.ranking["mAP"],
             "val_micro_f1": chosen["micro_f1"],
             "val_macro_f1": chosen["macro_f1"],
-            "threshold": self.threshold,
+            "threshold": self.decisions.global_threshold,
         }
 
     def __str__(self) -> str:
@@ -52,13 +52,23 @@ class Verdict:
         )
 
 
-def judge(targets: np.ndarray, logits: np.ndarray, manifest: Manifest) -> Verdict:
-    """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1."""
-    threshold = choose_global_threshold(targets, sigmoid(logits), "micro_f1")
+def judge(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    manifest: Manifest,
+    decide: DecideConfig | None = None,
+) -> Verdict:
+    """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1; ``decide`` is DecideConfig() by default.
+
+    The evaluation's loss is that of the logits as they are: it picks the best epoch, whatever calibration mends.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
+    decisions = choose_decisions(targets, logits, decide)
     evaluation = evaluate_arrays(
-        targets, logits, manifest.genres, train_prevalence(manifest), threshold, split="val"
+        targets, logits, manifest.genres, train_prevalence(manifest), decisions, split="val"
     )
-    return Verdict(evaluation, threshold)
+    return Verdict(evaluation, decisions)
 
 
 def export_model(
@@ -70,17 +80,25 @@ def export_model(
     verdict: Verdict,
     *,
     epoch: int,
+    weights: str = "raw",
 ) -> None:
-    """Write the model folder of the best epoch so far; ``model`` is unwrapped, ``epoch`` counts from 1."""
+    """Write the model folder of the best epoch so far; ``model`` is unwrapped, ``epoch`` counts from 1.
+
+    ``weights`` says whose they are: "raw" (of the last update) or "ema" (their moving average).
+    """
     save_model_folder(
         folder,
         model,
         HeadSpec.of(config.model),
         manifest.labels,
-        np.array(verdict.threshold),
-        "the one threshold with the highest micro-F1 on the validation split",
+        verdict.decisions,
         preprocessing,
-        {"epoch": epoch, "shard_set": manifest.fingerprint, "training_config": config_dict(config)},
+        {
+            "epoch": epoch,
+            "weights": weights,
+            "shard_set": manifest.fingerprint,
+            "training_config": config_dict(config),
+        },
         {"val": verdict.evaluation.to_dict()},
     )
 

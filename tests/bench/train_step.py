@@ -33,8 +33,8 @@ from toolkit.data.meter import verdict
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.feed import train_plan
+from toolkit.losses import build_loss
 from toolkit.models import HeadSpec, build_model
-from toolkit.optim import sample_losses
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,11 +68,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     prepare = Preprocessing(options.size, 1.0, *IMAGENET)
     dtype = DTYPES[options.precision]
+    criterion = build_loss(config.loss, reader.targets.sum(axis=0), len(reader)).to(device)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             logits = model(images)
-        sample_losses(logits, targets).mean().backward()
+        criterion(logits, targets).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

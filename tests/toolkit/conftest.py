@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from toolkit_helpers import make_model_folder
 
 from shards.build import BuildOptions, build_shards
 from shards.labels import LabelSet
 from toolkit.demo_posters import draw_poster_set
 from toolkit.models import HeadSpec
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks are slower on several threads, the more so beside other test processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from toolkit.audit_pictures import make_pictures, reencode
 from toolkit.audit_posters import choose_posters, read_posters, read_targets
 from toolkit.audit_report import build_report
 from toolkit.data.transforms import Preprocessing
+from toolkit.decisions import Decisions
 from toolkit.distributed import make_accelerator
 from toolkit.metrics import sigmoid
 from toolkit.model_folder import ModelFolder, load_model_folder
@@ -120,7 +121,8 @@ class Blind(nn.Module):
 
 def folder_of(model: nn.Module) -> ModelFolder:
     config = {"poster_toolkit": {"weights_sha256": "0" * 64}}
-    return ModelFolder(model, LabelSet(GENRES), np.full(3, 0.5), PREPROCESSING, config, Path("model"))
+    decisions = Decisions.plain(np.full(3, 0.5))
+    return ModelFolder(model, LabelSet(GENRES), decisions, PREPROCESSING, config, Path("model"))
 
 
 def titled(_: str, rng: np.random.Generator) -> np.ndarray:
@@ -174,6 +176,19 @@ def test_a_model_that_reads(titles: Folders):
     assert adds["Comedy"] > 0.3 and adds["Drama"] < -0.3 and adds["Horror"] == 0.0
     assert report["areas"]["control"] == pytest.approx(1.0) and len(examples) == 12
     assert any("Re-encoding alone" in note for note in report["notes"])
+
+
+def test_calibration_comes_before_every_figure(titles: Folders):
+    folder, settings = folder_of(Reader()), AuditOptions(*titles, workers=1, controls=1)
+    chosen = choose_posters(read_posters(titles[1]), settings, None)
+    raw = audit_posters(folder, chosen, settings, fill_maker(None), make_accelerator())
+    scale, bias = np.array([2.0, 1.0, 0.5]), np.array([0.5, 0.0, -0.5])
+    folder.decisions = replace(folder.decisions, scale=scale, bias=bias, calibration="platt")
+    ours = audit_posters(folder, chosen, settings, fill_maker(None), make_accelerator())
+    np.testing.assert_allclose(ours.logits, scale * raw.logits + bias, rtol=1e-6)
+    report, _ = build_report(folder, chosen, ours, settings, fill_maker(None))
+    moved = np.abs(sigmoid(ours.logits[:, 2]) - sigmoid(ours.logits[:, 0])).mean()
+    assert report["effects"]["text"]["probability"] == pytest.approx(moved)
 
 
 def test_a_model_that_only_sees_the_whole(anywhere: Folders):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from toolkit.data.augment import random_crops, uniforms
+from toolkit.data.augment import Stream, random_crops, uniforms
 
 SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 
@@ -45,6 +45,18 @@ def test_uniforms_are_uniform_and_independent():
     correlation = np.corrcoef(np.concatenate([u[:-1], u[1:]], axis=1).T)
     assert np.abs(correlation - np.eye(8)).max() < 0.03
     assert abs(np.corrcoef(uniforms(5, 3, np.arange(20_000), 1)[:, 0], u[:, 0])[0, 1]) < 0.03
+
+
+def test_streams_are_independent_and_more_columns_change_none():
+    every = np.concatenate([uniforms(5, 2, np.arange(20_000), 1, stream) for stream in Stream], axis=1)
+    assert np.abs(np.corrcoef(every.T) - np.eye(len(Stream))).max() < 0.03
+    assert np.array_equal(uniforms(5, 2, np.arange(9), 7)[:, :4], uniforms(5, 2, np.arange(9), 4))
+
+
+def test_the_numbers_of_crops_are_the_same_as_ever():
+    """Golden: runs of other versions stay comparable."""
+    expected = [[0.8216223399098967, 0.08209969332185107], [0.81387297066837, 0.3064322616303422]]
+    assert uniforms(5, 2, np.array([0, 7]), 2).tolist() == expected
 
 
 def test_crops_are_distributed_as_torchvisions():

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from toolkit.baselines import baselines, commonest_genres, threshold_label
+from toolkit.decisions import Decisions
 from toolkit.metrics import bce_from_logits, sigmoid, threshold_metrics
 from toolkit.report_tables import evaluate_arrays, json_types, report_console
 
@@ -119,10 +120,14 @@ def long_tailed():
     return targets, logits, genres, prevalence
 
 
+def one_threshold(num_genres, threshold):
+    return Decisions.plain(np.full(num_genres, threshold))
+
+
 @pytest.fixture(scope="module")
 def evaluation(long_tailed):
     targets, logits, genres, prevalence = long_tailed
-    return evaluate_arrays(targets, logits, genres, prevalence, 0.3412, split="test")
+    return evaluate_arrays(targets, logits, genres, prevalence, one_threshold(19, 0.3412), split="test")
 
 
 def render(evaluation, width=100):
@@ -156,7 +161,8 @@ def test_json_round_trip(evaluation):
     plain = evaluation.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert list(plain) == [
-        "split", "num_samples", "genres", "loss", "ranking", "thresholds", "baselines", "per_genre",
+        "split", "num_samples", "genres", "decisions", "loss", "ranking", "calibration", "thresholds", "baselines",
+        "per_genre",
     ]  # fmt: skip
     never = plain["per_genre"][-1]
     assert (never["genre"], never["support"], never["ap"], never["f1"]) == ("Never", 0, None, None)
@@ -172,7 +178,7 @@ def test_json_types():
 def test_chosen_threshold_per_genre(long_tailed):
     limits = np.linspace(0.1, 0.5, 19)
     targets, logits, genres, prevalence = long_tailed
-    result = evaluate_arrays(targets, logits, genres, prevalence, limits, split="test")
+    result = evaluate_arrays(targets, logits, genres, prevalence, Decisions.plain(limits), split="test")
     assert result.thresholds[-1].label == "chosen (per genre)"
     assert result.thresholds[-1].threshold == limits.tolist()
     assert result.per_genre["threshold"].tolist() == limits.tolist()
@@ -229,6 +235,6 @@ def test_rendering_on_a_narrow_stream_keeps_every_number_whole(evaluation):
 
 
 def test_fewer_genres_than_k():
-    result = evaluate_arrays([[1], [0]], [[2.0], [-1.0]], ["A"], [0.5], 0.5, split="test")
+    result = evaluate_arrays([[1], [0]], [[2.0], [-1.0]], ["A"], [0.5], one_threshold(1, 0.5), split="test")
     assert [row.label for row in result.baselines if row.kind == "top_k"] == ["always top-1"]
     assert "always top-1" in render(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from shards.errors import UserError
 from toolkit.checkpoint import (
+    FIXED,
     Progress,
     check_resumable,
     checkpoints,
@@ -18,11 +20,11 @@ from toolkit.checkpoint import (
     save_checkpoint,
 )
 from toolkit.config import Config
-from toolkit.config_cli import config_dict
+from toolkit.config_cli import config_dict, config_keys
 
 
 def save(folder: Path, updates: int, keep: int = 3) -> Path:
-    progress = Progress(epoch=1, step=2, updates=updates, best_loss=0.1 + 0.2)
+    progress = Progress(epoch=1, step=2, updates=updates, best_score=0.1 + 0.2)
     tensors = {"model": {"w": torch.arange(updates)}, "optimizer": {}, "scaler": {}}
     return save_checkpoint(folder, progress, config_dict(Config()), "set", "labels", tensors, keep)
 
@@ -68,6 +70,24 @@ def test_half_written_ones_are_no_checkpoints(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_from_when_only_the_loss_was_monitored(tmp_path: Path):
+    path = save(tmp_path, 5)
+    facts = json.loads((path / "state.json").read_text())
+    facts["progress"]["best_loss"] = facts["progress"].pop("best_score")
+    for section, name in (("train", "ema"), ("train", "monitor"), ("optim", "layer_decay"), ("data", "fit")):
+        del facts["config"][section][name]
+    del facts["config"]["loss"], facts["config"]["augment"]
+    (path / "state.json").write_text(json.dumps(facts))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.progress.best_score == 0.1 + 0.2
+    config = Config()
+    (change,) = check_resumable(found, config_dict(config), "set")  # what it did not know had its default
+    assert "summed over genres" in change
+    config.train.ema = 0.99
+    with pytest.raises(UserError, match=r"train\.ema 0\.99: it was trained with 0\.0"):
+        check_resumable(found, config_dict(config), "set")
+
+
 def test_what_may_change_on_resume(tmp_path: Path):
     save(tmp_path, 5)
     found = newest_checkpoint(tmp_path)
@@ -81,3 +101,53 @@ def test_what_may_change_on_resume(tmp_path: Path):
     config.train.batch_size = 128
     with pytest.raises(UserError, match=r"train\.batch_size 128: it was trained with 64"):
         check_resumable(found, config_dict(config), "set")
+
+
+def test_fixed_keys_exist():
+    assert set(FIXED) <= set(config_keys())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.sampling", "genre"),
+        ("data.fit", "stretch"),
+        ("model.freeze", ("stem", "layer1@2")),
+        ("loss.name", "asl"),
+        ("optim.layer_decay", 0.7),
+        ("optim.head_lr", 5.0),
+        ("train.monitor", "mAP"),
+        ("train.ema", 0.9),
+    ],
+)
+def test_another_value_here_is_another_run(tmp_path: Path, key: str, value: object):
+    save(tmp_path, 5)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    config = Config()
+    section, name = key.split(".")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(UserError, match=f"cannot resume .* with {key} "):
+        check_resumable(found, config_dict(config), "set")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("optim", "lr", 0.1),
+        ("optim", "weight_decay", 0.1),
+        ("augment", "mixup", 0.2),
+        ("model", "drop_path", 0.1),
+        ("model", "checkpointing", True),
+        ("train", "accumulation", 4),
+        ("train", "auto_batch", True),
+    ],
+)
+def test_these_may_change_and_are_named(tmp_path: Path, section: str, name: str, value: object):
+    save(tmp_path, 5)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    config = Config()
+    before = getattr(getattr(config, section), name)
+    setattr(getattr(config, section), name, value)
+    assert check_resumable(found, config_dict(config), "set") == [f"{section}.{name} {before!r} -> {value!r}"]

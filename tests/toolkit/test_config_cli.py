@@ -19,7 +19,7 @@ RUN = ["--shards", "S", "--out", "R"]
 
 
 def parse(*arguments: str) -> Config:
-    return parse_train([*RUN, *arguments])[0]
+    return parse_train([*RUN, *arguments]).config
 
 
 def error(*arguments: str) -> str:
@@ -43,11 +43,13 @@ def test_options_of_every_kind():
 
 def test_the_command_line_wins_over_yaml(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("optim: {lr: 0.5, name: sgd}\nshards: elsewhere\n")
-    config, shards, out, resume = parse_train(
-        ["--config", str(tmp_path / "c.yaml"), *RUN, "--optim.lr", "0.25", "--resume"]
-    )
-    assert (config.optim.lr, config.optim.name) == (0.25, "sgd")
-    assert (shards, out, resume) == (Path("S"), Path("R"), True)
+    command = parse_train(["--config", str(tmp_path / "c.yaml"), *RUN, "--optim.lr", "0.25", "--resume"])
+    assert (command.config.optim.lr, command.config.optim.name) == (0.25, "sgd")
+    assert (command.shards, command.out) == (Path("S"), Path("R"))
+    assert command.resume and not command.find_lr
+    assert parse_train([*RUN, "--find-lr"]).find_lr
+    with pytest.raises(UserError, match="--find-lr"):
+        parse_train([*RUN, "--find-lr", "--resume"])
 
 
 @pytest.mark.parametrize(

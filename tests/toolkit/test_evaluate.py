@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
-from toolkit_helpers import error_lines, make_model_folder, posters_command
+from sklearn.metrics import average_precision_score, f1_score, log_loss
+from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
 
 from shards.errors import UserError
 from shards.labels import LabelSet
+from shards.manifest import Manifest
+from toolkit.cli import main
 from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import decode_rgb
 from toolkit.evaluate import parse_thresholds
+from toolkit.metrics import sigmoid
 from toolkit.model_folder import load_model_folder
 from toolkit.models import HeadSpec
+from toolkit.reliability import expected_calibration_error, genre_calibration_errors, reliability_curve
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,68 @@ def test_numbers_are_scikit_learns(evaluated, model_folder: Path, shard_set: Pat
         expected = f1_score(reader.targets, named, average="micro", zero_division=0)
         assert row["metrics"]["micro_f1"] == pytest.approx(expected, abs=1e-6)
     assert {row["kind"] for row in result["baselines"]} == {"prevalence", "top_k"}
+
+
+@pytest.fixture(scope="module")
+def calibrated(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with calibration and a threshold for each genre."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    decisions = some_decisions(len(labels))
+    return make_model_folder(folder, labels, HeadSpec("linear", (), 0.0), decisions=decisions)
+
+
+def test_decisions_of_the_folder_are_applied_and_kept(
+    calibrated: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = (calibrated / "labels.json").read_bytes()
+    assert main(["evaluate", "--model", str(calibrated), "--shards", str(shard_set), "--workers", "1"]) == 0
+    assert (calibrated / "labels.json").read_bytes() == before
+    result = json.loads((calibrated / "metrics-test.json").read_text())
+    kept = np.load(calibrated / "predictions-test.npz", allow_pickle=False)
+    folder, reader = load_model_folder(calibrated), ShardReader.of_split(shard_set, "test")
+    assert kept["ids"].tolist() == [reader.sample_id(index) for index in range(len(reader))]
+    assert (kept["targets"] == reader.targets).all() and kept["targets"].dtype == np.uint8
+    assert kept["logits"].dtype == np.float32 and kept["genres"].tolist() == list(folder.labels.genres)
+    assert kept["weights"] == folder.fingerprint and kept["split"] == "test"
+    assert kept["shard_set"] == Manifest.read(shard_set).fingerprint
+
+    probabilities = folder.decisions.probabilities(kept["logits"])
+    assert [row["label"] for row in result["thresholds"]] == [
+        "0.30", "0.50", "0.70", "single of val 0.45", "chosen (per genre)",
+    ]  # fmt: skip
+    for row in result["thresholds"]:
+        named = probabilities >= np.array(row["threshold"])
+        expected = f1_score(reader.targets, named, average="micro", zero_division=0)
+        assert row["metrics"]["micro_f1"] == pytest.approx(expected)
+    assert result["thresholds"][-1]["threshold"] == folder.thresholds.tolist()
+    calibration = result["calibration"]
+    assert calibration["method"] == "platt"
+    for name, values in (("before", sigmoid(kept["logits"])), ("after", probabilities)):
+        assert calibration[name]["ece"] == expected_calibration_error(reader.targets, values)
+        assert calibration[name]["ece_macro"] == genre_calibration_errors(reader.targets, values).mean()
+        assert calibration[name]["curve"] == reliability_curve(reader.targets, values)
+        assert calibration[name]["loss"] == pytest.approx(
+            log_loss(reader.targets.ravel(), values.ravel()), rel=1e-5
+        )
+    assert calibration["before"]["ece"] != calibration["after"]["ece"]
+    assert result["loss"] == calibration["before"]["loss"]
+    shown = capsys.readouterr().out
+    assert "single of val 0.45" in shown and "calibrated (platt)" in shown and "ECE" in shown
+
+
+def test_two_processes_evaluate_as_one_does(calibrated: Path, shard_set: Path, tmp_path: Path):
+    arguments = ["--model", calibrated, "--shards", shard_set, "--workers", "1", "--out"]
+    assert main(["evaluate", *map(str, arguments), str(tmp_path / "one.json")]) == 0
+    run = launch_2("launch/evaluate.py", *arguments, tmp_path / "two.json")
+    assert run.returncode == 0, run.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert [row["metrics"] for row in one["thresholds"]] == [row["metrics"] for row in two["thresholds"]]
+    for name in ("before", "after"):
+        for key in ("loss", "ece", "ece_macro"):
+            assert two["calibration"][name][key] == pytest.approx(one["calibration"][name][key], abs=1e-5)
+    first, second = (np.load(tmp_path / f"{name}.npz", allow_pickle=False) for name in ("one", "two"))
+    assert (first["ids"] == second["ids"]).all() and (first["targets"] == second["targets"]).all()
+    np.testing.assert_allclose(first["logits"], second["logits"], atol=1e-5)
 
 
 def test_tables_name_every_genre_and_baseline(evaluated, labels: LabelSet):

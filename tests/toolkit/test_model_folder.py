@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from toolkit_helpers import make_model_folder
+from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.errors import UserError
+from shards.files import write_json
 from shards.labels import LabelSet
-from toolkit.model_folder import load_model_folder, recover_model_folder
+from toolkit.metrics import sigmoid
+from toolkit.model_card import write_card
+from toolkit.model_folder import load_model_folder, recover_model_folder, write_labels
 from toolkit.models import HeadSpec
+from toolkit.report_tables import evaluate_arrays
 
 
 def test_plain_timm_gives_the_same_logits(model_folder: Path):
@@ -53,6 +57,71 @@ def test_mlp_head_round_trip(tmp_path: Path):
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(loaded.model(images), load_model_folder(again).model(images))
+
+
+def test_decisions_come_back_bit_for_bit(tmp_path: Path):
+    labels = LabelSet(("a", "b", "c"))
+    decisions = some_decisions(3)
+    folder = make_model_folder(tmp_path / "m", labels, HeadSpec("linear", (), 0.0), decisions=decisions)
+    loaded = load_model_folder(folder)
+    assert loaded.decisions.to_dict() == decisions.to_dict()
+    assert (loaded.thresholds == decisions.thresholds).all()
+    logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    assert (loaded.decisions.probabilities(logits) == decisions.probabilities(logits)).all()
+    card = (folder / "README.md").read_text()
+    assert "0.350 to 0.650, for a test" in card and "Platt scaling per genre" in card
+
+
+def test_a_folder_from_before_calibration_still_loads(tmp_path: Path):
+    labels = LabelSet(("a", "b", "c"))
+    folder = make_model_folder(tmp_path / "m", labels, HeadSpec("linear", (), 0.0))
+    old = {"thresholds": [0.3] * 3, "threshold_source": "words"}
+    names = {"genres": list(labels.genres), "fingerprint": labels.fingerprint}
+    (folder / "labels.json").write_text(json.dumps({**names, **old}))
+    loaded = load_model_folder(folder)
+    assert loaded.thresholds.tolist() == [0.3] * 3 and loaded.decisions.calibration == "none"
+    logits = np.array([[-1.0, 0.0, 2.0]], np.float32)
+    assert (loaded.decisions.probabilities(logits) == sigmoid(logits)).all()
+
+
+def test_the_evaluation_view_is_remembered(tmp_path: Path):
+    labels = LabelSet(("a", "b"))
+    for fit, mode in (("crop", "center"), ("stretch", "squash")):
+        folder = make_model_folder(tmp_path / fit, labels, HeadSpec("linear", (), 0.0), fit=fit)
+        assert load_model_folder(folder).preprocessing.fit == fit
+        assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["crop_mode"] == mode
+        theirs: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=theirs))
+        assert ("size=(32, 32)" in str(transform.transforms[0])) == (fit == "stretch")
+
+
+def test_metrics_of_other_decisions_stay_out_of_the_card(copy: Path, caplog: pytest.LogCaptureFixture):
+    folder = load_model_folder(copy)
+    evaluation = evaluate_arrays(
+        np.eye(len(folder.labels)),
+        np.eye(len(folder.labels)),
+        folder.labels.genres,
+        np.full(len(folder.labels), 0.1),
+        folder.decisions,
+        split="test",
+    )
+    write_json(copy / "metrics-test.json", evaluation.to_dict())
+    write_card(copy)
+    assert "## Metrics on test" in (copy / "README.md").read_text()
+    assert "Expected calibration error" in (copy / "README.md").read_text()
+    write_labels(copy, folder.labels, folder.decisions.at(0.4))
+    write_card(copy)
+    assert "## Metrics on test" not in (copy / "README.md").read_text()
+    assert "metrics-test.json is of other thresholds" in caplog.text
+
+
+def test_the_card_says_whose_weights_they_are(copy: Path):
+    assert "moving average" not in (copy / "README.md").read_text()
+    config = json.loads((copy / "config.json").read_text())
+    config["poster_toolkit"]["weights"] = "ema"
+    write_json(copy / "config.json", config)
+    write_card(copy)
+    assert "those of epoch 0, their moving average" in (copy / "README.md").read_text()
 
 
 def test_card_and_labels_tell_the_truth(model_folder: Path, labels: LabelSet):

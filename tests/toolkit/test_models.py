@@ -1,27 +1,38 @@
-"""Models: heads, local weights, freezing, and what a user reads when the hub is out of reach."""
+"""Models: heads, local weights, stochastic depth, recomputation, and what a user reads when the hub is out of reach."""
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.config import LossConfig, OptimConfig
+from toolkit.freezing import Freezing
+from toolkit.losses import build_loss
+from toolkit.model_folder import mean_std
 from toolkit.models import (
     HeadSpec,
     build_model,
     clean_state,
-    frozen_modules,
+    enable_checkpointing,
+    head_prefixes,
     load_weights,
+    other_size,
     read_weights,
-    training_mode,
 )
+from toolkit.optim import build_optimizer, parameter_groups, set_lr
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LINEAR = HeadSpec("linear", (), 0.0)
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,30 +155,139 @@ def test_missing_weights(tmp_path: Path):
         read_weights(tmp_path / "none.safetensors")
 
 
-def test_frozen_stem_holds_weights_and_statistics():
+FAMILIES = [
+    "resnet10t",
+    "resnet18",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("head", [HeadSpec("mlp", (8,), 0.1), LINEAR], ids=["mlp", "linear"])
+@pytest.mark.parametrize("freeze", [(), ("backbone",)], ids=["all", "head"])
+def test_updates_of_every_family(name: str, head: HeadSpec, freeze: tuple[str, ...]):
+    """With layer decay, its own rate for the head, stochastic depth and recomputation all at once."""
     torch.manual_seed(0)
-    model: Any = build_model("resnet18", 3, LINEAR, 64)
-    frozen = frozen_modules(model, ["stem"])
-    assert {id(m) for m in (model.conv1, model.bn1)} <= {id(m) for m in frozen}
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    training_mode(model, frozen)
-    for _ in range(2):
-        model(torch.randn(4, 3, 64, 64)).sum().backward()
+    model = build_model(name, 3, head, 32, drop_path=0.1)
+    enable_checkpointing(model)
+    freezing = Freezing(model, freeze)
+    freezing.apply(0)
+    config = OptimConfig(name="adamw", weight_decay=0.05, layer_decay=0.7, head_lr=5.0)
+    optimizer = build_optimizer(model, config)
+    set_lr(optimizer, 1e-3)
+    freezing.training_mode(model, 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    loss = build_loss(LossConfig(), np.array([2, 1, 1]), 4)
+    for _ in range(2):  # the first opens the residual branches that begin at zero
+        loss(model(torch.randn(4, 3, 32, 32)), torch.eye(4, 3)).mean().backward()
         optimizer.step()
-    after = model.state_dict()
-    for name, tensor in before.items():
-        held = name.startswith(("conv1.", "bn1."))
-        assert torch.equal(tensor, after[name]) == held, name
+        optimizer.zero_grad()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    classifier = tuple(head_prefixes(model))
+    assert any(n.startswith(classifier) for n in moved)
+    if freeze:
+        assert all(n.startswith(classifier) for n in moved)
+    else:
+        assert moved == before.keys()
 
 
-def test_freezing_by_name_and_unknown_name():
-    model: Any = build_model("resnet18", 3, LINEAR, 64)
-    frozen_modules(model, ["layer1"])
-    assert not any(p.requires_grad for p in model.layer1.parameters())
-    assert all(p.requires_grad for p in model.layer2.parameters())
-    with pytest.raises(UserError, match=r"'layer11'.*did you mean"):
-        frozen_modules(model, ["layer11"])
+def test_clip_builds_with_its_own_normalisation():
+    model: Any = build_model("vit_base_patch16_clip_224", 19, LINEAR, 224)
+    mean, std = mean_std(model)
+    assert mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    assert std == pytest.approx((0.2686, 0.2613, 0.2758), abs=1e-4)
+    scales = {g["lr_scale"] for g in parameter_groups(model, OptimConfig(layer_decay=0.7))}
+    assert sorted(scales, reverse=True) == pytest.approx([0.7**depth for depth in range(14)])
+
+
+def test_stochastic_depth_rises_to_the_last_block():
+    model = build_model("resnet18", 3, LINEAR, 32, drop_path=0.3)
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == sorted(rates) and rates[-1] == pytest.approx(0.3) and rates[0] < 0.1
+    assert not [m for m in build_model("resnet18", 3, LINEAR, 32).modules() if isinstance(m, DropPath)]
+    images = torch.randn(2, 3, 32, 32)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # timm's residual branches begin at zero: nothing to leave out
+    model.train()
+    torch.manual_seed(0)
+    first = model(images)
+    torch.manual_seed(1)
+    assert not torch.equal(model(images), first)
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_no_stochastic_depth_is_one_line(name: str):
+    with pytest.raises(UserError, match=f"model.drop_path: timm's {name} has no stochastic depth"):
+        build_model(name, 3, LINEAR, 64, drop_path=0.1)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_recomputed_activations_give_the_same_gradients_and_statistics(name: str):
+    torch.manual_seed(0)
+    kept = build_model(name, 3, HeadSpec("mlp", (8,), 0.5), 64)
+    recomputed = copy.deepcopy(kept)
+    enable_checkpointing(recomputed)
+    passes = {}
+    for label, model in (("kept", kept), ("recomputed", recomputed)):
+        counter = Counter(model)
+        model.train()
+        for seed in (0, 1):  # dropout is drawn again alike
+            torch.manual_seed(seed)
+            model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+        passes[label] = counter.calls
+    assert passes["recomputed"] > passes["kept"]  # something was computed twice, or nothing was saved
+    for (path, a), (_, b) in zip(kept.named_parameters(), recomputed.named_parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad), path
+    for path, tensor in kept.state_dict().items():
+        assert torch.equal(tensor, recomputed.state_dict()[path]), path
+
+
+class Counter:
+    """Counts forward passes of a model's layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls = 0
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+
+def test_a_model_that_cannot_recompute_is_one_line():
+    with pytest.raises(UserError, match=r"model\.checkpointing: timm's VGG cannot"):
+        enable_checkpointing(build_model("vgg11", 3, LINEAR, 64))
+
+
+def test_another_size_than_the_weights_is_said():
+    said = other_size(build_model("vit_tiny_patch16_224", 3, LINEAR, 96), 96)
+    assert said is not None and "224" in said and "96" in said and "\n" not in said
+    assert other_size(build_model("vit_tiny_patch16_224", 3, LINEAR, 224), 224) is None
+    assert other_size(build_model("resnet10t", 3, LINEAR, 96), 96) is None  # no fixed size
+
+
+def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path: Path):
+    torch.manual_seed(0)
+    path = tmp_path / "vit.safetensors"
+    source = timm.create_model("test_vit", num_classes=10)
+    save_file(clean_state(source), path)
+    model: Any = build_model("test_vit", 5, LINEAR, 96)
+    assert "resampled" in load_weights(model, path)
+    overlay = {"file": str(path), "num_classes": 10}
+    referee: Any = timm.create_model(
+        "test_vit", num_classes=5, img_size=96, pretrained=True, pretrained_cfg_overlay=overlay
+    )
+    assert torch.equal(model.pos_embed, referee.pos_embed)
+    assert trunk_equal(model, referee, head="head.")
+    same = build_model("test_vit", 5, LINEAR, 160)
+    assert "resampled" not in load_weights(same, path)
 
 
 def test_shared_imagenet_weights_fit():

@@ -33,6 +33,7 @@ def test_any_slices_make_up_the_same_epoch(shards, window, seed, epoch, data):
         cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
         parts = [order.indices(epoch, a, b) for a, b in itertools.pairwise([0, *cuts, n])]
         assert np.array_equal(np.concatenate(parts), whole)
+        assert np.array_equal(order.keys(epoch, 0, n), whole)  # no sample comes twice
 
 
 def test_a_slice_of_a_billion_samples_needs_only_itself():

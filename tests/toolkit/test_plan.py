@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.plan import MIN_ROWS, EvalPlan, TrainPlan
+from toolkit.data.order import DRAW_STRIDE, GlobalOrder, WindowOrder
+from toolkit.data.plan import MIN_ROWS, EvalPlan, Share, TrainPlan
 
 samples = st.integers(1, 300)
 batches = st.integers(1, 70)
 worlds = st.integers(1, 16)
 accumulations = st.integers(1, 4)
 kinds = st.sampled_from(["global", "window"])
+deals = st.integers(1, 3)
 
 
-def make_plan(n: int, batch: int, seed: int, kind: str = "global") -> TrainPlan:
+def make_plan(n: int, batch: int, seed: int, kind: str = "global", deal: int = 1) -> TrainPlan:
     if kind == "global":
-        return TrainPlan(GlobalOrder(n, seed), batch)
+        return TrainPlan(GlobalOrder(n, seed), batch, deal)
     shards = [min(23, n - start) for start in range(0, n, 23)]
-    return TrainPlan(WindowOrder(shards, 3, seed), batch)
+    return TrainPlan(WindowOrder(shards, 3, seed), batch, deal)
 
 
 @settings(max_examples=150, deadline=None)
-@given(samples, batches, worlds, accumulations, st.integers(0, 2**31), st.integers(0, 50), kinds)
-def test_an_epoch_visits_each_sample_once_over_all_ranks(n, batch, world, accumulation, seed, epoch, kind):
-    plan = make_plan(n, batch, seed, kind)
+@given(samples, batches, worlds, accumulations, st.integers(0, 2**31), st.integers(0, 50), kinds, deals)
+def test_an_epoch_visits_each_sample_once_over_all_ranks(
+    n, batch, world, accumulation, seed, epoch, kind, deal
+):
+    plan = make_plan(n, batch, seed, kind, deal)
     visited: list[int] = []
     counts = set()
     for rank in range(world):
@@ -39,9 +46,11 @@ def test_an_epoch_visits_each_sample_once_over_all_ranks(n, batch, world, accumu
 
 
 @settings(max_examples=100, deadline=None)
-@given(samples, batches, worlds, accumulations, st.integers(0, 2**31), kinds)
-def test_the_samples_of_an_update_do_not_depend_on_the_processes(n, batch, world, accumulation, seed, kind):
-    plan = make_plan(n, batch, seed, kind)
+@given(samples, batches, worlds, accumulations, st.integers(0, 2**31), kinds, deals)
+def test_the_samples_of_an_update_do_not_depend_on_the_processes(
+    n, batch, world, accumulation, seed, kind, deal
+):
+    plan = make_plan(n, batch, seed, kind, deal)
     for step in range(plan.steps_per_epoch):
         assert len(plan.global_indices(1, step)) == plan.count(step)
         together: list[int] = []
@@ -61,6 +70,41 @@ def test_resuming_at_a_step_gives_the_rest_of_the_epoch(n, batch, world, step, k
     assert len(rest) == len(whole) - step
     for a, b in zip(whole[step:], rest, strict=True):
         assert (a.indices == b.indices).all() and (a.valid == b.valid).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples, batches, worlds, accumulations, deals, kinds)
+def test_what_is_dealt_together_lies_together(n, batch, world, accumulation, deal, kind):
+    plan = make_plan(n, batch, 3, kind, deal)
+    for step in range(plan.steps_per_epoch):
+        update = plan.global_indices(0, step)
+        groups = [update[k : k + deal].tolist() for k in range(0, len(update), deal)]
+        found = []
+        for rank in range(world):
+            for share in plan.micro_batches(0, step, rank, world, accumulation):
+                own = share.indices[share.valid]
+                assert share.valid[: len(own)].all()  # padding comes last
+                found += [own[k : k + deal].tolist() for k in range(0, len(own), deal)]
+        assert sorted(found) == sorted(groups)
+
+
+def test_a_share_of_few_samples_is_padded_with_rows_that_do_not_count():
+    shares = [make_plan(5, 5, 0, deal=2).micro_batches(0, 0, rank, 4)[0] for rank in range(4)]
+    assert [share.valid.tolist() for share in shares] == [[True] * 2, [True] * 2, [True, False], [False] * 2]
+
+
+def test_keys_are_samples_and_their_draws():
+    share = Share(np.array([4, 7]), np.ones(2, dtype=bool))
+    assert share.draws.tolist() == [0, 0] and share.keys.tolist() == [4, 7]
+    again = replace(share, indices=np.array([3, 7]), draws=np.array([0, 2]))
+    assert again.keys.tolist() == [3, 7 + 2 * DRAW_STRIDE]
+    assert replace(again, indices=np.array([5, 5])).draws.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("n, batch, deal", [(0, 4, 1), (4, 0, 1), (4, 4, 0)])
+def test_empty_plans_are_refused(n, batch, deal):
+    with pytest.raises(ValueError, match="a plan needs"):
+        TrainPlan(GlobalOrder(n, 0), batch, deal)
 
 
 def test_micro_batches_of_accumulation_are_those_of_ranks():

@@ -10,13 +10,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command
+from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
 
+from shards.errors import UserError
 from shards.index import read_index
 from shards.labels import LabelSet
 from shards.manifest import Manifest
+from toolkit.cli import main
+from toolkit.data.transforms import Preprocessing
+from toolkit.distributed import make_accelerator
 from toolkit.model_folder import load_model_folder
 from toolkit.models import HeadSpec
+from toolkit.predict import RawTransform, list_images, load_folder, predict_files
+from toolkit.predict_output import named_genres
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,7 @@ def test_a_folder_with_bad_files(model_folder: Path, images: Path, tmp_path: Pat
     run = posters_command("predict", "-d", images, "-m", model_folder, "-o", out, "-v")
     assert run.returncode == 0, run.stderr
     assert "3 of 10 images could not be read" in run.stderr and "Traceback" not in run.stderr
+    assert json.loads(out.read_text())["calibration"] == "none"
     result = json.loads(out.read_text())["predictions"]
     assert len(result) == 10 and sum("error" in p for p in result) == 3
     assert any(p["image"].endswith("sub/p00006.jpg") for p in result)
@@ -68,6 +75,13 @@ def test_a_folder_with_bad_files(model_folder: Path, images: Path, tmp_path: Pat
         named = {g for g, p in prediction["probabilities"].items() if p >= 0.4}
         assert set(row["genres"].split("|")) - {""} == named
         assert float(row["Drama"]) == pytest.approx(prediction["probabilities"]["Drama"], abs=2e-6)
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_files_are_seen_as_validation_saw_its_images(images: Path, fit: str):
+    preprocessing = Preprocessing(32, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), fit)
+    data = (images / "p00000.jpg").read_bytes()
+    assert (RawTransform(preprocessing)(data) == preprocessing(data)).all()
 
 
 def test_nothing_readable_is_a_failure(model_folder: Path, images: Path):
@@ -95,8 +109,61 @@ def predictions_of(folder: Path) -> dict[str, tuple[bytes, tuple[str, ...]]]:
     return {row["key"]: (np.array(row["probabilities"]).tobytes(), tuple(row["genres"])) for row in rows}
 
 
-def test_a_shard_set_by_one_and_two_processes(model_folder: Path, shard_set: Path, tmp_path: Path):
-    manifest = Manifest.read(shard_set)
+@pytest.fixture(scope="module")
+def calibrated(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of ``model_folder``, with calibration and a threshold for each genre. Read-only."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    decisions = some_decisions(len(labels))
+    return make_model_folder(folder, labels, HeadSpec("linear", (), 0.0), decisions=decisions)
+
+
+def test_calibration_and_thresholds_per_genre_decide(
+    model_folder: Path, calibrated: Path, images: Path, shard_set: Path, tmp_path: Path
+):
+    raw, folder = load_model_folder(model_folder), load_model_folder(calibrated)
+    assert raw.fingerprint == folder.fingerprint
+    paths = list_images(images)
+    accelerator = make_accelerator()
+    plain = predict_files(raw, paths, accelerator, workers=1)
+    ours = predict_files(folder, paths, accelerator, workers=1)
+    checked = 0
+    for before, after in zip(plain, ours, strict=True):
+        if before.probabilities is None or after.probabilities is None:
+            assert before.error == after.error
+            continue
+        logits = np.log(before.probabilities / (1 - before.probabilities))
+        expected = folder.decisions.probabilities(logits)
+        np.testing.assert_allclose(after.probabilities, expected, rtol=1e-6)
+        assert np.abs(expected - before.probabilities).max() > 0.01
+        named = {folder.labels.genres[g] for g in np.flatnonzero(expected >= folder.decisions.thresholds)}
+        assert {genre for genre, _ in named_genres(after.probabilities, folder)} == named
+        checked += 1
+    assert checked == 7
+    # -t replaces the thresholds, not the calibration
+    higher = load_folder(calibrated, 0.6)
+    assert (higher.thresholds == 0.6).all() and (higher.decisions.scale == folder.decisions.scale).all()
+
+    # and shard sets are predicted with the same probabilities and names
+    run = ["predict", "--shards", str(shard_set), "--split", "test", "--workers", "1", "--model"]
+    assert main([*run, str(model_folder), "--out", str(tmp_path / "raw")]) == 0
+    assert main([*run, str(calibrated), "--out", str(tmp_path / "ours")]) == 0
+    (name,) = (path.name for path in (tmp_path / "ours").glob("*.parquet"))
+    rows = [pq.read_table(tmp_path / part / name).to_pylist() for part in ("raw", "ours")]
+    for before_row, after_row in zip(*rows, strict=True):
+        share = np.array(before_row["probabilities"], np.float64)
+        expected = folder.decisions.probabilities(np.log(share / (1 - share)))
+        np.testing.assert_allclose(after_row["probabilities"], expected, rtol=1e-5)
+        near = np.abs(expected - folder.thresholds) < 1e-5
+        columns = {g for g, p in enumerate(expected) if p >= folder.thresholds[g]}
+        found = {folder.labels.index[genre] for genre in after_row["genres"]}
+        assert columns ^ found <= set(np.flatnonzero(near).tolist())
+    # a finished file of another calibration is not taken for one's own
+    with pytest.raises(UserError, match="another model, threshold, calibration or shard"):
+        main([*run, str(model_folder), "--out", str(tmp_path / "ours")])
+
+
+def test_a_shard_set_by_one_and_two_processes(calibrated: Path, shard_set: Path, tmp_path: Path):
+    model_folder, manifest = calibrated, Manifest.read(shard_set)
     one, two = tmp_path / "one", tmp_path / "two"
     run = posters_command("predict", "--shards", shard_set, "--model", model_folder, "--out", one)
     assert run.returncode == 0, run.stderr
@@ -127,7 +194,7 @@ def test_predictions_of_another_model_are_not_mixed(
     arguments = ["predict", "--shards", shard_set, "--out", tmp_path / "out", "--split", "test", "--model"]
     assert posters_command(*arguments, model_folder).returncode == 0
     run = posters_command(*arguments, model_folder, "-t", "0.9")
-    assert run.returncode == 2 and "another model, threshold or shard" in error_lines(run)[0]
+    assert run.returncode == 2 and "another model, threshold, calibration or shard" in error_lines(run)[0]
     other = make_model_folder(
         tmp_path / "m", LabelSet((*labels.genres[:-1], "Zither")), HeadSpec("linear", (), 0.0)
     )

@@ -26,16 +26,18 @@ def problems(draw):
     return targets, twentieths / 20
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.5])
 @pytest.mark.parametrize("aim", AIMS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problem=problems())
-def test_no_threshold_does_better(aim, problem):
+def test_no_threshold_does_better(aim, beta, problem):
     targets, probabilities = problem
-    chosen = choose_global_threshold(targets, probabilities, aim)
-    value = threshold_metrics(targets, probabilities, chosen)[aim]
+    chosen = choose_global_threshold(targets, probabilities, aim, beta)
+    key = aim if beta == 1.0 else aim.replace("f1", "f0.5")
+    value = threshold_metrics(targets, probabilities, chosen)[key]
     # Every score, and a grid between them: together every distinct set of predictions.
     for rival in np.union1d(np.linspace(0, 1, 101), probabilities):
-        assert threshold_metrics(targets, probabilities, rival)[aim] <= value + 1e-9
+        assert threshold_metrics(targets, probabilities, rival)[key] <= value + 1e-9
     if targets.any():
         assert (probabilities >= chosen).any()
         assert value > 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from toolkit.data.transforms import Preprocessing, center_crop
+from toolkit.data.transforms import Preprocessing, center_crop, stretch
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -29,6 +32,28 @@ def test_evaluation_crop_is_torchvisions(width, height, size, crop_pct):
     short = max(size, round(size / crop_pct))
     reference = Compose([Resize(short, InterpolationMode.BILINEAR, antialias=True), CenterCrop(size)])
     assert np.array_equal(center_crop(image, size, crop_pct), np.asarray(reference(image)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 400), st.integers(8, 400), st.sampled_from([16, 31, 96]))
+def test_stretching_is_torchvisions(width, height, size):
+    image = noise(width, height)
+    reference = Resize((size, size), InterpolationMode.BILINEAR, antialias=True)
+    assert np.array_equal(stretch(image, size), np.asarray(reference(image)))
+
+
+def test_the_preprocessing_fits_as_it_says():
+    image = noise(40, 70)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    plain = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    cropped, stretched = Preprocessing(16, 0.8, *plain), Preprocessing(16, 0.8, *plain, fit="stretch")
+    assert np.array_equal(cropped(out.getvalue()), center_crop(image, 16, 0.8))
+    assert np.array_equal(stretched(out.getvalue()), stretch(image, 16))
+    assert np.array_equal(stretched.square(image), stretch(image, 16))
+    assert not np.array_equal(stretched.square(image), cropped.square(image))
+    with pytest.raises(ValueError, match="crop, stretch"):
+        Preprocessing(16, 0.8, *plain, fit="squash")
 
 
 def test_normalisation():

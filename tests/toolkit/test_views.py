@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pixel_tools import fast, jpeg, picture, sizes, worst
 
 from toolkit.config import DataConfig
+from toolkit.data.cuts import PackedCut, SquareCut, eval_cutter
+from toolkit.data.plan import Share
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import FITS, Preprocessing, decode_rgb, stretch
 from toolkit.data.views import Views, eval_views, resized_size, train_views
 
 lengths = st.integers(1, 900)
@@ -56,6 +65,39 @@ def test_how_much_smaller_an_image_may_be_decoded():
     assert one(6000, 6000, (0, 0, 3000, 100), 100).denominators().tolist() == [
         1
     ]  # the tighter direction decides
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(3, 260), st.integers(3, 260)), min_size=1, max_size=5),
+    st.sampled_from([16, 37, 64]),
+    st.sampled_from([SquareCut, PackedCut]),
+)
+def test_stretching_gives_the_pixels_of_the_reference(shapes, side, cut):
+    files = [jpeg(picture(w, h)) for w, h in shapes]
+    views = eval_views(side, 0.5, *sizes(files), fit="stretch")
+    expected = np.stack([stretch(decode_rgb(data), side) for data in files])
+    bound = np.where(views.denominators() > 1, 2.5, 0.5)  # as in test_geometry.py
+    assert (worst(fast(files, cut(views)), expected) <= bound).all()
+
+
+@pytest.mark.parametrize("geometry", ["cpu", "device"])
+def test_the_cutter_takes_the_view_of_the_preprocessing(shard_set: Path, geometry):
+    reader = ShardReader.of_split(shard_set, "val")
+    share = Share(np.arange(len(reader)), np.ones(len(reader), dtype=bool))
+    files = [reader.image_bytes(row) for row in range(len(reader))]
+    for fit in FITS:
+        preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3, fit)
+        cut = eval_cutter(reader, preprocessing, geometry, torch.device("cpu"))(share)
+        assert isinstance(cut, (SquareCut, PackedCut))
+        expected = np.stack([preprocessing(data) for data in files])
+        assert worst(fast(files, cut), expected).max() <= 2.5  # a crop instead of a stretch is tens away
+
+
+def test_stretching_sees_the_whole_image():
+    views = eval_views(64, 0.5, np.array([182, 500]), np.array([268, 100]), "stretch")
+    assert views.boxes.tolist() == [[0, 0, 182, 268], [0, 0, 500, 100]]
+    assert views.resized.tolist() == [[64, 64]] * 2 and views.corners.tolist() == [[0, 0]] * 2
 
 
 def test_resize_truncates_the_long_side_as_torchvision_does():

@@ -12,6 +12,7 @@ import torch
 
 from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
+from toolkit.decisions import Decisions
 from toolkit.model_folder import save_model_folder
 from toolkit.models import HeadSpec, build_model
 
@@ -32,7 +33,13 @@ TINY = [
 
 
 def make_model_folder(
-    folder: Path, labels: LabelSet, head: HeadSpec, size: int = 32, name: str = "test_resnet"
+    folder: Path,
+    labels: LabelSet,
+    head: HeadSpec,
+    size: int = 32,
+    name: str = "test_resnet",
+    decisions: Decisions | None = None,
+    fit: str = "crop",
 ) -> Path:
     torch.manual_seed(0)
     model = build_model(name, len(labels), head, size)
@@ -41,13 +48,26 @@ def make_model_folder(
         model,
         head,
         labels,
-        np.full(len(labels), 0.5),
-        "none: untrained",
-        Preprocessing(size, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        decisions or Decisions.plain(np.full(len(labels), 0.5), "none: untrained"),
+        Preprocessing(size, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), fit),
         {"epoch": 0, "shard_set": "none"},
         {},
     )
     return folder
+
+
+def some_decisions(num_genres: int) -> Decisions:
+    """Calibrated, with other thresholds for every genre, near an untrained model's probabilities."""
+    return Decisions(
+        np.linspace(0.35, 0.65, num_genres),
+        np.linspace(0.5, 2.0, num_genres),
+        np.linspace(0.3, -0.3, num_genres),
+        0.45,
+        "f1",
+        "platt",
+        "for a test",
+        {"split": "val", "samples": 18},
+    )
 
 
 def posters_command(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:

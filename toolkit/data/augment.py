@@ -1,7 +1,11 @@
-"""Random training crops as a pure function of (seed, epoch, sample): the same at any rank, thread and order."""
+"""Random numbers and crops as a pure function of (seed, epoch, key): the same at any rank, thread and order.
+
+A key stands for a sample, or for one of its draws where an epoch repeats it (plan.Share.keys).
+"""
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -10,15 +14,26 @@ ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """(n, count) float64 in [0, 1), hashed from (seed, epoch, sample, column).
+class Stream(IntEnum):
+    """What random numbers are for. Each purpose has its own, so switching one on leaves the others as they were."""
+
+    CROP = 0
+    COLOUR = 1
+    RANDAUGMENT = 2
+    ERASE = 3
+    NOISE = 4
+    MIX = 5
+
+
+def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:
+    """(n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) integers.
 
     splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") over a
-    counter: no state, so no order of calls can matter.
+    counter: no state, so no order of calls can matter. A larger ``count`` only adds columns.
     """
     with np.errstate(over="ignore"):
-        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch))
-        rows = mix64(key ^ mix64(samples.astype(np.uint64) + _GOLDEN))
+        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))
+        rows = mix64(key ^ mix64(keys.astype(np.uint64) + _GOLDEN))
         counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = mix64(rows[:, None] + counters[None, :])
     return (bits >> np.uint64(11)) * 2.0**-53
@@ -35,19 +50,19 @@ def mix64(x: Any) -> Any:
 def random_crops(
     seed: int,
     epoch: int,
-    samples: np.ndarray,
+    keys: np.ndarray,
     heights: np.ndarray,
     widths: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and flips for n samples, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """Boxes and flips for n keys, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
     Returns ((n, 4) int64 boxes as left, top, right, bottom in pixels, inside each image; (n,) bool flips).
     """
-    n = len(samples)
-    u = uniforms(seed, epoch, samples, 4 * ATTEMPTS + 1)
+    n = len(keys)
+    u = uniforms(seed, epoch, keys, 4 * ATTEMPTS + 1)
     draws = u[:, : 4 * ATTEMPTS].reshape(n, ATTEMPTS, 4)
     height, width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
     area = height * width * (scale[0] + draws[..., 0] * (scale[1] - scale[0]))

@@ -147,7 +147,7 @@ def train_cutter(
     def cut(share: Share) -> Cut:
         rows = share.indices
         widths, heights = reader.widths[rows], reader.heights[rows]
-        return kind(train_views(config, seed, epoch, rows, widths, heights))
+        return kind(train_views(config, seed, epoch, share.keys, widths, heights))
 
     kind = _kind(config.geometry, device)
     return cut
@@ -160,7 +160,8 @@ def eval_cutter(
 
     def cut(share: Share) -> Cut:
         widths, heights = reader.widths[share.indices], reader.heights[share.indices]
-        return kind(eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights))
+        side, crop_pct, fit = preprocessing.image_size, preprocessing.crop_pct, preprocessing.fit
+        return kind(eval_views(side, crop_pct, widths, heights, fit))
 
     kind = _kind(geometry, device)
     return cut

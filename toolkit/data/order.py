@@ -7,7 +7,11 @@ mixer; tests/toolkit/test_order.py checks its uniformity.
 
 ``global``: one permutation of everything; every read is random. ``window``: shards are permuted, then samples within
 groups of a few shards, so that a node reads from only a few files at a time: for sets that do not fit in memory.
-toolkit/data/README.md measures what this costs in shuffle quality.
+toolkit/data/README.md measures what this costs in shuffle quality. repeats.py does either with samples that come more
+than once.
+
+A position holds a key: sample + draw * DRAW_STRIDE, where draw is 0 for a sample's first place in the epoch's table, 1
+for its second, ... Where each sample comes once, keys are samples.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ ROUNDS = 8
 _SMALL = (
     256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
 )
+#: Keys of a sample's draws are this far apart: no split has as many samples.
+DRAW_STRIDE = 1 << 40
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -31,10 +37,16 @@ _MASK = (1 << 64) - 1
 class Order(Protocol):
     """Which sample stands at which position of which epoch."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Positions of an epoch, the same in all."""
+        ...
 
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 samples at positions start..stop-1 of the epoch's permutation."""
+        ...
+
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) int64 keys there: samples and which of their draws."""
         ...
 
 
@@ -50,6 +62,10 @@ class GlobalOrder:
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """See Order."""
         return permute(np.arange(start, stop), self.num_samples, key_of(self.seed, epoch))
+
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """See Order."""
+        return self.indices(epoch, start, stop)
 
 
 class WindowOrder:
@@ -81,6 +97,10 @@ class WindowOrder:
             found[position - start : upto - start] = self.firsts[members[which]] + local - starts[which]
             position = upto
         return found
+
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """See Order."""
+        return self.indices(epoch, start, stop)
 
     def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(shards in this epoch's order, end of each in the epoch's positions); kept for the epoch under way."""

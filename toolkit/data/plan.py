@@ -1,12 +1,18 @@
 """Who sees which sample when. Pure arithmetic: no files, no process group, no state.
 
-Training rule. An epoch is a permutation of all samples (order.py), a function of (seed, epoch) of which any slice can
-be asked for. Update t takes the slice [t*B, (t+1)*B) of it, B being the global batch; the last slice may be shorter
-and is used as it is, so every sample is visited exactly once. Each slice is dealt out like cards over the world_size x
-accumulation micro-batches of the update. The samples of an update therefore do not depend on the number of processes,
-and every rank makes the same number of updates. Where a short last slice would leave a micro-batch with fewer than
-MIN_ROWS samples, it is filled with samples of the same slice marked valid=False: they weigh nothing in the loss and in
-every count (only BatchNorm's batch statistics see them, which need two rows).
+Training rule. An epoch is a permutation of all samples (order.py), some of them repeated if asked for (repeats.py): a
+function of (seed, epoch) of which any slice can be asked for. Update t takes the slice [t*B, (t+1)*B) of it, B being
+the global batch; the last slice may be shorter and is used as it is, so every position is visited once. Each slice is
+dealt out like cards over the world_size x accumulation micro-batches of the update. The samples of an update
+therefore do not depend on the number of processes, and every rank makes the same number of updates. Where a short last
+slice would leave a micro-batch with fewer than MIN_ROWS samples, it is filled with samples of the same slice marked
+valid=False: they weigh nothing in the loss and in every count (only BatchNorm's batch statistics see them, which need
+two rows).
+
+Dealing. Cards are dealt ``deal`` at a time: positions k*deal..(k+1)*deal-1 of an update lie side by side in one
+micro-batch, whatever the world size and the accumulation. Mixing (mix.py) deals pairs: positions 2k and 2k+1 are
+partners and are rows 2j and 2j+1 of their Share; of an odd number the last has no partner. All but the last group of an
+update are whole and a short one is its micro-batch's last, so groups start at multiples of ``deal`` in every Share.
 
 Evaluation rule. Samples in index order are cut into fixed batches, and batch j goes to rank j mod world_size. The
 batches, and so the logits, are the same for any number of processes. Ranks that run out get a batch of valid=False.
@@ -19,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.data.order import Order
+from toolkit.data.order import DRAW_STRIDE, Order
 
 #: BatchNorm over a 1x1 feature map cannot normalise a single row.
 MIN_ROWS = 2
@@ -35,6 +41,17 @@ class Share:
     """(n,) int64 positions in the split."""
     valid: np.ndarray
     """(n,) bool; False rows are padding and count for nothing."""
+    draws: np.ndarray = None  # type: ignore[assignment] # zeros where not given: most callers know of no repeats
+    """(n,) int64: 0 for the first time that a sample comes in an epoch, 1 for the second, ..."""
+
+    def __post_init__(self) -> None:
+        if self.draws is None:
+            object.__setattr__(self, "draws", np.zeros(len(self.indices), dtype=np.int64))
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) int64: what random crops and augmentation are hashed from, another for every draw of a sample."""
+        return self.indices + self.draws * DRAW_STRIDE
 
 
 @dataclass(frozen=True)
@@ -43,16 +60,18 @@ class TrainPlan:
 
     order: Order
     global_batch: int
+    deal: int = 1
+    """Neighbours of an update that stay in one micro-batch."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.global_batch < 1:
+        if self.num_samples < 1 or self.global_batch < 1 or self.deal < 1:
             raise ValueError(
-                f"a plan needs samples and a batch, not {self.num_samples} and {self.global_batch}"
+                f"a plan needs samples, a batch and a deal, not {self.num_samples}, {self.global_batch} and {self.deal}"
             )
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch."""
+        """Samples of an epoch, a repeated one as often as it comes."""
         return len(self.order)
 
     @property
@@ -62,13 +81,16 @@ class TrainPlan:
 
     def global_indices(self, epoch: int, step: int) -> np.ndarray:
         """(m,) int64 sample positions of one update over all ranks; m = global_batch but for the last update."""
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
-        return self.order.indices(epoch, step * self.global_batch, self._end(step))
+        return self._keys(epoch, step) % DRAW_STRIDE
 
     def count(self, step: int) -> int:
         """Samples of one update over all ranks."""
         return self._end(step) - step * self.global_batch
+
+    def _keys(self, epoch: int, step: int) -> np.ndarray:
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
+        return self.order.keys(epoch, step * self.global_batch, self._end(step))
 
     def _end(self, step: int) -> int:
         return min((step + 1) * self.global_batch, self.num_samples)
@@ -77,7 +99,7 @@ class TrainPlan:
         self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
     ) -> list[Share]:
         """The ``accumulation`` shares of ``rank`` in one update."""
-        return _dealt(self.global_indices(epoch, step), rank, world_size, accumulation)
+        return _dealt(self._keys(epoch, step), rank, world_size, accumulation, self.deal)
 
     def shares(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
@@ -87,9 +109,9 @@ class TrainPlan:
         block = max(1, BLOCK // size)  # a slice costs little more for many samples than for few
         for begin in range(first_step, self.steps_per_epoch, block):
             end = min(begin + block, self.steps_per_epoch)
-            samples = self.order.indices(epoch, begin * size, self._end(end - 1))
-            for start in range(0, len(samples), size):
-                yield from _dealt(samples[start : start + size], rank, world_size, accumulation)
+            keys = self.order.keys(epoch, begin * size, self._end(end - 1))
+            for start in range(0, len(keys), size):
+                yield from _dealt(keys[start : start + size], rank, world_size, accumulation, self.deal)
 
 
 @dataclass(frozen=True)
@@ -118,16 +140,16 @@ class EvalPlan:
                 yield Share(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
 
 
-def _dealt(samples: np.ndarray, rank: int, world_size: int, accumulation: int) -> list[Share]:
-    """The shares of ``rank`` in an update of these samples, which are dealt out like cards."""
-    parts = world_size * accumulation
+def _dealt(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[Share]:
+    """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
+    holders = np.arange(len(keys)) // deal % (world_size * accumulation)
     return [
-        _padded(samples[part::parts], samples)
-        for part in range(rank * accumulation, (rank + 1) * accumulation)
+        _padded(keys[holders == part], keys) for part in range(rank * accumulation, (rank + 1) * accumulation)
     ]
 
 
 def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
     missing = max(0, MIN_ROWS - len(own))
     valid = np.concatenate([np.ones(len(own), dtype=bool), np.zeros(missing, dtype=bool)])
-    return Share(np.concatenate([own, np.resize(pool, missing)]), valid)
+    keys = np.concatenate([own, np.resize(pool, missing)])
+    return Share(keys % DRAW_STRIDE, valid, keys // DRAW_STRIDE)

@@ -18,6 +18,8 @@ from PIL import Image
 BILINEAR = (
     Image.Resampling.BILINEAR
 )  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
+#: What happens to the part of an image that is not square.
+FITS = ("crop", "stretch")
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,25 @@ class Preprocessing:
     crop_pct: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: str = "crop"
+    """crop: the central square of ``crop_pct`` of the short side; stretch: the whole image, made a square."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """(S, S, 3) uint8: torchvision's Resize(S / crop_pct) and CenterCrop(S) on Pillow pixels, to the byte."""
-        return center_crop(decode_rgb(data), self.image_size, self.crop_pct)
+        """(S, S, 3) uint8: torchvision's transform on Pillow pixels, to the byte.
+
+        Resize(S / crop_pct) and CenterCrop(S) for fit "crop", Resize((S, S)) for "stretch".
+        """
+        return self.square(decode_rgb(data))
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB image."""
+        if self.fit == "stretch":
+            return stretch(image, self.image_size)
+        return center_crop(image, self.image_size, self.crop_pct)
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
@@ -60,3 +77,8 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     resized = image if image.size == (width, height) else image.resize((width, height), BILINEAR)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def stretch(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
+    return np.asarray(image if image.size == (size, size) else image.resize((size, size), BILINEAR))

@@ -2,7 +2,8 @@
 
 A view resizes ``box`` of the image to ``resized`` (Pillow's antialiased bilinear filter, edges of the box clamped) and
 takes the square window of side S whose corner is ``corner``, mirrored if ``flip``. A training crop is a view whose
-window is the whole resized box; the evaluation transform is one whose box is the whole image.
+window is the whole resized box; the evaluation transform is one whose box is the whole image (and whose window is the
+whole resized box too where it stretches).
 """
 
 from __future__ import annotations
@@ -63,26 +64,34 @@ class Views:
 
 
 def train_views(
-    config: DataConfig, seed: int, epoch: int, samples: np.ndarray, widths: np.ndarray, heights: np.ndarray
+    config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
-    """Random crops and flips, a pure function of (seed, epoch, sample)."""
+    """Random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.Share.keys."""
     boxes, flips = random_crops(
-        seed, epoch, samples, heights, widths, config.crop_scale, config.crop_ratio, config.flip
+        seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip
     )
-    n, side = len(samples), config.image_size
+    n, side = len(keys), config.image_size
     resized = np.full((n, 2), side, dtype=np.int64)
     return Views(side, widths, heights, boxes, resized, np.zeros((n, 2), dtype=np.int64), flips)
 
 
-def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray) -> Views:
-    """torchvision's Resize(side / crop_pct) and CenterCrop(side), with its integer rounding."""
-    resized = np.array(
-        [resized_size(w, h, side, crop_pct) for w, h in zip(widths.tolist(), heights.tolist(), strict=True)],
-        dtype=np.int64,
-    ).reshape(-1, 2)
+def eval_views(
+    side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray, fit: str = "crop"
+) -> Views:
+    """The evaluation transform.
+
+    fit "crop": torchvision's Resize(side / crop_pct) and CenterCrop(side), with its integer rounding. "stretch":
+    Resize((side, side)), the whole image whatever its shape; ``crop_pct`` then plays no part.
+    """
+    n = len(widths)
+    if fit == "stretch":
+        resized = np.full((n, 2), side, dtype=np.int64)
+    else:
+        pairs = zip(widths.tolist(), heights.tolist(), strict=True)
+        sizes = [resized_size(w, h, side, crop_pct) for w, h in pairs]
+        resized = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     # torchvision rounds half to even, as numpy does
     corners = np.rint((resized - side) / 2.0).astype(np.int64)
-    n = len(widths)
     boxes = np.stack([np.zeros(n, np.int64), np.zeros(n, np.int64), widths, heights], axis=1)
     return Views(side, widths, heights, boxes, resized, corners, np.zeros(n, dtype=bool))
 

@@ -1,0 +1,8 @@
+"""`accelerate launch launch/tune.py ...`: `posters tune ...` in every process of the launch."""
+
+import sys
+
+from toolkit.cli import run
+
+if __name__ == "__main__":
+    run(["tune", *sys.argv[1:]])

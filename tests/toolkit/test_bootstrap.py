@@ -1,0 +1,235 @@
+"""The bootstrap, and the weighted metrics under it: scikit-learn with sample weights is the referee."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    fbeta_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+from toolkit.bootstrap import (
+    Difference,
+    bootstrap,
+    confidence_intervals,
+    genre_differences,
+    genre_intervals,
+    paired_difference,
+    resample_weights,
+)
+from toolkit.metrics import bce_from_probabilities, ranking_metrics, threshold_metrics
+from toolkit.reliability import calibration_summary
+from toolkit.weighted_metrics import Answers, WeightedMetrics
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+PREVALENCE = np.array([0.6, 0.3, 0.1, 0.05, 0.02])
+
+
+def simulate(num_samples: int, seed: int = 0, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Targets of long-tailed prevalence, and calibrated probabilities of some skill."""
+    rng = np.random.default_rng(seed)
+    targets = rng.random((num_samples, 5)) < PREVALENCE
+    logits = skill * (rng.normal(size=targets.shape) + targets - 0.5) + np.log(PREVALENCE / (1 - PREVALENCE))
+    return targets, 1 / (1 + np.exp(-logits))
+
+
+@st.composite
+def problems(draw):
+    """(targets, probabilities, weights); coarse scores, so that ties are common, and some weights of 0."""
+    shape = draw(st.tuples(st.integers(2, 20), st.integers(1, 4)))
+    targets = draw(arrays(np.int64, shape, elements=st.integers(0, 1)))
+    tenths = draw(arrays(np.int64, shape, elements=st.integers(0, 10)))
+    weights = draw(arrays(np.int64, shape[0], elements=st.integers(0, 3)).filter(lambda w: w.any()))
+    return targets, tenths / 10, weights
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_weights_of_one_give_the_plain_metrics(problem):
+    targets, probabilities, _ = problem
+    measured = WeightedMetrics(targets, Answers(probabilities >= 0.5, probabilities))(
+        np.ones((1, len(targets)))
+    )
+    genres = [str(g) for g in range(targets.shape[1])]
+    plain = threshold_metrics(targets, probabilities, 0.5) | ranking_metrics(targets, probabilities, genres)
+    plain |= calibration_summary(targets, probabilities)
+    plain["loss"] = bce_from_probabilities(targets, probabilities)
+    for name, values in measured.metrics.items():
+        if plain[name] is None:
+            assert np.isnan(values[0])
+        else:
+            assert values[0] == pytest.approx(plain[name], abs=1e-12), name
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_weighted_metrics_are_scikit_learns(problem):
+    targets, probabilities, weights = problem
+    named = probabilities >= 0.4
+    measured = WeightedMetrics(targets, Answers(named, probabilities))(weights[None])
+    got = {name: values[0] for name, values in measured.metrics.items()}
+    support = weights @ targets
+    some, both = np.flatnonzero(support > 0), np.flatnonzero((support > 0) & (support < weights.sum()))
+    columns = [(targets[:, g], probabilities[:, g]) for g in range(targets.shape[1])]
+    expected = {
+        "mAP": [average_precision_score(*columns[g], sample_weight=weights) for g in some],
+        "roc_auc": [roc_auc_score(*columns[g], sample_weight=weights) for g in both],
+        "loss": [
+            log_loss(t, np.clip(p, 1e-7, 1 - 1e-7), sample_weight=weights, labels=[0, 1]) for t, p in columns
+        ],
+    }
+    for name, values in expected.items():
+        assert got[name] == pytest.approx(np.mean(values), abs=1e-9) if values else np.isnan(got[name])
+    # One column per element: micro averages weigh every element of a sample alike.
+    flat = {"y_true": targets.ravel(), "y_pred": named.ravel(), "zero_division": 0}
+    flat["sample_weight"] = np.repeat(weights, targets.shape[1])
+    assert got["micro_f1"] == pytest.approx(f1_score(**flat))
+    assert got["micro_f0.5"] == pytest.approx(fbeta_score(**flat, beta=0.5))
+    assert got["micro_precision"] == pytest.approx(precision_score(**flat))
+    assert got["micro_recall"] == pytest.approx(recall_score(**flat))
+    f1 = [f1_score(targets[:, g], named[:, g], sample_weight=weights, zero_division=0) for g in some]
+    assert got["macro_f1"] == pytest.approx(np.mean(f1) if f1 else 0.0)
+    right = (targets == named).all(axis=1)
+    exact = accuracy_score(np.ones(len(right)), right, sample_weight=weights)
+    assert got["subset_accuracy"] == pytest.approx(exact)
+
+
+def test_repeating_samples_is_the_same_as_weighing_them():
+    targets, probabilities = simulate(60)
+    weights = np.random.default_rng(1).integers(0, 4, size=60)
+    rows = np.repeat(np.arange(60), weights)
+    whole = WeightedMetrics(targets, Answers(probabilities > 0.3, probabilities))(weights[None])
+    part = WeightedMetrics(targets[rows], Answers(probabilities[rows] > 0.3, probabilities[rows]))
+    again = part(np.ones((1, len(rows))))
+    for name in whole.metrics:
+        assert whole.metrics[name] == pytest.approx(again.metrics[name], nan_ok=True), name
+    for name in whole.per_genre:
+        assert whole.per_genre[name] == pytest.approx(again.per_genre[name], nan_ok=True), name
+
+
+def test_genres_without_positives_in_a_resample_count_in_no_mean():
+    targets = np.array([[1, 1], [1, 0], [0, 0]])
+    probabilities = np.array([[0.9, 0.8], [0.2, 0.9], [0.6, 0.1]])
+    measured = WeightedMetrics(targets, Answers(probabilities > 0.5, probabilities))([[0, 2, 1], [1, 1, 1]])
+    assert np.isnan(measured.per_genre["ap"][0, 1]) and not np.isnan(measured.per_genre["ap"][1, 1])
+    assert measured.metrics["mAP"][0] == measured.per_genre["ap"][0, 0]
+    assert measured.metrics["macro_f1"][0] == measured.per_genre["f1"][0, 0]
+
+
+def test_a_resample_draws_as_many_samples_as_there_are():
+    weights = np.concatenate(list(resample_weights(50, rounds=300, seed=5)))
+    assert weights.shape == (300, 50) and (weights.sum(axis=1) == 50).all()
+    # Drawn with replacement: a sample is left out of (1 - 1/50)^50 = 36% of the resamples, and comes once on average.
+    assert (weights == 0).mean() == pytest.approx((1 - 1 / 50) ** 50, abs=0.01)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=0.25)
+
+
+def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch):
+    whole = np.concatenate(list(resample_weights(30, rounds=40, seed=2)))
+    monkeypatch.setattr("toolkit.bootstrap.CHUNK", 100)
+    parts = list(resample_weights(30, rounds=40, seed=2))
+    assert len(parts) > 10 and np.array_equal(np.concatenate(parts), whole)
+
+
+def test_intervals_hold_the_value_and_shrink_with_more_samples():
+    widths = []
+    for num_samples in (150, 2400):
+        targets, probabilities = simulate(num_samples)
+        answers = {"model": Answers(probabilities >= 0.3, probabilities)}
+        intervals = confidence_intervals(bootstrap(targets, answers, rounds=300)["model"])
+        for name, (value, low, high) in intervals.items():
+            assert value is not None and low is not None and high is not None
+            assert low <= value <= high, name
+        assert intervals["mAP"].value == pytest.approx(
+            np.mean([average_precision_score(targets[:, g], probabilities[:, g]) for g in range(5)])
+        )
+        widths.append({name: high - low for name, (_, low, high) in intervals.items()})  # type: ignore[operator]
+    for name in ("mAP", "micro_f1", "loss", "subset_accuracy", "roc_auc"):
+        assert widths[1][name] < 0.5 * widths[0][name], name  # 16 times the samples: a quarter of the width
+
+
+def test_an_interval_is_about_as_wide_as_theory_has_it():
+    targets, probabilities = simulate(500)
+    answers = {"model": Answers(probabilities >= 0.5, probabilities)}
+    value, low, high = confidence_intervals(bootstrap(targets, answers)["model"])["subset_accuracy"]
+    assert value is not None and low is not None and high is not None
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(value * (1 - value) / 500), rel=0.1)
+
+
+def test_a_model_does_not_differ_from_itself():
+    targets, probabilities = simulate(100)
+    answers = {name: Answers(probabilities >= 0.3, probabilities.copy()) for name in ("a", "b")}
+    draws = bootstrap(targets, answers, rounds=100)
+    for name, difference in paired_difference(draws["a"], draws["b"]).items():
+        assert difference == Difference(0.0, 0.0, 0.0, 1.0), name
+        assert not difference.real
+    for difference in genre_differences(draws["a"], draws["b"], "ap"):
+        assert difference.value in (0.0, None) and not difference.real
+
+
+def test_a_better_model_is_told_from_noise_and_noise_is_not():
+    targets, good = simulate(800, skill=1.5)
+    rng = np.random.default_rng(3)
+    noise = np.clip(good + rng.normal(0, 1e-4, good.shape), 0, 1)
+    poor = np.clip(rng.permuted(good, axis=0), 0, 1)
+    answers = {name: Answers(p >= 0.3, p) for name, p in (("good", good), ("noise", noise), ("poor", poor))}
+    draws = bootstrap(targets, answers, rounds=300)
+    against_poor = paired_difference(draws["good"], draws["poor"])
+    assert against_poor["mAP"].real and against_poor["mAP"].value > 0.1 and against_poor["mAP"].p < 0.01  # type: ignore[operator]
+    assert against_poor["loss"].real and against_poor["loss"].value < 0  # type: ignore[operator]
+    assert not paired_difference(draws["good"], draws["noise"])["mAP"].real
+    # Paired: the difference of two like models is known far better than either.
+    difference = paired_difference(draws["good"], draws["noise"])["mAP"]
+    alone = confidence_intervals(draws["good"])["mAP"]
+    assert difference.high - difference.low < 0.2 * (alone.high - alone.low)  # type: ignore[operator]
+
+
+def test_the_order_of_the_pair_turns_the_sign():
+    targets, good = simulate(200)
+    answers = {"a": Answers(good >= 0.3, good), "b": Answers(good >= 0.1, 1 - good)}
+    draws = bootstrap(targets, answers, rounds=100)
+    there, back = paired_difference(draws["a"], draws["b"]), paired_difference(draws["b"], draws["a"])
+    for name, (value, low, high, p) in there.items():
+        assert back[name] == pytest.approx((-value, -high, -low, p)), name  # type: ignore[operator]
+
+
+def test_what_gives_no_probabilities_has_no_ranking():
+    targets, probabilities = simulate(50)
+    draws = bootstrap(
+        targets, {"top": Answers(np.ones_like(targets)), "model": Answers(targets, probabilities)}, rounds=20
+    )
+    assert "mAP" not in confidence_intervals(draws["top"])
+    assert set(paired_difference(draws["model"], draws["top"])) == set(draws["top"].plain.metrics)
+
+
+def test_a_genre_without_positives_has_no_interval():
+    targets, probabilities = simulate(40)
+    targets[:, 4] = False
+    draws = bootstrap(targets, {"model": Answers(targets, probabilities)}, rounds=20)["model"]
+    *some, none = genre_intervals(draws, "ap")
+    assert none == (None, None, None)
+    assert all(low <= high for _, low, high in some if low is not None and high is not None)
+
+
+def test_broken_input():
+    targets, probabilities = simulate(10)
+    with pytest.raises(ValueError, match="named must have shape"):
+        WeightedMetrics(targets, Answers(targets[:5]))
+    measure = WeightedMetrics(targets, Answers(targets, probabilities))
+    with pytest.raises(ValueError, match="weights must have shape"):
+        measure(np.ones((1, 9)))
+    with pytest.raises(ValueError, match="must not be negative"):
+        measure(np.zeros((1, 10)))
+    with pytest.raises(ValueError, match="at least one sample"):
+        next(resample_weights(0))

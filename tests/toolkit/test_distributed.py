@@ -1,0 +1,33 @@
+"""Thawing under DDP in two real processes: gradients of what thawed are reduced, and the old wrapper is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from toolkit_helpers import launch_2
+from torch import nn
+
+from toolkit.distributed import rewrap
+
+PROBE = Path(__file__).with_name("probe_rewrap.py")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_rewrapping(precision: str):
+    run = launch_2(PROBE, precision)
+    assert run.returncode == 0, run.stderr
+    seen = [json.loads(part.splitlines()[0]) for part in run.stdout.split("SAW ")[1:]]
+    assert len(seen) == 2
+    for saw in seen:
+        assert saw.pop("known models") == 1
+        assert saw.pop("wrapped") == saw.pop("still wrapped") == "DistributedDataParallel"
+        assert all(saw.values()), saw
+
+
+def test_a_model_without_a_wrapper_is_left_alone():
+    model = nn.Linear(1, 1)
+    accelerator = Accelerator(cpu=True)
+    assert rewrap(accelerator, accelerator.prepare_model(model)) is model

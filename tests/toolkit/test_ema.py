@@ -1,0 +1,78 @@
+"""The moving average: another thing than the weights, by the stated recursion, and what is frozen stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from train_tools import make_updater, make_updates, state_of
+
+from toolkit.ema import build_ema, restore_ema
+from toolkit.models import HeadSpec, build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OPTIONS = ["--train.ema=0.9", "--model.freeze=[stem]"]
+
+
+def test_no_decay_no_average():
+    assert build_ema(torch.nn.Linear(1, 1), 0.0) is None
+
+
+def test_it_is_the_stated_recursion_and_not_the_weights(shard_set: Path, tmp_path: Path):
+    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    ema = updater.parts.ema
+    assert ema is not None
+    expected = {k: v.double() for k, v in state_of(updater.plain_model).items()}
+    for number in range(1, 7):
+        make_updates(updater, plan, 1, 0.01, first=number)
+        decay = min(0.9, 1 - number ** (-2 / 3))  # 0 after the first update, then rising
+        for name, value in updater.plain_model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * value.double()
+            else:
+                expected[name] = value.double()
+    live, average = updater.plain_model.state_dict(), ema.module.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name].double(), value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(average["layer4.0.conv1.weight"], live["layer4.0.conv1.weight"])
+    assert not torch.equal(average["layer4.0.bn1.running_var"], live["layer4.0.bn1.running_var"])
+    assert torch.equal(average["layer4.0.bn1.num_batches_tracked"], live["layer4.0.bn1.num_batches_tracked"])
+
+
+def test_what_is_frozen_is_averaged_to_itself_bit_for_bit(shard_set: Path, tmp_path: Path):
+    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    before = state_of(updater.plain_model)
+    make_updates(updater, plan, 8, 0.01)
+    ema = updater.parts.ema
+    assert ema is not None
+    average = ema.module.state_dict()
+    for name, value in before.items():
+        held = name.startswith(("conv1.", "bn1."))
+        assert torch.equal(average[name], value) == held, name
+
+
+def test_it_draws_nothing_and_never_trains():
+    torch.manual_seed(3)
+    model = build_model("test_resnet", 3, HeadSpec("linear", (), 0.5), 32)
+    before = torch.get_rng_state()
+    ema = build_ema(model, 0.99)
+    assert ema is not None and torch.equal(torch.get_rng_state(), before)
+    model.train()
+    ema.update(model, step=5)
+    assert not any(module.training for module in ema.module.modules())
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+
+
+def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
+    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    make_updates(updater, plan, 3, 0.01)
+    ema, other = updater.parts.ema, build_ema(updater.plain_model, 0.9)
+    assert ema is not None and other is not None
+    restore_ema(other, state_of(ema.module))
+    for average in (ema, other):
+        average.update(updater.plain_model, step=4)
+    assert all(
+        torch.equal(a, b) for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True)
+    )

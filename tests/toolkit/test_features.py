@@ -1,0 +1,99 @@
+"""Cached features: those of the whole model, in sample order, read back and not computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shards.manifest import Manifest
+from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import Preprocessing
+from toolkit.features import FeatureBank, backbone_features, backbone_hash, classifier_path
+from toolkit.models import HeadSpec, build_model
+
+SIZE = 32
+PREPROCESSING = Preprocessing(SIZE, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model("test_resnet", 5, HeadSpec("linear", (), 0.3), SIZE).eval()
+
+
+@pytest.fixture
+def reader(shard_set: Path) -> ShardReader:
+    return ShardReader.of_split(shard_set, "val", Manifest.read(shard_set))
+
+
+def bank(model: torch.nn.Module, folder: Path, **augment: float) -> FeatureBank:
+    config = Config(
+        data=DataConfig(image_size=SIZE, workers=1),
+        augment=AugmentConfig(**augment),  # type: ignore[arg-type]
+        train=TrainConfig(eval_batch_size=4),
+    )
+    return FeatureBank(Accelerator(cpu=True), model, config, PREPROCESSING, folder, "set")
+
+
+def test_features_are_what_the_classifier_is_given(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
+):
+    found = bank(model, tmp_path).evaluation_view(reader, "val")
+    assert found.decoded.all() and found.values.shape == (len(reader), model.num_features)
+    pixels = np.stack([PREPROCESSING(reader.image_bytes(i)) for i in range(len(reader))])
+    images = PREPROCESSING.normalize(torch.from_numpy(pixels))
+    with torch.inference_mode():
+        expected = model(images)
+        classifier = model.get_submodule(classifier_path(model))
+        assert torch.allclose(classifier(torch.from_numpy(found.values).float()), expected, atol=0.02)
+    assert expected.std() > 0.05  # the tolerance is small beside what the logits say
+
+
+def test_what_was_computed_is_read_back(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
+):
+    first = bank(model, tmp_path).training_view(reader, 1)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_mtime_ns
+    again = bank(model, tmp_path).training_view(reader, 1)
+    assert path.stat().st_mtime_ns == before and list(tmp_path.iterdir()) == [path]
+    assert (again.values == first.values).all() and (again.decoded == first.decoded).all()
+
+
+def test_files_are_named_by_what_decides_them(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
+):
+    views = [
+        bank(model, tmp_path).training_view(reader, 0),
+        bank(model, tmp_path).training_view(reader, 1),
+        bank(model, tmp_path, brightness=0.5).training_view(reader, 0),
+        bank(model, tmp_path).evaluation_view(reader, "train"),
+    ]
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    views.append(bank(model, tmp_path).training_view(reader, 0))
+    assert len(list(tmp_path.iterdir())) == len(views)
+    for i, one in enumerate(views):
+        for other in views[:i]:
+            assert not np.array_equal(one.values, other.values)
+
+
+def test_the_hash_is_of_the_backbone_alone(model: torch.nn.Module):
+    before = backbone_hash(model)
+    with torch.no_grad():
+        model.get_submodule(classifier_path(model)).weight.zero_()  # type: ignore[operator]
+    assert backbone_hash(model) == before
+    with torch.no_grad():
+        next(model.buffers()).add_(1)
+    assert backbone_hash(model) != before
+
+
+def test_no_dropout_in_features(model: torch.nn.Module):
+    images = torch.randn(3, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        assert torch.equal(backbone_features(model, images), backbone_features(model, images))

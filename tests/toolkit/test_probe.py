@@ -1,0 +1,117 @@
+"""The head that trains on cached features, and the whole model that it ends in."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
+from toolkit.data.reader import ShardReader
+from toolkit.features import Features, backbone_features, classifier_path
+from toolkit.models import HeadSpec, build_model
+from toolkit.probe import FeatureFeed, build_head, merge
+
+
+def features(n: int, width: Any, seed: int, decoded: bool = True) -> Features:
+    rng = np.random.default_rng(seed)
+    flags = np.ones(n, dtype=bool) if decoded else rng.random(n) < 0.8
+    return Features(rng.normal(2.0, 3.0, (n, width)).astype(np.float16), flags)
+
+
+@pytest.mark.parametrize(
+    "head", [HeadSpec("linear", (), 0.3), HeadSpec("mlp", (8, 6), 0.3), HeadSpec("mlp", (), 0.3)]
+)
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto", "test_vit"])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_merging_gives_the_heads_logits_on_pixels(name: str, head: HeadSpec, standardize: bool):
+    torch.manual_seed(1)
+    size = 160 if name == "test_vit" else 32
+    model = build_model(name, 4, head, size).eval()
+    images = torch.randn(6, 3, size, size)
+    with torch.inference_mode():
+        found = backbone_features(model, images)
+    views = [Features(found.half().numpy(), np.ones(6, dtype=bool))]
+    probe = build_head(model, views, standardize).eval()
+    with torch.no_grad():  # as if trained
+        for parameter in probe.classifier.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    before = copy.deepcopy(model.state_dict())
+    whole = merge(model, probe)
+    with torch.inference_mode():
+        assert torch.allclose(whole(images), probe(found), atol=1e-3)
+        assert not torch.allclose(whole(images), model(images), atol=1e-3)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert [name for name, _ in whole.named_parameters()] == [name for name, _ in model.named_parameters()]
+
+
+def test_standardising_gives_mean_zero_and_deviation_one():
+    model = build_model("test_resnet", 4, HeadSpec("linear", (), 0.0), 32)
+    views = [features(500, model.num_features, seed, decoded=False) for seed in (0, 1)]
+    head = build_head(model, views, standardize=True)
+    rows = torch.from_numpy(np.concatenate([v.values[v.decoded] for v in views])).float()
+    scaled = (rows - head.mean) / head.deviation
+    assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0, unbiased=False) - 1).abs().max() < 1e-3
+    plain = build_head(model, views, standardize=False)
+    assert torch.equal((rows - plain.mean) / plain.deviation, rows)
+
+
+def test_only_the_classifier_is_trained():
+    model = build_model("test_resnet", 4, HeadSpec("mlp", (8,), 0.5), 32)
+    head = build_head(model, [features(9, model.num_features, 0)], standardize=True)
+    wanted = sum(p.numel() for p in model.get_submodule(classifier_path(model)).parameters())
+    assert sum(p.numel() for p in head.parameters()) == wanted
+
+
+@pytest.fixture
+def reader(shard_set: Path) -> ShardReader:
+    return ShardReader.of_split(shard_set, "train", Manifest.read(shard_set))
+
+
+def feed(reader: ShardReader, **options: object) -> FeatureFeed:
+    config = Config(
+        data=DataConfig(**options),  # type: ignore[arg-type]
+        train=TrainConfig(batch_size=8),
+    )
+    views = [features(len(reader), 6, seed, decoded=False) for seed in range(3)]
+    return FeatureFeed(config, reader, views, features(7, 6, 9, decoded=False), Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "genre"])
+def test_an_epoch_is_the_plans_with_the_views_in_turn(reader: ShardReader, sampling: str):
+    source = feed(reader, sampling=sampling, repeat_below=0.5)
+    for epoch in range(4):
+        batches = list(source.batches(epoch, 0))
+        expected = list(source.plan.shares(epoch, 0, 1))
+        assert len(batches) == len(expected) == source.plan.steps_per_epoch
+        for batch, share in zip(batches, expected, strict=True):
+            assert (batch.share.indices == share.indices).all()
+            for row, (sample, draw) in enumerate(zip(share.indices, share.draws, strict=True)):
+                view = source.views[(epoch + int(draw)) % 3]
+                assert (batch.images[row].numpy() == view.values[sample].astype(np.float32)).all()
+                assert batch.share.valid[row] == (share.valid[row] and view.decoded[sample])
+    resumed = list(source.batches(2, 3))
+    assert (resumed[0].share.indices == list(source.plan.shares(2, 0, 1))[3].indices).all()
+
+
+def test_validation_gives_every_sample_its_logits(reader: ShardReader):
+    source = feed(reader)
+    linear = torch.nn.Linear(6, 2)
+    logits, decoded = source.validate(linear)
+    assert (decoded == source.val.decoded).all() and not decoded.all()
+    with torch.inference_mode():
+        expected = linear(torch.from_numpy(source.val.values).float()).numpy()
+    assert np.allclose(logits[decoded], expected[decoded], atol=1e-6) and (logits[~decoded] == 0).all()
+
+
+def test_mixing_pixels_is_refused(reader: ShardReader):
+    config = Config(augment=AugmentConfig(mixup=0.2))
+    with pytest.raises(UserError, match="feature_views 0"):
+        FeatureFeed(config, reader, [features(len(reader), 6, 0)], features(7, 6, 9), Accelerator(cpu=True))

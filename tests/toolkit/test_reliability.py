@@ -1,0 +1,102 @@
+"""Calibration errors and reliability curves against a plain loop and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from toolkit.reliability import (
+    calibration_summary,
+    expected_calibration_error,
+    genre_calibration_errors,
+    reliability_curve,
+)
+
+
+def plain_ece(targets, probabilities, bins):
+    """As the definition reads, an element at a time."""
+    held: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
+    for y, p in zip(targets.ravel(), probabilities.ravel(), strict=True):
+        held[min(int(p * bins), bins - 1)].append((float(y), float(p)))
+    error = 0.0
+    for bin in held:
+        if bin:
+            frequency = sum(y for y, _ in bin) / len(bin)
+            confidence = sum(p for _, p in bin) / len(bin)
+            error += len(bin) / targets.size * abs(frequency - confidence)
+    return error
+
+
+problems = st.tuples(st.integers(1, 30), st.integers(1, 4)).flatmap(
+    lambda shape: st.tuples(
+        arrays(np.bool_, shape), arrays(np.float64, shape, elements=st.floats(0, 1, width=32))
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=problems, bins=st.integers(1, 20))
+def test_it_is_the_plain_definition(problem, bins):
+    targets, probabilities = problem
+    assert expected_calibration_error(targets, probabilities, bins) == pytest.approx(
+        plain_ece(targets, probabilities, bins), abs=1e-12
+    )
+    errors = genre_calibration_errors(targets, probabilities, bins)
+    for column in range(targets.shape[1]):
+        alone = plain_ece(targets[:, [column]], probabilities[:, [column]], bins)
+        assert errors[column] == pytest.approx(alone, abs=1e-12)
+
+
+def test_by_hand():
+    targets = np.array([[1, 0], [1, 0], [0, 0], [1, 1]])
+    probabilities = np.array([[0.9, 0.1], [0.7, 0.1], [0.7, 0.2], [0.7, 0.1]])
+    # Halves: upper 4 elements of genre 0, mean 0.75, 3 of 4 positive: 0; lower: mean 0.125, 1 of 4: 0.125.
+    assert expected_calibration_error(targets, probabilities, 2) == pytest.approx(0.5 * 0.125)
+    assert genre_calibration_errors(targets, probabilities, 2) == pytest.approx([0.0, 0.125])
+    low, high = reliability_curve(targets, probabilities, 2)
+    assert low == {
+        "centre": 0.25,
+        "count": 4,
+        "predicted": pytest.approx(0.125),
+        "observed": pytest.approx(0.25),
+    }
+    assert (high["centre"], high["count"], high["observed"]) == (0.75, 4, 0.75)
+
+
+def test_pooling_may_hide_what_genres_show():
+    # One genre named too often, the other too seldom by as much, at the same probability.
+    targets = np.array([[0, 1], [0, 1], [0, 1], [0, 1]])
+    probabilities = np.full((4, 2), 0.5)
+    assert expected_calibration_error(targets, probabilities) == 0.0
+    assert genre_calibration_errors(targets, probabilities).tolist() == [0.5, 0.5]
+    summary = calibration_summary(targets, probabilities)
+    assert (summary["ece"], summary["ece_macro"], len(summary["curve"])) == (0.0, 0.5, 15)
+
+
+def test_frequencies_that_are_met_give_no_error_and_others_do():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((20_000, 3))
+    targets = rng.random((20_000, 3)) < probabilities
+    assert expected_calibration_error(targets, probabilities) < 0.01
+    assert expected_calibration_error(targets, probabilities**2) > 0.1
+
+
+@settings(max_examples=50, deadline=None)
+@given(problem=problems)
+def test_a_curve_holds_every_element_once(problem):
+    targets, probabilities = problem
+    rows = reliability_curve(targets, probabilities)
+    assert sum(row["count"] for row in rows) == targets.size
+    assert all((row["predicted"] is None) == (row["count"] == 0) == (row["observed"] is None) for row in rows)
+    positives = sum(row["count"] * row["observed"] for row in rows if row["count"])
+    assert positives == pytest.approx(targets.sum())
+
+
+def test_broken_input_is_refused():
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        expected_calibration_error([[1]], [[0.5]], 0)
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        expected_calibration_error([[1]], [[2.0]])

@@ -1,0 +1,275 @@
+"""The numbers of a report: scikit-learn is the referee, and each sentence follows from its figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from report_tools import GENRES, SAMPLES, decisions, material, said, simulate
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    fbeta_score,
+    log_loss,
+    precision_recall_fscore_support,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+from toolkit.bootstrap import Difference
+from toolkit.label_errors import have_cleanlab
+from toolkit.reliability import expected_calibration_error
+from toolkit.report.build import Report, build_report, calibration
+from toolkit.report.examples import SHOWN, choose_groups, evidence
+from toolkit.report.findings import in_words
+from toolkit.report.together import Instead, pairs, together
+
+ROUNDS = 100
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return build_report(material(), label_errors=have_cleanlab(), rounds=ROUNDS)
+
+
+def test_the_headline_is_scikit_learns(report: Report):
+    targets, logits = simulate()
+    probabilities, named = decisions().probabilities(logits), decisions().named(logits)
+    shown = {row["metric"]: row for row in report.numbers["headline"]}
+    some = targets.any(axis=0)
+    assert not some.all()  # the last genre has no positive and counts in no macro mean
+    truth, score, said_so = targets[:, some], probabilities[:, some], named[:, some]
+    expected = {
+        "mAP": average_precision_score(truth, score),
+        "roc_auc": roc_auc_score(truth, score),
+        "loss": np.mean([log_loss(targets[:, g], probabilities[:, g], labels=[0, 1]) for g in range(5)]),
+        "micro_f1": f1_score(targets, named, average="micro", zero_division=0),
+        "macro_f1": f1_score(truth, said_so, average="macro", zero_division=0),
+        "micro_f0.5": fbeta_score(targets, named, beta=0.5, average="micro", zero_division=0),
+        "macro_f0.5": fbeta_score(truth, said_so, beta=0.5, average="macro", zero_division=0),
+        "micro_precision": precision_score(targets, named, average="micro", zero_division=0),
+        "micro_recall": recall_score(targets, named, average="micro", zero_division=0),
+        "macro_precision": precision_score(truth, said_so, average="macro", zero_division=0),
+        "macro_recall": recall_score(truth, said_so, average="macro", zero_division=0),
+        "subset_accuracy": accuracy_score(targets, named),
+        "predicted_per_sample": named.sum() / SAMPLES,
+        "ece": expected_calibration_error(targets, probabilities),
+    }
+    assert set(expected) | {"ece_macro"} == set(shown)
+    for metric, value in expected.items():
+        assert shown[metric]["value"] == pytest.approx(value, abs=1e-9), metric
+        assert shown[metric]["low"] <= shown[metric]["value"] <= shown[metric]["high"]
+    assert shown["mAP"]["low"] < shown["mAP"]["high"]
+
+
+def test_the_table_of_genres_is_scikit_learns(report: Report):
+    targets, logits = simulate()
+    probabilities, named = decisions().probabilities(logits), decisions().named(logits)
+    precision, recall, f1, support = precision_recall_fscore_support(targets, named, zero_division=0)
+    for column, row in enumerate(report.numbers["per_genre"]):
+        assert row["genre"] == GENRES[column] and row["support"] == support[column]
+        assert row["threshold"] == decisions().thresholds[column]
+        if support[column]:
+            ap = average_precision_score(targets[:, column], probabilities[:, column])
+            assert row["ap"] == pytest.approx(ap) and row["ap_low"] < ap < row["ap_high"]
+            assert row["precision"] == pytest.approx(precision[column])
+            assert row["recall"] == pytest.approx(recall[column])
+            assert row["f1"] == pytest.approx(f1[column])
+        else:
+            assert row["ap"] is row["ap_low"] is row["recall"] is row["f1"] is None
+        ece = expected_calibration_error(targets[:, [column]], probabilities[:, [column]])
+        assert row["ece"] == pytest.approx(ece)
+
+
+def test_every_difference_is_of_the_figures_beside_it(report: Report):
+    targets, logits = simulate()
+    compared = {row["kind"]: row["rows"] for row in report.numbers["comparisons"]}
+    assert set(compared) == {"baselines", "single", "run"}
+    for row in [row for rows in compared.values() for row in rows]:
+        assert row["difference"] == pytest.approx(row["mine"] - row["theirs"])
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["words"].startswith("real") == (row["low"] > 0 or row["high"] < 0)
+    single = decisions().probabilities(logits) >= 0.45
+    by_metric = {row["metric"]: row for row in compared["single"]}
+    assert by_metric["micro_f1"]["theirs"] == pytest.approx(f1_score(targets, single, average="micro"))
+    baselines = {row["metric"]: row for row in compared["baselines"]}
+    assert baselines["mAP"]["theirs"] == pytest.approx(
+        targets[:, :4].mean()
+    )  # AP of constants is the prevalence
+    tops = []
+    for k in (1, 2, 3):
+        named = np.zeros_like(targets)
+        named[:, [1, 0, 2][:k]] = True  # the commonest of training first
+        tops.append(f1_score(targets, named, average="micro"))
+    assert baselines["micro_f1"]["theirs"] == pytest.approx(max(tops))
+    assert baselines["micro_f1"]["beside"] == f"always top-{1 + int(np.argmax(tops))}"
+
+
+def test_the_verdict_names_its_figures(report: Report):
+    sentence = report.numbers["verdict"]["sentence"]
+    shown = {row["metric"]: row["value"] for row in report.numbers["headline"]}
+    beside = {row["metric"]: row for row in report.numbers["comparisons"][0]["rows"]}
+    times = shown["mAP"] / beside["mAP"]["theirs"]
+    assert f"mAP {shown['mAP']:.3f} on {SAMPLES} test posters, {times:.1f} times" in sentence
+    for metric in ("micro_f1", "macro_f1"):
+        words = beside[metric]["words"].removeprefix("real: ")
+        assert f"({shown[metric]:.3f} against {beside[metric]['theirs']:.3f}) is {words}" in sentence
+    assert any("run 2 <u>" in detail for detail in report.numbers["verdict"]["details"])
+
+
+def test_the_same_run_beside_itself_differs_in_nothing():
+    same = material()
+    same = replace(same, other=said(simulate()[1], decisions(), "itself"))
+    numbers = build_report(same, label_errors=False, rounds=20).numbers
+    (rows,) = [c["rows"] for c in numbers["comparisons"] if c["kind"] == "run"]
+    for row in rows:
+        assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
+        assert row["words"] == "not distinguishable"
+
+
+def test_the_worse_run_is_told(report: Report):
+    (rows,) = [c["rows"] for c in report.numbers["comparisons"] if c["kind"] == "run"]
+    by_metric = {row["metric"]: row for row in rows}
+    assert by_metric["mAP"]["words"] == by_metric["loss"]["words"] == "real: better"
+    assert by_metric["loss"]["difference"] < 0 < by_metric["mAP"]["difference"]
+    words = {row["genre"]: row["ap"]["words"] for row in report.numbers["genre_comparison"]}
+    assert words["Comedy"] == "real: better" and words["War"] == "too few posters"
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "words"),
+    [
+        ("mAP", (0.01, 0.1), "real: better"),
+        ("mAP", (-0.1, -0.01), "real: worse"),
+        ("mAP", (-0.01, 0.1), "not distinguishable"),
+        ("mAP", (0.0, 0.1), "not distinguishable"),
+        ("loss", (0.01, 0.1), "real: worse"),
+        ("ece", (-0.1, -0.01), "real: better"),
+        ("predicted_per_sample", (0.01, 0.1), "real"),
+    ],
+)
+def test_words_of_a_difference(metric: str, interval: tuple[float, float], words: str):
+    assert in_words(Difference(sum(interval) / 2, *interval, 0.5), metric) == words
+
+
+def test_calibration_before_and_after():
+    given = material()
+    targets, logits = simulate()
+    found = calibration(given.model, given.targets)
+    plain = 1 / (1 + np.exp(-logits))
+    assert found["before"]["ece"] == pytest.approx(expected_calibration_error(targets, plain))
+    after = expected_calibration_error(targets, decisions().probabilities(logits))
+    assert found["after"]["ece"] == pytest.approx(after) and after != found["before"]["ece"]
+
+
+def test_the_sweep_is_the_metric_at_each_threshold(report: Report):
+    targets, logits = simulate()
+    swept = report.numbers["threshold_sweep"]
+    for place in (10, 60, 100):
+        named = decisions().probabilities(logits) >= swept["threshold"][place]
+        expected = f1_score(targets[:, :4], named[:, :4], average="macro", zero_division=0)
+        assert swept["macro_f1"][place] == pytest.approx(expected)
+    assert swept["micro_precision"][-1] is None or swept["micro_recall"][-1] > 0
+
+
+def test_notes_say_what_limits_the_figures(report: Report):
+    notes = " ".join(report.numbers["notes"])
+    assert "No poster of this split is War" in notes
+    on_val = build_report(material(split="val", other=False), label_errors=False, rounds=5).numbers
+    assert any("optimistic" in note for note in on_val["notes"])
+    assert not any("optimistic" in note for note in report.numbers["notes"])
+
+
+# --- genres that come together, and what is said instead --------------------------------------------------
+
+
+def test_together_by_hand():
+    targets = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=bool)
+    shares = together(targets)
+    assert shares[0].tolist() == [1, 2 / 3, 0] and shares[1].tolist() == [2 / 3, 1, 0]
+    assert np.isnan(shares[2]).all()
+    named = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], dtype=bool)
+    (row,) = pairs(targets, named, ["A", "B", "C"])
+    assert (row["first"], row["second"], row["count"], row["named"], row["right"]) == ("A", "B", 2, 2, 1)
+    assert row["lift"] == pytest.approx(2 / (3 * 3 / 4))
+
+
+def test_said_instead_by_hand():
+    # 20 posters of A of which 10 are missed, B being named wrongly on 6 of these; 20 others, B wrongly on 3 of them.
+    targets = np.zeros((40, 3), dtype=bool)
+    targets[:20, 0] = True
+    targets[20:, 2] = True
+    named = targets.copy()
+    named[:10, 0] = False
+    named[:6, 1] = named[20:23, 1] = True
+    instead = Instead(targets, named)
+    assert instead.missed.tolist() == [10, 0, 0]
+    assert instead.count[0, 1] == 6 and instead.could[0, 1] == 10 and instead.usual[1] == 9 / 40
+    assert instead.times_usual[0, 1] == pytest.approx(0.6 / (9 / 40))
+    assert np.isnan(instead.times_usual[0, 0]) and np.isnan(instead.times_usual[1]).all()
+    (row,) = instead.rows(["A", "B", "C"])
+    assert row["missed"] == "A" and row["instead"] == "B" and row["share"] == 0.6
+
+
+def test_chance_is_not_said_instead():
+    targets, _ = simulate()
+    quiet = Instead(targets, targets)
+    assert not quiet.rows(GENRES) and np.isnan(quiet.times_usual).all()
+
+
+# --- posters ----------------------------------------------------------------------------------------------
+
+
+def test_groups_hold_the_right_posters():
+    given = material()
+    targets, named = given.targets, given.model.named
+    groups = {group.key: group for group in choose_groups(given)}
+    exact = (targets == named).all(axis=1)
+    assert groups["best"].examples and all(exact[e.sample] for e in groups["best"].examples)
+    assert groups["worst"].examples and not any(exact[e.sample] for e in groups["worst"].examples)
+    for group in groups.values():
+        samples = [example.sample for example in group.examples]
+        assert len(set(samples)) == len(samples) <= SHOWN
+    for key, verdict in (("wrong", "wrong"), ("missed", "missed")):
+        moved = evidence(given.model.probabilities, given.train_prevalence) * (1 if key == "wrong" else -1)
+        errors = named & ~targets if key == "wrong" else targets & ~named
+        most = np.where(errors, moved, -np.inf).max(axis=1)
+        assert [e.sample for e in groups[key].examples] == np.argsort(-most, kind="stable")[:SHOWN].tolist()
+        for example in groups[key].examples:
+            assert [line.verdict for line in example.lines if line.told] == [verdict]
+
+
+def test_lines_under_a_poster():
+    given = material()
+    for group in choose_groups(given):
+        for example in group.examples:
+            row = example.sample
+            assert example.true == [GENRES[c] for c in np.flatnonzero(given.targets[row])]
+            shown = {line.genre: line.verdict for line in example.lines}
+            for column, genre in enumerate(GENRES):
+                state = given.model.named[row, column], given.targets[row, column]
+                expected = {(1, 1): "right", (1, 0): "wrong", (0, 1): "missed"}.get(state)
+                assert shown.get(genre) == expected
+            probabilities = [line.probability for line in example.lines]
+            assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_evidence_is_against_what_is_usual():
+    found = evidence(np.array([[0.3, 0.6]]), np.array([0.01, 0.8]))
+    assert found[0, 0] > 3 and found[0, 1] < 0
+
+
+@pytest.mark.skipif(not have_cleanlab(), reason="cleanlab is not installed")
+def test_label_errors_are_listed_with_their_genres(report: Report):
+    rows = report.numbers["label_errors"]["rows"]
+    assert rows and report.errors is not None and report.errors.examples
+    for row in rows:
+        assert row["given"] == (row["genre"] in row["genres"])
+    first = report.errors.examples[0]
+    assert first.id == rows[0]["id"]
+    assert {line.genre for line in first.lines if line.told} == {
+        r["genre"] for r in rows if r["id"] == first.id
+    }

@@ -1,0 +1,344 @@
+"""The page and its folder: whole, self-contained, escaped, readable on a phone; what lies in DIR is never lost."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from report_tools import GENRES, NASTY, SAMPLES, decisions, material, picture, said, simulate
+from sklearn.metrics import average_precision_score
+
+from shards.errors import UserError
+from toolkit.metrics import threshold_metrics
+from toolkit.report.build import Report, build_report
+from toolkit.report.course import read_course
+from toolkit.report.curves import precision_recall_steps, support_plot, sweep, sweep_plot
+from toolkit.report.examples import MOST_BYTES, picture_uri
+from toolkit.report.folder import check_report_folder, write_report
+from toolkit.report.page import meter, percent, render_page, span
+from toolkit.report.plots import DENSITY, Plot, label_points, new_figure
+
+COURSE = """epoch,update,train_loss,val_loss,val_mAP,val_micro_f1,val_macro_f1
+0,5,1.5,0.7,0.2,0.3,0.1
+1,10,1.1,0.6,0.3,0.4,0.2
+2,15,"""
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    run = tmp_path_factory.mktemp("run")
+    (run / "epochs.csv").write_text(COURSE)
+    return build_report(material(path=run / "model"), label_errors=False, rounds=20)
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> str:
+    return render_page(report)
+
+
+class Reader(HTMLParser):
+    """Collects what is in a page, and complains of tags that do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_tags_match_and_ids_are_there(page: str):
+    reader = Reader(page)
+    ids = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    links = [attributes["href"] for attributes in reader.all("a")]
+    assert links and all(link is not None and link.startswith("#") and link[1:] in ids for link in links)
+    assert page.startswith("<!doctype html>") and 'name="viewport"' in page
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: str):
+    reader = Reader(page)
+    assert not reader.all("script") and not reader.all("link") and not reader.all("iframe")
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        if "src" in attributes:
+            assert (attributes["src"] or "").startswith("data:image/")
+    assert not re.search(r"https?://|url\(|@import", re.sub(r'src="[^"]*"', "", page))
+
+
+def test_every_picture_has_words(page: str):
+    images = Reader(page).all("img")
+    assert len(images) > 10 and all(image.get("alt") for image in images)
+
+
+def test_names_are_escaped_and_all_there(page: str, report: Report):
+    text = "".join(Reader(page).text)
+    for genre in GENRES:
+        assert text.count(genre) >= 3, genre
+    assert NASTY not in page and "&lt;b&gt;&amp;&#34;" in page
+    assert "<i>" not in page and "&lt;i&gt;" in page
+    shown = {example.id for group in report.groups for example in group.examples}
+    assert shown and all(name in text and name not in page for name in shown)
+    assert "run 2 <u>" in text and "<u>" not in page and "<s>" not in page
+
+
+def test_numbers_of_the_json_are_on_the_page(page: str, report: Report):
+    text = unescape(re.sub(r"<[^>]+>", " ", page))
+    for row in report.numbers["headline"]:
+        assert f"{row['value']:.3f}" in text
+    for row in report.numbers["per_genre"]:
+        if row["ap"] is not None:
+            assert f"{row['ap']:.3f}" in text and f"{row['ap_low']:.3f} to {row['ap_high']:.3f}" in text
+    assert report.numbers["verdict"]["sentence"] in text
+    assert "crop: [0.5, 1.0]" in text and "ab" * 32 in text and "posters evaluate --model" in text
+
+
+def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
+    sources = [i["src"] or "" for i in Reader(page).all("img")]
+    jpegs = [s.partition(",")[2] for s in sources if s.startswith("data:image/jpeg")]
+    assert len(jpegs) >= 20
+    for data in jpegs:
+        raw = base64.b64decode(data)
+        assert len(raw) <= MOST_BYTES
+        with Image.open(io.BytesIO(raw)) as image:
+            assert image.format == "JPEG" and image.size[1] >= 200
+    assert picture_uri(picture, 3) is None and picture_uri(picture, 4) is not None
+    assert len(page) < 6_000_000
+
+
+def test_a_poster_that_cannot_be_read_leaves_a_tile():
+    given = replace(material(other=False), picture=lambda sample: b"")
+    assert "unreadable image" in render_page(build_report(given, label_errors=False, rounds=5))
+
+
+def test_it_prints_on_white_and_fits_a_phone(page: str):
+    assert "@media print" in page and "@media(max-width" in page and "prefers-color-scheme:dark" in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_a_phone_need_not_scroll_sideways(page: str, tmp_path: Path):
+    # In frames: a window of chromium is never narrower than 500 pixels.
+    widths = (360, 390, 1280)
+    probe = (
+        "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe), encoding="utf-8")
+    frames = "".join(f'<iframe src="page.html" style="width:{w}px;border:0"></iframe>' for w in widths)
+    listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"
+    (tmp_path / "frames.html").write_text(f"<title></title>{listen}{frames}")
+    run = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
+         "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}",
+         (tmp_path / "frames.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.findall(r"(\d+) of (\d+);", run.stdout)
+    assert sorted(found) == sorted((str(width), str(width)) for width in widths)
+
+
+# --- plots ------------------------------------------------------------------------------------------------
+
+
+def test_plots_are_pngs_of_their_size(report: Report):
+    plots = report.all_plots
+    names = [plot.name for plot in plots]
+    assert len(set(names)) == len(names)
+    assert {"support-f1", "threshold-sweep", "reliability", "together", "says-instead"} <= set(names)
+    assert {"training-loss", "training-metrics"} <= set(names)
+    assert sum(name.startswith("precision-recall") for name in names) == 4  # the last genre has no positive
+    for plot in plots:
+        with Image.open(io.BytesIO(plot.png)) as image:
+            assert image.format == "PNG" and image.width == pytest.approx(plot.width * DENSITY / 96, abs=2)
+            assert np.asarray(image.convert("L")).std() > 3, plot.name
+
+
+def test_equal_reports_have_equal_bytes(report: Report, page: str):
+    again = build_report(replace(material(), model=replace(material().model, path=report_path(report))),
+                         label_errors=False, rounds=20)  # fmt: skip
+    assert render_page(again) == page
+
+
+def report_path(report: Report) -> Path:
+    return Path(report.numbers["facts"]["path"])
+
+
+def test_plots_show_the_data():
+    targets, logits = simulate()
+    probabilities = decisions().probabilities(logits)
+
+    def draw(scores: np.ndarray) -> Plot:
+        reached = threshold_metrics(targets, scores, decisions().thresholds)
+        return sweep_plot(sweep(targets, scores), decisions().thresholds, 0.45, reached)
+
+    assert draw(probabilities).png == draw(probabilities).png != draw(probabilities**2).png
+    row = {"genre": "A", "support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
+    assert support_plot([row]).png != support_plot([row | {"f1": 0.6}]).png
+
+
+def test_the_area_under_the_steps_is_ap():
+    targets, logits = simulate()
+    for column in range(4):
+        recall, precision = precision_recall_steps(targets[:, column], logits[:, column])
+        area = -(np.diff(recall) * precision[:-1]).sum()
+        assert area == pytest.approx(average_precision_score(targets[:, column], logits[:, column]))
+        assert recall[0] == 1 and recall[-1] == 0
+
+
+def test_names_beside_points_meet_nothing_and_stay_inside():
+    figure, axes = new_figure()
+    places = np.random.default_rng(0).random((40, 2))
+    places[1] = places[0]  # two at one place
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(axes, places[:, 0].tolist(), places[:, 1].tolist(), [f"Genre {k}" for k in range(40)])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 20 <= len(boxes) < 40 and axes.texts[0].get_text() == "Genre 0"
+    inside = axes.get_window_extent()
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        assert not any(box.contains(*point) for point in axes.transData.transform(places))
+
+
+def test_a_name_without_a_place_is_still_in_the_words():
+    row = {"support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
+    rows = [row | {"genre": f"Genre {k}"} for k in range(30)]
+    assert support_plot(rows).says.count("Genre") == 30
+
+
+def test_the_course_leaves_out_half_a_row(tmp_path: Path):
+    assert read_course(tmp_path / "model") is None
+    (tmp_path / "epochs.csv").write_text(COURSE)
+    course = read_course(tmp_path / "model")
+    assert course is not None and course["epoch"] == [0, 1] and course["val_mAP"] == [0.2, 0.3]
+    (tmp_path / "epochs.csv").write_text("something,else\n1,2\n")
+    assert read_course(tmp_path / "model") is None
+
+
+def test_a_model_outside_a_run_has_no_training_section():
+    html = render_page(build_report(material(other=False), label_errors=False, rounds=5))
+    assert "The training" not in html and "run 2" not in html
+
+
+@pytest.mark.parametrize("genres", [1, 2])
+def test_few_genres_and_few_samples(genres: int):
+    given = material(other=False)
+    targets, logits = given.targets[:6, :genres].copy(), given.model.logits[:6, :genres]
+    targets[0, 0] = True
+    names = GENRES[:genres]
+    chosen = replace(
+        decisions(), thresholds=np.full(genres, 0.5), scale=np.ones(genres), bias=np.zeros(genres)
+    )
+    small = replace(given, genres=names, targets=targets, train_prevalence=np.full(genres, 0.5),
+                    model=said(logits, chosen))  # fmt: skip
+    report = build_report(small, label_errors=False, rounds=10)
+    Reader(render_page(report))
+    assert [c["kind"] for c in report.numbers["comparisons"]] == ["baselines"]  # one threshold anyway
+
+
+def test_a_split_without_a_positive_has_a_page_all_the_same():
+    given = material(other=False)
+    report = build_report(replace(given, targets=np.zeros_like(given.targets)), label_errors=False, rounds=5)
+    assert "nothing can be said" in report.numbers["verdict"]["sentence"]
+    Reader(render_page(report))
+
+
+def test_small_charts_in_tables():
+    assert "width:25.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
+    assert "left:20.0%;width:10.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
+    assert meter({"v": None, "l": None, "h": None}, "v", "l", "h") == ""
+    row = {"difference": 0.1, "low": 0.0, "high": 0.2, "words": "not distinguishable"}
+    assert "left:50.0%;width:50.0%" in span(row, 0.2) and "left:75.0%" in span(row, 0.2)
+    assert "real" in span(row | {"words": "real: better"}, 0.2) and "real" not in span(row, 0.2)
+    assert (percent(0.034), percent(0.34), percent(None)) == ("3.4%", "34%", "\N{EN DASH}")
+
+
+# --- the folder -------------------------------------------------------------------------------------------
+
+
+def test_the_folder_and_its_files(report: Report, tmp_path: Path):
+    folder = tmp_path / "new" / "report"
+    assert write_report(folder, report) == folder / "index.html"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    plots = {f"plots/{plot.name}.png" for plot in report.all_plots}
+    assert names == {"index.html", "metrics.json", "per-genre.csv", *plots}
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert numbers["headline"] == report.numbers["headline"] and numbers["num_samples"] == SAMPLES
+    table = pd.read_csv(folder / "per-genre.csv")
+    assert table["genre"].tolist() == GENRES
+    assert table["support"].tolist() == simulate()[0].sum(axis=0).tolist()
+
+
+def test_an_older_report_is_replaced_and_a_torn_one_too(report: Report, tmp_path: Path):
+    write_report(tmp_path, report)
+    (tmp_path / "plots" / "precision-recall-99-old.png").write_bytes(b"old")
+    (tmp_path / "label-errors.csv").write_text("old")
+    (tmp_path / "index.html").unlink()  # as a kill leaves it
+    (tmp_path / "index.html.1.partial").write_text("half")
+    write_report(tmp_path, report)
+    assert (tmp_path / "index.html").exists()
+    assert not (tmp_path / "plots" / "precision-recall-99-old.png").exists()
+    assert not (tmp_path / "label-errors.csv").exists()
+
+
+def test_label_errors_as_a_table(report: Report, tmp_path: Path):
+    row = {
+        "id": "x",
+        "score": 0.5,
+        "genre": NASTY,
+        "given": True,
+        "probability": 0.1,
+        "genres": ["War", NASTY],
+    }
+    numbers = report.numbers | {"label_errors": {"samples": 1, "rows": [row]}}
+    write_report(tmp_path, replace(report, numbers=numbers))
+    (found,) = pd.read_csv(tmp_path / "label-errors.csv").to_dict("records")
+    assert found == row | {"genres": f"War|{NASTY}"}
+
+
+@pytest.mark.parametrize(
+    "strange", ["notes.txt", "plots/notes.txt", "sub/index.html", "metrics.json", "index.html"]
+)
+def test_a_folder_with_something_else_is_refused_untouched(report: Report, tmp_path: Path, strange: str):
+    path = tmp_path / "dir" / strange
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"holds .*name a new or empty folder"):
+        write_report(tmp_path / "dir", report)
+    assert [p for p in (tmp_path / "dir").rglob("*") if p.is_file()] == [path] and path.read_text() == "{}"
+
+
+def test_empty_and_new_folders_are_fine_and_files_are_not(tmp_path: Path):
+    check_report_folder(tmp_path)
+    check_report_folder(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        check_report_folder(tmp_path / "file")

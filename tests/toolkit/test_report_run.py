@@ -1,0 +1,166 @@
+"""``posters evaluate --report``: the command from end to end, in one process and in two, and what it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score
+from toolkit_helpers import ROOT, launch_2, make_model_folder, posters_command
+
+from shards.errors import UserError
+from shards.labels import LabelSet
+from shards.manifest import Manifest
+from toolkit.arguments import add_evaluate_arguments
+from toolkit.cli import main
+from toolkit.label_errors import have_cleanlab
+from toolkit.metrics import sigmoid
+from toolkit.models import HeadSpec
+from toolkit.report import run as report_run
+from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
+
+
+@pytest.fixture(scope="module")
+def other_run(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with another untrained model, one for larger pictures."""
+    run = tmp_path_factory.mktemp("runs") / "second"
+    make_model_folder(run / "model", labels, HeadSpec("linear", (), 0.0), size=48)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(model_folder: Path, shard_set: Path, other_run: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(printed, folder of the report, predictions) of one process."""
+    out = tmp_path_factory.mktemp("report")
+    run = posters_command(
+        "evaluate", "--model", model_folder, "--shards", shard_set, "--report", out / "page", "--compare", other_run,
+        "--out", out / "metrics.json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout, out / "page", np.load(out / "metrics.npz")
+
+
+def test_the_command_writes_a_page_and_says_where(made, shard_set: Path):
+    printed, folder, predictions = made
+    assert f"report      {folder / 'index.html'}" in printed
+    page = (folder / "index.html").read_text()
+    manifest = Manifest.read(shard_set)
+    for word in (*manifest.genres, manifest.fingerprint, manifest.labels.fingerprint, "second", "--compare"):
+        assert word in page
+    assert page.count("data:image/jpeg") >= 12 and "unreadable image" not in page
+    assert len(predictions["ids"]) == json.loads((folder / "metrics.json").read_text())["num_samples"]
+
+
+def test_numbers_are_scikit_learns_on_the_saved_logits(made):
+    _, folder, predictions = made
+    numbers = json.loads((folder / "metrics.json").read_text())
+    targets, probabilities = predictions["targets"].astype(bool), sigmoid(predictions["logits"])
+    shown = {row["metric"]: row["value"] for row in numbers["headline"]}
+    some = targets.any(axis=0)
+    assert shown["mAP"] == pytest.approx(average_precision_score(targets[:, some], probabilities[:, some]))
+    named = probabilities >= 0.5
+    assert shown["micro_f1"] == pytest.approx(f1_score(targets, named, average="micro", zero_division=0))
+    (row,) = [c for c in numbers["comparisons"] if c["kind"] == "run"]
+    assert row["name"] == "second" and row["rows"][0]["mine"] == shown["mAP"] != row["rows"][0]["theirs"]
+    assert (numbers["label_errors"] is not None) == have_cleanlab()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_report_with_the_same_numbers(
+    made, model_folder: Path, shard_set: Path, other_run: Path, tmp_path: Path
+):
+    run = launch_2(
+        ROOT / "launch" / "evaluate.py", "--model", model_folder, "--shards", shard_set, "--report", tmp_path / "page",
+        "--compare", other_run, "--out", tmp_path / "metrics.json", "--workers", 1,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("index.html") == 1
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (made[1], tmp_path / "page"))
+    for before, after in zip(one["headline"], two["headline"], strict=True):
+        assert after == pytest.approx(before, abs=1e-4), before["metric"]
+    assert two["facts"]["command"].startswith("posters evaluate --model")
+
+
+def options(shard_set: Path, model: Path, *more: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_evaluate_arguments(parser)
+    return parser.parse_args(["--model", str(model), "--shards", str(shard_set), *map(str, more)])
+
+
+def test_no_report_is_asked_for(shard_set: Path, model_folder: Path):
+    assert ReportRun.of(options(shard_set, model_folder)) is None
+    assert ReportRun.of(options(shard_set, model_folder, "--no-label-errors")) is None
+
+
+@pytest.mark.parametrize("more", [["--compare", "run2"], ["--label-errors"]])
+def test_what_goes_into_a_report_needs_one(shard_set: Path, model_folder: Path, more: list[str]):
+    with pytest.raises(UserError, match=rf"{more[0]} goes into a report: give --report DIR too"):
+        ReportRun.of(options(shard_set, model_folder, *more))
+
+
+def test_a_missing_or_other_run_is_refused(
+    shard_set: Path, model_folder: Path, labels: LabelSet, tmp_path: Path
+):
+    wanted = ["--report", tmp_path / "page", "--compare"]
+    with pytest.raises(UserError, match="no model folder at"):
+        ReportRun.of(options(shard_set, model_folder, *wanted, tmp_path / "nowhere"))
+    swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
+    other = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
+    with pytest.raises(
+        UserError, match=r"labels differ: the model has .* --compare has .* first at column 0"
+    ):
+        ReportRun.of(options(shard_set, model_folder, *wanted, other))
+
+
+def test_a_foreign_folder_is_refused_before_the_work(
+    shard_set: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def infer(*_: object) -> None:
+        raise AssertionError("looked at the pictures first")
+
+    monkeypatch.setattr("toolkit.evaluate.infer_split", infer)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        main(
+            ["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--report", str(tmp_path)]
+        )
+
+
+def test_label_errors_by_default_where_they_can_be_had(
+    shard_set: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wanted(*more: str) -> bool:
+        found = ReportRun.of(options(shard_set, model_folder, "--report", tmp_path / "page", *more))
+        assert found is not None
+        return found.label_errors
+
+    monkeypatch.setattr(report_run, "have_cleanlab", lambda: True)
+    assert wanted() and wanted("--label-errors") and wanted("--split", "val")
+    assert not wanted("--no-label-errors") and not wanted("--split", "train")
+    assert wanted("--split", "train", "--label-errors")
+    monkeypatch.setattr(report_run, "have_cleanlab", lambda: False)
+    assert not wanted()
+    with pytest.raises(UserError, match="--label-errors needs cleanlab"):
+        wanted("--label-errors")
+
+
+def test_a_run_folder_stands_for_its_model(other_run: Path):
+    assert model_folder_of(other_run) == other_run / "model" == model_folder_of(other_run / "model")
+
+
+def test_names_tell_two_runs_apart(tmp_path: Path):
+    assert run_names(Path("a/model"), None) == ("a", "a")
+    assert run_names(Path("a/model"), Path("b/model")) == ("a", "b")
+    assert run_names(Path("x/a/model"), Path("y/a/model")) == ("x/a/model", "y/a/model")
+    assert run_names(tmp_path / "exported", Path("b/model")) == ("exported", "b")
+
+
+@pytest.mark.parametrize(
+    "argv", [["posters", "evaluate", "--model", "a b"], ["evaluate.py", "--model", "a b"]]
+)
+def test_the_command_can_be_typed_again(argv: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", argv)
+    assert command_line() == "posters evaluate --model 'a b'"

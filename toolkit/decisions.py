@@ -1,0 +1,205 @@
+"""From logits to yes and no: a model's calibration and thresholds, chosen on validation, kept in its labels.json.
+
+Everything that shows a probability or names a genre goes through `Decisions`, so that evaluate, predict, the audit
+and the gallery agree. Nothing here ever sees the split that is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from shards.errors import UserError
+from shards.files import fingerprint
+from toolkit.aims import Aim, genre_thresholds, parse_aim, single_threshold
+from toolkit.calibration import Method, choose_calibration, fit_calibration
+from toolkit.config import DecideConfig
+from toolkit.metrics import BoolArray, FloatArray, check_scores, check_targets, sigmoid
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """(G,) float64 arrays in the order of the genres; thresholds are on calibrated probabilities."""
+
+    thresholds: FloatArray
+    scale: FloatArray
+    """Over 0: calibrated logit = scale * logit + bias. All 1, with bias 0, without calibration."""
+    bias: FloatArray
+    global_threshold: float
+    """The best single threshold, for comparison; what genres with few positives fall back to."""
+    aim: str = "none"
+    calibration: str = "none"
+    source: str = "given"
+    """Where the thresholds come from, in words."""
+    chosen_on: dict[str, Any] = field(default_factory=dict)
+    """JSON types: split, samples, held-out figures of the calibrations, weight of macro-F."""
+
+    @classmethod
+    def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
+        """Given thresholds (G,), on uncalibrated probabilities."""
+        array = np.array(thresholds, dtype=np.float64)
+        size = len(array)
+        return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
+
+    def logits(self, logits: ArrayLike) -> FloatArray:
+        """Calibrated logits, (..., G) float64; uncalibrated ones keep their bits."""
+        result: FloatArray = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
+        return result
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Calibrated probabilities of (..., G) logits, float64."""
+        return sigmoid(self.logits(logits))
+
+    def named(self, logits: ArrayLike) -> BoolArray:
+        """Which genres are named: calibrated probability >= threshold."""
+        result: BoolArray = self.probabilities(logits) >= self.thresholds
+        return result
+
+    def at(self, threshold: float) -> Decisions:
+        """The same calibration with one threshold for every genre, chosen by the user."""
+        return replace(
+            self,
+            thresholds=np.full(len(self.thresholds), float(threshold)),
+            global_threshold=float(threshold),
+            aim="none",
+            source="given",
+            chosen_on={},
+        )
+
+    @property
+    def per_genre(self) -> bool:
+        """Whether the thresholds differ."""
+        return bool(np.ptp(self.thresholds) > 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits that change with any number that decides: figures under another one are of other decisions."""
+        return fingerprint([values.tolist() for values in (self.thresholds, self.scale, self.bias)])[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Their part of labels.json; floats keep every bit."""
+        calibration: dict[str, Any] = {"method": self.calibration}
+        if self.calibration != "none":
+            calibration |= {"scale": self.scale.tolist(), "bias": self.bias.tolist()}
+        return {
+            "thresholds": self.thresholds.tolist(),
+            "threshold_source": self.source,
+            "global_threshold": self.global_threshold,
+            "aim": self.aim,
+            "calibration": calibration,
+            "chosen_on": self.chosen_on,
+            "decisions": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], num_genres: int, where: object) -> Decisions:
+        """Read `to_dict`'s keys, or those of a model that knew thresholds only. ``where`` names the file in errors.
+
+        Raises UserError for missing, misshapen, not finite or impossible numbers.
+        """
+        try:
+            thresholds = _numbers(raw["thresholds"], "thresholds", num_genres, where)
+            calibration = dict(raw.get("calibration", {"method": "none"}))
+            method = str(calibration["method"])
+            if method not in get_args(Method):
+                raise UserError(
+                    f"{where} has an unknown calibration {method!r}; choose again with `posters tune`"
+                )
+            scale, bias = np.ones(num_genres), np.zeros(num_genres)
+            if method != "none":
+                scale = _numbers(calibration["scale"], "scales", num_genres, where)
+                bias = _numbers(calibration["bias"], "biases", num_genres, where)
+            common = float(raw.get("global_threshold", np.median(thresholds)))
+            chosen_on = dict(raw.get("chosen_on", {}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{where} is no labels file of this toolkit ({type(error).__name__}: {error})"
+            ) from None
+        if not (scale > 0).all():
+            raise UserError(
+                f"{where} has a calibration scale that is not over 0; choose again with `posters tune`"
+            )
+        if not all(0.0 <= value <= 1.0 for value in (*thresholds, common)):
+            raise UserError(f"{where} has a threshold outside 0 to 1; choose again with `posters tune`")
+        source, aim = str(raw.get("threshold_source", "unknown")), str(raw.get("aim", "none"))
+        return cls(thresholds, scale, bias, common, aim, method, source, chosen_on)
+
+
+def choose_decisions(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    decide: DecideConfig | None = None,
+    seed: int = 0,
+    split: str = "val",
+) -> Decisions:
+    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
+
+    A function of the set of samples and the seed: neither their order nor the number of processes counts.
+    Raises ValueError on broken input, UserError on an unknown aim.
+    """
+    decide = decide if decide is not None else DecideConfig()
+    aim = parse_aim(decide.aim)
+    truth = check_targets(targets)
+    scores = check_scores(logits, truth.shape, "logits")
+    # Sums of floats depend on their order: one order for every order that samples may come in.
+    order = np.lexsort((*truth.T, *scores.T))
+    truth, scores = truth[order], scores[order]
+
+    calibration, held_out = choose_calibration(truth, scores, decide.calibration, seed)
+    probabilities = sigmoid(calibration(scores))
+    single = single_threshold(aim, truth, probabilities)
+    thresholds, weight = np.full(truth.shape[1], single), None
+    if decide.thresholds == "genre":
+        fitted = calibration if calibration.method == "platt" else fit_calibration(truth, scores, "platt")
+        thresholds, weight = genre_thresholds(aim, truth, probabilities, sigmoid(fitted(scores)), single)
+    chosen_on: dict[str, Any] = {"split": split, "samples": len(truth)}
+    if held_out:
+        chosen_on["held_out"] = held_out
+    if weight is not None:
+        chosen_on["macro_weight"] = weight
+    return Decisions(
+        thresholds,
+        calibration.scale,
+        calibration.bias,
+        single,
+        str(aim),
+        calibration.method,
+        describe(aim, decide.thresholds, split),
+        chosen_on,
+    )
+
+
+def describe(aim: Aim, thresholds: str, split: str) -> str:
+    """Where thresholds come from, for people."""
+    if thresholds == "global":
+        goal = {
+            "f": f"with the highest micro-F{aim.value:g}",
+            "precision": f"lowest at which micro-precision reaches {aim.value:g}",
+            "recall": f"highest at which micro-recall reaches {aim.value:g}",
+        }[aim.kind]
+        return f"the one threshold {goal} on the {_name(split)} split"
+    goal = {
+        "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
+        "precision": f"for precision of at least {aim.value:g} in each genre",
+        "recall": f"for recall of at least {aim.value:g} in each genre",
+    }[aim.kind]
+    return f"one per genre, {goal}, chosen on the {_name(split)} split"
+
+
+def _name(split: str) -> str:
+    return "validation" if split == "val" else split
+
+
+def _numbers(values: Any, what: str, num_genres: int, where: object) -> FloatArray:
+    """(G,) finite float64. Raises UserError."""
+    array = np.array(values, dtype=np.float64)
+    if array.shape != (num_genres,):
+        raise UserError(f"{where} has {array.size} {what} for {num_genres} genres")
+    if not np.isfinite(array).all():
+        raise UserError(f"{where} has {what} that are not finite")
+    return array

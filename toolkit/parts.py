@@ -1,0 +1,181 @@
+"""What a training run is made of, and how it is put together: fresh, from weights, or from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from shards.errors import UserError
+from shards.manifest import Manifest
+from toolkit.checkpoint import Checkpoint
+from toolkit.config import Config
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import Preprocessing
+from toolkit.ema import build_ema, restore_ema
+from toolkit.features import FeatureBank
+from toolkit.feed import Feed, RunFeed
+from toolkit.freezing import Freezing
+from toolkit.losses import build_loss
+from toolkit.model_folder import mean_std
+from toolkit.models import HeadSpec, build_model, enable_checkpointing, load_weights, other_size, set_prior
+from toolkit.optim import build_optimizer, restore_optimizer
+from toolkit.probe import FeatureFeed, Probe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a run is made of, ready to go."""
+
+    config: Config
+    manifest: Manifest
+    train: ShardReader
+    val: ShardReader
+    model: nn.Module
+    """Prepared: wrapped for several processes, on its device."""
+    optimizer: Any
+    freezing: Freezing
+    criterion: nn.Module
+    """(n, G) logits and targets → (n,) float32 losses, summed over genres."""
+    ema: ModelEmaV3 | None
+    preprocessing: Preprocessing
+    out: Path
+    probe: Probe | None
+    """Where cached features take the place of pixels: and the model whose head learns on them."""
+
+
+def make_feed(accelerator: Accelerator, parts: Parts, accumulation: int) -> RunFeed:
+    """The run's feed, with the accumulation that was found to fit."""
+    config = replace(parts.config, train=replace(parts.config.train, accumulation=accumulation))
+    if parts.probe is not None:
+        return FeatureFeed(config, parts.train, parts.probe.views, parts.probe.val, accelerator)
+    return Feed(config, parts.train, parts.val, parts.preprocessing, accelerator)
+
+
+def build_parts(
+    accelerator: Accelerator,
+    config: Config,
+    manifest: Manifest,
+    readers: Sequence[ShardReader],
+    out: Path,
+    checkpoint: Checkpoint | None,
+) -> Parts:
+    """Everything of a run but its loaders; ``readers`` are of train and val. Called by every process."""
+    train, val = readers
+    set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
+    probing = config.train.feature_views > 0
+    # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
+    model: Any = _model(accelerator, config, len(manifest.genres), None if probing else checkpoint)
+    if config.model.prior and (probing or checkpoint is None):
+        set_prior(model, train.targets.mean(axis=0))
+    mean, std = mean_std(model)
+    data = config.data
+    preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
+    probe = None
+    if probing:
+        probe = _probe(accelerator, model, config, preprocessing, manifest, readers, out)
+        model = probe.head
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.tensors["model"])
+    freezing = Freezing(model, () if probing else config.model.freeze)
+    if config.train.channels_last and not probing:
+        model = model.to(memory_format=torch.channels_last)
+    ema = build_ema(model, config.train.ema)
+    if config.model.checkpointing and not probing:
+        enable_checkpointing(model)
+    # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
+    freezing.apply(None)
+    optimizer = build_optimizer(model, config.optim)
+    freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
+    if config.train.compile:
+        model = torch.compile(model)
+    # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if ema is not None:
+        ema.to(accelerator.device)
+    if checkpoint is not None:
+        restore_optimizer(optimizer, checkpoint.tensors["optimizer"])
+        if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
+            accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
+        if ema is not None:
+            restore_ema(ema, checkpoint.tensors["ema"])
+    criterion = build_loss(config.loss, train.targets.sum(axis=0), len(train))
+    return Parts(
+        config,
+        manifest,
+        train,
+        val,
+        model,
+        optimizer,
+        freezing,
+        criterion.to(accelerator.device),
+        ema,
+        preprocessing,
+        out,
+        probe,
+    )
+
+
+def _probe(
+    accelerator: Accelerator,
+    model: nn.Module,
+    config: Config,
+    preprocessing: Preprocessing,
+    manifest: Manifest,
+    readers: Sequence[ShardReader],
+    out: Path,
+) -> Probe:
+    """Features of all views, and the head that learns on them. Raises UserError if more than the head would learn."""
+    if "backbone" not in config.model.freeze:
+        raise UserError(
+            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
+            "--train.feature_views 0"
+        )
+    if config.train.auto_batch:
+        raise UserError("train.auto_batch is for pixels: leave it out with train.feature_views")
+    train, val = readers
+    folder = Path(config.train.feature_cache) if config.train.feature_cache else out / "features"
+    model = model.to(accelerator.device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
+    views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
+    return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize)
+
+
+def _model(
+    accelerator: Accelerator, config: Config, num_genres: int, checkpoint: Checkpoint | None
+) -> nn.Module:
+    """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones."""
+    wanted, size = config.model, config.data.image_size
+    hub = wanted.pretrained and wanted.weights is None and checkpoint is None
+    with accelerator.main_process_first():  # one download, then the cache
+        model = build_model(
+            wanted.name,
+            num_genres,
+            HeadSpec.of(wanted),
+            size,
+            pretrained=hub,
+            drop_path=wanted.drop_path,
+        )
+    said = None
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.tensors["model"])
+    elif wanted.weights is not None:
+        said = load_weights(model, Path(wanted.weights))
+    if accelerator.is_main_process:
+        if said:
+            log.info("%s", said)
+        if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
+            log.warning("%s", warning)
+    return model

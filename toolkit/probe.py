@@ -1,0 +1,171 @@
+"""Training a head alone, on cached features: what takes the place of pixels and of the whole model.
+
+FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, to be saved
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.config import Config
+from toolkit.data.loader import Batch
+from toolkit.data.meter import Meter
+from toolkit.data.mix import mixes
+from toolkit.data.reader import ShardReader
+from toolkit.features import Features, classifier_path
+from toolkit.feed import train_plan
+
+#: A feature that hardly varies is not blown up.
+LEAST_DEVIATION = 1e-3
+
+
+class Head(nn.Module):
+    """The classifier of a timm model, on standardised features."""
+
+    def __init__(self, model: Any, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """``mean`` and ``deviation`` (F,) standardise; zeros and ones leave the features as they are."""
+        super().__init__()
+        self.mean: torch.Tensor
+        self.deviation: torch.Tensor
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("deviation", deviation.float())
+        self.dropout = nn.Dropout(float(getattr(model, "drop_rate", 0.0)))
+        self.pretrained_cfg = {"classifier": "classifier"}  # where timm's helpers look for the head
+        self.classifier = copy.deepcopy(model.get_submodule(classifier_path(model)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, F) → (n, G) logits."""
+        return self.classifier(self.dropout((features - self.mean) / self.deviation))
+
+
+def build_head(model: nn.Module, views: Sequence[Features], standardize: bool) -> Head:
+    """A head on ``model``'s features, standardised with the training samples' moments if wanted."""
+    width = views[0].values.shape[1]
+    mean, deviation = torch.zeros(width), torch.ones(width)
+    if standardize:
+        total, squares, count = np.zeros(width), np.zeros(width), 0
+        for view in views:
+            rows = view.values[view.decoded].astype(np.float64)
+            total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
+        average = total / count
+        spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
+        mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
+    return Head(model, mean, deviation)
+
+
+def merge(model: nn.Module, head: Head) -> nn.Module:
+    """A copy of ``model`` with the trained head in it; standardising is folded into the head's first layer."""
+    whole = copy.deepcopy(model)
+    name = classifier_path(whole)
+    parent, _, attribute = name.rpartition(".")
+    classifier = copy.deepcopy(head.classifier)
+    first = (
+        classifier
+        if isinstance(classifier, nn.Linear)
+        else next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
+    )
+    with torch.no_grad():
+        # W ((x - m) / d) + b = (W / d) x + (b - (W / d) m), in double precision
+        weight = first.weight.double() / head.deviation.double()
+        bias = first.bias.double() - weight @ head.mean.double()
+        first.weight.copy_(weight)
+        first.bias.copy_(bias)
+    setattr(whole.get_submodule(parent), attribute, classifier)
+    return whole
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Cached features, and the model whose head learns on them."""
+
+    model: nn.Module
+    """The whole model with its first head."""
+    head: Head
+    """What is trained."""
+    views: list[Features]
+    """Of the training split."""
+    val: Features
+
+    @classmethod
+    def of(cls, model: nn.Module, views: list[Features], val: Features, standardize: bool) -> Probe:
+        """See build_head for ``standardize``."""
+        return cls(model, build_head(model, views, standardize), views, val)
+
+    def merged(self, head: nn.Module) -> nn.Module:
+        """The whole model with ``head``, a trained copy of ours, in its place."""
+        assert isinstance(head, Head)
+        return merge(self.model, head)
+
+
+class FeatureFeed:
+    """Feed (feed.py) without pixels: the plan's samples as rows of cached features."""
+
+    threads = 0
+
+    def __init__(
+        self,
+        config: Config,
+        train: ShardReader,
+        views: Sequence[Features],
+        val: Features,
+        accelerator: Accelerator,
+    ) -> None:
+        """Raises UserError where the configuration asks for what features cannot give."""
+        if mixes(config.augment):
+            raise UserError(
+                "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or "
+                "set --train.feature_views 0"
+            )
+        self.config, self.accelerator, self.views, self.val = config, accelerator, views, val
+        self.plan = train_plan(config, train)
+        self.meter = Meter()
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
+        accelerator = self.accelerator
+        shares = self.plan.shares(
+            epoch,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.config.train.accumulation,
+            first_step=step,
+        )
+        for share in shares:
+            which = (epoch + share.draws) % len(self.views)
+            rows = np.empty((len(which), self.val.values.shape[1]), dtype=np.float32)
+            valid = share.valid.copy()
+            for number in np.unique(which):
+                own = which == number
+                view, samples = self.views[int(number)], share.indices[own]
+                rows[own] = view.values[samples]
+                valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
+            share.valid[:] = valid
+            yield Batch(torch.from_numpy(rows).to(accelerator.device), share, {})
+
+    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank."""
+        size, out = self.config.train.eval_batch_size, []
+        with torch.inference_mode():
+            for start in range(0, len(self.val.values), size):
+                rows = torch.from_numpy(self.val.values[start : start + size]).float()
+                with self.accelerator.autocast():
+                    out.append(model(rows.to(self.accelerator.device)).float().cpu().numpy())
+        logits = np.concatenate(out)
+        logits[~self.val.decoded] = 0.0
+        return logits, self.val.decoded
+
+    def errors(self) -> int:
+        """Undecodable samples; they were counted, and too many refused, when the features were computed."""
+        return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,227 @@
+"""From the material to everything that a report holds: numbers, plots, posters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import yaml
+
+from shards.manifest import library_versions
+from toolkit.bootstrap import ROUNDS
+from toolkit.label_errors import LabelError, find_label_errors
+from toolkit.metrics import bce_from_logits, bce_from_probabilities
+from toolkit.model_folder import OURS
+from toolkit.reliability import calibration_summary
+from toolkit.report.course import course_plots, read_course
+from toolkit.report.curves import precision_recall_plot, reliability_plot, support_plot, sweep, sweep_plot
+from toolkit.report.examples import Group, choose_groups, error_group
+from toolkit.report.findings import comparisons, headline, resampled, verdict
+from toolkit.report.genres import genre_comparison, genre_rows, notes
+from toolkit.report.heat import instead_plot, together_plot
+from toolkit.report.material import Material, Said
+from toolkit.report.plots import Plot
+from toolkit.report.together import Instead, pairs, together
+from toolkit.report_tables import json_types
+
+#: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.
+MOST_CURVES, MOST_IN_MATRIX = 60, 40
+#: Likely label errors with pictures.
+ERRORS_SHOWN = 24
+LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "matplotlib", "cleanlab")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a report."""
+
+    numbers: dict[str, Any]
+    """metrics.json."""
+    plots: dict[str, Plot]
+    """By name, in the order of the page, without those of the genres."""
+    curves: list[tuple[Plot, dict[str, Any]]]
+    """Per genre: the plot and its row of the table."""
+    course: list[Plot]
+    groups: list[Group]
+    errors: Group | None
+    """None where label errors were not looked for."""
+    config: str
+    """The run's configuration as YAML; empty if unknown."""
+
+    @property
+    def all_plots(self) -> list[Plot]:
+        """Every plot, for DIR/plots."""
+        return [*self.plots.values(), *(plot for plot, _ in self.curves), *self.course]
+
+
+def build_report(
+    material: Material, *, label_errors: bool = True, rounds: int = ROUNDS, seed: int = 0
+) -> Report:
+    """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
+    draws = resampled(material, rounds, seed)
+    rows, compared = headline(draws), comparisons(material, draws)
+    genres = genre_rows(material, draws)
+    instead = Instead(material.targets, material.model.named)
+    swept = sweep(material.targets, material.model.probabilities)
+    found = _label_errors(material) if label_errors else None
+    groups = choose_groups(material)
+    course = read_course(material.model.path)
+    numbers = json_types(
+        {
+            "split": material.split,
+            "num_samples": len(material.targets),
+            "genres": material.genres,
+            "macro_genres": int(material.targets.any(axis=0).sum()),
+            "rounds": rounds,
+            "seed": seed,
+            "verdict": verdict(material, rows, compared),
+            "notes": notes(material, genres),
+            "headline": rows,
+            "comparisons": compared,
+            "per_genre": genres,
+            "genre_comparison": genre_comparison(material, draws),
+            "threshold_sweep": swept,
+            "calibration": calibration(material.model, material.targets),
+            "pairs": pairs(material.targets, material.model.named, material.genres),
+            "together": together(material.targets),
+            "instead": instead.rows(material.genres),
+            "times_usual": instead.times_usual,
+            "label_errors": _error_numbers(material, found),
+            "posters": {group.key: [example.facts() for example in group.examples] for group in groups},
+            "training": course,
+            "facts": facts(material),
+        }
+    )
+    return Report(
+        numbers,
+        _plots(material, numbers, instead),
+        _curves(material, numbers["per_genre"]),
+        course_plots(course, _epoch(material.model)) if course else [],
+        groups,
+        None if found is None else error_group(material, found[:ERRORS_SHOWN]),
+        _config(material.model),
+    )
+
+
+def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
+    """Loss, calibration errors and reliability curve, before and after."""
+    before = {"loss": bce_from_logits(model.logits, targets)}
+    after = {"loss": bce_from_probabilities(targets, model.probabilities)}
+    return {
+        "method": model.calibration,
+        "before": before | calibration_summary(targets, model.uncalibrated),
+        "after": after | calibration_summary(targets, model.probabilities),
+    }
+
+
+def facts(material: Material) -> dict[str, Any]:
+    """What was evaluated, on what, by what."""
+    versions = library_versions()
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        **_facts_of(material.model),
+        "shard_set": material.shard_set,
+        "command": material.command,
+        "versions": versions,
+        "other": None if material.other is None else _facts_of(material.other),
+    }
+
+
+def _facts_of(said: Said) -> dict[str, Any]:
+    ours = said.config.get(OURS, {})
+    return {
+        "model": said.name,
+        "path": str(said.path),
+        "architecture": said.config.get("architecture"),
+        "weights": said.fingerprint,
+        "epoch": _epoch(said),
+        "trained_on": ours.get("shard_set"),
+        "thresholds": said.source,
+        "decisions": said.decisions,
+    }
+
+
+def _epoch(said: Said) -> int | None:
+    return said.config.get(OURS, {}).get("epoch")
+
+
+def _config(said: Said) -> str:
+    config = said.config.get(OURS, {}).get("training_config")
+    if not config:
+        return ""
+    return yaml.dump(config, Dumper=_ShortLists, sort_keys=False, allow_unicode=True)
+
+
+class _ShortLists(yaml.SafeDumper):
+    """Lists on one line, as the config files have them."""
+
+
+_ShortLists.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)
+
+
+def _label_errors(material: Material) -> list[LabelError]:
+    return find_label_errors(material.targets, material.model.probabilities, material.genres)
+
+
+def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    rows = [
+        {
+            "id": material.ids[error.sample],
+            "score": error.score,
+            "genre": flag.genre,
+            "given": flag.given,
+            "probability": flag.probability,
+            "genres": material.genres_of(error.sample),
+        }
+        for error in found
+        for flag in error.flags
+    ]
+    return {"samples": len(found), "rows": rows}
+
+
+def _plots(material: Material, numbers: dict[str, Any], instead: Instead) -> dict[str, Plot]:
+    model, shown = material.model, _commonest(material, MOST_IN_MATRIX)
+    block, names = np.ix_(shown, shown), [material.genres[column] for column in shown]
+    reached = {row["metric"]: row["value"] for row in numbers["headline"]}
+    calibrated = numbers["calibration"]["after"] if model.calibration != "none" else None
+    plots = [
+        support_plot(numbers["per_genre"]),
+        sweep_plot(numbers["threshold_sweep"], model.thresholds, model.global_threshold, reached),
+        reliability_plot(numbers["calibration"]["before"], calibrated),
+        together_plot(together(material.targets)[block], names),
+        instead_plot(instead.times_usual[block], names),
+    ]
+    return {plot.name: plot for plot in plots}
+
+
+def _curves(material: Material, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
+    """Precision-recall curves of the genres with positives, the commonest first."""
+    found = []
+    for number, column in enumerate(_commonest(material, MOST_CURVES), start=1):
+        row, genre = rows[column], material.genres[column]
+        if not row["support"]:
+            continue
+        letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in genre)[:40].lower()
+        point = None if row["precision"] is None else (row["recall"], row["precision"])
+        truth, scores = material.targets[:, column], material.model.probabilities[:, column]
+        name = f"precision-recall-{number:02d}-{letters}"
+        found.append((precision_recall_plot(name, genre, truth, scores, point, row["ap"]), row))
+    return found
+
+
+def _commonest(material: Material, limit: int) -> list[int]:
+    """Columns of the genres with the most support, that first; equals in alphabetical order."""
+    support = material.targets.sum(axis=0)
+    order = sorted(range(len(support)), key=lambda column: (-support[column], material.genres[column]))
+    return order[:limit]

@@ -1,0 +1,183 @@
+"""Posters to look at, with their pictures: the best, the worst, the most confident errors, the likely label errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from toolkit.label_errors import LabelError
+from toolkit.metrics import PROBABILITY_CLIP, FloatArray
+from toolkit.report.material import Material
+
+#: Posters per group.
+SHOWN = 12
+#: Pixels of a picture at most, which the page shows at half of it, and bytes.
+PICTURE, MOST_BYTES = (320, 480), 25_000
+#: Shares in training under this count as this: a genre that was never seen has no logit.
+RAREST = 1e-4
+
+Verdict = Literal["right", "missed", "wrong", "neither"]
+#: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
+VERDICTS: dict[tuple[bool, bool], Verdict] = {
+    (True, True): "right",
+    (True, False): "wrong",
+    (False, True): "missed",
+    (False, False): "neither",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A genre under a poster."""
+
+    genre: str
+    verdict: Verdict
+    probability: float
+    threshold: float
+    told: bool = False
+    """Whether the poster is shown because of this genre."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A poster of the page."""
+
+    sample: int
+    id: str
+    picture: str | None
+    """A data URI; None if the image cannot be read."""
+    true: list[str]
+    lines: list[Line]
+
+    def facts(self) -> dict[str, Any]:
+        """What goes into metrics.json."""
+        said = {line.genre: round(line.probability, 6) for line in self.lines}
+        named = [line.genre for line in self.lines if line.verdict in ("right", "wrong")]
+        return {"id": self.id, "true": self.true, "named": named, "probabilities": said}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Posters that are shown for one reason."""
+
+    key: str
+    title: str
+    why: str
+    examples: list[Example]
+
+
+def choose_groups(material: Material, shown: int = SHOWN) -> list[Group]:
+    """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
+    model, truth = material.model, material.targets
+    clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
+    losses = -np.log(np.where(truth, clipped, 1.0 - clipped)).mean(axis=1)
+    hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
+    f1 = 2.0 * hits / np.maximum(sizes, 1)
+    exact = (truth == model.named).all(axis=1)
+    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:shown]
+    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:shown]
+    moved = evidence(clipped, material.train_prevalence)
+    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf), shown)
+    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf), shown)
+    return [
+        _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
+        _group(
+            material, "worst", "Worst", "Fewest genres right, by the poster's own F1; most loss first.", worst
+        ),
+        _group(
+            material,
+            "wrong",
+            "Most confident: named, but wrong",
+            "The genre in bold is farthest above what its share of the training posters would suggest.",
+            wrong,
+        ),
+        _group(
+            material,
+            "missed",
+            "Most confident: true, but not named",
+            "The genre in bold is farthest below what its share of the training posters would suggest.",
+            missed,
+        ),
+    ]
+
+
+def error_group(material: Material, errors: Iterable[LabelError]) -> Group:
+    """The likely label errors."""
+    examples = []
+    for error in errors:
+        told = {flag.genre for flag in error.flags}
+        examples.append(example_of(material, error.sample, told))
+    why = "The genres in bold are those whose given label the model contradicts; the likeliest errors come first."
+    return Group("label-errors", "Likely label errors", why, examples)
+
+
+def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
+    """(N, G): how far the picture moved the model from the genre's share in training, in the logit.
+
+    What a model is sure of is not its highest probability: 30% are a bold word for a genre that one poster in a
+    hundred has, and 60% a cautious one for a genre that most have.
+    """
+    usual = np.clip(prevalence, RAREST, 1.0 - RAREST)
+    moved: FloatArray = np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
+    return moved
+
+
+def _extremes(values: FloatArray, shown: int) -> list[tuple[int, int]]:
+    """(sample, column) of the highest finite values, the best of a sample each."""
+    columns = values.argmax(axis=1)
+    highest = values[np.arange(len(values)), columns]
+    order = np.argsort(-highest, kind="stable")[:shown]
+    return [(int(row), int(columns[row])) for row in order if np.isfinite(highest[row])]
+
+
+def _group(
+    material: Material, key: str, title: str, why: str, chosen: list[int] | list[tuple[int, int]]
+) -> Group:
+    examples = []
+    for entry in chosen:
+        sample, column = entry if isinstance(entry, tuple) else (entry, None)
+        told = set() if column is None else {material.genres[column]}
+        examples.append(example_of(material, sample, told))
+    return Group(key, title, why, examples)
+
+
+def example_of(material: Material, sample: int, told: set[str]) -> Example:
+    """A poster with its true genres, those named, and those in ``told``; the most probable first."""
+    model, truth = material.model, material.targets[sample]
+    lines = []
+    for column in np.argsort(-model.probabilities[sample], kind="stable"):
+        genre, named, true = material.genres[column], bool(model.named[sample, column]), bool(truth[column])
+        if named or true or genre in told:
+            verdict = VERDICTS[named, true]
+            probability, threshold = model.probabilities[sample, column], model.thresholds[column]
+            lines.append(Line(genre, verdict, float(probability), float(threshold), genre in told))
+    picture = picture_uri(material.picture, sample)
+    return Example(sample, material.ids[sample], picture, material.genres_of(sample), lines)
+
+
+def picture_uri(picture: Callable[[int], bytes], sample: int) -> str | None:
+    """A poster as a small JPEG in a data URI; None if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(picture(sample))) as image:
+            small = image.convert("RGB")
+            small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None  # the card says so; the page is worth having without it
+    return "data:image/jpeg;base64," + base64.b64encode(_small_jpeg(small)).decode()
+
+
+def _small_jpeg(image: Image.Image) -> bytes:
+    """A JPEG of at most `MOST_BYTES`: of less quality, then of fewer pixels, until it is."""
+    while True:
+        for quality in (82, 70, 55):
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=quality, optimize=True)
+            if out.tell() <= MOST_BYTES or min(image.size) < 8:
+                return out.getvalue()
+        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))

@@ -1,0 +1,115 @@
+"""What `posters evaluate` does for `--report DIR`: look before the work, infer the other run, write on rank 0."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from shards.errors import UserError
+from shards.labels import require_same
+from shards.manifest import Manifest
+from toolkit.data.reader import ShardReader
+from toolkit.evaluate import baseline_prevalence
+from toolkit.label_errors import INSTALL, have_cleanlab
+from toolkit.model_folder import LABELS, ModelFolder, load_model_folder
+from toolkit.report.build import build_report
+from toolkit.report.folder import check_report_folder, write_report
+from toolkit.report.material import Material, Said
+from toolkit.split_logits import SplitLogits, infer_split
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A report that was asked for, checked as far as it can be before the evaluation."""
+
+    folder: Path
+    model: ModelFolder
+    other: ModelFolder | None
+    shards: Path
+    manifest: Manifest
+    label_errors: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> ReportRun | None:
+        """From the options of `posters evaluate`; None if no report is wanted. Raises UserError."""
+        if args.report is None:
+            for option in ("compare", "label_errors"):
+                if getattr(args, option):
+                    raise UserError(f"--{option.replace('_', '-')} goes into a report: give --report DIR too")
+            return None
+        if args.label_errors and not have_cleanlab():
+            raise UserError(f"--label-errors needs cleanlab: {INSTALL}")
+        check_report_folder(args.report)
+        model = load_model_folder(args.model)
+        other = None
+        if args.compare is not None:
+            other = load_model_folder(model_folder_of(args.compare))
+            require_same("the model", model.labels, "--compare", other.labels)
+        # The labels of training samples are learnt by heart, wrong ones too: it is of no use unless it is insisted on.
+        wanted = args.label_errors
+        if wanted is None:
+            wanted = have_cleanlab() and args.split != "train"
+        return cls(args.report, model, other, args.shards, Manifest.read(args.shards), wanted)
+
+    def infer_other(
+        self, accelerator: Accelerator, split: str, batch_size: int, workers: int
+    ) -> SplitLogits | None:
+        """The other run's logits on the same split, on every rank; None without one."""
+        if self.other is None:
+            return None
+        return infer_split(accelerator, self.other, self.shards, self.manifest, split, batch_size, workers)
+
+    def write(self, outputs: SplitLogits, others: SplitLogits | None) -> Path:
+        """Build and write the report; returns its page."""
+        reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
+        names = run_names(self.model.path, self.other.path if self.other else None)
+        other = None
+        if self.other is not None and others is not None:
+            other = Said.by(self.other, others.logits, names[1])
+        material = Material(
+            outputs.split,
+            list(outputs.genres),
+            np.asarray(outputs.targets, dtype=np.bool_),
+            outputs.ids,
+            reader.image_bytes,
+            baseline_prevalence(self.manifest, outputs),
+            Said.by(self.model, outputs.logits, names[0]),
+            other,
+            {
+                "shard set": str(self.shards),
+                "shard set fingerprint": self.manifest.fingerprint,
+                "labels fingerprint": self.manifest.labels.fingerprint,
+            },
+            command_line(),
+        )
+        return write_report(self.folder, build_report(material, label_errors=self.label_errors))
+
+
+def model_folder_of(path: Path) -> Path:
+    """The model folder of a run folder, or the folder itself if it is one."""
+    return path / "model" if (path / "model" / LABELS).is_file() else path
+
+
+def run_names(model: Path, other: Path | None) -> tuple[str, str]:
+    """What to call the two: the run folder's name, or the whole path where that is the same for both."""
+    names = [_run_name(path) for path in (model, other) if path is not None]
+    if len(set(names)) < len(names):
+        names = [str(model), str(other)]
+    return names[0], names[-1]
+
+
+def _run_name(path: Path) -> str:
+    whole = path.resolve()
+    return whole.parent.name if whole.name == "model" and whole.parent.name else whole.name
+
+
+def command_line() -> str:
+    """The command as it can be typed again; `launch/evaluate.py` takes the same options."""
+    words = sys.argv[1:]
+    return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

@@ -1,0 +1,63 @@
+"""Choose a trained model's thresholds and calibration again, on the validation split, without training.
+
+    posters tune --model RUN/model --shards SHARDS --aim "precision>=0.6"
+    accelerate launch launch/tune.py --model RUN/model --shards SHARDS
+
+Rewrites MODEL/labels.json, metrics-val.json, predictions-val.npz and the model card; the weights stay as they are.
+Metrics of other splits are of the old decisions from then on, and the card leaves them out until they are measured
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from shards.errors import UserError
+from shards.files import write_json
+from shards.manifest import Manifest
+from toolkit.aims import parse_aim
+from toolkit.config import DecideConfig
+from toolkit.decisions import choose_decisions
+from toolkit.distributed import make_accelerator
+from toolkit.evaluate import evaluate_outputs
+from toolkit.model_card import write_card
+from toolkit.model_folder import OURS, load_model_folder, write_labels
+from toolkit.split_logits import infer_split
+
+log = logging.getLogger(__name__)
+
+#: Decisions are chosen here and nowhere else: on test they would fit what is to be reported.
+SPLIT = "val"
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    """Choose, show and write. Returns the exit status."""
+    parse_aim(args.aim)  # before minutes of work
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    accelerator = make_accelerator(args.precision)
+    folder = load_model_folder(args.model)
+    manifest = Manifest.read(args.shards)
+    if folder.config[OURS].get("shard_set") != manifest.fingerprint:
+        log.warning(
+            "%s is not the shard set that the model was trained on: if its %s split holds training samples, "
+            "thresholds and calibration will trust the model too much",
+            args.shards,
+            SPLIT,
+        )
+    outputs = infer_split(accelerator, folder, args.shards, manifest, SPLIT, args.batch_size, args.workers)
+    if accelerator.is_main_process:
+        decide = DecideConfig(args.thresholds, args.aim, args.calibration)
+        folder.decisions = choose_decisions(outputs.targets, outputs.logits, decide, split=SPLIT)
+        evaluation = evaluate_outputs(folder, manifest, outputs)
+        evaluation.render()
+        write_labels(args.model, folder.labels, folder.decisions)
+        write_json(args.model / f"metrics-{SPLIT}.json", evaluation.to_dict())
+        outputs.save(args.model / f"predictions-{SPLIT}.npz")
+        write_card(args.model)
+        print(f"thresholds  {folder.decisions.source}")
+        print(f"calibration {folder.decisions.calibration}")
+        print(f"labels      {args.model / 'labels.json'}")
+    accelerator.end_training()
+    return 0
