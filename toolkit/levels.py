@@ -42,8 +42,10 @@ class _Levels:
         return self.forward_head(self.forward_features(x))
 
 
-def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: int) -> None:
+def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: int, dropout: float) -> None:
     """Give a timm model, whose classifier is the Linear of that name, a head on its last two stages.
+
+    ``dropout`` stands before the new classifier.
 
     Raises UserError for models whose stages timm cannot give.
     """
@@ -51,6 +53,7 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     if not hasattr(kind, "forward_intermediates"):
         raise UserError(f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear")
     model.__class__ = type(f"Levels{kind.__name__}", (_Levels, kind), {})
+    model.drop_rate = dropout
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -95,7 +95,7 @@ def build_model(
     if head.kind == "mlp":
         _replace_classifier(model, head, num_classes)
     elif head.kind == "levels":
-        use_levels(model, classifier_name(model), num_classes, image_size)
+        use_levels(model, classifier_name(model), num_classes, image_size, head.dropout)
     return model
 
 

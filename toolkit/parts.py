@@ -150,7 +150,9 @@ def _probe(
         model = model.to(memory_format=torch.channels_last)
     bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
     views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-    return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize)
+    # An mlp head has its dropout within; what stands before the others lies in timm's forward pass, in many places.
+    dropout = 0.0 if config.model.head == "mlp" else config.model.dropout
+    return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout)
 
 
 def _model(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +30,17 @@ LEAST_DEVIATION = 1e-3
 class Head(nn.Module):
     """The classifier of a timm model, on standardised features."""
 
-    def __init__(self, model: Any, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        """``mean`` and ``deviation`` (F,) standardise; zeros and ones leave the features as they are."""
+    def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
+        """A copy of ``model``'s classifier after ``dropout``.
+
+        ``mean`` and ``deviation`` (F,) standardise; zeros and ones leave the features as they are.
+        """
         super().__init__()
         self.mean: torch.Tensor
         self.deviation: torch.Tensor
         self.register_buffer("mean", mean.float())
         self.register_buffer("deviation", deviation.float())
-        self.dropout = nn.Dropout(float(getattr(model, "drop_rate", 0.0)))
+        self.dropout = nn.Dropout(dropout)
         self.pretrained_cfg = {"classifier": "classifier"}  # where timm's helpers look for the head
         self.classifier = copy.deepcopy(model.get_submodule(classifier_path(model)))
 
@@ -47,7 +49,7 @@ class Head(nn.Module):
         return self.classifier(self.dropout((features - self.mean) / self.deviation))
 
 
-def build_head(model: nn.Module, views: Sequence[Features], standardize: bool) -> Head:
+def build_head(model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float) -> Head:
     """A head on ``model``'s features, standardised with the training samples' moments if wanted."""
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -59,7 +61,7 @@ def build_head(model: nn.Module, views: Sequence[Features], standardize: bool) -
         average = total / count
         spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
         mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
-    return Head(model, mean, deviation)
+    return Head(model, mean, deviation, dropout)
 
 
 def merge(model: nn.Module, head: Head) -> nn.Module:
@@ -96,9 +98,11 @@ class Probe:
     val: Features
 
     @classmethod
-    def of(cls, model: nn.Module, views: list[Features], val: Features, standardize: bool) -> Probe:
-        """See build_head for ``standardize``."""
-        return cls(model, build_head(model, views, standardize), views, val)
+    def of(
+        cls, model: nn.Module, views: list[Features], val: Features, standardize: bool, dropout: float
+    ) -> Probe:
+        """See build_head for ``standardize`` and ``dropout``."""
+        return cls(model, build_head(model, views, standardize, dropout), views, val)
 
     def merged(self, head: nn.Module) -> nn.Module:
         """The whole model with ``head``, a trained copy of ours, in its place."""

@@ -39,7 +39,7 @@ def test_merging_gives_the_heads_logits_on_pixels(name: str, head: HeadSpec, sta
     with torch.inference_mode():
         found = backbone_features(model, images)
     views = [Features(found.half().numpy(), np.ones(6, dtype=bool))]
-    probe = build_head(model, views, standardize).eval()
+    probe = build_head(model, views, standardize, 0.3).eval()
     with torch.no_grad():  # as if trained
         for parameter in probe.classifier.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -55,17 +55,26 @@ def test_merging_gives_the_heads_logits_on_pixels(name: str, head: HeadSpec, sta
 def test_standardising_gives_mean_zero_and_deviation_one():
     model = build_model("test_resnet", 4, HeadSpec("linear", (), 0.0), 32)
     views = [features(500, model.num_features, seed, decoded=False) for seed in (0, 1)]
-    head = build_head(model, views, standardize=True)
+    head = build_head(model, views, True, 0.0)
     rows = torch.from_numpy(np.concatenate([v.values[v.decoded] for v in views])).float()
     scaled = (rows - head.mean) / head.deviation
     assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0, unbiased=False) - 1).abs().max() < 1e-3
-    plain = build_head(model, views, standardize=False)
+    plain = build_head(model, views, False, 0.0)
     assert torch.equal((rows - plain.mean) / plain.deviation, rows)
+
+
+def test_dropout_stands_before_the_classifier_in_training():
+    model = build_model("test_vit", 4, HeadSpec("linear", (), 0.0), 160)
+    head = build_head(model, [features(9, model.num_features, 0)], True, 0.5)
+    rows = torch.randn(3, head.mean.numel())
+    assert not torch.equal(head(rows), head(rows))
+    head.eval()
+    assert torch.equal(head(rows), head(rows))
 
 
 def test_only_the_classifier_is_trained():
     model = build_model("test_resnet", 4, HeadSpec("mlp", (8,), 0.5), 32)
-    head = build_head(model, [features(9, model.num_features, 0)], standardize=True)
+    head = build_head(model, [features(9, model.num_features, 0)], True, 0.5)
     wanted = sum(p.numel() for p in model.get_submodule(classifier_path(model)).parameters())
     assert sum(p.numel() for p in head.parameters()) == wanted
 

@@ -214,7 +214,7 @@ def test_the_area_under_the_steps_is_ap():
 
 
 def test_names_beside_points_meet_nothing_and_stay_inside():
-    figure, axes = new_figure()
+    _figure, axes = new_figure()
     places = np.random.default_rng(0).random((40, 2))
     places[1] = places[0]  # two at one place
     axes.set(xlim=(0, 1), ylim=(0, 1))
