@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # Test processes: a test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench study clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +37,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python tests/bench/exactness.py
 	$(BIN)/python tests/bench/shuffle.py
 
+# What each part of a recipe is worth, on your posters: make study IMAGES=DIR METADATA=CSV WEIGHTS=FILE [SPLITS=3]
+SPLITS ?= 1
+study: $(VENV)/installed-dev
+	$(BIN)/python tests/bench/study.py --images $(IMAGES) --metadata $(METADATA) --weights $(WEIGHTS) --splits $(SPLITS)
+
 clean:
-	rm -rf $(VENV) demo build bench-loader.json tests/bench/.work tests/bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo study build bench-loader.json tests/bench/.work tests/bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,7 +53,7 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     if not hasattr(kind, "forward_intermediates"):
         raise UserError(f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear")
     model.__class__ = type(f"Levels{kind.__name__}", (_Levels, kind), {})
-    model.drop_rate = dropout
+    setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
     training = model.training
     model.eval()
     with torch.no_grad():

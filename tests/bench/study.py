@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from shards.build import BuildOptions, build_shards  # noqa: E402
+from shards.errors import UserError  # noqa: E402
 from shards.files import write_json  # noqa: E402
 from shards.manifest import Manifest  # noqa: E402
 from toolkit.baselines import commonest_genres  # noqa: E402
 from toolkit.bootstrap import Draws, bootstrap, confidence_intervals, paired_difference  # noqa: E402
+from toolkit.cli import main as posters  # noqa: E402
 from toolkit.cli import set_up_logging  # noqa: E402
 from toolkit.config_cli import parse_train  # noqa: E402
 from toolkit.distributed import make_accelerator  # noqa: E402
@@ -38,7 +40,13 @@ from toolkit.weighted_metrics import Answers  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-METRICS = {"mAP": "mAP", "macro_f1": "macro-F1", "micro_f1": "micro-F1", "macro_f0.5": "macro-F0.5", "ece": "ECE"}
+METRICS = {
+    "mAP": "mAP",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "macro_f0.5": "macro-F0.5",
+    "ece": "ECE",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def recipes() -> list[Recipe]:
         Recipe("probe, genre-aware sampling", probe, ("--data.sampling=genre",)),
         Recipe("probe, central crop", probe, ("--data.fit=crop",)),
         Recipe("probe, one view", probe, ("--train.feature_views=1",)),
+        Recipe("probe, decay 1 instead of 30", probe, ("--optim.weight_decay=1",)),
         Recipe("probe, no moving average", probe, ("--train.ema=0",)),
         Recipe("best", "poster_resnet50_best.yaml"),
     ]
@@ -78,28 +87,58 @@ def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     args = parse(argv)
     set_up_logging()
+    try:
+        return study(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def study(args: argparse.Namespace) -> int:
+    """Every split, every recipe; then the table and the page."""
     chosen = [r for r in recipes() if not args.only or r.name in args.only]
     rows: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in chosen}
     for seed in range(args.splits):
         for name, row in one_split(args, seed, chosen).items():
             rows.setdefault(name, []).append(row)
     write_json(args.out / "study.json", {"posters": str(args.images.name), "rows": rows})
-    text = table(rows)
+    write_report(args)
+    text = table(rows) + "\n" + against_reference(rows)
     (args.out / "study.md").write_text(text)
     print(text)
     return 0
 
 
+def write_report(args: argparse.Namespace) -> None:
+    """The page of the first split's best recipe, beside the reference, where both were run."""
+    folder = args.out / "split-0"
+    best, reference = folder / "best", folder / "reference"
+    if best.exists() and reference.exists():
+        posters(
+            [
+                "evaluate",
+                f"--model={best / 'model'}",
+                f"--compare={reference}",
+                f"--shards={folder / 'shards'}",
+                f"--precision={args.precision}",
+                f"--report={args.out / 'report'}",
+            ]
+        )
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--metadata", type=Path, required=True, help="CSV of genre lists")
     parser.add_argument("--images", type=Path, required=True, help="folder of posters")
     parser.add_argument("--weights", type=Path, required=True, help="backbone weights, timm's names")
     parser.add_argument("--out", type=Path, default=Path("study"), help="folder for all it makes")
     parser.add_argument("--splits", type=int, default=1, help="split seeds to run (default 1)")
     parser.add_argument("--only", nargs="+", help="recipes to run, by name")
-    parser.add_argument("--override", nargs="+", default=[], help="options for every recipe (--override=--x=y)")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16", help="of the backbone")
+    parser.add_argument("--override", nargs="+", default=[], help="options for every recipe: KEY=VALUE")
     return parser.parse_args(argv)
 
 
@@ -113,11 +152,13 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> dict
     outputs: SplitLogits | None = None
     for recipe in chosen:
         model = run_recipe(args, recipe, folder)
-        accelerator = make_accelerator()
+        accelerator = make_accelerator(args.precision)
         loaded = load_model_folder(model)
         outputs = infer_split(accelerator, loaded, folder / "shards", manifest, "test")
         decisions = loaded.decisions
-        answers[recipe.name] = Answers(decisions.named(outputs.logits), decisions.probabilities(outputs.logits))
+        answers[recipe.name] = Answers(
+            decisions.named(outputs.logits), decisions.probabilities(outputs.logits)
+        )
     assert outputs is not None
     answers.update(baseline_answers(manifest, outputs))
     draws = bootstrap(outputs.targets, answers)
@@ -133,9 +174,10 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
             f"--config={ROOT / 'configs' / recipe.config}",
             f"--model.weights={args.weights}",
             f"--train.feature_cache={folder / 'features'}",
+            f"--train.precision={args.precision}",
             "--train.tensorboard=false",
             *recipe.overrides,
-            *args.override,
+            *(f"--{option}" for option in args.override),
             f"--shards={folder / 'shards'}",
             f"--out={run}",
         ]
@@ -184,6 +226,22 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     for name, splits in rows.items():
         cells = [cell([split.get(metric) for split in splits]) for metric in METRICS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def against_reference(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """One line per recipe: its figures divided by the reference's, means over splits."""
+
+    def mean(name: str, metric: str) -> float:
+        return float(np.mean([split[metric]["value"] for split in rows[name]]))
+
+    lines = []
+    for name, splits in rows.items():
+        if "reference" in rows and name != "reference" and set(METRICS) <= set(splits[0]):
+            parts = [
+                f"{title} x {mean(name, key) / mean('reference', key):.2f}" for key, title in METRICS.items()
+            ]
+            lines.append(f"- {name} / reference: {', '.join(parts)}")
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 from toolkit_helpers import run_python
 
 PEERS = {
@@ -72,3 +74,39 @@ def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
     assert ways["rapidocr"]["faster_than_rapidocr"] == 1.0
     assert all(0 <= row["recall_drawn"] <= 1 and row["seconds"] > 0 for row in ways.values())
     assert any(name.startswith("ours") and name.endswith("no line") for name in ways)
+
+
+def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: Path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    small = ("model.name=test_resnet", "data.image_size=32", "train.epochs=2", "train.batch_size=16")
+    run = run_python(
+        "tests/bench/study.py", "--metadata", posters / "metadata.csv", "--images", posters / "images",
+        "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out", "--precision", "no",
+        "--only", "reference", "best", "--override", *small, "train.feature_views=1", "model.hidden=[8]",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
+    assert {"reference", "best", "prevalence", "always top-2"} <= set(rows)
+    for name, splits in rows.items():
+        for metric, found in splits[0].items():
+            assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1, (name, metric)
+    assert rows["reference"][0]["mAP"]["difference"] == [0, 0, 0]
+    assert "best / reference: mAP x " in (tmp_path / "out" / "study.md").read_text()
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+
+
+def test_a_study_without_posters_is_one_line(tmp_path: Path):
+    none = tmp_path / "none"
+    run = run_python(
+        "tests/bench/study.py",
+        "--metadata",
+        none,
+        "--images",
+        none,
+        "--weights",
+        none,
+        "--out",
+        tmp_path / "o",
+    )
+    assert run.returncode == 2 and run.stderr.splitlines()[-1].startswith("error:"), run.stderr
