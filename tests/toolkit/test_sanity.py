@@ -1,0 +1,275 @@
+"""What no honest training can do and what every sound one must: shuffled labels, labels as pixels, sealed test data.
+
+All runs are whole ones, through the commands, on small drawn pictures in which each genre is a coloured square.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, f1_score, fbeta_score
+from toolkit_helpers import TINY, launch_2, posters_command
+from train_tools import TINY_VIT
+
+from shards.build import BuildOptions, build_shards
+from shards.index import read_index, write_index
+from shards.manifest import Manifest
+from toolkit.baselines import baselines
+from toolkit.bootstrap import bootstrap, paired_difference
+from toolkit.validation import train_prevalence
+from toolkit.weighted_metrics import Answers
+
+SIDE = 48
+NUM_POSTERS = 360
+#: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training (shards/split.py).
+SQUARES = {
+    "Action": ((220, 30, 30), 0.5),
+    "Comedy": ((30, 200, 30), 0.35),
+    "Drama": ((40, 40, 230), 0.25),
+    "Horror": ((230, 220, 20), 0.15),
+    "Noir": ((200, 20, 210), 0.0),
+}
+OPTIONS = [
+    *TINY, "--model.head=linear", "--model.dropout=0", "--model.freeze=[]", "--data.crop_scale=[0.9, 1.0]",
+    "--optim.lr=0.005", "--train.epochs=12", "--train.patience=0", "--decide.thresholds=genre",
+    "--decide.calibration=platt",
+]  # fmt: skip
+
+
+def draw(rng: np.random.Generator, genres: list[str]) -> Image.Image:
+    """Grey patches, other ones in every picture lest it be taken for a duplicate, and the genres' squares."""
+    patches = rng.integers(40, 216, size=(6, 6, 1), dtype=np.uint8)
+    pixels = patches.repeat(SIDE // 6, axis=0).repeat(SIDE // 6, axis=1).repeat(3, axis=2)
+    for number, (name, (colour, _)) in enumerate(SQUARES.items()):
+        if name in genres:
+            top, left = divmod(number, 3)
+            pixels[top * 20 + 6 : top * 20 + 20, left * 15 + 2 : left * 15 + 14] = colour
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with images/, the true metadata.csv, and shuffled.csv in which posters have each other's genres."""
+    folder = tmp_path_factory.mktemp("squares")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(11)
+    drawn = rng.random((NUM_POSTERS, len(SQUARES))) < [share for _, share in SQUARES.values()]
+    drawn[:2, -1] = True
+    drawn[~drawn.any(axis=1), 2] = True
+    genres = [[name for name, has in zip(SQUARES, row, strict=True) if has] for row in drawn]
+    for number, own in enumerate(genres):
+        draw(rng, own).save(folder / "images" / f"p{number:03}.png")
+    for name, order in (("metadata", range(NUM_POSTERS)), ("shuffled", rng.permutation(NUM_POSTERS))):
+        with open(folder / f"{name}.csv", "w", newline="") as stream:
+            rows = [(f"p{number:03}", "|".join(genres[other])) for number, other in enumerate(order)]
+            csv.writer(stream).writerows([("id", "genres"), *rows])
+    return folder
+
+
+def build(pictures: Path, name: str) -> Path:
+    out = pictures / f"shards-{name}"
+    options = BuildOptions(
+        metadata=pictures / f"{name}.csv",
+        images=pictures / "images",
+        out=out,
+        genre_column="genres",
+        fractions=(0.5, 0.25, 0.25),
+        samples_per_shard=100,
+        workers=1,
+    )
+    manifest = build_shards(options)
+    assert manifest.split_summary()["test"]["samples"] > 80  # no picture was taken for another's duplicate
+    return out
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run and what `posters evaluate` left of it."""
+
+    shards: Path
+    run: Path
+
+    @property
+    def model(self) -> Path:
+        return self.run / "model"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.model / "metrics-test.json").read_text())
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Metrics at the model's own thresholds."""
+        return self.metrics["thresholds"][-1]["metrics"]
+
+    @property
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(targets (N, G) bool, uncalibrated logits (N, G) float64) of test."""
+        with np.load(self.model / "predictions-test.npz", allow_pickle=False) as kept:
+            return kept["targets"] == 1, kept["logits"].astype(np.float64)
+
+    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
+        """(probabilities (N, G), thresholds (G,)) with labels.json applied by hand."""
+        labels = json.loads((self.model / "labels.json").read_text())
+        calibration = labels["calibration"]
+        scores = np.array(calibration["scale"]) * self.predictions[1] + np.array(calibration["bias"])
+        return expit(scores), np.array(labels["thresholds"])
+
+
+def train(shards: Path, run: Path, *options: str) -> Trained:
+    done = posters_command("train", "--shards", shards, "--out", run, *OPTIONS, *options)
+    assert done.returncode == 0, done.stderr
+    return Trained(shards, run)
+
+
+def evaluated(trained: Trained) -> Trained:
+    done = posters_command("evaluate", "--model", trained.model, "--shards", trained.shards, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return trained
+
+
+@pytest.fixture(scope="module")
+def learnt(pictures: Path) -> Trained:
+    """Trained on true labels."""
+    return evaluated(train(build(pictures, "metadata"), pictures / "learnt"))
+
+
+@pytest.fixture(scope="module")
+def shuffled(pictures: Path) -> Trained:
+    """Trained on labels that have nothing to do with the pictures."""
+    return evaluated(train(build(pictures, "shuffled"), pictures / "shuffled"))
+
+
+def mean_ap(targets: np.ndarray, scores: np.ndarray) -> float:
+    supported = targets.any(axis=0)
+    return float(average_precision_score(targets[:, supported], scores[:, supported], average="macro"))
+
+
+def furthest_by_chance(targets: np.ndarray, scores: np.ndarray, rounds: int = 500) -> float:
+    """The furthest from prevalence that the mAP of these scores comes when pictures and labels are paired by lot."""
+    rng = np.random.default_rng(0)
+    prevalence = targets.mean(axis=0)[targets.any(axis=0)].mean()
+    return max(abs(mean_ap(rng.permutation(targets), scores) - prevalence) for _ in range(rounds))
+
+
+# --- what cannot be learnt, and what must be --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_shuffled_labels_give_the_map_of_prevalence(shuffled: Trained):
+    targets, logits = shuffled.predictions
+    assert (np.ptp(logits, axis=0) > 0.1).all()  # it did learn something, by heart
+    prevalence = shuffled.metrics["baselines"][0]["ranking"]["mAP"]
+    assert abs(shuffled.metrics["ranking"]["mAP"] - prevalence) <= furthest_by_chance(targets, logits)
+
+
+@pytest.mark.slow
+def test_shuffled_labels_do_not_beat_what_looks_at_no_picture(shuffled: Trained):
+    targets, _ = shuffled.predictions
+    probabilities, thresholds = shuffled.probabilities()
+    prevalence = train_prevalence(Manifest.read(shuffled.shards))
+    rows = baselines(prevalence, targets, [], k_values=range(1, targets.shape[1] + 1))
+    for metric in ("micro_f1", "macro_f1"):
+        best = max(rows, key=lambda row: row.metrics[metric])  # noqa: B023
+        always = np.zeros_like(targets)
+        always[:, best.genre_indices or []] = True
+        draws = bootstrap(targets, {"model": Answers(probabilities >= thresholds), "always": Answers(always)})
+        difference = paired_difference(draws["model"], draws["always"])[metric]
+        assert difference.value == pytest.approx(shuffled.chosen[metric] - best.metrics[metric])
+        assert difference.low is not None and difference.low <= 0, metric
+
+
+@pytest.mark.slow
+def test_labels_as_pixels_are_learnt_to_the_full(learnt: Trained):
+    targets, logits = learnt.predictions
+    assert learnt.metrics["ranking"]["mAP"] >= 0.99
+    assert learnt.chosen["micro_f1"] >= 0.99 and learnt.chosen["macro_f1"] >= 0.99
+    # The control of the controls: what shuffled labels are not allowed, true ones reach with ease.
+    prevalence = learnt.metrics["baselines"][0]["ranking"]["mAP"]
+    assert learnt.metrics["ranking"]["mAP"] - prevalence > 2 * furthest_by_chance(targets, logits, 100)
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["learnt", "shuffled"])
+def test_metrics_are_scikit_learns(run: str, request: pytest.FixtureRequest):
+    trained: Trained = request.getfixturevalue(run)
+    targets, logits = trained.predictions
+    probabilities, thresholds = trained.probabilities()
+    named = probabilities >= thresholds
+    supported = targets.any(axis=0)
+    assert len(set(thresholds)) > 1 and list(supported) == [True] * 4 + [False]
+    got = trained.chosen
+    assert trained.metrics["ranking"]["mAP"] == pytest.approx(mean_ap(targets, logits), abs=1e-9)
+    assert got["micro_f1"] == pytest.approx(f1_score(targets, named, average="micro"), abs=1e-9)
+    assert got["macro_f1"] == pytest.approx(
+        f1_score(targets[:, supported], named[:, supported], average="macro", zero_division=0), abs=1e-9
+    )
+    half = fbeta_score(targets, named, beta=0.5, average="micro", zero_division=0)
+    assert got["micro_f0.5"] == pytest.approx(half, abs=1e-9)
+    # A figure without the calibration would be another one.
+    assert not np.array_equal(named, expit(logits) >= thresholds) or run == "learnt"
+
+
+# --- test data are sealed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_labels_of_test_change_no_bit_of_what_is_learnt_or_chosen(learnt: Trained, tmp_path: Path):
+    other = shutil.copytree(learnt.shards, tmp_path / "set")
+    for shard in Manifest.read(other).of_split("test"):
+        table, facts = read_index(other / shard.name)
+        column = table.schema.get_field_index("labels")
+        field = table.schema.field(column)
+        labels = pa.array(table["labels"].to_pylist()[::-1], field.type)  # every sample gets another one's
+        write_index(other / shard.name, table.set_column(column, field, labels), facts)
+    again = train(other, tmp_path / "run")
+    before = (again.model / "labels.json").read_bytes()
+    for name in ("labels.json", "model.safetensors", "metrics-val.json"):
+        assert (again.model / name).read_bytes() == (learnt.model / name).read_bytes(), name
+    evaluated(again)
+    assert (again.model / "labels.json").read_bytes() == before
+    assert again.metrics["ranking"]["mAP"] < learnt.metrics["ranking"]["mAP"] - 0.1  # the labels are others
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one(learnt: Trained, tmp_path: Path):
+    # Neither BatchNorm nor dropout: samples do not meet in the network (train_tools.py).
+    options = [*TINY_VIT, "--train.epochs=3", "--optim.lr=0.002"]
+    alone = evaluated(train(learnt.shards, tmp_path / "one", *options))
+    together = Trained(learnt.shards, tmp_path / "two")
+    for script, arguments in (
+        ("train", ["--out", together.run, *OPTIONS, *options]),
+        ("evaluate", ["--model", together.model, "--workers", 1]),
+    ):
+        done = launch_2(f"launch/{script}.py", "--shards", learnt.shards, *arguments)
+        assert done.returncode == 0, done.stderr
+
+    one, two = (json.loads((run.model / "labels.json").read_text()) for run in (alone, together))
+    assert one["calibration"]["method"] == two["calibration"]["method"] == "platt"
+    assert len(set(one["thresholds"])) > 1
+    np.testing.assert_allclose(two["thresholds"], one["thresholds"], rtol=1e-3, atol=1e-5)
+    for part in ("scale", "bias"):
+        np.testing.assert_allclose(two["calibration"][part], one["calibration"][part], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(together.predictions[1], alone.predictions[1], rtol=1e-3, atol=1e-4)
+    assert together.chosen == alone.chosen
+    ours, theirs = alone.metrics, together.metrics
+    assert theirs["ranking"] == pytest.approx(ours["ranking"], abs=1e-6)
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+    for when in ("before", "after"):
+        assert theirs["calibration"][when] == pytest.approx(ours["calibration"][when], abs=1e-4)
