@@ -160,6 +160,11 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
 
     An option that the checkpoint's version did not know had its default.
     """
+    fixed: tuple[str, ...] = FIXED
+    if config["train"][
+        "feature_views"
+    ]:  # the checkpoint holds the head alone, the backbone is that of the weights
+        fixed = (*FIXED, "model.pretrained", "model.weights")
     if checkpoint.shard_set != shard_set:
         raise UserError(
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
@@ -175,7 +180,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
             before = checkpoint.config.get(section, {}).get(name, defaults[section][name])
             if value == before:
                 continue
-            if key in FIXED:
+            if key in fixed:
                 raise UserError(
                     f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
                     f"use that, or start a new run in another --out"

@@ -91,6 +91,9 @@ class Trainer:
                 if stop or (due and state.step < self.plan.steps_per_epoch):
                     state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
                     own_loss.zero_()
+                    self._require_finite(
+                        state.loss_sum
+                    )  # else good checkpoints would make room for a broken one
                 if stop:
                     return False
                 if due and state.step < self.plan.steps_per_epoch:
@@ -142,11 +145,7 @@ class Trainer:
     def _log_step(self, recent: _Window, bar: Any, loss_sum: torch.Tensor, count: int, images: int) -> None:
         state = self.state
         loss = float(loss_sum) / count
-        if not np.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower --optim.lr, set "
-                f"--optim.clip_norm 1, or use --train.precision bf16 or no; the last checkpoint is kept"
-            )
+        self._require_finite(loss)
         account = recent.measure(images)
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
         bar.set_postfix_str(
@@ -162,6 +161,14 @@ class Trainer:
                 **account,
             }
         )
+
+    def _require_finite(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            state = self.state
+            raise UserError(
+                f"the training loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower --optim.lr, set "
+                f"--optim.clip_norm 1, or use --train.precision bf16 or no; the last checkpoint is kept"
+            )
 
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""

@@ -176,3 +176,23 @@ def test_broken_input_is_refused():
         fit_calibration([[1]], [[np.nan]], "platt")
     with pytest.raises(ValueError, match="shape"):
         fit_calibration([[1]], [[0.0, 1.0]], "platt")
+
+
+@pytest.mark.parametrize("genres", [1, 7])
+@pytest.mark.parametrize("samples", [1, 2, 12, 60])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("centre", [0.0, -3.0, 1e4])
+def test_nearly_constant_and_huge_logits(
+    genres: int, samples: int, share: float, scale: float, centre: float
+):
+    rng = np.random.default_rng(2)
+    truth = rng.random((samples, genres)) < share
+    logits = centre + scale * rng.standard_normal((samples, genres))
+    before = np.mean(np.logaddexp(0.0, logits) - truth * logits)
+    for method in ("temperature", "platt"):
+        with np.errstate(all="raise", under="ignore"):
+            fitted = fit_calibration(truth, logits, method)
+        assert np.isfinite(fitted.scale).all() and (fitted.scale > 0).all() and np.isfinite(fitted.bias).all()
+        after = np.mean(np.logaddexp(0.0, fitted(logits)) - truth * fitted(logits))
+        assert after <= before + 1e-9 * (1.0 + before)

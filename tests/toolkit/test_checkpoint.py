@@ -103,6 +103,17 @@ def test_what_may_change_on_resume(tmp_path: Path):
         check_resumable(found, config_dict(config), "set")
 
 
+def test_a_head_on_cached_features_keeps_its_backbone(tmp_path: Path):
+    config = Config()
+    config.train.feature_views = 2
+    save_checkpoint(tmp_path, Progress(updates=5), config_dict(config), "set", "labels", {}, 1)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and check_resumable(found, config_dict(config), "set") == []
+    config.model.weights = "other.safetensors"
+    with pytest.raises(UserError, match=r"model\.weights 'other.safetensors': it was trained with None"):
+        check_resumable(found, config_dict(config), "set")
+
+
 def test_fixed_keys_exist():
     assert set(FIXED) <= set(config_keys())
 

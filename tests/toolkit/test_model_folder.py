@@ -124,6 +124,21 @@ def test_the_card_says_whose_weights_they_are(copy: Path):
     assert "those of epoch 0, their moving average" in (copy / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("linear", "a linear head,"),
+        ("mlp", "an mlp head (96 → 8 → 4 → 2)"),
+        ("levels", "a linear head on its last two stages (288 → 2)"),
+    ],
+)
+def test_the_card_says_which_head(tmp_path: Path, kind: str, words: str):
+    folder = make_model_folder(tmp_path / "m", LabelSet(("a", "b")), HeadSpec(kind, (8, 4), 0.0))
+    card = (folder / "README.md").read_text()
+    assert words in card
+    assert ("loads in plain timm" in card) == (kind == "linear")
+
+
 def test_card_and_labels_tell_the_truth(model_folder: Path, labels: LabelSet):
     card = (model_folder / "README.md").read_text()
     assert all(genre in card for genre in labels.genres) and labels.fingerprint in card

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score
-from toolkit_helpers import TINY, launch_2, posters_command
+from toolkit_helpers import TINY, launch_2
 from train_tools import TINY_VIT
 
 from shards.build import BuildOptions, build_shards
@@ -26,11 +28,12 @@ from shards.index import read_index, write_index
 from shards.manifest import Manifest
 from toolkit.baselines import baselines
 from toolkit.bootstrap import bootstrap, paired_difference
+from toolkit.cli import main
 from toolkit.validation import train_prevalence
 from toolkit.weighted_metrics import Answers
 
 SIDE = 48
-NUM_POSTERS = 360
+NUM_POSTERS = 320
 #: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training (shards/split.py).
 SQUARES = {
     "Action": ((220, 30, 30), 0.5),
@@ -41,7 +44,7 @@ SQUARES = {
 }
 OPTIONS = [
     *TINY, "--model.head=linear", "--model.dropout=0", "--model.freeze=[]", "--data.crop_scale=[0.9, 1.0]",
-    "--optim.lr=0.005", "--train.epochs=12", "--train.patience=0", "--decide.thresholds=genre",
+    "--optim.lr=0.005", "--train.epochs=9", "--train.patience=0", "--decide.thresholds=genre",
     "--decide.calibration=platt",
 ]  # fmt: skip
 
@@ -55,6 +58,15 @@ def draw(rng: np.random.Generator, genres: list[str]) -> Image.Image:
             top, left = divmod(number, 3)
             pixels[top * 20 + 6 : top * 20 + 20, left * 15 + 2 : left * 15 + 14] = colour
     return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_each() -> Iterator[None]:
+    """The same arithmetic in this process as in two launched ones, which have a thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,7 @@ def build(pictures: Path, name: str) -> Path:
         workers=1,
     )
     manifest = build_shards(options)
-    assert manifest.split_summary()["test"]["samples"] > 80  # no picture was taken for another's duplicate
+    assert manifest.split_summary()["test"]["samples"] > 70  # no picture was taken for another's duplicate
     return out
 
 
@@ -127,14 +139,13 @@ class Trained:
 
 
 def train(shards: Path, run: Path, *options: str) -> Trained:
-    done = posters_command("train", "--shards", shards, "--out", run, *OPTIONS, *options)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", "--shards", str(shards), "--out", str(run), *OPTIONS, *options]) == 0
     return Trained(shards, run)
 
 
 def evaluated(trained: Trained) -> Trained:
-    done = posters_command("evaluate", "--model", trained.model, "--shards", trained.shards, "--workers", 1)
-    assert done.returncode == 0, done.stderr
+    options = ["--model", str(trained.model), "--shards", str(trained.shards), "--workers", "1"]
+    assert main(["evaluate", *options]) == 0
     return trained
 
 
@@ -148,6 +159,16 @@ def learnt(pictures: Path) -> Trained:
 def shuffled(pictures: Path) -> Trained:
     """Trained on labels that have nothing to do with the pictures."""
     return evaluated(train(build(pictures, "shuffled"), pictures / "shuffled"))
+
+
+#: Neither BatchNorm nor dropout: samples do not meet in the network (train_tools.py). Thresholds surely differ.
+ALONE_OR_NOT = [*TINY_VIT, "--train.epochs=2", "--optim.lr=0.002", "--decide.aim=recall>=0.8"]
+
+
+@pytest.fixture(scope="module")
+def alone(learnt: Trained, pictures: Path) -> Trained:
+    """Half-learnt by one process, with another threshold for every genre."""
+    return evaluated(train(learnt.shards, pictures / "alone", *ALONE_OR_NOT))
 
 
 def mean_ap(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -180,7 +201,7 @@ def test_shuffled_labels_do_not_beat_what_looks_at_no_picture(shuffled: Trained)
     prevalence = train_prevalence(Manifest.read(shuffled.shards))
     rows = baselines(prevalence, targets, [], k_values=range(1, targets.shape[1] + 1))
     for metric in ("micro_f1", "macro_f1"):
-        best = max(rows, key=lambda row: row.metrics[metric])  # noqa: B023
+        best = max(rows, key=lambda row: row.metrics[metric])
         always = np.zeros_like(targets)
         always[:, best.genre_indices or []] = True
         draws = bootstrap(targets, {"model": Answers(probabilities >= thresholds), "always": Answers(always)})
@@ -203,14 +224,14 @@ def test_labels_as_pixels_are_learnt_to_the_full(learnt: Trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["learnt", "shuffled"])
+@pytest.mark.parametrize("run", ["learnt", "shuffled", "alone"])
 def test_metrics_are_scikit_learns(run: str, request: pytest.FixtureRequest):
     trained: Trained = request.getfixturevalue(run)
     targets, logits = trained.predictions
     probabilities, thresholds = trained.probabilities()
     named = probabilities >= thresholds
     supported = targets.any(axis=0)
-    assert len(set(thresholds)) > 1 and list(supported) == [True] * 4 + [False]
+    assert supported.tolist() == [True] * 4 + [False]
     got = trained.chosen
     assert trained.metrics["ranking"]["mAP"] == pytest.approx(mean_ap(targets, logits), abs=1e-9)
     assert got["micro_f1"] == pytest.approx(f1_score(targets, named, average="micro"), abs=1e-9)
@@ -219,8 +240,9 @@ def test_metrics_are_scikit_learns(run: str, request: pytest.FixtureRequest):
     )
     half = fbeta_score(targets, named, beta=0.5, average="micro", zero_division=0)
     assert got["micro_f0.5"] == pytest.approx(half, abs=1e-9)
-    # A figure without the calibration would be another one.
-    assert not np.array_equal(named, expit(logits) >= thresholds) or run == "learnt"
+    if run == "alone":  # there all that labels.json holds matters
+        assert len(set(thresholds)) > 3
+        assert not np.array_equal(named, expit(logits) >= thresholds)
 
 
 # --- test data are sealed ---------------------------------------------------------------------------------------------
@@ -248,21 +270,18 @@ def test_labels_of_test_change_no_bit_of_what_is_learnt_or_chosen(learnt: Traine
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_figures_of_one(learnt: Trained, tmp_path: Path):
-    # Neither BatchNorm nor dropout: samples do not meet in the network (train_tools.py).
-    options = [*TINY_VIT, "--train.epochs=3", "--optim.lr=0.002"]
-    alone = evaluated(train(learnt.shards, tmp_path / "one", *options))
-    together = Trained(learnt.shards, tmp_path / "two")
+def test_two_processes_give_the_figures_of_one(alone: Trained, tmp_path: Path):
+    together = Trained(alone.shards, tmp_path / "two")
     for script, arguments in (
-        ("train", ["--out", together.run, *OPTIONS, *options]),
+        ("train", ["--out", together.run, *OPTIONS, *ALONE_OR_NOT]),
         ("evaluate", ["--model", together.model, "--workers", 1]),
     ):
-        done = launch_2(f"launch/{script}.py", "--shards", learnt.shards, *arguments)
+        done = launch_2(f"launch/{script}.py", "--shards", alone.shards, *arguments)
         assert done.returncode == 0, done.stderr
 
     one, two = (json.loads((run.model / "labels.json").read_text()) for run in (alone, together))
     assert one["calibration"]["method"] == two["calibration"]["method"] == "platt"
-    assert len(set(one["thresholds"])) > 1
+    assert len(set(one["thresholds"])) > 3
     np.testing.assert_allclose(two["thresholds"], one["thresholds"], rtol=1e-3, atol=1e-5)
     for part in ("scale", "bias"):
         np.testing.assert_allclose(two["calibration"][part], one["calibration"][part], rtol=1e-3, atol=1e-4)
@@ -272,4 +291,7 @@ def test_two_processes_give_the_figures_of_one(learnt: Trained, tmp_path: Path):
     assert theirs["ranking"] == pytest.approx(ours["ranking"], abs=1e-6)
     assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
     for when in ("before", "after"):
-        assert theirs["calibration"][when] == pytest.approx(ours["calibration"][when], abs=1e-4)
+        for name in ("loss", "ece", "ece_macro"):
+            assert theirs["calibration"][when][name] == pytest.approx(
+                ours["calibration"][when][name], abs=1e-4
+            )

@@ -218,6 +218,11 @@ def test_a_trained_folder_loads_without_what_was_only_for_training(noisy: Path):
         (["--model.name=vgg11", "--model.drop_path=0.1"], ["model.drop_path", "vgg11"]),
         (["--model.freeze=[backbone, fc]"], ["nothing to train"]),
         (["--model.freeze=[layer9@2]"], ["layer9"]),
+        # Between two rows of the log; a checkpoint of a loss that is no number would take a good one's place.
+        (
+            ["--optim.name=sgd", "--optim.lr=1e30", "--train.checkpoint_steps=1"],
+            ["training loss is", "lower --optim.lr"],
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(shard_set: Path, tmp_path: Path, options: list[str], words: list[str]):
