@@ -1,11 +1,12 @@
 """``posters demo``: the whole path on a drawn poster set, in minutes on two cores.
 
-draw_poster_set → build_shards → train → evaluate → predict → things to look at
+draw_poster_set → build_shards → train → evaluate, report → predict → things to look at
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from shards.build import BuildOptions, build_shards
 from shards.files import write_json
+from shards.manifest import Manifest
 from shards.metadata import read_metadata
 from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from toolkit.data.reader import ShardReader
@@ -20,10 +22,14 @@ from toolkit.demo_posters import draw_poster_set
 from toolkit.distributed import make_accelerator
 from toolkit.evaluate import evaluate
 from toolkit.gallery import GalleryItem, save_gallery
+from toolkit.label_errors import INSTALL, have_cleanlab
 from toolkit.model_card import write_card
 from toolkit.model_folder import ModelFolder, load_model_folder
 from toolkit.predict import list_images, predict_files
 from toolkit.predict_output import named_genres, write_predictions
+from toolkit.report.folder import check_report_folder
+from toolkit.report.run import ReportRun
+from toolkit.split_logits import SplitLogits
 from toolkit.train import train
 
 log = logging.getLogger(__name__)
@@ -31,18 +37,19 @@ log = logging.getLogger(__name__)
 GALLERY = 18  # test posters shown, three rows of six
 
 
-def demo_config() -> Config:
+def demo_config(seed: int = 0) -> Config:
     """The recipe of the demo; configs/demo.yaml is the same, annotated."""
     return Config(
         data=DataConfig(image_size=64, crop_scale=(0.6, 1.0)),
         model=ModelConfig(name="resnet10t", pretrained=False, head="linear", dropout=0.0, freeze=()),
         optim=OptimConfig(name="adamw", lr=0.003, weight_decay=0.05, schedule="cosine", warmup_steps=20),
-        train=TrainConfig(epochs=12, batch_size=32, patience=0),
+        train=TrainConfig(epochs=12, batch_size=32, patience=0, seed=seed),
     )
 
 
 def run_demo(out: Path, posters: int, seed: int) -> int:
     """Make everything below ``out``; returns the exit status. Run again, it goes on where it was."""
+    check_report_folder(out / "report")  # before minutes of work
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")
     manifest = build_shards(
@@ -50,7 +57,7 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
             metadata=metadata, images=out / "posters" / "images", out=out / "shards", samples_per_shard=128
         )
     )
-    status = train(demo_config(), out / "shards", out / "run", resume=True)
+    status = train(demo_config(seed), out / "shards", out / "run", resume=True)
     if status:
         return status
     accelerator = make_accelerator()
@@ -62,6 +69,7 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
     write_card(model)
 
     folder = load_model_folder(model)
+    write_demo_report(out, folder, manifest, outputs)
     reader = ShardReader.of_split(out / "shards", "test", manifest)
     images = {path.stem: path for path in list_images(out / "posters" / "images")}
     paths = [images[reader.sample_id(i)] for i in range(len(reader))]
@@ -80,6 +88,14 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
     return 0
 
 
+def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
+    """The page that `posters evaluate --report` would write, into ``out``/report; likely label errors with cleanlab."""
+    shards, report = out / "shards", out / "report"
+    words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
+    command = shlex.join(str(word) for word in words)
+    return ReportRun(report, folder, None, shards, manifest, have_cleanlab(), command).write(outputs, None)
+
+
 def _say_where(out: Path, folder: ModelFolder) -> None:
     epochs = pd.read_csv(out / "run" / "epochs.csv")
     rejected = pd.read_csv(out / "shards" / "rejected.csv")
@@ -89,6 +105,8 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     print(f"model          {folder.path} (weights, labels, config, card)")
     print(f"course         {out / 'run' / 'epochs.csv'}")
     print(f"metrics        {folder.path / 'metrics-test.json'}")
+    without = "" if have_cleanlab() else f" (without likely label errors: {INSTALL})"
+    print(f"report         {out / 'report' / 'index.html'}{without}")
     print(f"predictions    {out / 'predictions.json'}")
     print(f"pictures       {out / 'predictions.png'}")
     # under `make demo` the command is not on the PATH

@@ -38,7 +38,6 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     ours = config["poster_toolkit"]
     cfg = config["pretrained_cfg"]
     head = ours["head"]
-    widths = " → ".join(str(w) for w in [config["num_features"], *head["hidden"], config["num_classes"]])
     squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
     average = ", their moving average" if ours.get("weights") == "ema" else ""
     thresholds = sorted(set(labels["thresholds"]))
@@ -51,9 +50,8 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "---",
         f"# {config['architecture']} for {config['num_classes']} genres",
         "",
-        f"A multi-label classifier: {config['architecture']} with "
-        + ("a linear head" if head["kind"] == "linear" else f"an mlp head ({widths})")
-        + f", trained with poster-toolkit; the weights are those of epoch {ours['epoch']}{average}.",
+        f"A multi-label classifier: {config['architecture']} with {_head(config)}, trained with poster-toolkit; "
+        f"the weights are those of epoch {ours['epoch']}{average}.",
         "",
         f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
         f"- **Thresholds**: {span}, {labels['threshold_source']}",
@@ -70,6 +68,18 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     if head["kind"] == "linear":
         lines += ['The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
     return "\n".join(lines)
+
+
+def _head(config: dict[str, Any]) -> str:
+    head = config["poster_toolkit"]["head"]
+    # the other kinds have one layer, whatever is written
+    hidden = head["hidden"] if head["kind"] == "mlp" else []
+    widths = " → ".join(str(width) for width in [config["num_features"], *hidden, config["num_classes"]])
+    return {
+        "linear": "a linear head",
+        "mlp": f"an mlp head ({widths})",
+        "levels": f"a linear head on its last two stages ({widths})",
+    }[head["kind"]]
 
 
 def _calibration(labels: dict[str, Any]) -> str:

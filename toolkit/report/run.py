@@ -34,6 +34,8 @@ class ReportRun:
     shards: Path
     manifest: Manifest
     label_errors: bool
+    command: str
+    """What gives the same page again."""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ReportRun | None:
@@ -55,7 +57,7 @@ class ReportRun:
         wanted = args.label_errors
         if wanted is None:
             wanted = have_cleanlab() and args.split != "train"
-        return cls(args.report, model, other, args.shards, Manifest.read(args.shards), wanted)
+        return cls(args.report, model, other, args.shards, Manifest.read(args.shards), wanted, command_line())
 
     def infer_other(
         self, accelerator: Accelerator, split: str, batch_size: int, workers: int
@@ -86,7 +88,7 @@ class ReportRun:
                 "shard set fingerprint": self.manifest.fingerprint,
                 "labels fingerprint": self.manifest.labels.fingerprint,
             },
-            command_line(),
+            self.command,
         )
         return write_report(self.folder, build_report(material, label_errors=self.label_errors))
 
