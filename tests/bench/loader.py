@@ -176,11 +176,16 @@ def say(text: str) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, without its name."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    facts = dict(
+        [part.strip() for part in line.split(":", 1)]
+        for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()  # the first core's
+        if ":" in line
+    )
+    model = facts.get("model name", platform.machine())
+    if "cpu family" in facts:  # "AMD EPYC" alone may be any of five generations
+        model += f", family {facts['cpu family']} model {facts['model']}"
+    if "avx512f" in facts.get("flags", "").split():
+        model += ", AVX-512"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": model, "cores": available_cores(), "memory_gb": round(memory / 1e9)}
 

@@ -1,10 +1,11 @@
-"""Does the model ever wait? Training steps fed by the loader against the same steps on a resident batch.
+"""Does the model ever wait? Training steps fed by the loader, by timm's, and the same steps on a resident batch.
 
     python tests/bench/train_step.py --shards SHARDS [--model resnet50] [--batch 256] [--steps 50] [--json FILE]
 
-Blocks of steps alternate between the two; the ratio is the median over rounds of images/s fed by images/s resident
-(goal on a GPU: at least 0.97). Everything that a real step does is in both: forward, loss, backward, update, autocast
-and channels_last. The device is named, because the answer is about it.
+Blocks of steps alternate between the three; a ratio is the median over rounds of images/s fed by images/s resident
+(goal on a GPU: at least 0.97). Everything that a real step does is in all: forward, loss, backward, update, autocast
+and channels_last. The device is named, because the answer is about it. timm's wheel has no train.py: its loader is made
+here as train.py makes it, on the same posters as files, with a worker per core, prefetching to the device.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import itertools
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timm.data import create_dataset, create_loader
 from torch import nn
 
 from shards.errors import UserError
@@ -29,7 +32,7 @@ from shards.manifest import Manifest
 from toolkit.config import Config
 from toolkit.data.cuts import train_cutter
 from toolkit.data.loader import Batch, Loader, decode_threads, own_cores, targets_of
-from toolkit.data.meter import verdict
+from toolkit.data.meter import Times, verdict
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.feed import train_plan
@@ -47,6 +50,36 @@ def endless(loader: Loader, reader: ShardReader, config: Config, device: torch.d
         cutter = train_cutter(reader, config.data, config.train.seed, epoch, device)
         with contextlib.closing(loader.batches(plan.shares(epoch, 0, 1), cutter, epoch)) as batches:
             yield from (b for b in batches if len(b.images) == config.train.batch_size)
+
+
+def timms(
+    folder: Path, reader: ShardReader, config: Config, device: torch.device, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """timm's batches, on the device and normalised, of one epoch after the other; writes the posters to ``folder``."""
+    for sample in range(len(reader)):
+        (folder / f"{sample:08d}.jpg").write_bytes(reader.read(sample))
+    data = config.data
+    loader = create_loader(
+        create_dataset("", root=str(folder)),
+        input_size=(3, data.image_size, data.image_size),
+        batch_size=config.train.batch_size,
+        is_training=True,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        hflip=data.flip,
+        color_jitter=0.0,
+        interpolation="bilinear",
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
+        num_workers=own_cores(),
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+        device=device,
+        img_dtype=dtype,
+    )
+    while True:
+        for images, _ in loader:
+            yield images.contiguous(memory_format=torch.channels_last)
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -85,6 +118,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     def resident() -> None:
         step(held, held_targets)
 
+    def fed_by_timm() -> None:
+        step(next(peer), held_targets)
+
     def rate(run: Callable[[], None]) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -96,23 +132,26 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         return options.steps * options.batch / (time.perf_counter() - started)
 
     threads = decode_threads(0)
-    with Loader(reader, threads, config.data.prefetch, device=device) as loader:
+    with (
+        Loader(reader, threads, config.data.prefetch, device=device) as loader,
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(timms(Path(folder), reader, config, device, dtype)) as peer,  # type: ignore[type-var]
+    ):
         batches = endless(loader, reader, config, device)
         first = next(batches)
         held = prepare.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
         held_targets = targets_of(first.share, reader.targets).to(device)
-        rate(fed), rate(resident)  # warm-up: kernels are chosen, memory is found
-        rounds = []
-        before, started = loader.meter.snapshot(), time.perf_counter()
+        runs = (fed, resident, fed_by_timm)
+        for run in runs:  # warm-up: kernels are chosen, memory is found, workers started
+            rate(run)
+        rounds, seconds, spent = [], 0.0, Times()
         for _ in range(options.rounds):
-            rounds.append((rate(fed), rate(resident)))
-        limit = verdict(
-            loader.meter.snapshot() - before,
-            time.perf_counter() - started,
-            threads,
-            own_cores(),
-            device.type.upper(),
-        )
+            before, started = loader.meter.snapshot(), time.perf_counter()
+            ours = rate(fed)
+            seconds += time.perf_counter() - started
+            spent = spent + (loader.meter.snapshot() - before)
+            rounds.append((ours, rate(resident), rate(fed_by_timm)))
+        limit = verdict(spent, seconds, threads, own_cores(), device.type.upper())
         batches.close()  # type: ignore[attr-defined]
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     return {
@@ -122,9 +161,11 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "precision": options.precision,
         "batch": options.batch,
         "threads": threads,
-        "fed": statistics.median(fed for fed, _ in rounds),
-        "resident": statistics.median(resident for _, resident in rounds),
-        "ratio": statistics.median(fed / resident for fed, resident in rounds),
+        "fed": statistics.median(ours for ours, _, _ in rounds),
+        "resident": statistics.median(resident for _, resident, _ in rounds),
+        "timm": statistics.median(timm for _, _, timm in rounds),
+        "ratio": statistics.median(ours / resident for ours, resident, _ in rounds),
+        "timm_ratio": statistics.median(timm / resident for _, resident, timm in rounds),
         "verdict": limit,
     }
 

@@ -10,6 +10,8 @@ import timm
 from safetensors.torch import save_file
 from toolkit_helpers import run_python
 
+from shards.build import BuildOptions, build_shards
+
 PEERS = {
     "decode_only", "webdataset_float", "webdataset_uint8", "timm", "litdata", "mosaic_streaming", "dali_cpu",
     "ffcv_jpeg", "ffcv_raw",
@@ -47,6 +49,21 @@ def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
         run = run_python("tests/bench/loader.py", *options)
         assert run.returncode == 2 and "Traceback" not in run.stderr
         assert [line for line in run.stderr.splitlines() if line.startswith("error:")]
+
+
+def test_training_steps_are_fed_by_our_loader_and_by_timms(posters: Path, tmp_path: Path):
+    build_shards(
+        BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s")
+    )
+    run = run_python(
+        "tests/bench/train_step.py", "--shards", tmp_path / "s", "--model", "test_resnet", "--batch", 8, "--size", 32,
+        "--steps", 2, "--rounds", 1, "--precision", "no", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["ratio"] == result["fed"] / result["resident"] > 0
+    assert result["timm_ratio"] == result["timm"] / result["resident"] > 0
+    assert result["verdict"].startswith("data ") or "limit" in result["verdict"]
 
 
 def test_shuffle_quality_is_that_of_chance_for_the_global_order_only():
