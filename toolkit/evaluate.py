@@ -25,7 +25,7 @@ from shards.manifest import Manifest
 from toolkit.distributed import make_accelerator
 from toolkit.metrics import FloatArray
 from toolkit.model_card import write_card
-from toolkit.model_folder import ModelFolder, load_model_folder
+from toolkit.model_folder import OURS, ModelFolder, load_model_folder
 from toolkit.report_tables import FIXED_THRESHOLDS, Evaluation, evaluate_arrays
 from toolkit.split_logits import SplitLogits, infer_split
 from toolkit.validation import train_prevalence
@@ -88,6 +88,7 @@ def evaluate(
     """(evaluation of a model on a split, the logits it comes from), on every rank."""
     folder = load_model_folder(model_folder)
     manifest = Manifest.read(shards)
+    warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
         log.warning(
@@ -95,6 +96,19 @@ def evaluate(
             split,
         )
     return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
+
+
+def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: Path, split: str) -> None:
+    """One line if the model was trained on another shard set, whose training split may hold these samples."""
+    trained_on = folder.config[OURS].get("shard_set")
+    if trained_on and trained_on != manifest.fingerprint:
+        log.warning(
+            "%s is not the shard set that %s was trained on: if its %s split holds samples of that training, the "
+            "model's figures there are too good",
+            shards,
+            folder.path,
+            split,
+        )
 
 
 def evaluate_outputs(
@@ -117,6 +131,7 @@ def evaluate_outputs(
         folder.decisions,
         thresholds or FIXED_THRESHOLDS,
         split=outputs.split,
+        shard_set=outputs.shard_set,
     )
 
 

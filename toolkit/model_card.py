@@ -63,7 +63,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "",
     ]
     for split, values in metrics.items():
-        lines += _metrics_section(split, values)
+        lines += _metrics_section(split, values, ours["shard_set"])
     lines += ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", ""]
     if head["kind"] == "linear":
         lines += ['The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
@@ -101,10 +101,16 @@ def _calibration(labels: dict[str, Any]) -> str:
     )
 
 
-def _metrics_section(split: str, values: dict[str, Any]) -> list[str]:
-    rows = [
-        f"## Metrics on {split} ({values['num_samples']} samples)",
-        "",
+def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
+    rows = [f"## Metrics on {split} ({values['num_samples']} samples)", ""]
+    measured_on = values.get("shard_set")  # files of older versions do not say
+    if measured_on and measured_on != trained_on:
+        rows += [
+            f"Measured on shard set {measured_on}, **not the one of training**: samples of that training may be "
+            "among these.",
+            "",
+        ]
+    rows += [
         "| | precision | recall | micro-F1 | macro-F1 | F0.5 | subset accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

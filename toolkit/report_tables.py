@@ -92,12 +92,15 @@ class Evaluation:
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
+    shard_set: str | None = None
+    """Fingerprint of the shard set that the split is of; None where nobody said."""
 
     def to_dict(self) -> dict[str, Any]:
         """Pure JSON types; what is undefined (NaN) becomes None."""
         result: dict[str, Any] = json_types(
             {
                 "split": self.split,
+                **({} if self.shard_set is None else {"shard_set": self.shard_set}),
                 "num_samples": self.num_samples,
                 "genres": self.genres,
                 "decisions": self.decisions,
@@ -196,6 +199,7 @@ def evaluate_arrays(
     thresholds: Sequence[float] = FIXED_THRESHOLDS,
     *,
     split: str,
+    shard_set: str | None = None,
 ) -> Evaluation:
     """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
 
@@ -235,6 +239,7 @@ def evaluate_arrays(
             labels=[label for label, _ in shown],
         ),
         per_genre=per_genre,
+        shard_set=shard_set,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path
         decisions.calibration,
         decisions.fingerprint,
     )
+
+
+def trained_on(said: Said, shard_set: str | None, **facts: Any) -> Said:
+    """The same model with another training: config.json's ``shard_set`` and more of its facts."""
+    return replace(said, config={**said.config, OURS: said.config[OURS] | {"shard_set": shard_set} | facts})
 
 
 def decisions(calibrated: bool = True) -> Decisions:

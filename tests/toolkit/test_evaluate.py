@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
 
 from shards.errors import UserError
+from shards.files import write_json
 from shards.labels import LabelSet
 from shards.manifest import Manifest
 from toolkit.cli import main
@@ -23,7 +25,8 @@ from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import decode_rgb
 from toolkit.evaluate import parse_thresholds
 from toolkit.metrics import sigmoid
-from toolkit.model_folder import load_model_folder
+from toolkit.model_card import write_card
+from toolkit.model_folder import OURS, load_model_folder
 from toolkit.models import HeadSpec
 from toolkit.reliability import expected_calibration_error, genre_calibration_errors, reliability_curve
 
@@ -113,6 +116,30 @@ def test_decisions_of_the_folder_are_applied_and_kept(
     assert result["loss"] == calibration["before"]["loss"]
     shown = capsys.readouterr().out
     assert "single of val 0.45" in shown and "calibrated (platt)" in shown and "ECE" in shown
+
+
+def test_metrics_name_their_shard_set_and_the_card_says_another_one(
+    calibrated: Path, shard_set: Path, tmp_path: Path
+):
+    model = shutil.copytree(calibrated, tmp_path / "model")
+    here = Manifest.read(shard_set).fingerprint
+
+    def card(trained_on: str) -> str:
+        config = json.loads((model / "config.json").read_text())
+        config[OURS]["shard_set"] = trained_on
+        write_json(model / "config.json", config)
+        write_card(model)
+        return (model / "README.md").read_text()
+
+    assert main(["evaluate", "--model", str(model), "--shards", str(shard_set), "--workers", "1"]) == 0
+    metrics = json.loads((model / "metrics-test.json").read_text())
+    assert metrics["shard_set"] == here
+    warning = f"Measured on shard set {here}, **not the one of training**"
+    assert warning in (model / "README.md").read_text() and warning in card("0123456789abcdef")
+    assert "## Metrics on test" in card(here) and "Measured on shard set" not in card(here)
+    del metrics["shard_set"]  # as older versions left it
+    write_json(model / "metrics-test.json", metrics)
+    assert "## Metrics on test" in card("x") and "Measured on shard set" not in card("x")
 
 
 def test_two_processes_evaluate_as_one_does(calibrated: Path, shard_set: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_tools import GENRES, SAMPLES, decisions, material, said, simulate
+from report_tools import GENRES, SAMPLES, decisions, material, said, simulate, trained_on
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -21,10 +21,13 @@ from sklearn.metrics import (
 
 from toolkit.bootstrap import Difference
 from toolkit.label_errors import have_cleanlab
+from toolkit.metrics import sigmoid
 from toolkit.reliability import expected_calibration_error
-from toolkit.report.build import Report, build_report, calibration
+from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.examples import SHOWN, choose_groups, evidence
 from toolkit.report.findings import in_words
+from toolkit.report.genres import notes as build_notes
+from toolkit.report.material import FINGERPRINT
 from toolkit.report.together import Instead, pairs, together
 
 ROUNDS = 100
@@ -80,8 +83,10 @@ def test_the_table_of_genres_is_scikit_learns(report: Report):
             assert row["f1"] == pytest.approx(f1[column])
         else:
             assert row["ap"] is row["ap_low"] is row["recall"] is row["f1"] is None
-        ece = expected_calibration_error(targets[:, [column]], probabilities[:, [column]])
-        assert row["ece"] == pytest.approx(ece)
+        for key, values in (("ece", probabilities), ("ece_before", sigmoid(logits))):
+            ece = expected_calibration_error(targets[:, [column]], values[:, [column]])
+            assert row[key] == pytest.approx(ece), key
+        assert row["ece"] != row["ece_before"]
 
 
 def test_every_difference_is_of_the_figures_beside_it(report: Report):
@@ -181,6 +186,35 @@ def test_notes_say_what_limits_the_figures(report: Report):
     on_val = build_report(material(split="val", other=False), label_errors=False, rounds=5).numbers
     assert any("optimistic" in note for note in on_val["notes"])
     assert not any("optimistic" in note for note in report.numbers["notes"])
+
+
+def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report):
+    def notes(mine: str | None, theirs: str | None) -> list[str]:
+        given = material()
+        assert given.other is not None
+        moved = replace(given, model=trained_on(given.model, mine), other=trained_on(given.other, theirs))
+        return [note for note in build_notes(moved, []) if "another shard set" in note]
+
+    here = material().shard_set[FINGERPRINT]
+    assert notes(here, here) == [] == notes(None, None)  # an unknown set is no other one
+    (note,) = notes(here, "f" * 16)
+    assert note.startswith(
+        "run 2 <u> was trained on another shard set: if test posters of this one were among"
+    )
+    assert note.endswith("and the comparison with it is not fair.")
+    (note,) = notes("f" * 16, here)
+    assert note.startswith("run was trained on another") and note.endswith("too good.")
+    assert len(notes("e" * 16, "f" * 16)) == 2
+    assert not any("another shard set" in note for note in report.numbers["notes"])
+
+
+def test_facts_tell_which_weights_were_saved():
+    given = material()
+    assert given.other is not None
+    given = replace(given, model=trained_on(given.model, "f" * 16, weights="ema"))
+    told = facts(given)
+    assert (told["saved"], told["trained_elsewhere"]) == ("ema", True)
+    assert (told["other"]["saved"], told["other"]["trained_elsewhere"]) == (None, False)
 
 
 # --- genres that come together, and what is said instead --------------------------------------------------

@@ -1,32 +1,27 @@
-"""The page and its folder: whole, self-contained, escaped, readable on a phone; what lies in DIR is never lost."""
+"""The page and its plots: self-contained, escaped, everything there (test_report_browser.py looks at it)."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
-from report_tools import GENRES, NASTY, SAMPLES, decisions, material, picture, said, simulate
+from report_tools import GENRES, NASTY, decisions, material, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
-from shards.errors import UserError
-from toolkit.metrics import threshold_metrics
+from toolkit.metrics import sigmoid, threshold_metrics
 from toolkit.report.build import Report, build_report
 from toolkit.report.course import read_course
 from toolkit.report.curves import precision_recall_steps, support_plot, sweep, sweep_plot
+from toolkit.report.diagrams import genre_bins, genre_reliability_plot
 from toolkit.report.examples import MOST_BYTES, picture_uri
-from toolkit.report.folder import check_report_folder, write_report
 from toolkit.report.page import meter, percent, render_page, span
 from toolkit.report.plots import DENSITY, Plot, label_points, new_figure
 
@@ -112,7 +107,7 @@ def test_names_are_escaped_and_all_there(page: str, report: Report):
 
 
 def test_numbers_of_the_json_are_on_the_page(page: str, report: Report):
-    text = unescape(re.sub(r"<[^>]+>", " ", page))
+    text = unescape(re.sub(r"<[^>]+>", " ", re.sub(r'<span class="whole">(.*?)</span>', r"\1", page)))
     for row in report.numbers["headline"]:
         assert f"{row['value']:.3f}" in text
     for row in report.numbers["per_genre"]:
@@ -120,6 +115,25 @@ def test_numbers_of_the_json_are_on_the_page(page: str, report: Report):
             assert f"{row['ap']:.3f}" in text and f"{row['ap_low']:.3f} to {row['ap_high']:.3f}" in text
     assert report.numbers["verdict"]["sentence"] in text
     assert "crop: [0.5, 1.0]" in text and "ab" * 32 in text and "posters evaluate --model" in text
+
+
+def test_the_page_says_which_weights_and_whose_training(page: str):
+    given = material()
+    assert given.other is not None
+    mine, theirs = (
+        trained_on(given.model, "e" * 16, weights="ema"),
+        trained_on(given.other, "f" * 16, weights="raw"),
+    )
+    html = render_page(build_report(replace(given, model=mine, other=theirs), label_errors=False, rounds=5))
+    told = unescape(html)
+    assert "<dt>weights</dt><dd>moving average of the trained ones (EMA); sha256 abab" in told
+    assert "<dt>beside it: weights</dt><dd>as trained (raw); sha256 abab" in told
+    for said_of, digit in (("", "e"), ("beside it: ", "f")):
+        line = f"<dt>{said_of}trained on</dt><dd>shard set {digit * 16}, not the one of this page</dd>"
+        assert line in told
+    assert told.count("was trained on another shard set") == 2
+    assert "<dt>weights</dt><dd>sha256 abab" in page  # older models do not say
+    assert "another shard set" not in page and "not the one of this page" not in page
 
 
 def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
@@ -142,27 +156,6 @@ def test_a_poster_that_cannot_be_read_leaves_a_tile():
 
 def test_it_prints_on_white_and_fits_a_phone(page: str):
     assert "@media print" in page and "@media(max-width" in page and "prefers-color-scheme:dark" in page
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
-def test_a_phone_need_not_scroll_sideways(page: str, tmp_path: Path):
-    # In frames: a window of chromium is never narrower than 500 pixels.
-    widths = (360, 390, 1280)
-    probe = (
-        "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
-    )
-    (tmp_path / "page.html").write_text(page.replace("</body>", probe), encoding="utf-8")
-    frames = "".join(f'<iframe src="page.html" style="width:{w}px;border:0"></iframe>' for w in widths)
-    listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"
-    (tmp_path / "frames.html").write_text(f"<title></title>{listen}{frames}")
-    run = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
-         "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}",
-         (tmp_path / "frames.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    found = re.findall(r"(\d+) of (\d+);", run.stdout)
-    assert sorted(found) == sorted((str(width), str(width)) for width in widths)
 
 
 # --- plots ------------------------------------------------------------------------------------------------
@@ -200,6 +193,9 @@ def test_plots_show_the_data():
         return sweep_plot(sweep(targets, scores), decisions().thresholds, 0.45, reached)
 
     assert draw(probabilities).png == draw(probabilities).png != draw(probabilities**2).png
+    bins = genre_bins(targets[:, 0], sigmoid(logits[:, 0]), probabilities[:, 0])
+    diagrams = [genre_reliability_plot("a", "A", bins, calibrated=calibrated) for calibrated in (True, False)]
+    assert len({plot.png for plot in diagrams}) == 2 == len({plot.says for plot in diagrams})
     row = {"genre": "A", "support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
     assert support_plot([row]).png != support_plot([row | {"f1": 0.6}]).png
 
@@ -226,6 +222,20 @@ def test_names_beside_points_meet_nothing_and_stay_inside():
         assert not any(box.overlaps(other) for other in boxes[:number])
         assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
         assert not any(box.contains(*point) for point in axes.transData.transform(places))
+
+
+def test_names_are_not_nearer_to_other_points():
+    _figure, axes = new_figure()
+    places = np.random.default_rng(0).random((40, 2))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(axes, places[:, 0].tolist(), places[:, 1].tolist(), [str(k) * 5 for k in range(40)])
+    points = axes.transData.transform(places)
+    assert len(axes.texts) >= 15
+    for text in axes.texts:
+        box = text.get_window_extent()
+        away = np.hypot(*(points - np.clip(points, (box.x0, box.y0), (box.x1, box.y1))).T)
+        own = int(text.get_text()[: len(text.get_text()) // 5])
+        assert away[own] <= away.min() + 1
 
 
 def test_a_name_without_a_place_is_still_in_the_words():
@@ -279,66 +289,3 @@ def test_small_charts_in_tables():
     assert "left:50.0%;width:50.0%" in span(row, 0.2) and "left:75.0%" in span(row, 0.2)
     assert "real" in span(row | {"words": "real: better"}, 0.2) and "real" not in span(row, 0.2)
     assert (percent(0.034), percent(0.34), percent(None)) == ("3.4%", "34%", "\N{EN DASH}")
-
-
-# --- the folder -------------------------------------------------------------------------------------------
-
-
-def test_the_folder_and_its_files(report: Report, tmp_path: Path):
-    folder = tmp_path / "new" / "report"
-    assert write_report(folder, report) == folder / "index.html"
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    plots = {f"plots/{plot.name}.png" for plot in report.all_plots}
-    assert names == {"index.html", "metrics.json", "per-genre.csv", *plots}
-    numbers = json.loads((folder / "metrics.json").read_text())
-    assert numbers["headline"] == report.numbers["headline"] and numbers["num_samples"] == SAMPLES
-    table = pd.read_csv(folder / "per-genre.csv")
-    assert table["genre"].tolist() == GENRES
-    assert table["support"].tolist() == simulate()[0].sum(axis=0).tolist()
-
-
-def test_an_older_report_is_replaced_and_a_torn_one_too(report: Report, tmp_path: Path):
-    write_report(tmp_path, report)
-    (tmp_path / "plots" / "precision-recall-99-old.png").write_bytes(b"old")
-    (tmp_path / "label-errors.csv").write_text("old")
-    (tmp_path / "index.html").unlink()  # as a kill leaves it
-    (tmp_path / "index.html.1.partial").write_text("half")
-    write_report(tmp_path, report)
-    assert (tmp_path / "index.html").exists()
-    assert not (tmp_path / "plots" / "precision-recall-99-old.png").exists()
-    assert not (tmp_path / "label-errors.csv").exists()
-
-
-def test_label_errors_as_a_table(report: Report, tmp_path: Path):
-    row = {
-        "id": "x",
-        "score": 0.5,
-        "genre": NASTY,
-        "given": True,
-        "probability": 0.1,
-        "genres": ["War", NASTY],
-    }
-    numbers = report.numbers | {"label_errors": {"samples": 1, "rows": [row]}}
-    write_report(tmp_path, replace(report, numbers=numbers))
-    (found,) = pd.read_csv(tmp_path / "label-errors.csv").to_dict("records")
-    assert found == row | {"genres": f"War|{NASTY}"}
-
-
-@pytest.mark.parametrize(
-    "strange", ["notes.txt", "plots/notes.txt", "sub/index.html", "metrics.json", "index.html"]
-)
-def test_a_folder_with_something_else_is_refused_untouched(report: Report, tmp_path: Path, strange: str):
-    path = tmp_path / "dir" / strange
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
-    with pytest.raises(UserError, match=r"holds .*name a new or empty folder"):
-        write_report(tmp_path / "dir", report)
-    assert [p for p in (tmp_path / "dir").rglob("*") if p.is_file()] == [path] and path.read_text() == "{}"
-
-
-def test_empty_and_new_folders_are_fine_and_files_are_not(tmp_path: Path):
-    check_report_folder(tmp_path)
-    check_report_folder(tmp_path / "new")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        check_report_folder(tmp_path / "file")

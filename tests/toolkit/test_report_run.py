@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ from sklearn.metrics import average_precision_score, f1_score
 from toolkit_helpers import ROOT, launch_2, make_model_folder, posters_command
 
 from shards.errors import UserError
+from shards.files import write_json
 from shards.labels import LabelSet
 from shards.manifest import Manifest
 from toolkit.arguments import add_evaluate_arguments
 from toolkit.cli import main
 from toolkit.label_errors import have_cleanlab
 from toolkit.metrics import sigmoid
+from toolkit.model_folder import OURS
 from toolkit.models import HeadSpec
 from toolkit.report import run as report_run
 from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
@@ -82,6 +86,37 @@ def test_two_processes_write_one_report_with_the_same_numbers(
     for before, after in zip(one["headline"], two["headline"], strict=True):
         assert after == pytest.approx(before, abs=1e-4), before["metric"]
     assert two["facts"]["command"].startswith("posters evaluate --model")
+
+
+def test_another_set_of_training_is_told_of_both(made, model_folder: Path, other_run: Path, shard_set: Path):
+    _, folder, _ = made
+    notes = " ".join(json.loads((folder / "metrics.json").read_text())["notes"])
+    for name in (model_folder.parent.name, "second"):
+        assert f"{name} was trained on another shard set" in notes
+
+
+def test_one_line_in_the_log_for_each_model_of_another_set(
+    shard_set: Path, model_folder: Path, other_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    same = shutil.copytree(model_folder, tmp_path / "same")
+    config = json.loads((same / "config.json").read_text())
+    config[OURS]["shard_set"] = Manifest.read(shard_set).fingerprint
+    write_json(same / "config.json", config)
+    words = ["evaluate", "--shards", shard_set, "--workers", "1", "--out", tmp_path / "m.json"]
+    words += ["--report", tmp_path / "page", "--no-label-errors"]
+
+    def told(*more: object) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert main([str(word) for word in (*words, *more)]) == 0
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if "is not the shard set that" in line]
+
+    (line,) = told("--model", same, "--compare", other_run)
+    assert str(other_run / "model") in line and "if its test split holds samples" in line
+    (line,) = told("--model", model_folder, "--compare", same)
+    assert str(model_folder) in line
+    assert told("--model", same) == []
 
 
 def options(shard_set: Path, model: Path, *more: object) -> argparse.Namespace:

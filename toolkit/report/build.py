@@ -17,7 +17,8 @@ from toolkit.metrics import bce_from_logits, bce_from_probabilities
 from toolkit.model_folder import OURS
 from toolkit.reliability import calibration_summary
 from toolkit.report.course import course_plots, read_course
-from toolkit.report.curves import precision_recall_plot, reliability_plot, support_plot, sweep, sweep_plot
+from toolkit.report.curves import precision_recall_plot, support_plot, sweep, sweep_plot
+from toolkit.report.diagrams import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.examples import Group, choose_groups, error_group
 from toolkit.report.findings import comparisons, headline, resampled, verdict
 from toolkit.report.genres import genre_comparison, genre_rows, notes
@@ -28,7 +29,7 @@ from toolkit.report.together import Instead, pairs, together
 from toolkit.report_tables import json_types
 
 #: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.
-MOST_CURVES, MOST_IN_MATRIX = 60, 40
+MOST_CURVES, MOST_IN_MATRIX, MOST_DIAGRAMS = 60, 40, 24
 #: Likely label errors with pictures.
 ERRORS_SHOWN = 24
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "matplotlib", "cleanlab")
@@ -43,7 +44,9 @@ class Report:
     plots: dict[str, Plot]
     """By name, in the order of the page, without those of the genres."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """Per genre: the plot and its row of the table."""
+    """Precision and recall per genre: the plot and the genre's row of the table."""
+    diagrams: list[tuple[Plot, dict[str, Any]]]
+    """Calibration per genre, likewise."""
     course: list[Plot]
     groups: list[Group]
     errors: Group | None
@@ -54,7 +57,7 @@ class Report:
     @property
     def all_plots(self) -> list[Plot]:
         """Every plot, for DIR/plots."""
-        return [*self.plots.values(), *(plot for plot, _ in self.curves), *self.course]
+        return [*self.plots.values(), *(plot for plot, _ in [*self.curves, *self.diagrams]), *self.course]
 
 
 def build_report(
@@ -84,7 +87,10 @@ def build_report(
             "per_genre": genres,
             "genre_comparison": genre_comparison(material, draws),
             "threshold_sweep": swept,
-            "calibration": calibration(material.model, material.targets),
+            "calibration": {
+                **calibration(material.model, material.targets),
+                "genres": genre_calibration(material),
+            },
             "pairs": pairs(material.targets, material.model.named, material.genres),
             "together": together(material.targets),
             "instead": instead.rows(material.genres),
@@ -99,6 +105,7 @@ def build_report(
         numbers,
         _plots(material, numbers, instead),
         _curves(material, numbers["per_genre"]),
+        _diagrams(material, numbers),
         course_plots(course, _epoch(material.model)) if course else [],
         groups,
         None if found is None else error_group(material, found[:ERRORS_SHOWN]),
@@ -117,6 +124,16 @@ def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
     }
 
 
+def genre_calibration(material: Material) -> dict[str, list[dict[str, Any]]]:
+    """Genre -> its bins, of the commonest genres with enough positives for bins to say something."""
+    model, targets = material.model, material.targets
+    return {
+        material.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
+        for g in _commonest(material, MOST_DIAGRAMS)
+        if targets[:, g].sum() >= ENOUGH
+    }
+
+
 def facts(material: Material) -> dict[str, Any]:
     """What was evaluated, on what, by what."""
     versions = library_versions()
@@ -126,23 +143,25 @@ def facts(material: Material) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        **_facts_of(material.model),
+        **_facts_of(material, material.model),
         "shard_set": material.shard_set,
         "command": material.command,
         "versions": versions,
-        "other": None if material.other is None else _facts_of(material.other),
+        "other": None if material.other is None else _facts_of(material, material.other),
     }
 
 
-def _facts_of(said: Said) -> dict[str, Any]:
+def _facts_of(material: Material, said: Said) -> dict[str, Any]:
     ours = said.config.get(OURS, {})
     return {
         "model": said.name,
         "path": str(said.path),
         "architecture": said.config.get("architecture"),
         "weights": said.fingerprint,
+        "saved": ours.get("weights"),
         "epoch": _epoch(said),
-        "trained_on": ours.get("shard_set"),
+        "trained_on": said.trained_on,
+        "trained_elsewhere": material.may_have_seen(said),
         "thresholds": said.source,
         "decisions": said.decisions,
     }
@@ -212,12 +231,31 @@ def _curves(material: Material, rows: Sequence[dict[str, Any]]) -> list[tuple[Pl
         row, genre = rows[column], material.genres[column]
         if not row["support"]:
             continue
-        letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in genre)[:40].lower()
         point = None if row["precision"] is None else (row["recall"], row["precision"])
         truth, scores = material.targets[:, column], material.model.probabilities[:, column]
-        name = f"precision-recall-{number:02d}-{letters}"
+        name = _plot_name("precision-recall", number, genre)
         found.append((precision_recall_plot(name, genre, truth, scores, point, row["ap"]), row))
     return found
+
+
+def _diagrams(material: Material, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
+    """Reliability diagrams of the genres of `genre_calibration`."""
+    rows = {row["genre"]: row for row in numbers["per_genre"]}
+    calibrated = material.model.calibration != "none"
+    return [
+        (
+            genre_reliability_plot(
+                _plot_name("reliability", number, genre), genre, bins, calibrated=calibrated
+            ),
+            rows[genre],
+        )
+        for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1)
+    ]
+
+
+def _plot_name(kind: str, number: int, genre: str) -> str:
+    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in genre)[:40].lower()
+    return f"{kind}-{number:02d}-{letters}"
 
 
 def _commonest(material: Material, limit: int) -> list[int]:

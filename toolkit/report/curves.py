@@ -1,4 +1,4 @@
-"""Plots of decisions and probabilities: threshold sweep, precision-recall per genre, calibration, support and F1."""
+"""Plots of decisions and rankings: threshold sweep, precision-recall per genre, support and F1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from sklearn.metrics import precision_recall_curve
 
 from toolkit.metrics import BoolArray, FloatArray, sigmoid, threshold_metrics
@@ -20,7 +20,6 @@ from toolkit.report.plots import (
     ORANGE,
     PURPLE,
     SMALL,
-    WIDE,
     Plot,
     finish,
     label_points,
@@ -123,50 +122,6 @@ def precision_recall_plot(
     axes.set_ylabel("precision", labelpad=1)
     at = f"precision {point[1]:.2f} and recall {point[0]:.2f} at its threshold" if point else "never named"
     return finish(figure, name, genre, f"Precision-recall curve of {genre}: AP {ap:.3f}, {at}.")
-
-
-@styled
-def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
-    """Predicted probability against observed frequency, all genres pooled, before and after calibration.
-
-    Each of them as `toolkit.reliability.calibration_summary` has it; ``after`` is None without calibration.
-    """
-    figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")
-    summaries = [("as the network gives them" if after else "as they are", before, ORANGE, "s--")]
-    if after:
-        summaries.append(("calibrated", after, BLUE, "o-"))
-    for name, summary, color, look in summaries:
-        bins = [row for row in summary["curve"] if row["count"]]
-        predicted, observed, count = (
-            np.array([b[k] for b in bins]) for k in ("predicted", "observed", "count")
-        )
-        axes.vlines(predicted, *_wilson(observed, count), color=color, linewidth=1.0, alpha=0.55)
-        axes.plot(predicted, observed, look, color=color, markersize=4.5, linewidth=1.4,
-                  label=f"{name}: error {summary['ece']:.3f}")  # fmt: skip
-    shown = (after or before)["curve"]
-    below.bar([b["centre"] for b in shown], [b["count"] for b in shown], width=0.8 / len(shown), color=GREY)
-    below.set_yscale("log")
-    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    below.yaxis.set_minor_locator(NullLocator())
-    below.set_ylabel("count")
-    unit_axis(axes)
-    unit_axis(below, "x")
-    axes.set_ylabel("share that is true")
-    below.set_xlabel("probability, all genres pooled")
-    figure.legend(loc="outside upper left", ncols=1, handlelength=2.2)
-    says = "; ".join(
-        f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries
-    )
-    return finish(figure, "reliability", "Do probabilities mean what they say?", f"{says.capitalize()}.")
-
-
-def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Ends of the 95% interval of a share (Wilson 1927)."""
-    z = 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
 
 
 @styled

@@ -8,6 +8,7 @@ import numpy as np
 
 from toolkit.bootstrap import Draws, genre_differences, genre_intervals
 from toolkit.metrics import per_genre_table
+from toolkit.reliability import genre_calibration_errors
 from toolkit.report.findings import MODEL, OTHER, in_words
 from toolkit.report.material import Material
 
@@ -22,6 +23,7 @@ def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, An
     model, plain = material.model, draws[MODEL]
     table = per_genre_table(material.targets, model.probabilities, model.thresholds, material.genres)
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
     ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
     for column, row in enumerate(rows):
         row["train_prevalence"] = float(material.train_prevalence[column])
@@ -29,6 +31,7 @@ def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, An
         row["ap_low"], row["ap_high"] = ap[column].low, ap[column].high
         row["f1_low"], row["f1_high"] = f1[column].low, f1[column].high
         row["ece"] = float(plain.plain.per_genre["ece"][0, column])
+        row["ece_before"] = float(uncalibrated[column])
     return rows
 
 
@@ -56,14 +59,20 @@ def genre_comparison(material: Material, draws: dict[str, Draws]) -> list[dict[s
 
 def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     """What must be known to read the figures rightly."""
-    found = []
+    found = [
+        f"{said.name} was trained on another shard set: if {material.split} posters of this one were among its "
+        "training posters, its figures here are too good"
+        + (", and the comparison with it is not fair." if beside else ".")
+        for said, beside in ((material.model, False), (material.other, True))
+        if said is not None and material.may_have_seen(said)
+    ]
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW]
     if none:
-        found.append(f"No poster of this split is {_listed(none)}: such genres count in no mean.")
+        found.append(f"No poster of this split is {_listed(none, last='or')}: such genres count in no mean.")
     if few:
         found.append(
-            f"Fewer than {FEW} posters are {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
+            f"Fewer than {FEW} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
             "macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on equal "
             "posters only."
         )
@@ -79,7 +88,7 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _listed(names: list[str], limit: int = 8) -> str:
+def _listed(names: list[str], limit: int = 8, last: str = "and") -> str:
     """``A, B and C``; beyond the limit ``A, B and 6 more``."""
     shown = names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

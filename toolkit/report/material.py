@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.metrics import BoolArray, FloatArray, sigmoid
-from toolkit.model_folder import ModelFolder
+from toolkit.model_folder import OURS, ModelFolder
 from toolkit.weighted_metrics import Answers
+
+#: The key of `Material.shard_set` under which its fingerprint is.
+FINGERPRINT = "shard set fingerprint"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,11 @@ class Said:
     """none, temperature or platt."""
     decisions: str
     """Fingerprint of calibration and thresholds."""
+
+    @property
+    def trained_on(self) -> str | None:
+        """Fingerprint of the shard set of its training; None if unknown."""
+        return self.config.get(OURS, {}).get("shard_set")
 
     @property
     def answers(self) -> Answers:
@@ -91,8 +99,12 @@ class Material:
     other: Said | None
     """The run to compare with."""
     shard_set: dict[str, str]
-    """Name -> value, for people: folder, fingerprints."""
+    """Name -> value, for people: folder, fingerprints; `FINGERPRINT` is compared as well."""
     command: str
+
+    def may_have_seen(self, said: Said) -> bool:
+        """Whether a model was trained on another shard set, whose training split may hold these samples."""
+        return said.trained_on is not None and said.trained_on != self.shard_set.get(FINGERPRINT)
 
     def genres_of(self, sample: int) -> list[str]:
         """The true genres of a sample."""

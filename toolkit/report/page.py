@@ -6,16 +6,18 @@ Ids and genres come from users: jinja2 escapes everything that is not marked as 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from toolkit.bootstrap import UNBOUNDED
 from toolkit.label_errors import INSTALL
 from toolkit.page_style import PAGE_STYLE
-from toolkit.report.build import MOST_CURVES, Report
+from toolkit.report.build import MOST_CURVES, MOST_DIAGRAMS, Report
+from toolkit.report.diagrams import ENOUGH
 from toolkit.report.findings import SURE
 from toolkit.report.genres import FEW
 from toolkit.report.plots import Plot
@@ -34,6 +36,7 @@ WHYS = {
     "single": "The one threshold that is best on validation: what deciding genre by genre changes.",
     "run": "The same posters, its own preprocessing, calibration and thresholds; both measured on the same resamples.",
 }
+WEIGHTS = {"raw": "as trained (raw)", "ema": "moving average of the trained ones (EMA)"}
 CALIBRATION = {
     "ece": "calibration error, pooled",
     "ece_macro": "calibration error, mean of genres",
@@ -63,6 +66,7 @@ def render_page(report: Report) -> str:
         most_difference=most_difference,
         mark=lambda line: MARKS[line.verdict],
         uri=uri,
+        unbroken=unbroken,
     )
     style, _, _ = environment.loader.get_source(environment, "report.css")  # type: ignore[union-attr]
     numbers = report.numbers
@@ -72,6 +76,9 @@ def render_page(report: Report) -> str:
         plots=report.plots,
         small_plots=report.curves,
         capped=numbers["macro_genres"] > MOST_CURVES,
+        diagrams=report.diagrams,
+        diagrams_why=_diagrams_why(report),
+        calibrated=numbers["calibration"]["method"] != "none",
         groups=report.groups,
         errors=report.errors,
         no_errors=_no_errors(numbers["split"]),
@@ -106,6 +113,27 @@ def _no_errors(split: str) -> str:
     return f"Not looked for: this needs cleanlab ({INSTALL}), and that --no-label-errors is not given."
 
 
+def _diagrams_why(report: Report) -> str:
+    """What the diagrams per genre show, and of which genres there are some."""
+    numbers = report.numbers
+    enough = sum(row["support"] >= ENOUGH for row in numbers["per_genre"])
+    if not enough:
+        return f"No genre has {ENOUGH} posters here, which a diagram of its own would need."
+    dots = "Each dot is an equal share of the posters, the least probable first"
+    if numbers["calibration"]["method"] != "none":
+        dots += "; orange is before, blue after calibration, which keeps the order"
+    shown = (
+        f"The {len(report.diagrams)} commonest of the {enough} genres"
+        if enough > MOST_DIAGRAMS
+        else "The genres"
+    )
+    return (
+        f"{dots}. On the dotted line probabilities are frequencies; vertical lines are 95% intervals, and the axes end "
+        f"at each genre's highest value. {shown} with at least {ENOUGH} posters: {len(report.diagrams)} of "
+        f"{len(numbers['genres'])}."
+    )
+
+
 def _sweep_caption(numbers: dict[str, Any]) -> str:
     caption = (
         "One threshold for all genres: micro precision and recall, and both F1. The line is validation's."
@@ -121,8 +149,6 @@ def _facts(numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if known["other"]:
         yield from _model_facts(known["other"], "beside it: ")
     yield from known["shard_set"].items()
-    if known["trained_on"] and known["trained_on"] != known["shard_set"].get("shard set fingerprint"):
-        yield "mind", "the model was trained on another shard set than it is evaluated on"
     yield "command", known["command"]
     yield "versions", ", ".join(f"{name} {value}" for name, value in known["versions"].items())
 
@@ -130,9 +156,12 @@ def _facts(numbers: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _model_facts(known: dict[str, Any], before: str) -> Iterable[tuple[str, str]]:
     epoch = f", epoch {known['epoch']}" if known["epoch"] else ""
     yield f"{before}model", f"{known['path']} ({known['architecture']}{epoch})"
-    yield f"{before}weights", f"sha256 {known['weights']}"
+    # models of older versions do not say whose weights they kept
+    kept = f"{WEIGHTS.get(known['saved'], known['saved'])}; " if known["saved"] else ""
+    yield f"{before}weights", f"{kept}sha256 {known['weights']}"
     if known["trained_on"]:
-        yield f"{before}trained on", f"shard set {known['trained_on']}"
+        another = ", not the one of this page" if known["trained_elsewhere"] else ""
+        yield f"{before}trained on", f"shard set {known['trained_on']}{another}"
     yield f"{before}thresholds", f"{known['thresholds']} ({known['decisions']})"
 
 
@@ -168,6 +197,13 @@ def between(row: dict[str, Any], low: str = "low", high: str = "high", signs: bo
     """``0.12 to 0.34`` of two keys of a row."""
     shown = signed if signs else number
     return NONE if row[low] is None else f"{shown(row[low])} to {shown(row[high])}"
+
+
+def unbroken(text: str) -> Markup:
+    """A sentence whose names of metrics stay on one line: browsers break after any hyphen."""
+    return Markup(
+        re.sub(r"(?:micro|macro)-F[\d.]*\d", r'<span class="whole">\g<0></span>', str(escape(text)))
+    )
 
 
 def worded(words: str) -> Markup:

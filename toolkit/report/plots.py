@@ -14,10 +14,13 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+
+from toolkit.metrics import FloatArray
 
 #: Okabe and Ito's colours (2008), which the common kinds of colour blindness leave distinct.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
@@ -117,7 +120,8 @@ def label_points(
 ) -> None:
     """Write a name beside each point where it meets no other name and no point; leave out what finds no place.
 
-    Places are tried from near to far, all around; points come in the given order, so give the important ones first.
+    No place is nearer to another point, whose name it would be taken for. Places are tried from near to far, all
+    around; points come in the given order, so give the important ones first.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # the layout must stand before anything can be measured
@@ -132,14 +136,15 @@ def label_points(
         for x, y, align in ((6, 0, "left"), (-6, 0, "right"), (0, 8, "center"), (0, -8, "center"),
                             (5, 6, "left"), (5, -6, "left"), (-5, 6, "right"), (-5, -6, "right"))
     ]  # fmt: skip
-    for x, y, label in zip(xs, ys, labels, strict=True):
+    for own, (x, y, label) in enumerate(zip(xs, ys, labels, strict=True)):
         for right, up, align in offsets:
             note = axes.annotate(
                 label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=size,
                 color=GREY,
             )  # fmt: skip
             box = note.get_window_extent(renderer)
-            free = not any(box.overlaps(other) for other in taken)
+            away = _distances(box, points)
+            free = not any(box.overlaps(other) for other in taken) and away[own] <= away.min() + 0.5
             if (
                 free
                 and inside.x0 <= box.x0
@@ -150,3 +155,10 @@ def label_points(
                 taken.append(box)
                 break
             note.remove()
+
+
+def _distances(box: Bbox, points: FloatArray) -> FloatArray:
+    """(N,) how far (N, 2) points are from a box."""
+    nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
+    away: FloatArray = np.hypot(*(points - nearest).T)
+    return away

@@ -15,12 +15,12 @@ from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
 from toolkit.data.reader import ShardReader
-from toolkit.evaluate import baseline_prevalence
+from toolkit.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.label_errors import INSTALL, have_cleanlab
 from toolkit.model_folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.folder import check_report_folder, write_report
-from toolkit.report.material import Material, Said
+from toolkit.report.material import FINGERPRINT, Material, Said
 from toolkit.split_logits import SplitLogits, infer_split
 
 
@@ -65,6 +65,7 @@ class ReportRun:
         """The other run's logits on the same split, on every rank; None without one."""
         if self.other is None:
             return None
+        warn_of_another_set(self.other, self.manifest, self.shards, split)
         return infer_split(accelerator, self.other, self.shards, self.manifest, split, batch_size, workers)
 
     def write(self, outputs: SplitLogits, others: SplitLogits | None) -> Path:
@@ -85,7 +86,7 @@ class ReportRun:
             other,
             {
                 "shard set": str(self.shards),
-                "shard set fingerprint": self.manifest.fingerprint,
+                FINGERPRINT: self.manifest.fingerprint,
                 "labels fingerprint": self.manifest.labels.fingerprint,
             },
             self.command,

@@ -1,0 +1,127 @@
+"""The page in a real browser, where there is one: on a phone and a desk, in the dark, on paper, without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_tools import material
+
+from toolkit.report.build import Report, build_report
+from toolkit.report.page import render_page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
+
+pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return build_report(material(), label_errors=False, rounds=20)
+
+
+@pytest.fixture(scope="module")
+def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(render_page(report), encoding="utf-8")
+    return path
+
+
+def browse(work: Path, page: Path, *options: str) -> str:
+    """Open a page without a window and without a name server; what the browser prints."""
+    run = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
+         f"--user-data-dir={work / 'profile'}", *options, page.as_uri()],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def framed(work: Path, page: Path, *widths: int, height: int = 600, head: str = "") -> Path:
+    """A page with the page in frames: a window of chromium is never narrower than 500 pixels."""
+    look = f"height:{height}px;border:0;display:block"
+    frames = "".join(f'<iframe src="{page.as_uri()}" style="width:{w}px;{look}"></iframe>' for w in widths)
+    (work / "frames.html").write_text(f'<title></title>{head}<body style="margin:0">{frames}')
+    return work / "frames.html"
+
+
+def picture(work: Path, page: Path, width: int, height: int, *options: str) -> np.ndarray:
+    """(height, width, 3) of the window's upper left corner."""
+    out = work / "shot.png"
+    browse(work, page, f"--window-size={max(width, 500)},{height}", f"--screenshot={out}", *options)
+    with Image.open(out) as image:
+        return np.asarray(image.convert("RGB"))[:height, :width]
+
+
+def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path):
+    widths = (360, 390, 1280)
+    probe = (
+        "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
+    )
+    told = tmp_path / "page.html"
+    told.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"
+    printed = browse(tmp_path, framed(tmp_path, told, *widths, head=listen), "--dump-dom")
+    found = re.findall(r"(\d+) of (\d+);", printed)
+    assert sorted(found) == sorted((str(width), str(width)) for width in widths)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_there_is_something_to_see(page: Path, tmp_path: Path, width: int):
+    height = 2400
+    shown = page if width >= 500 else framed(tmp_path, page, width, height=height)
+    pixels = picture(tmp_path, shown, width, height)
+    assert pixels.shape == (height, width, 3)
+    paper = pixels[2, 2].astype(int)
+    assert paper.min() > 220
+    for band in np.array_split(pixels, 6):  # nowhere is it empty
+        inked = (np.abs(band.astype(int) - paper).max(axis=2) > 60).mean()
+        assert 0.005 < inked < 0.6
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_in_the_dark_nothing_stays_white(page: Path, tmp_path: Path):
+    pixels = picture(tmp_path, page, 1280, 12_000, "--blink-settings=preferredColorScheme=0")
+    light = pixels.min(axis=2) > 230
+    assert pixels[2, 2].max() < 60 and 0.0005 < light.mean() < 0.05  # letters, and no plot's background
+
+
+def test_it_prints(page: Path, report: Report, tmp_path: Path):
+    out = tmp_path / "page.pdf"
+    browse(tmp_path, page, "--no-pdf-header-footer", f"--print-to-pdf={out}")
+    pdf = out.read_bytes()
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
+    assert pdf.startswith(b"%PDF-") and 4 <= pages <= 30
+    reader = shutil.which("pdftotext")
+    if reader is None:  # of poppler-utils
+        assert len(pdf) > 200_000
+        return
+    text = subprocess.run([reader, str(out), "-"], capture_output=True, text=True, check=True).stdout
+    words = " ".join(text.split())
+    assert report.numbers["verdict"]["sentence"] in words
+    for heading in ("The figures", "Genre by genre", "Do probabilities mean", "The facts"):
+        assert heading in words
+
+
+def requests(work: Path, page: Path) -> list[str]:
+    """Addresses that the page asks for; the browser's own requests have no origin."""
+    log = work / "net.json"
+    browse(work, page, f"--log-net-log={log}", "--dump-dom")
+    asked = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
+    return [p["url"] for p in asked if p.get("initiator", "not an origin") != "not an origin"]
+
+
+def test_it_asks_for_nothing(page: Path, tmp_path: Path):
+    curious = tmp_path / "curious.html"
+    curious.write_text('<img src="http://poster.invalid/1.png">')
+    assert requests(tmp_path, curious) == ["http://poster.invalid/1.png"]  # it would be seen
+    assert requests(tmp_path, page) == []
