@@ -7,7 +7,7 @@ refuses values that no run could use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 #: Where crop and resize run.
@@ -21,7 +21,7 @@ class DataConfig:
     """How posters become batches."""
 
     image_size: int = 224
-    """Side of the square input in pixels; 224 is what ImageNet backbones were trained at."""
+    """Side of the square input in pixels; 0 takes the backbone's own, which is 224 for most ImageNet weights."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
     """Smallest and largest share of a poster's area that a training crop takes (torchvision's RandomResizedCrop)."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
@@ -222,4 +222,6 @@ class Config:
         """Raise UserError for values that no run could use, naming the key."""
         from toolkit.config_check import check_config
 
-        check_config(self)
+        # The backbone's own size is not known yet: any size stands in for it.
+        data = self.data if self.data.image_size else replace(self.data, image_size=224)
+        check_config(replace(self, data=data))

@@ -3,7 +3,8 @@
 The rate rises exponentially from update to update, from LOW to HIGH, and the training loss is watched: it falls where
 rates are useful, flattens, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks",
 section 3.3). The updates are those of a training, on the real feed at any number of processes, with the factors of
-layers and head but without warm-up and schedule. Nothing of them is kept but OUT/find-lr.csv and OUT/find-lr.png.
+layers and head but without warm-up and schedule. Nothing of them is kept but OUT/find-lr.csv and OUT/find-lr.png; a
+cache of features stays too, since the training that follows would compute the same.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
 
 Leaves RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
-With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only.
+With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only; with train.feature_views also
+the cached features, which a training in the same RUN then finds (or one with the same train.feature_cache).
 Exit status: 0 trained, 2 bad input (one line says what), 75 stopped by SIGTERM or SIGINT after saving a checkpoint:
 the same command with --resume goes on.
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -50,6 +53,7 @@ def train(config: Config, shards: Path, out: Path, *, resume: bool = False, sear
     ``search_lr`` makes a learning-rate range test there instead (find_lr.py).
     """
     config.validate()
+    config = with_own_size(config)
     manifest = Manifest.read(shards)
     if not manifest.genres:
         raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
@@ -68,6 +72,38 @@ def train(config: Config, shards: Path, out: Path, *, resume: bool = False, sear
         if lock is not None:
             lock.release()
     return 0 if done else STOPPED
+
+
+def with_own_size(config: Config) -> Config:
+    """``config`` with a number of pixels where data.image_size 0 asks for the backbone's own.
+
+    Before anything else of a run, so that a saved config, a checkpoint and a resume never see the 0.
+    """
+    if config.data.image_size:
+        return config
+    size = own_size(config.model.name)
+    log.info("data.image_size %d: the own size of %s", size, config.model.name)
+    return replace(config, data=replace(config.data, image_size=size))
+
+
+def own_size(name: str) -> int:
+    """The side at which timm's model ``name`` (its architecture, with a tag its weights) was trained.
+
+    Our inputs are square: where the model's are not, the larger side, which loses no detail the weights know.
+    Raises UserError if timm says no size.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # a tag that the architecture does not have
+        cfg = None
+    if cfg is None or not cfg.input_size:
+        near = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
+        hint = f" (did you mean {' or '.join(near)}?)" if near and name not in near else ""
+        raise UserError(
+            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}{hint}: "
+            f"give it in pixels, e.g. --data.image_size 224"
+        )
+    return max(cfg.input_size[1:])
 
 
 def _train(

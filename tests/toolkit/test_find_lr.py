@@ -1,4 +1,4 @@
-"""The learning-rate range test: what it suggests from a curve, and that it leaves no run behind."""
+"""The learning-rate range test: what it suggests from a curve, and that it leaves no run behind, but features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from toolkit_helpers import TINY, error_lines, launch_2, posters_command
-from train_tools import TINY_VIT
+from train_tools import TINY_VIT, tiny_config
 
 from shards.errors import UserError
 from toolkit.find_lr import HIGH, LOW, LrCurve, diverged, save_curve
+from toolkit.train import train
 
 RECIPE = [*TINY, *TINY_VIT, "--optim.name=adamw", "--model.freeze=[]"]
 RATES = np.geomspace(LOW, HIGH, 100)
@@ -115,6 +116,23 @@ def test_the_folder_holds_no_run_afterwards(searched: Path, shard_set: Path):
     run = posters_command("train", "--shards", shard_set, "--out", searched, *RECIPE, "--train.epochs=1")
     assert run.returncode == 0, run.stderr
     assert (searched / "model").is_dir() and (searched / "find-lr.png").exists()
+
+
+def test_cached_features_stay_for_the_training_that_follows(
+    shard_set: Path, tmp_path: Path, one_thread: None
+):
+    probe = [*TINY, "--model.freeze=[backbone]", "--train.feature_views=2", "--train.epochs=1"]
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    assert train(tiny_config(*probe), shard_set, out, search_lr=True) == 0
+    assert {p.name for p in out.iterdir()} - {".lock"} == {"features", "find-lr.csv", "find-lr.png"}
+    made = {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
+    assert len(made) == 3
+
+    cache = f"--train.feature_cache={out / 'features'}"
+    assert train(tiny_config(*probe), shard_set, out) == 0
+    assert train(tiny_config(*probe, cache), shard_set, elsewhere, search_lr=True) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()} == made
+    assert {p.name for p in elsewhere.iterdir()} - {".lock"} == {"find-lr.csv", "find-lr.png"}
 
 
 def test_it_cannot_resume(shard_set: Path, tmp_path: Path):
