@@ -290,6 +290,12 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
 
 
+def head_from_hub(model: nn.Module, kind: str, num_classes: int) -> bool:
+    """Whether the hub's weights of ``model`` brought its classifier along: timm keeps one of the wanted size."""
+    cfg: Any = model.pretrained_cfg
+    return kind == "linear" and cfg.get("num_classes") == num_classes
+
+
 def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
     """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -26,7 +27,15 @@ from toolkit.feed import Feed, RunFeed
 from toolkit.freezing import Freezing
 from toolkit.losses import build_loss
 from toolkit.model_folder import mean_std
-from toolkit.models import HeadSpec, build_model, enable_checkpointing, load_weights, other_size, set_prior
+from toolkit.models import (
+    HeadSpec,
+    build_model,
+    enable_checkpointing,
+    head_from_hub,
+    load_weights,
+    other_size,
+    set_prior,
+)
 from toolkit.optim import build_optimizer, restore_optimizer
 from toolkit.probe import FeatureFeed, Probe
 
@@ -75,9 +84,7 @@ def build_parts(
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
-    model: Any = _model(accelerator, config, len(manifest.genres), None if probing else checkpoint)
-    if config.model.prior and (probing or checkpoint is None):
-        set_prior(model, train.targets.mean(axis=0))
+    model: Any = _model(accelerator, config, train.targets, None if probing else checkpoint)
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
@@ -136,13 +143,7 @@ def _probe(
     out: Path,
 ) -> Probe:
     """Features of all views, and the head that learns on them. Raises UserError if more than the head would learn."""
-    if "backbone" not in config.model.freeze:
-        raise UserError(
-            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
-            "--train.feature_views 0"
-        )
-    if config.train.auto_batch:
-        raise UserError("train.auto_batch is for pixels: leave it out with train.feature_views")
+    _check_probe(config)
     train, val = readers
     folder = Path(config.train.feature_cache) if config.train.feature_cache else out / "features"
     model = model.to(accelerator.device)
@@ -155,11 +156,40 @@ def _probe(
     return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout)
 
 
+def _check_probe(config: Config) -> None:
+    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
+    frozen = config.model.freeze
+    if "backbone" not in frozen:
+        raise UserError(
+            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
+            "--train.feature_views 0"
+        )
+    if others := [name for name in frozen if name != "backbone"]:
+        raise UserError(
+            f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
+            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
+        )
+    for key, asked, off in (
+        ("train.auto_batch", config.train.auto_batch, "false"),
+        ("optim.layer_decay", config.optim.layer_decay < 1, "1"),
+        ("model.drop_path", config.model.drop_path > 0, "0"),
+        ("model.checkpointing", config.model.checkpointing, "false"),
+    ):
+        if asked:
+            raise UserError(
+                f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
+                f"--train.feature_views 0"
+            )
+
+
 def _model(
-    accelerator: Accelerator, config: Config, num_genres: int, checkpoint: Checkpoint | None
+    accelerator: Accelerator, config: Config, targets: np.ndarray, checkpoint: Checkpoint | None
 ) -> nn.Module:
-    """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones."""
-    wanted, size = config.model, config.data.image_size
+    """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones.
+
+    ``targets`` (N, G) are training's: a head that comes with none of these weights may start at their shares.
+    """
+    wanted, size, num_genres = config.model, config.data.image_size, targets.shape[1]
     hub = wanted.pretrained and wanted.weights is None and checkpoint is None
     with accelerator.main_process_first():  # one download, then the cache
         model = build_model(
@@ -170,6 +200,9 @@ def _model(
             pretrained=hub,
             drop_path=wanted.drop_path,
         )
+    # Before weights are loaded: a head that comes with them keeps its own biases.
+    if wanted.prior and not (hub and head_from_hub(model, wanted.head, num_genres)):
+        set_prior(model, targets.mean(axis=0))
     said = None
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])

@@ -1,15 +1,21 @@
-"""The moving average: another thing than the weights, by the stated recursion, and what is frozen stays."""
+"""The moving average: another thing than the weights, by the stated recursion; what is judged is what is saved."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
-from train_tools import make_updater, make_updates, state_of
+from safetensors.torch import load_file
+from toolkit_helpers import TINY
+from train_tools import make_parts, make_updater, make_updates, state_of, tiny_config
 
+from toolkit.cli import main
 from toolkit.ema import build_ema, restore_ema
+from toolkit.metrics import bce_from_logits
 from toolkit.models import HeadSpec, build_model
+from toolkit.parts import make_feed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,3 +82,26 @@ def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
     assert all(
         torch.equal(a, b) for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True)
     )
+
+
+def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_set: Path, tmp_path: Path):
+    run, options = tmp_path / "run", ["--train.ema=0.9", "--train.epochs=3", "--train.keep_checkpoints=9"]
+    assert main(["train", "--shards", str(shard_set), "--out", str(run), *TINY, *options]) == 0
+    accelerator, parts = make_parts(shard_set, tiny_config(*options), tmp_path)
+    feed = make_feed(accelerator, parts, 1)
+
+    def loss_of(state: dict[str, torch.Tensor]) -> float:
+        parts.model.load_state_dict(state)
+        logits, _ = feed.validate(parts.model.eval())
+        return bce_from_logits(logits, parts.val.targets)
+
+    with open(run / "epochs.csv") as stream:
+        told = [float(row["val_loss"]) for row in csv.DictReader(stream)]
+    kept = [
+        torch.load(path / "state.pt", weights_only=True) for path in sorted((run / "checkpoints").iterdir())
+    ]
+    assert told == pytest.approx([loss_of(tensors["ema"]) for tensors in kept], rel=1e-5)
+    for loss, tensors in zip(told, kept, strict=True):
+        assert loss_of(tensors["model"]) != pytest.approx(loss, rel=1e-3)
+    assert loss_of(load_file(run / "model" / "model.safetensors")) == pytest.approx(min(told), rel=1e-5)
+    feed.close()

@@ -92,6 +92,31 @@ def test_two_processes_train_the_model_of_one(one: Path, two: Path, number: int)
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-3)
 
 
+def test_two_processes_decide_what_one_does(one: Path, two: Path):
+    """With the calibration that is chosen for them: method, parameters, thresholds and what they rest on."""
+    alone, together = (json.loads((run / "model" / "labels.json").read_text()) for run in (one, two))
+    for labels in (alone, together):
+        del labels["decisions"]  # a fingerprint of every bit
+    assert (
+        alone["calibration"]["method"] != "none" and len(set(alone["thresholds"])) > 1
+    )  # else it says nothing
+    assert {"none", "temperature", "platt"} == set(alone["chosen_on"]["held_out"])
+    assert_alike(together, alone)
+
+
+def assert_alike(a: Any, b: Any) -> None:
+    """Whether two JSON values are the same but for the last digits of their numbers."""
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        assert_alike(list(a.values()), list(b.values()))
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_alike(x, y)
+    else:
+        assert a == (pytest.approx(b, rel=1e-4, abs=1e-6) if isinstance(b, float) else b)
+
+
 def test_frozen_in_the_first_epoch_to_the_bit_and_not_in_the_second(two: Path):
     first, last = tensors(two, 0)["model"], tensors(two, -1)["model"]
     held = [
