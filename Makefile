@@ -37,10 +37,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python tests/bench/exactness.py
 	$(BIN)/python tests/bench/shuffle.py
 
-# What each part of a recipe is worth, on your posters: make study IMAGES=DIR METADATA=CSV WEIGHTS=FILE [SPLITS=3]
+# What each part of a recipe is worth; on your posters: make study IMAGES=DIR METADATA=CSV WEIGHTS=FILE [SPLITS=3]
+METADATA ?= ../shared/posters/meta_processed.csv
+WEIGHTS ?= ../shared/weights/resnet50_imagenet_fp16.safetensors
 SPLITS ?= 1
 study: $(VENV)/installed-dev
-	$(BIN)/python tests/bench/study.py --images $(IMAGES) --metadata $(METADATA) --weights $(WEIGHTS) --splits $(SPLITS)
+	$(BIN)/python tests/bench/study.py --images $(or $(IMAGES),../shared/posters/images) --metadata $(METADATA) --weights $(WEIGHTS) --splits $(SPLITS) $(STUDY)
 
 clean:
 	rm -rf $(VENV) demo study build bench-loader.json tests/bench/.work tests/bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

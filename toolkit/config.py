@@ -7,7 +7,7 @@ refuses values that no run could use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 #: Where crop and resize run.
@@ -62,14 +62,16 @@ class ModelConfig:
     """Start from timm's weights on the hub; a start from scratch needs far more posters than most have."""
     weights: str | None = None
     """A local weights file (.safetensors, or .pth loaded with weights_only) instead of the hub's."""
-    head: Literal["mlp", "linear", "levels"] = "mlp"
-    """mlp: hidden layers (the reference); linear: one layer, loadable by plain timm; levels: on the last two stages."""
+    head: Literal["mlp", "linear", "levels", "ensemble"] = "mlp"
+    """mlp: hidden layers; linear: one layer, as plain timm's; levels: on two stages; ensemble: several mlps on them."""
     hidden: tuple[int, ...] = (1024, 512)
-    """Widths of the mlp head's hidden layers."""
+    """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
+    members: int = 8
+    """Mlps of an ensemble: each sample trains one of them, their mean is the model."""
     prior: bool = False
     """Start the last layer's biases at the log-odds of each genre's share in training instead of at 0."""
     dropout: float = 0.5
-    """Dropout before each layer of the mlp head, or before the linear one."""
+    """Dropout before the last layer, in an mlp after each hidden layer, in an ensemble before each layer."""
     drop_path: float = 0.0
     """Stochastic depth: share of residual branches left out in training, rising to this rate at the last block."""
     freeze: tuple[str, ...] = ("stem",)
@@ -222,6 +224,4 @@ class Config:
         """Raise UserError for values that no run could use, naming the key."""
         from toolkit.config_check import check_config
 
-        # The backbone's own size is not known yet: any size stands in for it.
-        data = self.data if self.data.image_size else replace(self.data, image_size=224)
-        check_config(replace(self, data=data))
+        check_config(self)

@@ -23,7 +23,11 @@ def check_config(config: Config) -> None:
     data, augment, model, loss = config.data, config.augment, config.model, config.loss
     optim, train, decide = config.optim, config.train, config.decide
     checks = [
-        ("data.image_size", data.image_size >= 16, "at least 16 pixels"),
+        (
+            "data.image_size",
+            data.image_size == 0 or data.image_size >= 16,
+            "0 (the backbone's own) or at least 16 pixels",
+        ),
         ("data.crop_scale", 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),
         ("data.crop_ratio", 0 < data.crop_ratio[0] <= data.crop_ratio[1], "0 < low <= high"),
         ("data.flip", 0 <= data.flip <= 1, "a probability"),
@@ -48,6 +52,7 @@ def check_config(config: Config) -> None:
         ("augment.cutmix", augment.cutmix >= 0, "0 (none) or more"),
         ("augment.mix_prob", 0 <= augment.mix_prob <= 1, "a probability"),
         ("model.hidden", all(width >= 1 for width in model.hidden), "positive widths"),
+        ("model.members", model.members >= 1, "at least 1"),
         ("model.dropout", 0 <= model.dropout < 1, "at least 0, under 1"),
         ("model.drop_path", 0 <= model.drop_path < 1, "at least 0, under 1"),
         (

@@ -39,6 +39,9 @@ from toolkit.models import head_prefixes
 
 log = logging.getLogger(__name__)
 
+#: To be raised when the same facts give other features: files of an older version are then left alone.
+VERSION = 2
+
 
 @dataclass(frozen=True)
 class Features:
@@ -101,11 +104,13 @@ class FeatureBank:
         pixels: Callable[[Batch], torch.Tensor],
     ) -> Features:
         facts = {
+            "version": VERSION,
             "split": split,
             "shards": self.shard_set,
             "backbone": [type(self.model).__name__, self._backbone],
             "pixels": [self.preprocessing.image_size, self.preprocessing.mean, self.preprocessing.std],
             "precision": self.accelerator.mixed_precision,
+            "geometry": [self.config.data.geometry, self.accelerator.device.type],
             **facts,
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -28,7 +28,7 @@ class _Levels:
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, S, S) → (n, F)."""
         stages = self.forward_intermediates(x, indices=STAGES, intermediates_only=True, norm=True)
-        pooled = torch.cat([stage.mean(dim=(2, 3)) for stage in stages], dim=1).float()
+        pooled = torch.cat([stage.float().mean(dim=(2, 3)) for stage in stages], dim=1)
         # The root's slope is infinite at 0: a backbone that learns needs a floor.
         return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
 
@@ -56,8 +56,15 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
     training = model.training
     model.eval()
-    with torch.no_grad():
-        width = model.forward_features(torch.zeros(1, 3, image_size, image_size)).shape[1]  # type: ignore[operator]
+    features = model.forward_features(torch.zeros(1, 3, image_size, image_size))  # type: ignore[operator]
+    width = features.shape[1]
+    # What stands between the last stage and timm's own classifier plays no part now. It keeps its place, so that
+    # weights fit, but DistributedDataParallel would wait for its gradients for ever.
+    used = [p for p in model.parameters() if p.requires_grad]
+    for parameter, gradient in zip(
+        used, torch.autograd.grad(features.sum(), used, allow_unused=True), strict=True
+    ):
+        parameter.requires_grad_(gradient is not None)
     model.train(training)
     parent, _, attribute = classifier.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Linear(width, num_classes))

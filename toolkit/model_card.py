@@ -73,12 +73,13 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
 def _head(config: dict[str, Any]) -> str:
     head = config["poster_toolkit"]["head"]
     # the other kinds have one layer, whatever is written
-    hidden = head["hidden"] if head["kind"] == "mlp" else []
+    hidden = head["hidden"] if head["kind"] in ("mlp", "ensemble") else []
     widths = " → ".join(str(width) for width in [config["num_features"], *hidden, config["num_classes"]])
     return {
         "linear": "a linear head",
         "mlp": f"an mlp head ({widths})",
         "levels": f"a linear head on its last two stages ({widths})",
+        "ensemble": f"the mean of {head.get('members')} mlps ({widths}) on its last two stages",
     }[head["kind"]]
 
 

@@ -24,6 +24,8 @@ from torch import nn
 from shards.errors import UserError
 from shards.files import one_line
 from toolkit.config import ModelConfig
+from toolkit.ensemble import Ensemble, mlp
+from toolkit.last_layer import keep_float32, last_linears
 from toolkit.levels import use_levels
 
 
@@ -32,20 +34,32 @@ class HeadSpec:
     """The part of a model that timm does not know about."""
 
     kind: str = "mlp"
-    """mlp, linear or levels."""
+    """mlp, linear, levels or ensemble."""
     hidden: tuple[int, ...] = (1024, 512)
     dropout: float = 0.5
+    members: int = 1
+    """Of an ensemble."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "hidden": list(self.hidden), "dropout": self.dropout}
+        return {
+            "kind": self.kind,
+            "hidden": list(self.hidden),
+            "dropout": self.dropout,
+            "members": self.members,
+        }
 
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:
-        return cls(config.head, tuple(config.hidden), config.dropout)
+        return cls(config.head, tuple(config.hidden), config.dropout, config.members)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> HeadSpec:
-        return cls(raw["kind"], tuple(raw["hidden"]), raw["dropout"])
+        return cls(raw["kind"], tuple(raw["hidden"]), raw["dropout"], raw.get("members", 1))
+
+    @property
+    def drops_within(self) -> bool:
+        """Whether the classifier has its dropout within, so that timm's before it is to be off."""
+        return self.kind in ("mlp", "ensemble")
 
 
 def build_model(
@@ -60,8 +74,8 @@ def build_model(
     """A timm model for square inputs of ``image_size`` pixels whose classifier gives ``num_classes`` logits.
 
     Parameters of a linear head keep timm's names, so plain timm can load them; an mlp head stands in the classifier's
-    place as a Sequential, a levels head sees two stages (levels.py). ``drop_path`` is the rate of stochastic depth at
-    the last block (Huang et al. 2016).
+    place as a Sequential, levels and ensembles see two stages (levels.py, ensemble.py). ``drop_path`` is the rate of
+    stochastic depth at the last block (Huang et al. 2016).
     Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear, no stochastic depth.
     """
     architecture = name.partition(".")[0]
@@ -70,11 +84,11 @@ def build_model(
         raise UserError(
             f"timm has no model {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
-    arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
-    arguments["drop_rate"] = 0.0 if head.kind == "mlp" else head.dropout
-    if drop_path:
-        arguments["drop_path_rate"] = drop_path
     try:
+        arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
+        arguments["drop_rate"] = 0.0 if head.drops_within else head.dropout
+        if drop_path:
+            arguments["drop_path_rate"] = drop_path
         if pretrained:
             with _offline_if_unreachable():
                 model = timm.create_model(name, pretrained=True, **arguments)
@@ -94,8 +108,12 @@ def build_model(
         raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
     if head.kind == "mlp":
         _replace_classifier(model, head, num_classes)
-    elif head.kind == "levels":
-        use_levels(model, classifier_name(model), num_classes, image_size, head.dropout)
+    elif head.kind in ("levels", "ensemble"):
+        dropout = 0.0 if head.drops_within else head.dropout
+        use_levels(model, classifier_name(model), num_classes, image_size, dropout)
+        if head.kind == "ensemble":
+            _replace_classifier(model, head, num_classes)
+    keep_float32(model, head_prefixes(model))
     return model
 
 
@@ -201,11 +219,12 @@ def _replace_classifier(model: nn.Module, head: HeadSpec, num_classes: int) -> N
     parent_name, _, attribute = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     width = getattr(parent, attribute).in_features
-    layers: list[nn.Module] = []
-    for hidden in head.hidden:
-        layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(head.dropout)]
-        width = hidden
-    setattr(parent, attribute, nn.Sequential(*layers, nn.Linear(width, num_classes)))
+    classifier: nn.Module
+    if head.kind == "ensemble":
+        classifier = Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
+    else:
+        classifier = nn.Sequential(*mlp(width, head.hidden, num_classes, head.dropout))
+    setattr(parent, attribute, classifier)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -302,15 +321,10 @@ def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
     A genre that is never or always there counts as one in ten thousand.
     """
     share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
-    for prefix in head_prefixes(model):
-        layers = [
-            module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and f"{name}.".startswith(prefix)
-        ]
-        if layers and layers[-1].bias is not None:
+    for layer in last_linears(model, head_prefixes(model)):
+        if layer.bias is not None:
             with torch.no_grad():
-                layers[-1].bias.copy_(torch.logit(share))
+                layer.bias.copy_(torch.logit(share))
 
 
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:

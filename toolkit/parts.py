@@ -19,6 +19,7 @@ from shards.errors import UserError
 from shards.manifest import Manifest
 from toolkit.checkpoint import Checkpoint
 from toolkit.config import Config
+from toolkit.data.mix import mixes
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.ema import build_ema, restore_ema
@@ -151,8 +152,8 @@ def _probe(
         model = model.to(memory_format=torch.channels_last)
     bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
     views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-    # An mlp head has its dropout within; what stands before the others lies in timm's forward pass, in many places.
-    dropout = 0.0 if config.model.head == "mlp" else config.model.dropout
+    # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
+    dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
     return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout)
 
 
@@ -168,6 +169,11 @@ def _check_probe(config: Config) -> None:
         raise UserError(
             f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
             f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
+        )
+    if mixes(config.augment):
+        raise UserError(
+            "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
+            "--train.feature_views 0"
         )
     for key, asked, off in (
         ("train.auto_batch", config.train.auto_batch, "false"),

@@ -14,12 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from shards.errors import UserError
 from toolkit.config import Config
 from toolkit.data.loader import Batch
 from toolkit.data.meter import Meter
-from toolkit.data.mix import mixes
 from toolkit.data.reader import ShardReader
+from toolkit.ensemble import linears, networks
 from toolkit.features import Features, classifier_path
 from toolkit.feed import train_plan
 
@@ -65,22 +64,18 @@ def build_head(model: nn.Module, views: Sequence[Features], standardize: bool, d
 
 
 def merge(model: nn.Module, head: Head) -> nn.Module:
-    """A copy of ``model`` with the trained head in it; standardising is folded into the head's first layer."""
+    """A copy of ``model`` with the trained head in it; standardising is folded into its first layers."""
     whole = copy.deepcopy(model)
     name = classifier_path(whole)
     parent, _, attribute = name.rpartition(".")
     classifier = copy.deepcopy(head.classifier)
-    first = (
-        classifier
-        if isinstance(classifier, nn.Linear)
-        else next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
-    )
     with torch.no_grad():
-        # W ((x - m) / d) + b = (W / d) x + (b - (W / d) m), in double precision
-        weight = first.weight.double() / head.deviation.double()
-        bias = first.bias.double() - weight @ head.mean.double()
-        first.weight.copy_(weight)
-        first.bias.copy_(bias)
+        for first in (linears(network)[0] for network in networks(classifier)):
+            # W ((x - m) / d) + b = (W / d) x + (b - (W / d) m), in double precision
+            weight = first.weight.double() / head.deviation.double()
+            bias = first.bias.double() - weight @ head.mean.double()
+            first.weight.copy_(weight)
+            first.bias.copy_(bias)
     setattr(whole.get_submodule(parent), attribute, classifier)
     return whole
 
@@ -123,12 +118,6 @@ class FeatureFeed:
         val: Features,
         accelerator: Accelerator,
     ) -> None:
-        """Raises UserError where the configuration asks for what features cannot give."""
-        if mixes(config.augment):
-            raise UserError(
-                "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or "
-                "set --train.feature_views 0"
-            )
         self.config, self.accelerator, self.views, self.val = config, accelerator, views, val
         self.plan = train_plan(config, train)
         self.meter = Meter()

@@ -2,10 +2,10 @@
 
     python tests/bench/study.py --metadata CSV --images DIR --weights FILE --out study [--splits N] [--only NAME ...]
 
-Builds the shards (one set per split seed), takes the backbone's features once, trains each recipe's head on them,
-chooses calibration and thresholds on validation and measures on test. Writes study/study.md, study.json and, for the
-first split, study/report (the best recipe beside the reference). Every recipe is a YAML of configs/ with the overrides
-named below; each interval is a bootstrap over test samples, averaged splits are shown where there are several.
+Builds the shards (one set per split seed), trains each recipe (study_recipes.py), chooses calibration and thresholds on
+validation and measures on test. Writes study/study.md, study.json and, for the first split, study/report (the best
+recipe beside the reference). Each interval is a bootstrap over test samples; where there are several splits, means are
+shown. A recipe that was trained is not trained again; one that was changed is another.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from shards.arguments import add_columns  # noqa: E402
 from shards.build import BuildOptions, build_shards  # noqa: E402
 from shards.errors import UserError  # noqa: E402
-from shards.files import write_json  # noqa: E402
+from shards.files import fingerprint, write_json  # noqa: E402
 from shards.manifest import Manifest  # noqa: E402
 from toolkit.baselines import commonest_genres  # noqa: E402
-from toolkit.bootstrap import Draws, bootstrap, confidence_intervals, paired_difference  # noqa: E402
+from toolkit.bootstrap import bootstrap  # noqa: E402
 from toolkit.cli import main as posters  # noqa: E402
 from toolkit.cli import set_up_logging  # noqa: E402
-from toolkit.config_cli import parse_train  # noqa: E402
+from toolkit.config_cli import config_dict, parse_train  # noqa: E402
 from toolkit.distributed import make_accelerator  # noqa: E402
 from toolkit.model_folder import load_model_folder  # noqa: E402
 from toolkit.split_logits import SplitLogits, infer_split  # noqa: E402
@@ -38,49 +37,10 @@ from toolkit.train import train  # noqa: E402
 from toolkit.validation import train_prevalence  # noqa: E402
 from toolkit.weighted_metrics import Answers  # noqa: E402
 
+from study_recipes import Recipe, recipes  # noqa: E402 # isort: skip
+from study_tables import Row, against_reference, figures, table  # noqa: E402 # isort: skip
+
 log = logging.getLogger(__name__)
-
-METRICS = {
-    "mAP": "mAP",
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "macro_f0.5": "macro-F0.5",
-    "ece": "ECE",
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One row of the table."""
-
-    name: str
-    config: str
-    """File in configs/."""
-    overrides: tuple[str, ...] = ()
-
-
-def recipes() -> list[Recipe]:
-    """The reference, then one change at a time, then everything that helped."""
-    # The reference recipe's own head, loss, optimiser and stopping; its backbone does not learn here, as nobody's does.
-    cached = ("--model.freeze=[backbone]", "--train.feature_views=1")
-    reference = (*cached, "--decide.thresholds=global", "--decide.calibration=none")
-    probe = "linear_probe.yaml"
-    return [
-        Recipe("reference", "poster_resnet50.yaml", reference),
-        Recipe("reference, decisions per genre", "poster_resnet50.yaml", cached),
-        Recipe("linear probe", probe),
-        Recipe("probe, weighted BCE", probe, ("--loss.name=weighted",)),
-        Recipe("probe, focal", probe, ("--loss.name=focal",)),
-        Recipe("probe, asymmetric", probe, ("--loss.name=asl",)),
-        Recipe("probe, distribution-balanced", probe, ("--loss.name=balanced",)),
-        Recipe("probe, label smoothing 0.1", probe, ("--loss.smoothing=0.1",)),
-        Recipe("probe, genre-aware sampling", probe, ("--data.sampling=genre",)),
-        Recipe("probe, central crop", probe, ("--data.fit=crop",)),
-        Recipe("probe, one view", probe, ("--train.feature_views=1",)),
-        Recipe("probe, decay 1 instead of 30", probe, ("--optim.weight_decay=1",)),
-        Recipe("probe, no moving average", probe, ("--train.ema=0",)),
-        Recipe("best", "poster_resnet50_best.yaml"),
-    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,30 +56,40 @@ def main(argv: list[str] | None = None) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Every split, every recipe; then the table and the page."""
-    chosen = [r for r in recipes() if not args.only or r.name in args.only]
-    rows: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in chosen}
+    chosen = choose(args)
+    rows: dict[str, list[Row]] = {recipe.name: [] for recipe in chosen}
     for seed in range(args.splits):
-        for name, row in one_split(args, seed, chosen).items():
+        found, models = one_split(args, seed, chosen)
+        for name, row in found.items():
             rows.setdefault(name, []).append(row)
+        if seed == 0:
+            write_report(args, models)
     write_json(args.out / "study.json", {"posters": str(args.images.name), "rows": rows})
-    write_report(args)
     text = table(rows) + "\n" + against_reference(rows)
     (args.out / "study.md").write_text(text)
     print(text)
     return 0
 
 
-def write_report(args: argparse.Namespace) -> None:
+def choose(args: argparse.Namespace) -> list[Recipe]:
+    """The recipes asked for. Raises UserError."""
+    if args.splits < 1:
+        raise UserError(f"--splits must be at least 1, not {args.splits}")
+    known = recipes(args.fine_tune)
+    if unknown := [name for name in args.only or () if name not in {recipe.name for recipe in known}]:
+        raise UserError(f"no recipe {unknown[0]!r}; there are: {', '.join(recipe.name for recipe in known)}")
+    return [recipe for recipe in known if not args.only or recipe.name in args.only]
+
+
+def write_report(args: argparse.Namespace, models: dict[str, Path]) -> None:
     """The page of the first split's best recipe, beside the reference, where both were run."""
-    folder = args.out / "split-0"
-    best, reference = folder / "best", folder / "reference"
-    if best.exists() and reference.exists():
+    if "best" in models and "reference" in models:
         posters(
             [
                 "evaluate",
-                f"--model={best / 'model'}",
-                f"--compare={reference}",
-                f"--shards={folder / 'shards'}",
+                f"--model={models['best']}",
+                f"--compare={models['reference']}",
+                f"--shards={args.out / 'split-0' / 'shards'}",
                 f"--precision={args.precision}",
                 f"--report={args.out / 'report'}",
             ]
@@ -136,24 +106,42 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="backbone weights, timm's names")
     parser.add_argument("--out", type=Path, default=Path("study"), help="folder for all it makes")
     parser.add_argument("--splits", type=int, default=1, help="split seeds to run (default 1)")
-    parser.add_argument("--only", nargs="+", help="recipes to run, by name")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="recipes to run, by name")
+    parser.add_argument(
+        "--fine-tune",
+        action="store_true",
+        help="also recipes whose backbone learns, at 224 pixels: for a GPU",
+    )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16", help="of the backbone")
     parser.add_argument("--override", nargs="+", default=[], help="options for every recipe: KEY=VALUE")
+    add_columns(parser)
     return parser.parse_args(argv)
 
 
-def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> dict[str, dict[str, Any]]:
-    """Every recipe on the split of ``seed``: figures with intervals, and differences to the reference."""
+def one_split(
+    args: argparse.Namespace, seed: int, chosen: list[Recipe]
+) -> tuple[dict[str, Row], dict[str, Path]]:
+    """(figures of every recipe and baseline on the split of ``seed``, model folder of every recipe)."""
     folder = args.out / f"split-{seed}"
     manifest = build_shards(
-        BuildOptions(metadata=args.metadata, images=args.images, out=folder / "shards", seed=seed)
+        BuildOptions(
+            metadata=args.metadata,
+            images=args.images,
+            out=folder / "shards",
+            id_column=args.id_column,
+            genre_column=args.genre_column,
+            genre_separator=args.genre_separator,
+            encoding=args.encoding,
+            seed=seed,
+        )
     )
     answers: dict[str, Answers] = {}
+    models: dict[str, Path] = {}
     outputs: SplitLogits | None = None
     for recipe in chosen:
-        model = run_recipe(args, recipe, folder)
+        models[recipe.name] = run_recipe(args, recipe, folder)
         accelerator = make_accelerator(args.precision)
-        loaded = load_model_folder(model)
+        loaded = load_model_folder(models[recipe.name])
         outputs = infer_split(accelerator, loaded, folder / "shards", manifest, "test")
         decisions = loaded.decisions
         answers[recipe.name] = Answers(
@@ -163,12 +151,11 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> dict
     answers.update(baseline_answers(manifest, outputs))
     draws = bootstrap(outputs.targets, answers)
     reference = draws.get("reference")
-    return {name: figures(drawn, reference) for name, drawn in draws.items()}
+    return {name: figures(drawn, reference) for name, drawn in draws.items()}, models
 
 
 def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
-    """Train unless it was trained; returns the model folder."""
-    run = folder / recipe.name.replace(",", "").replace(" ", "-")
+    """Train unless it was trained; returns the model folder. A changed recipe has another folder."""
     config = parse_train(
         [
             f"--config={ROOT / 'configs' / recipe.config}",
@@ -179,9 +166,11 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
             *recipe.overrides,
             *(f"--{option}" for option in args.override),
             f"--shards={folder / 'shards'}",
-            f"--out={run}",
+            f"--out={folder}",
         ]
     ).config
+    made_of = fingerprint(config_dict(config))[:8]
+    run = folder / f"{recipe.name.replace(',', '').replace(' ', '-')}-{made_of}"
     log.info("recipe %s", recipe.name)
     status = train(config, folder / "shards", run, resume=True)
     if status:
@@ -201,57 +190,6 @@ def baseline_answers(manifest: Manifest, outputs: SplitLogits) -> dict[str, Answ
         named[:, commonest_genres(prevalence, k)] = True
         answers[f"always top-{k}"] = Answers(named)
     return answers
-
-
-def figures(drawn: Draws, reference: Draws | None) -> dict[str, Any]:
-    """Metric -> value, interval, and the paired difference to the reference."""
-    intervals = confidence_intervals(drawn)
-    differences = paired_difference(drawn, reference) if reference is not None else {}
-    return {
-        metric: {
-            "value": intervals[metric].value,
-            "low": intervals[metric].low,
-            "high": intervals[metric].high,
-            "difference": list(differences[metric][:3]) if metric in differences else None,
-        }
-        for metric in METRICS
-        if metric in intervals
-    }
-
-
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: one row per recipe, value and interval (of one split) or mean over splits and range."""
-    head = "| recipe | " + " | ".join(METRICS.values()) + " |"
-    lines = [head, "| --- |" + " --- |" * len(METRICS)]
-    for name, splits in rows.items():
-        cells = [cell([split.get(metric) for split in splits]) for metric in METRICS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def against_reference(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """One line per recipe: its figures divided by the reference's, means over splits."""
-
-    def mean(name: str, metric: str) -> float:
-        return float(np.mean([split[metric]["value"] for split in rows[name]]))
-
-    lines = []
-    for name, splits in rows.items():
-        if "reference" in rows and name != "reference" and set(METRICS) <= set(splits[0]):
-            parts = [
-                f"{title} x {mean(name, key) / mean('reference', key):.2f}" for key, title in METRICS.items()
-            ]
-            lines.append(f"- {name} / reference: {', '.join(parts)}")
-    return "\n".join(lines) + "\n"
-
-
-def cell(found: list[dict[str, Any] | None]) -> str:
-    """``0.231 (0.210 to 0.255)``; over several splits the mean of values and of interval ends."""
-    known = [one for one in found if one is not None and one["value"] is not None]
-    if not known:
-        return "-"
-    value, low, high = (float(np.mean([one[key] for one in known])) for key in ("value", "low", "high"))
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

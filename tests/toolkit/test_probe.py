@@ -11,9 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from shards.errors import UserError
 from shards.manifest import Manifest
-from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
+from toolkit.config import Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.features import Features, backbone_features, classifier_path
 from toolkit.models import HeadSpec, build_model
@@ -27,7 +26,13 @@ def features(n: int, width: Any, seed: int, decoded: bool = True) -> Features:
 
 
 @pytest.mark.parametrize(
-    "head", [HeadSpec("linear", (), 0.3), HeadSpec("mlp", (8, 6), 0.3), HeadSpec("mlp", (), 0.3)]
+    "head",
+    [
+        HeadSpec("linear", (), 0.3),
+        HeadSpec("mlp", (8, 6), 0.3),
+        HeadSpec("mlp", (), 0.3),
+        HeadSpec("ensemble", (8,), 0.3, 3),
+    ],
 )
 @pytest.mark.parametrize("name", ["test_resnet", "convnext_atto", "test_vit"])
 @pytest.mark.parametrize("standardize", [True, False])
@@ -118,9 +123,3 @@ def test_validation_gives_every_sample_its_logits(reader: ShardReader):
     with torch.inference_mode():
         expected = linear(torch.from_numpy(source.val.values).float()).numpy()
     assert np.allclose(logits[decoded], expected[decoded], atol=1e-6) and (logits[~decoded] == 0).all()
-
-
-def test_mixing_pixels_is_refused(reader: ShardReader):
-    config = Config(augment=AugmentConfig(mixup=0.2))
-    with pytest.raises(UserError, match="feature_views 0"):
-        FeatureFeed(config, reader, [features(len(reader), 6, 0)], features(7, 6, 9), Accelerator(cpu=True))

@@ -144,6 +144,7 @@ def test_dropout_stands_before_each_layer_once(shard_set: Path, tmp_path: Path, 
     ("option", "words"),
     [
         ("--train.auto_batch=true", "train.auto_batch false"),
+        ("--augment.mixup=0.2", "augment.mixup"),
         ("--optim.layer_decay=0.8", "optim.layer_decay 1"),
         ("--model.drop_path=0.1", "model.drop_path 0"),
         ("--model.checkpointing=true", "model.checkpointing false"),
