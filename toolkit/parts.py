@@ -33,12 +33,12 @@ from toolkit.models import (
     build_model,
     enable_checkpointing,
     head_from_hub,
-    load_weights,
     other_size,
     set_prior,
 )
 from toolkit.optim import build_optimizer, restore_optimizer
 from toolkit.probe import FeatureFeed, Probe
+from toolkit.weights import load_weights
 
 log = logging.getLogger(__name__)
 

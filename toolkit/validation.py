@@ -66,7 +66,13 @@ def judge(
         raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
     decisions = choose_decisions(targets, logits, decide)
     evaluation = evaluate_arrays(
-        targets, logits, manifest.genres, train_prevalence(manifest), decisions, split="val"
+        targets,
+        logits,
+        manifest.genres,
+        train_prevalence(manifest),
+        decisions,
+        split="val",
+        shard_set=manifest.fingerprint,
     )
     return Verdict(evaluation, decisions)
 

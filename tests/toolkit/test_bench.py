@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,15 +94,22 @@ def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
     assert any(name.startswith("ours") and name.endswith("no line") for name in ways)
 
 
-def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: Path):
-    model = timm.create_model("test_resnet", num_classes=3)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+def study(posters: Path, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    """The study of two recipes, small."""
+    if not (tmp_path / "weights.safetensors").exists():
+        save_file(
+            timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors"
+        )
     small = ("model.name=test_resnet", "data.image_size=32", "train.epochs=2", "train.batch_size=16")
-    run = run_python(
+    return run_python(
         "tests/bench/study.py", "--metadata", posters / "metadata.csv", "--images", posters / "images",
         "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out", "--precision", "no",
-        "--only", "reference", "best", "--override", *small, "train.feature_views=1", "model.hidden=[8]",
+        "--only", "reference", "best", "--override", *small, "train.feature_views=1", "model.hidden=[8]", *options,
     )  # fmt: skip
+
+
+def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: Path):
+    run = study(posters, tmp_path)
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
     assert {"reference", "best", "prevalence", "always top-2"} <= set(rows)
@@ -109,21 +117,47 @@ def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: 
         for metric, found in splits[0].items():
             assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1, (name, metric)
     assert rows["reference"][0]["mAP"]["difference"] == [0, 0, 0]
-    assert "best / reference: mAP x " in (tmp_path / "out" / "study.md").read_text()
+    text = (tmp_path / "out" / "study.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| best | x ")]
+    ratio = float(line.split("|")[2].split()[1].rstrip(";"))
+    assert ratio == pytest.approx(
+        rows["best"][0]["mAP"]["value"] / rows["reference"][0]["mAP"]["value"], abs=0.006
+    )
     assert (tmp_path / "out" / "report" / "index.html").exists()
 
+    # A changed recipe is another run: the table is not the old one's, whose runs stay as they were.
+    trained = sorted((tmp_path / "out" / "split-0").glob("*/model/model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in trained]
+    assert study(posters, tmp_path, "optim.lr=0.5").returncode == 0
+    assert [path.stat().st_mtime_ns for path in trained] == before
+    assert len(sorted((tmp_path / "out" / "split-0").glob("*/model/model.safetensors"))) == 4
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["rows"]["best"] != rows["best"]
 
-def test_a_study_without_posters_is_one_line(tmp_path: Path):
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [((), "error: "), (("--only", "none such"), "no recipe 'none such'"), (("--splits", 0), "--splits")],
+)
+def test_bad_input_of_the_study_is_one_line(tmp_path: Path, options: tuple[object, ...], words: str):
     none = tmp_path / "none"
     run = run_python(
-        "tests/bench/study.py",
-        "--metadata",
-        none,
-        "--images",
-        none,
-        "--weights",
-        none,
-        "--out",
-        tmp_path / "o",
+        "tests/bench/study.py", "--metadata", none, "--images", none, "--weights", none, "--out", tmp_path / "o",
+        *options,
+    )  # fmt: skip
+    assert run.returncode == 2 and words in run.stderr.splitlines()[-1], run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_every_recipe_of_the_study_is_a_valid_configuration():
+    run = run_python(
+        "-c",
+        "import sys; sys.path.insert(0, 'tests/bench'); from study_recipes import recipes\n"
+        "from toolkit.config_cli import parse_train\n"
+        "rows = recipes(fine_tune=True)\n"
+        "assert len({r.name for r in rows}) == len(rows)\n"
+        "for r in rows:\n"
+        "    args = ['--config=configs/' + r.config, *r.overrides, '--shards=s', '--out=o']\n"
+        "    parse_train(args).config.validate()\n"
+        "print(len(rows))",
     )
-    assert run.returncode == 2 and run.stderr.splitlines()[-1].startswith("error:"), run.stderr
+    assert run.returncode == 0 and int(run.stdout) > 15, run.stderr

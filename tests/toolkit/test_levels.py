@@ -17,7 +17,8 @@ from toolkit.decisions import Decisions
 from toolkit.freezing import Freezing
 from toolkit.levels import use_levels
 from toolkit.model_folder import load_model_folder, save_model_folder
-from toolkit.models import HeadSpec, build_model, load_weights, set_prior
+from toolkit.models import HeadSpec, build_model, set_prior
+from toolkit.weights import load_weights
 
 HEAD = HeadSpec("levels", (), 0.0)
 

@@ -26,11 +26,10 @@ from toolkit.models import (
     clean_state,
     enable_checkpointing,
     head_prefixes,
-    load_weights,
     other_size,
-    read_weights,
 )
 from toolkit.optim import build_optimizer, parameter_groups, set_lr
+from toolkit.weights import load_weights, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
