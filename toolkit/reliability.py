@@ -34,6 +34,23 @@ def genre_calibration_errors(targets: ArrayLike, probabilities: ArrayLike, bins:
     return np.array([_error(truth[:, g], scores[:, g], bins) for g in range(truth.shape[1])])
 
 
+def calibration_error_by_chance(
+    probabilities: ArrayLike, bins: int = BINS, rounds: int = 200, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, 2.5th, 97.5th percentile) of the ECE that (N, G) probabilities have where they are exactly right.
+
+    Targets are drawn from the probabilities themselves. An ECE within the two ends tells nothing against a model's
+    calibration, and none can be expected below them (Vaicenavicius et al. 2019, "consistency resampling").
+    """
+    scores = np.asarray(probabilities, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    found = [
+        expected_calibration_error(rng.random(scores.shape) < scores, scores, bins) for _ in range(rounds)
+    ]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(np.mean(found)), float(low), float(high)
+
+
 def reliability_curve(targets: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> list[dict[str, Any]]:
     """One row per bin, from 0 to 1, over all elements; give one column of each for the curve of a genre.
 

@@ -151,7 +151,8 @@ def one_split(
     answers.update(baseline_answers(manifest, outputs))
     draws = bootstrap(outputs.targets, answers)
     reference = draws.get("reference")
-    return {name: figures(drawn, reference) for name, drawn in draws.items()}, models
+    rows = {name: figures(drawn, answers[name], reference) for name, drawn in draws.items()}
+    return rows, models
 
 
 def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:

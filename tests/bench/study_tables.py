@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.bootstrap import Draws, confidence_intervals, paired_difference
+from toolkit.reliability import calibration_error_by_chance
+from toolkit.weighted_metrics import Answers
 
 METRICS = {
     "mAP": "mAP",
@@ -17,16 +19,18 @@ METRICS = {
     "macro_f0.5": "macro-F0.5",
     "ece": "ECE",
 }
+#: Shown beside them: the ECE that the same probabilities would have if they were exactly right.
+CHANCE = "ECE by chance"
 
 #: Metric -> {"value", "low", "high", "difference": [value, low, high] or None} of one recipe on one split.
 Row = dict[str, Any]
 
 
-def figures(drawn: Draws, reference: Draws | None) -> Row:
-    """Values, intervals, and the paired difference to the reference."""
+def figures(drawn: Draws, answers: Answers, reference: Draws | None) -> Row:
+    """Values, intervals, and the paired difference to the reference; ``drawn`` is the bootstrap of ``answers``."""
     intervals = confidence_intervals(drawn)
     differences = paired_difference(drawn, reference) if reference is not None else {}
-    return {
+    row: Row = {
         metric: {
             "value": intervals[metric].value,
             "low": intervals[metric].low,
@@ -36,13 +40,18 @@ def figures(drawn: Draws, reference: Draws | None) -> Row:
         for metric in METRICS
         if metric in intervals
     }
+    if answers.probabilities is not None:
+        mean, low, high = calibration_error_by_chance(answers.probabilities)
+        row[CHANCE] = {"value": mean, "low": low, "high": high, "difference": None}
+    return row
 
 
 def table(rows: dict[str, list[Row]]) -> str:
     """Markdown: one row per recipe, value and interval; over several splits means of values and of interval ends."""
-    lines = ["| recipe | " + " | ".join(METRICS.values()) + " |", "| --- |" + " --- |" * len(METRICS)]
+    titles = {**METRICS, CHANCE: CHANCE}
+    lines = ["| recipe | " + " | ".join(titles.values()) + " |", "| --- |" + " --- |" * len(titles)]
     for name, splits in rows.items():
-        cells = [cell([split.get(metric) for split in splits]) for metric in METRICS]
+        cells = [cell([split.get(metric) for split in splits]) for metric in titles]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from toolkit.reliability import (
+    calibration_error_by_chance,
     calibration_summary,
     expected_calibration_error,
     genre_calibration_errors,
@@ -100,3 +101,16 @@ def test_broken_input_is_refused():
         expected_calibration_error([[1]], [[0.5]], 0)
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
         expected_calibration_error([[1]], [[2.0]])
+
+
+def test_chance_alone_gives_an_error_that_shrinks_with_the_samples():
+    rng = np.random.default_rng(0)
+    scores = rng.random((400, 5)) * 0.4
+    mean, low, high = calibration_error_by_chance(scores)
+    assert 0 < low < mean < high
+    right = expected_calibration_error(rng.random(scores.shape) < scores, scores)
+    wrong = expected_calibration_error(rng.random(scores.shape) < scores / 2, scores)
+    assert low <= right <= high < wrong
+    more, _, _ = calibration_error_by_chance(np.tile(scores, (25, 1)))
+    assert more == pytest.approx(mean / 5, rel=0.3)
+    assert calibration_error_by_chance(np.array([[0.0, 1.0]])) == (0.0, 0.0, 0.0)
