@@ -6,6 +6,8 @@ layer that standardising was folded into subtracts large numbers from each other
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +20,13 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F) of any floating type → (..., G) float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        outside = (
+            torch.autocast(device, enabled=False)
+            if torch.amp.is_autocast_available(device)
+            else nullcontext()
+        )
+        with outside:
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias)
 

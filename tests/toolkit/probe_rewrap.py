@@ -65,7 +65,8 @@ def main() -> None:
     update()
     thawed = plain.patch_embed.proj.weight  # type: ignore[union-attr]
     saw |= {"agreed thawed": agreed(), "thawed moved": not torch.equal(thawed, kept)}  # type: ignore[arg-type]
-    print("SAW", json.dumps(saw), flush=True)
+    sys.stdout.write(f"SAW {json.dumps(saw)}\n")  # in one piece: both ranks share the pipe
+    sys.stdout.flush()
     accelerator.end_training()  # a process that ends with its group alive may abort in a thread of gloo's
 
 
