@@ -1,18 +1,12 @@
-"""``posters clean`` from files to files: what it writes, what it leaves out, and that it can be stopped at any time."""
+"""``posters clean`` from files to files: what it writes, what it leaves out, and the sheet that shows it."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,50 +15,32 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from shard_tools import (
-    Source,
-    bomb_png,
-    build,
-    encoded,
-    environment,
-    only_error,
-    read_csv,
-    tree,
-    write_csv,
-    write_file,
-)
+from shard_tools import Source, bomb_png, build, encoded, read_csv, tree, write_csv, write_file
 from text_tools import (
     QUICK,
     clean,
     clean_command,
     gradient,
+    jpegs,
     one_line_error,
     pixels_of,
     poster,
+    run_clean,
     titled_posters,
-    write_meta,
+    upright,
 )
 
-from shards.clean.run import CleanOptions, CleanResult, clean_posters
-from shards.clean.task import CHUNK, CleanTask, clean_chunk
-from shards.files import PARTIAL, sha256_file
+from shards.clean.task import CHUNK
 from shards.images import ORIENTATION, ImageOptions
-from shards.text.masks import MaskOptions, mask_of
-from shards.text.report import SCHEMA, read_report, summarize, write_report
+from shards.text.masks import mask_of
+from shards.text.report import SCHEMA, read_report, summarize
 from shards.text.sheet import PAGE, caption, worst_first
 from shards.text.stage import TextRemoval
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]
-
 ODD_IDS = ("a & b <i>\"c'</i>", "sub/folder/x.y", ".hidden", "ünï-日本", "__meta__")
 TITLED = [f"t{number:04d}" for number in range(6)]
-
-
-def run_clean(source: Source, out: Path, **options: Any) -> CleanResult:
-    """In this process, with one quick look and no sheet."""
-    options = {"text": TextRemoval(QUICK), "workers": 1, "sheet": 0, **options}
-    return clean_posters(CleanOptions(source.images, source.csv, out, **options))
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +106,6 @@ def few(tmp_path: Path) -> Source:
     return titled_posters(tmp_path, 3, (96, 144))
 
 
-def upright(source: Source, sample_id: str) -> np.ndarray:
-    path = next(p for e in (".jpg", ".jpeg", ".png") if (p := source.images / f"{sample_id}{e}").exists())
-    with Image.open(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) == 6
-        return np.asarray((image.rotate(-90, expand=True) if turned else image).convert("RGB"))
-
-
-def jpegs(folder: Path) -> dict[str, str]:
-    return {name: digest for name, digest in tree(folder).items() if name.endswith(".jpg")}
-
-
-def written(folder: Path) -> dict[str, int]:
-    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*.jpg")}
-
-
 # --- what is written
 
 
@@ -207,6 +168,14 @@ def test_figures_of_the_screen(report: pd.DataFrame, mixed: Source) -> None:
     assert summarize([])["posters"] == 0
 
 
+def test_one_worker_writes_the_same_bytes_as_two(mixed: Source, cleaned: Path, tmp_path: Path) -> None:
+    assert len(mixed.good) > CHUNK, "two workers had something to do"
+    run_clean(mixed, tmp_path / "out", quality=100)
+    assert jpegs(tmp_path / "out") == jpegs(cleaned)
+    one, two = (read_report(folder).drop(columns="seconds") for folder in (tmp_path / "out", cleaned))
+    assert one.map(repr).equals(two.map(repr))
+
+
 # --- what is left out
 
 
@@ -249,253 +218,6 @@ def test_no_usable_poster_is_one_line_and_a_list(few: Source, tmp_path: Path) ->
     message = one_line_error(lambda: run_clean(few, tmp_path / "out", image=ImageOptions(min_side=500)))
     assert "no poster left to clean" in message and str(tmp_path / "out") in message
     assert [reason for _, reason in rejections(tmp_path / "out")] == ["too small"] * 3
-
-
-# --- the same every time
-
-
-def test_one_worker_writes_the_same_bytes_as_two(mixed: Source, cleaned: Path, tmp_path: Path) -> None:
-    assert len(mixed.good) > CHUNK, "two workers had something to do"
-    run_clean(mixed, tmp_path / "out", quality=100)
-    assert jpegs(tmp_path / "out") == jpegs(cleaned)
-    one, two = (read_report(folder).drop(columns="seconds") for folder in (tmp_path / "out", cleaned))
-    assert one.map(repr).equals(two.map(repr))
-
-
-def test_the_same_command_again_does_nothing(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert run_clean(few, out).cleaned_now == 3
-    before, rows = written(out), read_report(out)
-    again = run_clean(few, out)
-    assert again.cleaned_now == 0 and written(out) == before
-    assert read_report(out).map(repr).equals(rows.map(repr))  # seconds too: of the day it was done
-    assert run_clean(few, out, workers=2, sheet=3).cleaned_now == 0 and written(out) == before
-
-
-def test_another_option_or_poster_is_done_again(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_clean(few, out)
-    before = jpegs(out)
-    wide = TextRemoval(QUICK, MaskOptions(margin=0.6))
-    assert run_clean(few, out, text=wide).cleaned_now == 3
-    assert set(before.items()).isdisjoint(jpegs(out).items())
-    assert run_clean(few, out, quality=50).cleaned_now == 3
-    assert run_clean(few, out).cleaned_now == 3 and jpegs(out) == before
-    write_file(few.images / "t0001.jpg", encoded(poster("another", (96, 144))))
-    assert run_clean(few, out).cleaned_now == 3
-    assert {name for name, digest in jpegs(out).items() if before[name] != digest} == {"t0001.jpg"}
-    before = jpegs(out)
-    (out / "t0002.jpg").unlink()
-    assert run_clean(few, out).cleaned_now == 3 and jpegs(out) == before
-    (out / "t0002.jpg").write_bytes(b"short")
-    assert run_clean(few, out).cleaned_now == 3 and jpegs(out) == before
-
-
-def test_a_poster_that_left_the_csv_leaves_the_folder(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_clean(few, out)
-    # A run with an id "sub/x" was killed while it wrote that poster.
-    list_of_ours = out / ".posters-clean.json"
-    kept = json.loads(list_of_ours.read_text())
-    list_of_ours.write_text(json.dumps(kept | {"ids": [*kept["ids"], "sub/x"]}))
-    left_by_a_kill = write_file(out / "sub" / f"x.jpg.123{PARTIAL}", b"half")
-    write_meta(tmp_path, {"t0000": ("Drama",), "t0002": ("Drama",)})
-    run_clean(few, out)
-    assert set(jpegs(out)) == {"t0000.jpg", "t0002.jpg"} and list(read_report(out)["id"]) == [
-        "t0000",
-        "t0002",
-    ]
-    assert not left_by_a_kill.exists()
-
-
-def test_a_run_that_fails_takes_the_report_of_the_last_one_away(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_clean(few, out)
-    (out / "t0001.jpg").unlink()
-    (out / "t0001.jpg").mkdir()  # no poster can be put there
-    with pytest.raises(OSError):
-        run_clean(few, out, quality=50)
-    assert "has not finished" in one_line_error(lambda: read_report(out))
-
-
-def test_a_poster_that_changes_meanwhile_is_one_line(few: Source, tmp_path: Path) -> None:
-    samples = tuple((name, sha256_file(few.images / f"{name}.jpg")) for name in few.good)
-    answer = tmp_path / "answer.json"
-    task = CleanTask(
-        few.images, tmp_path / "out", samples, ImageOptions(), TextRemoval(QUICK), "", 95, answer
-    )
-    write_file(few.images / "t0001.jpg", encoded(poster("another")))
-    message = one_line_error(lambda: clean_chunk(task))
-    assert "t0001" in message and "changed while posters were cleaned (its bytes differ)" in message
-    (few.images / "t0001.jpg").unlink()
-    assert "missing file" in one_line_error(lambda: clean_chunk(task))
-    assert not answer.exists()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "toolkit", *arguments]
-        started.append(
-            subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=environment()
-            )
-        )
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_kill_9(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
-    many = titled_posters(tmp_path, CHUNK + 8, (64, 96))
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run_clean(many, whole)
-    process = start(*clean_command(many, out, "--sheet", 0))
-    end = time.monotonic() + 60
-    while not (out / ".work" / "clean-000000.json").exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert "has not finished" in one_line_error(lambda: read_report(out))
-    before = written(out)
-    assert CHUNK <= len(before) < len(many.good)
-    assert {n: d for n, d in jpegs(out).items() if n in before} == {n: jpegs(whole)[n] for n in before}
-    said = clean(many, out, "--sheet", 0)
-    assert f"{CHUNK} of {len(many.good)} posters were cleaned before and are kept" in said
-    first = [f"t{number:04d}.jpg" for number in range(CHUNK)]
-    assert {name: written(out)[name] for name in first} == {name: before[name] for name in first}
-    assert jpegs(out) == jpegs(whole) and not list(out.rglob(f"*{PARTIAL}"))
-
-
-def test_two_at_work_in_one_folder(
-    few: Source, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    out = tmp_path / "out"
-    process = start(*clean_command(few, out))
-    end = time.monotonic() + 60
-    while not (out / ".posters-clean.json").exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGSTOP)
-    assert "another process is at work" in one_line_error(lambda: run_clean(few, out))
-    os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(60) == 0 and set(jpegs(out)) == {f"{name}.jpg" for name in few.good}
-
-
-# --- folders
-
-
-def test_a_folder_of_other_pictures_is_refused_and_spared(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    mine = write_file(out / "holiday" / "beach.jpg", b"mine")
-    message = one_line_error(lambda: run_clean(few, out))
-    assert str(out) in message and "choose another --out" in message
-    assert mine.read_bytes() == b"mine" and [p for p in out.rglob("*") if p.is_file()] == [mine]
-
-
-def test_pictures_that_came_later_are_spared(few: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_clean(few, out)
-    mine = write_file(out / "raw" / "beach.jpg", b"mine")
-    some = dict(list(few.good.items())[1:])
-    run_clean(Source(few.images, write_meta(tmp_path, some), some, {}), out)
-    assert mine.read_bytes() == b"mine" and set(jpegs(out)) == {f"{name}.jpg" for name in some} | {
-        "raw/beach.jpg"
-    }
-    dropped = write_file(out / f"{next(iter(few.good))}.jpg", b"mine too")
-    write_meta(tmp_path, few.good)
-    assert "was not made by" in one_line_error(lambda: run_clean(few, out))
-    assert dropped.read_bytes() == b"mine too"
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}'])
-def test_a_broken_list_of_our_posters_is_one_line(few: Source, tmp_path: Path, text: str) -> None:
-    write_file(tmp_path / "out" / ".posters-clean.json", text.encode())
-    assert "list of cleaned posters" in one_line_error(lambda: run_clean(few, tmp_path / "out"))
-
-
-@pytest.mark.parametrize("name", ["images", "link", "images/../images"])
-def test_the_raw_folder_is_no_place_for_cleaned_posters(few: Source, tmp_path: Path, name: str) -> None:
-    (tmp_path / "link").symlink_to(few.images)
-    before = tree(few.images)
-    assert "folder of raw posters" in one_line_error(lambda: run_clean(few, tmp_path / name))
-    assert tree(few.images) == before
-
-
-@pytest.mark.parametrize("out", [".", "..", "../here", "new"])
-def test_any_way_to_name_the_folder(
-    few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
-) -> None:
-    here = tmp_path / "above" / "here"
-    here.mkdir(parents=True)
-    monkeypatch.chdir(here)
-    run_clean(few, Path(out), sheet=1)
-    folder = (here / out).resolve()
-    assert len(jpegs(folder)) == 3 and (folder.parent / f"{folder.name}-sheet" / PAGE).exists()
-
-
-@pytest.mark.parametrize("length", [230, pytest.param(240)])
-def test_long_names(tmp_path: Path, length: int) -> None:
-    """File names have 255 bytes."""
-    name = "x" * length
-    write_file(tmp_path / "images" / f"{name}.jpg", encoded(poster("long", (96, 144))))
-    source = Source(tmp_path / "images", write_meta(tmp_path, {name: ("Drama",)}), {name: ("Drama",)}, {})
-    run_clean(source, tmp_path / "out")
-    assert set(jpegs(tmp_path / "out")) == {f"{name}.jpg"}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (("--quality", "0"), "--quality"),
-        (("--quality", "101"), "--quality"),
-        (("--sheet", "-1"), "--sheet"),
-        (("--near-duplicates", "16"), "--near-duplicates"),
-        (("--aspect", "wide"), "--aspect"),
-        (("--aspect", "2,1"), "--aspect"),
-        (("--looks", "small"), "--looks"),
-        (("--passes", "0"), "--passes"),
-        (("--margin", "9"), "--margin"),
-        (("--fill", "blur"), "--fill"),
-        (("--fill-model", "absent.onnx"), "fill model not found: absent.onnx"),
-        (("--detector", "absent.onnx"), "detector model not found: absent.onnx"),
-        (("--images", "absent"), "image folder not found: absent"),
-        (("--metadata", "absent.csv"), "absent.csv"),
-        (("--workers", "-1"), "--workers"),
-    ],
-)
-def test_wrong_options_are_one_line(
-    few: Source, tmp_path: Path, command: Command, change: tuple[str, str], words: str
-) -> None:
-    status, _, error = command(*clean_command(few, tmp_path / "out"), *change)
-    assert status == 2 and words in only_error(error)
-    assert not jpegs(tmp_path / "out")
-
-
-def test_a_folder_without_pictures(few: Source, tmp_path: Path, command: Command) -> None:
-    (tmp_path / "none").mkdir()
-    status, _, error = command(*clean_command(few, tmp_path / "out"), "--images", tmp_path / "none")
-    assert status == 2 and "no .jpg, .jpeg or .png file" in only_error(error)
-
-
-# --- the report
-
-
-def test_a_report_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    assert "was not made by `posters clean`" in one_line_error(lambda: read_report(tmp_path))
-    write_file(tmp_path / "clean_report.parquet", b"PAR1 no more")
-    assert "run `posters clean` again" in one_line_error(lambda: read_report(tmp_path))
-    pd.DataFrame({"id": ["a"]}).to_parquet(tmp_path / "clean_report.parquet")
-    assert "no column 'width'" in one_line_error(lambda: read_report(tmp_path))
-    write_report(tmp_path / "clean_report.parquet", [], {"fill": "ns"})
-    assert len(read_report(tmp_path)) == 0 and read_report(tmp_path).attrs["text_removal"] == {"fill": "ns"}
 
 
 # --- the contact sheet

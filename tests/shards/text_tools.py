@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from shard_tools import Source, encoded, hash_of, posters, write_csv, write_file
+from shard_tools import Source, encoded, hash_of, posters, tree, write_csv, write_file
 
+from shards.clean.run import CleanOptions, CleanResult, clean_posters
 from shards.errors import UserError
+from shards.images import ORIENTATION
 from shards.text.detector import DetectorOptions, Region
+from shards.text.stage import TextRemoval
 
 LOOKS = ((256,),)
 """One look at one size: a twentieth of a second for a small poster."""
@@ -80,9 +83,30 @@ def clean(source: Source, out: Path, *options: object) -> str:
     return done.stdout + done.stderr
 
 
+def run_clean(source: Source, out: Path, **options: Any) -> CleanResult:
+    """In this process, with one quick look and no sheet."""
+    options = {"text": TextRemoval(QUICK), "workers": 1, "sheet": 0, **options}
+    return clean_posters(CleanOptions(source.images, source.csv, out, **options))
+
+
 def pixels_of(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def upright(source: Source, sample_id: str) -> np.ndarray:
+    path = next(p for e in (".jpg", ".jpeg", ".png") if (p := source.images / f"{sample_id}{e}").exists())
+    with Image.open(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) == 6
+        return np.asarray((image.rotate(-90, expand=True) if turned else image).convert("RGB"))
+
+
+def jpegs(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in tree(folder).items() if name.endswith(".jpg")}
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*.jpg")}
 
 
 def one_line_error(call: Callable[[], Any]) -> str:

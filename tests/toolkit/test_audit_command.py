@@ -1,0 +1,170 @@
+"""``posters audit`` as a command: its options, its files, its page; what it says of wrong ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score
+from toolkit_helpers import make_model_folder
+
+pytest.importorskip("cv2")
+
+from audit_tools import GENRES, Folders, Reader, audit, write_anywhere, write_titles
+
+from shards.errors import UserError
+from shards.labels import LabelSet
+from shards.text.fill import make_fill
+from toolkit.audit import AuditOptions, fill_maker, run_audit
+from toolkit.audit_arguments import add_audit_arguments
+from toolkit.audit_html import page
+from toolkit.audit_posters import read_posters, read_targets
+from toolkit.metrics import sigmoid
+from toolkit.model_folder import load_model_folder
+from toolkit.models import HeadSpec
+
+
+@pytest.fixture(scope="module")
+def titles(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return write_titles(tmp_path_factory.mktemp("titles"))
+
+
+@pytest.fixture(scope="module")
+def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return write_anywhere(tmp_path_factory.mktemp("anywhere"))
+
+
+def assert_well_formed(html: str) -> None:
+    """Every tag is closed, in order."""
+    opened: list[str] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "img"):
+                opened.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            assert tag in ("rect", "line")
+
+        def handle_endtag(self, tag: str) -> None:
+            assert opened.pop() == tag
+
+    Parser().feed(html)
+    assert not opened
+
+
+def test_ids_and_genres_are_escaped(titles: Folders):
+    _, report, examples = audit(Reader(), titles, limit=1)
+    evil = "<script>alert('x')</script>&"
+    report["examples"][0]["id"] = evil
+    report["genres"][0]["genre"] = evil
+    report["command"]["images"] = evil
+    html = page(report, [replace(examples[0], facts={**examples[0].facts, "id": evil})])
+    assert "<script" not in html and html.count("&lt;script&gt;") == 3
+    assert_well_formed(html)
+    assert "http" not in html and html.count("data:image/jpeg;base64,") == 3
+
+
+def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
+    assert fill_maker(None)("model") is make_fill("surround")
+    with pytest.raises(UserError, match="--fill"):
+        fill_maker(None)("crayon")
+    for wrong in (
+        {"batch_size": 0},
+        {"workers": -1},
+        {"controls": 0},
+        {"limit": 0},
+        {"images": tmp_path / "no"},
+    ):
+        with pytest.raises(UserError):
+            replace(AuditOptions(*titles), **wrong)
+    with pytest.raises(UserError):
+        read_posters(tmp_path)
+
+
+def test_controls_of_a_network_are_painted_by_it_only_if_it_is_given(monkeypatch):
+    made: list[tuple[str, Path | None]] = []
+
+    def make(name: str, model: Path | None = None) -> Callable[..., np.ndarray]:
+        made.append((name, model))
+        return lambda image, mask: image
+
+    monkeypatch.setattr("toolkit.audit.make_fill", make)
+    fill_maker(None)("model")
+    with_network = fill_maker(Path("net.onnx"))
+    with_network("model"), with_network("telea"), with_network("telea")
+    assert made == [("surround", None), ("model", Path("net.onnx")), ("telea", None)]
+
+
+def arguments(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_audit_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, caplog):
+    model = make_model_folder(tmp_path / "model", LabelSet(GENRES), HeadSpec("linear", (), 0.0))
+    lists = [("Comedy",), ("Drama", "Horror"), ("Drama", "Musical")]
+    csv = tmp_path / "meta.csv"
+    lines = [f"p{number:02d},{'|'.join(lists[number % 3])}" for number in range(32)]
+    csv.write_text("\n".join(["id,genre", *lines, "p40,Musical", "nowhere,Drama"]))
+    out = tmp_path / "out"
+    args = arguments(
+        "--model", model, "--images", anywhere[0], "--cleaned", anywhere[1], "--out", out, "--controls", 2,
+        "--metadata", csv, "--id-column", "id", "--genre-column", "genre", "--workers", 1,
+    )  # fmt: skip
+    assert args.run(args) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((out / "audit.json").read_text())
+    assert report["sentence"][:40] in shown and "mAP" in shown and "Comedy" in shown
+    assert "'Musical'" in caplog.text
+    assert report["counts"]["left_out"] == {"not cleaned": 1} and report["counts"]["not_in_metadata"] == 27
+    assert len(report["command"]["model_fingerprint"]) == 64
+    assert report["command"]["labels_fingerprint"] == LabelSet(GENRES).fingerprint
+
+    # the metrics are scikit-learn's on the model's own logits
+    rows = pd.read_csv(out / "audit.csv", keep_default_na=False)
+    assert len(rows) == 33
+    ids = [
+        i for i, problem in zip(rows["id"], rows["not_compared"], strict=True) if not problem and i != "p40"
+    ]
+    folder = load_model_folder(model)
+    pixels = np.stack([folder.preprocessing((anywhere[0] / f"{i}.png").read_bytes()) for i in ids])
+    with torch.inference_mode():
+        scores = sigmoid(folder.model(folder.preprocessing.normalize(torch.from_numpy(pixels))).numpy())
+    targets = np.array([[g in lists[int(i[1:]) % 3] for g in GENRES] for i in ids])
+    assert report["metrics"]["posters"] == len(ids)
+    assert report["metrics"]["raw"]["mAP"] == pytest.approx(
+        average_precision_score(targets, scores), abs=1e-6
+    )
+
+    html = (out / "audit.html").read_text()
+    assert report["sentence"].split(":")[0] in html and "<script" not in html
+    with Image.open(out / "audit.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 1000
+
+
+def test_a_csv_of_other_genres_is_refused(tmp_path: Path):
+    csv = tmp_path / "meta.csv"
+    csv.write_text("id,genre\na,Opera\n")
+    with pytest.raises(UserError, match="--genre-column"):
+        read_targets(csv, LabelSet(GENRES), "id", "genre", "|", "utf-8-sig")
+
+
+def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
+    def absent() -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr("toolkit.audit.cv2", absent)
+    args = arguments("--model", tmp_path, "--images", titles[0], "--cleaned", titles[1])
+    with pytest.raises(UserError, match=r"needs opencv: pip install -e '.\[clean"):
+        run_audit(args)
