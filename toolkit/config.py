@@ -33,7 +33,7 @@ class DataConfig:
     fit: Literal["crop", "stretch"] = "crop"
     """Evaluation view: crop takes the central square; stretch resizes the whole poster to a square, losing nothing."""
     sampling: Literal["uniform", "genre"] = "uniform"
-    """uniform: each sample once per epoch; genre: samples with rare genres come more often (repeat factors)."""
+    """uniform: every sample once per epoch; genre: rare genres more often; with loss weighted, that corrects twice."""
     repeat_below: float = 0.1
     """Sampling genre repeats samples whose rarest genre has prevalence f under this value t: sqrt(t / f) times."""
     workers: int = 0
@@ -69,7 +69,7 @@ class ModelConfig:
     members: int = 8
     """Mlps of an ensemble: each sample trains one of them, their mean is the model."""
     prior: bool = False
-    """Start the last layer's biases at the log-odds of each genre's share in training instead of at 0."""
+    """Start the last layer's biases at the log-odds of each genre's share in training, repeats not counted; else 0."""
     dropout: float = 0.5
     """Dropout before the last layer, in an mlp after each hidden layer, in an ensemble before each layer."""
     drop_path: float = 0.0
@@ -108,14 +108,19 @@ class AugmentConfig:
 
 @dataclass
 class LossConfig:
-    """What is minimised, always in float32: sum over genres, mean over samples."""
+    """What is minimised, always in float32: sum over genres, mean over samples.
+
+    Losses weighted and balanced, like model.prior, know the training split's own counts, not how often data.sampling
+    genre repeats a sample. weighted then lifts rare genres twice. balanced is meant for such sampling: its authors draw
+    evenly by genre, and its weights take back what common genres gain where a rare one brings them along.
+    """
 
     name: Literal["bce", "weighted", "focal", "asl", "balanced"] = "bce"
     """bce; weighted: bce with positives weighted up; focal; asl: asymmetric; balanced: distribution-balanced."""
     smoothing: float = 0.0
     """Label smoothing: targets move this share of the way to 0.5."""
     pos_weight_cap: float = 20.0
-    """Largest weight of a positive in loss weighted; uncapped it is negatives / positives, in the hundreds."""
+    """Largest weight of a positive in loss weighted; uncapped: the split's negatives / positives, in the hundreds."""
     focal_gamma: float = 2.0
     """Focal: exponent that quietens easy elements."""
     gamma_pos: float = 0.0
@@ -177,7 +182,7 @@ class TrainConfig:
     auto_batch: bool = False
     """Raise accumulation at the start until a step fits the memory; the global batch stays the same."""
     feature_views: int = 0
-    """With a frozen backbone: cache its features of so many augmented views per sample, train the head on them."""
+    """With a frozen backbone: views to cache and train on; in memory, 90,000 x 3,072 features x 4 views are 2.2 GB."""
     feature_cache: str | None = None
     """Folder of cached features, which runs with the same backbone, shards and views share; null is OUT/features."""
     standardize: bool = False

@@ -33,6 +33,7 @@ from toolkit.models import (
     build_model,
     enable_checkpointing,
     head_from_hub,
+    head_prefixes,
     other_size,
     set_prior,
 )
@@ -85,13 +86,14 @@ def build_parts(
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
-    model: Any = _model(accelerator, config, train.targets, None if probing else checkpoint)
+    model: Any
+    model, trained = _model(accelerator, config, train.targets, None if probing else checkpoint)
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
     probe = None
     if probing:
-        probe = _probe(accelerator, model, config, preprocessing, manifest, readers, out)
+        probe = _probe(accelerator, model, trained, config, preprocessing, manifest, readers, out)
         model = probe.head
         if checkpoint is not None:
             model.load_state_dict(checkpoint.tensors["model"])
@@ -137,13 +139,17 @@ def build_parts(
 def _probe(
     accelerator: Accelerator,
     model: nn.Module,
+    trained: bool,
     config: Config,
     preprocessing: Preprocessing,
     manifest: Manifest,
     readers: Sequence[ShardReader],
     out: Path,
 ) -> Probe:
-    """Features of all views, and the head that learns on them. Raises UserError if more than the head would learn."""
+    """Features of all views, and the head that learns on them; ``trained``: whether it came with the weights.
+
+    Raises UserError if more than the head would learn.
+    """
     _check_probe(config)
     train, val = readers
     folder = Path(config.train.feature_cache) if config.train.feature_cache else out / "features"
@@ -154,7 +160,9 @@ def _probe(
     views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
     # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
     dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
-    return Probe.of(model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout)
+    return Probe.of(
+        model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout, trained
+    )
 
 
 def _check_probe(config: Config) -> None:
@@ -190,9 +198,10 @@ def _check_probe(config: Config) -> None:
 
 def _model(
     accelerator: Accelerator, config: Config, targets: np.ndarray, checkpoint: Checkpoint | None
-) -> nn.Module:
+) -> tuple[nn.Module, bool]:
     """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones.
 
+    And whether its head is among those that were read, rather than one that was drawn.
     ``targets`` (N, G) are training's: a head that comes with none of these weights may start at their shares.
     """
     wanted, size, num_genres = config.model, config.data.image_size, targets.shape[1]
@@ -206,17 +215,27 @@ def _model(
             pretrained=hub,
             drop_path=wanted.drop_path,
         )
+    trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.
-    if wanted.prior and not (hub and head_from_hub(model, wanted.head, num_genres)):
+    if wanted.prior and not trained:
         set_prior(model, targets.mean(axis=0))
     said = None
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])
     elif wanted.weights is not None:
+        drawn = _head_state(model)
         said = load_weights(model, Path(wanted.weights))
+        # A file without a head, or with one of another size, leaves ours as it was.
+        trained = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
     if accelerator.is_main_process:
         if said:
             log.info("%s", said)
         if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
             log.warning("%s", warning)
-    return model
+    return model, trained
+
+
+def _head_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the classifier's tensors."""
+    prefixes = head_prefixes(model)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(prefixes)}

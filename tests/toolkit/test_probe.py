@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
+from train_tools import make_parts, tiny_config
 
 from shards.manifest import Manifest
 from toolkit.config import Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.features import Features, backbone_features, classifier_path
-from toolkit.models import HeadSpec, build_model
-from toolkit.probe import FeatureFeed, build_head, merge
+from toolkit.models import HeadSpec, build_model, clean_state
+from toolkit.probe import FeatureFeed, Probe, build_head, merge
 
 
 def features(n: int, width: Any, seed: int, decoded: bool = True) -> Features:
@@ -66,6 +69,76 @@ def test_standardising_gives_mean_zero_and_deviation_one():
     assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0, unbiased=False) - 1).abs().max() < 1e-3
     plain = build_head(model, views, False, 0.0)
     assert torch.equal((rows - plain.mean) / plain.deviation, rows)
+
+
+HEADS = [
+    HeadSpec("linear", (), 0.3),
+    HeadSpec("mlp", (8, 6), 0.3),
+    HeadSpec("mlp", (), 0.3),
+    HeadSpec("levels", (), 0.3),
+    HeadSpec("ensemble", (8,), 0.3, 3),
+]
+
+
+def make_probe(shard_set: Path, out: Path, head: HeadSpec, *options: str) -> Probe:
+    """A run's probe before its first update, on standardised features."""
+    config = tiny_config(
+        "--model.freeze=[backbone]", "--train.feature_views=2", "--train.standardize=true",
+        f"--model.head={head.kind}", f"--model.hidden={list(head.hidden)}", f"--model.members={head.members}",
+        *options,
+    )  # fmt: skip
+    probe = make_parts(shard_set, config, out)[1].probe
+    assert probe is not None
+    return probe
+
+
+def first_logits(probe: Probe) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, G) logits of the head before its first update, and of the model's own classifier, on the same features."""
+    found = torch.from_numpy(probe.val.values).float()
+    classifier = probe.model.get_submodule(classifier_path(probe.model)).eval()
+    with torch.inference_mode():
+        return probe.head.eval()(found), classifier(found)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.kind}-{len(head.hidden)}")
+def test_a_head_that_comes_with_the_weights_starts_as_what_it_was(
+    shard_set: Path, tmp_path: Path, head: HeadSpec, one_thread: None
+):
+    genres = len(Manifest.read(shard_set).labels)
+    torch.manual_seed(5)
+    source = build_model("test_resnet", genres, head, 32).eval()
+    save_file(clean_state(source), tmp_path / "w.safetensors")
+    probe = make_probe(
+        shard_set, tmp_path, head, f"--model.weights={tmp_path / 'w.safetensors'}", "--model.prior=true"
+    )
+    assert (probe.head.deviation != 1).all() and (probe.head.mean != 0).any()
+    ours, plain = first_logits(probe)
+    assert torch.allclose(ours, plain, atol=1e-4)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(probe.model.eval()(images), source(images), atol=1e-6)
+        assert torch.allclose(probe.merged(probe.head).eval()(images), source(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["none", "another size", "no head"])
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.kind}-{len(head.hidden)}")
+def test_a_fresh_head_keeps_the_weights_that_were_drawn(
+    shard_set: Path, tmp_path: Path, head: HeadSpec, weights: str, one_thread: None
+):
+    options = []
+    if weights != "none":
+        genres = 99 if weights == "another size" else 0
+        save_file(
+            clean_state(timm.create_model("test_resnet", num_classes=genres)), tmp_path / "w.safetensors"
+        )
+        options.append(f"--model.weights={tmp_path / 'w.safetensors'}")
+    probe = make_probe(shard_set, tmp_path, head, *options)
+    drawn = probe.model.get_submodule(classifier_path(probe.model)).state_dict()
+    assert all(
+        torch.equal(tensor, drawn[name]) for name, tensor in probe.head.classifier.state_dict().items()
+    )
+    ours, plain = first_logits(probe)
+    assert not torch.allclose(ours, plain, atol=1e-3)
 
 
 def test_dropout_stands_before_the_classifier_in_training():
