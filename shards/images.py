@@ -129,7 +129,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
             if target is not None:
                 image.draft(None, target)
             image.load()
-            upright = _upright_rgb(image)
+            upright = upright_rgb(image)
         except Exception as error:
             reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
             raise BadImage(reason, _without_address(error)) from None
@@ -192,7 +192,8 @@ def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, in
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels of any picture: turned as its EXIF says, alpha on white, 16-bit greys scaled."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         pixels = np.asarray(image, dtype=np.float64)

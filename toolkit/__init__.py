@@ -1,1 +1,24 @@
-"""Training, evaluation and prediction of multi-label image classifiers from WebDataset shards."""
+"""Training, evaluation and prediction of multi-label image classifiers from WebDataset shards.
+
+import toolkit
+model = toolkit.load_model("RUN/model")
+model.predict(["poster.jpg"])                # a DataFrame
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.predictor import Predictor, load_model
+
+__all__ = ["Predictor", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch only when it is asked for: `posters --help` takes no seconds."""
+    if name in __all__:
+        from toolkit import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

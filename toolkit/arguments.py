@@ -88,7 +88,11 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-i", "--image", type=Path, nargs="+", help="one or more image files")
     what.add_argument("-d", "--directory", type=Path, help="folder of images, with its subfolders")
-    what.add_argument("--shards", type=Path, help="shard set; one Parquet file per shard goes to --out")
+    what.add_argument(
+        "--shards",
+        type=Path,
+        help="shard set, or folder of images; a file per shard goes to the folder --out",
+    )
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
     parser.add_argument(
         "-t",
@@ -97,19 +101,47 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibrated probability from which a genre is named (default: the model's own per genre)",
     )
     parser.add_argument(
-        "-o", "--output", "--out", type=Path, help="file for the results (folder for --shards)"
+        "-o",
+        "--output",
+        "--out",
+        type=Path,
+        help="folder for the results, a file per shard or per 512 images; or one file for the results of a few "
+        "images, by its ending: .json, .csv, .txt",
     )
     parser.add_argument(
-        "-f", "--format", choices=("json", "csv"), help="instead of text (default: by --output's ending)"
+        "-f",
+        "--format",
+        choices=("parquet", "csv", "jsonl", "json"),
+        help="of a folder's files: parquet (default), csv, jsonl; of one file: json, csv (default: by its ending)",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="probability of every genre, sorted")
     parser.add_argument("--split", help="with --shards: only this split")
     parser.add_argument(
         "--ignore-labels", action="store_true", help="with --shards: predict though its labels differ"
     )
+    parser.add_argument(
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="flip: the mean over each image and its mirror image, for twice the time (default none)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="also the pooled features that the classifier is given, for search and de-duplication (folders)",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default 64)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: faster after a first minute, for many images"
+    )
+    parser.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory layout that convolutions like best (default: on)",
+    )
     parser.set_defaults(run=_predict)
 
 

@@ -3,53 +3,80 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from toolkit.data.cuts import Cutter
-from toolkit.data.loader import Loader
+from toolkit.data.loader import Batch, Loader
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import autocast_dtype, gather_by_index
+from toolkit.forward import Answer, Forward, ForwardOptions
+
+
+@dataclass
+class Scored:
+    """The outcome for one batch, padding left out."""
+
+    indices: np.ndarray
+    """(n,) int64 samples that could be decoded."""
+    logits: np.ndarray
+    """(n, G) float32."""
+    embeddings: np.ndarray | None
+    """(n, F) float32, if asked for."""
+    errors: dict[int, str]
+    """Sample → why it could not be decoded."""
+
+    @property
+    def count(self) -> int:
+        """Samples of the split that this batch settles."""
+        return len(self.indices) + len(self.errors)
+
+
+def score(loader: Loader, shares: Iterable[Share], cutter: Cutter, forward: Forward) -> Iterator[Scored]:
+    """Batches in order, each told when the one after it is already queued on the device."""
+    before: tuple[Batch, Answer] | None = None
+    with contextlib.closing(loader.batches(shares, cutter)) as batches:
+        for batch in batches:
+            answer = forward(batch.images)
+            if before is not None:
+                yield _scored(*before)
+            before = batch, answer
+        if before is not None:
+            yield _scored(*before)
+
+
+def _scored(batch: Batch, answer: Answer) -> Scored:
+    logits, embeddings = answer.arrays()
+    share, keep = batch.share, batch.share.valid
+    errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
+    return Scored(share.indices[keep], logits[keep], None if embeddings is None else embeddings[keep], errors)
 
 
 def infer_shares(
-    model: nn.Module,
+    forward: Forward,
     loader: Loader,
     shares: Iterable[Share],
     cutter: Cutter,
-    preprocessing: Preprocessing,
-    accelerator: Accelerator,
-    *,
-    channels_last: bool = True,
     on_batch: Callable[[int], object] | None = None,
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Run ``model`` (unwrapped, already on its device, in evaluation mode) over this rank's shares.
-
-    Returns (indices (n,) int64 of valid decodable samples, logits (n, G) float32, errors by sample index).
-    ``on_batch`` is told the number of samples done.
-    """
-    indices: list[np.ndarray] = []
-    logits: list[np.ndarray] = []
-    errors: dict[int, str] = {}
-    dtype = autocast_dtype(accelerator)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.inference_mode(), contextlib.closing(loader.batches(shares, cutter)) as batches:
-        for batch in batches:
-            images = preprocessing.normalize(batch.images, dtype)
-            with accelerator.autocast():
-                out = model(images.contiguous(memory_format=memory_format))
-            keep = batch.share.valid
-            errors.update({int(batch.share.indices[row]): problem for row, problem in batch.errors.items()})
-            indices.append(batch.share.indices[keep])
-            logits.append(out.float().cpu().numpy()[keep])
-            if on_batch is not None:
-                on_batch(int(keep.sum()) + len(batch.errors))
-    return np.concatenate(indices), np.concatenate(logits), errors
+) -> Scored:
+    """All of this rank's shares at once. ``on_batch`` is told the number of samples done."""
+    parts = []
+    for scored in score(loader, shares, cutter, forward):
+        parts.append(scored)
+        if on_batch is not None:
+            on_batch(scored.count)
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    return Scored(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(embeddings) if embeddings else None,
+        {sample: problem for part in parts for sample, problem in part.errors.items()},
+    )
 
 
 def infer_all(
@@ -65,23 +92,19 @@ def infer_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
-    Rows that are not decoded are zero; a loader whose fault policy stops never leaves one.
+    ``model`` is unwrapped, already on its device, in evaluation mode. Rows that are not decoded are zero; a loader
+    whose fault policy stops never leaves one.
     """
     count = len(loader.source)
     shares = EvalPlan(count, batch_size).shares(accelerator.process_index, accelerator.num_processes)
-    indices, logits, errors = infer_shares(
-        model,
-        loader,
-        shares,
-        cutter,
-        preprocessing,
-        accelerator,
-        channels_last=channels_last,
-        on_batch=on_batch,
+    forward = Forward(
+        model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
     )
+    scored = infer_shares(forward, loader, shares, cutter, on_batch)
     # A last column says which rows are real; each sample comes exactly once, damaged or not.
-    damaged = np.array(sorted(errors), dtype=np.int64)
-    rows = np.zeros((len(indices) + len(damaged), logits.shape[1] + 1), dtype=np.float32)
-    rows[: len(indices), :-1], rows[: len(indices), -1] = logits, 1.0
-    everything = gather_by_index(accelerator, count, np.concatenate([indices, damaged]), rows)
+    damaged = np.array(sorted(scored.errors), dtype=np.int64)
+    found = len(scored.indices)
+    rows = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)
+    rows[:found, :-1], rows[:found, -1] = scored.logits, 1.0
+    everything = gather_by_index(accelerator, count, np.concatenate([scored.indices, damaged]), rows)
     return np.ascontiguousarray(everything[:, :-1]), everything[:, -1] > 0

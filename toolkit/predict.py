@@ -1,8 +1,9 @@
 """Name the genres of one image, a folder of images, or a whole shard set.
 
-    posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -f json -o out.json
-    accelerate launch launch/predict.py --model RUN/model --shards SHARDS --out PRED
+    posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
+    accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
 
+A few images become text on the screen, or one file; shard sets and large folders a folder of files (predict_batch.py).
 Unreadable images are reported and counted, the rest is predicted. Exit status 1 if nothing could be predicted.
 """
 
@@ -12,27 +13,25 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 from accelerate import Accelerator
 
 from shards.errors import UserError
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from shards.images import EXTENSIONS
 from toolkit.data.cuts import file_cutter
 from toolkit.data.faults import KEEP_ERRORS
+from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
-from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import make_accelerator
+from toolkit.distributed import autocast_dtype, make_accelerator
+from toolkit.forward import Forward, ForwardOptions
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, load_model_folder
 from toolkit.predict_output import Prediction, write_predictions
 
 log = logging.getLogger(__name__)
-
-RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -41,20 +40,28 @@ def run_predict(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers 0 or more")
-    if args.shards is not None:
-        from toolkit.predict_shards import run_predict_shards
+    if args.shards is not None or (args.directory and args.output and not names_a_file(args)):
+        from toolkit.predict_batch import run_predict_batch
 
-        return run_predict_shards(args)
+        return run_predict_batch(args)
     if args.split or args.ignore_labels:
         raise UserError("--split and --ignore-labels go with --shards")
+    if args.embeddings:
+        raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
+    if args.format not in (None, "json", "csv"):
+        raise UserError(
+            f"--format {args.format} goes with --shards, or with --directory and a folder for --out"
+        )
     paths = args.image or list_images(args.directory)
     folder = load_folder(args.model, args.threshold)
     accelerator = make_accelerator(args.precision)
     if accelerator.num_processes > 1:
         raise UserError(
-            "several processes predict shard sets only (--shards); run `posters predict` once for images"
+            "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
+            "`posters predict` once for a few images"
         )
-    predictions = predict_files(folder, paths, accelerator, args.batch_size, args.workers)
+    forward = forward_of(args, folder, accelerator)
+    predictions = predict_files(folder, paths, accelerator, args.batch_size, args.workers, forward)
     write_predictions(predictions, folder, str(accelerator.device), args.output, args.format, args.verbose)
     failed = sum(p.error is not None for p in predictions)
     for prediction in predictions:
@@ -64,6 +71,24 @@ def run_predict(args: argparse.Namespace) -> int:
         rest = "the others were predicted" if failed < len(predictions) else "nothing was predicted"
         log.error("%d of %d images could not be read; %s", failed, len(predictions), rest)
     return 1 if failed == len(predictions) else 0
+
+
+#: Endings of --output that name a file for all results.
+FILE_ENDINGS = (".json", ".csv", ".txt")
+
+
+def names_a_file(args: argparse.Namespace) -> bool:
+    """Whether --output is one file for all results, not a folder for many."""
+    return args.format == "json" or args.output.suffix.lower() in FILE_ENDINGS
+
+
+def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
+    """The forward pass that the options ask for, on the accelerator's device."""
+    options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
+    model = folder.model.to(accelerator.device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, args.batch_size)
 
 
 def load_folder(path: Path, threshold: float | None) -> ModelFolder:
@@ -89,56 +114,28 @@ def list_images(directory: Path) -> list[Path]:
     return sorted(found)
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """Image files as a Loader's source."""
-
-    paths: Sequence[Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> memoryview:
-        return memoryview(bytearray(self.paths[index].read_bytes()))
-
-    def where(self, index: int) -> str:
-        return str(self.paths[index])
-
-
-@dataclass(frozen=True)
-class RawTransform:
-    """The model's preprocessing on users' own files: upright, alpha on white, bombs refused, as shards have it."""
-
-    preprocessing: Preprocessing
-
-    def __call__(self, data: bytes) -> np.ndarray:
-        try:
-            image = decode(data, RAW)
-        except BadImage as bad:
-            raise ValueError(f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason) from None
-        return self.preprocessing.square(image)
-
-
 def predict_files(
     folder: ModelFolder,
     paths: Sequence[Path],
     accelerator: Accelerator,
     batch_size: int = 64,
     workers: int = 0,
+    forward: Forward | None = None,
 ) -> list[Prediction]:
     """One Prediction per path, in order; unreadable files carry their error."""
-    model = folder.model.to(accelerator.device)
+    if forward is None:
+        model = folder.model.to(accelerator.device)
+        forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
     shares = EvalPlan(len(paths), batch_size).shares(0, 1)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     with Loader(
         source, decode_threads(workers), prefetch=4, device=accelerator.device, policy=KEEP_ERRORS
     ) as loader:
-        indices, logits, errors = infer_shares(
-            model, loader, shares, cutter, folder.preprocessing, accelerator
-        )
-    probabilities = dict(zip(indices.tolist(), folder.decisions.probabilities(logits), strict=True))
+        scored = infer_shares(forward, loader, shares, cutter)
+    rows = folder.decisions.probabilities(scored.logits)
+    probabilities = dict(zip(scored.indices.tolist(), rows, strict=True))
     return [
-        Prediction(str(path), probabilities.get(number), errors.get(number))
+        Prediction(str(path), probabilities.get(number), scored.errors.get(number))
         for number, path in enumerate(paths)
     ]

@@ -88,8 +88,14 @@ def run_python(*arguments: object, timeout: float = 240) -> subprocess.Completed
 
 def launch_2(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """``accelerate launch`` with two CPU processes (gloo) on a free port."""
+    return launch(2, *arguments, timeout=timeout)
+
+
+def launch(processes: int, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` with some CPU processes (gloo) on a free port."""
     return run_python(
-        "-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", free_port(), *arguments,
+        "-m", "accelerate.commands.launch", "--config_file", CPU_2, "--num_processes", processes,
+        "--main_process_port", free_port(), *arguments,
         timeout=timeout,
     )  # fmt: skip
 

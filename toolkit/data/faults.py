@@ -53,6 +53,11 @@ class Faults:
             done = "replaced" if self.policy.on_error == "replace" else "left out"
             log.warning("%s; %s", message, done)
 
+    def forget(self) -> None:
+        """Drop what was noted: for callers that report damage in their own way and go on for millions of samples."""
+        with self._lock:
+            self.found.clear()
+
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
         """The sample that stands in for ``sample`` at the ``attempt``-th try."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples

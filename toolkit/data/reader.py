@@ -77,6 +77,10 @@ class ShardReader:
         """The user's id of a sample."""
         return self._ids[int(index)].as_py()
 
+    def sample_ids(self) -> list[str]:
+        """The user's ids of all samples, in order."""
+        return self._ids.to_pylist()
+
     def where(self, index: int) -> str:
         """Shard, key and byte offset of a sample, for messages."""
         return (

@@ -1,0 +1,85 @@
+"""Users' own files: plain JPEGs as shards are seen, everything else upright on white, damage with its reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.images import ORIENTATION
+from toolkit.data.cuts import SquareCut
+from toolkit.data.files import FileSource, RawTransform
+from toolkit.data.transforms import Preprocessing
+from toolkit.data.views import eval_views
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def poster(posters: Path) -> Image.Image:
+    return Image.open(posters / "images" / "p00000.jpg").convert("RGB")
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_plain_jpeg_is_seen_as_a_shard_sample(poster: Image.Image, fit: str, scale: int) -> None:
+    large = poster.resize((poster.width * scale, poster.height * scale))
+    data = encoded(large, quality=90)
+    preprocessing = Preprocessing(32, 0.9, MEAN, STD, fit)
+    ours = RawTransform(preprocessing)(data)
+    views = eval_views(32, 0.9, np.array([large.width]), np.array([large.height]), fit)
+    assert (ours == SquareCut(views).square(0, memoryview(bytearray(data)))).all()
+    # and close to the slow reference
+    assert np.abs(ours.astype(int) - preprocessing(data)).mean() < 0.7
+
+
+def test_others_are_upright_rgb_on_white(poster: Image.Image) -> None:
+    preprocessing = Preprocessing(32, 1.0, MEAN, STD, "stretch")
+    transform = RawTransform(preprocessing)
+    expected = preprocessing.square(poster).astype(int)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn clockwise makes it upright
+    turned = encoded(poster.rotate(90, expand=True), exif=exif, quality=95, subsampling=0)
+    assert np.abs(transform(turned) - expected).mean() < 3
+    assert (transform(encoded(poster, "PNG")) == expected).all()
+    glass = Image.new("RGBA", poster.size, (0, 0, 0, 0))
+    assert (transform(encoded(glass, "PNG")) == 255).all()
+    grey = transform(encoded(poster.convert("L"), quality=95))
+    assert (grey[..., 0] == grey[..., 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: b"", "not an image"),
+        (lambda data: b"GIF89a and so on", "not an image"),
+        (lambda data: data[:20], "not an image"),
+    ],
+)
+def test_damage_has_a_reason(poster: Image.Image, spoil, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        RawTransform(Preprocessing(32, 1.0, MEAN, STD))(spoil(encoded(poster)))
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    for mode, format in (("RGB", "JPEG"), ("L", "PNG")):
+        data = encoded(Image.new(mode, (9000, 9000)), format)
+        with pytest.raises(ValueError, match="decompression bomb"):
+            RawTransform(Preprocessing(32, 1.0, MEAN, STD))(data)
+
+
+def test_a_source_of_files(posters: Path) -> None:
+    paths = sorted((posters / "images").glob("p0000*.jpg"))
+    source = FileSource(paths)
+    assert len(source) == len(paths) and bytes(source.read(2)) == paths[2].read_bytes()
+    assert source.where(2) == str(paths[2])

@@ -1,0 +1,151 @@
+"""``toolkit.load_model(folder).predict(images)``: any kind of image, in order, the same numbers as the command's."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from toolkit_helpers import ROOT, make_model_folder, some_decisions
+
+import toolkit
+from shards.errors import UserError
+from shards.labels import LabelSet
+from toolkit.distributed import make_accelerator
+from toolkit.models import HeadSpec
+from toolkit.predict import predict_files
+
+
+@pytest.fixture(scope="module")
+def folder(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("predictor") / "model"
+    return make_model_folder(
+        path, labels, HeadSpec("levels", (), 0.0), decisions=some_decisions(len(labels)), fit="stretch"
+    )
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> toolkit.Predictor:
+    return toolkit.load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(posters: Path) -> list[Path]:
+    return [posters / "images" / f"p{number:05d}.jpg" for number in range(5)]
+
+
+def test_the_same_numbers_as_the_command(model: toolkit.Predictor, paths: list[Path]) -> None:
+    found = model.predict(paths, batch_size=2)
+    expected = predict_files(model.folder, paths, make_accelerator(), batch_size=2)
+    assert list(found.columns) == ["image", "genres", *model.genres, "error"]
+    assert found["image"].tolist() == [str(path) for path in paths]
+    genres = list(model.genres)
+    for row, prediction in zip(found.to_dict("records"), expected, strict=True):
+        assert prediction.probabilities is not None
+        np.testing.assert_allclose([row[g] for g in genres], prediction.probabilities, rtol=1e-6)
+        assert row["genres"] == [g for g in genres if row[g] >= model.thresholds[g]]
+        assert row["error"] is None
+
+
+def test_all_kinds_of_images_at_once(model: toolkit.Predictor, paths: list[Path]) -> None:
+    with Image.open(paths[0]) as image:
+        picture = image.convert("RGB")
+    pixels = np.asarray(picture)
+    found = model.predict([str(paths[0]), paths[0].read_bytes(), picture, pixels, pixels[..., 0]])
+    assert found["image"].tolist() == [str(paths[0]), "1", "2", "3", "4"]
+    values = found[list(model.genres)].to_numpy()
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
+    np.testing.assert_allclose(values[2:4], values[[0, 0]], atol=2e-3)  # another resize, a grey level apart
+    assert np.abs(values[4] - values[0]).max() > 1e-4  # grey is another picture
+    for one in (paths[0], str(paths[0]), picture, pixels):  # a single image needs no list
+        assert len(model.predict(one)) == 1
+    assert len(model.predict(np.stack([pixels, pixels]))) == 2
+    assert model.predict(iter([])).empty and "Drama" in model.predict([]).columns
+
+
+def test_what_cannot_be_read_is_a_row(model: toolkit.Predictor, posters: Path, paths: list[Path]) -> None:
+    bad = [posters / "images" / "bad_truncated.jpg", Path("no-such.jpg"), np.zeros((4, 4), np.float32), 7]
+    found = model.predict([paths[0], *bad, paths[1]], embeddings=True)  # type: ignore[list-item]
+    errors = found["error"].tolist()
+    assert errors[0] is None and errors[5] is None
+    for error, word in zip(errors[1:5], ("truncated", "No such file", "uint8", "int"), strict=True):
+        assert word in error
+    assert found["genres"][1] == [] and found.loc[1:4, list(model.genres)].isna().all(axis=None)
+    assert found["embedding"][1] is None and found["embedding"][0].shape == (model.model.num_features,)
+    assert found["image"].tolist()[1:4] == [str(bad[0]), "no-such.jpg", "3"]
+    np.testing.assert_array_equal(
+        found.loc[[0, 5], list(model.genres)], model.predict(paths[:2])[list(model.genres)]
+    )
+
+
+def test_options(model: toolkit.Predictor, paths: list[Path]) -> None:
+    genres = list(model.genres)
+    plain = model.predict(paths)
+    assert all(names == genres for names in model.predict(paths, threshold=0)["genres"])
+    assert all(names == [] for names in model.predict(paths, threshold=1)["genres"])
+    np.testing.assert_array_equal(model.predict(paths, threshold=1)[genres], plain[genres])
+    flipped = [Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT) for path in paths]
+    both = model.predict(paths, tta="flip")[genres]
+    assert np.abs(both - plain[genres]).to_numpy().max() > 1e-4
+    np.testing.assert_allclose(both, model.predict(flipped, tta="flip")[genres], atol=2e-3)
+    for options, word in (({"threshold": 2.0}, "threshold must"), ({"batch_size": 0}, "batch_size must")):
+        with pytest.raises(UserError, match=word):
+            model.predict(paths, **options)  # type: ignore[arg-type]
+
+
+def test_pixels_for_ones_own_use(model: toolkit.Predictor, paths: list[Path]) -> None:
+    pixels = model.preprocess(paths)
+    assert pixels.shape == (5, 3, 32, 32) and pixels.dtype == torch.float32
+    with torch.inference_mode():
+        logits = model.model(pixels)
+    expected = model.predict(paths)[list(model.genres)]
+    np.testing.assert_allclose(model.folder.decisions.probabilities(logits.numpy()), expected, rtol=1e-5)
+    with pytest.raises(UserError, match=r"no-such\.jpg cannot be read"):
+        model.preprocess([paths[0], "no-such.jpg"])
+
+
+def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model folder at"):
+        toolkit.load_model(tmp_path / "none")
+    with pytest.raises(UserError, match="precision must be"):
+        toolkit.load_model(folder, precision="fp8")
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="damaged or was replaced: its sha256"):
+        toolkit.load_model(changed)
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    torch.save({"fc.weight": torch.zeros(1)}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
+        toolkit.load_model(pickled)
+    torch.save({"fc.weight": torch.zeros(1)}, pickled / "model.safetensors")  # a pickle under the safe name
+    with pytest.raises(UserError, match="damaged or was replaced"):
+        toolkit.load_model(pickled)
+
+
+def test_the_example_of_the_readme(
+    folder: Path,
+    posters: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The block under "From Python" runs as it stands, in a folder that has what it names."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python", 1)[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code is not None
+    shutil.copytree(folder, tmp_path / "RUN" / "model")
+    for name in ("poster.jpg", "another.jpg"):
+        shutil.copy(posters / "images" / "p00000.jpg", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code[1], "README.md", "exec"), names)
+    assert isinstance(names["found"], pd.DataFrame) and len(names["found"]) == 2
+    assert capsys.readouterr().out

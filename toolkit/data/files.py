@@ -1,0 +1,71 @@
+"""Users' own image files, of which nothing is known before they are opened, as a Loader's source.
+
+A plain JPEG (RGB, upright) goes the way that shard samples go, so that a folder and the shards of its bytes give the
+same pixels to the bit. Everything else goes through Pillow: upright by its EXIF, alpha on white, bombs refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size
+from toolkit.data.cuts import SquareCut
+from toolkit.data.jpeg import Undecodable
+from toolkit.data.transforms import Preprocessing
+from toolkit.data.views import eval_views
+
+RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files as a Loader's source."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> memoryview:
+        """See Source."""
+        return memoryview(bytearray(self.paths[index].read_bytes()))
+
+    def where(self, index: int) -> str:
+        """See Source."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class RawTransform:
+    """The model's preprocessing on the bytes of any image file."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """(S, S, 3) uint8. Raises ValueError with the reason in one line."""
+        fast = self._plain_jpeg(data)
+        if fast is not None:
+            return fast
+        try:
+            image = decode(data, RAW)
+        except BadImage as bad:
+            raise ValueError(f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason) from None
+        return self.preprocessing.square(image)
+
+    def _plain_jpeg(self, data: bytes) -> np.ndarray | None:
+        try:
+            size = plain_jpeg_size(data)
+        except Exception:  # parsers of hostile bytes raise nearly anything; the other way says what it is
+            return None
+        if size is None or size[0] * size[1] > RAW.max_pixels:
+            return None
+        ours = self.preprocessing
+        views = eval_views(ours.image_size, ours.crop_pct, np.array([size[0]]), np.array([size[1]]), ours.fit)
+        try:
+            return SquareCut(views).square(0, memoryview(bytearray(data)))
+        except Undecodable:  # damaged: the other way says how
+            return None

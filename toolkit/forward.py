@@ -1,0 +1,125 @@
+"""A model's forward pass as predictions and evaluation run it: pixels in, logits (and features) out.
+
+    (n, S, S, 3) grey levels ─ normalise ─→ network under autocast, channels_last, perhaps compiled ─→ logits, embedding
+                             └ mirrored ──→ once more with --tta flip; both answers are averaged
+
+On a GPU nothing here waits: results are copied to the host behind the kernels, and ``Answer.arrays`` waits for them
+when the next batch is already queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolkit.data.transforms import Preprocessing
+
+Tta = Literal["none", "flip"]
+#: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How a forward pass is run; only ``tta`` and ``embeddings`` change what comes out, but for rounding."""
+
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile: worth its minute from some ten thousand images on."""
+    tta: Tta = "none"
+    """flip: the mean of the logits (and embeddings) of each image and its mirror image."""
+    embeddings: bool = False
+    """Also what the classifier is given: pooled features, for search and de-duplication."""
+
+
+@dataclass
+class Answer:
+    """What came out for one batch, perhaps still on its way to the host."""
+
+    logits: torch.Tensor
+    """(n, G) float32 on the host."""
+    embeddings: torch.Tensor | None
+    """(n, F) float32 on the host."""
+    _ready: Any = None
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Wait if need be, and give both as numpy arrays."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self.logits.numpy(), None if self.embeddings is None else self.embeddings.numpy()
+
+
+class TorchNetwork(nn.Module):
+    """A timm model (with our heads or its own) as a Network."""
+
+    def __init__(self, model: nn.Module, embeddings: bool) -> None:
+        super().__init__()
+        self.model, self.embeddings = model, embeddings
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See Network."""
+        if not self.embeddings:
+            return self.model(images), None
+        model: Any = self.model
+        maps = model.forward_features(images)
+        return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
+
+
+class Forward:
+    """Runs a Network on batches of pixels."""
+
+    def __init__(
+        self,
+        network: nn.Module | Network,
+        preprocessing: Preprocessing,
+        dtype: torch.dtype = torch.float32,
+        options: ForwardOptions = ForwardOptions(),
+        full_batch: int = 0,
+    ) -> None:
+        """``network``: a timm model, already on its device and in evaluation mode, or something that answers alike.
+        ``dtype``: what autocast lets matrix products and convolutions take; float32 turns it off.
+
+        With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: another shape would be compiled
+        anew.
+        """
+        module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
+        self.network: Network = torch.compile(module) if options.compile else module
+        self.preprocessing, self.dtype, self.options = preprocessing, dtype, options
+        self.full_batch = full_batch if options.compile else 0
+        self.format = torch.channels_last if options.channels_last else torch.contiguous_format
+
+    def __call__(self, images: torch.Tensor) -> Answer:
+        """(n, S, S, 3) whole grey levels on the device → the answer. ``images`` may be overwritten then."""
+        with torch.inference_mode():
+            rows = len(images)
+            pixels = self.preprocessing.normalize(images, self.dtype)
+            if rows < self.full_batch:
+                pixels = torch.cat([pixels, pixels[:1].expand(self.full_batch - rows, -1, -1, -1)])
+            logits, embeddings = self._run(pixels)
+            if self.options.tta == "flip":
+                mirrored, others = self._run(pixels.flip(3))
+                logits = (logits + mirrored) / 2
+                if embeddings is not None and others is not None:
+                    embeddings = (embeddings + others) / 2
+            return _to_host(logits[:rows], None if embeddings is None else embeddings[:rows])
+
+    def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
+        return logits.float(), None if embeddings is None else embeddings.float()
+
+
+def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:
+    if not logits.is_cuda:
+        return Answer(logits, embeddings)
+    # To pinned memory, which torch allocates here: the copy runs behind the kernels while the next batch is queued.
+    host = logits.to("cpu", non_blocking=True)
+    others = None if embeddings is None else embeddings.to("cpu", non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(logits.device))
+    return Answer(host, others, ready)

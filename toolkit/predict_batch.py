@@ -1,0 +1,259 @@
+"""Batch prediction: shard sets and folders of images, on every process of a launch, one file of rows per part.
+
+    parts (shards, or some hundred files) ─ those without a finished file ─→ HandOut: whoever is free takes the next
+      ─→ Loader reads ahead across parts ─→ Forward ─→ rows of a part complete ─→ a thread writes its file, atomically
+
+Every sample is one row of one file, whatever the number of processes, also if it cannot be decoded. Killed and started
+again, at any number of processes, it goes on with the parts that have no finished file. Memory holds the images of a
+few batches and the rows of two parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from shards.errors import UserError
+from shards.files import folder_lock, remove_partials
+from shards.images import holds_images
+from shards.labels import require_same
+from shards.manifest import NAME, Manifest
+from shards.progress import progress
+from toolkit.data.faults import KEEP_ERRORS
+from toolkit.data.loader import Loader, decode_threads
+from toolkit.distributed import from_main, make_accelerator
+from toolkit.forward import Forward
+from toolkit.handout import HandOut
+from toolkit.inference import Scored, score
+from toolkit.model_folder import ModelFolder
+from toolkit.predict_parts import Part, PartsSource, folder_parts, shard_parts
+from toolkit.predict_tables import Rows, TableFormat, facts_of, is_finished, output_path, write_rows
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 4  # batches decoded ahead
+
+
+@dataclass
+class Batch:
+    """What a batch prediction is to do."""
+
+    parts: Sequence[Part]
+    folder: ModelFolder
+    forward: Forward
+    out: Path
+    format: TableFormat = "parquet"
+    batch_size: int = 64
+    workers: int = 0
+    how: dict[str, Any] = field(default_factory=dict)
+    """Options that decide the rows beside model and images; JSON types."""
+
+    def path(self, part: Part) -> Path:
+        """The file of a part."""
+        return output_path(self.out, part.name, self.format)
+
+    def facts(self, part: Part) -> dict[str, Any]:
+        """What the file of a part is made from and by."""
+        return facts_of(self.folder, part.content(), self.how)
+
+
+def run_predict_batch(args: argparse.Namespace) -> int:
+    """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
+    from toolkit.predict import forward_of, load_folder
+
+    format: TableFormat = args.format or "parquet"
+    if args.output is None:
+        raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
+    if args.format == "json" or args.verbose:
+        raise UserError(
+            "--format json and --verbose are for a few images; folders of predictions are parquet, csv or jsonl, "
+            "all genres included"
+        )
+    if args.embeddings and format == "csv":
+        raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
+    folder = load_folder(args.model, args.threshold)
+    parts = find_parts(args, folder)
+    accelerator = make_accelerator(args.precision)
+    forward = forward_of(args, folder, accelerator)
+    how = {"precision": accelerator.mixed_precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
+    job = Batch(parts, folder, forward, args.output, format, args.batch_size, args.workers, how)
+    return predict_parts(job, accelerator)
+
+
+def find_parts(args: argparse.Namespace, folder: ModelFolder) -> list[Part]:
+    """The parts that the command line names. Raises UserError if their labels are not the model's."""
+    from toolkit.predict import list_images
+
+    root: Path = args.directory if args.shards is None else args.shards
+    if args.shards is None or (not (root / NAME).exists() and holds_images(root)):
+        if args.split or args.ignore_labels:
+            raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
+        return folder_parts(root, list_images(root))
+    manifest = Manifest.read(root)
+    if manifest.genres and not args.ignore_labels:
+        require_same("the model", folder.labels, "the shard set", manifest.labels)
+    return shard_parts(root, manifest, args.split)
+
+
+def predict_parts(job: Batch, accelerator: Accelerator) -> int:
+    """Predict what has no finished file yet; called by every process. Returns the exit status."""
+    main = accelerator.is_main_process
+    with folder_lock(job.out) if main else contextlib.nullcontext():
+        todo = None
+        if main:
+            remove_partials(job.out)
+            unfinished = [
+                number
+                for number, part in enumerate(job.parts)
+                if not is_finished(job.path(part), job.facts(part))
+            ]
+            # The largest first, so that nobody is left alone with a large one at the end.
+            todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
+        todo = from_main(accelerator, todo)  # one list for all: files appear from now on
+        hand_out = HandOut(accelerator, len(todo))
+        started = time.perf_counter()
+        own = _work(job, accelerator, hand_out, todo)
+        results = hand_out.end(own)
+        seconds = time.perf_counter() - started
+    accelerator.wait_for_everyone()
+    status = 0
+    if main:
+        status = _tell(job, len(todo), results, seconds)
+    accelerator.end_training()
+    return status
+
+
+def _work(job: Batch, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[int]) -> tuple[int, int]:
+    """This process's part of it; returns (samples, undecodable ones)."""
+    source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
+    total = sum(job.parts[number].count for number in todo)
+    threads = decode_threads(job.workers)
+    samples = failed = 0
+    with (
+        Writer() as writer,
+        Loader(source, threads, PREFETCH, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
+    ):
+        shares = source.shares((todo[n] for n in hand_out.numbers()), job.batch_size)
+        parts: Iterator[Collected] = collect(
+            source, _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
+        )
+        for part in parts:
+            loader.faults.forget()
+            writer.submit(_write, job, part)
+            samples += job.parts[part.number].count
+            failed += len(part.errors)
+    return samples, failed
+
+
+def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator[Scored]:
+    for scored in batches:
+        bar.update(hand_out.done(scored.count) - bar.n)
+        yield scored
+
+
+@dataclass
+class Collected:
+    """The outcome for a whole part."""
+
+    number: int
+    ids: list[str]
+    logits: np.ndarray
+    """(n, G) float32, zero where there is an error."""
+    embeddings: np.ndarray | None
+    errors: dict[int, str]
+
+
+def collect(source: PartsSource, batches: Iterator[Scored]) -> Iterator[Collected]:
+    """Put batches together to parts, and close each part once its rows are there."""
+    current: Collected | None = None
+    seen = 0
+    for scored in batches:
+        number, _ = source.at(next(iter(scored.indices), next(iter(scored.errors), 0)))
+        count = source.parts[number].count
+        if current is None:
+            current, seen = (
+                Collected(number, [], np.zeros((count, scored.logits.shape[1]), np.float32), None, {}),
+                0,
+            )
+            if scored.embeddings is not None:
+                current.embeddings = np.zeros((count, scored.embeddings.shape[1]), np.float32)
+        rows = [source.at(index)[1] for index in scored.indices]
+        current.logits[rows] = scored.logits
+        if current.embeddings is not None:
+            current.embeddings[rows] = scored.embeddings
+        current.errors.update({source.at(index)[1]: problem for index, problem in scored.errors.items()})
+        seen += scored.count
+        if seen == count:
+            current.ids = source.close(number)
+            yield current
+            current = None
+    if current is not None:
+        raise RuntimeError(f"{seen} rows of {source.parts[current.number].name} came, not all of them")
+
+
+def _write(job: Batch, part: Collected) -> None:
+    """In the writing thread."""
+    probabilities = job.folder.decisions.probabilities(part.logits)
+    named = probabilities >= job.folder.thresholds
+    failed = sorted(part.errors)
+    named[failed] = False
+    rows = Rows(
+        part.ids,
+        probabilities.astype(np.float32),
+        named,
+        [part.errors.get(row) for row in range(len(part.ids))],
+        part.embeddings,
+    )
+    of = job.parts[part.number]
+    write_rows(job.path(of), rows, job.folder.labels, job.facts(of), job.format)
+
+
+class Writer:
+    """Writes in a thread of its own, one file at a time: a disk that is slow for a moment keeps no GPU waiting."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._last: Future[None] | None = None
+
+    def submit(self, work: Any, *arguments: Any) -> None:
+        """Start the next file once the one before is written. Raises what writing that one raised."""
+        self._wait()
+        self._last = self._pool.submit(work, *arguments)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._wait()  # also after an error elsewhere: a finished part's rows are kept
+        finally:
+            self._pool.shutdown()
+
+
+def _tell(job: Batch, done: int, results: Sequence[Sequence[int]], seconds: float) -> int:
+    samples, failed = (sum(result[k] for result in results) for k in (0, 1))
+    if failed:
+        log.warning("%d images could not be decoded; their rows carry the error", failed)
+    before = len(job.parts) - done
+    print(f"predicted      {samples} images now ({done} files), {before} files were finished before")
+    if samples:
+        print(f"speed          {samples / seconds:.1f} images/s, {len(results)} processes")
+    total = sum(part.count for part in job.parts)
+    print(f"predictions    {job.out} ({len(job.parts)} {job.format} files, {total} rows)")
+    return 1 if samples and failed == samples else 0

@@ -1,0 +1,226 @@
+"""What batch prediction works through: parts, of which each becomes one file of rows.
+
+A part is a shard of a set, or some hundred files of a folder. Processes take whole parts; a process has two of them
+open at a time (the one whose rows come out and the one whose images are read ahead), so memory does not grow with the
+set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from shards.errors import UserError
+from shards.files import fingerprint
+from shards.labels import LabelSet
+from shards.manifest import Manifest, Shard
+from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
+from toolkit.data.files import FileSource, RawTransform
+from toolkit.data.loader import Source
+from toolkit.data.plan import EvalPlan, Share
+from toolkit.data.reader import ShardReader
+from toolkit.data.transforms import Preprocessing
+
+#: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
+FILES_PER_PART = 512
+_SHIFT = 32
+
+
+class OpenPart(Protocol):
+    """A part at work."""
+
+    @property
+    def source(self) -> Source:
+        """Its images."""
+        ...
+
+    def ids(self) -> list[str]:
+        """The user's names of the samples, in order."""
+        ...
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        """How its images become squares."""
+        ...
+
+
+class Part(Protocol):
+    """Samples that become one file of rows."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        ...
+
+    def content(self) -> str:
+        """A fingerprint of what is predicted: a finished file of other content is not taken for this part's."""
+        ...
+
+    def open(self) -> OpenPart:
+        """Raises UserError for a shard that is missing or changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """A shard of a set."""
+
+    root: Path
+    shard: Shard
+    labels: LabelSet
+
+    @property
+    def name(self) -> str:
+        """``train-00000.tar`` → ``train-00000``."""
+        return self.shard.name.removesuffix(".tar")
+
+    @property
+    def count(self) -> int:
+        """See Part."""
+        return self.shard.samples
+
+    def content(self) -> str:
+        """See Part."""
+        return self.shard.sha256
+
+    def open(self) -> OpenPart:
+        """See Part."""
+        return _OpenShard(ShardReader(self.root, [self.shard], self.labels))
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    source: ShardReader
+
+    def ids(self) -> list[str]:
+        return self.source.sample_ids()
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        return eval_cutter(self.source, preprocessing, "auto", device)
+
+
+@dataclass(frozen=True)
+class FilesPart:
+    """Some image files of a folder; their ids are their paths below it."""
+
+    root: Path
+    number: int
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``images-00000``, ..."""
+        return f"images-{self.number:05d}"
+
+    @property
+    def count(self) -> int:
+        """See Part."""
+        return len(self.files)
+
+    def content(self) -> str:
+        """See Part: names, sizes and times of change, for reading everything twice would be too much."""
+        facts: list[tuple[str, int, int]] = []
+        for file in self.files:
+            try:
+                state = (self.root / file).stat()
+            except OSError:  # gone since it was listed: its row will say so
+                facts.append((file, -1, -1))
+            else:
+                facts.append((file, state.st_size, state.st_mtime_ns))
+        return fingerprint(facts)
+
+    def open(self) -> OpenPart:
+        """See Part."""
+        return _OpenFiles(FileSource([self.root / file for file in self.files]), self.files)
+
+
+@dataclass(frozen=True)
+class _OpenFiles:
+    source: FileSource
+    files: tuple[str, ...]
+
+    def ids(self) -> list[str]:
+        return list(self.files)
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        return file_cutter(preprocessing.image_size, RawTransform(preprocessing))
+
+
+def shard_parts(root: Path, manifest: Manifest, split: str | None) -> list[Part]:
+    """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
+    shards = manifest.of_split(split) if split else manifest.shards
+    for (
+        shard
+    ) in shards:  # a glance at each now saves the hour after which the last one turns out to be missing
+        path = root / shard.name
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; copy it again, or build the set again")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise UserError(
+                f"shard {path} has {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and its "
+                f"index and run `posters shards build` again"
+            )
+    return [ShardPart(root, shard, manifest.labels) for shard in shards]
+
+
+def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) -> list[Part]:
+    """Sorted files below ``root``, ``size`` at a time."""
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return [
+        FilesPart(root, number, tuple(names[start : start + size]))
+        for number, start in enumerate(range(0, len(names), size))
+    ]
+
+
+class PartsSource:
+    """The samples of all parts as one Source; sample i of part p has the index p * 2**32 + i."""
+
+    def __init__(self, parts: Sequence[Part], preprocessing: Preprocessing, device: torch.device) -> None:
+        self.parts, self.preprocessing, self.device = parts, preprocessing, device
+        self._open: dict[int, tuple[OpenPart, Cutter]] = {}
+
+    def __len__(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    def shares(self, numbers: Iterable[int], batch: int) -> Iterator[Share]:
+        """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
+        for number in numbers:
+            part = self.parts[number].open()
+            self._open[number] = part, part.cutter(self.preprocessing, self.device)
+            for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
+                yield Share(share.indices + (number << _SHIFT), share.valid)
+
+    def close(self, number: int) -> list[str]:
+        """Let go of a part whose rows have all come; returns its samples' ids."""
+        part, _ = self._open.pop(number)
+        return part.ids()
+
+    def at(self, index: int) -> tuple[int, int]:
+        """(part, sample of the part)."""
+        return int(index) >> _SHIFT, int(index) & ((1 << _SHIFT) - 1)
+
+    def read(self, index: int) -> memoryview:
+        """See Source."""
+        number, row = self.at(index)
+        return self._open[number][0].source.read(row)
+
+    def where(self, index: int) -> str:
+        """See Source."""
+        number, row = self.at(index)
+        return self._open[number][0].source.where(row)
+
+    def cutter(self, share: Share) -> Cut:
+        """See Cutter."""
+        number, _ = self.at(share.indices[0])
+        return self._open[number][1](
+            Share(np.bitwise_and(share.indices, (1 << _SHIFT) - 1), share.valid, share.draws)
+        )
