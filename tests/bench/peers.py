@@ -1,4 +1,4 @@
-"""One virtual environment per peer of the loader benchmark: ``python tests/bench/peers.py [NAME...]``.
+"""One virtual environment per peer of the benchmarks: ``python tests/bench/peers.py [NAME...]``.
 
 The peers' dependencies contradict each other, so each gets a venv of its own in .peers/NAME/venv (git-ignored). A .pth
 file adds the packages of the interpreter that runs this, so that torch is not downloaded again; what a peer needs in
@@ -39,6 +39,7 @@ class Peer:
 
 
 PEERS: dict[str, Peer] = {
+    "transformers": Peer(["transformers==5.24.0"], "transformers"),
     "litdata": Peer(["litdata==0.2.76"], "litdata"),
     "mosaic_streaming": Peer(["mosaicml-streaming==0.13.0"], "streaming"),
     "dali_cpu": Peer(["nvidia-dali-cuda120==2.4.0", "numpy==2.4.6"], "nvidia.dali.fn", shares=False),

@@ -67,6 +67,24 @@ def test_training_steps_are_fed_by_our_loader_and_by_timms(posters: Path, tmp_pa
     assert result["verdict"].startswith("data ") or "limit" in result["verdict"]
 
 
+def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(
+    posters: Path, tmp_path: Path
+):
+    run = run_python(
+        "tests/bench/predict.py", "--images", posters / "images", "--json", tmp_path / "out.json", "--samples", 40,
+        "--work", tmp_path / "work", "--architecture", "test_resnet", "--size", 32, "--batch", 16, "--rounds", 3,
+        "--stacks", "forward,ours_shards,ours_files,timm",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert not result["left_out"]
+    for ours in ("ours_shards", "ours_files"):
+        assert set(result["ratios"][ours]) == {"forward", "timm"}
+        assert all(ratio > 0 for ratio in result["ratios"][ours].values()) and f"| {ours} |" in run.stdout
+    run = run_python("tests/bench/predict.py", "--stacks", "nonsense")
+    assert run.returncode == 2 and "Traceback" not in run.stderr and "there is no 'nonsense'" in run.stderr
+
+
 def test_shuffle_quality_is_that_of_chance_for_the_global_order_only():
     run = run_python("tests/bench/shuffle.py", "--shards", 20, "--samples-per-shard", 100, "--batch", 50)
     assert run.returncode == 0, run.stderr

@@ -1,7 +1,7 @@
-"""What a stack of the loader benchmark says to ``loader.py``: one JSON line in, one out, over stdin and stdout.
+"""What a stack of a benchmark says to ``loader.py`` or ``predict.py``: one JSON line in, one out, on stdin and stdout.
 
     in   {"variant", "cores", "batch", "size", "seed", "scale", "ratio", "flip",      what to do (see Task)
-          "set", "samples", "files", "shards", "tars", "cache"}
+          "set", "samples", "files", "shards", "tars", "cache", "model", "precision"}
     out  {"ready": true, "work": "uint8, antialiased", "versions": {...}}             or {"error": "one line"}
     in   "go"
     out  {"images", "batches", "seconds", "first_batch", "cpu_seconds", "shape", "dtype"}   or {"error": ...}
@@ -52,6 +52,10 @@ class Task:
     """The tars of that set."""
     cache: str
     """Folder of this stack's own, for the data in its own format. Kept between runs."""
+    model: str = ""
+    """Model folder, of the prediction benchmark."""
+    precision: str = "no"
+    """no, bf16 or fp16, likewise."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,223 @@
+"""Batch prediction, ours against the forward pass alone and against peers: ``python tests/bench/predict.py``
+
+    [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--rounds 5] [--json FILE]
+
+The same posters and model for all: ``posters predict`` on shards and on files, the forward pass on a resident batch
+(how fast could it be?), timm's inference.py, transformers' image-classification pipeline. Each in a process of its own
+(stacks/predict_*.py), taking turns; ratios are medians of the ratios within a round. Reading, decoding, calibration and
+writing the rows count; loading the model does not. ``python tests/bench/peers.py transformers`` installs the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from loader import BENCH, SEED, WORK, Entry, machine, say, unavailable, without_paths
+from measure import STACKS, StackFailed, StackProcess
+from peers import PEERS, python_of
+from posterdata import PosterSet, prepare_sets
+from report import Rounds, rate
+
+from shards.errors import UserError
+from shards.executor import available_cores
+from shards.files import folder_lock, write_json
+from shards.labels import LabelSet
+from toolkit.data.transforms import Preprocessing
+from toolkit.decisions import Decisions
+from toolkit.model_folder import load_model_folder, save_model_folder
+from toolkit.models import HeadSpec, build_model
+
+ENTRIES: dict[str, Entry] = {
+    "forward": Entry("predict_forward.py"),
+    "ours_shards": Entry("predict_ours.py", "shards"),
+    "ours_files": Entry("predict_ours.py", "files"),
+    "timm": Entry("predict_timm.py"),
+    "transformers": Entry("predict_transformers.py", peer="transformers"),
+}
+OURS = ("ours_shards", "ours_files")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def default_model(work: Path, name: str, size: int) -> Path:
+    """A model folder without training: weights do not matter for speed."""
+    folder = work / f"model-{name}-{size}"
+    if not folder.exists():
+        labels = LabelSet(tuple(f"Genre {number:02d}" for number in range(19)))
+        head = HeadSpec("linear", (), 0.0)
+        torch.manual_seed(SEED)
+        save_model_folder(
+            folder,
+            build_model(name, len(labels), head, size),
+            head,
+            labels,
+            Decisions.plain(np.full(len(labels), 0.5), "none: untrained"),
+            Preprocessing(size, 1.0, *IMAGENET, fit="stretch"),
+            {"epoch": 0, "shard_set": "none"},
+            {},
+        )
+    return folder
+
+
+def measure(posters: PosterSet, options: argparse.Namespace, model: Path, work: Path) -> dict[str, Any]:
+    """All stacks, taking turns."""
+    task = {
+        **WORK,
+        "batch": options.batch,
+        "size": load_model_folder(model).preprocessing.image_size,
+        "cores": available_cores(),
+        "set": posters.name,
+        "samples": posters.samples,
+        "files": str(posters.files),
+        "shards": str(posters.shards),
+        "tars": [str(tar) for tar in posters.tars],
+        "model": str(model.resolve()),
+        "precision": options.precision,
+    }
+    running: dict[str, StackProcess] = {}
+    rounds: dict[str, Rounds] = {name: [] for name in options.stacks}
+    reasons: dict[str, str] = {}
+
+    def leave_out(name: str, reason: str) -> None:
+        reasons[name] = without_paths(reason, work)
+        rounds[name] = []
+        print(f"{name} is left out: {reasons[name]}", file=sys.stderr)
+        if name in running:
+            running.pop(name).close()
+
+    try:
+        for name in options.stacks:
+            entry = ENTRIES[name]
+            if reason := unavailable(entry):
+                leave_out(name, reason)
+                continue
+            say(f"preparing {name}")
+            python = str(python_of(entry.peer)) if entry.peer else sys.executable
+            told = {**task, "variant": entry.variant, "cache": str(posters.cache(name))}
+            try:
+                running[name] = StackProcess(
+                    python, STACKS / entry.script, told, work / "logs" / f"predict-{name}.log"
+                )
+                images = running[name].epoch()["images"]
+                if images != posters.samples:
+                    leave_out(name, f"it predicted {images} of {posters.samples} posters")
+            except StackFailed as failure:
+                leave_out(name, str(failure))
+        for turn in range(options.rounds):
+            say(f"round {turn + 1} of {options.rounds}")
+            order = list(running)
+            for name in order if turn % 2 == 0 else reversed(order):
+                try:
+                    rounds[name].append(running[name].round())
+                except StackFailed as failure:
+                    leave_out(name, str(failure))
+        versions = {name: process.ready["versions"] for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.quit()
+        for process in running.values():
+            process.close()
+    return {
+        "samples": posters.samples,
+        "median_width": posters.median_width,
+        "median_height": posters.median_height,
+        "images_per_second": {n: round(median(map(rate, r)), 1) for n, r in rounds.items() if r},
+        "ratios": {ours: ratios(rounds, ours) for ours in OURS if rounds.get(ours)},
+        "left_out": reasons,
+        "versions": versions,
+    }
+
+
+def ratios(rounds: dict[str, Rounds], ours: str) -> dict[str, float]:
+    """Ours divided by every other stack: the median of the ratios within a round."""
+    return {
+        name: round(median(rate(a) / rate(b) for a, b in zip(rounds[ours], others, strict=False)), 3)
+        for name, others in rounds.items()
+        if others and name not in OURS
+    }
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line. Raises UserError."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=Path, metavar="DIR", help="posters (default: drawn)")
+    parser.add_argument(
+        "--model", type=Path, help="model folder (default: an untrained one of --architecture)"
+    )
+    parser.add_argument("--architecture", default="resnet50", help="of timm (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="its input in pixels (default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1000, help="at most so many posters")
+    parser.add_argument("--rounds", type=int, default=5, help="timed passes over the posters, 3 or more")
+    parser.add_argument("--stacks", default=",".join(ENTRIES), metavar="A,B", help=f"of {', '.join(ENTRIES)}")
+    parser.add_argument("--set", default="stored", choices=("stored", "short256", "large500"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    parser.add_argument("--work", type=Path, default=BENCH / ".work", metavar="DIR")
+    options = parser.parse_args(arguments)
+    if min(options.samples, options.batch) < 1 or options.rounds < 3:
+        raise UserError("--samples and --batch must be at least 1, --rounds at least 3")
+    options.stacks = [name for name in options.stacks.split(",") if name]
+    if unknown := [name for name in options.stacks if name not in ENTRIES]:
+        raise UserError(f"--stacks: there is no {unknown[0]!r}; there are {', '.join(ENTRIES)}")
+    return options
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Prepare, measure, print; return every figure."""
+    work = options.work.resolve()
+    with folder_lock(work):
+        (posters,) = prepare_sets(options.images, options.samples, [options.set], work, SEED)
+        model = options.model or default_model(work, options.architecture, options.size)
+        figures = measure(posters, options, model, work)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"\n{device}, {available_cores()} cores, {options.precision}; {posters.samples} posters, median "
+          f"{posters.median_width}x{posters.median_height}\n")  # fmt: skip
+    print("| | images/s | ours on shards ÷ it | ours on files ÷ it |\n| --- | --- | --- | --- |")
+    for name, speed in figures["images_per_second"].items():
+        against = [figures["ratios"].get(ours, {}).get(name) for ours in OURS]
+        print(
+            f"| {name} | {speed:.1f} | " + " | ".join("" if a is None else f"{a:.2f}" for a in against) + " |"
+        )
+    return {
+        "benchmark": "predict",
+        "device": device,
+        "machine": machine(),
+        "python": platform.python_version(),
+        "peers": {"transformers": PEERS["transformers"].requirements},
+        "options": {
+            "architecture": options.architecture if options.model is None else "of --model",
+            "size": options.size,
+            "precision": options.precision,
+            "batch": options.batch,
+            "rounds": options.rounds,
+            "set": options.set,
+            "drawn": options.images is None,
+        },
+        **figures,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; exit status 2 and one line for bad input."""
+    try:
+        options = parse(arguments)
+        figures = benchmark(options)
+        if options.json is not None:
+            write_json(options.json, figures)
+    except (UserError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

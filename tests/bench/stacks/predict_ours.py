@@ -1,0 +1,45 @@
+"""``posters predict`` on a shard set or on the same posters as files, from the folder to the last written row."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from protocol import Stack, Task, serve
+
+from shards.manifest import Manifest
+from toolkit.distributed import autocast_dtype, make_accelerator
+from toolkit.forward import Forward, ForwardOptions
+from toolkit.model_folder import load_model_folder
+from toolkit.predict import list_images
+from toolkit.predict_batch import Batch, predict_parts
+from toolkit.predict_parts import folder_parts, shard_parts
+
+
+def prepare(task: Task) -> Stack:
+    """The model is loaded once; every epoch predicts everything anew."""
+    accelerator = make_accelerator(task.precision)
+    accelerator.end_training = lambda: None  # type: ignore[method-assign] # there are more epochs to come
+    folder = load_model_folder(Path(task.model))
+    model = folder.model.to(accelerator.device).to(memory_format=torch.channels_last)
+    forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator), ForwardOptions())
+
+    def epoch(number: int) -> Iterator[int]:
+        out = Path(task.cache) / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        if task.variant == "shards":
+            root = Path(task.shards)
+            parts = shard_parts(root, Manifest.read(root), None)
+        else:
+            parts = folder_parts(Path(task.files), list_images(Path(task.files)))
+        if predict_parts(Batch(parts, folder, forward, out, batch_size=task.batch), accelerator):
+            raise RuntimeError("nothing could be predicted")
+        yield sum(part.count for part in parts)
+
+    return Stack(epoch, "Parquet, calibrated, genres named", ("torch",))
+
+
+if __name__ == "__main__":
+    serve(prepare)
