@@ -134,6 +134,13 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
     parser.add_argument(
+        "--onnx",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="run what `posters export` made instead of PyTorch (default MODEL/model.onnx)",
+    )
+    parser.add_argument(
         "--compile", action="store_true", help="torch.compile: faster after a first minute, for many images"
     )
     parser.add_argument(

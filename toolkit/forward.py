@@ -111,7 +111,9 @@ class Forward:
     def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
-        return logits.float(), None if embeddings is None else embeddings.float()
+        if embeddings is None or not self.options.embeddings:  # an exported file gives them in any case
+            return logits.float(), None
+        return logits.float(), embeddings.float()
 
 
 def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:

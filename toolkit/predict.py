@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ def run_predict(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    if args.onnx is not None and (args.compile or args.precision in ("fp16", "bf16")):
+        raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
     if args.shards is not None or (args.directory and args.output and not names_a_file(args)):
         from toolkit.predict_batch import run_predict_batch
 
@@ -85,10 +88,22 @@ def names_a_file(args: argparse.Namespace) -> bool:
 def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
     """The forward pass that the options ask for, on the accelerator's device."""
     options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
+    if args.onnx is not None:
+        return _onnx_forward(args, folder, accelerator, options)
     model = folder.model.to(accelerator.device)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, args.batch_size)
+
+
+def _onnx_forward(
+    args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator, options: ForwardOptions
+) -> Forward:
+    from toolkit.onnx_model import OnnxModel
+
+    path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
+    network = OnnxModel(path, folder, accelerator.device)
+    return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
 
 
 def load_folder(path: Path, threshold: float | None) -> ModelFolder:

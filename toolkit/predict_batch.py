@@ -85,7 +85,8 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     parts = find_parts(args, folder)
     accelerator = make_accelerator(args.precision)
     forward = forward_of(args, folder, accelerator)
-    how = {"precision": accelerator.mixed_precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
+    precision = accelerator.mixed_precision if args.onnx is None else "no"
+    how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
     job = Batch(parts, folder, forward, args.output, format, args.batch_size, args.workers, how)
     return predict_parts(job, accelerator)
 

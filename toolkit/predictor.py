@@ -27,6 +27,7 @@ from toolkit.predict_tables import genre_columns
 
 #: A file's path, its bytes, an opened picture, or (h, w, 3) uint8 RGB pixels ((h, w) for grey ones).
 ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, np.ndarray]
+HUB = "hf://"
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -126,11 +127,18 @@ def load_model(
 ) -> Predictor:
     """The model of a folder that training left (RUN/model), on ``device`` (default: the GPU where there is one).
 
-    Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
+    ``hf://USER/NAME`` is a folder on the Hugging Face Hub (``posters push``), which is downloaded once; after an ``@``
+    may stand its revision. Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
     """
-    return Predictor(
-        load_model_folder(Path(folder)), torch.device(device) if device else best_device(), precision
-    )
+    place = os.fspath(folder)
+    if place.startswith(HUB):
+        from toolkit.hub import fetch_model
+
+        repository, _, revision = place.removeprefix(HUB).partition("@")
+        path = fetch_model(repository, revision or None)
+    else:
+        path = Path(place)
+    return Predictor(load_model_folder(path), torch.device(device) if device else best_device(), precision)
 
 
 class _Images:

@@ -130,6 +130,19 @@ def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
         toolkit.load_model(pickled)
 
 
+def test_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(repository: str, revision: str | None) -> Path:
+        asked.append((repository, revision))
+        return folder
+
+    monkeypatch.setattr("toolkit.hub.fetch_model", fetch)
+    assert toolkit.load_model("hf://user/name").folder.path == folder
+    toolkit.load_model("hf://user/name@v2")
+    assert asked == [("user/name", None), ("user/name", "v2")]
+
+
 def test_the_example_of_the_readme(
     folder: Path,
     posters: Path,
