@@ -1,0 +1,264 @@
+"""What `posters app` answers, without a page: genres, heat, text, refusals; and what it says of them in HTML."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toolkit_helpers import make_model_folder, some_decisions
+
+from shards.errors import UserError
+from shards.labels import LabelSet
+from toolkit import app, app_answers, app_markup
+from toolkit.app_answers import Answers, Line, Poster, Refused, first_genre, text_removal
+from toolkit.app_pictures import heat_picture, scale_colours, seen_box
+from toolkit.cli import main
+from toolkit.data.transforms import Preprocessing
+from toolkit.distributed import make_accelerator
+from toolkit.model_folder import load_model_folder
+from toolkit.models import HeadSpec
+from toolkit.predict import predict_files
+
+
+@pytest.fixture(scope="module")
+def answers(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    folder = tmp_path_factory.mktemp("answers") / "model"
+    head = HeadSpec("ensemble", (8,), 0.0, 2)
+    make_model_folder(folder, labels, head, 96, decisions=some_decisions(len(labels)), fit="stretch")
+    return Answers(load_model_folder(folder), *text_removal(True, "surround", None))
+
+
+def poster(answers: Answers, path: Path) -> Poster:
+    (found,) = answers.read([path])
+    assert isinstance(found, Poster)
+    return found
+
+
+def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
+    paths = sorted((posters / "images").glob("p000[0-2]*"))
+    found = answers.read(paths)
+    expected = predict_files(answers.folder, paths, make_accelerator(None))
+    assert len(found) == len(paths) > 2 * app_answers.BATCH - 10
+    for item, prediction in zip(found, expected, strict=True):
+        assert isinstance(item, Poster) and prediction.probabilities is not None
+        np.testing.assert_allclose(item.probabilities, prediction.probabilities, atol=1e-5)
+
+
+def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path, tmp_path: Path):
+    images = posters / "images"
+    (tmp_path / "huge.jpg").write_bytes(b"\xff" * (app_answers.MAX_MB * 2**20 + 1))
+    found = answers.read(
+        [images / "bad_not_an_image.jpg", images / "p00001.jpg", images / "bad_truncated.jpg",
+         images / "bad_zero_bytes.jpg", tmp_path / "huge.jpg", tmp_path / "gone.jpg"]
+    )  # fmt: skip
+    assert [item.name for item in found] == [
+        "bad_not_an_image.jpg", "p00001.jpg", "bad_truncated.jpg", "bad_zero_bytes.jpg", "huge.jpg", "gone.jpg",
+    ]  # fmt: skip
+    reasons = [item.message if isinstance(item, Refused) else "" for item in found]
+    for reason, said in zip(
+        reasons, ["not an image", "", "truncated", "", "larger than 20 MB", "No such file"], strict=True
+    ):
+        assert said in reason and "\n" not in reason
+    assert [isinstance(item, Refused) for item in found] == [True, False, True, True, True, True]
+
+
+def test_no_more_files_than_promised(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app_answers, "MAX_FILES", 2)
+    *found, last = answers.read([posters / "images" / "p00001.jpg"] * 5)
+    assert len(found) == 2 and all(isinstance(item, Poster) for item in found)
+    assert last == Refused("and 3 more files", "not looked at: 2 at a time, please")
+
+
+def test_nothing_dropped_is_no_fault(answers: Answers):
+    assert answers.read([]) == []
+
+
+def test_lines_are_sorted_and_named_from_the_threshold_on(answers: Answers):
+    thresholds = answers.folder.thresholds
+    probabilities = thresholds.copy()
+    probabilities[1] -= 0.01
+    lines = answers.lines(probabilities)
+    assert [line.probability for line in lines] == sorted(probabilities, reverse=True)
+    assert {line.genre for line in lines if not line.named} == {answers.folder.labels.genres[1]}
+
+
+def test_the_first_heat_map_is_of_the_most_probable_relative_to_its_threshold():
+    lines = [Line("Drama", 0.6, 0.5), Line("War", 0.2, 0.1), Line("Noir", 0.01, 0.3)]
+    assert first_genre(lines) == "War"
+    assert Line("All", 0.2, 0.0).named and Line("All", 0.2, 0.0).ratio > 1000
+
+
+def test_heat_of_each_genre(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")
+    maps = [answers.heat(shown, genre) for genre in answers.folder.labels.genres]
+    assert all(heat is not None and heat.shape == (96, 96) for heat in maps)
+    assert len({heat.tobytes() for heat in maps if heat is not None}) == len(maps)
+
+
+def test_without_its_text(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")  # 400x600 pixels
+    painted = answers.paint(shown)
+    assert shown.painted is painted and answers.paint(shown) is painted  # once
+    assert 0.02 < painted.share < 0.6 and painted.polygons
+    for polygon in painted.polygons:
+        assert polygon.shape[1] == 2 and polygon.min() >= 0 and polygon.max() <= 1
+    assert np.abs(painted.probabilities - shown.probabilities).max() > 1e-4
+    difference = np.abs(np.asarray(painted.image, int) - np.asarray(shown.image, int)).max(axis=2) > 40
+    assert 0.001 < difference.mean() < painted.share
+
+
+def test_a_picture_without_text_keeps_its_answer(answers: Answers, tmp_path: Path):
+    Image.new("RGB", (300, 400), (90, 120, 150)).save(tmp_path / "plain.png")
+    shown = poster(answers, tmp_path / "plain.png")
+    painted = answers.paint(shown)
+    assert painted.share == 0 and np.array_equal(painted.probabilities, shown.probabilities)
+
+
+def test_large_pictures_are_shrunk_for_the_text(
+    answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(app_answers, "TEXT_PIXELS", 60_000)  # 200x300
+    painted = answers.paint(poster(answers, posters / "images" / "p00003.jpg"))
+    assert painted.image.size == (200, 300) and painted.polygons
+
+
+def test_a_file_that_went_away_says_so(answers: Answers, posters: Path, tmp_path: Path):
+    path = tmp_path / "short.jpg"
+    path.write_bytes((posters / "images" / "p00002.jpg").read_bytes())
+    shown = poster(answers, path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"short\.jpg is no longer here .*upload it again"):
+        answers.paint(shown)
+
+
+def test_several_visitors_at_once(answers: Answers, posters: Path):
+    """Heat maps hook into the model: a prediction of another thread must not meet the hooks."""
+    usual = sys.getswitchinterval()
+    path = posters / "images" / "p00003.jpg"
+    shown = poster(answers, path)
+    genres = answers.folder.labels.genres
+    heats = {genre: answers.heat(shown, genre) for genre in genres}
+
+    def visit(genre: str) -> bool:
+        same = True
+        for _ in range(5):
+            heat, expected = answers.heat(shown, genre), heats[genre]
+            assert heat is not None and expected is not None
+            same &= np.array_equal(heat, expected)
+            same &= np.allclose(poster(answers, path).probabilities, shown.probabilities, atol=1e-6)
+        return same
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(visit, genres[:4]))
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def test_text_is_off_with_a_note(monkeypatch: pytest.MonkeyPatch):
+    assert text_removal(False, "surround", None) == (
+        None, "Text is not looked for: this page was started with --no-text.",
+    )  # fmt: skip
+    monkeypatch.setattr(app_answers, "find_spec", lambda name: None if name == "rapidocr" else object())
+    removal, note = text_removal(True, "surround", None)
+    assert removal is None and "rapidocr not installed" in note and "'.[app]'" in note
+
+
+def test_a_fill_network_that_cannot_be_loaded_stops_the_start(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none\.onnx"):
+        text_removal(True, "surround", tmp_path / "none.onnx")
+
+
+CROP = Preprocessing(64, 1.0, (0.5,) * 3, (0.5,) * 3, "crop")
+
+
+def test_heat_lies_where_the_model_looked():
+    """A map that is hot in its upper left corner, on an upright poster of which the model sees the middle."""
+    heat = np.zeros((64, 64))
+    heat[:16, :16] = 2.0
+    image = Image.new("RGB", (100, 160), (100, 110, 120))
+    assert seen_box(image.size, CROP) == (0, 30, 100, 130)
+    pixels = np.asarray(heat_picture(image, heat, (0, 30, 100, 130))).astype(int)
+    assert pixels[:30].min() > 200 and pixels[130:].min() > 200  # pale outside
+    bright = pixels.sum(axis=2) > pixels[100, 70].sum() + 100
+    assert bright[34:50, 4:20].all() and not bright[70:129, 2:98].any() and not bright[31:129, 50:98].any()
+    assert seen_box((100, 160), Preprocessing(64, 1.0, CROP.mean, CROP.std, "stretch")) == (0, 0, 100, 160)
+    nothing = np.asarray(heat_picture(image, 0 * heat, (0, 0, 100, 160)))
+    assert (nothing == nothing[0, 0]).all()
+
+
+def test_the_scale_is_legible():
+    """Lightness rises along the scale, so that it reads in grey, too."""
+    rgb = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in scale_colours()])
+    light = rgb @ [0.299, 0.587, 0.114]
+    assert (np.diff(light)[2:] > 0).all() and light[-1] - light[0] > 90
+
+
+def test_markup_escapes_names_and_says_what_is_named(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")
+    shown.name = "<script>alert(1)</script>"
+    lines = [Line("Sci-Fi & more", 0.7, 0.4), Line("War", 0.1, 0.2)]
+    page = app_markup.genres_card(shown, lines, answers)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "Named: <b>Sci-Fi &amp; more</b> (70%)" in page
+    assert re.findall(r'<tr class="(\w+)"', page) == ["named", "under"]
+    assert "1.75 x" in page and "0.50 x" in page and 'style="left:40.00%"' in page
+    assert "No genre reaches its threshold" in app_markup.genres_card(shown, lines[1:], answers)
+    refused = app_markup.refusals([Refused("<i>.jpg", "not an image")])
+    assert "<i>" not in refused and "not an image" in refused
+    assert app_markup.refusals([]) == ""
+
+
+def test_markup_of_a_model_without_heat_maps(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")
+    blind = Answers(answers.folder)
+    blind._cam, blind.no_heat = None, "No heat map for this architecture (why)."
+    page = app_markup.heat_card(shown, "War", blind.heat(shown, "War"), blind)
+    assert "No heat map for this architecture (why)." in page
+
+
+def test_markup_of_the_difference(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")
+    page = app_markup.text_card(
+        shown, answers.paint(shown), [Line("War", 0.5, 0.4), Line("Noir", 0.2, 0.3)],
+        [Line("Noir", 0.45, 0.3), Line("War", 0.1, 0.4)],
+    )  # fmt: skip
+    rows = re.findall(r"<tr data-genre.*?</tr>", page)
+    assert "-40.0" in rows[0] and "down" in rows[0] and rows[0].count("✓") == 1
+    assert "+25.0" in rows[1] and "up" in rows[1] and rows[1].count("✓") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "0"], "--port must be from 1 to 65535, not 0"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 7860"),
+        ([], "no model folder at"),
+    ],
+)
+def test_a_bad_start_is_one_line(tmp_path: Path, options: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        main(["app", "--model", str(tmp_path / "none"), "--no-text", *options])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} .*; choose others with --host and --port"):
+            main(["app", "--model", str(tmp_path / "none"), "--port", str(port)])
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs gradio and captum: pip install -c constraints\.txt -e '\.\[app\]'"
+    ):
+        main(["app", "--model", str(tmp_path)])

@@ -1,0 +1,258 @@
+"""What `posters app` answers about uploaded files: genres, heat maps, and what is left without the text.
+
+No page in here (app_markup.py, app.py): a file's bytes go in, numbers and pictures come out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from shards.errors import UserError
+from shards.files import one_line
+from shards.images import BadImage, decode
+from shards.text.stage import TextRemoval, clean_image
+from toolkit.data.files import RAW, RawTransform
+from toolkit.grad_cam import GradCam, NoHeatMap
+from toolkit.metrics import FloatArray
+from toolkit.model_folder import ModelFolder, best_device
+
+#: Files that are looked at of one upload, and the largest that is taken (MB).
+MAX_FILES, MAX_MB = 50, 20
+#: Long side in pixels of the copies that are shown.
+SHOWN = 720
+#: Text is looked for in copies of at most this many pixels: larger ones cost time, and no look sees more of them.
+TEXT_PIXELS = 4_000_000
+BATCH = 16
+#: What text removal imports, from the extra ``clean`` (``app`` has it too).
+TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One genre of one picture."""
+
+    genre: str
+    probability: float
+    """Calibrated, 0 to 1."""
+    threshold: float
+    """Calibrated probability from which the genre is named."""
+
+    @property
+    def named(self) -> bool:
+        return self.probability >= self.threshold
+
+    @property
+    def ratio(self) -> float:
+        """Probability over threshold; a threshold of 0 counts as a millionth."""
+        return self.probability / max(self.threshold, 1e-6)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A poster and what is left of it without its text."""
+
+    image: Image.Image
+    """RGB, at most SHOWN pixels long, as all pictures here."""
+    polygons: list[np.ndarray]
+    """(k, 2) x, y of what was painted over, as shares of width and height, from 0 to 1."""
+    doubted: list[np.ndarray]
+    """The same of what the detector found and was not believed: too large, or no room."""
+    reasons: list[str]
+    """Why, one for each of those."""
+    share: float
+    """Of the picture that was painted over."""
+    probabilities: FloatArray
+    """(G,) calibrated, without the text."""
+
+
+@dataclass
+class Poster:
+    """An uploaded picture and the model's answer."""
+
+    name: str
+    path: Path
+    """Of the uploaded file, for a second look at all of its pixels."""
+    image: Image.Image
+    """RGB, upright, at most SHOWN pixels long."""
+    size: tuple[int, int]
+    """Width and height in pixels of the file's own picture, upright."""
+    square: np.ndarray
+    """(S, S, 3) uint8: what the model saw."""
+    probabilities: FloatArray
+    """(G,) calibrated."""
+    painted: Painted | None = None
+    """When its text has been looked for."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that is no poster, and why, in words for people."""
+
+    name: str
+    message: str
+
+
+@dataclass
+class Answers:
+    """A model folder that answers. Sessions may ask at the same time: each network serves one of them at a time."""
+
+    folder: ModelFolder
+    removal: TextRemoval | None = None
+    """None: text is not looked for."""
+    no_text: str = ""
+    """Why not, for the page."""
+    device: torch.device = field(default_factory=best_device)
+
+    def __post_init__(self) -> None:
+        self.folder.model.to(self.device)
+        self._model, self._text = threading.Lock(), threading.Lock()
+        self.no_heat = ""
+        self._cam: GradCam | None = None
+        try:
+            self._cam = GradCam(self.folder.model, self.folder.preprocessing.image_size)
+        except NoHeatMap as reason:
+            self.no_heat = f"No heat map for this architecture ({reason})."
+
+    def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
+        """One answer per file, in order; what cannot be read, or is one too many, says why."""
+        found = [_read(path, RawTransform(self.folder.preprocessing)) for path in paths[:MAX_FILES]]
+        opened = [item for item in found if isinstance(item, _Opened)]
+        rows = iter(self.probabilities([item.square for item in opened]))
+        answers: list[Poster | Refused] = [_answer(item, rows) for item in found]
+        if len(paths) > MAX_FILES:
+            more = f"and {len(paths) - MAX_FILES} more files"
+            answers.append(Refused(more, f"not looked at: {MAX_FILES} at a time, please"))
+        return answers
+
+    def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
+        """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures."""
+        logits = []
+        for start in range(0, len(squares), BATCH):
+            pixels = torch.from_numpy(np.stack(squares[start : start + BATCH])).to(self.device)
+            with self._model, torch.inference_mode():
+                logits.append(self.folder.model(self.folder.preprocessing.normalize(pixels)).float().cpu())
+        if not logits:
+            return np.empty((0, len(self.folder.labels)))
+        return self.folder.decisions.probabilities(torch.cat(logits).numpy())
+
+    def lines(self, probabilities: FloatArray) -> list[Line]:
+        """All genres, most probable first."""
+        thresholds, genres = self.folder.thresholds, self.folder.labels.genres
+        order = np.argsort(-probabilities, kind="stable")
+        return [Line(genres[k], float(probabilities[k]), float(thresholds[k])) for k in order]
+
+    def heat(self, poster: Poster, genre: str) -> FloatArray | None:
+        """(S, S) float64, 0 or more: where the model sees ``genre``; None if it cannot be told (``no_heat``)."""
+        if self._cam is None:
+            return None
+        pixels = torch.from_numpy(poster.square[None].copy()).to(self.device)
+        with self._model:
+            return self._cam(
+                self.folder.preprocessing.normalize(pixels), self.folder.labels.index[genre]
+            )  # a calibrated logit rises with the logit: the map is the same
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the map that heat is computed on; (0, 0) without heat maps."""
+        return self._cam.grid if self._cam else (0, 0)
+
+    def paint(self, poster: Poster) -> Painted:
+        """Look for text and paint it over; remembered in ``poster.painted``. Raises UserError if the file is gone."""
+        if self.removal is None:
+            raise ValueError(self.no_text)
+        with self._text:  # the detector serves one at a time
+            if poster.painted is None:
+                try:
+                    image = decode(poster.path.read_bytes(), RAW)
+                except (OSError, BadImage) as error:
+                    raise UserError(
+                        f"{poster.name} is no longer here ({one_line(error)}); upload it again"
+                    ) from None
+                poster.painted = self._paint(poster, _at_most(image, TEXT_PIXELS), self.removal)
+        return poster.painted
+
+    def _paint(self, poster: Poster, image: Image.Image, removal: TextRemoval) -> Painted:
+        cleaned = clean_image(poster.name, image, removal)
+        row, size = cleaned.row, np.array(image.size, np.float64)
+        outlines, doubted = (
+            [np.reshape(polygon, (-1, 2)) / size for polygon in row[key]]
+            for key in ("polygons", "skipped_polygons")
+        )
+        rows = poster.probabilities
+        if cleaned.painted:
+            rows = self.probabilities([self.folder.preprocessing.square(cleaned.image)])[0]
+        return Painted(shown(cleaned.image), outlines, doubted, row["skipped"], row["altered"], rows)
+
+
+def first_genre(lines: Sequence[Line]) -> str:
+    """The genre that is most probable relative to its threshold."""
+    return max(lines, key=lambda line: line.ratio).genre
+
+
+def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[TextRemoval | None, str]:
+    """How text is painted over, or None and a sentence for the page that says why it is not looked for.
+
+    Raises UserError for a network that cannot be loaded.
+    """
+    if not wanted:
+        return None, "Text is not looked for: this page was started with --no-text."
+    missing = [name for name in TEXT_MODULES if find_spec(name) is None]
+    if missing:
+        return None, (
+            f"Text is not looked for: {', '.join(missing)} not installed "
+            f"(pip install -c constraints.txt -e '.[app]')."
+        )
+    removal = TextRemoval(fill=fill, fill_model=fill_model)
+    removal.facts()  # loads detector and fill: what is wrong with them is said at the start
+    return removal, ""
+
+
+def shown(image: Image.Image) -> Image.Image:
+    """A copy of at most SHOWN pixels on its long side."""
+    copy = image.copy()
+    copy.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    return copy
+
+
+@dataclass(frozen=True)
+class _Opened:
+    path: Path
+    image: Image.Image
+    size: tuple[int, int]
+    square: np.ndarray
+
+
+def _read(path: Path, transform: RawTransform) -> _Opened | Refused:
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_MB * 2**20:
+            return Refused(path.name, f"larger than {MAX_MB} MB")
+        square = transform(data)
+        image = decode(data, RAW)
+    except BadImage as bad:  # what the fast decoder forgives, and Pillow does not
+        return Refused(path.name, f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
+    except (OSError, ValueError) as error:
+        return Refused(path.name, one_line(error))
+    return _Opened(path, shown(image), image.size, square)
+
+
+def _answer(item: _Opened | Refused, rows: Iterator[FloatArray]) -> Poster | Refused:
+    if isinstance(item, Refused):
+        return item
+    return Poster(item.path.name, item.path, item.image, item.size, item.square, next(rows))
+
+
+def _at_most(image: Image.Image, pixels: int) -> Image.Image:
+    scale = (pixels / (image.width * image.height)) ** 0.5
+    if scale >= 1.0:
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
