@@ -113,3 +113,4 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")
+    print(f"page           {command} app -m {folder.path} (with pip install -c constraints.txt -e '.[app]')")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -30,6 +31,8 @@ from toolkit.models import HeadSpec, build_model, clean_state, size_argument
 
 WEIGHTS, CONFIG, LABELS = "model.safetensors", "config.json", "labels.json"
 OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
+#: Endings of files that torch and others pickle weights into.
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 #: timm's names for what `Preprocessing.fit` does.
 CROP_MODES = {"crop": "center", "stretch": "squash"}
 
@@ -166,7 +169,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
         raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
     for name in (CONFIG, LABELS, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"the model folder {folder} lacks {name}; copy the whole folder, or train again")
+            raise UserError(f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
     labels, decisions = load_labels(folder)
     config = read_json(folder / CONFIG, "model config")
     try:
@@ -188,10 +191,21 @@ def load_model_folder(folder: Path) -> ModelFolder:
     model = build_model(architecture, len(labels), head, preprocessing.image_size)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {one_line(error)[:300]}") from None
     model.eval()
     return ModelFolder(model, labels, decisions, preprocessing, config, folder)
+
+
+def _instead(folder: Path, missing: str) -> str:
+    """What to do about a missing file."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if missing != WEIGHTS or not pickles:
+        return "copy the whole folder, or train again"
+    return (
+        f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes a "
+        f"folder from a checkpoint of the earlier script"
+    )
 
 
 def mean_std(model: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -33,7 +33,7 @@ def run(out: Path) -> subprocess.CompletedProcess[str]:
 def named(stdout: str, out: Path) -> dict[str, Path]:
     """The things to look at: word in front → path."""
     lines = [line.split(maxsplit=1) for line in stdout.splitlines() if str(out) in line]
-    return {word: Path(rest.split(" (")[0]) for word, rest in lines if word != "try"}
+    return {word: Path(rest.split(" (")[0]) for word, rest in lines if word not in ("try", "page")}
 
 
 def test_demo_ends_in_things_to_look_at(run: subprocess.CompletedProcess[str], out: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from toolkit_helpers import ROOT, make_model_folder, some_decisions
 
 import toolkit
 from shards.errors import UserError
+from shards.files import sha256_file
 from shards.labels import LabelSet
 from toolkit.distributed import make_accelerator
 from toolkit.models import HeadSpec
@@ -123,10 +125,16 @@ def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     torch.save({"fc.weight": torch.zeros(1)}, pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks model\.safetensors; pytorch_model\.bin is a pickle"):
         toolkit.load_model(pickled)
-    torch.save({"fc.weight": torch.zeros(1)}, pickled / "model.safetensors")  # a pickle under the safe name
+    weights_file = pickled / "model.safetensors"
+    torch.save({"fc.weight": torch.zeros(1)}, weights_file)  # a pickle under the safe name
     with pytest.raises(UserError, match="damaged or was replaced"):
+        toolkit.load_model(pickled)
+    config = json.loads((pickled / "config.json").read_text())  # even one whose checksum was put right
+    config["poster_toolkit"]["weights_sha256"] = sha256_file(weights_file)
+    (pickled / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="does not fit"):
         toolkit.load_model(pickled)
 
 
