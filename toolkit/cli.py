@@ -17,6 +17,7 @@ from shards.cli import add_shards_parser
 from shards.errors import UserError
 from shards.fetch.cli import add_fetch_parser
 from shards.files import one_line
+from toolkit.app_arguments import add_app_arguments
 from toolkit.arguments import (
     add_demo_arguments,
     add_evaluate_arguments,
@@ -24,6 +25,7 @@ from toolkit.arguments import (
     add_tune_arguments,
 )
 from toolkit.audit_arguments import add_audit_arguments
+from toolkit.export_arguments import add_export_arguments, add_import_arguments, add_push_arguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="fetch|clean|referee|shards|train|tune|evaluate|predict|audit|demo",
+        metavar="fetch|clean|referee|shards|train|tune|evaluate|predict|app|audit|export|push|import|demo",
     )
     add_fetch_parser(commands)
     add_clean_parser(commands)
@@ -71,9 +73,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_evaluate_arguments(commands.add_parser("evaluate", help="evaluate a model on a split of a shard set"))
     add_predict_arguments(commands.add_parser("predict", help="name the genres of images or of a shard set"))
+    add_app_arguments(
+        commands.add_parser("app", help="a page in the browser: drop posters, see genres and why")
+    )
     add_audit_arguments(
         commands.add_parser("audit", help="how much does a model read? raw against cleaned posters")
     )
+    add_export_arguments(commands.add_parser("export", help="a model as one ONNX or torch.export file"))
+    add_push_arguments(commands.add_parser("push", help="upload a model folder to the hub"))
+    add_import_arguments(commands.add_parser("import", help="a model folder from an earlier script's .pth"))
     add_demo_arguments(
         commands.add_parser("demo", help="the whole path on a small synthetic poster set, in minutes")
     )
@@ -130,5 +138,5 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("httpx", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -40,6 +40,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     head = ours["head"]
     squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
     average = ", their moving average" if ours.get("weights") == "ema" else ""
+    made = "imported by" if "imported_sha256" in ours else "trained with"
     thresholds = sorted(set(labels["thresholds"]))
     span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
     lines = [
@@ -50,7 +51,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "---",
         f"# {config['architecture']} for {config['num_classes']} genres",
         "",
-        f"A multi-label classifier: {config['architecture']} with {_head(config)}, trained with poster-toolkit; "
+        f"A multi-label classifier: {config['architecture']} with {_head(config)}, {made} poster-toolkit; "
         f"the weights are those of epoch {ours['epoch']}{average}.",
         "",
         f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
@@ -64,10 +65,32 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     ]
     for split, values in metrics.items():
         lines += _metrics_section(split, values, ours["shard_set"])
-    lines += ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", ""]
-    if head["kind"] == "linear":
-        lines += ['The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_use_section(head["kind"])])
+
+
+def _use_section(head: str) -> list[str]:
+    lines = ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", "", "or in Python:", ""]
+    lines += [
+        "```python",
+        "import toolkit",
+        "",
+        'model = toolkit.load_model(".")  # or "hf://user/name" of one on the hub',
+        'print(model.predict(["poster.jpg"]))',
+        "```",
+        "",
+    ]
+    if head == "linear":
+        return [
+            *lines,
+            'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.',
+            "",
+        ]
+    return [
+        *lines,
+        "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know "
+        "this head; `toolkit.load_model` puts it back.",
+        "",
+    ]
 
 
 def _head(config: dict[str, Any]) -> str:

@@ -81,6 +81,8 @@ def save_model_folder(
     fresh.mkdir(parents=True)
     save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
     write_labels(fresh, labels, decisions)
+    # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
+    os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
     ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
     write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
     for split, values in metrics.items():

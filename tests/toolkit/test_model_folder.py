@@ -36,6 +36,13 @@ def test_plain_timm_gives_the_same_logits(model_folder: Path):
     assert "bilinear" in str(transform)
 
 
+def test_whoever_reads_the_folder_reads_the_weights(model_folder: Path):
+    modes = {
+        (model_folder / name).stat().st_mode for name in ("model.safetensors", "labels.json", "config.json")
+    }
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
 def test_models_of_a_fixed_size_too(tmp_path: Path, name: str):
     labels = LabelSet(("a", "b"))

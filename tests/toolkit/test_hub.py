@@ -1,0 +1,179 @@
+"""Models up to a hub and down again, over real HTTP to a server on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import SHA, TOKEN, Hub, running_hub
+from huggingface_hub import constants
+from toolkit_helpers import error_lines, free_port, make_model_folder, posters_command
+
+from shards.errors import UserError
+from shards.labels import LabelSet
+from toolkit.cli import main
+from toolkit.hub import fetch_model
+from toolkit.model_folder import load_model_folder, write_labels
+from toolkit.models import HeadSpec
+
+KEPT = ["README.md", "config.json", "labels.json", "metrics-test.json", "model.safetensors"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub client with a cache of its own, a token, no proxy and plain HTTP uploads."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hub(settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as running:
+        _point_at(running.url, monkeypatch)
+        yield running
+
+
+def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    from huggingface_hub import hf_api
+
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """With all that may lie in a model folder, and what does not belong there."""
+    copy = shutil.copytree(model_folder, tmp_path / "model")
+    (copy / "metrics-test.json").write_text("{}")
+    (copy / "predictions-test.npz").write_bytes(b"PK")
+    (copy / "notes.txt").write_text("mine")
+    (copy / "model.safetensors.123.partial").write_bytes(b"half")
+    return copy
+
+
+def test_what_belongs_goes_up_and_comes_down_again(
+    folder: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["push", "--model", str(folder), "--repo", "user/name", "--private"]) == 0
+    assert hub.created == [{"name": "name", "organization": "user", "visibility": "private"}]
+    assert sorted(hub.files) == KEPT
+    assert all(hub.files[name] == (folder / name).read_bytes() for name in KEPT)
+    assert [commit["branch"] for commit in hub.commits] == ["main"]
+    out = capsys.readouterr().out
+    assert f"{hub.url}/user/name" in out and SHA in out and "notes.txt" not in out
+
+    found = fetch_model("user/name")
+    assert sorted(path.name for path in found.iterdir()) == KEPT
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(load_model_folder(found).model(images), load_model_folder(folder).model(images))
+
+
+def test_branch_message_and_predictions_on_request(folder: Path, hub: Hub):
+    command = ["push", "--model", str(folder), "--repo", "user/name", "--with-predictions"]
+    assert main([*command, "--revision", "second", "--message", "better"]) == 0
+    assert sorted(hub.files) == sorted([*KEPT, "predictions-test.npz"])
+    assert hub.commits[0]["branch"] == "second" and hub.commits[0]["summary"] == "better"
+    assert "POST /api/models/user/name/branch/second" in hub.requests
+    assert "visibility" not in hub.created[0]
+
+
+def test_an_exported_file_goes_along_if_it_is_of_these_weights(folder: Path, hub: Hub, tmp_path: Path):
+    torch.manual_seed(5)
+    other = make_model_folder(tmp_path / "other", LabelSet(("a", "b")), HeadSpec("linear", (), 0.0))
+    assert main(["export", "-m", str(other)]) == 0
+    shutil.copy(other / "model.onnx", folder / "model.onnx")
+    with pytest.raises(UserError, match="exported from another model"):
+        main(["push", "-m", str(folder), "--repo", "user/name"])
+    assert not hub.requests
+    assert main(["push", "-m", str(other), "--repo", "user/name"]) == 0
+    assert hub.files["model.onnx"] == (other / "model.onnx").read_bytes()
+    loaded = load_model_folder(other)
+    write_labels(other, loaded.labels, loaded.decisions.at(0.4))  # as `posters tune` does
+    with pytest.raises(UserError, match="older calibration or older thresholds"):
+        main(["push", "-m", str(other), "--repo", "user/name"])
+
+
+def test_a_damaged_model_stays_here(folder: Path, hub: Hub):
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="sha256"):
+        main(["push", "-m", str(folder), "--repo", "user/name"])
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not know the token"),
+        (403, "may not write there"),
+        (404, "no such repository"),
+        (400, "BadRequestError: Bad request: no"),
+    ],
+)
+def test_a_refusal_is_one_line(folder: Path, hub: Hub, status: int, words: str):
+    hub.refusal = status
+    with pytest.raises(UserError, match=words) as caught:
+        main(["push", "-m", str(folder), "--repo", "user/name"])
+    assert "nothing was uploaded to user/name" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_token(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no token for the hub: run `hf auth login`"):
+        main(["push", "-m", str(folder), "--repo", "user/name"])
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "../x", "user/", "", "user/na me", "https://x/y"])
+def test_a_wrong_name_is_refused_before_all_else(model_folder: Path, name: str):
+    with pytest.raises(UserError, match="give USER/NAME"):
+        main(["push", "-m", str(model_folder), f"--repo={name}"])
+    with pytest.raises(UserError, match="give USER/NAME"):
+        fetch_model(name)
+
+
+def test_without_network_it_says_so_at_once(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    main(["push", "-m", str(folder), "--repo", "user/name"])
+    fetch_model("user/name")
+    _point_at(f"http://127.0.0.1:{free_port()}", monkeypatch)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"no connection to .*: nothing was uploaded"):
+        main(["push", "-m", str(folder), "--repo", "user/name"])
+    assert (fetch_model("user/name") / "labels.json").is_file()  # from the cache
+    with pytest.raises(UserError, match=r"no connection to .*, and user/other is not in its cache"):
+        fetch_model("user/other")
+    assert time.monotonic() - start < 5
+
+
+def test_a_model_that_is_not_there(hub: Hub):
+    with pytest.raises(UserError, match="has no model user/name that you may read"):
+        fetch_model("user/name")
+
+
+def test_a_revision_that_is_not_there(folder: Path, hub: Hub):
+    main(["push", "-m", str(folder), "--repo", "user/name"])
+    with pytest.raises(UserError, match="has user/name, but no revision 'gone' of it"):
+        fetch_model("user/name", "gone")
+    assert fetch_model("user/name", "main").is_dir()
+
+
+def test_the_command_has_no_traceback(folder: Path, settings: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    run = posters_command("push", "-m", folder, "--repo", "user/name")
+    assert run.returncode == 2
+    assert len(error_lines(run)) == 1 and "no connection to http://127.0.0.1" in run.stderr

@@ -1,0 +1,211 @@
+"""Checkpoints of the earlier script become model folders that give the same logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from import_tools import GENRES, Script, binarizer, content
+from PIL import Image
+from toolkit_helpers import error_lines, posters_command
+from torchvision.transforms import v2
+
+from shards.errors import UserError
+from toolkit.cli import main
+from toolkit.metrics import sigmoid
+from toolkit.model_folder import ModelFolder, load_model_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def import_it(tmp_path: Path, network: Script, **changes: Any) -> ModelFolder:
+    torch.save(content(network, **changes), tmp_path / "c.pth")
+    assert main(["import", "--checkpoint", str(tmp_path / "c.pth"), "--out", str(tmp_path / "m")]) == 0
+    return load_model_folder(tmp_path / "m")
+
+
+def assert_same_logits(folder: ModelFolder, network: Script) -> None:
+    images = torch.randn(3, 3, 64, 64) * torch.tensor([0.1, 1.0, 9.0]).reshape(3, 1, 1, 1)
+    with torch.inference_mode():
+        wanted = network.eval()(images)
+        torch.testing.assert_close(folder.model(images), wanted, atol=1e-5, rtol=1e-5)
+    assert wanted.std(dim=0).min() > 1e-3  # not the bias alone
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Import a checkpoint that must be refused with some words, and leave nothing."""
+
+    def check(value: Any, words: str) -> None:
+        torch.save(value, tmp_path / "c.pth")
+        with pytest.raises(UserError, match=words) as caught:
+            main(["import", "--checkpoint", str(tmp_path / "c.pth"), "--out", str(tmp_path / "m")])
+        assert "c.pth" in str(caught.value) and "\n" not in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
+
+    return check
+
+
+def test_resnet50_and_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    network = Script("resnet50")
+    with torch.no_grad():  # an untrained network's probabilities are 0 and 1, which would all look alike
+        network.model.fc.weight /= network.eval()(torch.rand(1, 3, 64, 64)).abs().max()
+    folder = import_it(tmp_path, network)
+    assert_same_logits(folder, network)
+    assert folder.labels.genres == GENRES and folder.thresholds.tolist() == [0.5] * 3
+    assert folder.config["architecture"] == "resnet50" and folder.config["poster_toolkit"]["epoch"] == 7
+    out = capsys.readouterr().out
+    assert "resnet50, linear head, 64 pixels" in out and "named the most probable one" in out
+    assert "imported by poster-toolkit" in (tmp_path / "m" / "README.md").read_text()
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))
+    picture.save(tmp_path / "poster.png")
+    given = ["predict", "-v", "-m", tmp_path / "m", "-i", tmp_path / "poster.png"]
+    run = posters_command(*given, "-f", "json", "-o", tmp_path / "o.json")
+    assert run.returncode == 0, run.stderr
+    # The script's own evaluation transform.
+    transform = v2.Compose(
+        [
+            v2.Resize((64, 64)),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    with torch.inference_mode():
+        wanted = sigmoid(network.eval()(transform(picture)[None]).numpy())[0]
+    found = json.loads((tmp_path / "o.json").read_text())["predictions"][0]["probabilities"]
+    assert set(found) == set(GENRES)
+    np.testing.assert_allclose([found[genre] for genre in GENRES], wanted, atol=1e-4)
+    assert wanted.min() > 0.01 and np.ptp(wanted) > 0.05
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_other_depths_are_recognised(tmp_path: Path, name: str):
+    network = Script(name)
+    folder = import_it(tmp_path, network)
+    assert folder.config["architecture"] == name
+    assert_same_logits(folder, network)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_deep_ones_by_their_shapes(name: str):
+    from toolkit.import_checkpoint import recognise
+
+    with torch.device("meta"):
+        state = {key.removeprefix("model."): tensor for key, tensor in Script(name).state_dict().items()}
+    assert recognise(state, 3, Path("c.pth"))[0] == name
+
+
+@pytest.mark.parametrize("hidden", [(16, 8), (16, 12, 8)])
+def test_a_head_of_several_layers(tmp_path: Path, hidden: tuple[int, ...]):
+    network = Script(hidden=hidden)
+    folder = import_it(tmp_path, network)
+    head = folder.config["poster_toolkit"]["head"]
+    assert head == {"kind": "mlp", "hidden": list(hidden), "dropout": 0.5, "members": 1}
+    assert_same_logits(folder, network)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.model.", "model._orig_mod."])
+def test_wrappers_names(tmp_path: Path, prefix: str):
+    network = Script()
+    state = {prefix + name.removeprefix("model."): tensor for name, tensor in network.state_dict().items()}
+    assert_same_logits(import_it(tmp_path, network, model_state_dict=state), network)
+
+
+def test_counters_may_lack(tmp_path: Path):
+    network = Script()
+    state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert_same_logits(import_it(tmp_path, network, model_state_dict=state), network)
+
+
+@pytest.mark.parametrize(
+    "learned", [[0.2, 0.4, 0.6], np.array([0.2, 0.4, 0.6]), torch.tensor([0.2, 0.4, 0.6])]
+)
+def test_learned_thresholds(tmp_path: Path, learned: Any):
+    folder = import_it(tmp_path, Script(), learned_thresholds=learned, learn_thresholds=True)
+    np.testing.assert_allclose(folder.thresholds, [0.2, 0.4, 0.6], atol=1e-7)
+    assert folder.decisions.source == "learned by the earlier script"
+
+
+def test_thresholds_of_older_versions_are_logits(tmp_path: Path):
+    network = Script(thresholds=True)
+    changed = content(network, learn_thresholds=True)
+    del changed["learned_thresholds"]
+    folder = import_it(tmp_path, network, **changed)
+    np.testing.assert_allclose(folder.thresholds, sigmoid(np.array([-1.0, 0.0, 1.0])), atol=1e-7)
+    assert_same_logits(folder, network)
+
+
+def test_thresholds_that_were_not_learned_are_not_used(tmp_path: Path):
+    config = {"image_size": 64, "fixed_threshold": 0.35}
+    folder = import_it(tmp_path, Script(thresholds=True), learn_thresholds=False, config=config)
+    assert folder.thresholds.tolist() == [0.35] * 3 and folder.preprocessing.image_size == 64
+
+
+def test_the_script_saw_the_whole_poster(tmp_path: Path):
+    folder = import_it(tmp_path, Script())
+    assert folder.preprocessing.fit == "stretch"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))
+    wanted = np.asarray(v2.Resize((64, 64))(image))
+    assert np.array_equal(folder.preprocessing.square(image), wanted)
+
+
+def test_what_does_not_fit_is_refused(refused: Any):
+    whole = content(Script())
+    state = whole["model_state_dict"]
+    refused([1, 2], "no model_state_dict")
+    refused({"model_state_dict": None}, "no model_state_dict")
+    refused({**whole, "mlb": None}, "no MultiLabelBinarizer")
+    refused(
+        {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4}, "3 outputs, and its mlb 4 genres"
+    )
+    refused({**whole, "mlb": binarizer((1, 2, 3))}, "not names of genres, e.g. 1")
+    refused({**whole, "num_classes": 5}, "num_classes 5, but its mlb has 3")
+    refused({**whole, "config": {"image_size": (224, 160)}}, "not that of a square")
+    refused({**whole, "learned_thresholds": [0.5, 0.5]}, "not 3 finite numbers")
+    refused({**whole, "learned_thresholds": [0.5, 0.5, 1.5]}, "not from 0 to 1")
+    refused({**whole, "learned_thresholds": "x"}, "learned_thresholds cannot be read")
+    refused({**whole, "epoch": "last"}, "epoch is not a number")
+    refused({**whole, "model_state_dict": {}}, "holds none of resnet18")
+    refused({**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}}, "holds none of resnet18")
+    refused({**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor")
+    refused({**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice")
+    nan = torch.full((3,), torch.nan)
+    refused({**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite")
+    unbiased = {k: v for k, v in state.items() if k != "model.fc.bias"}
+    refused({**whole, "model_state_dict": unbiased}, "neither one linear layer nor")
+    narrow = {**state, "model.fc.weight": torch.ones(3, 8)}
+    refused({**whole, "model_state_dict": narrow}, "neither one linear layer nor")
+
+
+def test_an_unfitted_binarizer(refused: Any):
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    refused({**content(Script()), "mlb": MultiLabelBinarizer()}, "was it fitted")
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    torch.save(content(Script()), tmp_path / "c.pth")
+    command = ["import", "--checkpoint", str(tmp_path / "c.pth"), "--out"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for out in (tmp_path / "full", tmp_path / "c.pth"):
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
+            main([*command, str(out)])
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert main([*command, str(tmp_path / "empty")]) == 0
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path):
+    path = tmp_path / "c.pth"
+    torch.save(content(Script()), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    run = posters_command("import", "--checkpoint", path, "--out", tmp_path / "m")
+    assert run.returncode == 2 and len(error_lines(run)) == 1
+    assert "truncated" in run.stderr and not (tmp_path / "m").exists()

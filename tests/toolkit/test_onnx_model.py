@@ -1,0 +1,113 @@
+"""An exported file in place of the network: the same numbers, and never another model's."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from toolkit_helpers import make_model_folder
+
+from shards.errors import UserError
+from shards.labels import LabelSet
+from toolkit.cli import main
+from toolkit.features import backbone_features
+from toolkit.model_folder import load_model_folder
+from toolkit.models import HeadSpec
+from toolkit.onnx_model import OnnxModel
+
+CPU = torch.device("cpu")
+LABELS = LabelSet(("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with model.onnx in it. Read-only."""
+    path = make_model_folder(tmp_path_factory.mktemp("onnx") / "model", LABELS, HeadSpec("levels", (), 0.0))
+    assert main(["export", "-m", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def test_it_answers_as_the_network_does(exported: Path):
+    folder = load_model_folder(exported)
+    model = OnnxModel(exported / "model.onnx", folder, CPU)
+    for count in (1, 7):
+        images = torch.randn(count, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        logits, embedding = model(images)
+        with torch.inference_mode():
+            torch.testing.assert_close(logits, folder.model(images), atol=1e-5, rtol=0)
+            torch.testing.assert_close(embedding, backbone_features(folder.model, images), atol=1e-4, rtol=0)
+        assert logits.dtype == embedding.dtype == torch.float32
+
+
+def test_it_runs_on_torchs_number_of_threads(exported: Path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        session = OnnxModel(exported / "model.onnx", load_model_folder(exported), CPU).session
+        assert session.get_session_options().intra_op_num_threads == 1
+        assert session.get_providers() == ["CPUExecutionProvider"]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_missing_file_says_how_to_make_it(model_folder: Path):
+    with pytest.raises(UserError, match=r"run `posters export --model .*` first"):
+        OnnxModel(model_folder / "model.onnx", load_model_folder(model_folder), CPU)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x0a\x12\x00"])
+def test_what_is_no_onnx_file(copy: Path, content: bytes):
+    (copy / "model.onnx").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        OnnxModel(copy / "model.onnx", load_model_folder(copy), CPU)
+    assert "model.onnx" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "no json", "[]"])
+def test_an_onnx_file_of_another_tool(copy: Path, value: str | None):
+    model = onnx.load(copy / "model.onnx")
+    onnx.helper.set_model_props(model, {} if value is None else {"poster_toolkit": value})
+    onnx.save(model, copy / "model.onnx")
+    with pytest.raises(UserError, match="was not written by `posters export`"):
+        OnnxModel(copy / "model.onnx", load_model_folder(copy), CPU)
+
+
+def test_a_file_of_other_weights_or_genres(exported: Path, tmp_path: Path):
+    torch.manual_seed(1)
+    other = make_model_folder(tmp_path / "weights", LABELS, HeadSpec("linear", (), 0.0))
+    with pytest.raises(UserError, match=r"its weights are not those of .*posters export.* again"):
+        OnnxModel(exported / "model.onnx", load_model_folder(other), CPU)
+    folder = load_model_folder(exported)
+    folder.labels = LabelSet(("a", "c", "b"))
+    with pytest.raises(UserError, match="its genres are not those of"):
+        OnnxModel(exported / "model.onnx", folder, CPU)
+
+
+def test_a_file_with_preprocessing_is_refused(copy: Path):
+    main(["export", "-m", str(copy), "--preprocess", "--out", str(copy / "model.onnx")])
+    with pytest.raises(UserError, match="without --preprocess"):
+        OnnxModel(copy / "model.onnx", load_model_folder(copy), CPU)
+
+
+def test_without_onnxruntime(exported: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = load_model_folder(exported)
+    real = importlib.import_module
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "onnxruntime":
+            raise ImportError("No module named 'onnxruntime'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(UserError, match=r"needs the package onnxruntime.*\[export\]"):
+        OnnxModel(exported / "model.onnx", folder, CPU)

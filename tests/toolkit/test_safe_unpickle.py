@@ -1,0 +1,204 @@
+"""Checkpoints are read without executing anything; what does not belong in them is refused by its name."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from import_tools import binarizer, rename_in_pickle
+
+from shards.errors import UserError
+from toolkit.safe_unpickle import ALLOWED, PickledArray, PickledBinarizer, safe_load, to_array, to_number
+
+WHAT = "checkpoint of that script"
+
+
+def load(path: Path) -> Any:
+    return safe_load(path, WHAT)
+
+
+def zipped(value: Any, path: Path) -> None:
+    torch.save(value, path)
+
+
+def legacy(value: Any, path: Path) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def newest(value: Any, path: Path) -> None:
+    torch.save(value, path, pickle_protocol=5)
+
+
+def plain(value: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
+def by_joblib(value: Any, path: Path) -> None:
+    joblib.dump(value, path)
+
+
+class Runs:
+    """Unpickled by pickle, it calls something."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("write", [zipped, legacy])
+def test_what_belongs_is_read(tmp_path: Path, write: Callable[[Any, Path], None]):
+    path = tmp_path / "c.pth"
+    value = {
+        "mlb": binarizer(),
+        "weights": torch.arange(3.0),
+        "floats": np.array([0.25, 0.5]),
+        "strings": np.array(["x", "yy"]),
+        "fortran": np.arange(6).reshape(2, 3).T,
+        "scalar": np.float32(0.75),
+        "counts": collections.defaultdict(list, {"a": [1]}),
+        "set": {1, 2},
+        "ordered": collections.OrderedDict(a=1),
+        "plain": [None, True, "text", 1.5, b"bytes"],
+    }
+    write(value, path)
+    found = load(path)
+    assert isinstance(found["mlb"], PickledBinarizer)
+    assert to_array(found["mlb"].state["classes_"]).tolist() == ["Comedy", "Drama", "War"]
+    assert torch.equal(found["weights"], value["weights"])
+    for name in ("floats", "strings", "fortran"):
+        assert isinstance(found[name], PickledArray)
+        np.testing.assert_array_equal(to_array(found[name]), value[name])
+    assert to_number(found["scalar"]) == 0.75
+    assert found["counts"] == {"a": [1]} and found["set"] == {1, 2} and found["plain"] == value["plain"]
+
+
+def test_names_of_other_versions_of_numpy_and_scikit_learn(tmp_path: Path):
+    path = tmp_path / "c.pth"
+    torch.save({"mlb": binarizer(), "a": np.array([0.5]), "s": np.float64(0.25)}, path)
+    rename_in_pickle(
+        path,
+        (b"sklearn.preprocessing._label", b"sklearn.preprocessing.label"),
+        (b"numpy._core.multiarray", b"numpy.core.multiarray"),
+    )
+    found = load(path)
+    assert to_array(found["mlb"].state["classes_"]).tolist() == ["Comedy", "Drama", "War"]
+    assert to_array(found["a"]).tolist() == [0.5] and to_number(found["s"]) == 0.25
+
+
+def test_real_numpy_and_scikit_learn_are_never_called():
+    for name, stand_in in ALLOWED.items():
+        assert getattr(stand_in, "__module__", "").startswith(("toolkit.", "builtins")), name
+
+
+@pytest.mark.parametrize("write", [zipped, legacy, newest, plain, by_joblib])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(os.system, f"{os.name}.system"), (eval, "builtins.eval"), (exec, "builtins.exec")],
+    ids=["system", "eval", "exec"],
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["bare", "in_mlb"])
+def test_a_program_is_refused_by_name_and_does_not_run(
+    tmp_path: Path, write: Callable[[Any, Path], None], function: Any, name: str, nested: bool
+):
+    canary, path = tmp_path / "canary", tmp_path / "c.pth"
+    code = f"touch {canary}" if function is os.system else f"open({str(canary)!r}, 'w')"
+    evil: Any = Runs(function, code)
+    if nested:
+        evil = binarizer()
+        evil.classes_ = np.array([Runs(function, code), "b"], dtype=object)
+    write({"model_state_dict": {}, "mlb": evil}, path)
+    with pytest.raises(UserError, match=f"refused: it holds .*{name}") as caught:
+        load(path)
+    assert WHAT in str(caught.value) and "\n" not in str(caught.value)
+    assert not canary.exists()
+    if write in (plain, by_joblib):  # the canary sings where nobody looks
+        with open(path, "rb") as stream:
+            (pickle.load if write is plain else joblib.load)(stream)
+        assert canary.exists()
+
+
+@pytest.mark.parametrize("name", [b"sys\nmodules", b"numpy\nload", b"torch\nload", b"builtins\ngetattr"])
+def test_other_names_are_refused_too(tmp_path: Path, name: bytes):
+    path = tmp_path / "c.pth"
+    torch.save({"a": np.float64(1.0)}, path)
+    rename_in_pickle(path, (b"numpy._core.multiarray\nscalar", name))
+    with pytest.raises(UserError, match=name.decode().replace("\n", r"\.")):
+        load(path)
+
+
+def test_the_loader_refuses_what_the_list_of_names_overlooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.safe_unpickle.names_in", lambda path, zipped: set())
+    canary, path = tmp_path / "canary", tmp_path / "c.pth"
+    for function, shown in ((os.system, f"{os.name}.system"), (eval, "eval")):
+        torch.save({"a": Runs(function, f"touch {canary}")}, path)
+        with pytest.raises(UserError, match=f"refused: it holds {shown}"):
+            load(path)
+    assert not canary.exists()
+
+
+def test_damage_is_one_line(tmp_path: Path):
+    path = tmp_path / "c.pth"
+    torch.save({"mlb": binarizer(), "w": torch.ones(1000)}, path)
+    whole = path.read_bytes()
+    for content in (
+        b"",
+        b"x",
+        whole[:100],
+        whole[: len(whole) // 2],
+        whole[:-30],
+        b"PK\x03\x04",
+        b"\x80\x02",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert "c.pth" in str(caught.value) and "\n" not in str(caught.value), content[:10]
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path: Path):
+    path = tmp_path / "c.pth"
+    joblib.dump({"a": 1}, path, compress=3)
+    with pytest.raises(UserError, match="compressed, as joblib does"):
+        load(path)
+    newest({"mlb": binarizer().classes_.tolist(), "other": {"a": 1}}, path)
+    with pytest.raises(UserError, match=r"newer protocol .*without pickle_protocol"):
+        load(path)
+    plain({"a": 1}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load(path)
+    with pytest.raises(UserError, match="checkpoint not found"):
+        load(tmp_path / "none.pth")
+
+
+def test_arrays_that_lie_about_themselves_are_not_read():
+    def array(*state: Any) -> PickledArray:
+        made = PickledArray()
+        made.state = state
+        return made
+
+    from toolkit.safe_unpickle import PickledDtype
+
+    floats, objects, odd = PickledDtype("f8"), PickledDtype("O8"), PickledDtype("V8")
+    for bad in (
+        array(1, (3,), floats, False, b"\0" * 8),
+        array(1, (2,), objects, False, ["a"]),
+        array(1, (10**12,), floats, False, b""),
+        array(1, (1,), odd, False, b"\0" * 8),
+        array(1, (1,), objects, False, b"\0" * 8),  # bytes as addresses of objects
+        array(1, "x", floats, False, b""),
+        array(),
+        "text",
+        {"a": 1},
+    ):
+        with pytest.raises(ValueError):
+            to_array(bad)

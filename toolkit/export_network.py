@@ -1,0 +1,99 @@
+"""The network as it leaves the toolkit: images in; logits, probabilities, embedding out; what a file says of itself.
+
+Both formats hold this one module, so that they differ in nothing but the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.last_layer import Float32Linear
+from toolkit.model_folder import OURS, ModelFolder
+
+INPUT = "images"
+OUTPUTS = ("logits", "probabilities", "embedding")
+#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
+FACTS_KEY = OURS
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
+#: Of the exporters, whose every step they would tell.
+NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+
+
+class ExportNetwork(nn.Module):
+    """A model folder's network in evaluation mode, in float32, with its calibration."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(folder.model).to("cpu", torch.float32).eval()
+        for module in self.model.modules():
+            if type(module) is Float32Linear:
+                # All is float32 here: there is no autocast to leave, and exporters need not know of one.
+                module.__class__ = nn.Linear  # type: ignore[assignment]
+        self.scale: torch.Tensor
+        self.bias: torch.Tensor
+        self.register_buffer("scale", torch.from_numpy(folder.decisions.scale).float())
+        self.register_buffer("bias", torch.from_numpy(folder.decisions.bias).float())
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(n, 3, S, S) normalised → (n, G) logits, (n, G) calibrated probabilities, (n, F) embedding."""
+        network: Any = self.model
+        features = network.forward_features(images)
+        logits = network.forward_head(features)
+        embedding = network.forward_head(features, pre_logits=True)  # as features.backbone_features has it
+        return logits, torch.sigmoid(self.scale * logits + self.bias), embedding
+
+
+def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str, Any]:
+    """What an exported file says of itself; JSON types."""
+    return {
+        "architecture": folder.config["architecture"],
+        "genres": list(folder.labels.genres),
+        "labels_fingerprint": folder.labels.fingerprint,
+        "thresholds": folder.decisions.thresholds.tolist(),
+        "decisions": folder.decisions.fingerprint,
+        "weights_sha256": folder.fingerprint,
+        "image_size": folder.preprocessing.image_size,
+        "fit": folder.preprocessing.fit,
+        "crop_pct": folder.preprocessing.crop_pct,
+        "mean": list(folder.preprocessing.mean),
+        "std": list(folder.preprocessing.std),
+        "preprocess": preprocess,
+        "opset": opset,
+    }
+
+
+def need(what: str, *packages: str) -> None:
+    """Raise UserError with the command that installs them if any of ``packages`` cannot be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"{what} needs the package {package}, which cannot be imported ({error}): {INSTALL}"
+            ) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters' loggers and warnings; their errors are exceptions."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
