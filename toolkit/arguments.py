@@ -22,7 +22,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         default="0.3,0.5,0.7",
         help="thresholds to show beside the model's own, which are always those of validation (see posters tune)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="samples per forward pass (default 64)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        help="samples per forward pass (default: 16 on a CPU, 128 on a GPU)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
     parser.add_argument("-o", "--out", type=Path, help="JSON file (default MODEL/metrics-SPLIT.json)")
@@ -71,7 +76,12 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.calibration,
         help="auto takes what helps on held-out parts of val, if anything (default %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="samples per forward pass (default 64)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        help="samples per forward pass (default: 16 on a CPU, 128 on a GPU)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
     parser.set_defaults(run=_tune)
@@ -130,7 +140,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also the pooled features that the classifier is given, for search and de-duplication (folders)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default 64)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        help="images per forward pass (default: 16 on a CPU, 128 on a GPU)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
     parser.add_argument(

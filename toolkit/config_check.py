@@ -82,7 +82,7 @@ def check_config(config: Config) -> None:
             "at least 2 with augment.mixup or augment.cutmix, which mix the pairs of an update",
         ),
         ("train.accumulation", train.accumulation >= 1, "at least 1"),
-        ("train.eval_batch_size", train.eval_batch_size >= 1, "at least 1"),
+        ("train.eval_batch_size", train.eval_batch_size >= 0, "0 (what suits the device) or more"),
         ("train.seed", train.seed >= 0, "0 or more"),
         ("train.patience", train.patience >= 0, "0 (never) or more"),
         ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 def run_evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files. Returns the exit status."""
     thresholds = parse_thresholds(args.thresholds)
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    if args.batch_size < 0 or args.workers < 0:
+        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     report = _report_run(args)
     accelerator = make_accelerator(args.precision)
     evaluation, outputs = evaluate(
@@ -82,7 +82,7 @@ def evaluate(
     shards: Path,
     split: str,
     thresholds: list[float],
-    batch_size: int = 64,
+    batch_size: int = 0,
     workers: int = 0,
 ) -> tuple[Evaluation, SplitLogits]:
     """(evaluation of a model on a split, the logits it comes from), on every rank."""

@@ -35,6 +35,7 @@ from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import autocast_dtype, gather_by_index
+from toolkit.forward import rows_for
 from toolkit.models import head_prefixes
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class FeatureBank:
         self, reader: ShardReader, title: str, cutter: Cutter, pixels: Callable[[Batch], torch.Tensor]
     ) -> Features:
         accelerator, train = self.accelerator, self.config.train
-        shares = EvalPlan(len(reader), train.eval_batch_size).shares(
+        shares = EvalPlan(len(reader), rows_for(train.eval_batch_size, accelerator.device)).shares(
             accelerator.process_index, accelerator.num_processes
         )
         data = self.config.data

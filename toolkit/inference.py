@@ -15,7 +15,7 @@ from toolkit.data.loader import Batch, Loader
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import autocast_dtype, gather_by_index
-from toolkit.forward import Answer, Forward, ForwardOptions
+from toolkit.forward import Answer, Forward, ForwardOptions, rows_for
 
 
 @dataclass
@@ -96,7 +96,8 @@ def infer_all(
     whose fault policy stops never leaves one.
     """
     count = len(loader.source)
-    shares = EvalPlan(count, batch_size).shares(accelerator.process_index, accelerator.num_processes)
+    rows = rows_for(batch_size, accelerator.device)
+    shares = EvalPlan(count, rows).shares(accelerator.process_index, accelerator.num_processes)
     forward = Forward(
         model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
     )
@@ -104,7 +105,7 @@ def infer_all(
     # A last column says which rows are real; each sample comes exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)
-    rows = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)
-    rows[:found, :-1], rows[:found, -1] = scored.logits, 1.0
-    everything = gather_by_index(accelerator, count, np.concatenate([scored.indices, damaged]), rows)
+    outputs = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)
+    outputs[:found, :-1], outputs[:found, -1] = scored.logits, 1.0
+    everything = gather_by_index(accelerator, count, np.concatenate([scored.indices, damaged]), outputs)
     return np.ascontiguousarray(everything[:, :-1]), everything[:, -1] > 0

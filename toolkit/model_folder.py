@@ -205,8 +205,8 @@ def _instead(folder: Path, missing: str) -> str:
     if missing != WEIGHTS or not pickles:
         return "copy the whole folder, or train again"
     return (
-        f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes a "
-        f"folder from a checkpoint of the earlier script"
+        f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes "
+        f"a folder from a checkpoint of the earlier script"
     )
 
 

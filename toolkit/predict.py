@@ -27,7 +27,7 @@ from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.distributed import autocast_dtype, make_accelerator
-from toolkit.forward import Forward, ForwardOptions
+from toolkit.forward import Forward, ForwardOptions, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, load_model_folder
 from toolkit.predict_output import Prediction, write_predictions
@@ -39,8 +39,8 @@ def run_predict(args: argparse.Namespace) -> int:
     """Predict and write; returns the exit status."""
     if args.threshold is not None and not 0.0 <= args.threshold <= 1.0:
         raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    if args.batch_size < 0 or args.workers < 0:
+        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     if args.onnx is not None and (args.compile or args.precision in ("fp16", "bf16")):
         raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
     if args.shards is not None or (args.directory and args.output and not names_a_file(args)):
@@ -93,7 +93,13 @@ def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accel
     model = folder.model.to(accelerator.device)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, args.batch_size)
+    return Forward(
+        model,
+        folder.preprocessing,
+        autocast_dtype(accelerator),
+        options,
+        rows_for(args.batch_size, accelerator.device),
+    )
 
 
 def _onnx_forward(
@@ -133,7 +139,7 @@ def predict_files(
     folder: ModelFolder,
     paths: Sequence[Path],
     accelerator: Accelerator,
-    batch_size: int = 64,
+    batch_size: int = 0,
     workers: int = 0,
     forward: Forward | None = None,
 ) -> list[Prediction]:
@@ -142,7 +148,7 @@ def predict_files(
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
-    shares = EvalPlan(len(paths), batch_size).shares(0, 1)
+    shares = EvalPlan(len(paths), rows_for(batch_size, accelerator.device)).shares(0, 1)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     with Loader(
         source, decode_threads(workers), prefetch=4, device=accelerator.device, policy=KEEP_ERRORS

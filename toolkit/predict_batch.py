@@ -32,7 +32,7 @@ from shards.progress import progress
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.distributed import from_main, make_accelerator
-from toolkit.forward import Forward
+from toolkit.forward import Forward, rows_for
 from toolkit.handout import HandOut
 from toolkit.inference import Scored, score
 from toolkit.model_folder import ModelFolder
@@ -53,7 +53,7 @@ class Batch:
     forward: Forward
     out: Path
     format: TableFormat = "parquet"
-    batch_size: int = 64
+    batch_size: int = 0
     workers: int = 0
     how: dict[str, Any] = field(default_factory=dict)
     """Options that decide the rows beside model and images; JSON types."""
@@ -145,7 +145,9 @@ def _work(job: Batch, accelerator: Accelerator, hand_out: HandOut, todo: Sequenc
         Loader(source, threads, PREFETCH, device=accelerator.device, policy=KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        shares = source.shares((todo[n] for n in hand_out.numbers()), job.batch_size)
+        shares = source.shares(
+            (todo[n] for n in hand_out.numbers()), rows_for(job.batch_size, accelerator.device)
+        )
         parts: Iterator[Collected] = collect(
             source, _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
         )

@@ -20,7 +20,7 @@ from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import RawTransform
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan, Share
-from toolkit.forward import Forward, ForwardOptions, Tta
+from toolkit.forward import Forward, ForwardOptions, Tta, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, best_device, load_model_folder
 from toolkit.predict_tables import genre_columns
@@ -73,7 +73,7 @@ class Predictor:
         images: ImageLike | Iterable[ImageLike],
         *,
         threshold: float | None = None,
-        batch_size: int = 64,
+        batch_size: int = 0,
         tta: Tta = "none",
         embeddings: bool = False,
     ) -> pd.DataFrame:
@@ -87,8 +87,8 @@ class Predictor:
         """
         if threshold is not None and not 0.0 <= threshold <= 1.0:
             raise UserError(f"threshold must be from 0 to 1, not {threshold}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size < 0:
+            raise UserError(f"batch_size must be 0 (what suits the device) or more, not {batch_size}")
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
         labels, columns = self.folder.labels, genre_columns(self.folder.labels)
@@ -100,7 +100,10 @@ class Predictor:
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
         with Loader(source, decode_threads(0), 4, device=self.device, policy=KEEP_ERRORS) as loader:
             scored = infer_shares(
-                forward, loader, EvalPlan(len(chosen), batch_size).shares(0, 1), source.cutter
+                forward,
+                loader,
+                EvalPlan(len(chosen), rows_for(batch_size, self.device)).shares(0, 1),
+                source.cutter,
             )
         probabilities = np.full((len(chosen), len(labels)), np.nan)
         probabilities[scored.indices] = decisions.probabilities(scored.logits)

@@ -29,6 +29,10 @@ from toolkit.feed import train_plan
 LEAST_DEVIATION = 1e-3
 
 
+#: Samples whose features go through a head at a time, where nobody says.
+ROWS = 512
+
+
 class Head(nn.Module):
     """The classifier of a timm model, on standardised features."""
 
@@ -171,7 +175,7 @@ class FeatureFeed:
 
     def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank."""
-        size, out = self.config.train.eval_batch_size, []
+        size, out = self.config.train.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
                 rows = torch.from_numpy(self.val.values[start : start + size]).float()

@@ -62,7 +62,7 @@ def infer_split(
     shards: Path,
     manifest: Manifest,
     split: str,
-    batch_size: int = 64,
+    batch_size: int = 0,
     workers: int = 0,
 ) -> SplitLogits:
     """The model's logits on a split, on every rank; each sample counts once at any number of processes.

@@ -34,8 +34,8 @@ SPLIT = "val"
 def run_tune(args: argparse.Namespace) -> int:
     """Choose, show and write. Returns the exit status."""
     parse_aim(args.aim)  # before minutes of work
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+    if args.batch_size < 0 or args.workers < 0:
+        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     accelerator = make_accelerator(args.precision)
     folder = load_model_folder(args.model)
     manifest = Manifest.read(args.shards)

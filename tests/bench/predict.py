@@ -31,6 +31,7 @@ from shards.files import folder_lock, write_json
 from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
+from toolkit.forward import rows_for
 from toolkit.model_folder import load_model_folder, save_model_folder
 from toolkit.models import HeadSpec, build_model
 
@@ -153,7 +154,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--architecture", default="resnet50", help="of timm (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="its input in pixels (default: %(default)s)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=0, help="for all (default: 16 on a CPU, 128 on a GPU)")
     parser.add_argument("--samples", type=int, default=1000, help="at most so many posters")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes over the posters, 3 or more")
     parser.add_argument("--stacks", default=",".join(ENTRIES), metavar="A,B", help=f"of {', '.join(ENTRIES)}")
@@ -161,8 +162,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--work", type=Path, default=BENCH / ".work", metavar="DIR")
     options = parser.parse_args(arguments)
-    if min(options.samples, options.batch) < 1 or options.rounds < 3:
-        raise UserError("--samples and --batch must be at least 1, --rounds at least 3")
+    if options.samples < 1 or options.batch < 0 or options.rounds < 3:
+        raise UserError("--samples must be at least 1, --batch 0 or more, --rounds at least 3")
+    options.batch = rows_for(options.batch, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     options.stacks = [name for name in options.stacks.split(",") if name]
     if unknown := [name for name in options.stacks if name not in ENTRIES]:
         raise UserError(f"--stacks: there is no {unknown[0]!r}; there are {', '.join(ENTRIES)}")

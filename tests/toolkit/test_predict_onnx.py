@@ -44,7 +44,7 @@ def test_the_same_rows(model: Path, shard_set: Path, tmp_path: Path, labels: Lab
     genres = list(labels.genres)
     np.testing.assert_allclose(ours[genres], theirs[genres], atol=1e-5)
     np.testing.assert_allclose(
-        np.stack(ours["embedding"]), np.stack(theirs["embedding"]), rtol=1e-3, atol=1e-4
+        np.stack(ours["embedding"].tolist()), np.stack(theirs["embedding"].tolist()), rtol=1e-3, atol=1e-4
     )
     # its own file elsewhere, without embeddings; a finished set is the same set whoever ran the network
     assert (

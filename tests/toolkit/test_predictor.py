@@ -95,9 +95,9 @@ def test_options(model: toolkit.Predictor, paths: list[Path]) -> None:
     both = model.predict(paths, tta="flip")[genres]
     assert np.abs(both - plain[genres]).to_numpy().max() > 1e-4
     np.testing.assert_allclose(both, model.predict(flipped, tta="flip")[genres], atol=2e-3)
-    for options, word in (({"threshold": 2.0}, "threshold must"), ({"batch_size": 0}, "batch_size must")):
+    for options, word in (({"threshold": 2.0}, "threshold must"), ({"batch_size": -1}, "batch_size must")):
         with pytest.raises(UserError, match=word):
-            model.predict(paths, **options)  # type: ignore[arg-type]
+            model.predict(paths, **options)
 
 
 def test_pixels_for_ones_own_use(model: toolkit.Predictor, paths: list[Path]) -> None:

@@ -21,7 +21,7 @@ from toolkit.predict_parts import folder_parts, shard_parts
 def prepare(task: Task) -> Stack:
     """The model is loaded once; every epoch predicts everything anew."""
     accelerator = make_accelerator(task.precision)
-    accelerator.end_training = lambda: None  # type: ignore[method-assign] # there are more epochs to come
+    accelerator.end_training = lambda: None  # there are more epochs to come
     folder = load_model_folder(Path(task.model))
     model = folder.model.to(accelerator.device).to(memory_format=torch.channels_last)
     forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator), ForwardOptions())
