@@ -1,8 +1,8 @@
 """``posters predict`` that is killed, or slow, or tells its memory.
 
-python probe_predict.py die RANK FILES <options>     SIGKILL in the middle of writing file number FILES of that rank
-python probe_predict.py slow RANK SECONDS <options>  that rank sleeps before each batch; each rank says its files
-python probe_predict.py memory 0 0 <options>         prints the peak of resident memory in KiB
+python probe_predict.py die FILES <options>      SIGKILL in the middle of a file once so many are there
+python probe_predict.py slow SECONDS <options>   rank 1 sleeps before each batch; each rank says its files
+python probe_predict.py memory 0 <options>       prints the peak of resident memory in KiB
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ import toolkit.predict_batch
 from toolkit.cli import main
 
 
-def die_in_file(number: int) -> None:
-    write, files = pq.write_table, 0
+def die_after(number: int) -> None:
+    write = pq.write_table
 
     def some_bytes_then_nothing(table: Any, stream: Any, **options: Any) -> None:
-        nonlocal files
-        files += 1
-        if files == number:
+        if len(list(Path(stream.name).parent.glob("*.parquet"))) >= number:
             stream.write(b"PAR1")
             stream.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -58,15 +56,14 @@ def say_files() -> None:
 
 
 def run() -> int:
-    what, rank, number = sys.argv[1:4]
-    if what == "slow":
+    what, number = sys.argv[1:3]
+    if what == "die":
+        die_after(int(number))
+    elif what == "slow":
         say_files()
-    if rank == os.environ.get("RANK", "0"):
-        if what == "die":
-            die_in_file(int(number))
-        elif what == "slow":
+        if os.environ.get("RANK") == "1":
             sleep_before_batches(float(number))
-    status = main(["predict", *sys.argv[4:]])
+    status = main(["predict", *sys.argv[3:]])
     if what == "memory":
         print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return status

@@ -99,13 +99,13 @@ def test_killed_and_gone_on_at_other_numbers_of_processes(
 ) -> None:
     out = tmp_path / "out"
     options = ["--shards", many_shards, "--model", model, "--out", out, "--batch-size", 5]
-    run = launch(2, PROBE, "die", 1, 3, *options)
+    run = launch(2, PROBE, "die", 3, *options)
     assert run.returncode != 0
     before = states(out)
-    assert 2 <= len(before) < len(states(by_one))
+    assert 3 <= len(before) < 6
     assert list(out.glob(f"*{PARTIAL}"))  # killed in the middle of a file
-    run = launch(3, PROBE, "die", 0, 2, *options)
-    assert run.returncode != 0 and len(states(out)) < len(states(by_one))
+    run = launch(3, PROBE, "die", 6, *options)
+    assert run.returncode != 0 and 6 <= len(states(out)) < len(states(by_one))
     run = launch(3, ROOT / "launch" / "predict.py", *options)
     assert run.returncode == 0, run.stderr
     after = states(out)
@@ -123,7 +123,9 @@ def test_the_fast_do_not_wait_for_the_slow(
     by_one: Path, many_shards: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = launch(2, PROBE, "slow", 1, 2.0, "--shards", many_shards, "--model", model, "--out", out)
+    run = launch(
+        2, PROBE, "slow", 0.5, "--batch-size", 2, "--shards", many_shards, "--model", model, "--out", out
+    )
     assert run.returncode == 0, run.stderr
     files = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("rank ")]
     assert len(files) == len(states(by_one))
@@ -309,7 +311,7 @@ def test_memory_does_not_grow_with_the_set(shard_set: Path, model: Path, tmp_pat
     for times in (10, 150):
         folder = repeated(shard_set, times, tmp_path / f"set{times}")
         run = run_python(
-            PROBE, "memory", 0, 0, "--shards", folder, "-m", model, "--out", tmp_path / f"out{times}",
+            PROBE, "memory", 0, "--shards", folder, "-m", model, "--out", tmp_path / f"out{times}",
             "--workers", 1,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr

@@ -119,7 +119,7 @@ def test_another_set_is_told_and_other_labels_are_refused(
     [
         (["--aim", "accuracy"], "an aim is f1"),
         (["--calibration", "isotonic"], "isotonic"),
-        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "-1"], "--batch-size"),
     ],
 )
 def test_bad_options_are_one_line(model: Path, shard_set: Path, options: list[str], words: str):
