@@ -25,6 +25,7 @@ from shards.errors import UserError
 from shards.files import one_line
 from toolkit.app_answers import MAX_MB, Answers, text_removal
 from toolkit.app_markup import STYLE
+from toolkit.memory import keep_freed_memory
 from toolkit.model_folder import load_model_folder
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def run_app(args: argparse.Namespace) -> int:
             f"`posters app` needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[app]'"
         )
     _check_address(args.host, args.port)
+    keep_freed_memory()
     folder = load_model_folder(args.model)
     answers = Answers(folder, *text_removal(args.text, args.fill, args.fill_model))
     for note in filter(None, (answers.no_text, answers.no_heat)):

@@ -26,7 +26,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         default=0,
-        help="samples per forward pass (default: 16 on a CPU, 128 on a GPU)",
+        help="samples per forward pass (default: 32 on a CPU, 128 on a GPU)",
     )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
@@ -80,7 +80,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         default=0,
-        help="samples per forward pass (default: 16 on a CPU, 128 on a GPU)",
+        help="samples per forward pass (default: 32 on a CPU, 128 on a GPU)",
     )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads per process (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")
@@ -144,7 +144,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         default=0,
-        help="images per forward pass (default: 16 on a CPU, 128 on a GPU)",
+        help="images per forward pass (default: 32 on a CPU, 128 on a GPU)",
     )
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (0: automatic)")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default=None, help="mixed precision")

@@ -168,7 +168,7 @@ class TrainConfig:
     accumulation: int = 1
     """Parts into which each process cuts its share of a global batch, to save memory; the update stays the same."""
     eval_batch_size: int = 0
-    """Samples per forward pass in evaluation, per process; 0 is what suits the device: 16 on a CPU, 128 on a GPU."""
+    """Samples per forward pass in evaluation, per process; 0 is what suits the device: 32 on a CPU, 128 on a GPU."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision; auto takes what `accelerate launch` was told."""
     seed: int = 0

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError
+from toolkit.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def make_accelerator(precision: str | None = None, **options: Any) -> Accelerato
     for a run of its own, and all of them would write into the same folder.
     """
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
     if accelerator.num_processes != wanted:

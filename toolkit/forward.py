@@ -24,9 +24,9 @@ Tta = Literal["none", "flip"]
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
-#: Images per forward pass where nobody says. On a CPU the activations of 16 stay in reach, those of 64 are fetched and
-#: allocated anew all the time: ResNet50 at 224 pixels is a third slower. A GPU wants many.
-CPU_ROWS, GPU_ROWS = 16, 128
+#: Images per forward pass where nobody says. On a CPU more than 32 gain little once freed memory is kept (memory.py),
+#: and are a third slower where it is not; a GPU wants many.
+CPU_ROWS, GPU_ROWS = 32, 128
 
 
 def rows_for(wanted: int, device: torch.device) -> int:

@@ -41,7 +41,9 @@ from toolkit.predict_tables import Rows, TableFormat, facts_of, is_finished, out
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches decoded ahead
+#: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is
+#: as slow as its slowest thread. The next shard's bytes come ahead all the same (ShardReader.ask_ahead).
+GPU_PREFETCH, CPU_PREFETCH = 4, 1
 
 
 @dataclass
@@ -139,10 +141,11 @@ def _work(job: Batch, accelerator: Accelerator, hand_out: HandOut, todo: Sequenc
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
     threads = decode_threads(job.workers)
+    prefetch = CPU_PREFETCH if accelerator.device.type == "cpu" else GPU_PREFETCH
     samples = failed = 0
     with (
         Writer() as writer,
-        Loader(source, threads, PREFETCH, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        Loader(source, threads, prefetch, device=accelerator.device, policy=KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
         shares = source.shares(

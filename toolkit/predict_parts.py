@@ -94,7 +94,9 @@ class ShardPart:
 
     def open(self) -> OpenPart:
         """See Part."""
-        return _OpenShard(ShardReader(self.root, [self.shard], self.labels))
+        reader = ShardReader(self.root, [self.shard], self.labels)
+        reader.ask_ahead()
+        return _OpenShard(reader)
 
 
 @dataclass(frozen=True)

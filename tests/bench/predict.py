@@ -154,7 +154,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--architecture", default="resnet50", help="of timm (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="its input in pixels (default: %(default)s)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--batch", type=int, default=0, help="for all (default: 16 on a CPU, 128 on a GPU)")
+    parser.add_argument("--batch", type=int, default=0, help="for all (default: 32 on a CPU, 128 on a GPU)")
     parser.add_argument("--samples", type=int, default=1000, help="at most so many posters")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes over the posters, 3 or more")
     parser.add_argument("--stacks", default=",".join(ENTRIES), metavar="A,B", help=f"of {', '.join(ENTRIES)}")

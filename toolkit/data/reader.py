@@ -65,6 +65,12 @@ class ShardReader:
             raise Undecodable(f"the tar ends after {got} of {size} bytes")
         return target
 
+    def ask_ahead(self) -> None:
+        """Ask the system to have all of the tars' bytes in memory before they are read. Returns at once."""
+        if hasattr(os, "posix_fadvise"):
+            for file in self._files:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+
     def image_bytes(self, index: int) -> bytes:
         """The encoded image of a sample, as a copy to keep."""
         return bytes(self.read(index))
