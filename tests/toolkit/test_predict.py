@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,10 +88,17 @@ def test_bad_arguments_are_one_line(model_folder: Path, images: Path, tmp_path: 
         (["-i", images / "p00000.jpg", "-m", model_folder, "-t", "7"], "--threshold"),
         (["-m", model_folder], "required"),
         (["-i", "x.jpg", "-m", model_folder, "--treshold", "0.5"], "--threshold"),
+        (
+            ["-i", images / "p00000.jpg", "-m", model_folder, "--embeddings"],
+            "--embeddings goes with --shards",
+        ),
     ):
-        run = posters_command("predict", *arguments)
-        (line,) = error_lines(run)
-        assert run.returncode == 2 and word in line
+        with pytest.raises(UserError, match=re.escape(word)) as found:
+            main(["predict", *map(str, arguments)])
+        assert "\n" not in str(found.value)
+    run = posters_command("predict", "-i", images / "p00000.jpg", "-m", tmp_path / "no-model")
+    (line,) = error_lines(run)
+    assert run.returncode == 2 and "no-model" in line
 
 
 @pytest.fixture(scope="module")
