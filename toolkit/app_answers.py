@@ -20,6 +20,7 @@ from shards.files import one_line
 from shards.images import BadImage, decode
 from shards.text.stage import TextRemoval, clean_image
 from toolkit.data.files import RAW, RawTransform
+from toolkit.forward import Forward, rows_for
 from toolkit.grad_cam import GradCam, NoHeatMap
 from toolkit.metrics import FloatArray
 from toolkit.model_folder import ModelFolder, best_device
@@ -30,7 +31,6 @@ MAX_FILES, MAX_MB = 50, 20
 SHOWN = 720
 #: Text is looked for in copies of at most this many pixels: larger ones cost time, and no look sees more of them.
 TEXT_PIXELS = 4_000_000
-BATCH = 16
 #: What text removal imports, from the extra ``clean`` (``app`` has it too).
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
 
@@ -112,7 +112,7 @@ class Answers:
     device: torch.device = field(default_factory=best_device)
 
     def __post_init__(self) -> None:
-        self.folder.model.to(self.device)
+        self._forward = Forward(self.folder.model.to(self.device), self.folder.preprocessing)
         self._model, self._text = threading.Lock(), threading.Lock()
         self.no_heat = ""
         self._cam: GradCam | None = None
@@ -135,13 +135,14 @@ class Answers:
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
         """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures."""
         logits = []
-        for start in range(0, len(squares), BATCH):
-            pixels = torch.from_numpy(np.stack(squares[start : start + BATCH])).to(self.device)
-            with self._model, torch.inference_mode():
-                logits.append(self.folder.model(self.folder.preprocessing.normalize(pixels)).float().cpu())
+        step = rows_for(0, self.device)
+        for start in range(0, len(squares), step):
+            pixels = torch.from_numpy(np.stack(squares[start : start + step])).to(self.device)
+            with self._model:
+                logits.append(self._forward(pixels).arrays()[0])
         if not logits:
             return np.empty((0, len(self.folder.labels)))
-        return self.folder.decisions.probabilities(torch.cat(logits).numpy())
+        return self.folder.decisions.probabilities(np.concatenate(logits))
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
         """All genres, most probable first."""

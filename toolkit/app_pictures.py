@@ -28,16 +28,14 @@ def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, 
     return view_box(*size, preprocessing.image_size, preprocessing.crop_pct)
 
 
-def heat_picture(
-    image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int], top: float | None = None
-) -> Image.Image:
+def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:
     """The poster in grey under the colours of ``heat`` (S, S), laid over ``box``; what is outside is pale.
 
-    The brightest colour is ``top``, the map's own maximum unless given.
+    The brightest colour is the map's own maximum.
     """
     grey = np.asarray(image.convert("L"), np.float64)[..., None].repeat(3, axis=2)
     left, upper, right, lower = box
-    highest = float(heat.max()) if top is None else top
+    highest = float(heat.max())
     share = np.clip(heat / highest, 0.0, 1.0) if highest > 0 else np.zeros_like(heat)
     over = Image.fromarray(share.astype(np.float32)).resize(
         (right - left, lower - upper), Image.Resampling.BICUBIC

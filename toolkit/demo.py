@@ -17,6 +17,7 @@ from shards.files import write_json
 from shards.manifest import Manifest
 from shards.metadata import read_metadata
 from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.files import list_images
 from toolkit.data.reader import ShardReader
 from toolkit.demo_posters import draw_poster_set
 from toolkit.distributed import make_accelerator
@@ -25,7 +26,7 @@ from toolkit.gallery import GalleryItem, save_gallery
 from toolkit.label_errors import INSTALL, have_cleanlab
 from toolkit.model_card import write_card
 from toolkit.model_folder import ModelFolder, load_model_folder
-from toolkit.predict import list_images, predict_files
+from toolkit.predict import predict_files
 from toolkit.predict_output import named_genres, write_predictions
 from toolkit.report.folder import check_report_folder
 from toolkit.report.run import ReportRun

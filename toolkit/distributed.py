@@ -154,6 +154,10 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+#: Names of precisions → what autocast lets matrix products and convolutions take.
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype:
     """What the model's convolutions will take: normalised images may as well be made of it."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    return DTYPES.get(accelerator.mixed_precision, torch.float32)

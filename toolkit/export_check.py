@@ -16,15 +16,14 @@ import numpy as np
 import torch
 
 from shards.errors import UserError
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from shards.images import EXTENSIONS, BadImage, decode
+from toolkit.data.files import RAW
 from toolkit.demo_posters import draw_poster_set
 from toolkit.export_preprocess import NORMALISED
 from toolkit.features import backbone_features
 from toolkit.model_folder import ModelFolder
 
 log = logging.getLogger(__name__)
-
-RAW = ImageOptions(min_side=1)  # as `posters predict` takes users' own files
 
 #: Images of --check that are used, evenly spaced over those found.
 MAX_IMAGES = 64

@@ -19,6 +19,7 @@ from torch import nn
 from shards.errors import UserError
 from toolkit.last_layer import Float32Linear
 from toolkit.model_folder import OURS, ModelFolder
+from toolkit.models import logits_and_features
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities", "embedding")
@@ -46,10 +47,7 @@ class ExportNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(n, 3, S, S) normalised → (n, G) logits, (n, G) calibrated probabilities, (n, F) embedding."""
-        network: Any = self.model
-        features = network.forward_features(images)
-        logits = network.forward_head(features)
-        embedding = network.forward_head(features, pre_logits=True)  # as features.backbone_features has it
+        logits, embedding = logits_and_features(self.model, images)
         return logits, torch.sigmoid(self.scale * logits + self.bias), embedding
 
 

@@ -11,7 +11,6 @@ All sizes are whole numbers: `int(a / b)` of Python is an integer division, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -118,24 +117,8 @@ def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
     return pixels
 
 
-def graph_only(preprocessing: Preprocessing, opset: int = MIN_OPSET) -> Any:
-    """These nodes as an ONNX model of their own: images → normalised."""
-    from onnx import TensorProto, helper
-
-    nodes, constants = preprocess_nodes(preprocessing)
-    size = preprocessing.image_size
-    graph = helper.make_graph(
-        nodes,
-        "preprocess",
-        [images_info()],
-        [helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["batch", 3, size, size])],
-        constants,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def images_info(names: Sequence[str | int] = ("batch", "height", "width", 3)) -> Any:
+def images_info() -> Any:
     """The graph's input: decoded images of one size."""
     from onnx import TensorProto, helper
 
-    return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, list(names))
+    return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])

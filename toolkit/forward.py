@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from toolkit.data.transforms import Preprocessing
+from toolkit.models import logits_and_features
 
 Tta = Literal["none", "flip"]
 #: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
@@ -32,6 +33,16 @@ CPU_ROWS, GPU_ROWS = 32, 128
 def rows_for(wanted: int, device: torch.device) -> int:
     """``wanted``, or what suits the device if that is 0."""
     return wanted or (CPU_ROWS if device.type == "cpu" else GPU_ROWS)
+
+
+#: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is
+#: as slow as its slowest thread.
+CPU_AHEAD, GPU_AHEAD = 1, 4
+
+
+def ahead_for(device: torch.device) -> int:
+    """A Loader's ``prefetch`` where its batches go through a forward pass alone."""
+    return CPU_AHEAD if device.type == "cpu" else GPU_AHEAD
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,7 @@ class TorchNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See Network."""
-        if not self.embeddings:
-            return self.model(images), None
-        model: Any = self.model
-        maps = model.forward_features(images)
-        return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
+        return logits_and_features(self.model, images) if self.embeddings else (self.model(images), None)
 
 
 class Forward:

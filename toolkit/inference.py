@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class Scored:
     """(n, F) float32, if asked for."""
     errors: dict[int, str]
     """Sample → why it could not be decoded."""
+
+    @property
+    def first(self) -> int:
+        """One of its samples."""
+        return int(self.indices[0]) if len(self.indices) else next(iter(self.errors))
 
     @property
     def count(self) -> int:
@@ -70,6 +75,11 @@ def infer_shares(
         parts.append(scored)
         if on_batch is not None:
             on_batch(scored.count)
+    return joined(parts)
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """The outcomes for several batches as one."""
     embeddings = [part.embeddings for part in parts if part.embeddings is not None]
     return Scored(
         np.concatenate([part.indices for part in parts]),

@@ -249,6 +249,12 @@ def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
                 layer.bias.copy_(torch.logit(share))
 
 
+def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, G) logits of a timm model in evaluation mode, and the (n, F) features that its classifier is given."""
+    maps = model.forward_features(images)
+    return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
+
+
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict as it is saved: contiguous CPU tensors under the names of the plain model."""
     return {

@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from shards.errors import UserError
-from shards.images import EXTENSIONS
 from toolkit.data.cuts import file_cutter
 from toolkit.data.faults import KEEP_ERRORS
-from toolkit.data.files import FileSource, RawTransform
+from toolkit.data.files import FileSource, RawTransform, list_images
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.distributed import autocast_dtype, make_accelerator
-from toolkit.forward import Forward, ForwardOptions, rows_for
+from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.inference import infer_shares
-from toolkit.model_folder import ModelFolder, load_model_folder
+from toolkit.model_folder import ModelFolder
+from toolkit.predict_batch import run_predict_batch
+from toolkit.predict_options import check_options, forward_of, load_folder, wants_a_folder
 from toolkit.predict_output import Prediction, write_predictions
 
 log = logging.getLogger(__name__)
@@ -37,15 +35,8 @@ log = logging.getLogger(__name__)
 
 def run_predict(args: argparse.Namespace) -> int:
     """Predict and write; returns the exit status."""
-    if args.threshold is not None and not 0.0 <= args.threshold <= 1.0:
-        raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
-    if args.batch_size < 0 or args.workers < 0:
-        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
-    if args.onnx is not None and (args.compile or args.precision in ("fp16", "bf16")):
-        raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
-    if args.shards is not None or (args.directory and args.output and not names_a_file(args)):
-        from toolkit.predict_batch import run_predict_batch
-
+    check_options(args)
+    if wants_a_folder(args):
         return run_predict_batch(args)
     if args.split or args.ignore_labels:
         raise UserError("--split and --ignore-labels go with --shards")
@@ -76,65 +67,6 @@ def run_predict(args: argparse.Namespace) -> int:
     return 1 if failed == len(predictions) else 0
 
 
-#: Endings of --output that name a file for all results.
-FILE_ENDINGS = (".json", ".csv", ".txt")
-
-
-def names_a_file(args: argparse.Namespace) -> bool:
-    """Whether --output is one file for all results, not a folder for many."""
-    return args.format == "json" or args.output.suffix.lower() in FILE_ENDINGS
-
-
-def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
-    """The forward pass that the options ask for, on the accelerator's device."""
-    options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
-    if args.onnx is not None:
-        return _onnx_forward(args, folder, accelerator, options)
-    model = folder.model.to(accelerator.device)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return Forward(
-        model,
-        folder.preprocessing,
-        autocast_dtype(accelerator),
-        options,
-        rows_for(args.batch_size, accelerator.device),
-    )
-
-
-def _onnx_forward(
-    args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator, options: ForwardOptions
-) -> Forward:
-    from toolkit.onnx_model import OnnxModel
-
-    path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-    network = OnnxModel(path, folder, accelerator.device)
-    return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
-
-
-def load_folder(path: Path, threshold: float | None) -> ModelFolder:
-    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
-    folder = load_model_folder(path)
-    if threshold is not None:
-        folder.decisions = folder.decisions.at(threshold)
-    return folder
-
-
-def list_images(directory: Path) -> list[Path]:
-    """Image files below a folder, sorted. Raises UserError if there is none."""
-    if not directory.is_dir():
-        raise UserError(f"image folder not found: {directory}")
-    found = [
-        Path(root) / name
-        for root, _, names in os.walk(directory)
-        for name in names
-        if name.endswith(EXTENSIONS)
-    ]
-    if not found:
-        raise UserError(f"no .jpg, .jpeg or .png file in {directory}")
-    return sorted(found)
-
-
 def predict_files(
     folder: ModelFolder,
     paths: Sequence[Path],
@@ -150,8 +82,9 @@ def predict_files(
     source = FileSource(paths)
     shares = EvalPlan(len(paths), rows_for(batch_size, accelerator.device)).shares(0, 1)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
+    ahead = ahead_for(accelerator.device)
     with Loader(
-        source, decode_threads(workers), prefetch=4, device=accelerator.device, policy=KEEP_ERRORS
+        source, decode_threads(workers), ahead, device=accelerator.device, policy=KEEP_ERRORS
     ) as loader:
         scored = infer_shares(forward, loader, shares, cutter)
     rows = folder.decisions.probabilities(scored.logits)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from shards.errors import UserError
@@ -30,24 +30,22 @@ from shards.labels import require_same
 from shards.manifest import NAME, Manifest
 from shards.progress import progress
 from toolkit.data.faults import KEEP_ERRORS
+from toolkit.data.files import list_images
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.distributed import from_main, make_accelerator
-from toolkit.forward import Forward, rows_for
+from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.handout import HandOut
-from toolkit.inference import Scored, score
+from toolkit.inference import Scored, joined, score
 from toolkit.model_folder import ModelFolder
-from toolkit.predict_parts import Part, PartsSource, folder_parts, shard_parts
+from toolkit.predict_options import forward_of, load_folder
+from toolkit.predict_parts import OpenPart, Part, PartsSource, folder_parts, part_of, row_of, shard_parts
 from toolkit.predict_tables import Rows, TableFormat, facts_of, is_finished, output_path, write_rows
 
 log = logging.getLogger(__name__)
 
-#: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is
-#: as slow as its slowest thread. The next shard's bytes come ahead all the same (ShardReader.ask_ahead).
-GPU_PREFETCH, CPU_PREFETCH = 4, 1
-
 
 @dataclass
-class Batch:
+class Job:
     """What a batch prediction is to do."""
 
     parts: Sequence[Part]
@@ -64,15 +62,13 @@ class Batch:
         """The file of a part."""
         return output_path(self.out, part.name, self.format)
 
-    def facts(self, part: Part) -> dict[str, Any]:
-        """What the file of a part is made from and by."""
-        return facts_of(self.folder, part.content(), self.how)
+    def facts(self, content: str) -> dict[str, Any]:
+        """What the file of a part with this content is made from and by."""
+        return facts_of(self.folder, content, self.how)
 
 
 def run_predict_batch(args: argparse.Namespace) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
-    from toolkit.predict import forward_of, load_folder
-
     format: TableFormat = args.format or "parquet"
     if args.output is None:
         raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
@@ -89,14 +85,12 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     forward = forward_of(args, folder, accelerator)
     precision = accelerator.mixed_precision if args.onnx is None else "no"
     how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
-    job = Batch(parts, folder, forward, args.output, format, args.batch_size, args.workers, how)
+    job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how)
     return predict_parts(job, accelerator)
 
 
 def find_parts(args: argparse.Namespace, folder: ModelFolder) -> list[Part]:
     """The parts that the command line names. Raises UserError if their labels are not the model's."""
-    from toolkit.predict import list_images
-
     root: Path = args.directory if args.shards is None else args.shards
     if args.shards is None or (not (root / NAME).exists() and holds_images(root)):
         if args.split or args.ignore_labels:
@@ -108,7 +102,7 @@ def find_parts(args: argparse.Namespace, folder: ModelFolder) -> list[Part]:
     return shard_parts(root, manifest, args.split)
 
 
-def predict_parts(job: Batch, accelerator: Accelerator) -> int:
+def predict_parts(job: Job, accelerator: Accelerator) -> int:
     """Predict what has no finished file yet; called by every process. Returns the exit status."""
     main = accelerator.is_main_process
     with folder_lock(job.out) if main else contextlib.nullcontext():
@@ -118,7 +112,7 @@ def predict_parts(job: Batch, accelerator: Accelerator) -> int:
             unfinished = [
                 number
                 for number, part in enumerate(job.parts)
-                if not is_finished(job.path(part), job.facts(part))
+                if not is_finished(job.path(part), job.facts(part.content()))
             ]
             # The largest first, so that nobody is left alone with a large one at the end.
             todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
@@ -136,29 +130,25 @@ def predict_parts(job: Batch, accelerator: Accelerator) -> int:
     return status
 
 
-def _work(job: Batch, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[int]) -> tuple[int, int]:
+def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[int]) -> tuple[int, int]:
     """This process's part of it; returns (samples, undecodable ones)."""
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
-    threads = decode_threads(job.workers)
-    prefetch = CPU_PREFETCH if accelerator.device.type == "cpu" else GPU_PREFETCH
+    threads, ahead = decode_threads(job.workers), ahead_for(accelerator.device)
     samples = failed = 0
     with (
         Writer() as writer,
-        Loader(source, threads, prefetch, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        Loader(source, threads, ahead, device=accelerator.device, policy=KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        shares = source.shares(
-            (todo[n] for n in hand_out.numbers()), rows_for(job.batch_size, accelerator.device)
-        )
-        parts: Iterator[Collected] = collect(
-            source, _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
-        )
-        for part in parts:
+        claimed = (todo[place] for place in hand_out.numbers())
+        shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
+        batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
+        for number, part, scored in whole_parts(source, batches):
             loader.faults.forget()
-            writer.submit(_write, job, part)
-            samples += job.parts[part.number].count
-            failed += len(part.errors)
+            writer.submit(_write, job, number, part, scored)
+            samples += scored.count
+            failed += len(scored.errors)
     return samples, failed
 
 
@@ -168,61 +158,21 @@ def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator
         yield scored
 
 
-@dataclass
-class Collected:
-    """The outcome for a whole part."""
-
-    number: int
-    ids: list[str]
-    logits: np.ndarray
-    """(n, G) float32, zero where there is an error."""
-    embeddings: np.ndarray | None
-    errors: dict[int, str]
+def whole_parts(source: PartsSource, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenPart, Scored]]:
+    """(number, part, outcome for all its samples, numbered within it) of each part; the part is closed then."""
+    for number, group in itertools.groupby(batches, lambda scored: part_of(scored.first)):
+        scored = joined(list(group))
+        if scored.count != source.parts[number].count:
+            raise RuntimeError(f"{scored.count} rows of {source.parts[number].name} came, not all of them")
+        errors = {row_of(sample): problem for sample, problem in scored.errors.items()}
+        yield number, source.close(number), replace(scored, indices=row_of(scored.indices), errors=errors)
 
 
-def collect(source: PartsSource, batches: Iterator[Scored]) -> Iterator[Collected]:
-    """Put batches together to parts, and close each part once its rows are there."""
-    current: Collected | None = None
-    seen = 0
-    for scored in batches:
-        number, _ = source.at(next(iter(scored.indices), next(iter(scored.errors), 0)))
-        count = source.parts[number].count
-        if current is None:
-            current, seen = (
-                Collected(number, [], np.zeros((count, scored.logits.shape[1]), np.float32), None, {}),
-                0,
-            )
-            if scored.embeddings is not None:
-                current.embeddings = np.zeros((count, scored.embeddings.shape[1]), np.float32)
-        rows = [source.at(index)[1] for index in scored.indices]
-        current.logits[rows] = scored.logits
-        if current.embeddings is not None:
-            current.embeddings[rows] = scored.embeddings
-        current.errors.update({source.at(index)[1]: problem for index, problem in scored.errors.items()})
-        seen += scored.count
-        if seen == count:
-            current.ids = source.close(number)
-            yield current
-            current = None
-    if current is not None:
-        raise RuntimeError(f"{seen} rows of {source.parts[current.number].name} came, not all of them")
-
-
-def _write(job: Batch, part: Collected) -> None:
+def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
     """In the writing thread."""
-    probabilities = job.folder.decisions.probabilities(part.logits)
-    named = probabilities >= job.folder.thresholds
-    failed = sorted(part.errors)
-    named[failed] = False
-    rows = Rows(
-        part.ids,
-        probabilities.astype(np.float32),
-        named,
-        [part.errors.get(row) for row in range(len(part.ids))],
-        part.embeddings,
-    )
-    of = job.parts[part.number]
-    write_rows(job.path(of), rows, job.folder.labels, job.facts(of), job.format)
+    rows = Rows.of(part.ids(), scored, job.folder.decisions)
+    facts = job.facts(part.content)
+    write_rows(job.path(job.parts[number]), rows, job.folder.labels, facts, job.format)
 
 
 class Writer:
@@ -252,7 +202,7 @@ class Writer:
             self._pool.shutdown()
 
 
-def _tell(job: Batch, done: int, results: Sequence[Sequence[int]], seconds: float) -> int:
+def _tell(job: Job, done: int, results: Sequence[Sequence[int]], seconds: float) -> int:
     samples, failed = (sum(result[k] for result in results) for k in (0, 1))
     if failed:
         log.warning("%d images could not be decoded; their rows carry the error", failed)

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from shards.errors import UserError
 from shards.files import fingerprint
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
@@ -23,7 +21,7 @@ from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Source
 from toolkit.data.plan import EvalPlan, Share
-from toolkit.data.reader import ShardReader
+from toolkit.data.reader import ShardReader, check_size
 from toolkit.data.transforms import Preprocessing
 
 #: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
@@ -37,6 +35,11 @@ class OpenPart(Protocol):
     @property
     def source(self) -> Source:
         """Its images."""
+        ...
+
+    @property
+    def content(self) -> str:
+        """Its part's fingerprint, as it was before anything was read."""
         ...
 
     def ids(self) -> list[str]:
@@ -96,12 +99,13 @@ class ShardPart:
         """See Part."""
         reader = ShardReader(self.root, [self.shard], self.labels)
         reader.ask_ahead()
-        return _OpenShard(reader)
+        return _OpenShard(reader, self.content())
 
 
 @dataclass(frozen=True)
 class _OpenShard:
     source: ShardReader
+    content: str
 
     def ids(self) -> list[str]:
         return self.source.sample_ids()
@@ -142,12 +146,14 @@ class FilesPart:
 
     def open(self) -> OpenPart:
         """See Part."""
-        return _OpenFiles(FileSource([self.root / file for file in self.files]), self.files)
+        content = self.content()  # before a byte is read: who changes a file now is noticed the next time
+        return _OpenFiles(FileSource([self.root / file for file in self.files]), content, self.files)
 
 
 @dataclass(frozen=True)
 class _OpenFiles:
     source: FileSource
+    content: str
     files: tuple[str, ...]
 
     def ids(self) -> list[str]:
@@ -160,17 +166,8 @@ class _OpenFiles:
 def shard_parts(root: Path, manifest: Manifest, split: str | None) -> list[Part]:
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
     shards = manifest.of_split(split) if split else manifest.shards
-    for (
-        shard
-    ) in shards:  # a glance at each now saves the hour after which the last one turns out to be missing
-        path = root / shard.name
-        if not path.is_file():
-            raise UserError(f"shard {path} is missing; copy it again, or build the set again")
-        if (size := path.stat().st_size) != shard.bytes:
-            raise UserError(
-                f"shard {path} has {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and its "
-                f"index and run `posters shards build` again"
-            )
+    for shard in shards:  # rather than an hour later, when the last one's turn comes
+        check_size(root / shard.name, shard)
     return [ShardPart(root, shard, manifest.labels) for shard in shards]
 
 
@@ -201,28 +198,29 @@ class PartsSource:
             for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
                 yield Share(share.indices + (number << _SHIFT), share.valid)
 
-    def close(self, number: int) -> list[str]:
-        """Let go of a part whose rows have all come; returns its samples' ids."""
-        part, _ = self._open.pop(number)
-        return part.ids()
-
-    def at(self, index: int) -> tuple[int, int]:
-        """(part, sample of the part)."""
-        return int(index) >> _SHIFT, int(index) & ((1 << _SHIFT) - 1)
+    def close(self, number: int) -> OpenPart:
+        """Let go of a part whose rows have all come."""
+        return self._open.pop(number)[0]
 
     def read(self, index: int) -> memoryview:
         """See Source."""
-        number, row = self.at(index)
-        return self._open[number][0].source.read(row)
+        return self._open[part_of(index)][0].source.read(row_of(index))
 
     def where(self, index: int) -> str:
         """See Source."""
-        number, row = self.at(index)
-        return self._open[number][0].source.where(row)
+        return self._open[part_of(index)][0].source.where(row_of(index))
 
     def cutter(self, share: Share) -> Cut:
         """See Cutter."""
-        number, _ = self.at(share.indices[0])
-        return self._open[number][1](
-            Share(np.bitwise_and(share.indices, (1 << _SHIFT) - 1), share.valid, share.draws)
-        )
+        _, cutter = self._open[part_of(int(share.indices[0]))]
+        return cutter(Share(row_of(share.indices), share.valid, share.draws))
+
+
+def part_of(index: int) -> int:
+    """The part of a sample of a PartsSource."""
+    return index >> _SHIFT
+
+
+def row_of(index: Any) -> Any:
+    """Where a sample stands in its part; a number, or an array of int64."""
+    return index & ((1 << _SHIFT) - 1)

@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from shards.errors import UserError
 from shards.files import atomic_write, one_line, read_json, write_json
 from shards.labels import LabelSet
+from toolkit.decisions import Decisions
+from toolkit.inference import Scored
 from toolkit.model_folder import ModelFolder
 
 TableFormat = Literal["parquet", "csv", "jsonl"]
@@ -42,12 +44,34 @@ class Rows:
 
     ids: list[str]
     probabilities: np.ndarray
-    """(n, G) float32, NaN in rows with an error."""
+    """(n, G) calibrated, NaN in rows with an error."""
     named: np.ndarray
     """(n, G) bool."""
     errors: list[str | None]
     embeddings: np.ndarray | None = None
-    """(n, F) float32."""
+    """(n, F) float32, NaN in rows with an error."""
+
+    @classmethod
+    def of(cls, ids: list[str], scored: Scored, decisions: Decisions) -> Rows:
+        """The outcome for all of ``ids``, whose samples are numbered as they stand there."""
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            full = np.full((len(ids), values.shape[1]), np.nan, values.dtype)
+            full[scored.indices] = values
+            return full
+
+        probabilities = spread(decisions.probabilities(scored.logits))
+        return cls(
+            ids,
+            probabilities,
+            probabilities >= decisions.thresholds,  # not where it is NaN
+            [scored.errors.get(row) for row in range(len(ids))],
+            None if scored.embeddings is None else spread(scored.embeddings),
+        )
+
+    def names(self, labels: LabelSet) -> list[list[str]]:
+        """The genres that are named, in the model's order."""
+        return [[labels.genres[column] for column in np.flatnonzero(row)] for row in self.named]
 
 
 def genre_columns(labels: LabelSet) -> dict[str, str]:
@@ -76,7 +100,7 @@ def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any]) -> pa.Table:
     failed = np.array([error is not None for error in rows.errors], dtype=bool)
     columns: dict[str, pa.Array] = {
         "id": pa.array(rows.ids, pa.string()),
-        "genres": pa.array(_names(rows, labels), pa.list_(pa.string())),
+        "genres": pa.array(rows.names(labels), pa.list_(pa.string())),
     }
     for number, column in enumerate(genre_columns(labels).values()):
         values = np.ascontiguousarray(rows.probabilities[:, number], dtype=np.float32)
@@ -89,10 +113,6 @@ def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any]) -> pa.Table:
         )
     table = pa.table(columns)
     return table.replace_schema_metadata({KEY: json.dumps(facts, ensure_ascii=False)})
-
-
-def _names(rows: Rows, labels: LabelSet) -> list[list[str]]:
-    return [[labels.genres[column] for column in np.flatnonzero(row)] for row in rows.named]
 
 
 def write_rows(path: Path, rows: Rows, labels: LabelSet, facts: dict[str, Any], format: TableFormat) -> None:
@@ -133,7 +153,7 @@ def jsonl_of(rows: Rows, labels: LabelSet) -> str:
 
 
 def _each(rows: Rows, labels: LabelSet) -> Iterator[tuple[str, list[str], np.ndarray, str | None]]:
-    return zip(rows.ids, _names(rows, labels), rows.probabilities, rows.errors, strict=True)
+    return zip(rows.ids, rows.names(labels), rows.probabilities, rows.errors, strict=True)
 
 
 def output_path(out: Path, name: str, format: TableFormat) -> Path:

@@ -18,17 +18,18 @@ from shards.images import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import RawTransform
+from toolkit.data.jpeg import Undecodable
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan, Share
-from toolkit.forward import Forward, ForwardOptions, Tta, rows_for
+from toolkit.distributed import DTYPES
+from toolkit.forward import Forward, ForwardOptions, Tta, ahead_for, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, best_device, load_model_folder
-from toolkit.predict_tables import genre_columns
+from toolkit.predict_tables import Rows, genre_columns
 
 #: A file's path, its bytes, an opened picture, or (h, w, 3) uint8 RGB pixels ((h, w) for grey ones).
 ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, np.ndarray]
 HUB = "hf://"
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Predictor:
@@ -98,23 +99,20 @@ class Predictor:
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
-        with Loader(source, decode_threads(0), 4, device=self.device, policy=KEEP_ERRORS) as loader:
-            scored = infer_shares(
-                forward,
-                loader,
-                EvalPlan(len(chosen), rows_for(batch_size, self.device)).shares(0, 1),
-                source.cutter,
-            )
-        probabilities = np.full((len(chosen), len(labels)), np.nan)
-        probabilities[scored.indices] = decisions.probabilities(scored.logits)
-        named = probabilities >= decisions.thresholds
-        frame["genres"] = [[labels.genres[g] for g in np.flatnonzero(row)] for row in named]
-        frame = pd.concat([frame, pd.DataFrame(probabilities, columns=list(columns.values()))], axis=1)
-        frame["error"] = pd.Series([scored.errors.get(n) for n in range(len(chosen))], dtype=object)
-        if scored.embeddings is not None:
-            vectors: list[np.ndarray | None] = [None] * len(chosen)
-            for index, vector in zip(scored.indices.tolist(), scored.embeddings, strict=True):
-                vectors[index] = vector
+        shares = EvalPlan(len(chosen), rows_for(batch_size, self.device)).shares(0, 1)
+        with Loader(
+            source, decode_threads(0), ahead_for(self.device), device=self.device, policy=KEEP_ERRORS
+        ) as loader:
+            scored = infer_shares(forward, loader, shares, source.cutter)
+        rows = Rows.of(frame["image"].tolist(), scored, decisions)
+        frame["genres"] = rows.names(labels)
+        frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=list(columns.values()))], axis=1)
+        frame["error"] = pd.Series(rows.errors, dtype=object)
+        if rows.embeddings is not None:
+            vectors = [
+                vector if error is None else None
+                for vector, error in zip(rows.embeddings, rows.errors, strict=True)
+            ]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
 
@@ -154,17 +152,29 @@ class _Images:
         return len(self.images)
 
     def read(self, index: int) -> memoryview:
-        """The sample's number: what stands for its bytes until its square is made."""
-        return memoryview(bytearray(int(index).to_bytes(8, "little")))
+        """Nothing: a picture in memory has no bytes. Its cut knows where it is."""
+        return memoryview(bytearray())
 
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def cutter(self, share: Share) -> FileCut:
-        return FileCut(len(share.indices), self.transform.preprocessing.image_size, self._square)
+    def cutter(self, share: Share) -> _ImagesCut:
+        return _ImagesCut([self.images[index] for index in share.indices], self.transform)
 
-    def _square(self, number: bytes) -> np.ndarray:
-        return _square(self.images[int.from_bytes(number, "little")], self.transform)
+
+class _ImagesCut(FileCut):
+    """The squares of a batch of images, whatever they are."""
+
+    def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
+        super().__init__(len(images), transform.preprocessing.image_size, transform)
+        self.pictures, self.raw = images, transform
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        try:
+            return _square(self.pictures[row], self.raw)
+        except ValueError as error:  # the loader itself answers to OSError
+            raise Undecodable(str(error)) from error
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:

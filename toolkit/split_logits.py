@@ -21,6 +21,7 @@ from shards.progress import progress
 from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.reader import ShardReader
+from toolkit.forward import ahead_for
 from toolkit.inference import infer_all
 from toolkit.model_folder import ModelFolder
 
@@ -75,7 +76,9 @@ def infer_split(
     model = folder.model.to(accelerator.device)
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
-        Loader(reader, decode_threads(workers), prefetch=4, device=accelerator.device) as loader,
+        Loader(
+            reader, decode_threads(workers), ahead_for(accelerator.device), device=accelerator.device
+        ) as loader,
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
         logits, _ = infer_all(

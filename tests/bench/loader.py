@@ -15,11 +15,12 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
-from measure import STACKS, StackFailed, StackProcess
+from measure import STACKS, Contest, StackFailed, StackProcess
 from peers import PEERS, python_of, status_of
 from posterdata import SETS, PosterSet, prepare_sets
 
@@ -90,64 +91,38 @@ def without_paths(text: str, work: Path) -> str:
 def measure_set(posters: PosterSet, names: list[str], rounds: int, work: Path) -> dict[str, Any]:
     """All stacks on one data set."""
     cores = available_cores()
-    running: dict[str, StackProcess] = {}
     stacks: dict[str, dict[str, Any]] = {name: {} for name in names}
-    epochs: dict[str, report.Rounds] = {name: [] for name in names}
-
-    def fail(name: str, reason: str) -> None:
-        stacks[name] = {"reason": without_paths(reason, work)}
-        epochs[name] = []
-        print(f"{posters.name}: {name} is left out: {stacks[name]['reason']}", file=sys.stderr)
-        if name in running:
-            running.pop(name).close()
-
-    try:
+    with Contest(names, posters.name, lambda reason: without_paths(reason, work)) as contest:
         for name in names:
             if reason := unavailable(STACK_ENTRIES[name]):
-                fail(name, reason)
+                contest.leave_out(name, reason)
                 continue
             say(f"{posters.name}: preparing {name}")
-            try:
-                running[name] = start(posters, name, cores, work)
-                cold = running[name].epoch()
-                stacks[name] = {
-                    "work": running[name].ready["work"],
-                    "versions": running[name].ready["versions"],
-                }
+            # Some drop a short last batch.
+            cold = contest.begin(name, partial(start, posters, name, cores, work), posters.samples - BATCH)
+            if cold is not None:
+                ready = contest.running[name].ready
+                stacks[name] = {"work": ready["work"], "versions": ready["versions"]}
                 stacks[name]["cold_first_batch_seconds"] = round(cold["first_batch"], 4)
-                if cold["images"] < posters.samples - BATCH:
-                    fail(name, f"an epoch gave {cold['images']} of {posters.samples} images")
-            except StackFailed as failure:
-                fail(name, str(failure))
-        for turn in range(rounds):
-            say(f"{posters.name}: round {turn + 1} of {rounds}")
-            order = list(running)
-            for name in order if turn % 2 == 0 else reversed(order):
-                try:
-                    epochs[name].append(running[name].round())
-                except StackFailed as failure:
-                    fail(name, str(failure))
-        for name in list(running):
+        contest.run(rounds)
+        for name in list(contest.running):
             try:
-                peak = running[name].epoch_memory()
-                stacks[name].update(report.summary(epochs[name], cores))
-                stacks[name]["peak_memory_mb"] = round(peak["own"])
-                stacks[name]["peak_pss_mb"] = round(peak["pss"])
-                stacks[name]["rounds"] = epochs[name]
+                peak = contest.running[name].epoch_memory()
             except StackFailed as failure:
-                fail(name, str(failure))
-    finally:
-        for process in running.values():
-            process.quit()  # all at once: some take seconds
-        for process in running.values():
-            process.close()
+                contest.leave_out(name, str(failure))
+                continue
+            stacks[name].update(report.summary(contest.rounds[name], cores))
+            stacks[name]["peak_memory_mb"] = round(peak["own"])
+            stacks[name]["peak_pss_mb"] = round(peak["pss"])
+            stacks[name]["rounds"] = contest.rounds[name]
+    stacks.update({name: {"reason": reason} for name, reason in contest.left_out.items()})
     return {
         "samples": posters.samples,
         "mean_bytes": posters.mean_bytes,
         "median_width": posters.median_width,
         "median_height": posters.median_height,
         "stacks": stacks,
-        "ratios": report.all_ratios(epochs),
+        "ratios": report.all_ratios(contest.rounds),
     }
 
 

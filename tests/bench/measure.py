@@ -9,6 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,11 +43,10 @@ class StackProcess:
             )
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
-        try:
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(self.close)
             self.ready = self._ask(json.dumps(task), PREPARE_SECONDS)
-        except BaseException:
-            self.close()
-            raise
+            otherwise.pop_all()  # it is ready: it stays
 
     def epoch(self) -> dict[str, Any]:
         """Run one epoch. Raises StackFailed."""
@@ -135,6 +135,58 @@ class StackProcess:
     def _last_words(self) -> str:
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1][:200] if lines else "it said nothing"
+
+
+class Contest:
+    """Stacks that take turns. Whoever fails is left out, and says why; the end of the context ends them all."""
+
+    def __init__(self, names: Iterable[str], title: str, clean: Callable[[str], str]) -> None:
+        """``clean`` takes the folders of this machine out of a reason."""
+        self.title, self._clean = title, clean
+        self.running: dict[str, StackProcess] = {}
+        self.rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        self.left_out: dict[str, str] = {}
+
+    def begin(self, name: str, start: Callable[[], StackProcess], least: int) -> dict[str, Any] | None:
+        """Start a stack and throw its first epoch away, which must give ``least`` images; None if it is left out."""
+        try:
+            self.running[name] = start()
+            cold = self.running[name].epoch()
+        except StackFailed as failure:
+            self.leave_out(name, str(failure))
+            return None
+        if cold["images"] < least:
+            self.leave_out(name, f"an epoch gave {cold['images']} images, not {least}")
+            return None
+        return cold
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """End a stack for good."""
+        self.left_out[name] = self._clean(reason)
+        self.rounds[name] = []
+        print(f"{self.title}: {name} is left out: {self.left_out[name]}", file=sys.stderr)
+        if name in self.running:
+            self.running.pop(name).close()
+
+    def run(self, rounds: int) -> None:
+        """So many rounds over all that are left, every other one backwards."""
+        for turn in range(rounds):
+            print(f"{self.title}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+            order = list(self.running)
+            for name in order if turn % 2 == 0 else reversed(order):
+                try:
+                    self.rounds[name].append(self.running[name].round())
+                except StackFailed as failure:
+                    self.leave_out(name, str(failure))
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running.values():
+            process.quit()  # all at once: some take seconds
+        for process in self.running.values():
+            process.close()
 
 
 def memory(pid: int) -> dict[str, float]:

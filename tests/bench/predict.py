@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from loader import BENCH, SEED, WORK, Entry, machine, say, unavailable, without_paths
-from measure import STACKS, StackFailed, StackProcess
+from measure import STACKS, Contest, StackProcess
 from peers import PEERS, python_of
 from posterdata import PosterSet, prepare_sets
 from report import Rounds, rate
@@ -81,58 +82,33 @@ def measure(posters: PosterSet, options: argparse.Namespace, model: Path, work: 
         "model": str(model.resolve()),
         "precision": options.precision,
     }
-    running: dict[str, StackProcess] = {}
-    rounds: dict[str, Rounds] = {name: [] for name in options.stacks}
-    reasons: dict[str, str] = {}
-
-    def leave_out(name: str, reason: str) -> None:
-        reasons[name] = without_paths(reason, work)
-        rounds[name] = []
-        print(f"{name} is left out: {reasons[name]}", file=sys.stderr)
-        if name in running:
-            running.pop(name).close()
-
-    try:
+    with Contest(options.stacks, "predict", lambda reason: without_paths(reason, work)) as contest:
         for name in options.stacks:
-            entry = ENTRIES[name]
-            if reason := unavailable(entry):
-                leave_out(name, reason)
+            if reason := unavailable(ENTRIES[name]):
+                contest.leave_out(name, reason)
                 continue
-            say(f"preparing {name}")
-            python = str(python_of(entry.peer)) if entry.peer else sys.executable
-            told = {**task, "variant": entry.variant, "cache": str(posters.cache(name))}
-            try:
-                running[name] = StackProcess(
-                    python, STACKS / entry.script, told, work / "logs" / f"predict-{name}.log"
-                )
-                images = running[name].epoch()["images"]
-                if images != posters.samples:
-                    leave_out(name, f"it predicted {images} of {posters.samples} posters")
-            except StackFailed as failure:
-                leave_out(name, str(failure))
-        for turn in range(options.rounds):
-            say(f"round {turn + 1} of {options.rounds}")
-            order = list(running)
-            for name in order if turn % 2 == 0 else reversed(order):
-                try:
-                    rounds[name].append(running[name].round())
-                except StackFailed as failure:
-                    leave_out(name, str(failure))
-        versions = {name: process.ready["versions"] for name, process in running.items()}
-    finally:
-        for process in running.values():
-            process.quit()
-        for process in running.values():
-            process.close()
+            say(f"predict: preparing {name}")
+            contest.begin(name, partial(start, name, task, posters, work), posters.samples)
+        contest.run(options.rounds)
+        versions = {name: process.ready["versions"] for name, process in contest.running.items()}
+    rounds = contest.rounds
     return {
         "samples": posters.samples,
         "median_width": posters.median_width,
         "median_height": posters.median_height,
         "images_per_second": {n: round(median(map(rate, r)), 1) for n, r in rounds.items() if r},
         "ratios": {ours: ratios(rounds, ours) for ours in OURS if rounds.get(ours)},
-        "left_out": reasons,
+        "left_out": contest.left_out,
         "versions": versions,
     }
+
+
+def start(name: str, task: dict[str, Any], posters: PosterSet, work: Path) -> StackProcess:
+    """Start a stack and let it prepare. Raises StackFailed."""
+    entry = ENTRIES[name]
+    python = str(python_of(entry.peer)) if entry.peer else sys.executable
+    told = {**task, "variant": entry.variant, "cache": str(posters.cache(name))}
+    return StackProcess(python, STACKS / entry.script, told, work / "logs" / f"predict-{name}.log")
 
 
 def ratios(rounds: dict[str, Rounds], ours: str) -> dict[str, float]:

@@ -35,11 +35,11 @@ from toolkit.data.loader import Batch, Loader, decode_threads, own_cores, target
 from toolkit.data.meter import Times, verdict
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
+from toolkit.distributed import DTYPES
 from toolkit.feed import train_plan
 from toolkit.losses import build_loss
 from toolkit.models import HeadSpec, build_model
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 
 from toolkit.data.transforms import Preprocessing
-from toolkit.export_preprocess import NORMALISED, graph_only
+from toolkit.export_preprocess import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
 from toolkit.onnx_model import open_session, run_session
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,6 +30,20 @@ SIZES = [
     (400, 90),
     (20, 31),
 ]
+
+
+def graph_only(preprocessing: Preprocessing) -> Any:
+    """These nodes as an ONNX model of their own: images → normalised."""
+    nodes, constants = preprocess_nodes(preprocessing)
+    size = preprocessing.image_size
+    graph = helper.make_graph(
+        nodes,
+        "preprocess",
+        [images_info()],
+        [helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["batch", 3, size, size])],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", MIN_OPSET)], ir_version=10)
 
 
 def grey_levels(preprocessing: Preprocessing, image: Image.Image) -> np.ndarray:

@@ -36,18 +36,13 @@ def assert_same_logits(folder: ModelFolder, network: Script) -> None:
     assert wanted.std(dim=0).min() > 1e-3  # not the bias alone
 
 
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Import a checkpoint that must be refused with some words, and leave nothing."""
-
-    def check(value: Any, words: str) -> None:
-        torch.save(value, tmp_path / "c.pth")
-        with pytest.raises(UserError, match=words) as caught:
-            main(["import", "--checkpoint", str(tmp_path / "c.pth"), "--out", str(tmp_path / "m")])
-        assert "c.pth" in str(caught.value) and "\n" not in str(caught.value)
-        assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
-
-    return check
+def assert_refused(folder: Path, value: Any, words: str) -> None:
+    """Importing this content fails in one line with these words, and leaves nothing."""
+    torch.save(value, folder / "c.pth")
+    with pytest.raises(UserError, match=words) as caught:
+        main(["import", "--checkpoint", str(folder / "c.pth"), "--out", str(folder / "m")])
+    assert "c.pth" in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["c.pth"]
 
 
 def test_resnet50_and_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -155,38 +150,54 @@ def test_the_script_saw_the_whole_poster(tmp_path: Path):
     assert np.array_equal(folder.preprocessing.square(image), wanted)
 
 
-def test_what_does_not_fit_is_refused(refused: Any):
+def test_what_does_not_fit_is_refused(tmp_path: Path):
     whole = content(Script())
-    state = whole["model_state_dict"]
-    refused([1, 2], "no model_state_dict")
-    refused({"model_state_dict": None}, "no model_state_dict")
-    refused({**whole, "mlb": None}, "no MultiLabelBinarizer")
-    refused(
-        {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4}, "3 outputs, and its mlb 4 genres"
+    torch.save(whole, tmp_path / "whole.pth")  # nothing but what is changed below is wrong with it
+    assert (
+        main(["import", "--checkpoint", str(tmp_path / "whole.pth"), "--out", str(tmp_path / "whole")]) == 0
     )
-    refused({**whole, "mlb": binarizer((1, 2, 3))}, "not names of genres, e.g. 1")
-    refused({**whole, "num_classes": 5}, "num_classes 5, but its mlb has 3")
-    refused({**whole, "config": {"image_size": (224, 160)}}, "not that of a square")
-    refused({**whole, "learned_thresholds": [0.5, 0.5]}, "not 3 finite numbers")
-    refused({**whole, "learned_thresholds": [0.5, 0.5, 1.5]}, "not from 0 to 1")
-    refused({**whole, "learned_thresholds": "x"}, "learned_thresholds cannot be read")
-    refused({**whole, "epoch": "last"}, "epoch is not a number")
-    refused({**whole, "model_state_dict": {}}, "holds none of resnet18")
-    refused({**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}}, "holds none of resnet18")
-    refused({**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor")
-    refused({**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice")
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    state = whole["model_state_dict"]
+    assert_refused(folder, [1, 2], "no model_state_dict")
+    assert_refused(folder, {"model_state_dict": None}, "no model_state_dict")
+    assert_refused(folder, {**whole, "mlb": None}, "no MultiLabelBinarizer")
+    assert_refused(
+        folder,
+        {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4},
+        "3 outputs, and its mlb 4 genres",
+    )
+    assert_refused(folder, {**whole, "mlb": binarizer((1, 2, 3))}, "not names of genres, e.g. 1")
+    assert_refused(folder, {**whole, "num_classes": 5}, "num_classes 5, but its mlb has 3")
+    assert_refused(folder, {**whole, "config": {"image_size": (224, 160)}}, "not that of a square")
+    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5]}, "not 3 finite numbers")
+    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5, 1.5]}, "not from 0 to 1")
+    assert_refused(folder, {**whole, "learned_thresholds": "x"}, "learned_thresholds cannot be read")
+    assert_refused(folder, {**whole, "epoch": "last"}, "epoch is not a number")
+    assert_refused(folder, {**whole, "model_state_dict": {}}, "holds none of resnet18")
+    assert_refused(
+        folder,
+        {**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}},
+        "holds none of resnet18",
+    )
+    assert_refused(
+        folder, {**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor"
+    )
+    assert_refused(
+        folder, {**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice"
+    )
     nan = torch.full((3,), torch.nan)
-    refused({**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite")
+    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite")
     unbiased = {k: v for k, v in state.items() if k != "model.fc.bias"}
-    refused({**whole, "model_state_dict": unbiased}, "neither one linear layer nor")
+    assert_refused(folder, {**whole, "model_state_dict": unbiased}, "neither one linear layer nor")
     narrow = {**state, "model.fc.weight": torch.ones(3, 8)}
-    refused({**whole, "model_state_dict": narrow}, "neither one linear layer nor")
+    assert_refused(folder, {**whole, "model_state_dict": narrow}, "neither one linear layer nor")
 
 
-def test_an_unfitted_binarizer(refused: Any):
+def test_an_unfitted_binarizer(tmp_path: Path):
     from sklearn.preprocessing import MultiLabelBinarizer
 
-    refused({**content(Script()), "mlb": MultiLabelBinarizer()}, "was it fitted")
+    assert_refused(tmp_path, {**content(Script()), "mlb": MultiLabelBinarizer()}, "was it fitted")
 
 
 def test_nothing_is_overwritten(tmp_path: Path):

@@ -16,10 +16,12 @@ from toolkit_helpers import error_lines, make_model_folder, posters_command, som
 from shards.errors import UserError
 from shards.labels import LabelSet
 from toolkit.cli import main
+from toolkit.data.files import list_images
 from toolkit.distributed import make_accelerator
 from toolkit.model_folder import load_model_folder
 from toolkit.models import HeadSpec
-from toolkit.predict import list_images, load_folder, predict_files
+from toolkit.predict import predict_files
+from toolkit.predict_options import load_folder
 from toolkit.predict_output import named_genres
 
 

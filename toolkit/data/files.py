@@ -6,19 +6,36 @@ same pixels to the bit. Everything else goes through Pillow: upright by its EXIF
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size
+from shards.errors import UserError
+from shards.images import EXTENSIONS, BadImage, ImageOptions, decode, plain_jpeg_size
 from toolkit.data.cuts import SquareCut
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
 RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
+
+
+def list_images(directory: Path) -> list[Path]:
+    """Image files below a folder, sorted. Raises UserError if there is none."""
+    if not directory.is_dir():
+        raise UserError(f"image folder not found: {directory}")
+    found = [
+        Path(root) / name
+        for root, _, names in os.walk(directory)
+        for name in names
+        if name.endswith(EXTENSIONS)
+    ]
+    if not found:
+        raise UserError(f"no .jpg, .jpeg or .png file in {directory}")
+    return sorted(found)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class ShardReader:
         )
 
 
-def _checked_index(path: Path, shard: Shard) -> pa.Table:
+def check_size(path: Path, shard: Shard) -> None:
+    """A glance at a shard. Raises UserError if it is missing, truncated or changed."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -105,6 +106,10 @@ def _checked_index(path: Path, shard: Shard) -> pa.Table:
             f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
             f"its index and run `posters shards build` again"
         )
+
+
+def _checked_index(path: Path, shard: Shard) -> pa.Table:
+    check_size(path, shard)
     table, facts = read_index(path)
     if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
         raise UserError(

@@ -10,11 +10,11 @@ import torch
 from protocol import Stack, Task, serve
 
 from shards.manifest import Manifest
+from toolkit.data.files import list_images
 from toolkit.distributed import autocast_dtype, make_accelerator
 from toolkit.forward import Forward, ForwardOptions
 from toolkit.model_folder import load_model_folder
-from toolkit.predict import list_images
-from toolkit.predict_batch import Batch, predict_parts
+from toolkit.predict_batch import Job, predict_parts
 from toolkit.predict_parts import folder_parts, shard_parts
 
 
@@ -34,7 +34,7 @@ def prepare(task: Task) -> Stack:
             parts = shard_parts(root, Manifest.read(root), None)
         else:
             parts = folder_parts(Path(task.files), list_images(Path(task.files)))
-        if predict_parts(Batch(parts, folder, forward, out, batch_size=task.batch), accelerator):
+        if predict_parts(Job(parts, folder, forward, out, batch_size=task.batch), accelerator):
             raise RuntimeError("nothing could be predicted")
         yield sum(part.count for part in parts)
 

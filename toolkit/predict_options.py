@@ -1,0 +1,61 @@
+"""What the options of ``posters predict`` ask for, be it of a few images or of a whole set."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from shards.errors import UserError
+from toolkit.distributed import autocast_dtype
+from toolkit.forward import Forward, ForwardOptions, rows_for
+from toolkit.model_folder import ModelFolder, load_model_folder
+
+#: Endings of --output that name a file for all results.
+FILE_ENDINGS = (".json", ".csv", ".txt")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for values that mean nothing."""
+    if args.threshold is not None and not 0.0 <= args.threshold <= 1.0:
+        raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
+    if args.batch_size < 0 or args.workers < 0:
+        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
+    if args.onnx is not None and (args.compile or args.precision in ("fp16", "bf16")):
+        raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
+
+
+def wants_a_folder(args: argparse.Namespace) -> bool:
+    """Whether the results are a folder of files, not text or one file."""
+    if args.shards is not None:
+        return True
+    if args.directory is None or args.output is None or args.format == "json":
+        return False
+    return args.output.suffix.lower() not in FILE_ENDINGS
+
+
+def load_folder(path: Path, threshold: float | None) -> ModelFolder:
+    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
+    folder = load_model_folder(path)
+    if threshold is not None:
+        folder.decisions = folder.decisions.at(threshold)
+    return folder
+
+
+def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
+    """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
+    options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
+    if args.onnx is not None:
+        from toolkit.onnx_model import OnnxModel
+
+        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
+        network = OnnxModel(path, folder, accelerator.device)
+        return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
+    model = folder.model.to(accelerator.device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    rows = rows_for(args.batch_size, accelerator.device)
+    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, rows)
