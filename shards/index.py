@@ -142,15 +142,20 @@ def write_index(tar: Path, table: pa.Table, facts: Mapping[str, Any]) -> None:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
 
 
+def require_index(tar: Path) -> None:
+    """Raise UserError if there is no index beside a tar."""
+    if not index_path(tar).is_file():
+        raise UserError(
+            f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`"
+        )
+
+
 def read_index(tar: Path) -> tuple[pa.Table, dict[str, Any]]:
     """(table, facts) of a tar's index. Raises UserError if it is absent or no index of ours."""
+    require_index(tar)
     path = index_path(tar)
     try:
         table = pq.read_table(path, memory_map=False)
-    except FileNotFoundError:
-        raise UserError(
-            f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`"
-        ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
     metadata = table.schema.metadata or {}

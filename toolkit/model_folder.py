@@ -10,6 +10,7 @@ predictions-SPLIT.npz  what it was measured from (split_logits.py): ids, logits,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -73,21 +74,28 @@ def save_model_folder(
     """Write a model folder, replacing an older one only when the new one is whole.
 
     ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
+    Raises UserError or OSError where it cannot be written, and leaves nothing of it.
     """
     from toolkit.model_card import write_card
 
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
-    write_labels(fresh, labels, decisions)
-    # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
-    os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
-    ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
-    write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
-    for split, values in metrics.items():
-        write_json(fresh / f"metrics-{split}.json", values)
-    write_card(fresh)
+    with contextlib.ExitStack() as otherwise:
+        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, in its words
+            raise UserError(f"the model cannot be written to {folder}: {one_line(error)}") from None
+        write_labels(fresh, labels, decisions)
+        # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
+        os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
+        ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
+        write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
+        for split, values in metrics.items():
+            write_json(fresh / f"metrics-{split}.json", values)
+        write_card(fresh)
+        otherwise.pop_all()
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

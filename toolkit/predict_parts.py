@@ -21,7 +21,7 @@ from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Source
 from toolkit.data.plan import EvalPlan, Share
-from toolkit.data.reader import ShardReader, check_size
+from toolkit.data.reader import ShardReader, check_files
 from toolkit.data.transforms import Preprocessing
 
 #: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
@@ -167,7 +167,7 @@ def shard_parts(root: Path, manifest: Manifest, split: str | None) -> list[Part]
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
     shards = manifest.of_split(split) if split else manifest.shards
     for shard in shards:  # rather than an hour later, when the last one's turn comes
-        check_size(root / shard.name, shard)
+        check_files(root / shard.name, shard)
     return [ShardPart(root, shard, manifest.labels) for shard in shards]
 
 

@@ -67,12 +67,14 @@ def default_model(work: Path, name: str, size: int) -> Path:
     return folder
 
 
-def measure(posters: PosterSet, options: argparse.Namespace, model: Path, work: Path) -> dict[str, Any]:
+def measure(
+    posters: PosterSet, options: argparse.Namespace, model: Path, size: int, work: Path
+) -> dict[str, Any]:
     """All stacks, taking turns."""
     task = {
         **WORK,
         "batch": options.batch,
-        "size": load_model_folder(model).preprocessing.image_size,
+        "size": size,
         "cores": available_cores(),
         "set": posters.name,
         "samples": posters.samples,
@@ -151,9 +153,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Prepare, measure, print; return every figure."""
     work = options.work.resolve()
     with folder_lock(work):
-        (posters,) = prepare_sets(options.images, options.samples, [options.set], work, SEED)
         model = options.model or default_model(work, options.architecture, options.size)
-        figures = measure(posters, options, model, work)
+        size = load_model_folder(model).preprocessing.image_size
+        (posters,) = prepare_sets(options.images, options.samples, [options.set], work, SEED)
+        figures = measure(posters, options, model, size, work)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"\n{device}, {available_cores()} cores, {options.precision}; {posters.samples} posters, median "
           f"{posters.median_width}x{posters.median_height}\n")  # fmt: skip

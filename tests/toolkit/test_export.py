@@ -227,3 +227,10 @@ def test_facts_are_json(model_folder: Path):
     from toolkit.export_network import facts
 
     assert json.loads(json.dumps(facts(load_model_folder(model_folder), False, 18)))["opset"] == 18
+
+
+def test_a_full_disk_leaves_no_file(model_folder: Path, small_disk: Path):
+    for format in ("onnx", "torch-export"):
+        with pytest.raises(OSError, match="No space left on device"):
+            main(["export", "-m", str(model_folder), "--format", format, "--out", str(small_disk / "file")])
+        assert list(small_disk.iterdir()) == []

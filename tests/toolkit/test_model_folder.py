@@ -203,3 +203,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(copy: Path):
     recover_model_folder(copy)
     assert np.isfinite(load_model_folder(copy).thresholds).all()
     assert not half.exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path):
+    with pytest.raises(UserError, match=r"cannot be written to .*No space left on device") as caught:
+        make_model_folder(small_disk / "model", LabelSet(("a", "b")), HeadSpec("linear", (), 0.0))
+    assert "\n" not in str(caught.value)
+    assert list(small_disk.iterdir()) == []

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import UserError
-from shards.index import read_index
+from shards.index import read_index, require_index
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
 from toolkit.data.jpeg import Undecodable
@@ -94,8 +94,8 @@ class ShardReader:
         )
 
 
-def check_size(path: Path, shard: Shard) -> None:
-    """A glance at a shard. Raises UserError if it is missing, truncated or changed."""
+def check_files(path: Path, shard: Shard) -> None:
+    """A glance at a shard's files. Raises UserError if the tar is missing, truncated or changed, or has no index."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -106,10 +106,11 @@ def check_size(path: Path, shard: Shard) -> None:
             f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
             f"its index and run `posters shards build` again"
         )
+    require_index(path)
 
 
 def _checked_index(path: Path, shard: Shard) -> pa.Table:
-    check_size(path, shard)
+    check_files(path, shard)
     table, facts = read_index(path)
     if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
         raise UserError(
