@@ -186,6 +186,6 @@ def judge(found: Differences, preprocess: bool, tolerance: float | None) -> None
         what, value = "probabilities", found.probabilities
     if not value <= limit:
         raise UserError(
-            f"nothing was exported: {what} of the file and of PyTorch differ by {value:.2g} at most, over the tolerance "
+            f"nothing was exported: {what} of the file and PyTorch differ by {value:.2g} at most, over the tolerance "
             f"of {limit:g}; try another --format or --opset, or allow more with --tolerance"
         )
