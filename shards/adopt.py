@@ -107,6 +107,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
             source={"indexed": True, "samples": sum(shard.samples for shard in shards)},
             versions=library_versions(),
         )
+        manifest.write_tables(options.folder)
         manifest.write(options.folder)
     return manifest
 

@@ -158,6 +158,7 @@ def build_shards(options: BuildOptions) -> Manifest:
             },
             versions=library_versions(),
         )
+        manifest.write_tables(options.out)
         manifest.write(options.out)
         shutil.rmtree(work, ignore_errors=True)
     _report_balance(manifest)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError
 from shards.files import PARTIAL, atomic_write, one_line
+from shards.places import Place, told
 
 SUFFIX = ".index.parquet"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -52,12 +53,12 @@ class Member:
     json_size: int = -1
 
 
-def index_path(tar: Path) -> Path:
+def index_path(tar: Place) -> Place:
     """``train-00000.tar`` → ``train-00000.index.parquet`` (img2dataset's own .parquet keeps its name)."""
     return tar.with_name(tar.name.removesuffix(".tar") + SUFFIX)
 
 
-def tar_path(index: Path) -> Path:
+def tar_path(index: Place) -> Place:
     """The tar that an index describes."""
     return index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
 
@@ -135,27 +136,27 @@ def build_table(tar: Path, members: Sequence[Member], columns: Mapping[str, Sequ
     )
 
 
-def write_index(tar: Path, table: pa.Table, facts: Mapping[str, Any]) -> None:
+def write_index(tar: Place, table: pa.Table, facts: Mapping[str, Any]) -> None:
     """Write the index, atomically. ``facts`` (JSON types) go into the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
 
 
-def require_index(tar: Path) -> None:
+def require_index(tar: Place) -> None:
     """Raise UserError if there is no index beside a tar."""
     if not index_path(tar).is_file():
-        raise UserError(
-            f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`"
-        )
+        raise _no_index(tar)
 
 
-def read_index(tar: Path) -> tuple[pa.Table, dict[str, Any]]:
+def read_index(tar: Place) -> tuple[pa.Table, dict[str, Any]]:
     """(table, facts) of a tar's index. Raises UserError if it is absent or no index of ours."""
-    require_index(tar)
     path = index_path(tar)
     try:
-        table = pq.read_table(path, memory_map=False)
+        with told("read the index", path), path.open("rb") as stream:
+            table = pq.read_table(stream)
+    except FileNotFoundError:
+        raise _no_index(tar) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
     metadata = table.schema.metadata or {}
@@ -164,6 +165,10 @@ def read_index(tar: Path) -> tuple[pa.Table, dict[str, Any]]:
     return table, json.loads(metadata[b"poster_toolkit"])
 
 
-def list_tars(folder: Path) -> list[Path]:
+def _no_index(tar: Place) -> UserError:
+    return UserError(f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`")
+
+
+def list_tars(folder: Place) -> list[Place]:
     """The tars of a folder, by name, without unfinished ones."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

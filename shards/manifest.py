@@ -7,12 +7,13 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
 from shards.files import fingerprint, read_json, write_json
 from shards.labels import LabelSet
+from shards.places import Place, is_remote, told
+from shards.samples import SampleTable, remove_other_tables, write_sample_table
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -48,6 +49,8 @@ class Manifest:
     packing: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, SampleTable] = field(default_factory=dict)
+    """By split. Sets of earlier versions have none."""
 
     @property
     def labels(self) -> LabelSet:
@@ -82,7 +85,17 @@ class Manifest:
             }
         return summary
 
-    def write(self, folder: Path) -> None:
+    def write_tables(self, folder: Place) -> None:
+        """Write the splits' tables of samples from the indexes in ``folder``, before the manifest that names them."""
+        self.tables = {
+            split: write_sample_table(
+                folder, split, [(s.name, s.sha256, s.samples) for s in self.of_split(split)], self.genres
+            )
+            for split in self.split_names
+        }
+        remove_other_tables(folder, list(self.tables.values()))
+
+    def write(self, folder: Place) -> None:
         """Write manifest.json, atomically. It is the last file of a build."""
         write_json(
             folder / NAME,
@@ -91,6 +104,7 @@ class Manifest:
                 "fingerprint": self.fingerprint,
                 "labels": {"fingerprint": self.labels.fingerprint, "genres": self.genres},
                 "splits": self.split_summary(),
+                "tables": {split: dataclasses.asdict(table) for split, table in self.tables.items()},
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
                 "packing": self.packing,
                 "source": self.source,
@@ -99,19 +113,21 @@ class Manifest:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Place) -> Manifest:
         """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format."""
         path = folder / NAME
-        if not folder.is_dir():
+        if not is_remote(folder) and not folder.is_dir():
             raise UserError(
                 f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
             )
-        if not path.exists():
+        with told("read the manifest", path):
+            there = path.exists()
+            raw = read_json(path, "manifest") if there else None
+        if not there:
             raise UserError(
                 f"{folder} holds no {NAME}: finish its `posters shards build`, "
                 f"or run `posters shards index {folder}` for tars made by other tools"
             )
-        raw = read_json(path, "manifest")
         try:
             if raw["format"] != FORMAT:
                 raise UserError(
@@ -123,6 +139,7 @@ class Manifest:
                 raw["packing"],
                 raw["source"],
                 raw["versions"],
+                {split: SampleTable(**table) for split, table in raw.get("tables", {}).items()},
             )
             stated = raw["fingerprint"]
             if any(len(shard.genre_counts) != len(manifest.genres) for shard in manifest.shards):

@@ -19,6 +19,7 @@ from shards.index import Member, member_checksum, read_index, read_members
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
 from shards.progress import progress
+from shards.samples import SampleTable, open_sample_table, records_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class _Check:
     folder: Path
     shard: Shard
     labels: LabelSet
+    table: SampleTable | None
+    """Of its split, if the set has tables and this one can be opened."""
+    first: int
+    """Where the shard's samples begin in it."""
+    samples: int
+    """Of the split."""
 
 
 def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
@@ -34,7 +41,24 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
     Raises UserError if there is no readable manifest to check against.
     """
     manifest = Manifest.read(folder)
-    tasks = [_Check(folder, shard, manifest.labels) for shard in manifest.shards]
+    tasks: list[_Check] = []
+    of_tables: list[str] = []
+    for split in manifest.split_names:
+        shards = manifest.of_split(split)
+        samples = sum(shard.samples for shard in shards)
+        table = manifest.tables.get(split)
+        if table is not None:
+            try:
+                open_sample_table(folder / table.name, table, samples, len(manifest.labels))
+                if sha256_file(folder / table.name) != table.sha256:
+                    of_tables.append(f"{table.name}: its bytes changed (sha256 differs from the manifest)")
+            except UserError as error:
+                of_tables.append(str(error))
+                table = None
+        first = 0
+        for shard in shards:
+            tasks.append(_Check(folder, shard, manifest.labels, table, first, samples))
+            first += shard.samples
     found: dict[str, list[str]] = {}
     keys: Counter[str] = Counter()
     with progress(sum(shard.samples for shard in manifest.shards), "verifying") as bar:
@@ -42,7 +66,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
             found[task.shard.name] = problems
             keys.update(names)
             bar.update(task.shard.samples)
-    problems = [problem for shard in manifest.shards for problem in found[shard.name]]
+    problems = of_tables + [problem for shard in manifest.shards for problem in found[shard.name]]
     # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set
     problems += [
         f"key {key!r} occurs {count} times in the set" for key, count in sorted(keys.items()) if count > 1
@@ -69,6 +93,13 @@ def check_shard(task: _Check) -> tuple[list[str], list[str]]:
         problems.append(
             f"{tar.name}: the index has {table.num_rows} samples, the manifest says {task.shard.samples}"
         )
+    if task.table is not None:
+        records = open_sample_table(
+            tar.with_name(task.table.name), task.table, task.samples, len(task.labels)
+        )
+        own = records[task.first : task.first + task.shard.samples]
+        if records_of(table, len(task.labels)).tobytes() != own.tobytes():
+            problems.append(f"{tar.name}: {task.table.name} does not say of it what its index says")
     rows = table.to_pylist()
     counts = Counter(column for row in rows for column in row["labels"])
     if [counts[column] for column in range(len(task.labels))] != task.shard.genre_counts:

@@ -74,7 +74,9 @@ def test_img2dataset(folder: Path) -> None:
     manifest = adopt(folder)
     after = tree(folder)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"manifest.json", "00000.index.parquet", "00001.index.parquet"}
+    (table,) = manifest.tables.values()
+    added = {"manifest.json", "00000.index.parquet", "00001.index.parquet", table.name}
+    assert set(after) - set(before) == added
     assert manifest.genres == ["Comedy", "Drama", "War"]
     assert [(s.name, s.split, s.samples, s.genre_counts) for s in manifest.shards] == [
         ("00000.tar", "train", 2, [1, 2, 1]),

@@ -71,6 +71,7 @@ def test_the_folder_holds_only_what_it_should(shard_set: Path) -> None:
     expected = {"manifest.json", "rejected.csv", "duplicates.csv"}
     for shard in manifest.shards:
         expected |= {shard.name, shard.name.replace(".tar", ".index.parquet")}
+    expected |= {table.name for table in manifest.tables.values()}
     assert set(tree(shard_set)) == expected
     assert all(shard.samples <= 20 for shard in manifest.shards)
     assert verify_shards(shard_set, 1)[1] == []

@@ -16,6 +16,7 @@ from shard_tools import Source, build, draw, encoded, only_error, tree, write_ta
 
 from shards.adopt import AdoptOptions, index_folder
 from shards.index import index_path, read_index
+from shards.manifest import Manifest
 from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
@@ -227,3 +228,21 @@ def test_doing_what_verify_says_mends_the_set(
     build(few, copy, samples_per_shard=8)
     assert tree(copy) == tree(few_shards)
     assert verify_shards(copy, 1)[1] == []
+
+
+def test_a_table_of_samples_that_is_not_the_indexes(copy: Path, command: Command) -> None:
+    manifest = Manifest.read(copy)
+    table = copy / manifest.tables["train"].name
+    whole = table.read_bytes()
+    flip(table, len(whole) - 1)  # the last sample's genres
+    last = manifest.of_split("train")[-1].name
+    assert problems(command, copy) == [
+        f"{table.name}: its bytes changed (sha256 differs from the manifest)",
+        f"{last}: {table.name} does not say of it what its index says",
+    ]
+    table.write_bytes(whole[:-1])
+    (line,) = problems(command, copy)
+    assert str(table) in line and f"{len(whole) - 1} bytes, the manifest says {len(whole)}" in line
+    table.unlink()
+    (line,) = problems(command, copy)
+    assert str(table) in line and "missing" in line

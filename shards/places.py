@@ -1,0 +1,106 @@
+"""Where files lie: a path of this machine, or a URL that fsspec knows (``s3://``, ``gs://``, ``hf://``, ``http://``).
+
+``place`` turns what a user wrote into a ``pathlib.Path`` or its likeness for URLs, universal_pathlib's ``UPath``. Both
+have ``/``, ``name``, ``exists``, ``glob``, ``open``, ``read_bytes``, ...; code that lists, reads and writes through
+these works on either. A store's own settings (endpoint, keys, timeouts) come from where fsspec takes them: its
+configuration files and ``FSSPEC_*`` variables, or the client's own (``AWS_ENDPOINT_URL``, ``~/.aws``, ...).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from shards.errors import UserError
+
+#: A local path or a URL. UPath is no Path by type, but has what is used of it here.
+Place: TypeAlias = Path
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+#: Which extra brings the client of a protocol.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL rather than a path.
+
+    >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
+    (True, False, False)
+    """
+    return _URL.match(text) is not None
+
+
+def is_remote(path: Place) -> bool:
+    """Whether a place is anything but a path of this machine."""
+    return not isinstance(path, Path)
+
+
+def place(text: str | Place) -> Place:
+    """The place that a text names. Raises UserError for a URL of an unknown kind or without its client."""
+    text = str(text)
+    if not is_url(text):
+        return Path(text)
+    protocol = text.partition("://")[0].lower()
+    if protocol in ("file", "local"):
+        return Path(text.partition("://")[2])
+    from upath import UPath  # only those who use URLs pay for it
+
+    try:
+        path = UPath(text)
+        _ = path.fs  # made on first use: a missing client shows here and not in the middle of the work
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        how = f"pip install -c constraints.txt -e '.[{extra}]'" if extra else "install the package it names"
+        raise UserError(f"{protocol}:// needs another package: {how} ({_one_line(error)})") from None
+    except ValueError as error:
+        raise UserError(f"{text} cannot be read: {_one_line(error)}") from None
+    return path  # type: ignore[no-any-return]  # an UPath, see Place
+
+
+def remote_errors() -> tuple[type[BaseException], ...]:
+    """What reading or writing a remote place may raise for reasons that lie outside of this program.
+
+    fsspec's file systems pass some of their clients' own errors on: aiohttp's and botocore's among them.
+    """
+    found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
+    with contextlib.suppress(ImportError):
+        import aiohttp
+
+        found.append(aiohttp.ClientError)
+    with contextlib.suppress(ImportError):
+        import botocore.exceptions
+
+        found += [botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError]
+    with contextlib.suppress(ImportError):
+        import httpx
+
+        found.append(httpx.HTTPError)
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def told(what: str, path: Place) -> Iterator[None]:
+    """Turn a remote place's errors into one line: ``what`` ("read the manifest") says what was tried.
+
+    Local places keep their OSErrors, which callers know how to tell apart.
+    """
+    if not is_remote(path):
+        yield
+        return
+    try:
+        yield
+    except remote_errors() as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(
+            f"cannot {what} at {path}: {_one_line(error)}; check the address, your credentials and the network"
+        ) from None
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
