@@ -153,10 +153,19 @@ def read_index(tar: Place) -> tuple[pa.Table, dict[str, Any]]:
     """(table, facts) of a tar's index. Raises UserError if it is absent or no index of ours."""
     path = index_path(tar)
     try:
-        with told("read the index", path), path.open("rb") as stream:
-            table = pq.read_table(stream)
+        with told("read the index", path):
+            data = path.read_bytes()
     except FileNotFoundError:
         raise _no_index(tar) from None
+    except OSError as error:
+        raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
+    return parse_index(data, path)
+
+
+def parse_index(data: bytes, path: Place) -> tuple[pa.Table, dict[str, Any]]:
+    """(table, facts) of the bytes of an index. Raises UserError, naming ``path``, if they are none of ours."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
     metadata = table.schema.metadata or {}

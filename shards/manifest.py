@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import fingerprint, read_json, write_json
+from shards.files import fingerprint, one_line, write_json
 from shards.labels import LabelSet
-from shards.places import Place, is_remote, told
+from shards.places import Place, is_remote
+from shards.remote_read import Patience, read_whole
 from shards.samples import SampleTable, remove_other_tables, write_sample_table
 
 NAME = "manifest.json"
@@ -113,21 +115,29 @@ class Manifest:
         )
 
     @classmethod
-    def read(cls, folder: Place) -> Manifest:
-        """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format."""
+    def read(cls, folder: Place, patience: float = 30.0) -> Manifest:
+        """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format.
+
+        patience: seconds for which a store that does not answer is asked again.
+        """
         path = folder / NAME
-        if not is_remote(folder) and not folder.is_dir():
+        if is_remote(folder):
+            data = read_whole(path, Patience(patience))
+        elif folder.is_dir():
+            data = path.read_bytes() if path.exists() else None
+        else:
             raise UserError(
                 f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
             )
-        with told("read the manifest", path):
-            there = path.exists()
-            raw = read_json(path, "manifest") if there else None
-        if not there:
+        if data is None:
             raise UserError(
                 f"{folder} holds no {NAME}: finish its `posters shards build`, "
                 f"or run `posters shards index {folder}` for tars made by other tools"
             )
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise UserError(f"manifest {path} cannot be read: {one_line(error)}") from None
         try:
             if raw["format"] != FORMAT:
                 raise UserError(

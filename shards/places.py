@@ -22,6 +22,9 @@ Place: TypeAlias = Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
+#: Of HTTP, seconds: to wait for a connection, and for the next byte.
+HTTP_TIMEOUT = (30.0, 60.0)
+
 #: Which extra brings the client of a protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
@@ -42,7 +45,8 @@ def is_remote(path: Place) -> bool:
 
 def place(text: str | Place) -> Place:
     """The place that a text names. Raises UserError for a URL of an unknown kind or without its client."""
-    text = str(text)
+    if not isinstance(text, str):
+        return text
     if not is_url(text):
         return Path(text)
     protocol = text.partition("://")[0].lower()
@@ -51,7 +55,7 @@ def place(text: str | Place) -> Place:
     from upath import UPath  # only those who use URLs pay for it
 
     try:
-        path = UPath(text)
+        path = UPath(text, **_settings(protocol))
         _ = path.fs  # made on first use: a missing client shows here and not in the middle of the work
     except ImportError as error:
         extra = EXTRAS.get(protocol)
@@ -60,6 +64,18 @@ def place(text: str | Place) -> Place:
     except ValueError as error:
         raise UserError(f"{text} cannot be read: {_one_line(error)}") from None
     return path  # type: ignore[no-any-return]  # an UPath, see Place
+
+
+def _settings(protocol: str) -> dict[str, Any]:
+    """What fsspec's own settings of a protocol would make wait too long, unless the user has set it."""
+    import fsspec.config
+
+    if protocol not in ("http", "https") or "client_kwargs" in fsspec.config.conf.get(protocol, {}):
+        return {}
+    import aiohttp
+
+    connect, read = HTTP_TIMEOUT  # aiohttp's own bound is five minutes for a whole file, however large
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)}}
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:

@@ -88,7 +88,7 @@ def write_sample_table(
     with atomic_write(path) as stream:
         out = _Counted(stream)
         header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
-        np.lib.format.write_array_header_1_0(out, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(out, header)
         for name, sha256, samples in shards:
             table, facts = read_index(folder / name)
             if facts.get("sha256") != sha256 or table.num_rows != samples:

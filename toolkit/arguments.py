@@ -9,13 +9,14 @@ import argparse
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+from shards.arguments import add_cache_options, add_shards
 from toolkit.config import DecideConfig
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``posters evaluate``."""
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
-    parser.add_argument("--shards", type=Path, required=True, help="shard set made by `posters shards build`")
+    add_shards(parser, "shard set made by `posters shards build`")
     parser.add_argument("--split", default="test", help="split to evaluate (default test)")
     parser.add_argument(
         "--thresholds",
@@ -58,9 +59,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``posters tune``."""
     default = DecideConfig()
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
-    parser.add_argument(
-        "--shards", type=Path, required=True, help="shard set of the training; its val split is used"
-    )
+    add_shards(parser, "shard set of the training; its val split is used")
     parser.add_argument(
         "--aim", default=default.aim, help="f1, f0.5, precision>=X or recall>=X, on val (default %(default)s)"
     )
@@ -100,9 +99,9 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-d", "--directory", type=Path, help="folder of images, with its subfolders")
     what.add_argument(
         "--shards",
-        type=Path,
-        help="shard set, or folder of images; a file per shard goes to the folder --out",
+        help="shard set (a folder or URL), or folder of images; a file per shard goes to the folder --out",
     )
+    add_cache_options(parser)
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
     parser.add_argument(
         "-t",

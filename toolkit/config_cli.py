@@ -8,14 +8,19 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from shards.arguments import CACHE_OPTIONS, add_cache_options, cache_options
 from shards.errors import UserError
 from shards.files import atomic_write, one_line
+from shards.places import Place, place
 from toolkit.config import Config
+
+if TYPE_CHECKING:
+    from shards.store import CacheOptions
 
 # Attribute docstrings of the dataclasses become the help texts.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -37,7 +42,8 @@ class TrainCommand:
     """What ``posters train`` was told."""
 
     config: Config
-    shards: Path
+    shards: Place
+    cache: CacheOptions
     out: Path
     resume: bool
     find_lr: bool
@@ -53,7 +59,10 @@ def train_parser() -> ArgumentParser:
     parser.add_argument(
         "--config", action="config", help="YAML file with any of the keys below; later options win"
     )
-    parser.add_argument("--shards", type=str, help="shard set made by `posters shards build`")
+    parser.add_argument(
+        "--shards", type=str, help="shard set made by `posters shards build`: a folder or URL"
+    )
+    add_cache_options(parser)
     parser.add_argument("--out", type=str, help="run folder to write")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest valid checkpoint in --out"
@@ -77,7 +86,15 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         parsed = parser.parse_args(list(argv))
         made = parser.instantiate(parsed)
     except ArgumentError as error:
-        known = [*config_keys(), "config", "shards", "out", "resume", "find-lr"]
+        known = [
+            *config_keys(),
+            "config",
+            "shards",
+            "out",
+            "resume",
+            "find-lr",
+            *(name[2:] for name, _, _ in CACHE_OPTIONS),
+        ]
         raise UserError(explain(str(error), known)) from None
     config = Config(**{section.name: getattr(made, section.name) for section in dataclasses.fields(Config)})
     config.validate()
@@ -86,7 +103,9 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
             raise UserError(f"--{name} is missing; see `posters train --help`")
     if made.resume and made.find_lr:
         raise UserError("--find-lr starts from the first weights: it cannot --resume a run")
-    return TrainCommand(config, Path(made.shards), Path(made.out), bool(made.resume), bool(made.find_lr))
+    return TrainCommand(
+        config, place(made.shards), cache_options(made), Path(made.out), bool(made.resume), bool(made.find_lr)
+    )
 
 
 def _check_yaml(path: Path) -> None:

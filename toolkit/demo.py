@@ -16,6 +16,7 @@ from shards.build import BuildOptions, build_shards
 from shards.files import write_json
 from shards.manifest import Manifest
 from shards.metadata import read_metadata
+from shards.store import open_store
 from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from toolkit.data.files import list_images
 from toolkit.data.reader import ShardReader
@@ -94,7 +95,9 @@ def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, output
     shards, report = out / "shards", out / "report"
     words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
     command = shlex.join(str(word) for word in words)
-    return ReportRun(report, folder, None, shards, manifest, have_cleanlab(), command).write(outputs, None)
+    return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(
+        outputs, None
+    )
 
 
 def _say_where(out: Path, folder: ModelFolder) -> None:

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from accelerate import Accelerator
 
+from shards.arguments import store_of
 from shards.errors import UserError
 from shards.files import write_json
 from shards.manifest import Manifest
+from shards.store import ShardsAt, open_store
 from toolkit.distributed import make_accelerator
 from toolkit.metrics import FloatArray
 from toolkit.model_card import write_card
@@ -44,7 +46,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     report = _report_run(args)
     accelerator = make_accelerator(args.precision)
     evaluation, outputs = evaluate(
-        accelerator, args.model, args.shards, args.split, thresholds, args.batch_size, args.workers
+        accelerator, args.model, store_of(args), args.split, thresholds, args.batch_size, args.workers
     )
     others = None
     if report is not None:
@@ -79,7 +81,7 @@ def _report_run(args: argparse.Namespace) -> ReportRun | None:
 def evaluate(
     accelerator: Accelerator,
     model_folder: Path,
-    shards: Path,
+    shards: ShardsAt,
     split: str,
     thresholds: list[float],
     batch_size: int = 0,
@@ -87,7 +89,7 @@ def evaluate(
 ) -> tuple[Evaluation, SplitLogits]:
     """(evaluation of a model on a split, the logits it comes from), on every rank."""
     folder = load_model_folder(model_folder)
-    manifest = Manifest.read(shards)
+    manifest = open_store(shards).manifest()
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
@@ -98,7 +100,7 @@ def evaluate(
     return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
 
 
-def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: Path, split: str) -> None:
+def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
     """One line if the model was trained on another shard set, whose training split may hold these samples."""
     trained_on = folder.config[OURS].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:

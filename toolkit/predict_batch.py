@@ -23,12 +23,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from shards.arguments import store_of
 from shards.errors import UserError
 from shards.files import folder_lock, remove_partials
 from shards.images import holds_images
 from shards.labels import require_same
-from shards.manifest import NAME, Manifest
+from shards.manifest import NAME
 from shards.progress import progress
+from shards.store import LocalShards
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import list_images
 from toolkit.data.loader import Loader, decode_threads
@@ -38,7 +40,16 @@ from toolkit.handout import HandOut
 from toolkit.inference import Scored, joined, score
 from toolkit.model_folder import ModelFolder
 from toolkit.predict_options import forward_of, load_folder
-from toolkit.predict_parts import OpenPart, Part, PartsSource, folder_parts, part_of, row_of, shard_parts
+from toolkit.predict_parts import (
+    OpenPart,
+    Part,
+    PartsSource,
+    fetched_ahead,
+    folder_parts,
+    part_of,
+    row_of,
+    shard_parts,
+)
 from toolkit.predict_tables import Rows, TableFormat, facts_of, is_finished, output_path, write_rows
 
 log = logging.getLogger(__name__)
@@ -91,15 +102,16 @@ def run_predict_batch(args: argparse.Namespace) -> int:
 
 def find_parts(args: argparse.Namespace, folder: ModelFolder) -> list[Part]:
     """The parts that the command line names. Raises UserError if their labels are not the model's."""
-    root: Path = args.directory if args.shards is None else args.shards
-    if args.shards is None or (not (root / NAME).exists() and holds_images(root)):
+    store = LocalShards(args.directory) if args.shards is None else store_of(args)
+    local = store.root if isinstance(store, LocalShards) else None
+    if local and (args.shards is None or (not (local / NAME).exists() and holds_images(local))):
         if args.split or args.ignore_labels:
             raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
-        return folder_parts(root, list_images(root))
-    manifest = Manifest.read(root)
+        return folder_parts(local, list_images(local))
+    manifest = store.manifest()
     if manifest.genres and not args.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-    return shard_parts(root, manifest, args.split)
+    return shard_parts(store, manifest, args.split)
 
 
 def predict_parts(job: Job, accelerator: Accelerator) -> int:
@@ -141,7 +153,7 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
         Loader(source, threads, ahead, device=accelerator.device, policy=KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        claimed = (todo[place] for place in hand_out.numbers())
+        claimed = fetched_ahead(job.parts, (todo[place] for place in hand_out.numbers()))
         shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
         batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
         for number, part, scored in whole_parts(source, batches):

@@ -7,7 +7,9 @@ set.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +19,12 @@ import torch
 from shards.files import fingerprint
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
+from shards.store import LocalShards, RemoteShards
 from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Source
 from toolkit.data.plan import EvalPlan, Share
-from toolkit.data.reader import ShardReader, check_files
+from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 
 #: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
@@ -77,7 +80,7 @@ class Part(Protocol):
 class ShardPart:
     """A shard of a set."""
 
-    root: Path
+    store: LocalShards | RemoteShards
     shard: Shard
     labels: LabelSet
 
@@ -97,7 +100,7 @@ class ShardPart:
 
     def open(self) -> OpenPart:
         """See Part."""
-        reader = ShardReader(self.root, [self.shard], self.labels)
+        reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
         return _OpenShard(reader, self.content())
 
@@ -163,12 +166,11 @@ class _OpenFiles:
         return file_cutter(preprocessing.image_size, RawTransform(preprocessing))
 
 
-def shard_parts(root: Path, manifest: Manifest, split: str | None) -> list[Part]:
+def shard_parts(store: LocalShards | RemoteShards, manifest: Manifest, split: str | None) -> list[Part]:
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
     shards = manifest.of_split(split) if split else manifest.shards
-    for shard in shards:  # rather than an hour later, when the last one's turn comes
-        check_files(root / shard.name, shard)
-    return [ShardPart(root, shard, manifest.labels) for shard in shards]
+    store.check(shards)  # rather than an hour later, when the last one's turn comes
+    return [ShardPart(store, shard, manifest.labels) for shard in shards]
 
 
 def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) -> list[Part]:
@@ -178,6 +180,23 @@ def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) 
         FilesPart(root, number, tuple(names[start : start + size]))
         for number, start in enumerate(range(0, len(names), size))
     ]
+
+
+def fetched_ahead(parts: Sequence[Part], numbers: Iterable[int]) -> Iterator[int]:
+    """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
+    waiting: deque[int] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as thread:
+        for number in numbers:
+            part = parts[number]
+            if not isinstance(part, ShardPart) or not isinstance(part.store, RemoteShards):
+                yield number
+                continue
+            # Nobody waits for it or hears of its errors: whoever reads the shard meets them himself.
+            thread.submit(part.store.prefetch, part.shard)
+            waiting.append(number)
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
 
 
 class PartsSource:

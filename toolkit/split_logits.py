@@ -18,6 +18,7 @@ from shards.files import atomic_write
 from shards.labels import require_same
 from shards.manifest import Manifest
 from shards.progress import progress
+from shards.store import ShardsAt
 from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.reader import ShardReader
@@ -60,7 +61,7 @@ class SplitLogits:
 def infer_split(
     accelerator: Accelerator,
     folder: ModelFolder,
-    shards: Path,
+    shards: ShardsAt,
     manifest: Manifest,
     split: str,
     batch_size: int = 0,
@@ -79,6 +80,7 @@ def infer_split(
         Loader(
             reader, decode_threads(workers), ahead_for(accelerator.device), device=accelerator.device
         ) as loader,
+        reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
         logits, _ = infer_all(
@@ -94,7 +96,7 @@ def infer_split(
         raise UserError(f"the model's outputs on {split} are not finite; try --precision no, or train again")
     return SplitLogits(
         split,
-        [reader.sample_id(index) for index in range(len(reader))],
+        reader.sample_ids(),
         logits,
         reader.targets,
         folder.labels.genres,

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 
+from shards.arguments import store_of
 from shards.errors import UserError
 from shards.files import write_json
-from shards.manifest import Manifest
 from toolkit.aims import parse_aim
 from toolkit.config import DecideConfig
 from toolkit.decisions import choose_decisions
@@ -38,15 +38,16 @@ def run_tune(args: argparse.Namespace) -> int:
         raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     accelerator = make_accelerator(args.precision)
     folder = load_model_folder(args.model)
-    manifest = Manifest.read(args.shards)
+    shards = store_of(args)
+    manifest = shards.manifest()
     if folder.config[OURS].get("shard_set") != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that the model was trained on: if its %s split holds training samples, "
             "thresholds and calibration will trust the model too much",
-            args.shards,
+            shards,
             SPLIT,
         )
-    outputs = infer_split(accelerator, folder, args.shards, manifest, SPLIT, args.batch_size, args.workers)
+    outputs = infer_split(accelerator, folder, shards, manifest, SPLIT, args.batch_size, args.workers)
     if accelerator.is_main_process:
         decide = DecideConfig(args.thresholds, args.aim, args.calibration)
         folder.decisions = choose_decisions(outputs.targets, outputs.logits, decide, split=SPLIT)

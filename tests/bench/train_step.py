@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     prepare = Preprocessing(options.size, 1.0, *IMAGENET)
     dtype = DTYPES[options.precision]
-    criterion = build_loss(config.loss, reader.targets.sum(axis=0), len(reader)).to(device)
+    criterion = build_loss(config.loss, reader.positives, len(reader)).to(device)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
     def fed() -> None:
         batch = next(batches)
-        targets = targets_of(batch.share, reader.targets).to(device, non_blocking=True)
+        targets = targets_of(batch.share, reader).to(device, non_blocking=True)
         step(prepare.normalize(batch.images, dtype), targets)
 
     def resident() -> None:
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         batches = endless(loader, reader, config, device)
         first = next(batches)
         held = prepare.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
-        held_targets = targets_of(first.share, reader.targets).to(device)
+        held_targets = targets_of(first.share, reader).to(device)
         runs = (fed, resident, fed_by_timm)
         for run in runs:  # warm-up: kernels are chosen, memory is found, workers started
             rate(run)

@@ -269,7 +269,7 @@ def test_the_meter_counts_what_was_done(shard_set: Path):
         ):
             pass
         times = loader.meter.snapshot()
-    assert times.samples == len(reader) and times.bytes_read == reader.size.sum()
+    assert times.samples == len(reader) and times.bytes_read == reader.records["size"].sum()
     assert times.decode > 0 and times.decode_cpu > 0 and times.waited > 0
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +21,7 @@ from toolkit.data.reader import ShardReader
 
 def test_bytes_labels_and_names_are_what_webdataset_reads(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
-    urls = [str(path) for path in reader.paths]
+    urls = [reader.store.where(shard) for shard in reader.shards]
     stock = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert len(stock) == len(reader) > 20
     for position, sample in enumerate(stock):
@@ -28,7 +31,7 @@ def test_bytes_labels_and_names_are_what_webdataset_reads(shard_set: Path):
     raw = [s["jpg"] for s in webdataset.WebDataset(urls, shardshuffle=False)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(reader.image_bytes, range(len(reader)))) == raw
-    assert reader.where(3).startswith(str(reader.paths[0])) and reader.key(3) in reader.where(3)
+    assert reader.where(3).startswith(urls[0]) and reader.key(3) in reader.where(3)
 
 
 @pytest.fixture
@@ -61,9 +64,65 @@ def test_a_missing_index_is_found_at_open(copy: Path):
     check_refused(copy, "train-00000.tar", "no index")
 
 
-def test_an_index_of_another_build_is_found_at_open(copy: Path):
+def test_an_index_of_another_build_gives_nobody_a_name(copy: Path):
+    whole = ShardReader.of_split(copy, "train")
+    before = whole.image_bytes(0)
+    shutil.copy(index_path(copy / "train-00001.tar"), index_path(copy / "train-00000.tar"))
+    reader = ShardReader.of_split(copy, "train")
+    assert reader.image_bytes(0) == before  # bytes and labels are the table's
+    manifest = Manifest.read(copy)
+    for ask in (
+        reader.sample_ids,
+        lambda: reader.key(0),
+        lambda: ShardReader(copy, manifest.of_split("train")[:1], manifest.labels),
+    ):
+        with pytest.raises(UserError, match=r"train-00000\.tar belongs to another build"):
+            ask()
+
+
+def test_a_damaged_table_is_found_at_open(copy: Path):
+    table = copy / Manifest.read(copy).tables["train"].name
+    data = table.read_bytes()
+    table.write_bytes(data[:-1])
+    check_refused(copy, table.name, "damaged", f"{len(data) - 1} bytes, the manifest says {len(data)}")
+    table.unlink()
+    check_refused(copy, table.name, "missing")
+
+
+def test_sets_without_tables_are_read_by_their_indexes(copy: Path):
+    """Those of earlier versions, and any choice of shards."""
+    expected = ShardReader.of_split(copy, "train")
+    raw = json.loads((copy / "manifest.json").read_text())
+    del raw["tables"]
+    (copy / "manifest.json").write_text(json.dumps(raw))
+    for table in copy.glob("*.samples.npy"):
+        table.unlink()
+    reader = ShardReader.of_split(copy, "train")
+    assert reader.records.tobytes() == expected.records.tobytes() and len(reader) == len(expected) > 0
     shutil.copy(index_path(copy / "train-00001.tar"), index_path(copy / "train-00000.tar"))
     check_refused(copy, "train-00000.tar", "another build")
+
+
+def test_a_process_holds_few_tars_open_and_no_sample(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.data.reader.OPEN_TARS", 2)
+    tars = {str(path) for path in copy.glob("train-*.tar")}
+    reader = ShardReader.of_split(copy, "train")
+    expected = [ShardReader.of_split(copy, "train").image_bytes(i) for i in range(len(reader))]
+    assert len(tars) > 2
+
+    def opened() -> int:
+        links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+        return sum(os.readlink(link) in tars for link in links if link.is_symlink())
+
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(reader)), 20)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for position, data in zip(order, pool.map(reader.image_bytes, order), strict=True):
+            assert data == expected[position]
+    assert opened() <= 2
+    assert isinstance(reader.records.base, np.memmap) and not reader.records.flags.writeable
+    del reader
+    gc.collect()
+    assert opened() == 0
 
 
 def test_an_unknown_split_is_named(shard_set: Path):

@@ -145,8 +145,7 @@ def train_cutter(
     """Random crops and flips of shard samples, as the configuration has them."""
 
     def cut(share: Share) -> Cut:
-        rows = share.indices
-        widths, heights = reader.widths[rows], reader.heights[rows]
+        widths, heights = reader.sizes(share.indices)
         return kind(train_views(config, seed, epoch, share.keys, widths, heights))
 
     kind = _kind(config.geometry, device)
@@ -159,7 +158,7 @@ def eval_cutter(
     """The evaluation transform of shard samples."""
 
     def cut(share: Share) -> Cut:
-        widths, heights = reader.widths[share.indices], reader.heights[share.indices]
+        widths, heights = reader.sizes(share.indices)
         side, crop_pct, fit = preprocessing.image_size, preprocessing.crop_pct, preprocessing.fit
         return kind(eval_views(side, crop_pct, widths, heights, fit))
 

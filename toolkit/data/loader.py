@@ -28,6 +28,7 @@ from toolkit.data.faults import ATTEMPTS, FaultPolicy, Faults
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.meter import Meter
 from toolkit.data.plan import Share
+from toolkit.data.reader import ShardReader
 from toolkit.data.ring import Slot
 
 #: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.
@@ -225,6 +226,6 @@ def own_cores() -> int:
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def targets_of(share: Share, targets: np.ndarray) -> torch.Tensor:
+def targets_of(share: Share, reader: ShardReader) -> torch.Tensor:
     """(n, G) float32 targets of a share's samples."""
-    return torch.from_numpy(targets[share.indices]).float()
+    return torch.from_numpy(reader.targets_of(share.indices)).float()

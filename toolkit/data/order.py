@@ -102,6 +102,12 @@ class WindowOrder:
         """See Order."""
         return self.indices(epoch, start, stop)
 
+    def shard_order(self, epoch: int, start: int) -> np.ndarray:
+        """(m,) int64 shards in the order of the epoch, from the group on that holds position ``start``."""
+        shards, ends = self._shards(epoch)
+        group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
+        return shards[group * self.window :]
+
     def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(shards in this epoch's order, end of each in the epoch's positions); kept for the epoch under way."""
         layout = self._layout

@@ -1,75 +1,152 @@
-"""Random access to the samples of one split: the index says where in which tar.
+"""Random access to the samples of one split: a table says where in which tar.
 
-Bytes are read with pread into memory of the reading thread. A memory map would save a copy of some microseconds, but a
-page that is not there yet would be fetched while the GIL is held, and a tar that shrinks under a map kills the process.
+The table of a split (shards/samples.py) is mapped, not read: memory per process does not grow with the set. Only a few
+tars are open at a time. Image bytes are read with pread into memory of the reading thread. A memory map of the tars
+would save a copy of some microseconds, but a page that is not there yet would be fetched while the GIL is held, and a
+tar that shrinks under a map kills the process.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import itertools
 import os
 import threading
-import weakref
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import UserError
-from shards.index import read_index, require_index
 from shards.labels import LabelSet
-from shards.manifest import Manifest, Shard
+from shards.manifest import Manifest, Shard, column_sums
+from shards.samples import multi_hot_of, records_of
+from shards.store import LocalShards, RemoteShards, ShardsAt, open_store
+from toolkit.data.handles import Handles
 from toolkit.data.jpeg import Undecodable
+from toolkit.data.prefetch import Prefetcher
 from toolkit.data.scratch import scratch
+
+#: Tars that a process has open at a time. A remote one that is open stays in the node's cache.
+OPEN_TARS = 128
+#: Remote shards that are held, and that are fetched ahead, where samples are read one after the other.
+IN_ORDER = 3
 
 
 class ShardReader:
     """Samples 0..n-1 of some shards, in shard order then index order. Safe to read from many threads.
 
-    Raises UserError at construction for a missing, truncated or changed tar or index: sizes are compared with the
-    manifest, so that nobody trains for an hour before finding out.
+    Raises UserError at construction for a missing, truncated or changed tar or table: sizes are compared with the
+    manifest, so that nobody trains for an hour before finding out. (At a URL: when the file is first asked for.)
     """
 
-    def __init__(self, folder: Path, shards: list[Shard], labels: LabelSet) -> None:
-        self.labels = labels
-        self.paths = [folder / shard.name for shard in shards]
-        tables = [_checked_index(path, shard) for path, shard in zip(self.paths, shards, strict=True)]
-        table = pa.concat_tables(tables) if tables else None
-        if table is None or table.num_rows == 0:
-            raise UserError(f"the shards in {folder} hold no sample")
-        self.shard = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
-        self.offset = table["image_offset"].to_numpy()
-        self.size = table["image_size"].to_numpy()
-        self.heights = table["height"].to_numpy().astype(np.int64)
-        self.widths = table["width"].to_numpy().astype(np.int64)
-        self._keys, self._ids = table["key"], table["id"]
-        self.targets = _multi_hot(table["labels"].combine_chunks(), len(labels))
-        self.shard_sizes = [t.num_rows for t in tables]
-        self._files = [os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) for path in self.paths]
-        weakref.finalize(self, _close, self._files)
+    def __init__(
+        self,
+        shards_at: ShardsAt,
+        shards: Sequence[Shard],
+        labels: LabelSet,
+        records: np.ndarray | None = None,
+    ) -> None:
+        """``records``: the samples' records, if there is a table of just these shards; else their indexes are read."""
+        self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
+        self.store.check(self.shards)
+        if records is None:
+            records = np.concatenate([records_of(self.store.index(s), len(labels)) for s in self.shards])
+        self.records = records.view(np.ndarray)  # the same memory; looking into a memmap is slow
+        self.shard_sizes = [shard.samples for shard in self.shards]
+        self._ends = list(itertools.accumulate(self.shard_sizes))
+        self._offsets, self._sizes = self.records["offset"], self.records["size"]
+        self._handles = Handles(lambda number: self.store.open_tar(self.shards[number]), OPEN_TARS)
+        self._index = lru_cache(maxsize=4)(lambda number: self.store.index(self.shards[number]))
+        self.prefetcher: Prefetcher | None = None
 
     @classmethod
-    def of_split(cls, folder: Path, split: str, manifest: Manifest | None = None) -> ShardReader:
+    def of_split(cls, shards_at: ShardsAt, split: str, manifest: Manifest | None = None) -> ShardReader:
         """All samples of a split of a shard set."""
-        manifest = manifest or Manifest.read(folder)
-        return cls(folder, manifest.of_split(split), manifest.labels)
+        store = open_store(shards_at)
+        manifest = manifest or store.manifest()
+        shards, table = manifest.of_split(split), manifest.tables.get(split)
+        samples = sum(shard.samples for shard in shards)
+        records = None if table is None else store.records(table, samples, len(manifest.labels))
+        return cls(store, shards, manifest.labels, records)
 
     def __len__(self) -> int:
-        return len(self.offset)
+        return len(self.records)
+
+    def sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """((n,), (n,)) int64 widths and heights of samples, pixels."""
+        records = self.records[indices]
+        return records["width"].astype(np.int64), records["height"].astype(np.int64)
+
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        """(n, G) uint8 of 0 and 1: the genres of samples."""
+        return multi_hot_of(self.records[indices], len(self.labels))
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N, G) uint8 genres of all samples, made anew at every call: for splits that are looked at as a whole."""
+        return multi_hot_of(self.records, len(self.labels))
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(G,) int64 samples of each genre."""
+        return np.array(column_sums(self.shards, len(self.labels)), dtype=np.int64)
+
+    def shard_of(self, index: int) -> int:
+        """The number of the shard that holds a sample."""
+        return bisect.bisect_right(self._ends, index)
 
     def read(self, index: int) -> memoryview:
         """The encoded image of a sample, writable, valid until this thread's next read."""
-        size = int(self.size[index])
+        number, size = self.shard_of(index), int(self._sizes[index])
         target = scratch("encoded", size).data
-        got = _read_at(self._files[self.shard[index]], target, int(self.offset[index]))
+        if self.prefetcher is not None:
+            self.prefetcher.reached(number)
+        descriptor = self._handles.take(number)
+        try:
+            got = _read_at(descriptor, target, int(self._offsets[index]))
+        finally:
+            self._handles.give_back(number)
         if got < size:
             raise Undecodable(f"the tar ends after {got} of {size} bytes")
         return target
 
+    @contextlib.contextmanager
+    def in_order(self, prefetch: bool = True) -> Iterator[None]:
+        """While the block runs, samples are read from the first to the last: remote shards are fetched ahead."""
+        self.follow(iter(range(len(self.shards))), ahead=IN_ORDER, keep=IN_ORDER, prefetch=prefetch)
+        try:
+            yield
+        finally:
+            self.rest()
+
+    def follow(self, visits: Iterator[int], ahead: int, keep: int, prefetch: bool = True) -> None:
+        """Expect remote shards to be needed in this order; local ones are where they are.
+
+        ahead: shards fetched past the one that was read last. keep: shards held in the cache, the last that were read.
+        prefetch: False where another process of this node does it.
+        """
+        if isinstance(self.store, RemoteShards):
+            self.rest()
+            self._handles.capacity = min(keep, OPEN_TARS)
+            if prefetch:
+                self.prefetcher = Prefetcher(self.store, self.shards, visits, ahead)
+
+    def rest(self) -> None:
+        """Let go of remote shards and stop fetching, until somebody reads again."""
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+            self.prefetcher = None
+        if isinstance(self.store, RemoteShards):
+            self._handles.close_idle()
+
     def ask_ahead(self) -> None:
         """Ask the system to have all of the tars' bytes in memory before they are read. Returns at once."""
-        if hasattr(os, "posix_fadvise"):
-            for file in self._files:
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise") and isinstance(self.store, LocalShards):
+            for number in range(len(self.shards)):
+                with self._handles.use(number) as descriptor:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def image_bytes(self, index: int) -> bytes:
         """The encoded image of a sample, as a copy to keep."""
@@ -77,46 +154,25 @@ class ShardReader:
 
     def key(self, index: int) -> str:
         """WebDataset key of a sample."""
-        return self._keys[int(index)].as_py()
+        return self._name("key", index)
 
     def sample_id(self, index: int) -> str:
         """The user's id of a sample."""
-        return self._ids[int(index)].as_py()
+        return self._name("id", index)
 
     def sample_ids(self) -> list[str]:
         """The user's ids of all samples, in order."""
-        return self._ids.to_pylist()
+        return [name for number in range(len(self.shards)) for name in self._index(number)["id"].to_pylist()]
 
     def where(self, index: int) -> str:
         """Shard, key and byte offset of a sample, for messages."""
-        return (
-            f"{self.paths[self.shard[index]]} member {self.key(index)!r} at offset {int(self.offset[index])}"
-        )
+        tar = self.store.where(self.shards[self.shard_of(index)])
+        return f"{tar} member {self.key(index)!r} at offset {int(self.records[index]['offset'])}"
 
-
-def check_files(path: Path, shard: Shard) -> None:
-    """A glance at a shard's files. Raises UserError if the tar is missing, truncated or changed, or has no index."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"shard {path} is missing; copy it again, or build the set again") from None
-    if size != shard.bytes:
-        state = "truncated" if size < shard.bytes else "changed"
-        raise UserError(
-            f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
-            f"its index and run `posters shards build` again"
-        )
-    require_index(path)
-
-
-def _checked_index(path: Path, shard: Shard) -> pa.Table:
-    check_files(path, shard)
-    table, facts = read_index(path)
-    if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
-        raise UserError(
-            f"the index of {path} belongs to another build than the manifest; build the set again"
-        )
-    return table
+    def _name(self, column: str, index: int) -> str:
+        number = self.shard_of(index)
+        table: pa.Table = self._index(number)
+        return table[column][int(index) - (self._ends[number] - self.shard_sizes[number])].as_py()
 
 
 _seek = threading.Lock()
@@ -131,16 +187,3 @@ def _read_at(file: int, target: memoryview, offset: int) -> int:
         data = os.read(file, len(target))
     target[: len(data)] = data
     return len(data)
-
-
-def _close(files: list[int]) -> None:
-    for file in files:
-        os.close(file)
-
-
-def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
-    """(n, G) uint8 from lists of columns."""
-    counts = np.diff(labels.offsets.to_numpy())
-    targets = np.zeros((len(labels), width), dtype=np.uint8)
-    targets[np.repeat(np.arange(len(labels)), counts), labels.flatten().to_numpy()] = 1
-    return targets

@@ -74,6 +74,11 @@ class RepeatOrder:
         draws = places - (self._line[samples] + offset) // _ONE
         return samples + draws * DRAW_STRIDE
 
+    def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
+        """See WindowOrder; None where samples of all shards are mixed."""
+        shuffle = self._shuffle(epoch)
+        return shuffle.shard_order(epoch, start) if isinstance(shuffle, WindowOrder) else None
+
     def counts(self, epoch: int) -> np.ndarray:
         """(N,) int64: how often each sample comes in ``epoch``."""
         return np.diff((self._line + self._start(epoch)) // _ONE)

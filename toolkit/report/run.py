@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from shards.arguments import store_of
 from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
+from shards.store import LocalShards, RemoteShards
 from toolkit.data.reader import ShardReader
 from toolkit.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.label_errors import INSTALL, have_cleanlab
@@ -31,7 +33,7 @@ class ReportRun:
     folder: Path
     model: ModelFolder
     other: ModelFolder | None
-    shards: Path
+    shards: LocalShards | RemoteShards
     manifest: Manifest
     label_errors: bool
     command: str
@@ -57,7 +59,8 @@ class ReportRun:
         wanted = args.label_errors
         if wanted is None:
             wanted = have_cleanlab() and args.split != "train"
-        return cls(args.report, model, other, args.shards, Manifest.read(args.shards), wanted, command_line())
+        shards = store_of(args)
+        return cls(args.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(
         self, accelerator: Accelerator, split: str, batch_size: int, workers: int

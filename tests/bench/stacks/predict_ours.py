@@ -10,6 +10,7 @@ import torch
 from protocol import Stack, Task, serve
 
 from shards.manifest import Manifest
+from shards.store import LocalShards
 from toolkit.data.files import list_images
 from toolkit.distributed import autocast_dtype, make_accelerator
 from toolkit.forward import Forward, ForwardOptions
@@ -31,7 +32,7 @@ def prepare(task: Task) -> Stack:
         shutil.rmtree(out, ignore_errors=True)
         if task.variant == "shards":
             root = Path(task.shards)
-            parts = shard_parts(root, Manifest.read(root), None)
+            parts = shard_parts(LocalShards(root), Manifest.read(root), None)
         else:
             parts = folder_parts(Path(task.files), list_images(Path(task.files)))
         if predict_parts(Job(parts, folder, forward, out, batch_size=task.batch), accelerator):

@@ -1,0 +1,115 @@
+"""Read a file of a store that may hang up, answer in part, or not at all for a while."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+
+from shards.errors import UserError
+from shards.files import one_line
+from shards.places import Place, remote_errors
+
+log = logging.getLogger(__name__)
+
+#: Bytes asked for at a time: what is lost when the line is cut.
+BLOCK = 8 << 20
+#: Seconds between two tries: the first, and the longest.
+PAUSES = (0.25, 15.0)
+#: Errors that asking again does not mend.
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class _Ends(OSError):
+    """A file seems to be shorter than the manifest says."""
+
+
+class _Missing(UserError):
+    """There is no such file."""
+
+
+class Patience:
+    """For how long to ask again. Any progress renews it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Something came."""
+        self._since, self._pause = time.monotonic(), PAUSES[0]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing has come for that long."""
+        return time.monotonic() - self._since >= self.seconds
+
+    def wait(self) -> None:
+        """Sleep a little longer every time; not all processes wake at once."""
+        time.sleep(self._pause * random.uniform(0.5, 1.0))
+        self._pause = min(2 * self._pause, PAUSES[1])
+
+
+def read_remote(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
+    """The ``size`` bytes of a remote file, in blocks. What fails in passing is asked for again.
+
+    Raises UserError if it is not there, may not be read, has another size, or the patience ends.
+    """
+    position = 0
+    while position < size:
+        block = _asked(path, patience, position, min(position + BLOCK, size), size)
+        position += len(block)
+        yield block
+
+
+def read_whole(path: Place, patience: Patience) -> bytes | None:
+    """All bytes of a small remote file, None if there is no such file. Else as ``read_remote``."""
+    try:
+        return _asked(path, patience)
+    except _Missing:
+        return None
+
+
+def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = None, size: int = 0) -> bytes:
+    """Some of the bytes from ``start`` on, at least one and none after ``end``; all of them where that is None."""
+    store, name = path.fs, path.path  # type: ignore[attr-defined] # an UPath, see Place
+    while True:
+        try:
+            block: bytes = store.cat_file(name) if end is None else store.cat_file(name, start=start, end=end)
+            if end is not None:
+                if len(block) > end - start:  # a server that knows no ranges sends the whole file
+                    block = block[start:] if len(block) == size else b""
+                if not block:
+                    raise _Ends(f"it ends after {start} of {size} bytes")
+            patience.renew()
+            return block
+        except FINAL as error:
+            kind = _Missing if isinstance(error, FileNotFoundError) else UserError
+            raise kind(f"{path} cannot be read: {_said(error)}") from None
+        except remote_errors() as error:
+            if isinstance(error, _Ends) or getattr(error, "status", 0) == 416 or "range" in str(error).lower():
+                _check_size(path, size)
+            if patience.over:
+                raise UserError(
+                    f"{path} cannot be read: {_said(error)}; it was asked for during {patience.seconds:.0f} s: check "
+                    f"the network and the store, then start again (--patience waits longer)"
+                ) from None
+            log.info("%s from byte %d: %s; asking again", path, start, _said(error))
+            patience.wait()
+
+
+def _check_size(path: Place, size: int) -> None:
+    """Raise UserError if the store knows that the file has another size: asking again would not mend that."""
+    store, name = path.fs, path.path  # type: ignore[attr-defined]
+    try:
+        store.invalidate_cache()
+        there = store.info(name).get("size")
+    except remote_errors():
+        return  # it is silent about that, too
+    if there is not None and there != size:
+        raise UserError(f"{path} has {there} bytes, the manifest says {size}: upload it again")
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__

@@ -1,0 +1,223 @@
+"""Where a shard set's files lie and how they are opened: in a folder, or at a URL with a cache on this node.
+
+open_store("data/set")           → LocalShards    the files where they are
+open_store("s3://bucket/set")    → RemoteShards   each file brought to the cache when it is first asked for
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from shards.errors import UserError
+from shards.index import SUFFIX as INDEX
+from shards.index import index_path, parse_index, read_index, require_index
+from shards.manifest import Manifest, Shard
+from shards.places import Place, is_remote, place
+from shards.samples import SampleTable, open_sample_table
+
+if TYPE_CHECKING:
+    from shards.cache import Cache
+
+
+#: Seconds for which the first file of a set is asked for again.
+FIRST_PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where remote files are kept and how much of them; see ``--cache-dir`` and ``--cache-limit``."""
+
+    folder: Path | None = None
+    """None: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or ~/.cache."""
+    limit: int = 0
+    """Bytes. 0: no limit but the disk's."""
+    patience: float = 300.0
+    """Seconds for which a store that does not answer is asked again."""
+
+    @property
+    def path(self) -> Path:
+        """The folder that is used."""
+        if self.folder is not None:
+            return self.folder
+        if own := os.environ.get("POSTERS_CACHE"):
+            return Path(own)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
+
+
+class NoRoom(Exception):
+    """The limit leaves no room for a file: what is there is in use."""
+
+
+class ShardStore(Protocol):
+    """The files of one shard set."""
+
+    root: Place
+
+    def manifest(self) -> Manifest:
+        """The set's manifest, read anew."""
+        ...
+
+    def check(self, shards: Sequence[Shard]) -> None:
+        """A glance at files before work begins. Raises UserError for what is known to be missing or changed."""
+        ...
+
+    def open_tar(self, shard: Shard) -> int:
+        """A descriptor of a shard's tar; the caller closes it."""
+        ...
+
+    def index(self, shard: Shard) -> pa.Table:
+        """A shard's index. Raises UserError if it is missing, unreadable or another build's."""
+        ...
+
+    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
+        """(n,) records of a split's table, mapped (shards/samples.py)."""
+        ...
+
+    def where(self, shard: Shard) -> str:
+        """The tar, for messages."""
+        ...
+
+
+class LocalShards:
+    """A folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def manifest(self) -> Manifest:
+        """See ShardStore."""
+        return Manifest.read(self.root)
+
+    def check(self, shards: Sequence[Shard]) -> None:
+        """See ShardStore: sizes are compared with the manifest's, so that nobody trains for an hour first."""
+        for shard in shards:
+            check_files(self.root / shard.name, shard)
+
+    def open_tar(self, shard: Shard) -> int:
+        """See ShardStore."""
+        return os.open(self.root / shard.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def index(self, shard: Shard) -> pa.Table:
+        """See ShardStore."""
+        path = self.root / shard.name
+        check_files(path, shard)
+        return _of_this_build(str(path), shard, *read_index(path))
+
+    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
+        """See ShardStore."""
+        return open_sample_table(self.root / table.name, table, samples, genres)
+
+    def where(self, shard: Shard) -> str:
+        """See ShardStore."""
+        return str(self.root / shard.name)
+
+
+class RemoteShards:
+    """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
+
+    def __init__(self, root: Place, cache: Cache) -> None:
+        self.root, self.cache = root, cache
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def manifest(self) -> Manifest:
+        """See ShardStore. At the start nobody wants to wait for long to hear of a wrong address."""
+        return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
+
+    def check(self, shards: Sequence[Shard]) -> None:
+        """See ShardStore: every answer of a store takes time, so files are checked when they come."""
+
+    def open_tar(self, shard: Shard) -> int:
+        """See ShardStore."""
+        return self.cache.open(self._file(shard))
+
+    def prefetch(self, shard: Shard) -> bool:
+        """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none."""
+        return self.cache.fetch(self._file(shard))
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the shard is in the cache."""
+        return self.cache.has(self._file(shard))
+
+    def index(self, shard: Shard) -> pa.Table:
+        """See ShardStore."""
+        source = index_path(self.root / shard.name)
+
+        def parse(data: bytes) -> pa.Table:
+            return _of_this_build(str(source), shard, *parse_index(data, source))
+
+        # The manifest has no digest of indexes: what they say of their tar is checked instead.
+        return self.cache.checked(source, f"{shard.sha256}{INDEX}", parse)
+
+    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
+        """See ShardStore."""
+        from shards.cache import RemoteFile
+
+        file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
+        descriptor = self.cache.open(file)
+        try:
+            return open_sample_table(self.cache.folder / file.name, table, samples, genres)
+        finally:
+            os.close(descriptor)  # a mapped file keeps its bytes, whoever deletes its name
+
+    def where(self, shard: Shard) -> str:
+        """See ShardStore."""
+        return str(self.root / shard.name)
+
+    def _file(self, shard: Shard) -> Any:
+        from shards.cache import RemoteFile
+
+        return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
+
+
+#: How a shard set is named: a path or URL, or its store where the cache is another than the usual one.
+ShardsAt: TypeAlias = str | Place | LocalShards | RemoteShards
+
+
+def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> LocalShards | RemoteShards:
+    """The store of a shard set. Raises UserError for a URL that cannot be used here."""
+    if isinstance(shards, (LocalShards, RemoteShards)):
+        return shards
+    root = place(shards)
+    if not is_remote(root):
+        return LocalShards(root)
+    if sys.platform == "win32":
+        raise UserError(f"{root}: shards at a URL need a POSIX system; copy them to a folder first")
+    from shards.cache import Cache
+
+    return RemoteShards(root, Cache(cache or CacheOptions()))
+
+
+def check_files(path: Path, shard: Shard) -> None:
+    """A glance at a shard's files. Raises UserError if the tar is missing, truncated or changed, or has no index."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is missing; copy it again, or build the set again") from None
+    if size != shard.bytes:
+        state = "truncated" if size < shard.bytes else "changed"
+        raise UserError(
+            f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
+            f"its index and run `posters shards build` again"
+        )
+    require_index(path)
+
+
+def _of_this_build(where: str, shard: Shard, table: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
+        raise UserError(
+            f"the index of {where} belongs to another build than the manifest; build the set again"
+        )
+    return table

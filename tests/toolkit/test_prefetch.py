@@ -1,0 +1,166 @@
+"""Fetching ahead: in the order in which the plan reads, not too far, and nobody waits for what went wrong."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.errors import UserError
+from shards.manifest import Shard
+from shards.store import CacheOptions, NoRoom, RemoteShards
+from toolkit.data.order import GlobalOrder, WindowOrder
+from toolkit.data.prefetch import Prefetcher, check_room, shards_in_need
+from toolkit.data.repeats import RepeatOrder
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_the_order_of_need_is_the_plans(sizes: list[int], window: int, epoch: int, data: st.DataObject) -> None:
+    """From any position on, samples are of one window of the visits after the other, and of nothing else."""
+    order = WindowOrder(sizes, window, seed=3)
+    start = data.draw(st.integers(0, len(order) - 1))
+    visits = shards_in_need(order, len(sizes), epoch, start)
+    ends = np.cumsum(sizes)
+    for number, first in ((epoch, start), (epoch + 1, 0)):
+        read = np.searchsorted(ends, order.indices(number, first, len(order)), side="right").tolist()
+        count = len(order.shard_order(number, first))
+        due = list(itertools.islice(visits, count))
+        assert len(set(due)) == count and (first or count == len(sizes))
+        groups = [due.index(shard) // window for shard in read]
+        assert groups == sorted(groups) and groups[0] == 0
+        assert set(due[window:]) <= set(read)  # all but the window under way is read whole
+
+
+def test_with_repeats_and_without_windows() -> None:
+    factors = np.linspace(1, 3, 40)
+    windowed = RepeatOrder(factors, 1, [10] * 4, 2)
+    first = list(itertools.islice(shards_in_need(windowed, 4, 0, 0), 8))
+    assert sorted(first[:4]) == sorted(first[4:]) == [0, 1, 2, 3]
+    half = windowed.indices(0, 0, 10) // 10
+    assert set(half.tolist()) <= set(first[:2])
+    for order in (RepeatOrder(factors, 1), GlobalOrder(40, 1)):
+        assert list(shards_in_need(order, 4, 5, 7)) == [0, 1, 2, 3]
+
+
+class Store:
+    """A store that notes what it is asked for, and answers as a test wants."""
+
+    def __init__(self, answer: Callable[[int], None] = lambda number: None) -> None:
+        self.asked: list[int] = []
+        self.answer = answer
+
+    def prefetch(self, shard: Shard) -> None:
+        number = int(shard.name)
+        self.asked.append(number)
+        self.answer(number)
+
+
+def shards(count: int, size: int = 100) -> list[Shard]:
+    return [Shard(str(number), "train", 1, size, "", 1, 1, [1]) for number in range(count)]
+
+
+def make(store: Store, visits: list[int], ahead: int, threads: int = 2) -> Prefetcher:
+    return Prefetcher(
+        cast(RemoteShards, store), shards(max(visits) + 1), iter(visits), ahead, threads=threads
+    )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_never_more_than_ahead_of_the_readers() -> None:
+    visits = [4, 2, 0, 3, 1, 4, 2, 0, 3, 1]
+    store = Store()
+    fetcher = make(store, visits, ahead=2)
+    for place, number in enumerate(visits):
+        due = min(place + 2, len(visits))
+        until(lambda due=due: len(store.asked) >= due)  # type: ignore[misc]
+        time.sleep(0.02)
+        assert sorted(store.asked) == sorted(visits[:due])
+        fetcher.reached(number)
+    until(lambda: len(store.asked) == len(visits))
+    fetcher.close()
+    assert threading.active_count() < 50 and sorted(store.asked) == sorted(visits)
+
+
+def test_what_finds_no_room_is_tried_until_its_readers_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.data.prefetch.RETRY", 0.01)
+    full = threading.Event()
+    full.set()
+
+    def answer(number: int) -> None:
+        if number == 1 and full.is_set():
+            raise NoRoom("1")
+
+    store = Store(answer)
+    fetcher = make(store, [0, 1, 2], ahead=2, threads=1)
+    until(lambda: store.asked.count(1) > 3)
+    assert 2 not in store.asked
+    full.clear()
+    fetcher.reached(0)
+    until(lambda: 2 in store.asked)
+    fetcher.close()
+
+    full.set()
+    store = Store(answer)
+    fetcher = make(store, [0, 1, 2], ahead=2, threads=1)
+    until(lambda: store.asked.count(1) > 3)
+    fetcher.reached(1)  # whoever reads it fetches it
+    until(lambda: 2 in store.asked)
+    fetcher.close()
+
+
+def test_an_error_is_told_and_is_the_readers_to_raise(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(number: int) -> None:
+        if number == 0:
+            raise UserError("shard 0 is gone")
+
+    store = Store(answer)
+    fetcher = make(store, [0, 1], ahead=2)
+    until(lambda: 1 in store.asked and "shard 0 is gone" in caplog.text)
+    fetcher.close()
+
+
+def test_closing_ends_it_while_it_waits() -> None:
+    def answer(number: int) -> None:
+        raise NoRoom("")
+
+    fetcher = make(Store(answer), [0, 1], ahead=1)
+    fetcher.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch-") and t in fetcher._threads]
+
+
+@pytest.mark.parametrize(
+    ("limit", "window", "word"),
+    [(0, 2, ""), (399, 2, "data.window"), (400, 2, ""), (999, None, "data.order window"), (1000, None, "")],
+)
+def test_a_limit_under_which_training_would_fetch_again_and_again(
+    limit: int, window: int | None, word: str
+) -> None:
+    class Kept:
+        class cache:
+            options = CacheOptions(limit=limit)
+
+    store: Any = Kept
+    if not word:
+        check_room(store, shards(10), window)
+        return
+    with pytest.raises(UserError, match=word) as caught:
+        check_room(store, shards(10), window)
+    assert "--cache-limit" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,177 @@
+"""Shards at a URL: trained on, evaluated and predicted as if they were here, each fetched once per node."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from misbehaving_server import MisbehavingServer, in_turn, reply, reset
+from safetensors.torch import load_file
+from toolkit_helpers import TINY, error_lines, launch_2, posters_command
+
+from shards.manifest import Manifest
+from shards.places import place
+from shards.store import open_store
+from toolkit.data.reader import ShardReader
+
+EPOCHS = ["--train.epochs", "2", "--train.batch_size", "8", "--train.precision", "no"]
+WINDOW = ["--data.order", "window", "--data.window", "1"]
+
+
+@pytest.fixture(scope="module")
+def local(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the set where it lies."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    run = posters_command("train", *TINY, *EPOCHS, *WINDOW, "--shards", shard_set, "--out", out)
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+@pytest.fixture
+def server(shard_set: Path) -> Iterator[MisbehavingServer]:
+    """The set over HTTP, counting requests; every tar's line is cut the first time."""
+    with MisbehavingServer() as running:
+        for path in shard_set.iterdir():
+            if path.is_file() and path.name != ".lock":
+                good = reply(path.read_bytes())
+                half = reply(path.read_bytes()[:3000], Content_Length=path.stat().st_size)
+                running.add(f"/set/{path.name}", in_turn(half, good) if path.suffix == ".tar" else good)
+        yield running
+
+
+def assert_same_weights(run: Path, local: Path) -> None:
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, local))
+    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def largest(shard_set: Path, count: int) -> int:
+    sizes = sorted((shard.bytes for shard in Manifest.read(shard_set).of_split("train")), reverse=True)
+    return sum(sizes[:count])
+
+
+def test_s3_within_a_limit(shard_set: Path, local: Path, bucket: str, tmp_path: Path) -> None:
+    """Two windows fit, the set does not: the same weights, bit for bit, from a cache that is never over its limit."""
+    url = f"{bucket}/set"
+    place(bucket).fs.put(f"{shard_set}/", f"{url}/", recursive=True)
+    manifest = Manifest.read(shard_set)
+    limit = largest(shard_set, 2)
+    # Of validation and tables as well, which are small.
+    limit += sum(table.bytes for table in manifest.tables.values())
+    assert limit < sum(shard.bytes for shard in manifest.of_split("train"))
+    cached = ["--cache-dir", tmp_path / "cache", "--cache-limit", limit]
+    run = posters_command(
+        "train", *TINY, *EPOCHS, *WINDOW, "--shards", url, *cached, "--out", tmp_path / "run"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "over its limit" not in run.stderr
+    assert_same_weights(tmp_path / "run", local)
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= limit + 4096
+
+    for arguments in (
+        ["evaluate", "--model", tmp_path / "run/model", "--out", tmp_path / "remote.json"],
+        ["predict", "--model", tmp_path / "run/model", "--out", tmp_path / "remote"],
+    ):
+        done = posters_command(*arguments, "--shards", url, *cached)
+        assert done.returncode == 0, done.stderr
+    for arguments in (
+        ["evaluate", "--model", local / "model", "--out", tmp_path / "local.json"],
+        ["predict", "--model", local / "model", "--out", tmp_path / "local"],
+    ):
+        done = posters_command(*arguments, "--shards", shard_set)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "remote.json").read_text() == (tmp_path / "local.json").read_text()
+    files = sorted(path.name for path in (tmp_path / "local").glob("*.parquet"))
+    assert files
+    for name in files:
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(tmp_path / "remote" / name), pd.read_parquet(tmp_path / "local" / name)
+        )
+
+
+def test_two_ranks_and_a_bad_network(
+    shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path
+) -> None:
+    """Every tar is cut off once and comes once, however many ranks and epochs read it."""
+    url = server.url("/set")
+    run = launch_2(
+        "launch/train.py",
+        *[*TINY, *EPOCHS, *WINDOW, "--shards", url],
+        *["--cache-dir", tmp_path / "cache", "--out", tmp_path / "run"],
+    )
+    assert run.returncode == 0, run.stderr
+    manifest = Manifest.read(shard_set)
+    for shard in manifest.shards:
+        wanted = 0 if shard.split == "test" else 2
+        assert server.requests[f"/set/{shard.name}"] == wanted, shard.name
+    for name in ("train", "val"):
+        assert server.requests[f"/set/{manifest.tables[name].name}"] == 1
+
+
+def test_a_set_that_is_gone_is_one_line_and_goes_on_later(
+    shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path
+) -> None:
+    """The network stays cut in the middle of a run: a line; with the network back, --resume ends in the same bits."""
+    missing = Manifest.read(shard_set).of_split("train")[-1].name
+    whole = server.routes[f"/set/{missing}"]
+    server.add(f"/set/{missing}", reset)
+    command = [
+        *["train", *TINY, *EPOCHS, *WINDOW, "--shards", server.url("/set"), "--cache-dir", tmp_path / "cache"],
+        *["--train.checkpoint_steps", "1", "--out", tmp_path / "run"],
+    ]
+    run = posters_command(*command, "--patience", "1")
+    assert run.returncode == 2
+    (line,) = error_lines(run)
+    assert missing in line and "cannot be read" in line and "check the network" in line
+    assert "Traceback" not in run.stderr
+    server.add(f"/set/{missing}", whole)
+    run = posters_command(*command, "--resume")
+    assert run.returncode == 0, run.stderr
+    assert_same_weights(tmp_path / "run", local)
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "words"),
+    [
+        ("SET", ["--cache-limit", "1kB"], ["data.order global", "--cache-limit", "data.order window"]),
+        ("SET", [*WINDOW, "--cache-limit", "1kB"], ["two windows of 1 shards", "--data.window"]),
+        ("SET", ["--cache-limit", "much"], ["200GB", "'much'"]),
+        ("SET", ["--patience", "-1"], ["--patience", "'-1'"]),
+        ("SET/elsewhere", [], ["elsewhere", "holds no manifest.json"]),
+        ("SET-closed", ["--patience", "0.2"], ["manifest.json cannot be read", "network"]),
+        ("nonsense://bucket/set", [], ["nonsense://bucket/set"]),
+        ("gs://bucket/set", [], ["gs://", "'.[gs]'"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    server: MisbehavingServer, tmp_path: Path, url: str, more: list[str], words: list[str]
+) -> None:
+    if url == "SET-closed":
+        url = "http://127.0.0.1:9/set"
+    url = url.replace("SET", server.url("/set"))
+    out = tmp_path / "run"
+    run = posters_command("train", *TINY, "--shards", url, "--cache-dir", tmp_path / "c", *more, "--out", out)
+    assert run.returncode == 2
+    (line,) = error_lines(run)
+    assert all(word in line for word in words), line
+    assert "Traceback" not in run.stderr and not (out / "model").exists()
+
+
+def test_a_reader_of_a_url(shard_set: Path, server: MisbehavingServer, tmp_path: Path) -> None:
+    from shards.store import CacheOptions
+
+    store = open_store(server.url("/set"), CacheOptions(tmp_path / "cache"))
+    ours, theirs = ShardReader.of_split(store, "val"), ShardReader.of_split(shard_set, "val")
+    assert ours.records.tobytes() == theirs.records.tobytes()
+    assert ours.sample_ids() == theirs.sample_ids() and ours.key(0) == theirs.key(0)
+    assert ours.where(0).startswith(server.url("/set/val-"))
+    assert [ours.image_bytes(i) for i in range(len(ours))] == [theirs.image_bytes(i) for i in range(len(ours))]
+    # The indexes are kept as well: a second reader asks for nothing but the manifest.
+    before = dict(server.requests)
+    again = ShardReader.of_split(open_store(server.url("/set"), CacheOptions(tmp_path / "cache")), "val")
+    assert again.sample_ids() == theirs.sample_ids() and again.image_bytes(0) == theirs.image_bytes(0)
+    changed = {path for path, count in server.requests.items() if before.get(path) != count}
+    assert changed == {"/set/manifest.json"}
+    shutil.rmtree(tmp_path / "cache")

@@ -1,0 +1,132 @@
+"""Brings remote shards to the node's cache in the order in which the plan needs them, a little ahead of the readers.
+
+    plan ─→ shards in order of need ─ threads: fetch, never more than ``ahead`` past what was read last ─→ cache
+
+Readers say which shard they are at; nothing else ties them together. A shard that is not there in time is fetched by
+whoever reads it. One process per node prefetches for all of its ranks: they read the same shards at the same time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+
+from shards.errors import UserError
+from shards.manifest import Shard
+from shards.store import NoRoom, RemoteShards
+from toolkit.data.order import Order, WindowOrder
+from toolkit.data.repeats import RepeatOrder
+
+log = logging.getLogger(__name__)
+
+#: Shards that are fetched at the same time.
+THREADS = 4
+#: Seconds after which a shard that found no room is tried again.
+RETRY = 0.2
+
+
+class Prefetcher:
+    """Fetches ``visits``, numbers of ``shards``, in that order. Ends with ``close``."""
+
+    def __init__(
+        self,
+        store: RemoteShards,
+        shards: Sequence[Shard],
+        visits: Iterator[int],
+        ahead: int,
+        threads: int = THREADS,
+    ) -> None:
+        self._store, self._shards, self._visits, self._ahead = store, shards, visits, ahead
+        self._position: dict[int, int] = {}  # of a shard's last visit that a thread has taken
+        self._taken = 0
+        self._reached = -1
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"prefetch-{n}", daemon=True) for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def reached(self, number: int) -> None:
+        """A reader is at this shard. Cheap where that is nothing new."""
+        position = self._position.get(number, -1)
+        if position > self._reached:
+            with self._changed:
+                self._reached = max(self._reached, position)
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop after what is being fetched."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (number := self._next()) is not None:
+            self._fetch(number)
+
+    def _next(self) -> int | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._taken <= self._reached + self._ahead)
+            number = None if self._closed else next(self._visits, None)
+            if number is not None:
+                self._position[number] = self._taken
+                self._taken += 1
+            return number
+
+    def _fetch(self, number: int) -> None:
+        shard, position = self._shards[number], self._position[number]
+        while not self._closed:
+            try:
+                self._store.prefetch(shard)
+                return
+            except NoRoom:
+                if self._reached >= position:
+                    return  # its readers see to it themselves
+                with self._changed:
+                    self._changed.wait(RETRY)
+            except UserError as error:  # whoever needs the shard fails with it; perhaps nobody will
+                log.warning("not fetched ahead: %s", error)
+                return
+
+
+def shards_in_need(order: Order, count: int, epoch: int, position: int) -> Iterator[int]:
+    """Numbers of shards in the order in which training from ``position`` of ``epoch`` on needs them.
+
+    For ever where shards come in turn; once where every read may be of any of the ``count`` shards.
+    """
+    if not isinstance(order, (WindowOrder, RepeatOrder)) or order.shard_order(epoch, 0) is None:
+        yield from range(count)
+        return
+    for number in itertools.count(epoch):
+        turn = order.shard_order(number, position if number == epoch else 0)
+        assert turn is not None
+        yield from turn.tolist()
+
+
+def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None) -> None:
+    """Raise UserError if the cache's limit is too low for training: shards would be fetched again and again.
+
+    ``window`` None: every read may be of any shard, so all must fit. Else two windows: the one that is read, and the
+    next, which comes meanwhile.
+    """
+    limit = store.cache.options.limit
+    sizes = sorted((shard.bytes for shard in shards), reverse=True)
+    need = sum(sizes if window is None else sizes[: 2 * window])
+    if not limit or need <= limit:
+        return
+    gib = 2**30
+    if window is None:
+        raise UserError(
+            f"data.order global reads all {len(shards)} training shards all the time: {need / gib:.2f} GiB, more than "
+            f"--cache-limit ({limit / gib:.2f} GiB); use --data.order window, or raise the limit"
+        )
+    raise UserError(
+        f"two windows of {window} shards are up to {need / gib:.2f} GiB, more than --cache-limit ({limit / gib:.2f} "
+        f"GiB); lower --data.window, or raise the limit"
+    )
