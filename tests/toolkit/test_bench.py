@@ -179,3 +179,23 @@ def test_every_recipe_of_the_study_is_a_valid_configuration():
         "print(len(rows))",
     )
     assert run.returncode == 0 and int(run.stdout) > 15, run.stderr
+
+
+def test_growth_is_measured_on_sets_and_builds_of_several_sizes(tmp_path: Path):
+    run = run_python(
+        "tests/bench/scale.py", "--samples", "2000,50000", "--posters", 30, "--work", tmp_path,
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    small, large = result["loading"]
+    assert (small["samples"], small["shards"], large["samples"], large["shards"]) == (2000, 2, 50_000, 50)
+    for row in (small, large):  # what the project promises: few bytes on disk, none of a sample's in memory
+        assert (row["manifest_bytes"] + row["table_bytes"]) / row["samples"] < 30
+        assert row["open_seconds"] > 0 and row["global_step_us"] > 0 and row["window_step_us"] > 0
+    grown = large["memory_bytes"] - small["memory_bytes"]
+    assert grown < 4096 * (large["shards"] - small["shards"]) + (1 << 20)
+    (built,) = result["building"]
+    assert built["posters"] == 30 and built["images_per_second"] > 0 and built["memory_bytes"] > 1 << 20
+    assert "| 50,000 | 50 |" in run.stdout and "images/s" in run.stdout
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
