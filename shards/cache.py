@@ -92,7 +92,7 @@ class Cache:
         """See to it that the file is there; True if this call brought it.
 
         Where the limit leaves no room, NoRoom is raised, or (``over_limit``) a warning given. Raises UserError if the
-        file cannot be had.
+        file cannot be had. A file that was there counts as used: it is wanted soon.
         """
         path = self.folder / file.name
         while not self._there(file):
@@ -101,11 +101,12 @@ class Cache:
                     time.sleep(POLL)
                     continue
                 if self._there(file):  # since we looked
-                    return False
+                    break
                 self._make_room(file, descriptor, over_limit)
                 self._bring(file, descriptor)
                 os.replace(_partial_of(path), path)
                 return True
+        self._note(path, path)
         return False
 
     def checked(self, source: Place, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
@@ -154,13 +155,14 @@ class Cache:
         self._note(path, descriptor)
         return descriptor
 
-    def _note(self, path: Path, descriptor: int) -> None:
+    def _note(self, path: Path, file: Path | int) -> None:
         """Note that the file was used now: its time of change, which nothing else needs, says when."""
         now = time.time()
         if now - self._noted.get(path.name, 0.0) >= NOTE:
             self._noted[path.name] = now
-            with contextlib.suppress(PermissionError):  # another user's, in a cache that is shared to be read
-                os.utime(descriptor)
+            # Gone again, or another user's in a cache that is shared to be read: it is no worse for it.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                os.utime(file)
 
     @contextlib.contextmanager
     def _partial(self, path: Path) -> Iterator[int | None]:

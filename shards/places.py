@@ -63,7 +63,7 @@ def place(text: str | Place) -> Place:
         raise UserError(f"{protocol}:// needs another package: {how} ({_one_line(error)})") from None
     except ValueError as error:
         raise UserError(f"{text} cannot be read: {_one_line(error)}") from None
-    return path  # type: ignore[no-any-return]  # an UPath, see Place
+    return path  # an UPath, see Place
 
 
 def _settings(protocol: str) -> dict[str, Any]:

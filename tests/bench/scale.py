@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -38,6 +38,7 @@ from shards.manifest import NAME, Manifest, Shard, library_versions
 from shards.samples import SampleTable, record_type, table_name
 
 PER_SHARD = 1000
+Row = TypeVar("Row")
 GENRES = [f"Genre {number:02d}" for number in range(28)]
 BATCH = 256
 STEPS = 400
@@ -235,10 +236,10 @@ def building_table(rows: Sequence[Building]) -> str:
     return "\n".join(lines)
 
 
-def in_folder(work: Path | None, task: Callable[[Path], Any]) -> Any:
+def in_folder(work: Path | None, task: Callable[[Path, int], Row], count: int) -> Row:
     """The task's result; it gets an empty folder."""
     with tempfile.TemporaryDirectory(prefix="scale-", dir=work) as name:
-        return task(Path(name))
+        return task(Path(name), count)
 
 
 def measure_loading(folder: Path, samples: int) -> Loading:
@@ -275,9 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.disk_usage(options.work or tempfile.gettempdir()).free < 40 * max([*options.samples, 0]):
         print("not enough room: see --work, or give fewer --samples", file=sys.stderr)
         return 2
-    loading = [in_folder(options.work, lambda f, n=n: measure_loading(f, n)) for n in options.samples]
+    loading = [in_folder(options.work, measure_loading, count) for count in options.samples]
     print(loading_table(loading), flush=True)
-    building = [in_folder(options.work, lambda f, n=n: build(f, n)) for n in options.posters]
+    building = [in_folder(options.work, build, count) for count in options.posters]
     print("\n" + building_table(building))
     if options.json:
         rows = {"loading": [asdict(row) for row in loading], "building": [asdict(row) for row in building]}

@@ -125,6 +125,17 @@ def test_what_was_used_longest_ago_goes_first(server: MisbehavingServer, tmp_pat
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * SIZE + 10
 
 
+def test_what_is_fetched_ahead_again_stays_longer(server: MisbehavingServer, tmp_path: Path) -> None:
+    files = [remote(server, number) for number in range(3)]
+    kept = cache(tmp_path, limit=2 * SIZE)
+    for number in (0, 1):
+        kept.fetch(files[number])
+        os.utime(tmp_path / files[number].name, (number, number))
+    assert not kept.fetch(files[0])
+    kept.fetch(files[2])
+    assert names(tmp_path) == {files[n].name for n in (0, 2)}
+
+
 def test_what_is_in_use_stays(
     server: MisbehavingServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

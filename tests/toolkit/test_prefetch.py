@@ -27,7 +27,9 @@ from toolkit.data.repeats import RepeatOrder
     st.integers(0, 3),
     st.data(),
 )
-def test_the_order_of_need_is_the_plans(sizes: list[int], window: int, epoch: int, data: st.DataObject) -> None:
+def test_the_order_of_need_is_the_plans(
+    sizes: list[int], window: int, epoch: int, data: st.DataObject
+) -> None:
     """From any position on, samples are of one window of the visits after the other, and of nothing else."""
     order = WindowOrder(sizes, window, seed=3)
     start = data.draw(st.integers(0, len(order) - 1))
@@ -147,11 +149,20 @@ def test_closing_ends_it_while_it_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "window", "word"),
-    [(0, 2, ""), (399, 2, "data.window"), (400, 2, ""), (999, None, "data.order window"), (1000, None, "")],
+    ("limit", "window", "lead", "word"),
+    [
+        (0, 2, 0, ""),
+        (399, 2, 0, "2 windows of 2 shards"),
+        (400, 2, 0, ""),
+        (400, 2, 1, ""),
+        (400, 2, 2, "3 windows of 2 shards"),  # a window is two samples
+        (600, 2, 3, ""),
+        (999, None, 0, "data.order window"),
+        (1000, None, 9, ""),
+    ],
 )
 def test_a_limit_under_which_training_would_fetch_again_and_again(
-    limit: int, window: int | None, word: str
+    limit: int, window: int | None, lead: int, word: str
 ) -> None:
     class Kept:
         class cache:
@@ -159,8 +170,8 @@ def test_a_limit_under_which_training_would_fetch_again_and_again(
 
     store: Any = Kept
     if not word:
-        check_room(store, shards(10), window)
+        check_room(store, shards(10), window, lead)
         return
     with pytest.raises(UserError, match=word) as caught:
-        check_room(store, shards(10), window)
+        check_room(store, shards(10), window, lead)
     assert "--cache-limit" in str(caught.value) and "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 #: Shards that are fetched at the same time.
 THREADS = 4
 #: Seconds after which a shard that found no room is tried again.
-RETRY = 0.2
+RETRY = 0.05
 
 
 class Prefetcher:
@@ -109,24 +109,27 @@ def shards_in_need(order: Order, count: int, epoch: int, position: int) -> Itera
         yield from turn.tolist()
 
 
-def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None) -> None:
+def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
     """Raise UserError if the cache's limit is too low for training: shards would be fetched again and again.
 
     ``window`` None: every read may be of any shard, so all must fit. Else two windows: the one that is read, and the
-    next, which comes meanwhile.
+    next, which comes meanwhile; more where loaders read further ahead than a window. ``lead``: by how many samples.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)
-    need = sum(sizes if window is None else sizes[: 2 * window])
-    if not limit or need <= limit:
-        return
     gib = 2**30
     if window is None:
+        need = sum(sizes)
+        if limit and need > limit:
+            raise UserError(
+                f"data.order global reads all {len(shards)} training shards all the time: {need / gib:.2f} GiB, more "
+                f"than --cache-limit ({limit / gib:.2f} GiB); use --data.order window, or raise the limit"
+            )
+        return
+    windows = 2 + lead // (window * max(1, min(shard.samples for shard in shards)))
+    need = sum(sizes[: windows * window])
+    if limit and need > limit:
         raise UserError(
-            f"data.order global reads all {len(shards)} training shards all the time: {need / gib:.2f} GiB, more than "
-            f"--cache-limit ({limit / gib:.2f} GiB); use --data.order window, or raise the limit"
+            f"{windows} windows of {window} shards, as many as are needed at a time, are up to {need / gib:.2f} GiB, "
+            f"more than --cache-limit ({limit / gib:.2f} GiB); lower --data.window, or raise the limit"
         )
-    raise UserError(
-        f"two windows of {window} shards are up to {need / gib:.2f} GiB, more than --cache-limit ({limit / gib:.2f} "
-        f"GiB); lower --data.window, or raise the limit"
-    )

@@ -101,10 +101,10 @@ class ShardReader:
         """The encoded image of a sample, writable, valid until this thread's next read."""
         number, size = self.shard_of(index), int(self._sizes[index])
         target = scratch("encoded", size).data
-        if self.prefetcher is not None:
-            self.prefetcher.reached(number)
         descriptor = self._handles.take(number)
         try:
+            if self.prefetcher is not None:  # after it is held: what comes next could take its room
+                self.prefetcher.reached(number)
             got = _read_at(descriptor, target, int(self._offsets[index]))
         finally:
             self._handles.give_back(number)
