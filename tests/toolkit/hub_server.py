@@ -1,4 +1,4 @@
-"""A hub on this machine that speaks as much of Hugging Face's API as uploads and downloads of a model need."""
+"""A hub on this machine that speaks as much of Hugging Face's API as models and shards that lie there need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -90,6 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
         elif "/branch/" in path:
             self._json({})
+        elif "/paths-info/" in path:
+            asked = parse_qs(body.decode())["paths"]
+            self._json([self._entry(name) for name in asked if name in self.hub.files])
         else:
             self._json({"error": "unknown"}, 404)
 
@@ -107,18 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if "/resolve/" in path:
             return self._file(path.split("/resolve/", 1)[1].split("/", 1)[1], with_body=True)
-        if path.startswith("/api/models/"):
+        if path.startswith(("/api/models/", "/api/datasets/")):
             if not self.hub.files or path.endswith("/gone"):
                 self.send_response(404)
                 self.send_header("X-Error-Code", "RevisionNotFound" if self.hub.files else "RepoNotFound")
                 return self._finish(b"{}")
             if "/tree/" in path:
-                return self._json(
-                    [
-                        {"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)}
-                        for name, data in self.hub.files.items()
-                    ]
-                )
+                return self._json([self._entry(name) for name in self.hub.files])
             names = [{"rfilename": name} for name in self.hub.files]
             return self._json({"id": "user/name", "modelId": "user/name", "sha": SHA, "siblings": names})
         self._json({"error": "unknown"}, 404)
@@ -163,10 +161,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             return self._finish(b"")
-        self.send_response(200)
+        wanted = self.headers.get("Range")
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            data = data[first : last + 1]
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("X-Repo-Commit", SHA)
         self._finish(data, with_body=with_body)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        data = self.hub.files[name]
+        return {"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)}
 
     def _json(self, value: Any, status: int = 200) -> None:
         self.send_response(status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -121,7 +120,6 @@ def test_a_process_holds_few_tars_open_and_no_sample(copy: Path, monkeypatch: py
     assert opened() <= 2
     assert isinstance(reader.records.base, np.memmap) and not reader.records.flags.writeable
     del reader
-    gc.collect()
     assert opened() == 0
 
 

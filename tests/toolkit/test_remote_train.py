@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -12,9 +16,10 @@ import fsspec
 import pandas as pd
 import pytest
 from accelerate import Accelerator
+from hub_server import running_hub
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset, slowly
 from safetensors.torch import load_file
-from toolkit_helpers import TINY, error_lines, launch_2, posters_command
+from toolkit_helpers import ROOT, TINY, clean_env, error_lines, free_port, launch_2, posters_command
 from train_tools import tiny_config
 
 from shards.manifest import Manifest, Shard
@@ -230,6 +235,63 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
     assert len(there) > 2 * count >= 6
     assert there[0] is False and all(there[2:])
     assert "over its limit" not in caplog.text
-    assert (
-        sum(server.requests[f"/set/{shard.name}"] for shard in train.shards) > count
-    )  # the limit was felt
+    assert sum(server.requests[f"/set/{shard.name}"] for shard in train.shards) > count  # the limit was felt
+
+
+def test_nodes_with_other_copies_of_the_set_are_told(shard_set: Path, tmp_path: Path) -> None:
+    """Two ranks, each with a folder of its own; one of them is of another build."""
+    other = shutil.copytree(shard_set, tmp_path / "other")
+    raw = json.loads((other / "manifest.json").read_text())
+    raw["shards"] = raw["shards"][1:]  # one shard less
+    manifest = Manifest(raw["labels"]["genres"], [Shard(**shard) for shard in raw["shards"]])
+    manifest.write_tables(other)
+    manifest.write(other)
+    port = str(free_port())
+    ranks = []
+    for rank, shards in enumerate((shard_set, other)):
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "LOCAL_WORLD_SIZE": 2,
+            "MASTER_PORT": port,
+        }
+        environment = {**clean_env(), "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}}
+        command = [sys.executable, "launch/train.py", *TINY, "--shards", shards, "--out", tmp_path / "run"]
+        words = [str(word) for word in command]
+        ranks.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    for rank, process in enumerate(ranks):
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        (line,) = [line for line in err.splitlines() if "error: " in line]
+        assert "different shard sets" in line and str((shard_set, other)[rank]) in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
+    code = """
+        import hashlib, sys
+        from pathlib import Path
+        from shards.store import CacheOptions, open_store
+        from toolkit.data.reader import ShardReader
+        at = open_store(sys.argv[1], CacheOptions(Path(sys.argv[2]), patience=5.0))
+        for split in ("train", "test"):
+            reader = ShardReader.of_split(at, split)
+            print(reader.sample_ids(), [hashlib.sha256(reader.image_bytes(i)).hexdigest() for i in range(len(reader))])
+    """
+    with running_hub() as hub:
+        hub.files = {f"set/{path.name}": path.read_bytes() for path in shard_set.iterdir() if path.is_file()}
+        environment = {**clean_env(), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        said = [
+            subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(code), str(at), str(tmp_path / "cache")],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            for at in ("hf://datasets/user/name/set", shard_set)
+        ]
+    assert said[0].returncode == said[1].returncode == 0, said[0].stderr + said[1].stderr
+    assert said[0].stdout == said[1].stdout and len(said[0].stdout) > 1000
+    assert any("/datasets/user/name/resolve/" in request for request in hub.requests)

@@ -57,8 +57,9 @@ class ShardReader:
         self.shard_sizes = [shard.samples for shard in self.shards]
         self._ends = list(itertools.accumulate(self.shard_sizes))
         self._offsets, self._sizes = self.records["offset"], self.records["size"]
-        self._handles = Handles(lambda number: self.store.open_tar(self.shards[number]), OPEN_TARS)
-        self._index = lru_cache(maxsize=4)(lambda number: self.store.index(self.shards[number]))
+        store, numbered = self.store, self.shards  # not self: a reader that nobody needs closes its files at once
+        self._handles = Handles(lambda number: store.open_tar(numbered[number]), OPEN_TARS)
+        self._index = lru_cache(maxsize=4)(lambda number: store.index(numbered[number]))
         self.prefetcher: Prefetcher | None = None
 
     @classmethod
