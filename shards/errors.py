@@ -7,3 +7,6 @@ class UserError(Exception):
     Command-line entry points print ``error: <message>`` and exit with status 2; no traceback.
     Library callers may catch it. Anything else that escapes is a bug of ours and keeps its traceback.
     """
+
+    status = 2
+    """Exit status. Another one for what is nobody's bad input."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,10 +93,9 @@ def remote_errors() -> tuple[type[BaseException], ...]:
         import botocore.exceptions
 
         found += [botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError]
-    with contextlib.suppress(ImportError):
-        import httpx
-
-        found.append(httpx.HTTPError)
+    for name in ("httpx", "httpx2"):  # huggingface_hub's
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
 
 

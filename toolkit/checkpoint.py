@@ -8,6 +8,7 @@ Random generators need no state here: order, augmentation and dropout are functi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -43,6 +44,10 @@ class Progress:
     """Epochs since the best one."""
     loss_sum: float = 0.0
     """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
+    skipped: int = 0
+    """Updates of this epoch that were not made (train.on_nonfinite skip)."""
+    skipped_samples: int = 0
+    """Samples of those updates: they are not in loss_sum."""
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Progress:
@@ -74,26 +79,42 @@ def save_checkpoint(
     tensors: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint under its final name only when it is whole, then drop all but the newest ``keep``."""
+    """Write a checkpoint under its final name only when it is whole, then drop all but the newest ``keep``.
+
+    Raises OSError where it cannot be written, and leaves nothing of it.
+    """
     path = folder / f"step-{progress.updates:08d}"
     fresh = folder / f"{path.name}.{os.getpid()}{PARTIAL}"
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    with atomic_write(fresh / "state.pt") as stream:
-        torch.save(tensors, stream)
-    facts = {
-        "progress": dataclasses.asdict(progress),
-        "config": config,
-        "shard_set": shard_set,
-        "labels": labels,
-        "sha256": sha256_file(fresh / "state.pt"),
-    }
-    write_json(fresh / "state.json", facts)
-    shutil.rmtree(path, ignore_errors=True)  # the same step saved before a resume: this one is as good
-    os.replace(fresh, path)
+    with contextlib.ExitStack() as otherwise:
+        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        with atomic_write(fresh / "state.pt") as stream:
+            torch.save(tensors, stream)
+        facts = {
+            "progress": dataclasses.asdict(progress),
+            "config": config,
+            "shard_set": shard_set,
+            "labels": labels,
+            "sha256": sha256_file(fresh / "state.pt"),
+        }
+        write_json(fresh / "state.json", facts)
+        # The same step may have been saved before its epoch was validated: in reach until the new one is there.
+        older = _aside(path)
+        shutil.rmtree(older, ignore_errors=True)
+        if path.exists():
+            os.replace(path, older)
+        os.replace(fresh, path)
+        otherwise.pop_all()
+    shutil.rmtree(older, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _aside(path: Path) -> Path:
+    """Where a checkpoint waits while another takes its name."""
+    return path.with_name(f"{path.name}.old{PARTIAL}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -102,7 +123,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over. None if there is none.
+
+    Raises UserError if all are damaged: starting from the beginning would write over what is left of the run.
+    """
     for path in reversed(checkpoints(folder)):
         try:
             facts = read_json(path / "state.json", "checkpoint")
@@ -118,11 +142,20 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             )
         except (UserError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             log.warning("checkpoint %s is damaged and passed over: %s", path, one_line(error))
+    if count := len(checkpoints(folder)):
+        raise UserError(
+            f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
+            f"another --out, or remove {folder} to begin again"
+        )
     return None
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Sweep what a killed run left half-written."""
+    """Sweep what a killed run left half-written, and bring back a checkpoint whose successor did not come."""
+    for older in folder.glob(f"*.old{PARTIAL}"):
+        path = older.with_name(older.name.removesuffix(f".old{PARTIAL}"))
+        if not path.exists():
+            os.replace(older, path)
     for leftover in folder.glob(f"*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
 

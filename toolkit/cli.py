@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ from toolkit.arguments import (
 )
 from toolkit.audit_arguments import add_audit_arguments
 from toolkit.export_arguments import add_export_arguments, add_import_arguments, add_push_arguments
+from toolkit.out_of_memory import forward_line, memory_told
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,27 +98,64 @@ def main(argv: Sequence[str]) -> int:
 
         command = parse_train(argv[1:])  # before torch is loaded, which takes seconds
 
+        from shards.store import open_store
         from toolkit.train import train
 
-        return train(
-            command.config, command.shards, command.out, resume=command.resume, search_lr=command.find_lr
-        )
+        rows = command.config.train.eval_batch_size
+        with memory_told(lambda: _forward_line(rows, "--train.eval_batch_size")):
+            return train(
+                command.config,
+                open_store(command.shards, command.cache),
+                command.out,
+                resume=command.resume,
+                search_lr=command.find_lr,
+            )
     args = build_parser().parse_args(argv)
-    return args.run(args)
+    with memory_told(lambda: _memory_line(args)):
+        return args.run(args)
+
+
+def _memory_line(args: argparse.Namespace) -> str:
+    """What to do when a command other than train needs more memory than there is."""
+    if not hasattr(args, "batch_size"):
+        return f"posters {args.command} needs more than there is; look at what else runs here, or use a larger machine"
+    return _forward_line(args.batch_size, "--batch-size")
+
+
+def _forward_line(rows: int, option: str) -> str:
+    from toolkit.forward import rows_for  # torch is there by now, unless Python itself ran out of memory
+    from toolkit.model_folder import best_device
+
+    return forward_line(rows_for(rows, best_device()), option)
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script and of launch/*.py: errors become one line, then the process exits."""
     set_up_logging()
+    threading.excepthook = _thread_failed
     try:
         status = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), status=error.status)
     except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
         _fail(one_line(error))
+    except RuntimeError as error:
+        lost = _lost_peer(error)
+        if lost is None:
+            raise
+        _fail(str(lost), status=lost.status)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     sys.exit(status)
+
+
+def _lost_peer(error: RuntimeError) -> UserError | None:
+    """What to say if it is the failure of a collective; only a command that loaded torch can have met one."""
+    if "toolkit.distributed" not in sys.modules:
+        return None
+    from toolkit.distributed import lost_peer
+
+    return lost_peer(error)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
@@ -127,6 +166,12 @@ def _fail(message: str, status: int = 2) -> NoReturn:
         message = f"[rank {rank}] {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """A traceback, as usual, but for TensorBoard's thread: what it met is raised again with the next row."""
+    if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
 
 
 def set_up_logging() -> None:

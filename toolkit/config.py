@@ -14,6 +14,8 @@ from typing import Literal
 Geometry = Literal["auto", "device", "cpu"]
 #: What an undecodable image does to a run.
 OnError = Literal["replace", "mask", "stop"]
+#: What a loss or gradient that is not finite does to a run.
+OnNonfinite = Literal["stop", "skip"]
 
 
 @dataclass
@@ -191,6 +193,10 @@ class TrainConfig:
     """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False
     """torch.compile the model; needs a working compiler at run time."""
+    on_nonfinite: OnNonfinite = "stop"
+    """A loss or gradient that is not finite stops the run, or its update is skipped, which waits for each update."""
+    max_skipped: int = 10
+    """Updates of an epoch that may be skipped before the run stops and lists their samples."""
     checkpoint_steps: int = 0
     """Save a checkpoint every so many updates, besides one per epoch; 0 only per epoch."""
     keep_checkpoints: int = 2

@@ -87,6 +87,7 @@ def check_config(config: Config) -> None:
         ("train.patience", train.patience >= 0, "0 (never) or more"),
         ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),
         ("train.feature_views", train.feature_views >= 0, "0 (no cache) or more"),
+        ("train.max_skipped", train.max_skipped >= 0, "0 (none) or more"),
         ("train.checkpoint_steps", train.checkpoint_steps >= 0, "0 (per epoch only) or more"),
         ("train.keep_checkpoints", train.keep_checkpoints >= 1, "at least 1"),
         ("train.log_steps", train.log_steps >= 1, "at least 1"),

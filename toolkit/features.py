@@ -34,7 +34,7 @@ from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import autocast_dtype, gather_by_index
+from toolkit.distributed import StopSignal, autocast_dtype, gather_by_index
 from toolkit.forward import rows_for
 from toolkit.models import head_prefixes
 
@@ -119,12 +119,20 @@ class FeatureBank:
         if self._agreed(path):
             return _read(path)
         what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
-        found = self._compute(reader, f"features of {split}, {what}", cutter, pixels)
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as stream:
-                np.savez(stream, values=found.values, decoded=found.decoded)
-        self.accelerator.wait_for_everyone()
+        title = f"features of {split}, {what}"
+        stop = StopSignal(self.accelerator)
+        try:
+            found = self._compute(
+                reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
+            )
+            if self.accelerator.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as stream:
+                    np.savez(stream, values=found.values, decoded=found.decoded)
+            self.accelerator.wait_for_everyone()
+            stop.check(f"{title}, are kept")
+        finally:
+            stop.restore()
         return found
 
     def _agreed(self, path: Path) -> bool:
@@ -135,7 +143,12 @@ class FeatureBank:
         return int(here.item()) == self.accelerator.num_processes
 
     def _compute(
-        self, reader: ShardReader, title: str, cutter: Cutter, pixels: Callable[[Batch], torch.Tensor]
+        self,
+        reader: ShardReader,
+        title: str,
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+        on_batch: Callable[[], None],
     ) -> Features:
         accelerator, train = self.accelerator, self.config.train
         shares = EvalPlan(len(reader), rows_for(train.eval_batch_size, accelerator.device)).shares(
@@ -153,6 +166,7 @@ class FeatureBank:
             Loader(
                 reader, decode_threads(data.workers), data.prefetch, device=accelerator.device, policy=policy
             ) as loader,
+            reader.in_order(accelerator.is_local_main_process),
             progress(len(reader), title, disable=not accelerator.is_main_process) as bar,
             torch.inference_mode(),
             contextlib.closing(loader.batches(shares, cutter)) as batches,
@@ -171,6 +185,7 @@ class FeatureBank:
                 indices.append(batch.share.indices[keep])
                 rows.append(np.concatenate([values, flags], axis=1)[keep])
                 bar.update(int(keep.sum()) * accelerator.num_processes)
+                on_batch()
         everything = gather_by_index(accelerator, len(reader), np.concatenate(indices), np.concatenate(rows))
         return Features(np.ascontiguousarray(everything[:, :-1]), everything[:, -1] > 0)
 

@@ -6,7 +6,7 @@ shards ─ reader ─ order, plan ─→ shares ─ cutter, loader ─→ batche
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from shards.store import RemoteShards
 from toolkit.config import Config
 from toolkit.data.cuts import Cutter, eval_cutter, train_cutter
 from toolkit.data.faults import FaultPolicy, check_limit
@@ -22,6 +23,7 @@ from toolkit.data.meter import Meter, verdict
 from toolkit.data.mix import mixes
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
 from toolkit.data.plan import TrainPlan
+from toolkit.data.prefetch import check_room, shards_in_need
 from toolkit.data.reader import ShardReader
 from toolkit.data.repeats import RepeatOrder, repeat_factors
 from toolkit.data.transforms import Preprocessing
@@ -55,8 +57,13 @@ class RunFeed(Protocol):
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
         ...
 
-    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank."""
+    def validate(
+        self, model: nn.Module, on_batch: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank.
+
+        Every rank calls ``on_batch`` equally often, with the number of samples done since; it may raise.
+        """
         ...
 
     def errors(self) -> int:
@@ -89,7 +96,11 @@ class Feed:
         self.val_loader = Loader(val, self.threads, data.prefetch, device=device, policy=masking)
         self.val_cutter: Cutter = eval_cutter(val, preprocessing, data.geometry, device)
         self.meter = self.train_loader.meter
-        self._train, self._preprocessing = train, preprocessing
+        self._train, self._val, self._preprocessing = train, val, preprocessing
+        self._expected: tuple[int, int] | None = None  # the epoch and update that are fetched ahead next
+        if isinstance(train.store, RemoteShards):
+            window = data.window if data.order == "window" else None
+            check_room(train.store, train.shards, window, self.plan.global_batch * (data.prefetch + 1))
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
@@ -102,19 +113,33 @@ class Feed:
             first_step=step,
         )
         cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
+        self._fetch_ahead(epoch, step)
         return self.train_loader.batches(shares, cutter, epoch)
 
-    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    def _fetch_ahead(self, epoch: int, step: int) -> None:
+        """Have remote shards come in the plan's order; from one epoch to the next it goes on by itself."""
+        if (epoch, step) != self._expected:
+            data, count = self.config.data, len(self._train.shards)
+            ahead = keep = data.window if data.order == "window" else count
+            visits = shards_in_need(self.plan.order, count, epoch, step * self.plan.global_batch)
+            self._train.follow(visits, ahead, keep, prefetch=self.accelerator.is_local_main_process)
+        self._expected = (epoch + 1, 0)
+
+    def validate(
+        self, model: nn.Module, on_batch: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See RunFeed. ``model`` is unwrapped and in evaluation mode."""
-        return infer_all(
-            model,
-            self.val_loader,
-            self.val_cutter,
-            self.config.train.eval_batch_size,
-            self._preprocessing,
-            self.accelerator,
-            channels_last=self.config.train.channels_last,
-        )
+        with self._val.in_order(self.accelerator.is_local_main_process):
+            return infer_all(
+                model,
+                self.val_loader,
+                self.val_cutter,
+                self.config.train.eval_batch_size,
+                self._preprocessing,
+                self.accelerator,
+                channels_last=self.config.train.channels_last,
+                on_batch=on_batch,
+            )
 
     def errors(self) -> int:
         """Undecodable samples met so far, over all ranks and both splits. Called by every rank.
@@ -135,6 +160,7 @@ class Feed:
         """Stop the threads."""
         self.train_loader.close()
         self.val_loader.close()
+        self._train.rest()
 
 
 class Stopwatch:

@@ -87,7 +87,9 @@ def build_parts(
     probing = config.train.feature_views > 0
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
     model: Any
-    model, trained = _model(accelerator, config, train.targets, None if probing else checkpoint)
+    model, trained = _model(
+        accelerator, config, train.positives / len(train), None if probing else checkpoint
+    )
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
@@ -119,7 +121,7 @@ def build_parts(
             accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
         if ema is not None:
             restore_ema(ema, checkpoint.tensors["ema"])
-    criterion = build_loss(config.loss, train.targets.sum(axis=0), len(train))
+    criterion = build_loss(config.loss, train.positives, len(train))
     return Parts(
         config,
         manifest,
@@ -197,14 +199,14 @@ def _check_probe(config: Config) -> None:
 
 
 def _model(
-    accelerator: Accelerator, config: Config, targets: np.ndarray, checkpoint: Checkpoint | None
+    accelerator: Accelerator, config: Config, prevalence: np.ndarray, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, bool]:
     """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones.
 
     And whether its head is among those that were read, rather than one that was drawn.
-    ``targets`` (N, G) are training's: a head that comes with none of these weights may start at their shares.
+    ``prevalence`` (G,) is training's: a head that comes with none of these weights may start at it.
     """
-    wanted, size, num_genres = config.model, config.data.image_size, targets.shape[1]
+    wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = wanted.pretrained and wanted.weights is None and checkpoint is None
     with accelerator.main_process_first():  # one download, then the cache
         model = build_model(
@@ -218,7 +220,7 @@ def _model(
     trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.
     if wanted.prior and not trained:
-        set_prior(model, targets.mean(axis=0))
+        set_prior(model, prevalence)
     said = None
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])

@@ -9,7 +9,7 @@ with 3,072 features each under 4 views.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,14 +173,18 @@ class FeatureFeed:
             share.valid[:] = valid
             yield Batch(torch.from_numpy(rows).to(accelerator.device), share, {})
 
-    def validate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank."""
+    def validate(
+        self, model: nn.Module, on_batch: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See RunFeed. Every rank computes all of it."""
         size, out = self.config.train.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
                 rows = torch.from_numpy(self.val.values[start : start + size]).float()
                 with self.accelerator.autocast():
                     out.append(model(rows.to(self.accelerator.device)).float().cpu().numpy())
+                if on_batch is not None:
+                    on_batch(len(rows))
         logits = np.concatenate(out)
         logits[~self.val.decoded] = 0.0
         return logits, self.val.decoded

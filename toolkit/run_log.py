@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,25 @@ STEP_FIELDS = (
 )  # fmt: skip
 EPOCH_FIELDS = (
     "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
-    "images_per_s", "data_wait", "decode_cores", "copy", "data_errors", "seconds",
+    "images_per_s", "data_wait", "decode_cores", "copy", "data_errors",
+    "skipped_updates", "seconds",
 )  # fmt: skip
 
 
 class RunLog:
     """Writes on the main process; a no-op on the others.
 
-    A resumed run first cuts off the rows of updates that it is about to do again.
+    A resumed run first cuts off the rows of what it is about to do again: updates after ``updates``, and epochs from
+    ``epoch`` on, the last of which may have been validated and not yet saved.
     """
 
-    def __init__(self, accelerator: Accelerator, out: Path, first_update: int) -> None:
+    def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
         self.accelerator = accelerator
         self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
-        if accelerator.is_main_process:
-            for path, fields in self.files.items():
-                _cut(path, fields, first_update)
         self.steps, self.epochs = self.files
+        if accelerator.is_main_process:
+            _cut(self.steps, STEP_FIELDS, "update", updates)
+            _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1)
 
     def step(self, row: dict[str, Any]) -> None:
         """One row of log.csv."""
@@ -47,22 +51,31 @@ class RunLog:
         if not self.accelerator.is_main_process:
             return
         fields = self.files[path]
-        with open(path, "a", newline="", encoding="utf-8") as stream:
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
         values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
-        self.accelerator.log(values, step=row["update"])
+        with naming(path.parent / "tensorboard"):
+            self.accelerator.log(values, step=row["update"])
 
 
-def _cut(path: Path, fields: tuple[str, ...], first_update: int) -> None:
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file or folder it was about: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
+    """Keep the rows whose ``counter`` is at most ``last``."""
     kept: list[dict[str, str]] = []
     if path.exists():
         with open(path, newline="", encoding="utf-8") as stream:
             # the last row of a killed run may be half a row
-            kept = [
-                r
-                for r in csv.DictReader(stream)
-                if None not in r.values() and int(r["update"]) <= first_update
-            ]
+            kept = [r for r in csv.DictReader(stream) if None not in r.values() and int(r[counter]) <= last]
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)
         writer.writeheader()

@@ -7,7 +7,8 @@ Leaves RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml
 With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only; with train.feature_views also
 the cached features, which a training in the same RUN then finds (or one with the same train.feature_cache).
 Exit status: 0 trained, 2 bad input (one line says what), 75 stopped by SIGTERM or SIGINT after saving a checkpoint:
-the same command with --resume goes on.
+the same command with --resume goes on; 69 another process or the network to it was lost: so it does, from the newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
 from filelock import FileLock, Timeout
 
 from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
+from shards.store import ShardsAt, open_store
 from toolkit.auto_batch import fit_accumulation
 from toolkit.checkpoint import (
     Checkpoint,
@@ -38,40 +40,59 @@ from toolkit.config import Config
 from toolkit.config_cli import config_dict, save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.reader import ShardReader
-from toolkit.distributed import STOPPED, make_accelerator
+from toolkit.distributed import STOPPED, Stopped, from_main, make_accelerator
 from toolkit.feed import train_plan
 from toolkit.model_folder import load_labels, recover_model_folder
 from toolkit.parts import Parts, build_parts
+from toolkit.run_log import naming
 from toolkit.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, shards: Path, out: Path, *, resume: bool = False, search_lr: bool = False) -> int:
+def train(
+    config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False
+) -> int:
     """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status.
 
     ``search_lr`` makes a learning-rate range test there instead (find_lr.py).
     """
     config.validate()
     config = with_own_size(config)
-    manifest = Manifest.read(shards)
+    store = open_store(shards)
+    manifest = store.manifest()
     if not manifest.genres:
         raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
-    readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
+    readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     accelerator = _accelerator(config, out)
+    _require_one_set(accelerator, manifest, str(store))
     lock = _prepare_out(accelerator, out, resume or search_lr)
     try:
-        if search_lr:
-            _search_lr(accelerator, config, manifest, readers, out)
-            done = True
-        else:
-            done = _train(accelerator, config, manifest, readers, out, resume)
+        status = 0
+        try:
+            if search_lr:
+                _search_lr(accelerator, config, manifest, readers, out)
+            else:
+                _train(accelerator, config, manifest, readers, out, resume)
+        except Stopped as stop:
+            if accelerator.is_main_process:
+                log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
+            status = STOPPED
         accelerator.wait_for_everyone()
         accelerator.end_training()
     finally:
         if lock is not None:
             lock.release()
-    return 0 if done else STOPPED
+    return status
+
+
+def _require_one_set(accelerator: Accelerator, manifest: Manifest, where: str) -> None:
+    """Raise UserError, on every rank, if they do not all see the same shard set."""
+    if accelerator.num_processes > 1 and len(set(gather_object([manifest.fingerprint]))) > 1:
+        raise UserError(
+            f"the processes see different shard sets at {where}: nodes have other copies, or it is being replaced; "
+            f"give all nodes the same set, whole"
+        )
 
 
 def with_own_size(config: Config) -> Config:
@@ -113,8 +134,8 @@ def _train(
     readers: list[ShardReader],
     out: Path,
     resume: bool,
-) -> bool:
-    """True if the run came to its end, False if it was stopped by a signal."""
+) -> None:
+    """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
     checkpoint = _checkpoint(out, config, manifest) if resume else None
     if checkpoint is None and resume and accelerator.is_main_process:
         log.info("no checkpoint in %s yet: starting from the beginning", out)
@@ -122,16 +143,14 @@ def _train(
         save_config(config, out / "config.yaml")
     parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.tensorboard:
-        accelerator.init_trackers("tensorboard")
+        with naming(out / "tensorboard"):
+            accelerator.init_trackers("tensorboard")
     accumulation = _accumulation(accelerator, parts)
     _say_what_runs(accelerator, parts, accumulation, checkpoint)
-    done = Trainer(accelerator, parts, accumulation, checkpoint).run()
+    if not Trainer(accelerator, parts, accumulation, checkpoint).run():
+        raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
-        if done:
-            log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
-        else:
-            log.warning("stopped by a signal; checkpoint saved: the same command with --resume goes on")
-    return done
+        log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
 
 
 def _search_lr(
@@ -157,6 +176,12 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):  # on CPUs accelerate would pass over it in silence
+            raise UserError(
+                f"accelerate was told to use {kind}; this version trains with data parallelism only: take a config "
+                f"with distributed_type MULTI_GPU (see launch/README.md)"
+            )
     accelerator = make_accelerator(
         None if precision == "auto" else precision,
         log_with="tensorboard" if config.train.tensorboard else None,
@@ -172,13 +197,20 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 
 def _prepare_out(accelerator: Accelerator, out: Path, beside: bool) -> FileLock | None:
-    """Make the run folder and hold it; refuse to overwrite a run, unless ``beside`` says that nothing will be.
+    """Make the run folder and hold it, on the main process. Raises UserError, on every rank, if it must not."""
+    lock, problem = None, ""
+    if accelerator.is_main_process:
+        try:
+            lock = _hold(out, beside)
+        except UserError as error:
+            problem = str(error)
+    if problem := from_main(accelerator, problem):
+        raise UserError(problem)
+    return lock
 
-    The lock lives on the main process.
-    """
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        return None
+
+def _hold(out: Path, beside: bool) -> FileLock:
+    """Refuses to overwrite a run, unless ``beside`` says that nothing will be."""
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock", timeout=0)
     try:
@@ -189,7 +221,6 @@ def _prepare_out(accelerator: Accelerator, out: Path, beside: bool) -> FileLock 
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
     remove_partial_checkpoints(out / "checkpoints")
     recover_model_folder(out / "model")
-    accelerator.wait_for_everyone()
     return lock
 
 

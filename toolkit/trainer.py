@@ -22,9 +22,12 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import StopSignal, broadcast_buffers, from_main, rewrap, sum_over_ranks
+from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, from_main, rewrap, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
+from toolkit.forward import rows_for
+from toolkit.nonfinite import Guard
 from toolkit.optim import lr_factor
+from toolkit.out_of_memory import forward_line, memory_told
 from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
@@ -42,9 +45,10 @@ class Trainer:
         self.accelerator, self.parts, self.config = accelerator, parts, parts.config
         self.feed = make_feed(accelerator, parts, accumulation)
         self.plan = self.feed.plan
-        self.updater = Updater(accelerator, parts, self.plan, accumulation)
+        self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
+        self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard)
         self.state = resumed.progress if resumed else Progress()
-        self.run_log = RunLog(accelerator, parts.out, self.state.updates)
+        self.run_log = RunLog(accelerator, parts.out, self.state.updates, self.state.epoch)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
 
@@ -71,7 +75,7 @@ class Trainer:
         return self.state.epoch >= self.config.train.epochs or 0 < patience <= self.state.bad_epochs
 
     def _epoch(self) -> bool:
-        """The rest of the current epoch and its validation. False if stopped between two updates."""
+        """The rest of the current epoch and its validation. False if stopped between two updates, or validating."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros((), device=accelerator.device)  # this rank's, since the start or a checkpoint
@@ -80,36 +84,39 @@ class Trainer:
         recent = _Window(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
-                loss, count = self._update(batches)
+                count = self.plan.count(state.step)
+                loss, counted = self._update(batches)
                 own_loss += loss
                 images += count
                 bar.update(count)
                 if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
-                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), count, images)
+                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), counted, images)
                 due = config.train.checkpoint_steps and state.updates % config.train.checkpoint_steps == 0
                 stop = self.stop.agreed()
                 if stop or (due and state.step < self.plan.steps_per_epoch):
                     state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
                     own_loss.zero_()
-                    self._require_finite(
-                        state.loss_sum
-                    )  # else good checkpoints would make room for a broken one
                 if stop:
                     return False
                 if due and state.step < self.plan.steps_per_epoch:
                     self._save()
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
+        self.guard.check()
+        counted = self.plan.num_samples - state.skipped_samples  # never none: the guard sees to it
         seconds, account = watch.seconds, watch.account()
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
-        self._validate(
-            {
-                "train_loss": state.loss_sum / self.plan.num_samples,
-                "images_per_s": images / seconds,
-                **account,
-                "seconds": seconds,
-            }
-        )
+        row = {
+            "train_loss": state.loss_sum / counted,
+            "skipped_updates": state.skipped,
+            "images_per_s": images / seconds,
+            **account,
+            "seconds": seconds,
+        }
+        try:
+            self._validate(row)
+        except Stopped:  # the state is still that of the last update: a resumed run validates again
+            return False
         return True
 
     def _thaw(self) -> None:
@@ -124,13 +131,22 @@ class Trainer:
             log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """One update. Returns (this rank's sum of sample losses, samples of the update over all ranks)."""
+        """One update. Returns (this rank's sum of sample losses, samples over all ranks; both 0 if it was skipped)."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.updates)
-        result = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
+        loss, counted = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
+        if not counted:
+            state.skipped += 1
+            state.skipped_samples += self.plan.count(state.step)
+            most = self.config.train.max_skipped
+            self.guard.check_skipped(state.skipped, most, self.plan.steps_per_epoch)
         state.step += 1
         state.updates += 1
-        return result
+        return loss, counted
+
+    def _memory_line(self) -> str:
+        rows = rows_for(self.config.train.eval_batch_size, self.accelerator.device)
+        return forward_line(rows, "--train.eval_batch_size")
 
     def _bar(self) -> Any:
         state = self.state
@@ -142,14 +158,16 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
 
-    def _log_step(self, recent: _Window, bar: Any, loss_sum: torch.Tensor, count: int, images: int) -> None:
+    def _log_step(self, recent: _Window, bar: Any, loss_sum: torch.Tensor, counted: int, images: int) -> None:
         state = self.state
-        loss = float(loss_sum) / count
-        self._require_finite(loss)
+        self.guard.check()
+        loss = float(loss_sum) / counted if counted else None
         account = recent.measure(images)
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
         bar.set_postfix_str(
-            f"loss {loss:.4f}, lr {lr:.2g}, waiting for data {account['data_wait']:.0%}", refresh=False
+            f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
+            f"waiting for data {account['data_wait']:.0%}",
+            refresh=False,
         )
         self.run_log.step(
             {
@@ -162,14 +180,6 @@ class Trainer:
             }
         )
 
-    def _require_finite(self, loss: float) -> None:
-        if not np.isfinite(loss):
-            state = self.state
-            raise UserError(
-                f"the training loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower --optim.lr, set "
-                f"--optim.clip_norm 1, or use --train.precision bf16 or no; the last checkpoint is kept"
-            )
-
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
         state, accelerator, parts = self.state, self.accelerator, self.parts
@@ -178,7 +188,8 @@ class Trainer:
         if parts.ema is not None:
             broadcast_buffers(accelerator, model)
         model.eval()
-        logits, decoded = self.feed.validate(model)
+        with memory_told(self._memory_line):
+            logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
         judged = None
         if accelerator.is_main_process:
@@ -190,6 +201,7 @@ class Trainer:
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        state.skipped = state.skipped_samples = 0
         self._save()
 
     def _judge(
@@ -228,6 +240,7 @@ class Trainer:
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
+        self.guard.check_weights(self.updater.plain_model)  # a broken one would drive good ones out
         if accelerator.is_main_process:
             scaler = accelerator.scaler
             save_checkpoint(

@@ -1,7 +1,7 @@
 """One update: this rank's micro-batches, their loss and gradient, the optimiser's step, the moving average.
 
 grey levels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
-(cached features go straight into the model)
+(cached features go straight into the model)              └──── nonfinite.py looks at both ────┘
 """
 
 from __future__ import annotations
@@ -17,15 +17,26 @@ from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
 from toolkit.distributed import autocast_dtype, seed_step
+from toolkit.nonfinite import Guard
 from toolkit.optim import set_lr
+from toolkit.out_of_memory import memory_told, training_line
 from toolkit.parts import Parts
 
 
 class Updater:
     """Makes updates, each a function of the weights and (epoch, step): nothing is remembered between them."""
 
-    def __init__(self, accelerator: Accelerator, parts: Parts, plan: TrainPlan, accumulation: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        parts: Parts,
+        plan: TrainPlan,
+        accumulation: int,
+        guard: Guard | None = None,
+    ) -> None:
+        """``guard`` looks for losses and gradients that are not finite; without one they are made like any other."""
         self.accelerator, self.parts, self.plan, self.accumulation = accelerator, parts, plan, accumulation
+        self.guard = guard
         config = parts.config
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
@@ -37,22 +48,38 @@ class Updater:
         """Update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
 
         Returns (this rank's sum over its samples of their loss, mean over genres; samples of the update over all
-        ranks). The gradient, and with it optim.clip_norm, is of the sum over genres.
+        ranks). Both are 0 for an update that the guard did not allow: it leaves weights, buffers, optimiser and moving
+        average as they were. The gradient, and with it optim.clip_norm, is of the sum over genres. Raises UserError
+        where the memory does not hold a micro-batch.
         """
+        with memory_told(self._memory_line):
+            return self._update(batches, epoch, step, updates, lr)
+
+    def _update(
+        self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
+    ) -> tuple[torch.Tensor, int]:
         accelerator, parts, config = self.accelerator, self.parts, self.parts.config
         model, optimizer = parts.model, parts.optimizer
         seed_step(config.train.seed, epoch, step, accelerator.process_index)
         set_lr(optimizer, lr)
         count = self.plan.count(step)
+        if self.guard is not None:
+            self.guard.begin(self.plain_model, epoch, step)
         total = torch.zeros((), device=accelerator.device)
         for part in range(self.accumulation):
             batch = next(batches)
             last = part == self.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = self.loss(model, batch, epoch)
+                losses, valid = self.losses(model, batch, epoch)
+                loss = (losses * valid).sum()
+                if self.guard is not None:
+                    self.guard.note(losses, batch.share)
                 # DDP averages gradients over ranks; the mean over the update's samples is wanted.
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total += loss.detach()
+        if self.guard is not None and not self.guard.allow(self.plain_model):
+            optimizer.zero_grad()
+            return torch.zeros_like(total), 0
         if config.optim.clip_norm:
             accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()
@@ -60,6 +87,18 @@ class Updater:
         if parts.ema is not None:
             parts.ema.update(self.plain_model, step=updates)
         return total / len(parts.manifest.genres), count
+
+    def _memory_line(self) -> str:
+        """What did not fit, and the ways out."""
+        config = self.parts.config
+        return training_line(
+            config.train.batch_size,
+            self.accelerator.num_processes,
+            self.accumulation,
+            config.data.image_size,
+            auto_batch=config.train.auto_batch,
+            checkpointing=config.model.checkpointing,
+        )
 
     @property
     def plain_model(self) -> nn.Module:
@@ -69,8 +108,13 @@ class Updater:
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
         """The sum of the losses of a micro-batch's valid samples, summed over genres; a float32 scalar."""
+        losses, valid = self.losses(model, batch, epoch)
+        return (losses * valid).sum()
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
         device = self.accelerator.device
-        targets = targets_of(batch.share, self.parts.train.targets).to(device, non_blocking=True)
+        targets = targets_of(batch.share, self.parts.train).to(device, non_blocking=True)
         valid = torch.from_numpy(batch.share.valid).to(device, non_blocking=True)
         inputs = batch.images
         if self.parts.probe is None:  # cached features are the head's inputs as they are
@@ -81,4 +125,4 @@ class Updater:
         with self.accelerator.autocast():
             logits = model(inputs)
         losses: torch.Tensor = self.parts.criterion(logits, targets)
-        return (losses * valid).sum()
+        return losses, valid

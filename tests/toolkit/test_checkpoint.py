@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,42 @@ def test_these_may_change_and_are_named(tmp_path: Path, section: str, name: str,
     before = getattr(getattr(config, section), name)
     setattr(getattr(config, section), name, value)
     assert check_resumable(found, config_dict(config), "set") == [f"{section}.{name} {before!r} -> {value!r}"]
+
+
+def test_where_all_are_damaged_nothing_starts_from_the_beginning(tmp_path: Path):
+    for updates in (5, 6):
+        (save(tmp_path, updates) / "state.json").unlink()
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: put a copy of one there"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_step_that_is_saved_again_is_in_reach_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 5, keep=1)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "step-00000005":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("toolkit.checkpoint.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 5, keep=1)
+    assert newest_checkpoint(tmp_path) is None
+    remove_partial_checkpoints(tmp_path)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.progress.updates == 5
+    save(tmp_path, 5, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_a_checkpoint_from_before_updates_could_be_skipped(tmp_path: Path):
+    path = save(tmp_path, 5)
+    facts = json.loads((path / "state.json").read_text())
+    del facts["progress"]["skipped"], facts["progress"]["skipped_samples"]
+    del facts["config"]["train"]["on_nonfinite"], facts["config"]["train"]["max_skipped"]
+    (path / "state.json").write_text(json.dumps(facts))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.progress.skipped == found.progress.skipped_samples == 0
+    assert check_resumable(found, config_dict(Config()), "set") == []

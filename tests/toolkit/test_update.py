@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import TINY_VIT, drawn_batches, make_updater, make_updates, state_of
 
+from shards.errors import UserError
 from toolkit.data.loader import targets_of
+from toolkit.data.plan import TrainPlan
+from toolkit.nonfinite import Guard
+from toolkit.update import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +32,7 @@ def test_an_update_follows_the_gradient_of_the_sum_over_genres_and_mean_over_sam
     before = state_of(model)
     (batch,) = drawn_batches(updater, plan, 0, 0)
     images = updater.parts.preprocessing.normalize(batch.images)
-    targets = targets_of(batch.share, updater.parts.train.targets)
+    targets = targets_of(batch.share, updater.parts.train)
     elements = F.binary_cross_entropy_with_logits(model(images), targets, reduction="none")
     elements.sum(dim=1).mean().backward()
     slopes = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -115,3 +123,110 @@ def test_a_masked_row_weighs_nothing(shard_set: Path, tmp_path: Path):
     batch.share.valid[0] = True
     one = float(updater.loss(updater.plain_model, batch, 0))
     assert whole == pytest.approx(rest + one, rel=1e-5) and one > 0
+
+
+# --- what is not finite (whole runs: tests/faults/test_nonfinite.py) --------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a GPU's host wait: a tensor's value wanted in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def guarded(shard_set: Path, out: Path, on_nonfinite: Any, *options: str) -> tuple[Updater, TrainPlan, Guard]:
+    updater, plan = make_updater(shard_set, out, *options)
+    updater.guard = Guard(updater.accelerator, on_nonfinite, updater.parts.train.sample_id)
+    return updater, plan, updater.guard
+
+
+@pytest.mark.parametrize(("on_nonfinite", "waits"), [("stop", False), ("skip", True)])
+def test_looking_for_what_is_not_finite_waits_for_the_device_only_where_it_must(
+    shard_set: Path, tmp_path: Path, on_nonfinite: str, waits: bool
+):
+    counts = []
+    for guard in (True, False):
+        updater, plan, _ = guarded(shard_set, tmp_path, on_nonfinite, "--optim.clip_norm=1")
+        updater.guard = updater.guard if guard else None
+        batches = [list(drawn_batches(updater, plan, 0, step)) for step in range(3)]
+        with Waits() as spy:
+            for step, parts in enumerate(batches):
+                updater(iter(parts), 0, step, step + 1, 0.01)
+        counts.append(spy.count)
+    assert (counts[0] > counts[1]) == waits
+
+
+def test_a_guard_changes_no_update(shard_set: Path, tmp_path: Path):
+    """Of a model with BatchNorm and dropout, to the bit."""
+    states = []
+    for guard in (None, "stop", "skip"):
+        updater, plan, _ = guarded(shard_set, tmp_path, guard)
+        updater.guard = updater.guard if guard else None
+        make_updates(updater, plan, 3, 0.01)
+        states.append(state_of(updater.plain_model))
+    for other in states[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in states[0].items())
+
+
+def spoil(updater: Updater, sample: int) -> None:
+    """Have the loss of one sample be NaN."""
+    losses = updater.losses
+
+    def spoilt(model: Any, batch: Any, epoch: int) -> Any:
+        values, valid = losses(model, batch, epoch)
+        factors = np.where(batch.share.indices == sample, np.nan, 1.0).astype(np.float32)
+        return values * torch.from_numpy(factors), valid
+
+    updater.losses = spoilt  # type: ignore[method-assign]
+
+
+def test_the_first_of_many_is_told_and_memory_stays_bounded(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("toolkit.nonfinite.MOST", 3)
+    updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT)
+    sample = int(plan.global_indices(0, 1)[2])
+    spoil(updater, sample)
+    make_updates(updater, plan, 2, 0.01)  # nothing is said yet: nobody looked
+    with pytest.raises(UserError) as caught:  # all later updates are broken too, by the weights
+        make_updates(updater, plan, 1, 0.01, first=3)
+    assert f"epoch 1, step 2 for 1 of 16 samples, {guard.sample_id(sample)}: " in str(caught.value)
+    guard.check()  # and said once
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
+    shard_set: Path, tmp_path: Path, on_nonfinite: str
+):
+    """Scaled losses overflow until the scale is found; the scaler leaves those updates out itself."""
+    updater, plan, guard = guarded(shard_set, tmp_path, on_nonfinite, *TINY_VIT, "--optim.clip_norm=1")
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-30)
+    updater.accelerator.scaler = scaler
+    updater.parts.optimizer = AcceleratedOptimizer(updater.parts.optimizer.optimizer, scaler=scaler)
+    updater.accelerator._optimizers = [updater.parts.optimizer]
+    try:
+        before = state_of(updater.plain_model)
+        make_updates(updater, plan, 1, 0.01)
+        guard.check()
+        assert all(torch.equal(before[n], t) for n, t in updater.plain_model.state_dict().items())
+        assert scaler.get_scale() < 1e10
+        spoil(updater, int(plan.global_indices(0, 1)[0]))
+        loss, counted = updater(drawn_batches(updater, plan, 0, 1), 0, 1, 2, 0.01)
+        if on_nonfinite == "stop":
+            with pytest.raises(UserError, match="step 2 for 1 of 16 samples"):
+                guard.check()
+        else:
+            assert (float(loss), counted) == (0.0, 0)
+            scale = scaler.get_scale()
+            make_updates(updater, plan, 1, 0.01, first=3)  # the scaler knows nothing of the one before
+            assert scaler.get_scale() == scale
+            now = updater.plain_model.named_parameters()
+            assert not any(torch.equal(before[name], p) for name, p in now if p.requires_grad)
+    finally:
+        updater.accelerator.scaler = None

@@ -1,0 +1,90 @@
+"""Fixtures of the tests of faults; a test module that wants them says ``pytest_plugins = ("fault_fixtures",)``.
+
+Their names are their own: fixtures of such modules are known to all tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fault_tools import Disk, ended, train_options
+from toolkit_helpers import make_model_folder
+
+from shards.build import BuildOptions, build_shards
+from shards.manifest import Manifest
+from toolkit.demo_posters import draw_poster_set
+from toolkit.models import HeadSpec
+
+
+@pytest.fixture(scope="session")
+def fault_posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with images/ and metadata.csv of 90 drawn posters and some bad rows."""
+    folder = tmp_path_factory.mktemp("fault-posters")
+    draw_poster_set(folder, 90, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fault_set(fault_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shards: seven updates of eight samples an epoch. Read-only."""
+    out = tmp_path_factory.mktemp("fault-set")
+    build_shards(
+        BuildOptions(
+            metadata=fault_posters / "metadata.csv",
+            images=fault_posters / "images",
+            out=out,
+            fractions=(0.6, 0.2, 0.2),
+            samples_per_shard=20,
+            workers=1,
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def fault_model(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model folder for that set. Read-only."""
+    labels = Manifest.read(fault_set).labels
+    return make_model_folder(
+        tmp_path_factory.mktemp("fault-model") / "model", labels, HeadSpec("linear", (), 0.0)
+    )
+
+
+@pytest.fixture(scope="session")
+def unharmed(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs of two epochs that nothing happens to, by the number of their ranks. Read-only."""
+    folder = tmp_path_factory.mktemp("unharmed")
+    for ranks in (1, 2):
+        options = train_options(
+            fault_set, folder / str(ranks), "--train.epochs=2", "--train.checkpoint_steps=2"
+        )
+        run = ended(options, folder / f"said-{ranks}", ranks)
+        assert run.statuses == [0] * ranks, run.said
+    return {ranks: folder / str(ranks) for ranks in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """The same arithmetic in this process as in those of the ranks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of 16 MiB, to be filled."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    able = os.geteuid() == 0 and shutil.which("mount")
+    if not able or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", folder]).returncode:
+        pytest.skip("mounting a tmpfs needs root and the right to mount")
+    yield Disk(folder)
+    subprocess.run(["umount", folder], check=True)

@@ -1,0 +1,240 @@
+"""A disk that fills up, in each writer: one line that names the file, status 2, and what was there before is intact.
+
+Another file system than the rest's, really full; a test chooses the moment by filling it when the writer is called.
+Shards, batch predictions, model folders and exports have their tests elsewhere (launch/FAULTS.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_tools import SMALL, Disk, assert_no_half_files, assert_same_run, command, contents, train_options
+
+import toolkit.evaluate
+import toolkit.export
+import toolkit.features
+import toolkit.find_lr
+import toolkit.predict
+import toolkit.report.folder
+import toolkit.run_log
+import toolkit.train
+import toolkit.trainer
+import toolkit.tune
+from toolkit.cli import main
+from toolkit.model_folder import load_model_folder
+from toolkit.split_logits import SplitLogits
+
+pytest_plugins = ("fault_fixtures",)
+
+FULL = "No space left on device"
+
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+@pytest.fixture(scope="module")
+def whole(fault_set: Path, single_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on a disk with room. Read-only."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main(train_options(fault_set, out, "--train.epochs=2")) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "file"),
+    [
+        (toolkit.trainer, "save_checkpoint", "state.pt"),
+        (toolkit.trainer, "export_model", "model"),
+        (toolkit.train, "save_config", "config.yaml"),
+        (toolkit.run_log, "_cut", "log.csv"),
+    ],
+    ids=["checkpoint", "model", "config", "log"],
+)
+def test_training(
+    owner: Any,
+    name: str,
+    file: str,
+    fault_set: Path,
+    whole: Path,
+    disk: Disk,
+    capsys: pytest.CaptureFixture[str],
+):
+    """The first epoch is done when the disk fills up; with room again the run comes to the end of any other."""
+    out = disk.folder / "run"
+    assert command(train_options(fault_set, out), capsys) == (0, "")
+    before = contents(out)
+    resumed = train_options(fault_set, out, "--train.epochs=2", "--resume")
+    with disk.full_during(owner, name):
+        status, line = command(resumed, capsys)
+        assert (status, FULL in line, file in line) == (2, True, True), line
+        assert_no_half_files(out)
+        now = contents(out)
+        assert all(now[path].startswith(before[path]) for path in ("log.csv", "epochs.csv"))
+        assert all(
+            now[path] == content for path, content in before.items() if path.startswith("checkpoints/")
+        )
+        load_model_folder(out / "model")  # of the first epoch, or already of the second: whole
+    assert command(resumed, capsys) == (0, "")
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("step", "log.csv"), ("epoch", "epochs.csv")])
+def test_a_row_of_a_log(
+    kind: str,
+    file: str,
+    fault_set: Path,
+    whole: Path,
+    disk: Disk,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Half a row may be left, which the resumed run takes away."""
+    out = disk.folder / "run"
+    assert command(train_options(fault_set, out), capsys) == (0, "")
+    real = getattr(toolkit.run_log.RunLog, kind)
+
+    def in_vain(self: Any, row: dict[str, Any]) -> None:
+        log = out / file
+        with open(log, "a") as stream:  # up to the end of a page, which is what a tmpfs counts
+            stream.write("\n" * (-log.stat().st_size % 4096))
+        disk.fill()
+        real(self, row)
+
+    resumed = train_options(fault_set, out, "--train.epochs=2", "--resume")
+    before = (out / file).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(toolkit.run_log.RunLog, kind, in_vain)
+        status, line = command(resumed, capsys)
+    assert status == 2 and FULL in line and file in line
+    assert (out / file).read_bytes().startswith(before)
+    disk.free()
+    assert command(resumed, capsys) == (0, "")
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("room", [0, 4096], ids=["at its start", "later"])
+def test_tensorboard(
+    room: int, fault_set: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """On a disk of its own: its thread writes later than the rest."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "tensorboard").symlink_to(disk.folder)
+    disk.fill(room)
+    options = [*SMALL, "--train.tensorboard=true", "--train.epochs=6", "--train.patience=0"]
+    options = ["train", "--shards", str(fault_set), "--out", str(out), *options]
+    status, line = command(options, capsys)
+    assert status == 2 and FULL in line and "tensorboard" in line
+    assert bool(list(out.glob("checkpoints/step-*"))) == bool(room)
+    if room:  # without it the run goes on
+        assert command([*options, "--resume", "--train.tensorboard=false"], capsys) == (0, "")
+
+
+def test_find_lr(fault_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+    out = disk.folder / "run"
+    for file in ("find-lr.csv", "find-lr.png"):
+        (out / file).parent.mkdir(exist_ok=True)
+        (out / file).write_text("of an earlier test")
+    with disk.full_during(toolkit.find_lr, "save_curve"):
+        status, line = command(train_options(fault_set, out, "--find-lr"), capsys)
+    assert status == 2 and FULL in line and "find-lr.csv" in line
+    assert {path.name: path.read_text() for path in out.glob("find-lr.*")} == {
+        "find-lr.csv": "of an earlier test",
+        "find-lr.png": "of an earlier test",
+    }
+
+
+def test_cached_features(fault_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+    options = train_options(
+        fault_set, disk.folder / "run", "--model.freeze=[backbone]", "--train.feature_views=1"
+    )
+    with disk.full_during(toolkit.features.FeatureBank, "_compute"):
+        status, line = command(options, capsys)
+        assert status == 2 and FULL in line and ".npz" in line
+        assert not list((disk.folder / "run" / "features").iterdir())
+    assert command(options, capsys) == (0, "")
+    assert len(list((disk.folder / "run" / "features").glob("*.npz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "owner", "name", "file"),
+    [
+        ("evaluate", toolkit.evaluate, "write_json", "metrics-test.json"),
+        ("evaluate", SplitLogits, "save", "predictions-test.npz"),
+        ("evaluate", toolkit.evaluate, "write_card", "README.md"),
+        ("tune", toolkit.tune, "write_labels", "labels.json"),
+        ("tune", toolkit.tune, "write_json", "metrics-val.json"),
+        ("tune", SplitLogits, "save", "predictions-val.npz"),
+    ],
+)
+def test_metrics_and_decisions(
+    verb: str,
+    owner: Any,
+    name: str,
+    file: str,
+    fault_set: Path,
+    fault_model: Path,
+    disk: Disk,
+    capsys: pytest.CaptureFixture[str],
+):
+    """What this file replaces is there as it was, and every file of the model is whole."""
+    model = disk.folder / "model"
+    shutil.copytree(fault_model, model)
+    words = [verb, "--model", model, "--shards", fault_set]
+    assert command(words, capsys) == (0, "")
+    before = contents(model)
+    with disk.full_during(owner, name):
+        status, line = command([*words, *(["--aim", "recall>=0.9"] if verb == "tune" else [])], capsys)
+    assert status == 2 and FULL in line and file in line
+    assert_no_half_files(model)
+    assert contents(model).keys() == before.keys() and (model / file).read_bytes() == before[file]
+    assert command(words, capsys) == (0, "")  # the folder is still a model
+    assert contents(model) == before
+
+
+def test_a_report(fault_set: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+    """Without its page, which is written last, a folder is no report; the same command makes it one."""
+    words = [
+        "evaluate",
+        "--model",
+        shutil.copytree(fault_model, disk.folder / "model"),
+        "--shards",
+        fault_set,
+    ]
+    words += ["--report", disk.folder / "report"]
+    with disk.full_during(toolkit.report.folder, "write_json"):
+        status, line = command(words, capsys)
+    assert status == 2 and FULL in line and "report/metrics.json" in line
+    assert_no_half_files(disk.folder / "report")
+    assert not (disk.folder / "report" / "index.html").exists()
+    assert command(words, capsys) == (0, "")
+    assert (disk.folder / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "txt"])
+def test_predictions_of_a_few_images(
+    ending: str, fault_posters: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
+):
+    out = disk.folder / f"predictions.{ending}"
+    words = ["predict", "-m", fault_model, "-d", fault_posters / "images", "-o", out]
+    assert command(words, capsys) == (0, "")
+    before = out.read_bytes()
+    with disk.full_during(toolkit.predict, "write_predictions"):
+        status, line = command([*words, "--verbose"], capsys)
+    assert status == 2 and FULL in line and out.name in line
+    assert out.read_bytes() == before
+    assert_no_half_files(disk.folder)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_an_export(format: str, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+    """The file of an earlier export stays."""
+    out = disk.folder / "exported"
+    out.write_text("of an earlier export")
+    with disk.full_during(toolkit.export, "_make"):
+        status, line = command(["export", "-m", fault_model, "--format", format, "--out", out], capsys)
+    assert status == 2 and FULL in line and str(out) in line
+    assert contents(disk.folder) == {"exported": b"of an earlier export"}

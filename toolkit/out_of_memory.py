@@ -1,0 +1,61 @@
+"""Out of memory, of the device or of the machine, as one line that says what would fit.
+
+Torch's classes and texts differ by device: CUDA has OutOfMemoryError, the CPU's allocator a RuntimeError with a text of
+its own, and what Python and numpy lack is a MemoryError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+
+from shards.errors import UserError
+
+_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, of whichever device, did not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+@contextlib.contextmanager
+def memory_told(line: Callable[[], str]) -> Iterator[None]:
+    """Turn out of memory into a UserError: ``line`` says what did not fit, and what to do about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = _ASKED.search(str(error))
+        amount = f" (tried to allocate {asked.group(1)})" if asked else ""
+        raise UserError(f"out of memory{amount}: {line()}") from None
+
+
+def training_line(
+    batch_size: int, processes: int, accumulation: int, side: int, *, auto_batch: bool, checkpointing: bool
+) -> str:
+    """What to say of a training whose update did not fit. ``auto_batch``, ``checkpointing``: what is on already."""
+    rows = -(-batch_size // (processes * accumulation))
+    ways = [] if auto_batch else ["--train.auto_batch true"]
+    if rows > 1:
+        ways.append(f"--train.accumulation {2 * accumulation}")
+    if not checkpointing:
+        ways.append("--model.checkpointing true")
+    said = f"set {', '.join(ways)} or" if ways else "set"
+    return (
+        f"a micro-batch of {rows} at {side} pixels does not fit (global batch {batch_size} = {processes} "
+        f"process(es) x {accumulation} accumulation x up to {rows}): {said} a smaller "
+        f"--data.image_size; with --resume the run goes on from its newest checkpoint"
+    )
+
+
+def forward_line(rows: int, option: str) -> str:
+    """What to say of a forward pass of ``rows`` images that did not fit; ``option`` sets their number."""
+    if rows == 1:
+        return "not even one image at a time fits: a smaller model, or more memory, is needed"
+    return f"a forward pass of {rows} images does not fit: set {option} {rows // 2}"
