@@ -5,18 +5,15 @@ Their names are their own: fixtures of such modules are known to all tests.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fault_tools import Disk, ended, train_options
+from shared_tools import build_small_set, small_file_system
 from toolkit_helpers import make_model_folder
 
-from shards.build import BuildOptions, build_shards
 from shards.manifest import Manifest
 from toolkit.demo_posters import draw_poster_set
 from toolkit.models import HeadSpec
@@ -33,18 +30,7 @@ def fault_posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fault_set(fault_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their shards: seven updates of eight samples an epoch. Read-only."""
-    out = tmp_path_factory.mktemp("fault-set")
-    build_shards(
-        BuildOptions(
-            metadata=fault_posters / "metadata.csv",
-            images=fault_posters / "images",
-            out=out,
-            fractions=(0.6, 0.2, 0.2),
-            samples_per_shard=20,
-            workers=1,
-        )
-    )
-    return out
+    return build_small_set(fault_posters, tmp_path_factory.mktemp("fault-set"))
 
 
 @pytest.fixture(scope="session")
@@ -81,10 +67,5 @@ def single_thread() -> Iterator[None]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """A file system of 16 MiB, to be filled."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    able = os.geteuid() == 0 and shutil.which("mount")
-    if not able or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", folder]).returncode:
-        pytest.skip("mounting a tmpfs needs root and the right to mount")
-    yield Disk(folder)
-    subprocess.run(["umount", folder], check=True)
+    with small_file_system(tmp_path / "disk", "16m") as folder:
+        yield Disk(folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_tools import assert_same_run, command, contents, train_options
+from shared_tools import build_small_set
 
-from shards.build import BuildOptions, build_shards
 from toolkit.cli import main
 
 pytest_plugins = ("fault_fixtures",)
@@ -21,19 +21,7 @@ TAR = "train-00001.tar"
 @pytest.fixture(scope="module")
 def other_set(fault_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same posters, built with another seed: files of the same names. Read-only."""
-    out = tmp_path_factory.mktemp("other")
-    build_shards(
-        BuildOptions(
-            metadata=fault_posters / "metadata.csv",
-            images=fault_posters / "images",
-            out=out,
-            fractions=(0.6, 0.2, 0.2),
-            samples_per_shard=20,
-            seed=1,
-            workers=1,
-        )
-    )
-    return out
+    return build_small_set(fault_posters, tmp_path_factory.mktemp("other"), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from shared_tools import build_small_set, small_file_system
 from toolkit_helpers import make_model_folder
 
-from shards.build import BuildOptions, build_shards
 from shards.labels import LabelSet
 from toolkit.demo_posters import draw_poster_set
 from toolkit.models import HeadSpec
@@ -30,13 +27,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and shutil.which("mount")
-    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder]).returncode:
-        pytest.skip("mounting a tmpfs needs root and the right to mount")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_file_system(tmp_path / "small", "64k") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +42,7 @@ def posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shard_set(posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of those posters: several train tars, one val, one test. Read-only."""
-    out = tmp_path_factory.mktemp("shards")
-    build_shards(
-        BuildOptions(
-            metadata=posters / "metadata.csv",
-            images=posters / "images",
-            out=out,
-            fractions=(0.6, 0.2, 0.2),
-            samples_per_shard=20,
-            workers=1,
-        )
-    )
-    return out
+    return build_small_set(posters, tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="session")
