@@ -30,6 +30,10 @@ from toolkit.data.transforms import Preprocessing
 from toolkit.inference import infer_all
 
 
+#: Samples whose repeat factors are computed at a time.
+FACTORS = 1 << 20
+
+
 def train_plan(config: Config, reader: ShardReader) -> TrainPlan:
     """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
     deal = 2 if mixes(config.augment) else 1  # partners must meet in a micro-batch at any world size
@@ -40,9 +44,15 @@ def _order(config: Config, reader: ShardReader) -> Order:
     data, seed = config.data, config.train.seed
     sizes = reader.shard_sizes if data.order == "window" else None
     if data.sampling == "genre":
-        factors = repeat_factors(reader.targets, data.repeat_below)
-        return RepeatOrder(factors, seed, sizes, data.window)
+        return RepeatOrder(_factors(reader, data.repeat_below), seed, sizes, data.window)
     return GlobalOrder(len(reader), seed) if sizes is None else WindowOrder(sizes, data.window, seed)
+
+
+def _factors(reader: ShardReader, below: float) -> np.ndarray:
+    """(N,) repeat factors, some samples at a time: all targets at once would be the largest thing in memory."""
+    prevalence = reader.positives / len(reader)
+    parts = (np.arange(start, min(start + FACTORS, len(reader))) for start in range(0, len(reader), FACTORS))
+    return np.concatenate([repeat_factors(reader.targets_of(part), below, prevalence) for part in parts])
 
 
 class RunFeed(Protocol):

@@ -26,13 +26,17 @@ _ONE = 1 << 32  # one in the fixed-point numbers of the table
 _STEP = 0x9E3779B9  # golden ratio of that: the Weyl sequence of lowest discrepancy
 
 
-def repeat_factors(targets: np.ndarray, below: float) -> np.ndarray:
-    """(N,) float64 repeat factors, at least 1, of samples with ``targets`` (N, G) of 0 and 1; ``below`` is LVIS's t."""
+def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | None = None) -> np.ndarray:
+    """(N,) float64 repeat factors, at least 1, of samples with ``targets`` (N, G) of 0 and 1; ``below`` is LVIS's t.
+
+    ``prevalence`` (G,): that of the whole split where ``targets`` are a part of it.
+    """
     factors = np.ones(len(targets))
     for genre in range(targets.shape[1]):
         member = targets[:, genre] > 0
         if member.any():
-            np.maximum(factors, np.sqrt(below / member.mean()), out=factors, where=member)
+            share = member.mean() if prevalence is None else prevalence[genre]
+            np.maximum(factors, np.sqrt(below / share), out=factors, where=member)
     return factors
 
 
