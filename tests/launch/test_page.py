@@ -1,0 +1,112 @@
+"""launch/README.md and the files it is about: each is named, each name is there, each command is one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from fake_slurm import SBATCH, options
+from launch_tools import ROOT, UPDATES, newest_step, options_of, run_python
+from torch.distributed.run import get_args_parser
+
+from shards.errors import UserError
+from toolkit.cli import build_parser, main
+from toolkit.config_cli import parse_train
+
+pytest_plugins = ("launch_fixtures",)
+
+PAGE = (ROOT / "launch" / "README.md").read_text()
+FILES = sorted(path for kind in ("accelerate", "slurm") for path in (ROOT / "launch" / kind).iterdir())
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+#: Those of launchers and of ours; variables before them set aside.
+COMMANDS = [
+    bare
+    for line in LINES
+    if (bare := re.sub(r"^([A-Z_]+=\S+ )+", "", line)).startswith(
+        ("accelerate ", "torchrun ", "sbatch ", "posters ")
+    )
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_is_explained(path: Path):
+    name = f"{path.parent.name}/{path.name}"
+    assert f"[`{name}`]({name})" in PAGE
+
+
+def test_every_link_and_name_leads_somewhere():
+    links = set(re.findall(r"\]\(([^)#:]+)\)", PAGE))
+    names = set(re.findall(r"\b(?:launch|tests|configs)/[\w./]*\w", PAGE))
+    assert len(links) >= len(FILES) and len(names) >= 10
+    for path in [ROOT / "launch" / link for link in links] + [ROOT / name for name in names]:
+        assert path.exists(), path
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
+def test_every_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch):
+    """Each launcher, and then the training, takes its options."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    if words[0] == "posters":
+        script, rest = f"launch/{words[1]}.py", words[2:]
+        if words[1] != "train":
+            build_parser().parse_args(words[1:])
+            return
+    elif words[:2] == ["accelerate", "launch"]:
+        told = launch_command_parser().parse_args(words[2:])
+        assert Path(told.config_file).exists()
+        script, rest = told.training_script, told.training_script_args
+    elif words[0] == "torchrun":
+        elastic = get_args_parser().parse_args(words[1:])
+        script, rest = elastic.training_script, elastic.training_script_args
+    else:
+        _, (job, script, *rest) = options(words[1:], SBATCH)
+        assert Path(job).exists()
+    assert Path(script).exists()
+    if script == "launch/train.py":
+        train = parse_train(rest)
+        assert train.resume == (words[0] == "torchrun" or "preemptible" in command)
+    else:
+        build_parser().parse_args([Path(script).stem, *rest])
+
+
+def test_the_page_shows_every_way_to_start():
+    shown = " ".join(COMMANDS)
+    assert all(path.name in shown for path in FILES if path.name != "task.sh")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parent.name == "slurm"], ids=lambda path: path.name
+)
+def test_scripts_are_scripts(path: Path):
+    checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert checked.returncode == 0 and not checked.stderr
+    assert path.read_text().startswith("#!/bin/bash\n# ") and "set -euo pipefail" in path.read_text()
+    assert path.suffix == ".sbatch" or path.stat().st_mode & 0o111  # srun runs it; sbatch reads a job
+
+
+def test_the_config_for_one_gpu_trains(launch_set: Path, tmp_path: Path):
+    """On the CPU where there is no GPU; the other configs are used by the tests of several processes."""
+    config = ROOT / "launch" / "accelerate" / "one_gpu.yaml"
+    options = options_of(launch_set, tmp_path / "run")
+    run = run_python("-m", "accelerate.commands.launch", "--config_file", config, "launch/train.py", *options)
+    assert run.returncode == 0 and "1 process(es)" in run.stderr, run.stderr
+    assert newest_step(tmp_path / "run") == UPDATES
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_what_the_page_says_is_refused(
+    kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As accelerate's launcher tells it to the processes."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(
+        UserError, match=f"told to use {kind}; this version trains with data parallelism only"
+    ):
+        main(["train", *options_of(launch_set, tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
