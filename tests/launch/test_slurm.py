@@ -196,7 +196,8 @@ def test_a_cancelled_job_is_not_requeued(submit: Submit, state: Path):
 
 def test_what_torch_is_told_of_a_step(submit: Submit, state: Path):
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    code = f"import os; print('told', *(os.environ[n] for n in {names}))"
+    # In one write: the tasks share a pipe.
+    code = f"import os, sys; sys.stdout.write(' '.join(['told', *(os.environ[n] for n in {names})]) + chr(10))"
     words = python(code)
     words[0] = "--nodes=2"
     result, output = ended(submit(*words))
