@@ -14,9 +14,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,21 +24,22 @@ import numpy as np
 
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
-from shards.executor import run
+from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
-from shards.files import atomic_write, folder_lock, one_line, read_json, remove_partials
-from shards.images import ImageOptions, default_image_folder, holds_images
+from shards.files import atomic_write, folder_lock, one_line, read_json, remove_partials, remove_tree
+from shards.images import ImageOptions, default_image_folder, require_images
 from shards.index import index_path, tar_path
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
-from shards.metadata import Rejection, Row, read_metadata, write_rejected
+from shards.metadata import Rejection, Row, first_reasons, read_metadata, write_rejected
 from shards.pack import PackTask, Sample, pack_shard, text_rows_path
+from shards.places import Place, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
-from shards.text.stage import REPORT, TextRemoval, removal_fingerprint
+from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +50,15 @@ WORK = ".work"
 class BuildOptions:
     """What ``posters shards build`` is told."""
 
-    metadata: Path
-    out: Path
-    images: Path | None = None
+    metadata: Place
+    out: Place
+    images: Place | None = None
     """Folder of posters; None looks in the conventional places below the current folder."""
     id_column: str = "0"
     genre_column: str = "3"
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
-    labels: Path | None = None
+    labels: Place | None = None
     """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of train, val and test."""
@@ -69,11 +70,15 @@ class BuildOptions:
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextRemoval | None = None
     """Paint the posters' text over on their way into the shards."""
-    split_like: Path | None = None
+    split_like: Place | None = None
     """A shard set whose splits are used: its posters go where they are there, others where their duplicates are, and
     the rest to train."""
     workers: int = 0
     """Worker processes; 0 means one per core."""
+    scheduler: str | None = None
+    """A Dask scheduler, by address or scheduler file, whose workers do the work instead."""
+    take_over: bool = False
+    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -93,20 +98,16 @@ class BuildOptions:
 def build_shards(options: BuildOptions) -> Manifest:
     """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
     images = options.images or default_image_folder(Path.cwd())
-    if not images.is_dir():
-        raise UserError(f"image folder not found: {images}")
-    if not holds_images(images):
-        raise UserError(f"no .jpg, .jpeg or .png file in {images}")
+    require_images(images)
     given = _given_labels(options.labels)
     metadata = read_metadata(
         options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
     )
     if not metadata.rows:
-        raise UserError(f"{options.metadata} has no usable row: {_first_reasons(metadata.rejected)}")
-    with folder_lock(options.out):
-        remove_partials(options.out)
+        raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+    with _at_work(options, images) as executor:
         work = options.out / WORK
-        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, options.workers)
+        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, executor)
         rejected = metadata.rejected + scan.rejected
         rows = [row for row in metadata.rows if row.id in scan.digests]
         labels = given or LabelSet.from_samples(row.genres for row in rows)
@@ -114,7 +115,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         rejected += unknown
         if not rows:
             write_rejected(options.out / "rejected.csv", rejected)
-            raise UserError(f"no poster left to build from in {images}: {_first_reasons(rejected)}")
+            raise UserError(f"no poster left to build from in {images}: {first_reasons(rejected)}")
         log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
         groups = scan.duplicate_groups([row.id for row in rows], options.near_duplicates)
         columns = [labels.columns(row.genres) for row in rows]
@@ -125,9 +126,9 @@ def build_shards(options: BuildOptions) -> Manifest:
             splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
         tasks = plan_shards(options, images, rows, scan, splits, labels)
         try:
-            shards = _pack(options, tasks)
+            shards = _pack(options, tasks, executor)
         except OtherShards:
-            shutil.rmtree(work, ignore_errors=True)  # a refused build leaves the folder as it was
+            remove_tree(work)  # a refused build leaves the folder as it was
             raise
         if options.text:
             _write_text_report(options, tasks)
@@ -160,13 +161,32 @@ def build_shards(options: BuildOptions) -> Manifest:
         )
         manifest.write_tables(options.out)
         manifest.write(options.out)
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)
     _report_balance(manifest)
     return manifest
 
 
+@contextmanager
+def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
+    """Hold the folder, without what a killed run or worker left half-written, and have somebody to do the work."""
+    libraries = TEXT_LIBRARIES if options.text else ()
+    with folder_lock(options.out, options.take_over):
+        remove_partials(options.out)
+        with (
+            open_executor(options.workers, options.scheduler, [images], [options.out], libraries) as executor,
+            told("build shards", options.out),
+        ):
+            yield executor
+        remove_partials(options.out)
+
+
 def plan_shards(
-    options: BuildOptions, images: Path, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
+    options: BuildOptions,
+    images: Place,
+    rows: Sequence[Row],
+    scan: Scan,
+    splits: np.ndarray,
+    labels: LabelSet,
 ) -> list[PackTask]:
     """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
     tasks = []
@@ -176,7 +196,9 @@ def plan_shards(
             (row for row, of in zip(rows, splits, strict=True) if of == number),
             key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
         )
-        samples = [Sample(row.id, scan.digests[row.id], row.genres) for row in members]
+        samples = [
+            Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members
+        ]
         count = -(-len(samples) // options.samples_per_shard)
         for shard in range(count):
             part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
@@ -196,7 +218,7 @@ def plan_shards(
     return tasks
 
 
-def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
+def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
     shards, todo, strangers = survey(options.out, tasks, options.overwrite)
     if todo or strangers:
@@ -210,7 +232,7 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Shard]:
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
     with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
-        for task, shard in run(pack_shard, todo, options.workers):
+        for task, shard in executor.run(pack_shard, todo):
             shards[task.name] = shard
             bar.update(shard.samples)
     return [shards[task.name] for task in tasks]
@@ -225,7 +247,7 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> None
     write_report(options.out / REPORT, rows, options.text.facts())
 
 
-def _given_labels(path: Path | None) -> LabelSet | None:
+def _given_labels(path: Place | None) -> LabelSet | None:
     if path is None:
         return None
     raw = read_json(path, "labels file")
@@ -250,7 +272,7 @@ def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row]
     return known, unknown
 
 
-def _write_duplicates(path: Path, rows: Sequence[Row], groups: np.ndarray, splits: np.ndarray) -> None:
+def _write_duplicates(path: Place, rows: Sequence[Row], groups: np.ndarray, splits: np.ndarray) -> None:
     """duplicates.csv: the posters that were taken for one another, for people to look at."""
     members: dict[int, list[int]] = {}
     for position, group in enumerate(groups.tolist()):
@@ -260,15 +282,6 @@ def _write_duplicates(path: Path, rows: Sequence[Row], groups: np.ndarray, split
         writer.writerow(("group", "id", "split"))
         for number, group in enumerate(positions for positions in members.values() if len(positions) > 1):
             writer.writerows((number, rows[p].id, SPLITS[splits[p]]) for p in group)
-
-
-def _first_reasons(rejected: Sequence[Rejection]) -> str:
-    """The rejections in one line: counts by reason, and the first one as an example."""
-    if not rejected:
-        return "the file has a header line and nothing else"
-    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).most_common())
-    first = rejected[0]
-    return f"{counts}; the first is id {first.id!r}: {first.reason} ({first.detail})"
 
 
 def _report_balance(manifest: Manifest) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shards.arguments import add_columns, add_limits, parse_aspect
+from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.places import is_remote, place
 from shards.text.arguments import add_text_options, text_options
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ def add_shards_parser(commands: argparse._SubParsersAction) -> None:
     _add_build(verbs)
 
     info = verbs.add_parser("info", help="print counts, genres and sizes of a shard set")
-    info.add_argument("shards", type=Path, help="folder with manifest.json")
+    info.add_argument("shards", type=place, help="folder with manifest.json, or its URL")
     info.set_defaults(run=_info)
 
     verify = verbs.add_parser("verify", help="check every byte, count and image; exit 1 if anything is wrong")
-    verify.add_argument("shards", type=Path, help="folder with manifest.json")
+    verify.add_argument("shards", type=place, help="folder with manifest.json")
     verify.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
     verify.set_defaults(run=_verify)
 
@@ -45,14 +46,14 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     build = verbs.add_parser("build", help="pack posters and a CSV into WebDataset shards")
     build.add_argument(
         "--images",
-        type=Path,
-        help="poster folder (default: cleaned_posters_local, then Data/cleaned_posters)",
+        type=place,
+        help="poster folder, or its URL (default: cleaned_posters_local, then Data/cleaned_posters)",
     )
-    build.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
-    build.add_argument("--out", type=Path, required=True, help="folder for the shard set")
+    build.add_argument("--metadata", type=place, required=True, help="CSV with ids and genre lists")
+    build.add_argument("--out", type=place, required=True, help="folder for the shard set, or its URL")
     add_columns(build)
     build.add_argument(
-        "--labels", type=Path, help="labels.json or manifest.json whose genres and order to use"
+        "--labels", type=place, help="labels.json or manifest.json whose genres and order to use"
     )
     build.add_argument(
         "--splits", default="0.8,0.1,0.1", help="shares of train, val, test (default 0.8,0.1,0.1)"
@@ -73,13 +74,13 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     )
     add_limits(build)
     build.add_argument(
-        "--split-like", type=Path, help="shard set whose splits to use, to compare models between the sets"
+        "--split-like", type=place, help="shard set whose splits to use, to compare models between the sets"
     )
     build.add_argument(
         "--text-removal", action="store_true", help="paint the posters' text over, as `posters clean` does"
     )
     add_text_options(build)
-    build.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    add_executor(build)
     build.add_argument("--overwrite", action="store_true", help="replace another shard set in --out")
     build.set_defaults(run=_build)
 
@@ -119,6 +120,8 @@ def _build(args: argparse.Namespace) -> int:
             text=text_options(args) if args.text_removal else None,
             split_like=args.split_like,
             workers=args.workers,
+            scheduler=parse_scheduler(args),
+            take_over=args.take_over,
             overwrite=args.overwrite,
         )
     )
@@ -140,6 +143,11 @@ def _info(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from shards.verify import verify_shards
 
+    if is_remote(args.shards):
+        raise UserError(
+            f"{args.shards}: every byte of a set is verified in a folder; copy it to one first. Commands that read "
+            f"shards from a URL compare each one's SHA-256 with the manifest's as it comes"
+        )
     manifest, problems = verify_shards(args.shards, args.workers)
     samples = sum(shard.samples for shard in manifest.shards)
     if not problems:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 from shards.errors import UserError
-from shards.index import SUFFIX, index_path, list_tars, read_index, read_members, tar_path
+from shards.files import local_copy, names_in
+from shards.index import SUFFIX, index_path, read_index, read_members, tar_path
 from shards.manifest import Shard
 from shards.pack import PackTask, describe, sample_key
+from shards.places import Place
 from shards.split import SPLITS
 
 OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
@@ -18,7 +19,7 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 class OtherShards(UserError):
     """The folder holds shards of another build, or somebody's own tars: nothing is overwritten silently."""
 
-    def __init__(self, out: Path, tar: str, why: str) -> None:
+    def __init__(self, out: Place, tar: str, why: str) -> None:
         super().__init__(
             f"{out} already holds other shards ({tar} {why}); choose another --out, or pass --overwrite to "
             f"replace them"
@@ -26,22 +27,23 @@ class OtherShards(UserError):
 
 
 def survey(
-    out: Path, tasks: Sequence[PackTask], overwrite: bool
-) -> tuple[dict[str, Shard], list[PackTask], list[Path]]:
+    out: Place, tasks: Sequence[PackTask], overwrite: bool
+) -> tuple[dict[str, Shard], list[PackTask], list[Place]]:
     """(finished shards by name, tasks still to do, indexes of strangers whose tars are to go).
 
     Raises OtherShards unless ``overwrite`` allows strangers to be replaced.
     """
     planned = {index_path(task.tar) for task in tasks}
     # A killed build may have left a tar without its index; under our names it would pass for one of this set.
-    present = {index_path(tar) for tar in list_tars(out) if OWN_NAME.fullmatch(tar.name)}
-    strangers = sorted((present | set(out.glob(f"*{SUFFIX}"))) - planned)
+    names = names_in(out)
+    present = {index_path(out / name) for name in names if OWN_NAME.fullmatch(name)}
+    strangers = sorted((present | {out / name for name in names if name.endswith(SUFFIX)}) - planned)
     if strangers and not overwrite:
         raise OtherShards(out, tar_path(strangers[0]).name, "is not of this build")
     finished: dict[str, Shard] = {}
     for task in tasks:
         try:
-            if done := finished_shard(task):
+            if done := finished_shard(task, names):
                 finished[task.name] = done
         except UserError:
             if not overwrite:
@@ -49,19 +51,22 @@ def survey(
     return finished, [task for task in tasks if task.name not in finished], strangers
 
 
-def finished_shard(task: PackTask) -> Shard | None:
+def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """The shard's facts if this very task was finished before, None if it is to be (re)done.
 
-    Raises OtherShards if the name is taken by a shard with another content.
+    ``names`` are all names in the folder, for who has them. Raises OtherShards if the shard's name is taken by one
+    with another content.
     """
-    if not index_path(task.tar).exists():
-        if task.tar.exists() and not _left_by_a_kill(task):
+    names = names_in(task.out) if names is None else names
+    there = task.tar.name in names
+    if index_path(task.tar).name not in names:
+        if there and not _left_by_a_kill(task):
             raise OtherShards(task.out, task.tar.name, "has no index and other samples")
         return None
     table, facts = read_index(task.tar)
     if facts.get("plan") != task.plan():
         raise OtherShards(task.out, task.tar.name, "was built from other posters or options")
-    if not task.tar.exists() or task.tar.stat().st_size != facts["bytes"]:
+    if not there or task.tar.stat().st_size != facts["bytes"]:
         return None
     return describe(task.name, task.split, table, facts, len(task.labels))
 
@@ -69,7 +74,8 @@ def finished_shard(task: PackTask) -> Shard | None:
 def _left_by_a_kill(task: PackTask) -> bool:
     """Whether a tar without an index is this task's own: the build was killed between the two."""
     try:
-        keys = [member.key for member in read_members(task.tar)]
+        with local_copy(task.tar) as tar:
+            keys = [member.key for member in read_members(tar)]
     except UserError:
         return False
     return keys == [sample_key(sample.id) for sample in task.samples]

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: atomic writes, checksums, and a lock for a folder under construction."""
+"""Files that are either whole or absent: atomic writes, checksums, and a lock for a folder under construction.
+
+All of it works on local paths and on URLs (shards/places.py); shards/remote.py has what URLs need.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,47 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from shards.errors import UserError
+from shards.places import Place, is_remote, told
+from shards.remote import (
+    claimed,
+    downloaded,
+    puts_whole,
+    read_many,
+    remote_names,
+    remove_remote_tree,
+    unique_name,
+    uploaded,
+)
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
+def atomic_path(path: Place) -> Iterator[Path]:
+    """The name of a local file to write; it becomes ``path`` when the block ends well.
 
-    The name holds the process id, so that two processes never write one temporary file. The data are
-    flushed to disk before the rename: after a power cut a final name still means a whole file.
+    A local one lies beside ``path``, under a name of this process and call alone: two processes, of one machine or of
+    two that share a folder, never write one temporary file. The data are flushed to disk before the rename: after a
+    power cut a final name still means a whole file. For a URL the file is uploaded at the end.
     """
+    if is_remote(path):
+        with uploaded(path, PARTIAL) as local:
+            yield local
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name may be as long as file systems allow (255 bytes), and then has no room for more.
-    name = path.name if len(path.name.encode()) < 200 else hashlib.sha256(path.name.encode()).hexdigest()
-    temporary = path.with_name(f"{name}.{os.getpid()}{PARTIAL}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    temporary = path.with_name(unique_name(path.name, PARTIAL))
     try:
-        with open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
-            yield stream
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException as error:
@@ -43,27 +59,36 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+@contextlib.contextmanager
+def atomic_write(path: Place, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path)."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
+        yield stream
+
+
+def write_json(path: Place, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically and with a stable layout."""
     with atomic_write(path, "w") as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Place, what: str) -> Any:
     """Read JSON; ``what`` names the file's role in the error. Raises UserError if absent or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with told(f"read the {what}", path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Place) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -75,18 +100,65 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def remove_partials(folder: Path) -> None:
+def names_in(folder: Place) -> set[str]:
+    """Names of the files and folders in a folder as it is now; empty if there is no such folder."""
+    if is_remote(folder):
+        return remote_names(folder)
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def read_present(folder: Place, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of those of a folder's files that are there, in any order."""
+    there = names_in(folder)
+    wanted = [name for name in names if name in there]
+    if is_remote(folder):
+        yield from read_many(folder, wanted)
+    else:
+        for name in wanted:
+            yield name, (folder / name).read_bytes()
+
+
+def remove_partials(folder: Place) -> None:
     """Delete what a killed process left half-written (safe only under the folder's lock)."""
-    for leftover in folder.glob(f"*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+    if is_remote(folder) and puts_whole(folder):
+        return  # there are none, and the folder may be large
+    for name in names_in(folder):
+        if name.endswith(PARTIAL):
+            (folder / name).unlink(missing_ok=True)
+
+
+def remove_tree(folder: Place) -> None:
+    """Delete a folder of our own and all that is in it, as far as that is possible."""
+    if is_remote(folder):
+        remove_remote_tree(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def local_copy(path: Place) -> Iterator[Path]:
+    """A file as a local one: itself, or a copy for as long as the block runs."""
+    if is_remote(path):
+        with downloaded(path) as local:
+            yield local
+    else:
+        yield path
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
     """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
 
-    The operating system drops the lock when its holder dies, so a killed run never blocks the next one.
+    The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
+    claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (remote.claimed).
     """
+    if is_remote(folder):
+        with claimed(folder, take_over):
+            yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

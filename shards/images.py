@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  # Pillow registers WebP only when asked
@@ -17,6 +19,8 @@ from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  # Pillow registe
 from shards.errors import UserError
 from shards.files import one_line
 from shards.metadata import Rejection
+from shards.places import Place, is_remote, told
+from shards.remote import read_whole, remote_files
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -82,28 +86,63 @@ class Packed:
     height: int
 
 
-def find_image(folder: Path, sample_id: str) -> Path | None:
-    """``folder/{id}.jpg|.jpeg|.png``, or None; an id that is itself a file name (``x.jpg``) is taken as such."""
+def image_names(sample_id: str) -> Iterator[str]:
+    """Names, below the image folder, under which an id's poster may lie; the first one that is there counts.
+
+    ``{id}.jpg|.jpeg|.png``, and an id that is itself a file name (``x.jpg``) is taken as such.
+    """
     for extension in EXTENSIONS:
-        path = folder / f"{sample_id}{extension}"
+        yield f"{sample_id}{extension}"
+    if sample_id.endswith(EXTENSIONS):
+        yield sample_id
+
+
+def find_image(folder: Path, sample_id: str) -> Path | None:
+    """The file of an id's poster in a local folder, or None. (shards/listing.py finds those of remote ones.)"""
+    for name in image_names(sample_id):
+        path = folder / name
         if path.is_file():
             return path
-    path = folder / sample_id
-    return path if sample_id.endswith(EXTENSIONS) and path.is_file() else None
+    return None
 
 
-def read_image_file(folder: Path, sample_id: str) -> bytes:
-    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable."""
+def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> bytes:
+    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable.
+
+    ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
+    arrive as they are; only a file that is not there is the poster's own fault.
+    """
+    path, data = (
+        _read_remote(folder, sample_id, name) if is_remote(folder) else _read_local(folder, sample_id)
+    )
+    if not data:
+        raise BadImage("zero bytes", path)
+    return data
+
+
+def _read_local(folder: Path, sample_id: str) -> tuple[str, bytes]:
     path = find_image(folder, sample_id)
     if path is None:
-        raise BadImage("missing file", f"no {sample_id}.jpg, .jpeg or .png")
+        raise missing_file(sample_id)
     try:
-        data = path.read_bytes()
+        return path.name, path.read_bytes()
     except OSError as error:
         raise BadImage("unreadable file", one_line(error)) from None
-    if not data:
-        raise BadImage("zero bytes", path.name)
-    return data
+
+
+def _read_remote(folder: Any, sample_id: str, name: str | None) -> tuple[str, bytes]:
+    for candidate in (name,) if name else image_names(sample_id):
+        try:
+            path = folder / candidate
+            return path.name, read_whole(path)
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+    raise missing_file(sample_id)
+
+
+def missing_file(sample_id: str) -> BadImage:
+    """What is said of a poster that has no file."""
+    return BadImage("missing file", f"no {sample_id}.jpg, .jpeg or .png")
 
 
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
@@ -223,6 +262,18 @@ def default_image_folder(start: Path) -> Path:
     raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
 
 
-def holds_images(folder: Path) -> bool:
+def require_images(folder: Place) -> None:
+    """Raise UserError unless there is such a folder, with images."""
+    with told("look for posters", folder):
+        if not folder.is_dir():
+            raise UserError(f"image folder not found: {folder}")
+        # A remote folder is listed by the ids anyway, and walking through a million others takes long.
+        if not is_remote(folder) and not holds_images(folder):
+            raise UserError(f"no .jpg, .jpeg or .png file in {folder}")
+
+
+def holds_images(folder: Place) -> bool:
     """Whether at least one file with an image extension lies below the folder."""
+    if is_remote(folder):
+        return any(name.endswith(EXTENSIONS) for name in remote_files(folder))
     return any(name.endswith(EXTENSIONS) for _, _, names in os.walk(folder) for name in names)

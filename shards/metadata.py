@@ -6,12 +6,14 @@ import ast
 import csv
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from shards.errors import UserError
 from shards.files import atomic_write, one_line
+from shards.places import Place
 from shards.table import open_table
 
 #: MovieLens writes this where a film has no genre.
@@ -51,7 +53,7 @@ class Metadata:
 
 
 def read_metadata(
-    path: Path,
+    path: Place,
     id_column: str = "0",
     genre_column: str = "3",
     separator: str = "|",
@@ -153,9 +155,18 @@ def _parse_list(text: str) -> list[str]:
     return list(values)
 
 
-def write_rejected(path: Path, rejected: Sequence[Rejection]) -> None:
+def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
     """Write rejected.csv (id, reason, detail), atomically."""
     with atomic_write(path, "w") as stream:
         writer = csv.writer(stream)
         writer.writerow(REJECTED_COLUMNS)
         writer.writerows((r.id, r.reason, r.detail) for r in rejected)
+
+
+def first_reasons(rejected: Sequence[Rejection]) -> str:
+    """The rejections in one line: counts by reason, and the first one as an example."""
+    if not rejected:
+        return "the file has a header line and nothing else"
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).most_common())
+    first = rejected[0]
+    return f"{counts}; the first is id {first.id!r}: {first.reason} ({first.detail})"

@@ -11,15 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 
 from shards.errors import UserError
-from shards.files import atomic_write, fingerprint, one_line, sha256_file, write_json
+from shards.files import atomic_path, fingerprint, one_line, sha256_file, write_json
 from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
 from shards.index import build_table, read_members, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard
+from shards.places import Place
 from shards.tarwriter import tar_writer
-from shards.text.stage import TextRemoval, clean_image
+from shards.text.stage import TextRemoval, clean_image, require_same_removal
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,16 @@ class Sample:
     digest: str
     """SHA-256 of the source file, so that a file that changed since it was checked is noticed."""
     genres: tuple[str, ...]
+    name: str | None = None
+    """The file below a remote image folder."""
 
 
 @dataclass(frozen=True)
 class PackTask:
     """Everything that decides a shard's bytes."""
 
-    folder: Path
-    out: Path
+    folder: Place
+    out: Place
     name: str
     split: str
     samples: tuple[Sample, ...]
@@ -48,8 +52,11 @@ class PackTask:
     text_facts: str = ""
     """Fingerprint of ``text``."""
 
+    def __str__(self) -> str:
+        return f"shard {self.name}"
+
     @property
-    def tar(self) -> Path:
+    def tar(self) -> Place:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
@@ -59,12 +66,12 @@ class PackTask:
         return fingerprint([*content, self.text_facts] if self.text else content)
 
     @property
-    def text_rows(self) -> Path:
+    def text_rows(self) -> Place:
         """The shard's own part of the cleaning report."""
         return text_rows_path(self.tar)
 
 
-def text_rows_path(tar: Path) -> Path:
+def text_rows_path(tar: Place) -> Place:
     """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
@@ -85,8 +92,21 @@ def pack_shard(task: PackTask) -> Shard:
 
     Raises UserError if a poster changed since it was checked.
     """
+    if task.text:
+        require_same_removal(task.text, task.text_facts)
+    with atomic_path(task.tar) as tar:
+        table, rows = _write_tar(task, tar)
+        facts = {"plan": task.plan(), "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
+    if task.text:
+        write_json(task.text_rows, rows)  # before the index, which says that the shard is done
+    write_index(task.tar, table, facts)
+    return describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
+    """Write the samples to a local file; returns its index table, and the samples' rows of the cleaning report."""
     sizes, rows = [], []
-    with atomic_write(task.tar) as stream:
+    with open(tar, "wb") as stream:
         # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
             for sample in task.samples:
@@ -102,8 +122,8 @@ def pack_shard(task: PackTask) -> Shard:
                 writer.write({"__key__": sample_key(sample.id), "jpg": packed.data, "json": text})
                 sizes.append((packed.height, packed.width))
     table = build_table(
-        task.tar,
-        read_members(task.tar),
+        tar,
+        read_members(tar),
         {
             "id": [s.id for s in task.samples],
             "height": [h for h, _ in sizes],
@@ -111,17 +131,13 @@ def pack_shard(task: PackTask) -> Shard:
             "labels": [task.labels.columns(s.genres) for s in task.samples],
         },
     )
-    if task.text:
-        write_json(task.text_rows, rows)  # before the index, which says that the shard is done
-    facts = {"plan": task.plan(), "bytes": task.tar.stat().st_size, "sha256": sha256_file(task.tar)}
-    write_index(task.tar, table, facts)
-    return describe(task.name, task.split, table, facts, len(task.labels))
+    return table, rows
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
     """The poster as the shard holds it, and its row of the cleaning report if its text was looked for."""
     try:
-        data = read_image_file(task.folder, sample.id)
+        data = read_image_file(task.folder, sample.id, sample.name)
         if hashlib.sha256(data).hexdigest() == sample.digest:
             if task.text is None:
                 return pack_image(data, task.options), None

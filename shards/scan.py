@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hash, poster_signature
-from shards.executor import run
+from shards.executor import Executor
 from shards.files import fingerprint, write_json
-from shards.images import BadImage, ImageOptions, decode, find_image, read_image_file
+from shards.images import BadImage, ImageOptions, decode, find_image, missing_file, read_image_file
+from shards.listing import Listed, list_posters
 from shards.metadata import Rejection
+from shards.places import Place, is_remote
 from shards.progress import progress
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256  # posters a task: some seconds of work, so that little is lost when the run is killed
 
@@ -25,13 +29,21 @@ CHUNK = 256  # posters a task: some seconds of work, so that little is lost when
 class ScanTask:
     """A chunk of posters to check; ``cache`` keeps the answer for a restarted build."""
 
-    folder: Path
+    folder: Place
     ids: tuple[str, ...]
     options: ImageOptions
-    cache: Path
+    cache: Place
+    listed: tuple[Listed | None, ...] | None = None
+    """The posters' files, for a remote folder; local ones are looked for when the chunk is checked."""
+
+    def __str__(self) -> str:
+        return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
         """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
+        if self.listed is not None:
+            listed = [[i, f.name, f.state] if f else [i] for i, f in zip(self.ids, self.listed, strict=True)]
+            return fingerprint([listed, asdict(self.options)])
         files = []
         for sample_id in self.ids:
             path = find_image(self.folder, sample_id)
@@ -50,6 +62,8 @@ class Scan:
     hashes: dict[str, int] = field(default_factory=dict)
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    """Where the good posters lie below the folder, if that is remote (see images.read_image_file)."""
 
     def duplicate_groups(self, ids: Sequence[str], max_distance: int) -> np.ndarray:
         """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates)."""
@@ -64,23 +78,28 @@ class Scan:
 
 
 def scan_images(
-    folder: Path,
+    folder: Place,
     ids: Sequence[str],
     options: ImageOptions,
-    work: Path,
-    workers: int = 0,
+    work: Place,
+    executor: Executor,
     *,
     chunk: int = CHUNK,
 ) -> Scan:
-    """Check all posters on all cores. ``work`` is a folder for answers that a restart may reuse."""
-    tasks = [
-        ScanTask(folder, tuple(ids[start : start + chunk]), options, work / f"scan-{start // chunk:06d}.json")
-        for start in range(0, len(ids), chunk)
-    ]
+    """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
+    listed = None
+    if is_remote(folder):
+        log.info("looking for %d posters in %s", len(ids), folder)
+        listed = list_posters(folder, ids)
+    tasks = []
+    for start in range(0, len(ids), chunk):
+        part = tuple(ids[start : start + chunk])
+        files = None if listed is None else tuple(listed.get(sample_id) for sample_id in part)
+        tasks.append(ScanTask(folder, part, options, work / f"scan-{start // chunk:06d}.json", files))
     answers: dict[int, list[list[Any]]] = {}
     position = {task.cache: number for number, task in enumerate(tasks)}
     with progress(len(ids), "checking posters") as bar:
-        for task, answer in run(scan_chunk, tasks, workers):
+        for task, answer in executor.run(scan_chunk, tasks):
             answers[position[task.cache]] = answer
             bar.update(len(task.ids))
     scan = Scan()
@@ -92,6 +111,8 @@ def scan_images(
                 scan.digests[sample_id] = digest
                 scan.hashes[sample_id] = int(looks, 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
+                if listed is not None:
+                    scan.names[sample_id] = listed[sample_id].name
     return scan
 
 
@@ -99,15 +120,15 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
     """[id, sha256, perceptual hash and signature in hex, reason, detail] for each poster, in the chunk's order."""
     state = task.state()
     try:
-        cached = json.loads(task.cache.read_text())
+        cached = json.loads(task.cache.read_bytes())
         if cached["state"] == state:
             return cached["answer"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no usable answer from an earlier run: check the posters now
     answer = []
-    for sample_id in task.ids:
+    for number, sample_id in enumerate(task.ids):
         try:
-            data = read_image_file(task.folder, sample_id)
+            data = _read(task, number)
             image = decode(data, task.options)
             looks, signature = f"{perceptual_hash(image):016x}", poster_signature(image).hex()
             answer.append([sample_id, hashlib.sha256(data).hexdigest(), looks, signature, "", ""])
@@ -115,3 +136,12 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail])
     write_json(task.cache, {"state": state, "answer": answer})
     return answer
+
+
+def _read(task: ScanTask, number: int) -> bytes:
+    if task.listed is None:
+        return read_image_file(task.folder, task.ids[number])
+    file = task.listed[number]
+    if file is None:
+        raise missing_file(task.ids[number])
+    return read_image_file(task.folder, task.ids[number], file.name)

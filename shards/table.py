@@ -8,10 +8,10 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 from shards.errors import UserError
 from shards.files import one_line
+from shards.places import Place, told
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Table:
 
 
 @contextlib.contextmanager
-def open_table(path: Path, encoding: str, columns: Mapping[str, str]) -> Iterator[Table]:
+def open_table(path: Place, encoding: str, columns: Mapping[str, str]) -> Iterator[Table]:
     """Open a CSV with a header line; ``columns`` maps an option's name to the column it names (by header or number).
 
     Raises UserError if the file or a column is missing, and for whatever is no CSV in that encoding, while the rows
@@ -39,7 +39,7 @@ def open_table(path: Path, encoding: str, columns: Mapping[str, str]) -> Iterato
     except LookupError:
         raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
-        with open(path, encoding=encoding, newline="") as stream:
+        with told("read the CSV", path), path.open("r", encoding=encoding, newline="") as stream:
             reader = csv.reader(stream)
             header = next(reader, None)
             if not header or not any(cell.strip() for cell in header):
@@ -57,7 +57,7 @@ def open_table(path: Path, encoding: str, columns: Mapping[str, str]) -> Iterato
         raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
 
 
-def find_column(header: Sequence[str], wanted: str, path: Path, option: str) -> int:
+def find_column(header: Sequence[str], wanted: str, path: Place, option: str) -> int:
     """Position of a column given by header name or by number. Raises UserError with the nearest name."""
     names = [name.strip() for name in header]
     if wanted in names:

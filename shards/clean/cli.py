@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from shards.arguments import add_columns, add_limits, parse_aspect
+from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
+from shards.places import place
 from shards.text.arguments import add_text_options, text_options
 
 
 def add_clean_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``clean`` to a command tree."""
     parser = commands.add_parser("clean", help="paint the text of posters over, and prove that it is gone")
-    parser.add_argument("--images", type=Path, required=True, help="folder of raw posters")
-    parser.add_argument("--metadata", type=Path, required=True, help="CSV with ids and genre lists")
-    parser.add_argument("--out", type=Path, required=True, help="folder for cleaned posters")
+    parser.add_argument("--images", type=place, required=True, help="folder of raw posters, or its URL")
+    parser.add_argument("--metadata", type=place, required=True, help="CSV with ids and genre lists")
+    parser.add_argument("--out", type=place, required=True, help="folder for cleaned posters, or its URL")
     add_columns(parser)
     add_limits(parser)
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_clean_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--sheet", type=int, default=48, help="posters on the contact sheet (default 48, 0: none)"
     )
-    parser.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
+    add_executor(parser)
     add_text_options(parser)
     parser.set_defaults(run=_clean)
 
@@ -42,7 +42,6 @@ def add_clean_parser(commands: argparse._SubParsersAction) -> None:
 def _clean(args: argparse.Namespace) -> int:
     from shards.clean.run import CleanOptions, clean_posters
     from shards.duplicates import MAX_DISTANCE
-    from shards.executor import available_cores
     from shards.images import ImageOptions
     from shards.text.report import summarize
     from shards.text.sheet import PAGE, summary_lines
@@ -64,6 +63,8 @@ def _clean(args: argparse.Namespace) -> int:
         quality=args.quality,
         sheet=args.sheet,
         workers=args.workers,
+        scheduler=parse_scheduler(args),
+        take_over=args.take_over,
     )
     started = time.monotonic()
     result = clean_posters(options)
@@ -72,8 +73,8 @@ def _clean(args: argparse.Namespace) -> int:
     for what, value in summary_lines(summarize(result.rows)):
         table.add_row(what, value)
     if result.cleaned_now:
-        workers = options.workers or available_cores()
         rate = result.cleaned_now / seconds
+        workers = result.slots
         table.add_row("speed", f"{rate:.2f} images/s on {workers} processes, {rate / workers:.2f} on each")
     for reason, count in sorted(Counter(r.reason for r in result.rejected).items()):
         table.add_row("rejected", f"{count} {reason}")

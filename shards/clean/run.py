@@ -10,24 +10,26 @@ Posters are a function of their bytes and the options: the number of workers, th
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
-from shards.executor import run
-from shards.files import folder_lock, read_json, remove_partials, write_json
-from shards.images import ImageOptions, holds_images
+from shards.executor import Executor, open_executor
+from shards.files import folder_lock, read_json, read_present, remove_partials, write_json
+from shards.images import ImageOptions, holds_images, require_images
+from shards.listing import list_sizes
 from shards.metadata import Rejection, read_metadata, write_rejected
+from shards.places import Place, is_remote, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
 from shards.text.sheet import write_sheet
-from shards.text.stage import TextRemoval, removal_fingerprint
+from shards.text.stage import TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,9 @@ OURS = ".posters-clean.json"
 class CleanOptions:
     """What ``posters clean`` is told."""
 
-    images: Path
-    metadata: Path
-    out: Path
+    images: Place
+    metadata: Place
+    out: Place
     id_column: str = "0"
     genre_column: str = "3"
     genre_separator: str = "|"
@@ -58,9 +60,13 @@ class CleanOptions:
     sheet: int = 48
     """Posters on the contact sheet, worst first."""
     workers: int = 0
+    scheduler: str | None = None
+    """A Dask scheduler, by address or scheduler file, whose workers do the work instead."""
+    take_over: bool = False
+    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
 
     @property
-    def sheet_folder(self) -> Path:
+    def sheet_folder(self) -> Place:
         """Beside the posters, not among them: whoever reads the folder wants posters only."""
         return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
 
@@ -71,6 +77,10 @@ class CleanOptions:
             raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
         if not 0 <= self.near_duplicates <= 15:
             raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if is_remote(self.out) and self.sheet and not self.out.name:
+            raise UserError(
+                f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,29 +92,28 @@ class CleanResult:
     rejected: list[Rejection]
     cleaned_now: int
     """Posters that this run cleaned; the others were there from before."""
+    slots: int
+    """How many were cleaned at a time."""
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
     """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
-    if not options.images.is_dir():
-        raise UserError(f"image folder not found: {options.images}")
     if options.images.resolve() == options.out.resolve():
         raise UserError(
             f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
         )
-    if not holds_images(options.images):
-        raise UserError(f"no .jpg, .jpeg or .png file in {options.images}")
+    require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
     metadata = read_metadata(
         options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
     )
     _refuse_foreign(options.out)
-    with folder_lock(options.out):
+    with _at_work(options) as executor:
         if _ours(options.out) is None:
             write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
         work = options.out / WORK
         ids = [row.id for row in metadata.rows]
-        scan = scan_images(options.images, ids, options.image, work, options.workers)
+        scan = scan_images(options.images, ids, options.image, work, executor)
         rejected = metadata.rejected + scan.rejected
         ids = [sample_id for sample_id in ids if sample_id in scan.digests]
         if options.drop_duplicates and ids:
@@ -117,17 +126,38 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             )
         log.info("%d of %d posters are usable, in %s", len(ids), len(ids) + len(rejected), options.images)
         _take_over(options.out, ids)
-        rows, now = _clean(options, ids, scan, work)
+        rows, now = _clean(options, ids, scan, work, executor)
+        _remove_partials(options.out, ids)
         if options.sheet:
             write_sheet(
                 options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts
             )
         write_report(options.out / REPORT, rows, facts)
-    return CleanResult(rows, rejected, now)
+        slots = executor.slots()
+    return CleanResult(rows, rejected, now, slots)
+
+
+@contextmanager
+def _at_work(options: CleanOptions) -> Iterator[Executor]:
+    """Hold the folder, and have somebody to do the work."""
+    with (
+        folder_lock(options.out, options.take_over),
+        open_executor(
+            options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES
+        ) as executor,
+        told("clean posters", options.out),
+    ):
+        yield executor
+
+
+def _remove_partials(out: Place, ids: Iterable[str]) -> None:
+    """Delete what a killed run or worker left half-written; ids may name sub-folders."""
+    for folder in {cleaned_path(out, sample_id).parent for sample_id in ids} | {out, out / WORK}:
+        remove_partials(folder)
 
 
 def _clean(
-    options: CleanOptions, ids: Sequence[str], scan: Scan, work: Path
+    options: CleanOptions, ids: Sequence[str], scan: Scan, work: Place, executor: Executor
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
     known = removal_fingerprint(options.text)
@@ -145,14 +175,20 @@ def _clean(
                 known,
                 options.quality,
                 answer,
+                tuple(scan.names[sample_id] for sample_id, _ in samples) if scan.names else None,
             )
         )
-    answers = {task.answer: rows for task in tasks if (rows := finished(task)) is not None}
+    sizes = _cleaned_sizes(options.out, ids)
+    by_name = {task.answer.name: task for task in tasks}
+    answers = {}
+    for name, data in read_present(work, by_name):
+        if (rows := finished(by_name[name], data, sizes)) is not None:
+            answers[by_name[name].answer] = rows
     todo = [task for task in tasks if task.answer not in answers]
     if answers:
         log.info("%d of %d posters were cleaned before and are kept", len(ids) - _count(todo), len(ids))
     with progress(_count(todo), "cleaning posters") as bar:
-        for task, rows in run(clean_chunk, todo, options.workers):
+        for task, rows in executor.run(clean_chunk, todo):
             answers[task.answer] = rows
             bar.update(len(rows))
     return [row for task in tasks for row in answers[task.answer]], _count(todo)
@@ -162,7 +198,20 @@ def _count(tasks: Sequence[CleanTask]) -> int:
     return sum(len(task.samples) for task in tasks)
 
 
-def _ours(out: Path) -> set[str] | None:
+def _cleaned_sizes(out: Place, ids: Sequence[str]) -> Callable[[str], int | None]:
+    """Tells the sizes of cleaned posters that are there."""
+    if is_remote(out):
+        listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
+        return lambda sample_id: listed.get(f"{sample_id}.jpg")
+
+    def size(sample_id: str) -> int | None:
+        path = cleaned_path(out, sample_id)
+        return path.stat().st_size if path.exists() else None
+
+    return size
+
+
+def _ours(out: Place) -> set[str] | None:
     """Ids whose cleaned posters earlier runs may have left in the folder; None if it is not this command's."""
     if not (out / OURS).exists():
         return None
@@ -173,26 +222,28 @@ def _ours(out: Path) -> set[str] | None:
     return set(ids)
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_foreign(out: Place) -> None:
     """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
-    if out.is_dir() and _ours(out) is None and holds_images(out):
+    with told("look", out):
+        foreign = out.is_dir() and _ours(out) is None and holds_images(out)
+    if foreign:
         raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
-def _take_over(out: Path, ids: Sequence[str]) -> None:
+def _take_over(out: Place, ids: Sequence[str]) -> None:
     """Delete the posters of earlier runs that this one does not want: shards would be built from them.
 
     Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.
     """
     ours = _ours(out) or set()
+    sizes = _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours])
     for sample_id in ids:
-        if sample_id not in ours and cleaned_path(out, sample_id).exists():
+        if sample_id not in ours and sizes(sample_id) is not None:
             raise UserError(
                 f"{cleaned_path(out, sample_id)} was not made by `posters clean`; move it away, or choose another --out"
             )
     (out / REPORT).unlink(missing_ok=True)  # from here to the end the folder is not finished
-    for folder in {cleaned_path(out, sample_id).parent for sample_id in ours.union(ids)} | {out}:
-        remove_partials(folder)  # ids may name sub-folders
+    _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
         cleaned_path(out, sample_id).unlink(missing_ok=True)
     write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})

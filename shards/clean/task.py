@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,7 +14,8 @@ from PIL import Image
 from shards.errors import UserError
 from shards.files import atomic_write, fingerprint, one_line, write_json
 from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size, read_image_file
-from shards.text.stage import TextRemoval, clean_image
+from shards.places import Place
+from shards.text.stage import TextRemoval, clean_image, require_same_removal
 
 CHUNK = 16  # posters a task: some seconds of work, so that little is lost when the run is killed
 
@@ -23,8 +24,8 @@ CHUNK = 16  # posters a task: some seconds of work, so that little is lost when 
 class CleanTask:
     """A chunk of checked posters."""
 
-    folder: Path
-    out: Path
+    folder: Place
+    out: Place
     samples: tuple[tuple[str, str], ...]
     """(id, SHA-256 of the source file) of each."""
     image: ImageOptions
@@ -32,28 +33,35 @@ class CleanTask:
     facts: str
     """Fingerprint of ``text``."""
     quality: int
-    answer: Path
+    answer: Place
     """Written last: its presence means that the chunk's posters are there."""
+    names: tuple[str, ...] | None = None
+    """The posters' files below a remote folder."""
+
+    def __str__(self) -> str:
+        return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
         """Fingerprint of everything that decides the posters; places play no part."""
         return fingerprint([list(map(list, self.samples)), self.facts, self.quality])
 
 
-def cleaned_path(out: Path, sample_id: str) -> Path:
+def cleaned_path(out: Place, sample_id: str) -> Place:
     """Where a cleaned poster lies: where `posters shards build --images OUT` looks first."""
     return out / f"{sample_id}.jpg"
 
 
-def finished(task: CleanTask) -> list[dict[str, Any]] | None:
-    """The report rows of a chunk that an earlier run finished; None if there is work left."""
+def finished(
+    task: CleanTask, answer: bytes, sizes: Callable[[str], int | None]
+) -> list[dict[str, Any]] | None:
+    """The report rows of a chunk that an earlier run finished; None if there is work left.
+
+    ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
+    """
     try:
-        kept = json.loads(task.answer.read_text())
-        rows, sizes = kept["rows"], kept["bytes"]
-        whole = all(
-            cleaned_path(task.out, sample).stat().st_size == size
-            for (sample, _), size in zip(task.samples, sizes, strict=True)
-        )
+        kept = json.loads(answer)
+        rows, expected = kept["rows"], kept["bytes"]
+        whole = all(sizes(i) == size for (i, _), size in zip(task.samples, expected, strict=True))
         return rows if kept["state"] == task.state() and whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
@@ -61,9 +69,10 @@ def finished(task: CleanTask) -> list[dict[str, Any]] | None:
 
 def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
     """Clean the posters of a chunk; returns their rows. Raises UserError if one changed since it was checked."""
+    require_same_removal(task.text, task.facts)
     rows, sizes = [], []
-    for sample_id, digest in task.samples:
-        data = _checked(task, sample_id, digest)
+    for number, (sample_id, digest) in enumerate(task.samples):
+        data = _checked(task, sample_id, digest, None if task.names is None else task.names[number])
         cleaned = clean_image(sample_id, decode(data, task.image), task.text)
         # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
         packed = (
@@ -84,9 +93,9 @@ def encode(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def _checked(task: CleanTask, sample_id: str, digest: str) -> bytes:
+def _checked(task: CleanTask, sample_id: str, digest: str, name: str | None) -> bytes:
     try:
-        data = read_image_file(task.folder, sample_id)
+        data = read_image_file(task.folder, sample_id, name)
         problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
     except BadImage as error:
         problem = one_line(f"{error.reason} {error.detail}")

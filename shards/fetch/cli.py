@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from shards.arguments import add_columns, add_limits
+from shards.arguments import add_columns, add_executor, add_limits, parse_scheduler
+from shards.places import place
 
 
 def add_fetch_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``fetch`` to a command tree."""
     fetch = commands.add_parser("fetch", help="download posters from the links of a CSV")
-    fetch.add_argument("--metadata", type=Path, required=True, help="CSV with ids and links")
+    fetch.add_argument("--metadata", type=place, required=True, help="CSV with ids and links")
     fetch.add_argument("--url-column", required=True, help="CSV column of links, by name or number")
-    fetch.add_argument("--out", type=Path, required=True, help="folder for the posters and rejected.csv")
+    fetch.add_argument(
+        "--out", type=place, required=True, help="folder for the posters and rejected.csv, or its URL"
+    )
     add_columns(fetch, genres=False)
     fetch.add_argument("--concurrency", type=int, default=64, help="links in work at a time (default 64)")
     fetch.add_argument("--per-host", type=int, default=8, help="requests to one host at a time (default 8)")
@@ -37,6 +39,7 @@ def add_fetch_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="try links again that an earlier run found dead for good",
     )
+    add_executor(fetch, workers=False)
     fetch.set_defaults(run=_fetch)
 
 
@@ -61,6 +64,8 @@ def _fetch(args: argparse.Namespace) -> int:
             user_agent=args.user_agent,
             allow_private=args.allow_private,
             retry_rejected=args.retry_rejected,
+            scheduler=parse_scheduler(args),
+            take_over=args.take_over,
         )
     )
     return 0

@@ -1,4 +1,9 @@
-"""What became of each link, a line each: an append-only file that a killed run leaves usable."""
+"""What became of each link, a line each: a file that a killed run leaves usable.
+
+On this machine that is one append-only file. Chunks of links (chunk.py) have parts of their own, in the folder
+``PARTS`` beside it, which the client takes in at the end, or at the next start: several machines cannot append to one
+file, and to an object in a store nobody can.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,16 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
+from shards.files import atomic_write, names_in, read_present, remove_tree
 from shards.metadata import Rejection
+from shards.places import Place
+
+PARTS = ".fetch"
 
 
 @dataclass(frozen=True)
@@ -24,8 +34,18 @@ class Entry:
     limits: str = ""
 
 
+class EntryLog(Protocol):
+    """Takes entries, from any thread."""
+
+    def add(self, entry: Entry) -> None:
+        """Note an entry. One without a reason is safe when this returns: its poster is put in place next."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Journal:
-    """The open journal; entries may come from any thread."""
+    """The open journal of a local folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,10 +57,10 @@ class Journal:
                 self._stream.write(b"\n")
 
     def add(self, entry: Entry) -> None:
-        line = json.dumps({key: value for key, value in asdict(entry).items() if value})
+        """See EntryLog."""
         with self._lock:
             try:
-                self._stream.write(line.encode() + b"\n")
+                self._stream.write(_line(entry))
                 self._stream.flush()
             except OSError as error:
                 error.filename = str(self._path)  # a full disk does not say which file it was
@@ -52,11 +72,66 @@ class Journal:
             self._stream.close()
 
 
-def read_journal(path: Path) -> Iterator[Entry]:
+class RemoteJournal:
+    """A part in a store, written anew each time: what must be known before a poster is put, and the rest at the end.
+
+    The links that are ``expected`` to give posters, and have none yet, are noted in advance, all at once. If one gives
+    none, its entry is of a poster that is not there, and the link counts as not yet tried.
+    """
+
+    def __init__(self, path: Place, expected: Iterable[Entry]) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._known = set(expected)
+        self._lines = [_line(entry) for entry in self._known]
+        self._write()
+
+    def add(self, entry: Entry) -> None:
+        """See EntryLog."""
+        with self._lock:
+            if entry in self._known:
+                return
+            self._lines.append(_line(entry))
+            if not entry.reason:
+                self._write()
+
+    def close(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        with atomic_write(self._path) as stream:
+            stream.writelines(self._lines)
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps({key: value for key, value in asdict(entry).items() if value}).encode() + b"\n"
+
+
+def take_in_parts(folder: Place, journal: str) -> None:
+    """Move what the parts say to the folder's journal (only for the holder of the folder)."""
+    parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
+    if not parts:
+        return
+    path = folder / journal
+    with atomic_write(path) as stream:
+        if path.exists():
+            stream.write(_whole_lines(path.read_bytes()))
+        # In any order: parts of one run speak of other links, or of the same ones tried twice, which are tried again
+        # if the journal says that they gave nothing and kept if their posters are there.
+        for _, data in read_present(folder / PARTS, parts):
+            stream.write(_whole_lines(data))
+    remove_tree(folder / PARTS)
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data if data.endswith(b"\n") or not data else data + b"\n"
+
+
+def read_journal(path: Place) -> Iterator[Entry]:
     """Entries in the order in which they were made; a half-written line is passed over."""
     if not path.exists():
         return
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         for line in stream:
             try:
                 entry = Entry(**json.loads(line))
@@ -76,7 +151,7 @@ class Memory:
     """Rejections, by id, of links that are still the same and would be judged by the same limits."""
 
 
-def recall(path: Path, urls: Mapping[str, str], limits: str) -> Memory:
+def recall(path: Place, urls: Mapping[str, str], limits: str) -> Memory:
     """Read the journal for these ids and links; the last entry of an id counts."""
     memory = Memory(set(), {})
     for entry in read_journal(path):

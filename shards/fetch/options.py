@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shards.errors import UserError
 from shards.images import ImageOptions
+from shards.places import Place
 
 
 @dataclass(frozen=True)
 class FetchOptions:
     """Which links, to where, and how patiently."""
 
-    metadata: Path
+    metadata: Place
     """CSV with a header line."""
-    out: Path
+    out: Place
     """Folder for the posters and rejected.csv."""
     url_column: str
     """CSV column of the links, by name or number from 0."""
     id_column: str = "0"
     encoding: str = "utf-8-sig"
     concurrency: int = 64
-    """Links in work at a time, over all hosts."""
+    """Links in work at a time, over all hosts, on each machine or worker."""
     per_host: int = 8
-    """Requests to one host at a time."""
+    """Requests to one host at a time. A cluster's workers share them out, with at least one for each."""
     timeout: float = 30.0
     """Seconds for a request, from the connection to the last byte."""
     connect_timeout: float = 10.0
@@ -45,6 +45,10 @@ class FetchOptions:
     """Whether links may lead to this machine and to private networks."""
     retry_rejected: bool = False
     """Whether links that an earlier run found dead for good are tried again."""
+    scheduler: str | None = None
+    """A Dask scheduler, by address or scheduler file, whose workers fetch instead of this machine."""
+    take_over: bool = False
+    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "per_host", "max_bytes"):

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from shards.executor import Executor, open_executor
 from shards.fetch.options import FetchOptions
 from shards.files import folder_lock, remove_partials
-from shards.metadata import write_rejected
+from shards.listing import NoFolder, list_posters
+from shards.metadata import Rejection, write_rejected
+from shards.places import Place, is_remote, told
+from shards.progress import progress
 
 if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
     from shards.fetch.addresses import Policy
-    from shards.fetch.workers import Fetched
+    from shards.fetch.links import Link, Links
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FetchOptions", "fetch_posters"]
+__all__ = ["FetchOptions", "Fetched", "fetch_posters"]
+
+
+@dataclass
+class Fetched:
+    """What a run came to."""
+
+    fetched: int = 0
+    """Posters that this run brought."""
+    present: int = 0
+    """Posters that were there before."""
+    rejected: dict[int, Rejection] = field(default_factory=dict)
+    """All other rows, by their line in the CSV."""
 
 
 def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetched:
@@ -34,12 +53,11 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     from shards.fetch.addresses import is_any, is_public
     from shards.fetch.links import read_links
     from shards.fetch.store import REJECTED
-    from shards.fetch.workers import fetch_links
 
     links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
-    with folder_lock(options.out):
+    with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
-        result = fetch_links(options, allowed or (is_any if options.allow_private else is_public), links)
+        result = _fetch_links(options, allowed or (is_any if options.allow_private else is_public), links)
         rejected = options.out / REJECTED
         write_rejected(rejected, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
@@ -51,3 +69,88 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     if reasons:
         log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, rejected)
     return result
+
+
+def _fetch_links(options: FetchOptions, allowed: Policy, links: Links) -> Fetched:
+    """Fetch what is not there yet into ``options.out``, which the caller holds."""
+    from shards.fetch.journal import take_in_parts
+    from shards.fetch.store import JOURNAL
+
+    # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and again
+    # when all is done.
+    with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
+        take_in_parts(options.out, JOURNAL)
+        result = _fetch_missing(options, allowed, links, executor)
+        take_in_parts(options.out, JOURNAL)
+    return result
+
+
+def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executor: Executor) -> Fetched:
+    from shards.fetch.journal import recall
+    from shards.fetch.store import JOURNAL
+
+    result = Fetched(rejected=links.rejected)
+    memory = recall(options.out / JOURNAL, {link.id: link.url for link in links.links}, options.limits())
+    there = _posters_there(options.out, [link.id for link in links.links])
+    todo, replaces = [], set()
+    for link in links.links:
+        if there(link.id) and link.id not in memory.moved:
+            result.present += 1
+        elif link.id in memory.rejected and not options.retry_rejected:
+            result.rejected[link.line] = memory.rejected[link.id]
+        else:
+            todo.append(link)
+            if there(link.id):
+                replaces.add(link.id)
+    with progress(len(todo), "fetching posters") as bar:
+        if options.scheduler or is_remote(options.out):
+            from shards.fetch.chunk import fetch_chunk, tasks_of
+            from shards.fetch.store import incoming
+
+            tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
+            with nullcontext() if is_remote(options.out) else incoming(options.out):
+                for task, chunk in executor.run(fetch_chunk, tasks):
+                    result.fetched += chunk.fetched
+                    result.rejected |= chunk.rejected
+                    bar.update(len(task.links))
+        else:
+            _fetch_here(options, allowed, todo, result, bar.update)
+    return result
+
+
+def _fetch_here(
+    options: FetchOptions,
+    allowed: Policy,
+    links: Sequence[Link],
+    result: Fetched,
+    done: Callable[[int], object],
+) -> None:
+    """In one event loop of this process, into a local folder."""
+    from shards.fetch.journal import Journal
+    from shards.fetch.store import JOURNAL, FolderStore, incoming
+    from shards.fetch.workers import bring_in
+
+    def settle(link: Link, rejection: Rejection | None) -> None:
+        if rejection is None:
+            result.fetched += 1
+        else:
+            result.rejected[link.line] = rejection
+        done(1)
+
+    with closing(Journal(options.out / JOURNAL)) as journal, incoming(options.out):
+        bring_in(links, options, allowed, FolderStore(options.out, journal, options.image), journal, settle)
+
+
+def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
+    """Tells whether an id has a poster in the folder."""
+    from shards.fetch.store import has_poster
+
+    if not is_remote(folder):
+        return lambda sample_id: has_poster(folder, sample_id)
+    try:
+        listed = list_posters(folder, ids)
+    except NoFolder:
+        listed = {}
+    # An id such as x.jpg may be a file's whole name: that file is the poster of x.
+    own = {sample_id for sample_id, file in listed.items() if file.name != sample_id}
+    return own.__contains__

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from shards.fetch.journal import Entry, Journal
+from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.fetch.links import Link
-from shards.files import atomic_write
+from shards.files import atomic_write, remove_tree
 from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from shards.places import Place
 
 #: Posters on their way in. Short names there: an id may be as long as a file name can be.
 INCOMING = ".incoming"
@@ -20,27 +24,22 @@ JOURNAL = ".fetch.jsonl"
 REJECTED = "rejected.csv"
 
 #: No id may make folders of these.
-OUR_NAMES = (INCOMING, JOURNAL, REJECTED, ".lock")
+OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
 
 
-class PosterStore:
-    """Posters by id in a folder. Only for the holder of the folder's lock."""
+@contextmanager
+def incoming(folder: Place) -> Iterator[None]:
+    """An empty place for posters on their way into a local folder, gone when the block ends."""
+    remove_tree(folder / INCOMING)
+    (folder / INCOMING).mkdir()
+    try:
+        yield
+    finally:
+        remove_tree(folder / INCOMING)
 
-    def __init__(self, folder: Path, journal: Journal, options: ImageOptions) -> None:
-        self._folder = folder
-        self._journal = journal
-        self._options = options
 
-    def __enter__(self) -> PosterStore:
-        self._clear()
-        (self._folder / INCOMING).mkdir()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        shutil.rmtree(self._folder / INCOMING, ignore_errors=True)
+class PosterStore(Protocol):
+    """Posters by id in a folder, which the caller, or who sent it, holds."""
 
     def save(self, link: Link, data: bytes) -> None:
         """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
@@ -48,10 +47,26 @@ class PosterStore:
         The link is in the journal before the poster gets its name, and an older poster is gone before
         that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
         """
-        if outer_folder(link.id) in OUR_NAMES:
-            raise BadImage("bad id", "its place is taken by our own files")
-        extension, data = checked(data, self._options)
-        incoming = self._folder / INCOMING / str(link.line)
+        ...
+
+    def remove(self, link: Link) -> None:
+        """Delete the poster of an earlier link."""
+        ...
+
+
+class FolderStore(PosterStore):
+    """A folder of this machine or of a file system that several machines share."""
+
+    def __init__(self, folder: Path, journal: EntryLog, options: ImageOptions) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._options = options
+
+    def save(self, link: Link, data: bytes) -> None:
+        """See PosterStore."""
+        extension, data = _usable(link, data, self._options)
+        # A chunk may be in work twice, on two machines.
+        incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
         with atomic_write(incoming) as stream:
             stream.write(data)
         final = self._folder / f"{link.id}{extension}"
@@ -63,17 +78,52 @@ class PosterStore:
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
 
-    def has(self, link: Link) -> bool:
-        return any(path.is_file() for path in poster_paths(self._folder, link.id))
-
     def remove(self, link: Link) -> None:
-        """Delete the poster of an earlier link."""
+        """See PosterStore."""
         for path in poster_paths(self._folder, link.id):
             if path.is_file():
                 path.unlink()
 
 
-def poster_paths(folder: Path, sample_id: str) -> list[Path]:
+class RemoteStore(PosterStore):
+    """A folder at a URL. ``replaces`` are the ids that have a poster of an earlier link."""
+
+    def __init__(
+        self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
+    ) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._options = options
+        self._replaces = replaces
+
+    def save(self, link: Link, data: bytes) -> None:
+        """See PosterStore."""
+        extension, data = _usable(link, data, self._options)
+        self.remove(link)
+        self._journal.add(Entry(link.id, link.url))
+        with atomic_write(self._folder / f"{link.id}{extension}") as stream:
+            stream.write(data)
+
+    def remove(self, link: Link) -> None:
+        """See PosterStore."""
+        if link.id in self._replaces:
+            for path in poster_paths(self._folder, link.id):
+                with suppress(FileNotFoundError):
+                    path.fs.rm_file(path.path)  # type: ignore[attr-defined]  # an UPath
+
+
+def has_poster(folder: Path, sample_id: str) -> bool:
+    """Whether a local folder has an id's poster."""
+    return any(path.is_file() for path in poster_paths(folder, sample_id))
+
+
+def _usable(link: Link, data: bytes, options: ImageOptions) -> tuple[str, bytes]:
+    if outer_folder(link.id) in OUR_NAMES:
+        raise BadImage("bad id", "its place is taken by our own files")
+    return checked(data, options)
+
+
+def poster_paths(folder: Place, sample_id: str) -> list[Place]:
     """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in EXTENSIONS]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError
 from shards.files import atomic_write, one_line
+from shards.places import Place, told
 from shards.text.stage import REPORT as NAME
 
 SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_report(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+def write_report(path: Place, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Write the report; ``facts`` (how the text was removed) goes into the file's metadata."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({b"text_removal": json.dumps(facts, sort_keys=True).encode()})
@@ -43,11 +43,12 @@ def write_report(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, An
         pq.write_table(table, stream)
 
 
-def read_report(folder: Path) -> pd.DataFrame:
+def read_report(folder: Place) -> pd.DataFrame:
     """The report of a folder of cleaned posters; ``attrs["text_removal"]`` says how. Raises UserError."""
     path = folder / NAME
     try:
-        table = pq.read_table(path)
+        with told("read the report", path):
+            table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(
             f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"

@@ -7,14 +7,14 @@ import html
 import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.files import atomic_write
+from shards.files import atomic_write, names_in
 from shards.images import BadImage, ImageOptions, decode, read_image_file
+from shards.places import Place
 from shards.text.masks import mask_of
 from shards.text.report import summarize
 
@@ -42,18 +42,19 @@ def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, An
 
 
 def write_sheet(
-    out: Path,
+    out: Place,
     rows: Sequence[dict[str, Any]],
-    raw: Path,
-    cleaned: Path,
+    raw: Place,
+    cleaned: Place,
     image: ImageOptions,
     count: int,
     facts: dict[str, Any],
 ) -> None:
     """Write the sheet of the ``count`` worst posters to the folder ``out``; old pages go."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("contact_sheet-*.png"):
-        old.unlink()
+    for name in names_in(out):
+        if name.startswith("contact_sheet-") and name.endswith(".png"):
+            (out / name).unlink()
     worst = [(row, tiles(row, raw, cleaned, image)) for row in worst_first(rows, count)]
     for number, start in enumerate(range(0, len(worst), PER_PNG), 1):
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
@@ -62,7 +63,7 @@ def write_sheet(
         stream.write(_html(worst, summarize(rows), facts))
 
 
-def tiles(row: dict[str, Any], raw: Path, cleaned: Path, image: ImageOptions) -> list[Image.Image]:
+def tiles(row: dict[str, Any], raw: Place, cleaned: Place, image: ImageOptions) -> list[Image.Image]:
     """before, mask and after of one poster, HEIGHT pixels high."""
     found = []
     for folder in (raw, cleaned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +19,9 @@ from shards.text.fill import Fill, make_fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
 from shards.text.removal import Removal, remove_text
+
+TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")
+"""Whose versions decide the pixels."""
 
 REPORT = "clean_report.parquet"
 """Lies with cleaned posters, and with shards that were cleaned on the way."""
@@ -116,3 +120,13 @@ def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
 def removal_fingerprint(options: TextRemoval) -> str:
     """Changes whenever the pixels may."""
     return fingerprint(options.facts())
+
+
+@lru_cache(maxsize=2)
+def require_same_removal(options: TextRemoval, facts: str) -> None:
+    """Raise UserError if text removal is not what it was, by its fingerprint, where the tasks were made."""
+    if removal_fingerprint(options) != facts:
+        raise UserError(
+            f"text removal on {socket.gethostname()} is not what it was when the work began: another detector, or a "
+            f"model file with other content; give all workers the same files, and run it again"
+        )

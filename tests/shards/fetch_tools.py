@@ -7,8 +7,7 @@ from typing import Any
 
 from shard_tools import draw, encoded, rows_of, write_csv
 
-from shards.fetch.run import FetchOptions, fetch_posters
-from shards.fetch.workers import Fetched
+from shards.fetch.run import Fetched, FetchOptions, fetch_posters
 
 JPEG = encoded(draw("jpeg"))
 PNG = encoded(draw("png"), "PNG")

@@ -27,11 +27,12 @@ from text_tools import (
 )
 
 from shards.clean.task import CHUNK, CleanTask, clean_chunk
+from shards.errors import UserError
 from shards.files import PARTIAL, sha256_file
 from shards.images import ImageOptions
 from shards.text.masks import MaskOptions
 from shards.text.report import read_report
-from shards.text.stage import TextRemoval
+from shards.text.stage import TextRemoval, removal_fingerprint
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_run_that_fails_takes_the_report_of_the_last_one_away(few: Source, tmp
     run_clean(few, out)
     (out / "t0001.jpg").unlink()
     (out / "t0001.jpg").mkdir()  # no poster can be put there
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"posters t0000 to t0002 \(IsADirectoryError.*kept"):
         run_clean(few, out, quality=50)
     assert "has not finished" in one_line_error(lambda: read_report(out))
 
@@ -102,9 +103,9 @@ def test_a_run_that_fails_takes_the_report_of_the_last_one_away(few: Source, tmp
 def test_a_poster_that_changes_meanwhile_is_one_line(few: Source, tmp_path: Path) -> None:
     samples = tuple((name, sha256_file(few.images / f"{name}.jpg")) for name in few.good)
     answer = tmp_path / "answer.json"
-    task = CleanTask(
-        few.images, tmp_path / "out", samples, ImageOptions(), TextRemoval(QUICK), "", 95, answer
-    )
+    text = TextRemoval(QUICK)
+    facts = removal_fingerprint(text)
+    task = CleanTask(few.images, tmp_path / "out", samples, ImageOptions(), text, facts, 95, answer)
     write_file(few.images / "t0001.jpg", encoded(poster("another")))
     message = one_line_error(lambda: clean_chunk(task))
     assert "t0001" in message and "changed while posters were cleaned (its bytes differ)" in message

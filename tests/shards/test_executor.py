@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.executor import available_cores, run
+from shards.executor import available_cores, open_executor, run
+from shards.trials import RETRIES
 
 
 def square(number: int) -> int:
@@ -43,6 +44,32 @@ def die_at_three(number: int) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.05)
     return number
+
+
+def fail_at_seven_with_a_bug(number: int) -> int:
+    if number == 7:
+        raise ZeroDivisionError("seven is\npoison")
+    return number
+
+
+def fail_once(folder: Path) -> str:
+    tries = len(list(folder.iterdir()))
+    (folder / str(tries)).touch()
+    if tries == 0:
+        raise TimeoutError("the store was busy")
+    return folder.name
+
+
+def fail_after_three(number: int) -> int:
+    if number >= 3:
+        raise PermissionError("the store refuses")
+    return number
+
+
+def unpicklable(number: int) -> int:
+    error = RuntimeError("only here")
+    error.args = (lambda: None,)
+    raise error
 
 
 def touch(path: Path) -> Path:
@@ -86,6 +113,54 @@ def test_other_errors_arrive_too(workers: int) -> None:
     with pytest.raises(OSError) as caught:
         list(run(fail_with_errno, [1, 2], workers))
     assert caught.value.errno == 28 and str(caught.value.filename).startswith("/disk/")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_poisoned_task_is_set_aside_and_the_others_are_done(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+    with pytest.raises(UserError) as caught:
+        for task, _ in run(fail_at_seven_with_a_bug, range(20), workers):
+            seen.append(task)
+    assert sorted(seen) == [number for number in range(20) if number != 7]
+    assert str(caught.value).startswith("1 of 20 tasks failed: 7 (ZeroDivisionError: seven is poison).")
+    (bug,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "Traceback" in bug and "in fail_at_seven_with_a_bug" in bug  # a bug keeps its traceback
+    assert len([record for record in caplog.records if "tried again" in record.getMessage()]) == RETRIES
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_passing_failure_is_tried_again(workers: int, tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    assert sorted(result for _, result in run(fail_once, folders, workers)) == ["0", "1", "2", "3"]
+    assert [len(list(folder.iterdir())) for folder in folders] == [2] * 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_without_hope_ends(workers: int) -> None:
+    seen = []
+    with pytest.raises(
+        UserError, match=r"20 tasks failed one after the other.*PermissionError: the store"
+    ) as caught:
+        for task, _ in run(fail_after_three, range(100), workers):
+            seen.append(task)
+    assert sorted(seen) == [0, 1, 2] and "\n" not in str(caught.value)
+
+
+def test_an_error_that_cannot_travel_is_told_all_the_same() -> None:
+    with pytest.raises(UserError, match=r"2 of 2 tasks failed: 0 \(RuntimeError: .*lambda"):
+        list(run(unpicklable, range(2), 2))
+
+
+def test_a_cluster_without_its_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for name in ("shards.dask_executor", "shards.dask_worker"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match=r"--executor dask needs another package.*'\.\[dask\]'"):
+        open_executor(scheduler="tcp://127.0.0.1:1").__enter__()
 
 
 def test_a_killed_worker_is_one_clear_line() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from shard_tools import GENRES, Source, contents, draw, encoded, tree, write_file
 
 from shards.errors import UserError
+from shards.executor import run
 from shards.existing import finished_shard
 from shards.images import ImageOptions
 from shards.index import index_path, read_index
@@ -73,6 +74,15 @@ def test_what_a_sample_holds(few: Source, tmp_path: Path) -> None:
         assert record["multi_hot"] == [int(genre in few.good[sample_id]) for genre in GENRES]
         assert by_name[f"{sample_id}.jpg"] == (few.images / f"{sample_id}.jpg").read_bytes()
     assert (shard.samples, shard.max_width, shard.max_height) == (6, 60, 90)
+
+
+def test_the_same_shard_by_two_processes_at_once(few: Source, tmp_path: Path) -> None:
+    """As a cluster may do it when it has lost sight of a worker."""
+    pack_shard(task(few, tmp_path / "once"))
+    twice = task(few, tmp_path / "twice")
+    shards = [shard for _, shard in run(pack_shard, [twice] * 8, 2)]
+    assert len(shards) == 8 and all(shard == shards[0] for shard in shards)
+    assert tree(tmp_path / "twice") == tree(tmp_path / "once")
 
 
 def test_a_finished_shard_is_recognised(few: Source, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from shard_tools import Source, draw, draw_posters, encoded, mtimes, write_file
 
 from shards.duplicates import perceptual_hash
+from shards.executor import LocalExecutor
 from shards.images import ImageOptions
 from shards.scan import Scan, scan_images
 
@@ -24,8 +25,9 @@ def own(tmp_path: Path) -> Source:
     return draw_posters(tmp_path / "own", 10)
 
 
-def scan(source: Source, work: Path, ids: list[str] | None = None, **options: int) -> Scan:
-    return scan_images(source.images, ids or list(source.good), OPTIONS, work, **{"workers": 1, **options})
+def scan(source: Source, work: Path, ids: list[str] | None = None, workers: int = 1, **options: int) -> Scan:
+    ids = ids or list(source.good)
+    return scan_images(source.images, ids, OPTIONS, work, LocalExecutor(workers), **options)
 
 
 def test_good_and_bad_in_file_order(source: Source, tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_changed_file_or_option_is_checked_again(own: Source, tmp_path: Path) 
     os.utime(own.images / "p0001.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     changed = scan(own, work)
     assert [i for i in first.digests if first.digests[i] != changed.digests[i]] == ["p0001"]
-    strict = scan_images(own.images, list(own.good), ImageOptions(min_side=61), work, 1)
+    strict = scan_images(own.images, list(own.good), ImageOptions(min_side=61), work, LocalExecutor(1))
     assert [r.reason for r in strict.rejected] == ["too small"] * 10
     (own.images / "p0002.jpg").unlink()
     assert [(r.id, r.reason) for r in scan(own, work).rejected] == [("p0002", "missing file")]

@@ -1,0 +1,137 @@
+"""Which of many files are there, at a URL: asked in a few listings, not once for every name that a poster may have.
+
+A folder's listing can be larger than memory likes, and most of it may concern nobody. So ids are put into groups of a
+common beginning, and what begins so is listed and forgotten, group after group. Kept is only what belongs to an id.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from shards.errors import UserError
+from shards.images import EXTENSIONS, image_names
+from shards.places import Place, told
+
+#: Stores that list by the beginning of a name. Others are walked through once.
+BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
+
+GROUP = 1000
+"""Ids a listing: about what a store answers at a time."""
+
+#: What stores call the thing that changes with a file's content; the first that a store has is used.
+VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "updated",
+    "last_modified",
+    "mtime",
+    "created",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A poster's file in a remote folder."""
+
+    name: str
+    """Its path below the folder."""
+    state: str
+    """Changes with its content: size and what the store calls its version."""
+
+
+def list_posters(folder: Place, ids: Iterable[str]) -> dict[str, Listed]:
+    """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed."""
+    found = {}
+    # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
+    begins = {i: _plain(i) if i.endswith(EXTENSIONS) else f"{_plain(i)}." for i in ids}
+    for members, files in _groups_with_files(folder, begins):
+        for sample_id in members:
+            for name in image_names(sample_id):
+                info = files.get(_plain(name))
+                if info is not None:
+                    found[sample_id] = Listed(_plain(name), _state(info))
+                    break
+    return found
+
+
+def list_sizes(folder: Place, names: Iterable[str]) -> dict[str, int]:
+    """Sizes, in bytes, of those of the files that are there; no folder holds none."""
+    found = {}
+    try:
+        for members, files in _groups_with_files(folder, {name: _plain(name) for name in names}):
+            here = ((name, files.get(_plain(name))) for name in members)
+            found.update({name: int(info["size"] or 0) for name, info in here if info is not None})
+    except NoFolder:
+        return {}
+    return found
+
+
+class NoFolder(UserError):
+    """There is nothing at a URL."""
+
+
+def _groups_with_files(
+    folder: Any, begins: Mapping[str, str]
+) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """Groups of keys, each with the files (path below the folder → what the store says) that begin as its keys do."""
+    with told("list", folder):
+        folder.fs.invalidate_cache()
+        if not folder.fs.isdir(folder.path):
+            raise NoFolder(f"folder not found: {folder}")
+    if folder.protocol in BY_PREFIX:
+        for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
+            yield [key for _, key in group], _files(folder, prefix=prefix)
+    else:
+        yield list(begins), _files(folder)
+    folder.fs.invalidate_cache()  # which would keep whole listings
+
+
+def _files(folder: Any, **prefix: str) -> dict[str, Any]:
+    root = folder.path.rstrip("/") + "/"
+    with told("list", folder):
+        try:
+            infos = folder.fs.find(folder.path, detail=True, **prefix)
+        except FileNotFoundError:
+            return {}
+    return {
+        path[len(root) :]: info
+        for path, info in infos.items()
+        if path.startswith(root) and info.get("type") != "directory"
+    }
+
+
+def _groups(
+    pairs: Sequence[tuple[str, str]], known: int = 0
+) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+    """(common beginning, pairs) of sorted (beginning, key), whose first ``known`` characters are the same."""
+    if not pairs:
+        return
+    common = _common(pairs[0][0], pairs[-1][0])
+    if len(pairs) <= GROUP or len(common) > 200:
+        yield common, pairs
+        return
+    at = max(known, len(common))
+    for _, members in itertools.groupby(pairs, key=lambda pair: pair[0][at : at + 1]):
+        yield from _groups(list(members), at + 1)
+
+
+def _common(first: str, last: str) -> str:
+    differ = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(last)))]
+
+
+def _plain(name: str) -> str:
+    """The name as a path has it, without ``./`` and double slashes."""
+    return str(PurePosixPath(name))
+
+
+def _state(info: Mapping[str, Any]) -> str:
+    version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
+    return f"{info.get('size')} {version}"
