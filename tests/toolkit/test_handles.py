@@ -56,8 +56,7 @@ def test_what_is_in_use_stays_open(tmp_path: Path) -> None:
 
 
 def test_many_threads(tmp_path: Path) -> None:
-    files = Counted(tmp_path, 20)
-    handles = Handles(files, 3)
+    handles = Handles(Counted(tmp_path, 20), 3)
 
     def work(seed: int) -> None:
         draw = random.Random(seed)
@@ -69,6 +68,12 @@ def test_many_threads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert open_now(tmp_path) <= 3
+
+
+def test_descriptors_go_with_their_owner(tmp_path: Path) -> None:
+    handles = Handles(Counted(tmp_path, 3), 3)
+    with handles.use(1), handles.use(2):
+        assert open_now(tmp_path) == 2
     del handles
     assert open_now(tmp_path) == 0
 

@@ -24,6 +24,7 @@ from train_tools import tiny_config
 
 from shards.errors import UserError
 from shards.manifest import Manifest, Shard
+from shards.places import place
 from shards.store import CacheOptions, RemoteShards, open_store
 from toolkit.cli import main
 from toolkit.data.reader import ShardReader
@@ -249,14 +250,14 @@ def test_nodes_with_other_copies_of_the_set_are_told(shard_set: Path, tmp_path: 
     port = str(free_port())
     ranks = []
     for rank, shards in enumerate((shard_set, other)):
-        place = {
+        where = {
             "RANK": rank,
             "LOCAL_RANK": rank,
             "WORLD_SIZE": 2,
             "LOCAL_WORLD_SIZE": 2,
             "MASTER_PORT": port,
         }
-        environment = {**clean_env(), "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}}
+        environment = {**clean_env(), "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in where.items()}}
         command = [sys.executable, "launch/train.py", *TINY, "--shards", shards, "--out", tmp_path / "run"]
         words = [str(word) for word in command]
         ranks.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
@@ -295,3 +296,12 @@ def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
     assert said[0].returncode == said[1].returncode == 0, said[0].stderr + said[1].stderr
     assert said[0].stdout == said[1].stdout and len(said[0].stdout) > 1000
     assert any("/datasets/user/name/resolve/" in request for request in hub.requests)
+
+
+def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
+    server: MisbehavingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["shards", "info", server.url("/set")]) == 0
+    assert Manifest.read(place(server.url("/set"))).fingerprint in capsys.readouterr().out
+    with pytest.raises(UserError, match="verified in a folder; copy it"):
+        main(["shards", "verify", server.url("/set")])
