@@ -2,6 +2,7 @@
 
     CACHE/SHA256.tar           a file under the name of its content: sets, builds and jobs share what is the same
     CACHE/SHA256.tar.partial   one that is being fetched, in its full size from the start: its room is taken
+    CACHE/SHA256.tar.failed    why it could not be fetched, for those who were waiting for it
     CACHE/.room                held while room is made
 
 Processes agree through locks of the operating system (flock), which it drops when a process dies:
@@ -14,7 +15,6 @@ Processes agree through locks of the operating system (flock), which it drops wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -28,6 +28,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
+from shards.cache_files import FAILED, delete_unused, held_for_reading, held_partial, partial_of
 from shards.errors import UserError
 from shards.files import PARTIAL, atomic_write, one_line
 from shards.places import Place
@@ -42,8 +43,12 @@ Parsed = TypeVar("Parsed")
 POLL = 0.05
 #: A file's time of last use is noted no more often than this, in seconds: a note is a write.
 NOTE = 1.0
-#: Times that a whole file is fetched again because its digest was another than the manifest's.
+#: Times that a whole file is fetched because its digest was another than the manifest's.
 WHOLE_TRIES = 3
+#: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
+HOPELESS = 30.0
+#: Seconds after which nobody waits any more for what a failure was about.
+OLD = 3600.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 
 
@@ -62,52 +67,59 @@ class RemoteFile:
 
 
 class Cache:
-    """The kept files of one folder. Safe to use from many threads and processes."""
+    """The kept files of one folder. Safe to use from many threads and processes.
+
+    Whatever is wrong with the folder is a UserError: to readers an OSError means a damaged image.
+    """
 
     def __init__(self, options: CacheOptions) -> None:
         self.options = options
         self.folder = options.path
         self._noted: dict[str, float] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
         self._told = threading.Event()
-        try:
+        with self._own_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make the cache {self.folder}: {one_line(error)}; name another with --cache-dir"
-            ) from None
         self._room = FileLock(self.folder / ".room")
 
-    def open(self, file: RemoteFile) -> int:
+    def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
         """A descriptor of the whole file, which is in use until it is closed. Fetches the file if need be.
 
         Raises UserError if it cannot be had.
         """
+        path = self.folder / file.name
         while True:
-            descriptor = self._held(file)
-            if descriptor is not None:
-                return descriptor
-            self.fetch(file, over_limit=True)
+            with self._own_errors():
+                descriptor = held_for_reading(path, file.bytes)
+                if descriptor is not None:
+                    self._note(path, descriptor)
+                    return descriptor
+            self.fetch(file, over_limit=True, stop=stop)
 
-    def fetch(self, file: RemoteFile, over_limit: bool = False) -> bool:
+    def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
         """See to it that the file is there; True if this call brought it.
 
         Where the limit leaves no room, NoRoom is raised, or (``over_limit``) a warning given. Raises UserError if the
-        file cannot be had. A file that was there counts as used: it is wanted soon.
+        file cannot be had; Abandoned soon after ``stop`` is set. A file that was there counts as used: it is wanted
+        soon.
         """
-        path = self.folder / file.name
-        while not self._there(file):
-            with self._partial(path) as descriptor:
-                if descriptor is None:  # somebody else is at it
-                    time.sleep(POLL)
-                    continue
-                if self._there(file):  # since we looked
-                    break
-                self._make_room(file, descriptor, over_limit)
-                self._bring(file, descriptor)
-                os.replace(_partial_of(path), path)
-                return True
-        self._note(path, path)
-        return False
+        path, began = self.folder / file.name, time.time()
+        with self._own_errors():
+            while not self.has(file):
+                self._share_failure(path, began)
+                with held_partial(path) as descriptor:
+                    if descriptor is None:  # somebody else is at it
+                        Patience.rest(POLL, stop)
+                        continue
+                    if self.has(file):  # since we looked
+                        break
+                    self._share_failure(path, began)
+                    self._make_room(file, descriptor, over_limit)
+                    self._bring(file, descriptor, stop)
+                    os.replace(partial_of(path), path)
+                    return True
+            self._note(path, path)
+            return False
 
     def checked(self, source: Place, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         """What ``parse`` makes of a small file that no manifest vouches for; it raises UserError for wrong bytes.
@@ -115,45 +127,36 @@ class Cache:
         Kept as ``name``; what was damaged here is fetched anew.
         """
         kept = self.folder / name
-        try:
-            return parse(kept.read_bytes())
-        except FileNotFoundError:
-            pass
-        except UserError:
-            kept.unlink(missing_ok=True)
-        data = read_whole(source, Patience(self.options.patience))
-        if data is None:
-            raise UserError(f"{source} is missing; upload the set again")
-        result = parse(data)
-        with atomic_write(kept) as stream:
-            stream.write(data)
-        return result
+        with self._own_errors():
+            try:
+                return parse(kept.read_bytes())
+            except FileNotFoundError:
+                pass
+            except UserError:
+                kept.unlink(missing_ok=True)
+            data = read_whole(source, Patience(self.options.patience))
+            if data is None:
+                raise UserError(f"{source} is missing; upload the set again")
+            result = parse(data)
+            with atomic_write(kept) as stream:
+                stream.write(data)
+            return result
 
     def has(self, file: RemoteFile) -> bool:
         """Whether the file is there."""
-        return self._there(file)
-
-    def _there(self, file: RemoteFile) -> bool:
         try:
             return (self.folder / file.name).stat().st_size == file.bytes
         except FileNotFoundError:
             return False
 
-    def _held(self, file: RemoteFile) -> int | None:
-        path = self.folder / file.name
+    @contextlib.contextmanager
+    def _own_errors(self) -> Iterator[None]:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for nothing but an eviction
-        facts = os.fstat(descriptor)
-        if facts.st_nlink == 0 or facts.st_size != file.bytes:
-            os.close(descriptor)
-            if facts.st_nlink:  # damaged from outside: sizes never differ otherwise
-                path.unlink(missing_ok=True)
-            return None
-        self._note(path, descriptor)
-        return descriptor
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the cache {self.folder} cannot be used: {one_line(error)}; mend it, or name another with --cache-dir"
+            ) from None
 
     def _note(self, path: Path, file: Path | int) -> None:
         """Note that the file was used now: its time of change, which nothing else needs, says when."""
@@ -164,39 +167,27 @@ class Cache:
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 os.utime(file)
 
-    @contextlib.contextmanager
-    def _partial(self, path: Path) -> Iterator[int | None]:
-        """The file's partial, held; None if another thread or process holds it."""
-        partial = _partial_of(path)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            if not _same(descriptor, partial):  # renamed or swept away before the lock was ours
-                yield None
-                return
-            try:
-                yield descriptor
-            finally:
-                if _same(descriptor, partial):  # not under its final name: whatever the reason, it goes
-                    partial.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+    def _share_failure(self, path: Path, began: float) -> None:
+        """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader."""
+        at, message = self._failures.get(path.name, (0.0, ""))
+        if time.time() - at < HOPELESS:
+            raise UserError(message)
+        marker = path.with_name(path.name + FAILED)
+        with contextlib.suppress(FileNotFoundError):
+            if marker.stat().st_mtime >= began:
+                raise UserError(marker.read_text(encoding="utf-8"))
 
     def _make_room(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
         """Take the file's room, deleting what was used longest ago if the limit asks for it."""
         limit = self.options.limit
         with self._room:
+            kept, partials = self._listed()
             if limit:
-                kept, partials = self._listed()
                 total = sum(size for _, size, _ in kept) + partials
                 for _, size, path in sorted(kept):
                     if total + file.bytes <= limit:
                         break
-                    if _delete_unused(path):
+                    if delete_unused(path):
                         total -= size
                 if total + file.bytes > limit:
                     if not over_limit:
@@ -217,15 +208,20 @@ class Cache:
         kept, partials = [], 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
+                # Not all that is half-written is fetched: small files have partials of their own, with other names.
+                whole = _KEPT.fullmatch(entry.name.removesuffix(PARTIAL))
                 try:
                     facts = entry.stat()
                 except FileNotFoundError:  # gone while we looked
                     continue
-                if entry.name.endswith(PARTIAL):
+                if whole and entry.name.endswith(PARTIAL):
                     # Our own is held by another descriptor of this process, and so is in use like anybody's.
-                    if not _delete_unused(Path(entry.path)):
+                    if not delete_unused(Path(entry.path)):
                         partials += facts.st_size
-                elif _KEPT.fullmatch(entry.name):
+                elif whole and entry.name.endswith(FAILED):
+                    if facts.st_mtime < time.time() - OLD:
+                        Path(entry.path).unlink(missing_ok=True)
+                elif whole:
                     kept.append((facts.st_mtime, facts.st_size, Path(entry.path)))
         return kept, partials
 
@@ -239,9 +235,19 @@ class Cache:
                 self.options.limit / 2**30,
             )
 
-    def _bring(self, file: RemoteFile, descriptor: int) -> None:
+    def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
-        patience = Patience(self.options.patience)
+        marker = self.folder / (file.name + FAILED)
+        try:
+            self._download(file, descriptor, Patience(self.options.patience, stop))
+        except UserError as error:
+            self._failures[file.name] = (time.time(), str(error))
+            with atomic_write(marker, "w") as stream:
+                stream.write(str(error))
+            raise
+        marker.unlink(missing_ok=True)
+
+    def _download(self, file: RemoteFile, descriptor: int, patience: Patience) -> None:
         for _ in range(WHOLE_TRIES):
             digest = hashlib.sha256()
             position = 0
@@ -251,40 +257,9 @@ class Cache:
             if digest.hexdigest() == file.sha256:
                 os.fsync(descriptor)
                 return
-            log.warning("%s came with other bytes than the manifest's; fetching it again", file.place)
+            log.warning("%s came with other bytes than the manifest's", file.place)
             patience.wait()
         raise UserError(
             f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times): the set is being "
             f"replaced or was damaged; run `posters shards verify` where it was built, and upload it again"
         )
-
-
-def _partial_of(path: Path) -> Path:
-    return path.with_name(path.name + PARTIAL)
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    """Whether a path still is the file that was opened."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def _delete_unused(path: Path) -> bool:
-    """Delete a file of the cache unless somebody holds it; whether it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _same(descriptor, path):
-            path.unlink(missing_ok=True)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)

@@ -30,6 +30,18 @@ HTTP_TIMEOUT = (30.0, 60.0)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
+#: What clients of stores raise beside OSErrors: (module, class).
+CLIENT_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("httpx", "HTTPError"),  # huggingface_hub's
+    ("httpx2", "HTTPError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+
+
 def is_url(text: str) -> bool:
     """Whether a text is a URL rather than a path.
 
@@ -85,17 +97,9 @@ def remote_errors() -> tuple[type[BaseException], ...]:
     fsspec's file systems pass some of their clients' own errors on: aiohttp's and botocore's among them.
     """
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
-    with contextlib.suppress(ImportError):
-        import aiohttp
-
-        found.append(aiohttp.ClientError)
-    with contextlib.suppress(ImportError):
-        import botocore.exceptions
-
-        found += [botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError]
-    for name in ("httpx", "httpx2"):  # huggingface_hub's
+    for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):
-            found.append(importlib.import_module(name).HTTPError)
+            found.append(getattr(importlib.import_module(module), name))
     return tuple(found)
 
 

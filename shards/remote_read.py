@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,8 @@ BLOCK = 8 << 20
 PAUSES = (0.25, 15.0)
 #: Errors that asking again does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+#: And answers of HTTP.
+REFUSALS = (400, 401, 403, 404, 405, 410)
 
 
 class _Ends(OSError):
@@ -29,11 +32,16 @@ class _Missing(UserError):
     """There is no such file."""
 
 
+class Abandoned(Exception):
+    """Nobody wants the file any more."""
+
+
 class Patience:
     """For how long to ask again. Any progress renews it."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, stop: threading.Event | None = None) -> None:
+        """``stop``: once it is set, waiting raises Abandoned."""
+        self.seconds, self.stop = seconds, stop
         self.renew()
 
     def renew(self) -> None:
@@ -47,8 +55,16 @@ class Patience:
 
     def wait(self) -> None:
         """Sleep a little longer every time; not all processes wake at once."""
-        time.sleep(self._pause * random.uniform(0.5, 1.0))
+        self.rest(self._pause * random.uniform(0.5, 1.0), self.stop)
         self._pause = min(2 * self._pause, PAUSES[1])
+
+    @staticmethod
+    def rest(seconds: float, stop: threading.Event | None) -> None:
+        """Sleep. Raises Abandoned as soon as ``stop`` is set."""
+        if stop is None:
+            time.sleep(seconds)
+        elif stop.wait(seconds):
+            raise Abandoned
 
 
 def read_remote(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
@@ -61,6 +77,7 @@ def read_remote(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
         block = _asked(path, patience, position, min(position + BLOCK, size), size)
         position += len(block)
         yield block
+        patience.rest(0.0, patience.stop)
 
 
 def read_whole(path: Place, patience: Patience) -> bytes | None:
@@ -84,11 +101,11 @@ def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = No
                     raise _Ends(f"it ends after {start} of {size} bytes")
             patience.renew()
             return block
-        except FINAL as error:
-            kind = _Missing if isinstance(error, FileNotFoundError) else UserError
-            raise kind(f"{path} cannot be read: {_said(error)}") from None
         except remote_errors() as error:
-            if isinstance(error, _Ends) or getattr(error, "status", 0) == 416 or "range" in str(error).lower():
+            if isinstance(error, FINAL) or _answered(error) in REFUSALS:
+                kind = _Missing if isinstance(error, FileNotFoundError) else UserError
+                raise kind(f"{path} cannot be read: {_said(error)}") from None
+            if isinstance(error, _Ends) or _answered(error) == 416 or "range" in str(error).lower():
                 _check_size(path, size)
             if patience.over:
                 raise UserError(
@@ -109,6 +126,15 @@ def _check_size(path: Place, size: int) -> None:
         return  # it is silent about that, too
     if there is not None and there != size:
         raise UserError(f"{path} has {there} bytes, the manifest says {size}: upload it again")
+
+
+def _answered(error: BaseException) -> int:
+    """The status with which a server answered, as aiohttp's and gcsfs's errors have it; 0 if it did not."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if str(value).isdecimal():
+            return int(str(value))
+    return 0
 
 
 def _said(error: BaseException) -> str:

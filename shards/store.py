@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import UserError
+from shards.files import one_line
 from shards.index import SUFFIX as INDEX
 from shards.index import index_path, parse_index, read_index, require_index
 from shards.manifest import Manifest, Shard
@@ -69,8 +71,11 @@ class ShardStore(Protocol):
         """A glance at files before work begins. Raises UserError for what is known to be missing or changed."""
         ...
 
-    def open_tar(self, shard: Shard) -> int:
-        """A descriptor of a shard's tar; the caller closes it."""
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        """A descriptor of a shard's tar; the caller closes it. Raises UserError if it cannot be had.
+
+        Soon after ``stop`` is set, Abandoned.
+        """
         ...
 
     def index(self, shard: Shard) -> pa.Table:
@@ -91,6 +96,7 @@ class LocalShards:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
 
     def __str__(self) -> str:
         return str(self.root)
@@ -102,11 +108,29 @@ class LocalShards:
     def check(self, shards: Sequence[Shard]) -> None:
         """See ShardStore: sizes are compared with the manifest's, so that nobody trains for an hour first."""
         for shard in shards:
-            check_files(self.root / shard.name, shard)
+            path = self.root / shard.name
+            self._require_unchanged(path, check_files(path, shard))
 
-    def open_tar(self, shard: Shard) -> int:
-        """See ShardStore."""
-        return os.open(self.root / shard.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        """See ShardStore. Tars are opened again and again: one that was replaced meanwhile is another's pictures."""
+        path = self.root / shard.name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise UserError(f"shard {path} cannot be opened: {one_line(error)}") from None
+        try:
+            self._require_unchanged(path, os.fstat(descriptor))
+        except UserError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
+        now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        if self._seen.setdefault(path.name, now) != now:
+            raise UserError(
+                f"shard {path} was replaced while it was read: start again, with the set as it is now"
+            )
 
     def index(self, shard: Shard) -> pa.Table:
         """See ShardStore."""
@@ -139,13 +163,13 @@ class RemoteShards:
     def check(self, shards: Sequence[Shard]) -> None:
         """See ShardStore: every answer of a store takes time, so files are checked when they come."""
 
-    def open_tar(self, shard: Shard) -> int:
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """See ShardStore."""
-        return self.cache.open(self._file(shard))
+        return self.cache.open(self._file(shard), stop)
 
-    def prefetch(self, shard: Shard) -> bool:
-        """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none."""
-        return self.cache.fetch(self._file(shard))
+    def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
+        """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none, Abandoned."""
+        return self.cache.fetch(self._file(shard), stop=stop)
 
     def has(self, shard: Shard) -> bool:
         """Whether the shard is in the cache."""
@@ -200,12 +224,16 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> LocalShar
     return RemoteShards(root, Cache(cache or CacheOptions()))
 
 
-def check_files(path: Path, shard: Shard) -> None:
-    """A glance at a shard's files. Raises UserError if the tar is missing, truncated or changed, or has no index."""
+def check_files(path: Path, shard: Shard) -> os.stat_result:
+    """A glance at a shard's files: what the tar is now.
+
+    Raises UserError if it is missing, truncated or changed, or has no index.
+    """
     try:
-        size = path.stat().st_size
+        facts = path.stat()
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing; copy it again, or build the set again") from None
+    size = facts.st_size
     if size != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
         raise UserError(
@@ -213,6 +241,7 @@ def check_files(path: Path, shard: Shard) -> None:
             f"its index and run `posters shards build` again"
         )
     require_index(path)
+    return facts
 
 
 def _of_this_build(where: str, shard: Shard, table: pa.Table, facts: dict[str, Any]) -> pa.Table:

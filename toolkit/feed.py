@@ -29,7 +29,6 @@ from toolkit.data.repeats import RepeatOrder, repeat_factors
 from toolkit.data.transforms import Preprocessing
 from toolkit.inference import infer_all
 
-
 #: Samples whose repeat factors are computed at a time.
 FACTORS = 1 << 20
 
@@ -168,9 +167,10 @@ class Feed:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._train.abandon()
+        self._val.abandon()
         self.train_loader.close()
         self.val_loader.close()
-        self._train.rest()
 
 
 class Stopwatch:

@@ -7,25 +7,30 @@ set.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from shards.errors import UserError
 from shards.files import fingerprint
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
-from shards.store import LocalShards, RemoteShards
+from shards.remote_read import Abandoned
+from shards.store import LocalShards, NoRoom, RemoteShards
 from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Source
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
+
+log = logging.getLogger(__name__)
 
 #: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
 FILES_PER_PART = 512
@@ -185,18 +190,31 @@ def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) 
 def fetched_ahead(parts: Sequence[Part], numbers: Iterable[int]) -> Iterator[int]:
     """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
     waiting: deque[int] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as thread:
+    stop, done = threading.Event(), False
+    try:
         for number in numbers:
             part = parts[number]
             if not isinstance(part, ShardPart) or not isinstance(part.store, RemoteShards):
                 yield number
                 continue
-            # Nobody waits for it or hears of its errors: whoever reads the shard meets them himself.
-            thread.submit(part.store.prefetch, part.shard)
+            threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
             waiting.append(number)
             if len(waiting) > 1:
                 yield waiting.popleft()
         yield from waiting
+        done = True
+    finally:
+        if not done:  # whoever reads the last one still wants it
+            stop.set()
+
+
+def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
+    try:
+        store.prefetch(shard, stop)
+    except (NoRoom, Abandoned):
+        pass  # who reads the shard brings it himself, or nobody does
+    except UserError as error:
+        log.warning("not fetched ahead: %s", error)
 
 
 class PartsSource:

@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -23,14 +26,16 @@ from shared_tools import small_file_system
 
 from shards.cache import Cache, RemoteFile
 from shards.errors import UserError
-from shards.files import PARTIAL
+from shards.files import PARTIAL, atomic_write
 from shards.places import place
+from shards.remote_read import Abandoned
 from shards.store import CacheOptions, NoRoom
 
 pytest_plugins = ("shard_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 
 SIZE = 10_000
+PATIENCE = 6.0  # of other processes, seconds
 
 
 def body(number: int) -> bytes:
@@ -93,7 +98,77 @@ def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(
     file = remote(server, 1, reset)
     with pytest.raises(UserError, match=r"train-00001\.tar cannot be read.*check the network.*--patience"):
         cache(tmp_path, patience=0.3).open(file)
-    assert names(tmp_path) == set()
+    (left,) = tmp_path.glob("*.tar*")
+    assert left.name == f"{file.sha256}.tar.failed" and "cannot be read" in left.read_text()
+    server.add("/train-00001.tar", reply(body(1)))
+    assert content(cache(tmp_path), file) == body(1)
+    assert names(tmp_path) == {file.name}
+
+
+def test_patience_ends_once_however_many_wait(server: MisbehavingServer, tmp_path: Path) -> None:
+    """In this process and in another: who waited for a file hears why it did not come."""
+    file = remote(server, 1, reset)
+    code = """
+        try:
+            content(remote(1))
+        except Exception as error:
+            assert "cannot be read" in str(error), error
+        else:
+            raise SystemExit("it was read")
+    """
+    kept = cache(tmp_path, patience=2.0)
+    other = start(code, tmp_path, 0, server.url(""))
+    go([other])
+    began = time.monotonic()
+
+    def wait(_: int) -> str:
+        try:
+            kept.open(file)
+        except UserError as error:
+            return str(error)
+        raise AssertionError("it was read")
+
+    with ThreadPoolExecutor(12) as pool:
+        messages = set(pool.map(wait, range(12)))
+    assert len(messages) == 1 and "cannot be read" in messages.pop()
+    assert (
+        time.monotonic() - began < 2 * 2.0 + 2 * PATIENCE
+    )  # one after the other they would take 24 s and more
+    finish([other])
+
+
+def test_who_wants_it_no_more_does_not_wait(server: MisbehavingServer, tmp_path: Path) -> None:
+    file, stop = remote(server, 1, reset), threading.Event()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(Abandoned):
+        cache(tmp_path, patience=60.0).fetch(file, stop=stop)
+    assert time.monotonic() - began < 30 and names(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(server: MisbehavingServer, tmp_path: Path) -> None:
+    """Not an OSError, which readers take for a damaged image."""
+    file = remote(server, 1)
+    kept = cache(tmp_path / "cache")
+    shutil.rmtree(kept.folder)
+    kept.folder.write_text("somebody's file")
+    url = place(server.add("/a.index.parquet", reply(b"good")))
+    for call in (
+        lambda: kept.open(file),
+        lambda: kept.fetch(file),
+        lambda: kept.checked(url, "0" * 64 + ".index.parquet", bytes.decode),
+    ):
+        with pytest.raises(UserError, match=r"cannot be used.*--cache-dir"):
+            call()
+
+
+def test_small_files_that_are_being_written_are_not_swept(server: MisbehavingServer, tmp_path: Path) -> None:
+    kept = cache(tmp_path, limit=3 * SIZE)
+    with atomic_write(tmp_path / ("0" * 64 + ".index.parquet")) as stream:
+        stream.write(b"half")
+        kept.fetch(remote(server, 1))
+    assert (tmp_path / ("0" * 64 + ".index.parquet")).read_bytes() == b"half"
 
 
 def test_stale_bytes_are_fetched_again(
@@ -110,7 +185,7 @@ def test_bytes_that_stay_stale_are_one_line_and_leave_nothing(
     file = remote(server, 1, reply(body(2)))
     with pytest.raises(UserError, match=r"train-00001\.tar is not the file of the manifest"):
         cache(tmp_path).open(file)
-    assert names(tmp_path) == set() and server.requests["/train-00001.tar"] == 3
+    assert names(tmp_path) == {f"{file.sha256}.tar.failed"} and server.requests["/train-00001.tar"] == 3
 
 
 def test_what_was_used_longest_ago_goes_first(server: MisbehavingServer, tmp_path: Path) -> None:
@@ -196,7 +271,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
         from shards.places import place
         from shards.store import CacheOptions
         shards.remote_read.PAUSES = (0.01, 0.05)
-        kept = Cache(CacheOptions(Path(sys.argv[1]), int(sys.argv[2]), 20.0))
+        kept = Cache(CacheOptions(Path(sys.argv[1]), int(sys.argv[2]), {PATIENCE}))
         def body(number): return random.Random(number).randbytes(10_000)
         def remote(number):
             url = f"{sys.argv[3]}/train-{number:05d}.tar"
@@ -208,8 +283,9 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
         print("ready", flush=True)
         sys.stdin.readline()
     """
+    program = textwrap.dedent(head).replace("{PATIENCE}", str(PATIENCE)) + textwrap.dedent(code)
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -283,8 +359,10 @@ def test_two_jobs_share_a_cache_within_its_limit(server: MisbehavingServer, tmp_
     assert sum(server.requests.values()) > 12  # it did have to delete
 
 
-@pytest.mark.parametrize("numbers", [(1,), (2, 3)])
-def test_killed_while_it_fetches(server: MisbehavingServer, tmp_path: Path, numbers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("numbers", "limit"), [((1,), 2 * SIZE), ((2, 3), 2 * SIZE), ((2, 3), 0)])
+def test_killed_while_it_fetches(
+    server: MisbehavingServer, tmp_path: Path, numbers: tuple[int, ...], limit: int
+) -> None:
     """Its partial is another's to replace, and its room another's to use."""
     remote(server, 1, silence)
     process = start("content(remote(1))", tmp_path, 2 * SIZE, server.url(""))
@@ -297,7 +375,7 @@ def test_killed_while_it_fetches(server: MisbehavingServer, tmp_path: Path, numb
     assert partial.endswith(PARTIAL) and (tmp_path / partial).stat().st_size == SIZE
     psutil.Process(process.pid).send_signal(signal.SIGKILL)
     process.communicate()
-    kept = cache(tmp_path, limit=2 * SIZE)
+    kept = cache(tmp_path, limit)
     files = [remote(server, number) for number in numbers]
     for file in files:
         kept.fetch(file)

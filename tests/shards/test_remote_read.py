@@ -90,8 +90,9 @@ def test_whatever_fails_in_passing_is_asked_again(server: MisbehavingServer) -> 
     assert server.requests["/file"] >= len(turns)
 
 
-def test_what_is_not_there_is_not_asked_for_again(server: MisbehavingServer) -> None:
-    message = one_line(lambda: read(server, reply(b"", 404)))
+@pytest.mark.parametrize("status", [404, 403, 401, 410])
+def test_a_refusal_is_not_asked_for_again(server: MisbehavingServer, status: int) -> None:
+    message = one_line(lambda: read(server, reply(b"", status)))
     assert server.url("/file") in message and "cannot be read" in message
     assert server.requests["/file"] == 1
 

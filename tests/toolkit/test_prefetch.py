@@ -63,7 +63,7 @@ class Store:
         self.asked: list[int] = []
         self.answer = answer
 
-    def prefetch(self, shard: Shard) -> None:
+    def prefetch(self, shard: Shard, stop: threading.Event) -> None:
         number = int(shard.name)
         self.asked.append(number)
         self.answer(number)
@@ -99,6 +99,34 @@ def test_never_more_than_ahead_of_the_readers() -> None:
     until(lambda: len(store.asked) == len(visits))
     fetcher.close()
     assert threading.active_count() < 50 and sorted(store.asked) == sorted(visits)
+
+
+def test_a_shard_that_comes_again_soon_takes_nobody_further() -> None:
+    """The visits of two epochs meet: who reads a shard of the first is not at its visit in the second."""
+    visits = [0, 1, 2, 1, 0, 2]
+    store = Store()
+    fetcher = make(store, visits, ahead=3)
+    for place, number in enumerate(visits):
+        for _ in range(5):  # as often as there are samples
+            fetcher.reached(number)
+        time.sleep(0.05)
+        assert len(store.asked) <= place + 4
+    until(lambda: len(store.asked) == len(visits))
+    fetcher.close()
+
+
+def test_closing_lets_go_of_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.data.prefetch.LEAVE", 0.05)
+    never = threading.Event()
+
+    def answer(number: int) -> None:
+        never.wait(60)
+
+    fetcher = make(Store(answer), [0, 1], ahead=2)
+    began = time.monotonic()
+    fetcher.close()
+    assert time.monotonic() - began < 30
+    never.set()
 
 
 def test_what_finds_no_room_is_tried_until_its_readers_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

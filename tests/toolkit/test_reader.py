@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,32 @@ def test_an_unknown_split_is_named(shard_set: Path):
 def test_no_manifest(tmp_path: Path):
     with pytest.raises(UserError, match=r"holds no manifest\.json"):
         ShardReader.of_split(tmp_path, "train")
+
+
+def test_a_tar_that_is_replaced_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tars are opened again and again: other pictures must not come under the old labels."""
+    monkeypatch.setattr("toolkit.data.reader.OPEN_TARS", 1)
+    reader = ShardReader.of_split(copy, "train")
+    last = len(reader) - 1
+    for index in (0, last):  # the first tar is closed by now
+        reader.image_bytes(index)
+    tar = copy / "train-00000.tar"
+    data = tar.read_bytes()
+    tar.unlink()
+    tar.write_bytes(data[::-1])
+    with pytest.raises(UserError, match=r"train-00000\.tar was replaced while it was read"):
+        reader.image_bytes(0)
+    tar.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tar cannot be opened"):
+        reader.image_bytes(0)
+    assert reader.image_bytes(last)
+
+
+def test_a_split_without_samples(copy: Path):
+    manifest = Manifest.read(copy)
+    empty = [replace(shard, samples=0) for shard in manifest.of_split("train")]
+    with pytest.raises(UserError, match="hold no sample"):
+        ShardReader(copy, empty, manifest.labels, np.zeros(0))
 
 
 def test_targets_sum_to_the_manifests_counts(shard_set: Path):

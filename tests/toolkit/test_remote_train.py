@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from pathlib import Path
 import fsspec
 import pandas as pd
 import pytest
+import torch
 from accelerate import Accelerator
 from hub_server import running_hub
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset, slowly
@@ -27,6 +29,11 @@ from shards.manifest import Manifest, Shard
 from shards.places import place
 from shards.store import CacheOptions, RemoteShards, open_store
 from toolkit.cli import main
+from toolkit.config import OnError
+from toolkit.data.cuts import eval_cutter
+from toolkit.data.faults import FaultPolicy
+from toolkit.data.loader import Loader
+from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.feed import Feed
@@ -198,7 +205,21 @@ def test_a_reader_of_a_url(shard_set: Path, server: MisbehavingServer, tmp_path:
     assert again.sample_ids() == theirs.sample_ids() and again.image_bytes(0) == theirs.image_bytes(0)
     changed = {path for path, count in server.requests.items() if before.get(path) != count}
     assert changed == {"/set/manifest.json"}
+
+
+@pytest.mark.parametrize("on_error", ["replace", "mask"])
+def test_a_cache_that_cannot_be_used_is_no_damaged_image(
+    server: MisbehavingServer, tmp_path: Path, on_error: OnError
+) -> None:
+    store = open_store(server.url("/set"), CacheOptions(tmp_path / "cache"))
+    reader = ShardReader.of_split(store, "train")
+    preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
+    cutter = eval_cutter(reader, preprocessing, "cpu", torch.device("cpu"))
     shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("somebody's file")
+    with Loader(reader, 2, 2, policy=FaultPolicy(on_error, 1.0)) as loader:
+        with pytest.raises(UserError, match=r"the cache .* cannot be used.*--cache-dir"):
+            next(loader.batches(EvalPlan(len(reader), 8).shares(0, 1), cutter))
 
 
 def test_in_the_steady_state_nobody_waits_for_the_network(
@@ -216,9 +237,9 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
         assert isinstance(store, RemoteShards)
         there: list[bool] = []
 
-        def open_tar(shard: Shard) -> int:
+        def open_tar(shard: Shard, stop: threading.Event) -> int:
             there.append(store.has(shard))
-            return RemoteShards.open_tar(store, shard)
+            return RemoteShards.open_tar(store, shard, stop)
 
         monkeypatch.setattr(store, "open_tar", open_tar)
         config = tiny_config(*WINDOW, "--train.batch_size", "6")

@@ -11,10 +11,13 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from shards.errors import UserError
 from shards.manifest import Shard
+from shards.remote_read import Abandoned
 from shards.store import NoRoom, RemoteShards
 from toolkit.data.order import Order, WindowOrder
 from toolkit.data.repeats import RepeatOrder
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 THREADS = 4
 #: Seconds after which a shard that found no room is tried again.
 RETRY = 0.05
+#: Seconds for which closing waits for what is being fetched.
+LEAVE = 1.0
 
 
 class Prefetcher:
@@ -39,10 +44,12 @@ class Prefetcher:
         threads: int = THREADS,
     ) -> None:
         self._store, self._shards, self._visits, self._ahead = store, shards, visits, ahead
-        self._position: dict[int, int] = {}  # of a shard's last visit that a thread has taken
+        self._visited: dict[
+            int, deque[int]
+        ] = {}  # places in the order of a shard's visits that are not long past
         self._taken = 0
         self._reached = -1
-        self._closed = False
+        self._stop = threading.Event()
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"prefetch-{n}", daemon=True) for n in range(threads)
@@ -52,44 +59,54 @@ class Prefetcher:
 
     def reached(self, number: int) -> None:
         """A reader is at this shard. Cheap where that is nothing new."""
-        position = self._position.get(number, -1)
-        if position > self._reached:
+        places = self._visited.get(number)
+        if places is None:
+            return
+        # Its next visit may be due already: readers are at the oldest one that is not long past.
+        while len(places) > 1 and places[0] <= self._reached - self._ahead:
+            places.popleft()
+        if places[0] > self._reached:
             with self._changed:
-                self._reached = max(self._reached, position)
+                self._reached = max(self._reached, places[0])
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop after what is being fetched."""
+        """Stop. A request that is under way is let go of: it ends by itself, and nobody waits for it."""
+        self._stop.set()
         with self._changed:
-            self._closed = True
             self._changed.notify_all()
+        until = time.monotonic() + LEAVE
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        while (number := self._next()) is not None:
-            self._fetch(number)
+        while (visit := self._next()) is not None:
+            self._fetch(*visit)
 
-    def _next(self) -> int | None:
+    def _next(self) -> tuple[int, int] | None:
+        """(number, place) of the next visit."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._taken <= self._reached + self._ahead)
-            number = None if self._closed else next(self._visits, None)
-            if number is not None:
-                self._position[number] = self._taken
-                self._taken += 1
-            return number
+            self._changed.wait_for(lambda: self._stop.is_set() or self._taken <= self._reached + self._ahead)
+            number = None if self._stop.is_set() else next(self._visits, None)
+            if number is None:
+                return None
+            place = self._taken
+            self._visited.setdefault(number, deque()).append(place)
+            self._taken += 1
+            return number, place
 
-    def _fetch(self, number: int) -> None:
-        shard, position = self._shards[number], self._position[number]
-        while not self._closed:
+    def _fetch(self, number: int, place: int) -> None:
+        while not self._stop.is_set():
             try:
-                self._store.prefetch(shard)
+                self._store.prefetch(self._shards[number], self._stop)
                 return
             except NoRoom:
-                if self._reached >= position:
+                if self._reached >= place:
                     return  # its readers see to it themselves
                 with self._changed:
                     self._changed.wait(RETRY)
+            except Abandoned:
+                return
             except UserError as error:  # whoever needs the shard fails with it; perhaps nobody will
                 log.warning("not fetched ahead: %s", error)
                 return

@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from shards.errors import UserError
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard, column_sums
 from shards.samples import multi_hot_of, records_of
@@ -51,14 +52,18 @@ class ShardReader:
         """``records``: the samples' records, if there is a table of just these shards; else their indexes are read."""
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
         self.store.check(self.shards)
+        if not sum(shard.samples for shard in self.shards):
+            raise UserError(f"the shards in {self.store} hold no sample")
         if records is None:
             records = np.concatenate([records_of(self.store.index(s), len(labels)) for s in self.shards])
         self.records = records.view(np.ndarray)  # the same memory; looking into a memmap is slow
         self.shard_sizes = [shard.samples for shard in self.shards]
         self._ends = list(itertools.accumulate(self.shard_sizes))
         self._offsets, self._sizes = self.records["offset"], self.records["size"]
-        store, numbered = self.store, self.shards  # not self: a reader that nobody needs closes its files at once
-        self._handles = Handles(lambda number: store.open_tar(numbered[number]), OPEN_TARS)
+        # Not self: a reader that nobody needs closes its files at once.
+        store, numbered, stop = self.store, self.shards, threading.Event()
+        self._stop = stop
+        self._handles = Handles(lambda number: store.open_tar(numbered[number], stop), OPEN_TARS)
         self._index = lru_cache(maxsize=4)(lambda number: store.index(numbered[number]))
         self.prefetcher: Prefetcher | None = None
 
@@ -141,6 +146,11 @@ class ShardReader:
             self.prefetcher = None
         if isinstance(self.store, RemoteShards):
             self._handles.close_idle()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: who waits for a remote shard gives up, with Abandoned."""
+        self._stop.set()
+        self.rest()
 
     def ask_ahead(self) -> None:
         """Ask the system to have all of the tars' bytes in memory before they are read. Returns at once."""
