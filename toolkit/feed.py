@@ -23,7 +23,7 @@ from toolkit.data.meter import Meter, verdict
 from toolkit.data.mix import mixes
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
 from toolkit.data.plan import TrainPlan
-from toolkit.data.prefetch import check_room, shards_in_need
+from toolkit.data.prefetch import check_room, pass_of, shards_in_need
 from toolkit.data.reader import ShardReader
 from toolkit.data.repeats import RepeatOrder, repeat_factors
 from toolkit.data.transforms import Preprocessing
@@ -127,11 +127,12 @@ class Feed:
 
     def _fetch_ahead(self, epoch: int, step: int) -> None:
         """Have remote shards come in the plan's order; from one epoch to the next it goes on by itself."""
+        data, count, position = self.config.data, len(self._train.shards), step * self.plan.global_batch
         if (epoch, step) != self._expected:
-            data, count = self.config.data, len(self._train.shards)
             ahead = keep = data.window if data.order == "window" else count
-            visits = shards_in_need(self.plan.order, count, epoch, step * self.plan.global_batch)
+            visits = shards_in_need(self.plan.order, count, epoch, position)
             self._train.follow(visits, ahead, keep, prefetch=self.accelerator.is_local_main_process)
+        self._train.begin(pass_of(self.plan.order, count, epoch, position))
         self._expected = (epoch + 1, 0)
 
     def validate(

@@ -2,7 +2,7 @@
 
     plan ─→ shards in order of need ─ threads: fetch, never more than ``ahead`` past what was read last ─→ cache
 
-Readers say which shard they are at; nothing else ties them together. A shard that is not there in time is fetched by
+Readers say when a pass over shards begins, and which shard they are at. A shard that is not there in time is fetched by
 whoever reads it. One process per node prefetches for all of its ranks: they read the same shards at the same time.
 """
 
@@ -12,7 +12,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 from shards.errors import UserError
@@ -44,9 +43,8 @@ class Prefetcher:
         threads: int = THREADS,
     ) -> None:
         self._store, self._shards, self._visits, self._ahead = store, shards, visits, ahead
-        self._visited: dict[
-            int, deque[int]
-        ] = {}  # places in the order of a shard's visits that are not long past
+        self._places: dict[int, int] = {}  # in the visits, of the shards of the pass under way
+        self._passed = 0
         self._taken = 0
         self._reached = -1
         self._stop = threading.Event()
@@ -57,17 +55,17 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
+    def begin(self, numbers: Sequence[int]) -> None:
+        """A pass over these shards, the next ones of the visits, begins. It ends when the next one begins."""
+        self._places = {number: self._passed + place for place, number in enumerate(numbers)}
+        self._passed += len(numbers)
+
     def reached(self, number: int) -> None:
-        """A reader is at this shard. Cheap where that is nothing new."""
-        places = self._visited.get(number)
-        if places is None:
-            return
-        # Its next visit may be due already: readers are at the oldest one that is not long past.
-        while len(places) > 1 and places[0] <= self._reached - self._ahead:
-            places.popleft()
-        if places[0] > self._reached:
+        """A reader holds this shard. Cheap where that is nothing new."""
+        place = self._places.get(number, -1)
+        if place > self._reached:
             with self._changed:
-                self._reached = max(self._reached, places[0])
+                self._reached = max(self._reached, place)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -90,10 +88,8 @@ class Prefetcher:
             number = None if self._stop.is_set() else next(self._visits, None)
             if number is None:
                 return None
-            place = self._taken
-            self._visited.setdefault(number, deque()).append(place)
             self._taken += 1
-            return number, place
+            return number, self._taken - 1
 
     def _fetch(self, number: int, place: int) -> None:
         while not self._stop.is_set():
@@ -113,17 +109,19 @@ class Prefetcher:
 
 
 def shards_in_need(order: Order, count: int, epoch: int, position: int) -> Iterator[int]:
-    """Numbers of shards in the order in which training from ``position`` of ``epoch`` on needs them.
+    """Numbers of shards in the order in which training from ``position`` of ``epoch`` on needs them, for ever."""
+    yield from pass_of(order, count, epoch, position)
+    for number in itertools.count(epoch + 1):
+        yield from pass_of(order, count, number, 0)
 
-    For ever where shards come in turn; once where every read may be of any of the ``count`` shards.
+
+def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
+    """Numbers of shards in the order in which the rest of an epoch, from ``position`` on, needs them.
+
+    All ``count`` of them, in their own order, where every read may be of any.
     """
-    if not isinstance(order, (WindowOrder, RepeatOrder)) or order.shard_order(epoch, 0) is None:
-        yield from range(count)
-        return
-    for number in itertools.count(epoch):
-        turn = order.shard_order(number, position if number == epoch else 0)
-        assert turn is not None
-        yield from turn.tolist()
+    turn = order.shard_order(epoch, position) if isinstance(order, (WindowOrder, RepeatOrder)) else None
+    return list(range(count)) if turn is None else turn.tolist()
 
 
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:

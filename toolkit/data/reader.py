@@ -121,7 +121,9 @@ class ShardReader:
     @contextlib.contextmanager
     def in_order(self, prefetch: bool = True) -> Iterator[None]:
         """While the block runs, samples are read from the first to the last: remote shards are fetched ahead."""
-        self.follow(iter(range(len(self.shards))), ahead=IN_ORDER, keep=IN_ORDER, prefetch=prefetch)
+        numbers = range(len(self.shards))
+        self.follow(iter(numbers), ahead=IN_ORDER, keep=IN_ORDER, prefetch=prefetch)
+        self.begin(numbers)
         try:
             yield
         finally:
@@ -138,6 +140,11 @@ class ShardReader:
             self._handles.capacity = min(keep, OPEN_TARS)
             if prefetch:
                 self.prefetcher = Prefetcher(self.store, self.shards, visits, ahead)
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """A pass over these shards begins, the next ones of what is followed."""
+        if self.prefetcher is not None:
+            self.prefetcher.begin(numbers)
 
     def rest(self) -> None:
         """Let go of remote shards and stop fetching, until somebody reads again."""
