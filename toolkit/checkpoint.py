@@ -68,6 +68,8 @@ class Checkpoint:
     labels: str
     tensors: dict[str, Any]
     path: Path
+    sha256: str
+    """Of its state.pt."""
 
 
 def save_checkpoint(
@@ -129,25 +131,34 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """
     for path in reversed(checkpoints(folder)):
         try:
-            facts = read_json(path / "state.json", "checkpoint")
-            if sha256_file(path / "state.pt") != facts["sha256"]:
-                raise UserError(f"the sha256 of {path / 'state.pt'} is not the one that was saved")
-            return Checkpoint(
-                Progress.from_dict(facts["progress"]),
-                facts["config"],
-                facts["shard_set"],
-                facts["labels"],
-                torch.load(path / "state.pt", map_location="cpu", weights_only=True),
-                path,
-            )
-        except (UserError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            log.warning("checkpoint %s is damaged and passed over: %s", path, one_line(error))
+            return load_checkpoint(path)
+        except UserError as error:
+            log.warning("checkpoint %s is damaged and passed over: %s", path, error)
     if count := len(checkpoints(folder)):
         raise UserError(
             f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
             f"another --out, or remove {folder} to begin again"
         )
     return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint, if it is whole. Raises UserError that says what is wrong with it."""
+    try:
+        facts = read_json(path / "state.json", "checkpoint")
+        if sha256_file(path / "state.pt") != facts["sha256"]:
+            raise UserError(f"the sha256 of {path / 'state.pt'} is not the one that was saved")
+        return Checkpoint(
+            Progress.from_dict(facts["progress"]),
+            facts["config"],
+            facts["shard_set"],
+            facts["labels"],
+            torch.load(path / "state.pt", map_location="cpu", weights_only=True),
+            path,
+            facts["sha256"],
+        )
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def remove_partial_checkpoints(folder: Path) -> None:

@@ -29,6 +29,14 @@ from toolkit.audit_arguments import add_audit_arguments
 from toolkit.export_arguments import add_export_arguments, add_import_arguments, add_push_arguments
 from toolkit.out_of_memory import forward_line, memory_told
 
+#: Seconds by which rank 0 may end before others that failed.
+HEAD_START = 3.0
+#: Libraries whose INFO is about themselves.
+NOISY = (
+    "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
+    "s3transfer",
+)  # fmt: skip
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest option for a misspelt one."""
@@ -101,8 +109,7 @@ def main(argv: Sequence[str]) -> int:
         from shards.store import open_store
         from toolkit.train import train
 
-        rows = command.config.train.eval_batch_size
-        with memory_told(lambda: _forward_line(rows, "--train.eval_batch_size")):
+        with memory_told(lambda: _no_room("train")):  # updates and forward passes say more about themselves
             return train(
                 command.config,
                 open_store(command.shards, command.cache),
@@ -118,15 +125,15 @@ def main(argv: Sequence[str]) -> int:
 def _memory_line(args: argparse.Namespace) -> str:
     """What to do when a command other than train needs more memory than there is."""
     if not hasattr(args, "batch_size"):
-        return f"posters {args.command} needs more than there is; look at what else runs here, or use a larger machine"
-    return _forward_line(args.batch_size, "--batch-size")
-
-
-def _forward_line(rows: int, option: str) -> str:
+        return _no_room(args.command)
     from toolkit.forward import rows_for  # torch is there by now, unless Python itself ran out of memory
     from toolkit.model_folder import best_device
 
-    return forward_line(rows_for(rows, best_device()), option)
+    return forward_line(rows_for(args.batch_size, best_device()), "--batch-size")
+
+
+def _no_room(command: str) -> str:
+    return f"posters {command} needs more than there is; look at what else runs here, or use a larger machine"
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -162,7 +169,7 @@ def _fail(message: str, status: int = 2) -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
-        time.sleep(3)
+        time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
@@ -183,5 +190,5 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)

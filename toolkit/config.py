@@ -189,6 +189,8 @@ class TrainConfig:
     """Folder of cached features, which runs with the same backbone, shards and views share; null is OUT/features."""
     standardize: bool = False
     """Bring cached features to mean 0 and deviation 1 before the head; folded into its first layer when saved."""
+    fsdp: bool = False
+    """Spread weights, gradients and the optimiser's state over the processes, for a model that does not fit one GPU."""
     channels_last: bool = True
     """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False

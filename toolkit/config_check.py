@@ -17,6 +17,9 @@ _AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
 #: Known without asking timm.
 COMMON = ("adam", "adamw", "sgd", "lamb")
 
+#: Optimisers whose updates of spread weights were compared with those of whole ones (tests/toolkit/test_fsdp.py).
+SPREADABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
+
 
 def check_config(config: Config) -> None:
     """Raise UserError for values that no run could use, naming the key."""
@@ -103,6 +106,41 @@ def check_config(config: Config) -> None:
             raise UserError(f"{key} must be {wanted}, not {getattr(getattr(config, section), name)}")
     if optim.name not in COMMON:
         _check_optimizer(optim.name)
+    if train.fsdp:
+        _check_fsdp(config)
+
+
+def _check_fsdp(config: Config) -> None:
+    """Raise UserError for what does not go with weights that are spread over processes, and why."""
+    train, name = config.train, config.optim.name
+    for key, asked, why, instead in (
+        (
+            "train.auto_batch",
+            train.auto_batch,
+            "processes try unequally often, and would wait for each other",
+            "set --train.auto_batch false and --train.accumulation yourself",
+        ),
+        (
+            "train.compile",
+            train.compile,
+            "what is compiled has not been tested with weights that come and go",
+            "set --train.compile false",
+        ),
+        (
+            "train.feature_views",
+            train.feature_views > 0,
+            "a head that learns alone is small",
+            "set --train.feature_views 0",
+        ),
+        (
+            f"optim.name {name}",
+            name not in SPREADABLE,
+            "its updates of spread weights have not been compared with those of whole ones",
+            f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}",
+        ),
+    ):
+        if asked:
+            raise UserError(f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false")
 
 
 def _check_optimizer(name: str) -> None:

@@ -9,10 +9,10 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -28,6 +28,8 @@ from shards.files import one_line
 from toolkit.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
@@ -189,6 +191,26 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
     box = [value]
     broadcast_object_list(box, from_process=0)
     return box[0]
+
+
+def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """What ``do`` returns on the main process, which alone calls it, on every rank.
+
+    Its UserError or OSError is raised on every rank, as a UserError on the others: they would otherwise wait for a
+    process that has ended, and say that it was lost.
+    """
+    value: Any = None
+    if accelerator.is_main_process:
+        try:
+            value = do()
+        except (UserError, OSError) as error:
+            from_main(accelerator, (None, one_line(error)))
+            raise
+    value, problem = from_main(accelerator, (value, ""))
+    if problem:
+        raise UserError(problem)
+    result: T = value
+    return result
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:

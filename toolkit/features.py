@@ -34,9 +34,10 @@ from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import StopSignal, autocast_dtype, gather_by_index
+from toolkit.distributed import StopSignal, autocast_dtype, by_main, gather_by_index
 from toolkit.forward import rows_for
 from toolkit.models import head_prefixes
+from toolkit.out_of_memory import forward_line, memory_told
 
 log = logging.getLogger(__name__)
 
@@ -122,18 +123,19 @@ class FeatureBank:
         title = f"features of {split}, {what}"
         stop = StopSignal(self.accelerator)
         try:
-            found = self._compute(
-                reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
-            )
-            if self.accelerator.is_main_process:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as stream:
-                    np.savez(stream, values=found.values, decoded=found.decoded)
-            self.accelerator.wait_for_everyone()
+            with memory_told(self._memory_line):
+                found = self._compute(
+                    reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
+                )
+            by_main(self.accelerator, lambda: _write(path, found))
             stop.check(f"{title}, are kept")
         finally:
             stop.restore()
         return found
+
+    def _memory_line(self) -> str:
+        rows = rows_for(self.config.train.eval_batch_size, self.accelerator.device)
+        return forward_line(rows, "--train.eval_batch_size")
 
     def _agreed(self, path: Path) -> bool:
         """Whether every rank has the file: one that computes alone would wait for the others for ever."""
@@ -217,6 +219,12 @@ def backbone_hash(model: Any) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _write(path: Path, features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as stream:
+        np.savez(stream, values=features.values, decoded=features.decoded)
 
 
 def _read(path: Path) -> Features:

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter1d
 from shards.errors import UserError
 from shards.files import atomic_write
 from shards.progress import progress
-from toolkit.distributed import sum_over_ranks
+from toolkit.distributed import by_main, sum_over_ranks
 from toolkit.metrics import FloatArray
 from toolkit.parts import Parts, make_feed
 from toolkit.update import Updater
@@ -86,9 +86,10 @@ class LrCurve:
 def find_lr(accelerator: Accelerator, parts: Parts, accumulation: int) -> None:
     """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
     rates, losses = _run(accelerator, parts, accumulation)
-    if not accelerator.is_main_process:
-        return
-    curve = LrCurve.of(rates, losses)
+    by_main(accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
+
+
+def _suggest(curve: LrCurve, parts: Parts) -> None:
     save_curve(curve, parts.out)
     log.info(
         "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from toolkit.data.transforms import Preprocessing
+from toolkit.fsdp import is_spread
 from toolkit.models import logits_and_features
 
 Tta = Literal["none", "flip"]
@@ -104,6 +105,8 @@ class Forward:
         With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: another shape would be compiled
         anew.
         """
+        # What is gathered in inference mode could not be trained with afterwards.
+        self.grad_mode = torch.no_grad if is_spread(network) else torch.inference_mode
         module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
         self.network: Network = torch.compile(module) if options.compile else module
         self.preprocessing, self.dtype, self.options = preprocessing, dtype, options
@@ -112,7 +115,7 @@ class Forward:
 
     def __call__(self, images: torch.Tensor) -> Answer:
         """(n, S, S, 3) whole grey levels on the device → the answer. ``images`` may be overwritten then."""
-        with torch.inference_mode():
+        with self.grad_mode():
             rows = len(images)
             pixels = self.preprocessing.normalize(images, self.dtype)
             if rows < self.full_batch:

@@ -70,10 +70,12 @@ def save_model_folder(
     preprocessing: Preprocessing,
     facts: dict[str, Any],
     metrics: dict[str, dict[str, Any]],
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model folder, replacing an older one only when the new one is whole.
 
     ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
+    ``state`` are its weights, whole and on the CPU, where it does not hold them so itself.
     Raises UserError or OSError where it cannot be written, and leaves nothing of it.
     """
     from toolkit.model_card import write_card
@@ -84,7 +86,8 @@ def save_model_folder(
         otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         try:
-            save_file(clean_state(model), fresh / WEIGHTS, metadata={"format": "pt"})
+            weights = clean_state(model) if state is None else state
+            save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, in its words
             raise UserError(f"the model cannot be written to {folder}: {one_line(error)}") from None
         write_labels(fresh, labels, decisions)

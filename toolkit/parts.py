@@ -26,6 +26,7 @@ from toolkit.ema import build_ema, restore_ema
 from toolkit.features import FeatureBank
 from toolkit.feed import Feed, RunFeed
 from toolkit.freezing import Freezing
+from toolkit.fsdp import spread, spread_state, spreads
 from toolkit.losses import build_loss
 from toolkit.model_folder import mean_std
 from toolkit.models import (
@@ -53,7 +54,7 @@ class Parts:
     train: ShardReader
     val: ShardReader
     model: nn.Module
-    """Prepared: wrapped for several processes, on its device."""
+    """Prepared: wrapped for several processes or spread over them, on its device."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
@@ -63,6 +64,8 @@ class Parts:
     out: Path
     probe: Probe | None
     """Where cached features take the place of pixels: and the model whose head learns on them."""
+    fsdp: bool = False
+    """Whether model, optimiser and ema hold this process's part of each tensor only."""
 
 
 def make_feed(accelerator: Accelerator, parts: Parts, accumulation: int) -> RunFeed:
@@ -83,6 +86,7 @@ def build_parts(
 ) -> Parts:
     """Everything of a run but its loaders; ``readers`` are of train and val. Called by every process."""
     train, val = readers
+    fsdp = spreads(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
@@ -103,6 +107,14 @@ def build_parts(
     if config.train.channels_last and not probing:
         model = model.to(memory_format=torch.channels_last)
     ema = build_ema(model, config.train.ema)
+    if ema is not None and checkpoint is not None:
+        restore_ema(ema, checkpoint.tensors["ema"])
+    if fsdp:
+        spread(accelerator, model)
+        freezing = Freezing(model, config.model.freeze)  # of the parameters that there are now
+        if ema is not None:
+            spread(accelerator, ema.module)
+            ema.foreach = False  # torch's lists do not take spread and whole tensors together
     if config.model.checkpointing and not probing:
         enable_checkpointing(model)
     # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
@@ -112,15 +124,19 @@ def build_parts(
     if config.train.compile:
         model = torch.compile(model)
     # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if ema is not None:
+    if fsdp:
+        # "evaluation" leaves out DistributedDataParallel, and nothing else.
+        model = accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer = accelerator.prepare_optimizer(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(model, optimizer)
+    if ema is not None and not fsdp:
         ema.to(accelerator.device)
     if checkpoint is not None:
-        restore_optimizer(optimizer, checkpoint.tensors["optimizer"])
+        state = checkpoint.tensors["optimizer"]
+        restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
         if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
             accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
-        if ema is not None:
-            restore_ema(ema, checkpoint.tensors["ema"])
     criterion = build_loss(config.loss, train.positives, len(train))
     return Parts(
         config,
@@ -135,6 +151,7 @@ def build_parts(
         preprocessing,
         out,
         probe,
+        fsdp,
     )
 
 

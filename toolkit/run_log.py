@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from shards.files import atomic_write
+from toolkit.distributed import by_main
 
 STEP_FIELDS = (
     "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",
@@ -23,7 +24,7 @@ EPOCH_FIELDS = (
 
 
 class RunLog:
-    """Writes on the main process; a no-op on the others.
+    """Writes on the main process, whose OSError every rank raises: every rank makes the same calls.
 
     A resumed run first cuts off the rows of what it is about to do again: updates after ``updates``, and epochs from
     ``epoch`` on, the last of which may have been validated and not yet saved.
@@ -33,9 +34,11 @@ class RunLog:
         self.accelerator = accelerator
         self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
         self.steps, self.epochs = self.files
-        if accelerator.is_main_process:
-            _cut(self.steps, STEP_FIELDS, "update", updates)
-            _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1)
+        by_main(accelerator, lambda: self._cut(updates, epoch - 1))
+
+    def _cut(self, updates: int, epoch: int) -> None:
+        _cut(self.steps, STEP_FIELDS, "update", updates)
+        _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch)
 
     def step(self, row: dict[str, Any]) -> None:
         """One row of log.csv."""
@@ -48,8 +51,9 @@ class RunLog:
         self._write(self.epochs, row, names)
 
     def _write(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
-        if not self.accelerator.is_main_process:
-            return
+        by_main(self.accelerator, lambda: self._append(path, row, tracked))
+
+    def _append(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
         fields = self.files[path]
         with naming(path), open(path, "a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})

@@ -25,25 +25,19 @@ from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
 from filelock import FileLock, Timeout
 
 from shards.errors import UserError
-from shards.labels import require_same
 from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
 from toolkit.auto_batch import fit_accumulation
-from toolkit.checkpoint import (
-    Checkpoint,
-    check_resumable,
-    checkpoints,
-    newest_checkpoint,
-    remove_partial_checkpoints,
-)
+from toolkit.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.config import Config
-from toolkit.config_cli import config_dict, save_config
+from toolkit.config_cli import save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.reader import ShardReader
-from toolkit.distributed import STOPPED, Stopped, from_main, make_accelerator
+from toolkit.distributed import STOPPED, Stopped, by_main, make_accelerator
 from toolkit.feed import train_plan
-from toolkit.model_folder import load_labels, recover_model_folder
+from toolkit.model_folder import recover_model_folder
 from toolkit.parts import Parts, build_parts
+from toolkit.resume import resumed_checkpoint
 from toolkit.run_log import naming
 from toolkit.trainer import Trainer
 
@@ -136,15 +130,11 @@ def _train(
     resume: bool,
 ) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
-    checkpoint = _checkpoint(out, config, manifest) if resume else None
-    if checkpoint is None and resume and accelerator.is_main_process:
-        log.info("no checkpoint in %s yet: starting from the beginning", out)
-    if accelerator.is_main_process:
-        save_config(config, out / "config.yaml")
+    checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
+    by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
     parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.tensorboard:
-        with naming(out / "tensorboard"):
-            accelerator.init_trackers("tensorboard")
+        by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
     accumulation = _accumulation(accelerator, parts)
     _say_what_runs(accelerator, parts, accumulation, checkpoint)
     if not Trainer(accelerator, parts, accumulation, checkpoint).run():
@@ -180,7 +170,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
         if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):  # on CPUs accelerate would pass over it in silence
             raise UserError(
                 f"accelerate was told to use {kind}; this version trains with data parallelism only: take a config "
-                f"with distributed_type MULTI_GPU (see launch/README.md)"
+                f"with distributed_type MULTI_GPU, and for a model that does not fit one GPU --train.fsdp true (see "
+                f"launch/README.md)"
             )
     accelerator = make_accelerator(
         None if precision == "auto" else precision,
@@ -198,21 +189,14 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _prepare_out(accelerator: Accelerator, out: Path, beside: bool) -> FileLock | None:
     """Make the run folder and hold it, on the main process. Raises UserError, on every rank, if it must not."""
-    lock, problem = None, ""
-    if accelerator.is_main_process:
-        try:
-            lock = _hold(out, beside)
-        except UserError as error:
-            problem = str(error)
-    if problem := from_main(accelerator, problem):
-        raise UserError(problem)
-    return lock
+    lock = FileLock(out / ".lock", timeout=0)
+    by_main(accelerator, lambda: _hold(lock, out, beside))
+    return lock if accelerator.is_main_process else None
 
 
-def _hold(out: Path, beside: bool) -> FileLock:
+def _hold(lock: FileLock, out: Path, beside: bool) -> None:
     """Refuses to overwrite a run, unless ``beside`` says that nothing will be."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -221,17 +205,11 @@ def _hold(out: Path, beside: bool) -> FileLock:
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
     remove_partial_checkpoints(out / "checkpoints")
     recover_model_folder(out / "model")
-    return lock
 
 
-def _checkpoint(out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
-    if (out / "model" / "labels.json").exists():
-        require_same("the run's model", load_labels(out / "model")[0], "the shards", manifest.labels)
-    found = newest_checkpoint(out / "checkpoints")
-    if found is not None:
-        for change in check_resumable(found, config_dict(config), manifest.fingerprint):
-            log.info("resuming with %s", change)
-    return found
+def _start_tensorboard(accelerator: Accelerator, folder: Path) -> None:
+    with naming(folder):
+        accelerator.init_trackers("tensorboard")
 
 
 def _say_what_runs(

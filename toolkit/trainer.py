@@ -22,9 +22,10 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, from_main, rewrap, sum_over_ranks
+from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, rewrap, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import rows_for
+from toolkit.fsdp import gathered
 from toolkit.nonfinite import Guard
 from toolkit.optim import lr_factor
 from toolkit.out_of_memory import forward_line, memory_told
@@ -191,10 +192,8 @@ class Trainer:
         with memory_told(self._memory_line):
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
-        judged = None
-        if accelerator.is_main_process:
-            judged = self._judge(logits, decoded, row)
-        summary, score, improved = from_main(accelerator, judged)
+        whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
+        summary, score, improved = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
         if improved:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
         else:
@@ -205,9 +204,12 @@ class Trainer:
         self._save()
 
     def _judge(
-        self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any]
+        self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
     ) -> tuple[dict[str, Any], float, bool]:
-        """On the main process: (row of epochs.csv, monitored figure, whether it is the best), and then its folder."""
+        """On the main process: (row of epochs.csv, monitored figure, whether it is the best), and then its folder.
+
+        ``whole`` is the judged model's state where it is spread over processes.
+        """
         state, parts = self.state, self.parts
         verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide)
         if not np.isfinite(verdict.loss):
@@ -226,6 +228,7 @@ class Trainer:
                 verdict,
                 epoch=state.epoch + 1,
                 weights="raw" if parts.ema is None else "ema",
+                state=whole,
             )
         log.info(
             "epoch %d: train loss %.4f, %s; %.0f images/s, %.1f%% waiting for data",
@@ -241,23 +244,27 @@ class Trainer:
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
         self.guard.check_weights(self.updater.plain_model)  # a broken one would drive good ones out
-        if accelerator.is_main_process:
-            scaler = accelerator.scaler
-            save_checkpoint(
+        scaler = accelerator.scaler
+        tensors = {
+            "model": self.updater.plain_model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
+        }
+        if parts.fsdp:
+            tensors = gathered(tensors, accelerator.is_main_process)
+        by_main(
+            accelerator,
+            lambda: save_checkpoint(
                 parts.out / "checkpoints",
                 replace(self.state),
                 config_dict(self.config),
                 parts.manifest.fingerprint,
                 parts.manifest.labels.fingerprint,
-                {
-                    "model": self.updater.plain_model.state_dict(),
-                    "optimizer": parts.optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else {},
-                    "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
-                },
+                tensors,
                 self.config.train.keep_checkpoints,
-            )
-        accelerator.wait_for_everyone()
+            ),
+        )
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:

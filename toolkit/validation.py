@@ -87,9 +87,11 @@ def export_model(
     *,
     epoch: int,
     weights: str = "raw",
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Write the model folder of the best epoch so far; ``model`` is unwrapped, ``epoch`` counts from 1.
 
+    ``state`` is its whole state where ``model`` holds a part of each tensor only.
     ``weights`` says whose they are: "raw" (of the last update) or "ema" (their moving average).
     """
     save_model_folder(
@@ -106,6 +108,7 @@ def export_model(
             "training_config": config_dict(config),
         },
         {"val": verdict.evaluation.to_dict()},
+        state,
     )
 
 

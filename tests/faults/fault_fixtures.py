@@ -55,6 +55,19 @@ def unharmed(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {ranks: folder / str(ranks) for ranks in (1, 2)}
 
 
+@pytest.fixture(scope="session")
+def two_checkpoints(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed in its second epoch, with checkpoints of updates 7 (the end of the first) and 8. Read-only."""
+    folder = tmp_path_factory.mktemp("two")
+    options = train_options(fault_set, folder / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
+    assert ended(options, folder / "said", 1, "kill 0 9").statuses == [-9]
+    assert [p.name for p in sorted((folder / "run/checkpoints").iterdir())] == [
+        "step-00000007",
+        "step-00000008",
+    ]
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def single_thread() -> Iterator[None]:
     """The same arithmetic in this process as in those of the ranks."""

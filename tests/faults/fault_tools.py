@@ -80,14 +80,17 @@ class Run:
     """The ranks of one run, started as a launcher starts them: real processes that meet over gloo."""
 
     def __init__(self, argv: Sequence[object], folder: Path, ranks: int = 1, fault: str = "") -> None:
-        """``folder`` takes what they say; ``fault`` is one of faulty.py's."""
+        """``folder`` takes what they say; ``fault`` is one of faulty.py's. {rank} in a word is each rank's own."""
         folder.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")  # torch is loaded once, not by every process
         context.set_forkserver_preload(["toolkit.train"])
         self.files = [folder / f"stderr-{rank}.txt" for rank in range(ranks)]
         words, port = [str(word) for word in argv], free_port()
         self.processes = [
-            context.Process(target=run_rank, args=(words, rank, ranks, port, str(file), fault))
+            context.Process(
+                target=run_rank,
+                args=([w.replace("{rank}", str(rank)) for w in words], rank, ranks, port, str(file), fault),
+            )
             for rank, file in enumerate(self.files)
         ]
         for process in self.processes:

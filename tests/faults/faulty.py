@@ -12,12 +12,14 @@ Faults, as "NAME ARGUMENTS", several with ; between them:
     kill-rename UPDATE        the process kills itself when that checkpoint's files are whole, before they have its name
     oom WHERE ROWS    passes of over ROWS rows fail as CUDA's allocator does; WHERE: training, validation
     memory MIB        the process gets so much more address space than it has, and the system refuses the rest
+    full WHERE FOLDER the disk of FOLDER is full from the call of WHERE (module:function) on
     gate FILE         wait for FILE before anything else, everything loaded
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -40,10 +42,11 @@ def run_rank(argv: list[str], rank: int, ranks: int, port: int, stderr: str, fau
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
     torch.set_num_threads(1)
-    from toolkit.cli import run
+    from toolkit import cli
 
+    cli.HEAD_START = 0.1  # no launcher waits to end the others
     install(fault, rank)
-    run(argv)
+    cli.run(argv)
 
 
 def install(fault: str, rank: int) -> None:
@@ -228,6 +231,23 @@ def _memory(rank: int, mebibytes: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def _full(rank: int, where: str, folder: str) -> None:
+    from fault_tools import Disk
+
+    path, _, name = where.replace(":", ".").rpartition(".")
+    owner = pkgutil.resolve_name(path)
+    real = getattr(owner, name)
+
+    def in_vain(*arguments: Any, **options: Any) -> Any:
+        for log in Path(folder).rglob("*.csv"):  # up to the end of a page, which is what a tmpfs counts
+            with open(log, "a") as stream:
+                stream.write("\n" * (-log.stat().st_size % 4096))
+        Disk(Path(folder)).fill()
+        return real(*arguments, **options)
+
+    setattr(owner, name, in_vain)
+
+
 def _gate(rank: int, file: str) -> None:
     import toolkit.train  # noqa: F401 (so that nothing is left to be loaded)
 
@@ -248,5 +268,6 @@ FAULTS: dict[str, Callable[..., None]] = {
     "kill-rename": _kill_rename,
     "oom": _oom,
     "memory": _memory,
+    "full": _full,
     "gate": _gate,
 }

@@ -112,19 +112,6 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.fixture(scope="module")
-def two_checkpoints(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed in its second epoch, with checkpoints of updates 6 and 8 (7 ends the first epoch). Read-only."""
-    folder = tmp_path_factory.mktemp("two")
-    options = train_options(fault_set, folder / "run", *TWO_EPOCHS)
-    assert ended(options, folder / "said", 1, "kill 0 9").statuses == [-9]
-    assert [p.name for p in sorted((folder / "run/checkpoints").iterdir())] == [
-        "step-00000007",
-        "step-00000008",
-    ]
-    return folder / "run"
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_checkpoint_is_damaged(
     damage: str, fault_set: Path, two_checkpoints: Path, unharmed: dict[int, Path], tmp_path: Path

@@ -140,6 +140,32 @@ def test_elsewhere_in_a_run(where: str, options: list[str], fault_set: Path, tmp
     assert again.statuses == [0], again.said
 
 
+@pytest.mark.parametrize("where", ["train.build_parts", "trainer.save_checkpoint"])
+def test_where_no_batch_is_at_fault(
+    where: str,
+    fault_set: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Another process has the device: a smaller batch would not help, and nobody is told to set one."""
+
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 98.00 MiB. Process 4711 has 79 GiB"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"toolkit.{where}", refused)
+        status, line = command(train_options(fault_set, tmp_path / "run"), capsys)
+    assert status == 2 and "batch" not in line
+    assert (
+        "out of memory (tried to allocate 98.00 MiB): posters train needs more than there is; look at" in line
+    )
+    again = train_options(fault_set, tmp_path / "run", "--resume")
+    assert command(again, capsys) == (0, "")
+
+
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded models take at most eight images at a time."""

@@ -3,11 +3,13 @@
 sbatch runs the job at once, on nodes that are all this machine, and exits as the batch script does. Known of Slurm and
 kept here: the options that the scripts may use; SLURM_* variables of a job and of a step; srun starts one process a
 task and returns the highest status, 128 + N for signal N; a requeue ends the batch script by SIGTERM. FAKE_SLURM is a
-folder: ``tasks`` (process groups of the step under way), ``batch`` (process id of the script), ``requeued``.
+folder: ``job`` (its number), ``tasks`` (process groups of the step under way), ``batch`` (process id of the script),
+``requeued``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -46,13 +48,14 @@ def sbatch(words: list[str]) -> int:
     asked = options([line.split()[1] for line in head], SBATCH)[0] | given
     nodes = int(asked["nodes"].partition("-")[0])
     job = {
-        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NUM_NODES": str(nodes),
         "SLURM_JOB_NODELIST": ",".join(["localhost"] * nodes),
         "SLURM_NTASKS_PER_NODE": asked["ntasks-per-node"],
         "SLURM_CPUS_PER_TASK": asked["cpus-per-task"],
         "SLURM_GPUS_ON_NODE": asked["gpus-per-node"],
     }
+    (STATE / "job").write_text(job["SLURM_JOB_ID"])
     spooled = shutil.copy(script, STATE / "slurm_script")  # as slurmd does: $0 is not where the script was
     with subprocess.Popen(["bash", spooled, *arguments], env=os.environ | job) as batch:
         (STATE / "batch").write_text(str(batch.pid))
@@ -86,7 +89,8 @@ def srun(words: list[str]) -> int:
             ended_at = time.monotonic()
         if ended_at and "wait" in asked and time.monotonic() - ended_at > int(asked["wait"]):
             for task in tasks:
-                task.kill()
+                with contextlib.suppress(ProcessLookupError):  # all of it is over already
+                    os.killpg(task.pid, signal.SIGKILL)
         time.sleep(0.05)
     return max(status_of(task.returncode) for task in tasks)
 

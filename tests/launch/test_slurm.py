@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,11 +131,18 @@ def python(code: str) -> list[str]:
         ((75, 75), 500, True, None),  # each of these starts got somewhere
         ((2, 2), 0, False, 2),
         ((1, 0), 0, False, 1),
-        ((69, 2), 0, True, None),  # one met bad input, the other lost it: tried again, but not for ever
-        ((69, 2), 10, False, 69),
+        ((69, 2), 0, False, 2),  # one met bad input, the other lost it: another start would end no better
+        ((2, 69), 0, False, 2),
+        ((1, 69), 0, False, 1),
+        ((75, 2), 0, False, 2),
+        ((69, 69), 0, True, None),
+        ((69, 69), 10, False, 69),
+        ((0, 69), 0, True, None),
         ((-15, -15), 9, True, None),
         ((-15, -15), 10, False, 143),
-        ((-9, 75), 0, False, 137),
+        ((69, -9), 0, True, None),  # the node's memory was short, or the node
+        ((-9, 75), 10, False, 137),
+        ((-6, -9), 0, True, None),  # NCCL ends a process whose peer is gone
     ],
 )
 def test_what_is_requeued(
@@ -153,6 +161,59 @@ def test_what_is_requeued(
     assert (state / "requeued").exists() == requeued, output
     if status is not None:  # a requeue ends the script by a signal
         assert result == status, output
+    assert not (ROOT / f".posters-{(state / 'job').read_text()}").exists()
+
+
+@pytest.mark.parametrize(("other", "requeued"), [("", True), ("2", False)])
+def test_a_task_that_is_killed_with_its_shell(submit: Submit, state: Path, other: str, requeued: bool):
+    """As Slurm ends a step: nothing is left to say what became of the task. What the other one said counts."""
+    code = (
+        "import os, signal, time\n"
+        f"if os.environ['RANK'] == '0': os._exit(int({other!r} or 69))\n"
+        "os.killpg(os.getpgid(0), signal.SIGKILL)"
+    )
+    result, output = ended(submit(*python(code)))
+    assert (state / "requeued").exists() == requeued, output
+    assert ("interrupted (status 137)" in output) == requeued
+    assert requeued or result == 2
+
+
+#: A task that stops as a training does, and counts the signals that it got until it did.
+STOPPING = """
+import os, pathlib, signal, sys, time
+got = []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: got.append(number))
+folder = pathlib.Path(os.environ["FAKE_SLURM"])
+(folder / ("up" + os.environ["RANK"])).touch()
+while not got:
+    time.sleep(0.01)
+while not (folder / "go").exists():
+    time.sleep(0.01)
+(folder / ("got" + os.environ["RANK"])).write_text(" ".join(map(str, map(int, got))))
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whole_step", [True, False], ids=["every process", "the shell alone"])
+def test_a_signal_reaches_the_task_and_its_status_the_job(
+    submit: Submit, state: Path, whole_step: bool, number: signal.Signals
+):
+    """However the cluster tracks processes. Never two SIGINT, the second of which would end a training unsaved."""
+    job = submit(*python(STOPPING))
+    wait_until(lambda: (state / "up0").exists() and (state / "up1").exists(), "both tasks")
+    tasks = [int(task) for task in (state / "tasks").read_text().split()]
+    for task in tasks:
+        (os.killpg if whole_step else os.kill)(task, number)
+    time.sleep(1.5)  # more than the shell waits before it hands a SIGINT on
+    (state / "go").touch()
+    _, output = ended(job)
+    assert (state / "requeued").exists() and "stopped and saved: requeued" in output, output
+    for rank in range(2):
+        got = (state / f"got{rank}").read_text().split()
+        assert got[0] == str(int(number if whole_step else signal.SIGTERM))
+        assert got[1:] in ([], [str(int(signal.SIGTERM))])
 
 
 def test_the_number_of_tries_can_be_told(submit: Submit, state: Path):
@@ -197,7 +258,9 @@ def test_a_cancelled_job_is_not_requeued(submit: Submit, state: Path):
 def test_what_torch_is_told_of_a_step(submit: Submit, state: Path):
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     # In one write: the tasks share a pipe.
-    code = f"import os, sys; sys.stdout.write(' '.join(['told', *(os.environ[n] for n in {names})]) + chr(10))"
+    code = (
+        f"import os, sys; sys.stdout.write(' '.join(['told', *(os.environ[n] for n in {names})]) + chr(10))"
+    )
     words = python(code)
     words[0] = "--nodes=2"
     result, output = ended(submit(*words))
@@ -205,4 +268,5 @@ def test_what_torch_is_told_of_a_step(submit: Submit, state: Path):
     assert result == 0 and [line[:4] for line in told] == [
         [str(rank), "4", str(rank % 2), "2"] for rank in range(4)
     ]
-    assert {tuple(line[4:]) for line in told} == {("localhost", str(20000 + 4711))}
+    port = 20000 + int((state / "job").read_text()) % 12000
+    assert {tuple(line[4:]) for line in told} == {("localhost", str(port))}

@@ -16,7 +16,7 @@ from toolkit_helpers import ROOT
 from toolkit.config import DataConfig
 from toolkit.data import geometry
 from toolkit.data.cuts import PackedCut, SquareCut
-from toolkit.data.geometry import DeviceGeometry
+from toolkit.data.geometry import _weights
 from toolkit.data.views import Views, eval_views, train_views
 
 REAL = ROOT.parent / "shared"
@@ -140,20 +140,14 @@ def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
 
 
 def test_weights_are_pillows_triangle():
-    views = Views(
-        4,
-        np.array([9]),
-        np.array([9]),
-        np.array([[1, 0, 8, 9]]),
-        np.array([[4, 4]]),
-        np.array([[0, 0]]),
-        np.array([False]),
+    # A box of 7 pixels made 4: one view, its first pixel the source's.
+    place = torch.zeros(1)
+    weights = _weights(
+        torch.arange(4)[None], torch.tensor([7 / 4]), place, place.long(), torch.tensor([7]), 7
     )
-    cut = DeviceGeometry(views, np.array([0]), np.array([9]), np.array([1]))
-    weights = cut._weights(slice(0, 1), 0, 7, torch.device("cpu"), torch.float64)[0].numpy()
     impulses = Image.fromarray(np.eye(7, dtype=np.float32))  # row k has its one at column k
     expected = np.asarray(impulses.resize((4, 7), Image.Resampling.BILINEAR)).T
-    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    np.testing.assert_allclose(weights[0].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real posters are not here")

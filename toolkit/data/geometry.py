@@ -95,61 +95,74 @@ class DeviceGeometry:
         high[:, 1] = np.minimum(high[:, 1], -(-views.last_rows() // denominators))
         self.side = views.side
         self.count = len(views)
-        self.scales = torch.from_numpy((boxes[:, 2:] - boxes[:, :2]) / views.resized)
-        self.origins = torch.from_numpy(boxes[:, :2] - low)
-        self.corners = torch.from_numpy(views.corners)
-        self.extents = torch.from_numpy(high - low)
-        self.firsts = torch.from_numpy(starts + low[:, 1] * pitches + low[:, 0])
-        self.pitches = torch.from_numpy(pitches.astype(np.int64))
-        self.flips = torch.from_numpy(views.flips)
+        self.extents = high - low
+        # One table that goes to the device in one piece: a copy that the host waits for would have it wait for all that
+        # the device still has to do. Whole numbers stay whole in float64.
+        columns = (
+            (boxes[:, 2:] - boxes[:, :2]) / views.resized,
+            boxes[:, :2] - low,
+            views.corners,
+            self.extents,
+            (starts + low[:, 1] * pitches + low[:, 0])[:, None],
+            pitches[:, None],
+            views.flips[:, None],
+        )
+        self.facts = torch.from_numpy(np.concatenate([part.astype(np.float64) for part in columns], axis=1))
 
     def __call__(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Packed (bytes,) uint8 RGB pixels → (n, S, S, 3) whole grey levels of ``dtype``, on packed's device."""
         pixels = packed.view(-1, 3)
         out = torch.empty((self.count, self.side, self.side, 3), dtype=dtype, device=packed.device)
-        width, height = self.extents.max(dim=0).values.tolist()
+        facts = self.facts.to(packed.device, non_blocking=True)
+        width, height = self.extents.max(axis=0).tolist()
         step = max(1, CHUNK_PIXELS // max(1, width * height))
         for start in range(0, self.count, step):
-            self._cut(pixels, slice(start, start + step), dtype, out)
+            rows = slice(start, start + step)
+            size = self.extents[rows].max(axis=0).tolist()
+            out[rows] = self._cut(pixels, facts[rows], size[0], size[1], dtype)
         return out
 
-    def _cut(self, pixels: torch.Tensor, rows: slice, dtype: torch.dtype, out: torch.Tensor) -> None:
+    def _cut(
+        self, pixels: torch.Tensor, facts: torch.Tensor, width: int, height: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(n, S, S, 3) samples of some rows of the table; no box is wider or higher than ``width`` and ``height``."""
         device = pixels.device
-
-        def here(values: torch.Tensor) -> torch.Tensor:
-            return values[rows].to(device, non_blocking=True)
-
-        extents, firsts, pitches = here(self.extents), here(self.firsts), here(self.pitches)
-        width, height = self.extents[rows].max(dim=0).values.tolist()
+        scales, origins = facts[:, 0:2].float(), facts[:, 2:4].float()
+        corners, extents, whole = facts[:, 4:6].long(), facts[:, 6:8].long(), facts[:, 8:].long()
+        firsts, pitches, flips = whole[:, 0], whole[:, 1], whole[:, 2:] > 0
         x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w): weights beyond are zero
         y = torch.arange(height, device=device).minimum(extents[:, 1:] - 1)
         where = (firsts[:, None] + y * pitches[:, None])[:, :, None] + x[:, None, :]
         n = len(where)
         images = pixels[where.view(-1)].view(n, height, width, 3)
-        across = self._weights(rows, 0, width, device, dtype)
-        down = self._weights(rows, 1, height, device, dtype)
+        targets = torch.arange(self.side, device=device).expand(n, -1)
+        # The flip mirrors the window: its weights in reverse order.
+        mirrored = torch.where(flips, self.side - 1 - targets, targets)
+        across, down = (
+            _weights(
+                target, scales[:, axis], origins[:, axis], corners[:, axis], extents[:, axis], length
+            ).to(dtype)
+            for axis, target, length in ((0, mirrored, width), (1, targets, height))
+        )
         # (n, h*3, w) x (n, w, S), then (n, S, h) x (n, h, 3*S)
         planes = images.permute(0, 1, 3, 2).to(dtype).reshape(n, height * 3, width)
         half = torch.bmm(planes, across.transpose(1, 2)).round_().view(n, height, 3 * self.side)
-        whole = torch.bmm(down, half).round_().clamp_(0, 255)
-        out[rows] = whole.view(n, self.side, 3, self.side).permute(0, 1, 3, 2)
+        levels = torch.bmm(down, half).round_().clamp_(0, 255)
+        return levels.view(n, self.side, 3, self.side).permute(0, 1, 3, 2)
 
-    def _weights(
-        self, rows: slice, axis: int, length: int, device: torch.device, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """(n, S, length) filter weights of one direction."""
-        scale = self.scales[rows, axis].to(device, torch.float32)[:, None, None]
-        origin = self.origins[rows, axis].to(device, torch.float32)[:, None, None]
-        corner = self.corners[rows, axis].to(device)[:, None, None]
-        extent = self.extents[rows, axis].to(device)[:, None, None]
-        target = torch.arange(self.side, device=device)
-        if axis == 0:  # the flip mirrors the window: its weights in reverse order
-            flips = self.flips[rows].to(device)[:, None]
-            target = torch.where(flips, self.side - 1 - target, target)[:, :, None]
-        else:
-            target = target[None, :, None]
-        source = torch.arange(length, device=device)
-        centre = origin + (target + corner + 0.5) * scale
-        weights = 1.0 - ((source + 0.5 - centre) / scale.clamp(min=1.0)).abs()
-        weights = weights.clamp_(min=0.0) * (source < extent)
-        return (weights / weights.sum(dim=2, keepdim=True)).to(dtype)
+
+def _weights(
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    origin: torch.Tensor,
+    corner: torch.Tensor,
+    extent: torch.Tensor,
+    length: int,
+) -> torch.Tensor:
+    """(n, S, length) float32 filter weights of one direction, for (n, S) output pixels and (n,) views."""
+    scale, origin, corner, extent = (part[:, None, None] for part in (scale, origin, corner, extent))
+    source = torch.arange(length, device=target.device)
+    centre = origin + (target[:, :, None] + corner + 0.5) * scale
+    weights = 1.0 - ((source + 0.5 - centre) / scale.clamp(min=1.0)).abs()
+    weights = weights.clamp_(min=0.0) * (source < extent)
+    return weights / weights.sum(dim=2, keepdim=True)

@@ -1,0 +1,142 @@
+"""Several trainings one after the other in the processes of one launch, each seen by a spy; see ``Run``.
+
+accelerate launch ... probe_fsdp.py SHARDS PLAN.json
+
+Each rank leaves a line of OUT/rank<R>.jsonl per run: exit status or error, the samples of each update, and the bytes
+that it holds of weights and of the optimiser's state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from train_tools import tiny_config
+
+import toolkit.train as entry
+from shards.errors import UserError
+from toolkit import parts
+from toolkit.fsdp import local, spread
+from toolkit.nonfinite import Guard
+from toolkit.trainer import Trainer
+
+
+@dataclasses.dataclass
+class Run:
+    """One training of a plan."""
+
+    out: str
+    options: list[str]
+    port: int
+    """Where the processes meet: one of its own for each run."""
+    resume: bool = False
+    term: int = 0
+    """Update after which rank 0 sends itself SIGTERM; 0 none."""
+    bad_loss: int = 0
+    """Update in which a loss of rank 1 is not finite; 0 none."""
+    bad_gradient: int = 0
+    """Update in which an element of rank 1's own part of the gradient is not finite; 0 none."""
+    stray: bool = False
+    """Whether rank 1 starts with other weights, as from another file."""
+
+
+def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
+    """A Trainer that does what ``run`` asks, and what it will have seen."""
+    seen: dict[str, Any] = {"samples": {}}
+
+    class SpiedTrainer(Trainer):
+        def _update(self, batches: Any) -> Any:
+            rank, number = self.accelerator.process_index, self.state.updates + 1
+            used: list[str] = []
+
+            def watched() -> Any:
+                for batch in batches:
+                    used.extend(self.parts.train.key(i) for i in batch.share.indices[batch.share.valid])
+                    yield batch
+
+            with contextlib.ExitStack() as spoilt:
+                if rank == 1 and number == run.bad_loss:
+                    hook = self.updater.plain_model.register_forward_pre_hook(_spoil_pixels)
+                    spoilt.callback(hook.remove)
+                if rank == 1 and number == run.bad_gradient:
+                    spoilt.enter_context(_spoilt_gradient(self.guard))
+                result = super()._update(watched())
+            seen["samples"][number] = used
+            seen["parameters"] = sum(_bytes(p) for p in self.parts.model.parameters())
+            states = self.parts.optimizer.state.values()
+            seen["optimizer"] = sum(_bytes(t) for state in states for t in state.values() if t.dim())
+            if number == run.term and rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+    return SpiedTrainer, seen
+
+
+def _stray(run: Run, accelerator: Accelerator, model: torch.nn.Module) -> None:
+    if run.stray and accelerator.process_index == 1:
+        with torch.no_grad():
+            for tensor in model.parameters():
+                tensor.add_(1)
+    spread(accelerator, model)
+
+
+def _spoil_pixels(module: Any, inputs: Any) -> Any:
+    pixels = inputs[0].clone()
+    pixels[0] = torch.nan
+    return (pixels,)
+
+
+@contextlib.contextmanager
+def _spoilt_gradient(guard: Guard) -> Iterator[None]:
+    """An element of this rank's own part of the gradient is not finite when the guard looks."""
+    allow = guard.allow
+
+    def spoil(model: torch.nn.Module) -> bool:
+        own = (local(p.grad) for p in model.parameters() if p.grad is not None)
+        next(part for part in own if part.numel()).view(-1)[0] = torch.inf
+        return allow(model)
+
+    guard.allow = spoil  # type: ignore[method-assign]
+    yield
+    guard.allow = allow  # type: ignore[method-assign]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return local(tensor).numel() * tensor.element_size()
+
+
+def main() -> None:
+    shards, plan = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    # Each run meets at a store of its own; the launcher's has the names of those before.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    torch.set_num_threads(1)
+    for run in [Run(**facts) for facts in plan]:
+        os.environ["MASTER_PORT"] = str(run.port)
+        parts.spread = partial(_stray, run)
+        entry.Trainer, seen = spied(run)  # type: ignore[misc]
+        out = Path(run.out)
+        try:
+            seen["status"] = entry.train(tiny_config(*run.options), shards, out, resume=run.resume)
+        except UserError as error:
+            seen["status"] = f"error: {error}"
+            dist.destroy_process_group()
+        with open(out / f"rank{os.environ['RANK']}.jsonl", "a") as stream:
+            stream.write(json.dumps(seen) + "\n")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a run goes on from: one checkpoint, the same on every rank, or nothing on all of them.
+
+The main process chooses, and says its choice by name and sha256. Were every rank to look for the newest one, those that
+see another folder, or an older state of it, would go on from other weights and optimiser states than the rest, and
+nothing would tell: what ranks exchange are gradients.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from shards.errors import UserError
+from shards.labels import require_same
+from shards.manifest import Manifest
+from toolkit.checkpoint import Checkpoint, check_resumable, checkpoints, load_checkpoint, newest_checkpoint
+from toolkit.config import Config
+from toolkit.config_cli import config_dict
+from toolkit.distributed import by_main
+from toolkit.model_folder import load_labels
+
+log = logging.getLogger(__name__)
+
+
+def resumed_checkpoint(
+    accelerator: Accelerator, out: Path, config: Config, manifest: Manifest
+) -> Checkpoint | None:
+    """The newest whole checkpoint of ``out``, or None if there is none. Called by every rank.
+
+    Raises UserError, on every rank, if one of them has not the main process's, or if the run cannot go on from it with
+    this config and set.
+    """
+    own: list[Checkpoint] = []
+
+    def choose() -> tuple[str, str] | None:
+        if (out / "model" / "labels.json").exists():
+            require_same("the run's model", load_labels(out / "model")[0], "the shards", manifest.labels)
+        found = newest_checkpoint(out / "checkpoints")
+        if found is None:
+            return None
+        own.append(found)
+        return found.path.name, found.sha256
+
+    chosen = by_main(accelerator, choose)
+    if accelerator.num_processes > 1:
+        _require_everywhere(accelerator, out / "checkpoints", chosen, own)
+    if not own:
+        if accelerator.is_main_process:
+            log.info("no checkpoint in %s yet: starting from the beginning", out)
+        return None
+    for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):
+        log.info("resuming with %s", change)
+    return own[0]
+
+
+def _require_everywhere(
+    accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
+) -> None:
+    """Read what was ``chosen`` (name, sha256) into ``own``. Raises UserError, on every rank, if one rank cannot."""
+    problem = ""
+    if not accelerator.is_main_process:
+        try:
+            own += _read(folder, chosen)
+        except UserError as error:
+            problem = str(error)
+    told = enumerate(gather_object([(socket.gethostname(), problem)]))
+    lacking = [(rank, host, text) for rank, (host, text) in told if text]
+    if not lacking:
+        return
+    _, host, text = lacking[0]
+    ranks = ", ".join(str(rank) for rank, _, _ in lacking)
+    what = f"has not the checkpoint that the first process goes on from, {chosen[0]}" if chosen else (
+        "sees checkpoints where the first process sees none"
+    )  # fmt: skip
+    raise UserError(
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there"
+    )
+
+
+def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
+    """That checkpoint, or nothing where none was chosen. Raises UserError if this process sees something else.
+
+    It is opened by its name, without a look into the folder: NFS may show a folder as it was a minute ago.
+    """
+    if chosen is None:
+        if there := checkpoints(folder):
+            raise UserError(f"{there[-1]}")
+        return []
+    name, sha256 = chosen
+    found = load_checkpoint(folder / name)
+    if found.sha256 != sha256:
+        raise UserError(
+            f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}"
+        )
+    return [found]
