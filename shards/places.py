@@ -88,7 +88,9 @@ def _settings(protocol: str) -> dict[str, Any]:
     import aiohttp
 
     connect, read = HTTP_TIMEOUT  # aiohttp's own bound is five minutes for a whole file, however large
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)}}
+    return {
+        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)}
+    }
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:

@@ -39,7 +39,7 @@ class DataConfig:
     repeat_below: float = 0.1
     """Sampling genre repeats samples whose rarest genre has prevalence f under this value t: sqrt(t / f) times."""
     workers: int = 0
-    """Decoding threads per process; 0 divides the cores of the machine by its processes."""
+    """Decoding threads per process; 0 divides the cores of the machine by its processes, at most 6 each on GPUs."""
     prefetch: int = 4
     """Batches decoded ahead of the step that needs them; more only costs memory."""
     geometry: Geometry = "auto"

@@ -166,7 +166,11 @@ class FeatureBank:
         self.model.eval()
         with (
             Loader(
-                reader, decode_threads(data.workers), data.prefetch, device=accelerator.device, policy=policy
+                reader,
+                decode_threads(data.workers, accelerator.device),
+                data.prefetch,
+                device=accelerator.device,
+                policy=policy,
             ) as loader,
             reader.in_order(accelerator.is_local_main_process),
             progress(len(reader), title, disable=not accelerator.is_main_process) as bar,

@@ -95,7 +95,7 @@ class Feed:
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.plan = train_plan(config, train)
-        self.threads = decode_threads(config.data.workers)
+        self.threads = decode_threads(config.data.workers, accelerator.device)
         data = config.data
         self.policy = FaultPolicy(data.on_error, data.max_errors, config.train.seed)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.

@@ -84,7 +84,11 @@ def predict_files(
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     ahead = ahead_for(accelerator.device)
     with Loader(
-        source, decode_threads(workers), ahead, device=accelerator.device, policy=KEEP_ERRORS
+        source,
+        decode_threads(workers, accelerator.device),
+        ahead,
+        device=accelerator.device,
+        policy=KEEP_ERRORS,
     ) as loader:
         scored = infer_shares(forward, loader, shares, cutter)
     rows = folder.decisions.probabilities(scored.logits)

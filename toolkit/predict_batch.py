@@ -146,7 +146,7 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
     """This process's part of it; returns (samples, undecodable ones)."""
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
-    threads, ahead = decode_threads(job.workers), ahead_for(accelerator.device)
+    threads, ahead = decode_threads(job.workers, accelerator.device), ahead_for(accelerator.device)
     samples = failed = 0
     with (
         Writer() as writer,

@@ -101,7 +101,11 @@ class Predictor:
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
         shares = EvalPlan(len(chosen), rows_for(batch_size, self.device)).shares(0, 1)
         with Loader(
-            source, decode_threads(0), ahead_for(self.device), device=self.device, policy=KEEP_ERRORS
+            source,
+            decode_threads(0, self.device),
+            ahead_for(self.device),
+            device=self.device,
+            policy=KEEP_ERRORS,
         ) as loader:
             scored = infer_shares(forward, loader, shares, source.cutter)
         rows = Rows.of(frame["image"].tolist(), scored, decisions)

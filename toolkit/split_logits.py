@@ -78,7 +78,10 @@ def infer_split(
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
         Loader(
-            reader, decode_threads(workers), ahead_for(accelerator.device), device=accelerator.device
+            reader,
+            decode_threads(workers, accelerator.device),
+            ahead_for(accelerator.device),
+            device=accelerator.device,
         ) as loader,
         reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,

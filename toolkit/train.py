@@ -232,7 +232,7 @@ def _say_what_runs(
         accelerator.num_processes,
         accelerator.device.type,
         accelerator.mixed_precision,
-        decode_threads(config.data.workers),
+        decode_threads(config.data.workers, accelerator.device),
     )
     log.info(
         "%d training and %d validation samples, %d per epoch; "

@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             torch.cuda.synchronize()
         return options.steps * options.batch / (time.perf_counter() - started)
 
-    threads = decode_threads(0)
+    threads = decode_threads(options.threads, device)
     with (
         Loader(reader, threads, config.data.prefetch, device=device) as loader,
         tempfile.TemporaryDirectory() as folder,
@@ -179,6 +179,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=50, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="that decode; 0: as many as a training takes")
     parser.add_argument("--precision", choices=DTYPES, default="bf16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

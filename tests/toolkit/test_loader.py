@@ -20,7 +20,7 @@ from toolkit.config import DataConfig
 from toolkit.data.cuts import Cutter, eval_cutter, file_cutter, train_cutter
 from toolkit.data.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.jpeg import Undecodable
-from toolkit.data.loader import Batch, Loader, decode_threads
+from toolkit.data.loader import GPU_THREADS, Batch, Loader, decode_threads
 from toolkit.data.order import GlobalOrder, WindowOrder
 from toolkit.data.plan import EvalPlan, Share, TrainPlan
 from toolkit.data.reader import ShardReader
@@ -277,3 +277,9 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch: pytest
     monkeypatch.setattr("toolkit.data.loader.available_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert decode_threads(0) == 4 and decode_threads(3) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert decode_threads(0) == decode_threads(0, torch.device("cpu")) == 16
+    assert (
+        decode_threads(0, torch.device("cuda")) == GPU_THREADS
+        and decode_threads(9, torch.device("cuda")) == 9
+    )
