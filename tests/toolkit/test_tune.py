@@ -8,12 +8,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from toolkit_helpers import launch_2, make_model_folder
+from toolkit_helpers import launch_2, make_model_folder, reverse_labels
 
 from shards.errors import UserError
-from shards.index import read_index, write_index
 from shards.labels import LabelSet
 from shards.manifest import Manifest
 from toolkit.cli import main
@@ -74,12 +72,7 @@ def test_options_reach_the_choice(model: Path, shard_set: Path):
 
 def test_test_labels_change_no_bit(model: Path, shard_set: Path, tmp_path: Path):
     other = shutil.copytree(shard_set, tmp_path / "set")
-    for shard in Manifest.read(other).of_split("test"):
-        table, facts = read_index(other / shard.name)
-        column = table.schema.get_field_index("labels")
-        field = table.schema.field(column)
-        labels = pa.array(table["labels"].to_pylist()[::-1], field.type)  # every sample gets another one's
-        write_index(other / shard.name, table.set_column(column, field, labels), facts)
+    reverse_labels(other, "test")
     assert tune(model, shard_set) == 0
     first = (model / "labels.json").read_bytes()
     assert main(["evaluate", "--model", str(model), "--shards", str(shard_set), "--workers", "1"]) == 0

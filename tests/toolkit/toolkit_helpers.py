@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from shards.index import read_index, write_index
 from shards.labels import LabelSet
+from shards.manifest import Manifest
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.model_folder import save_model_folder
@@ -68,6 +71,19 @@ def some_decisions(num_genres: int) -> Decisions:
         "for a test",
         {"split": "val", "samples": 18},
     )
+
+
+def reverse_labels(folder: Path, split: str) -> None:
+    """Give every sample of a split another one's labels, in the indexes and in what is made of them."""
+    manifest = Manifest.read(folder)
+    for shard in manifest.of_split(split):
+        table, facts = read_index(folder / shard.name)
+        column = table.schema.get_field_index("labels")
+        field = table.schema.field(column)
+        labels = pa.array(table["labels"].to_pylist()[::-1], field.type)
+        write_index(folder / shard.name, table.set_column(column, field, labels), facts)
+    manifest.write_tables(folder)
+    manifest.write(folder)
 
 
 def posters_command(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
