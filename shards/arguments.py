@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import UserError
 
 if TYPE_CHECKING:  # asking for help loads no NumPy
-    from shards.store import CacheOptions, LocalShards, RemoteShards
+    from shards.cache_options import CacheOptions
+    from shards.store import ShardStore
 
 
 def add_columns(parser: argparse.ArgumentParser, genres: bool = True) -> None:
@@ -87,15 +88,15 @@ def parse_aspect(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def parse_bytes(text: str) -> int:
+def parse_limit(text: str) -> int:
     """Bytes of ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number. Raises UserError.
 
-    >>> parse_bytes("2kB"), parse_bytes("1 GiB"), parse_bytes("0")
+    >>> parse_limit("2kB"), parse_limit("1 GiB"), parse_limit("0")
     (2000, 1073741824, 0)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?))?b?\s*", text.lower())
     if found is None:
-        raise UserError(f"a size such as 200GB or 1.5TiB is wanted, not {text!r}")
+        raise UserError(f"--cache-limit takes a size such as 200GB or 1.5TiB, not {text!r}")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
 
@@ -132,24 +133,21 @@ def add_cache_options(parser: Any) -> None:
 
 def cache_options(args: Any) -> CacheOptions:
     """What these options say. Raises UserError."""
-    from shards.store import CacheOptions
+    from shards.cache_options import CacheOptions
 
     given = CacheOptions()
     if args.cache_dir:
         given = replace(given, folder=Path(args.cache_dir))
     if args.cache_limit:
-        given = replace(given, limit=parse_bytes(args.cache_limit))
+        given = replace(given, limit=parse_limit(args.cache_limit))
     if args.patience:
-        try:
-            given = replace(given, patience=float(args.patience))
-        except ValueError:
-            given = replace(given, patience=-1.0)
-        if not 0 <= given.patience < float("inf"):
+        if not re.fullmatch(r"\d+(\.\d+)?", args.patience):
             raise UserError(f"--patience takes seconds, 0 or more, not {args.patience!r}")
+        given = replace(given, patience=float(args.patience))
     return given
 
 
-def store_of(args: Any) -> LocalShards | RemoteShards:
+def store_of(args: Any) -> ShardStore:
     """The store that ``--shards`` names. Raises UserError for a URL that cannot be used here."""
     from shards.store import open_store
 

@@ -26,7 +26,15 @@ from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
-from shards.files import atomic_write, folder_lock, one_line, read_json, remove_partials, remove_tree
+from shards.files import (
+    atomic_write,
+    folder_lock,
+    one_line,
+    read_json,
+    remove_file,
+    remove_partials,
+    remove_tree,
+)
 from shards.images import ImageOptions, default_image_folder, require_images
 from shards.index import index_path, tar_path
 from shards.labels import LabelSet
@@ -133,7 +141,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         if options.text:
             _write_text_report(options, tasks)
         else:
-            (options.out / REPORT).unlink(missing_ok=True)  # of the set that was here before
+            remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(options.out / "rejected.csv", rejected)
         _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
         sizes = np.unique(groups, return_counts=True)[1]
@@ -223,12 +231,11 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
     shards, todo, strangers = survey(options.out, tasks, options.overwrite)
     if todo or strangers:
         # From here to the end the folder is no finished set, and must not look like one.
-        (options.out / MANIFEST).unlink(missing_ok=True)
+        remove_file(options.out / MANIFEST)
     for path in strangers + [index_path(task.tar) for task in todo]:
         # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
-        path.unlink(missing_ok=True)
-        tar_path(path).unlink(missing_ok=True)
-        text_rows_path(tar_path(path)).unlink(missing_ok=True)
+        for name in (path, tar_path(path), text_rows_path(tar_path(path))):
+            remove_file(name)
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
     with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:

@@ -22,18 +22,17 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
 
 from shards.cache_files import FAILED, delete_unused, held_for_reading, held_partial, partial_of
+from shards.cache_options import CacheOptions, NoRoom, RemoteFile
 from shards.errors import UserError
 from shards.files import PARTIAL, atomic_write, one_line
 from shards.places import Place
-from shards.remote_read import Patience, read_remote, read_whole
-from shards.store import CacheOptions, NoRoom
+from shards.remote_read import Patience, read_blocks, read_small
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +49,6 @@ HOPELESS = 30.0
 #: Seconds after which nobody waits any more for what a failure was about.
 OLD = 3600.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file that a manifest vouches for."""
-
-    place: Place
-    bytes: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """Its name in a cache."""
-        return f"{self.sha256}{self.place.suffix}"
 
 
 class Cache:
@@ -134,7 +119,7 @@ class Cache:
                 pass
             except UserError:
                 kept.unlink(missing_ok=True)
-            data = read_whole(source, Patience(self.options.patience))
+            data = read_small(source, Patience(self.options.patience))
             if data is None:
                 raise UserError(f"{source} is missing; upload the set again")
             result = parse(data)
@@ -163,8 +148,8 @@ class Cache:
         now = time.time()
         if now - self._noted.get(path.name, 0.0) >= NOTE:
             self._noted[path.name] = now
-            # Gone again, or another user's in a cache that is shared to be read: it is no worse for it.
-            with contextlib.suppress(FileNotFoundError, PermissionError):
+            # Gone again, another user's, on a disk that can only be read: the file is no worse for it.
+            with contextlib.suppress(OSError):
                 os.utime(file)
 
     def _share_failure(self, path: Path, began: float) -> None:
@@ -251,7 +236,7 @@ class Cache:
         for _ in range(WHOLE_TRIES):
             digest = hashlib.sha256()
             position = 0
-            for block in read_remote(file.place, file.bytes, patience):
+            for block in read_blocks(file.place, file.bytes, patience):
                 digest.update(block)
                 position += os.pwrite(descriptor, block, position)
             if digest.hexdigest() == file.sha256:

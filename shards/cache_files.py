@@ -54,17 +54,15 @@ def held_for_reading(path: Path, size: int) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    try:
+    with contextlib.ExitStack() as unless_whole:
+        unless_whole.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for nothing but an eviction
         facts = os.fstat(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if facts.st_nlink and facts.st_size == size:
-        return descriptor
-    os.close(descriptor)
-    if facts.st_nlink:
-        path.unlink(missing_ok=True)
+        if facts.st_nlink and facts.st_size == size:
+            unless_whole.pop_all()
+            return descriptor
+        if facts.st_nlink:
+            path.unlink(missing_ok=True)
     return None
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distributed import Client, Future, Security
+from distributed.client import ClosedClientError
 from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 
@@ -131,10 +132,13 @@ class DaskExecutor:
             yield
         except (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError) as error:
             raise self._lost(error) from None
-        except Exception:
+        except (
+            RuntimeError,
+            ClosedClientError,
+        ) as error:  # of a client that is closed, or was while it asked
             if self._client.status == "running":
                 raise
-            raise self._lost("the connection was closed") from None
+            raise self._lost(error) from None
 
     def require_connection(self) -> None:
         """Raise UserError if the scheduler is lost."""

@@ -14,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from shards.errors import UserError
 from shards.places import Place, is_remote, told
 from shards.remote import (
     claimed,
     downloaded,
+    locked,
     puts_whole,
     read_many,
     remote_names,
+    remove_remote_file,
     remove_remote_tree,
     unique_name,
     uploaded,
@@ -127,7 +127,15 @@ def remove_partials(folder: Place) -> None:
         return  # there are none, and the folder may be large
     for name in names_in(folder):
         if name.endswith(PARTIAL):
-            (folder / name).unlink(missing_ok=True)
+            remove_file(folder / name)
+
+
+def remove_file(path: Place) -> None:
+    """Delete a file if it is there."""
+    if is_remote(path):
+        remove_remote_file(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Place) -> None:
@@ -163,19 +171,8 @@ def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is at work in {folder}; wait for it or choose another folder"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
-    try:
+    with locked(folder / ".lock", folder):
         yield
-    finally:
-        lock.release()
 
 
 def one_line(error: object) -> str:

@@ -14,7 +14,7 @@ from shards.errors import UserError
 from shards.files import fingerprint, one_line, write_json
 from shards.labels import LabelSet
 from shards.places import Place, is_remote
-from shards.remote_read import Patience, read_whole
+from shards.remote_read import FIRST_PATIENCE, Patience, read_small
 from shards.samples import SampleTable, remove_other_tables, write_sample_table
 
 NAME = "manifest.json"
@@ -115,14 +115,14 @@ class Manifest:
         )
 
     @classmethod
-    def read(cls, folder: Place, patience: float = 30.0) -> Manifest:
+    def read(cls, folder: Place, patience: float = FIRST_PATIENCE) -> Manifest:
         """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format.
 
         patience: seconds for which a store that does not answer is asked again.
         """
         path = folder / NAME
         if is_remote(folder):
-            data = read_whole(path, Patience(patience))
+            data = read_small(path, Patience(patience))
         elif folder.is_dir():
             data = path.read_bytes() if path.exists() else None
         else:

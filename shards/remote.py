@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -26,6 +28,9 @@ READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 CLAIM = ".lock"
 
+#: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
+NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
+
 
 def unique_name(name: str, suffix: str) -> str:
     """A name beside ``name`` that no other process of any machine uses, at most 255 bytes long."""
@@ -40,6 +45,8 @@ def require_writable(folder: Place) -> None:
     protocol: str = folder.protocol  # type: ignore[attr-defined]  # an UPath
     if protocol in READ_ONLY:
         raise UserError(f"{folder} can only be read: choose a folder, or a URL of a store such as s3://")
+    if glob.has_magic(str(folder)):
+        raise UserError(f"{folder} has a * ? or [, which would stand for other names: choose a URL without")
 
 
 def puts_whole(place: Any) -> bool:
@@ -64,15 +71,24 @@ def _put(local: Path, path: Any, partial: str) -> None:
         return
     fs.makedirs(path.parent.path, exist_ok=True)
     unfinished = path.with_name(unique_name(path.name, partial))
-    try:
+    with contextlib.ExitStack() as in_vain:
+        in_vain.callback(_forget, unfinished)
         fs.put_file(str(local), unfinished.path)
         if fs.exists(path.path):  # not every store moves onto a name that is taken
             fs.rm_file(path.path)
         fs.mv(unfinished.path, path.path)
-    except BaseException:
-        with contextlib.suppress(*remote_errors()):
-            fs.rm_file(unfinished.path)
-        raise
+        in_vain.pop_all()
+
+
+def _forget(path: Any) -> None:
+    with contextlib.suppress(*remote_errors()):
+        path.fs.rm_file(path.path)
+
+
+def remove_remote_file(path: Any) -> None:
+    """Delete a remote file if it is there; that one alone, where UPath.unlink would take ``a*.jpg`` for many."""
+    with contextlib.suppress(FileNotFoundError):
+        path.fs.rm_file(path.path)
 
 
 def read_whole(path: Any) -> bytes:
@@ -86,9 +102,15 @@ def read_whole(path: Any) -> bytes:
 def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of those of a remote folder's files that are there, many at a time but not all at once."""
     for start in range(0, len(names), 500):
-        paths = {(folder / name).path: name for name in names[start : start + 500]}
-        for path, data in folder.fs.cat(list(paths), on_error="omit").items():
-            yield paths[path], data
+        some = names[start : start + 500]
+        # Not fs.cat: it would take the name ``Up [2009].jpg`` for a pattern.
+        found = folder.fs.cat_ranges([(folder / name).path for name in some], None, None, on_error="return")
+        for name, data in zip(some, found, strict=True):
+            if isinstance(data, FileNotFoundError):
+                continue
+            if isinstance(data, Exception):
+                raise data
+            yield name, data
 
 
 @contextlib.contextmanager
@@ -143,6 +165,25 @@ def this_machine() -> str:
 
 
 @contextlib.contextmanager
+def locked(file: Path, folder: Place) -> Iterator[None]:
+    """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}; wait for it or choose another folder"
+        ) from None
+    except OSError as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"cannot write to {folder}: {why}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
     """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
 
@@ -153,23 +194,16 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
     require_writable(folder)
     name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
     user = os.getuid() if hasattr(os, "getuid") else 0
-    lock = FileLock(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is at work in {folder}; wait for it or choose another folder"
-        ) from None
-    token = secrets.token_hex(8)
-    claim = {
-        "token": token,
-        "machine": this_machine(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-    }
-    path = folder / CLAIM
-    try:
+    with locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
+        token = secrets.token_hex(8)
+        claim = {
+            "token": token,
+            "machine": this_machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }
+        path = folder / CLAIM
         try:
             with told("write", folder):
                 _take(path, claim, take_over)
@@ -179,13 +213,10 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(
-                *remote_errors()
-            ):  # the work is done; the next run on this machine takes over
+            # Where the store fails now, the next run on this machine takes over.
+            with contextlib.suppress(*remote_errors()):
                 if _holder(path).get("token") == token:
-                    path.unlink(missing_ok=True)
-    finally:
-        lock.release()
+                    remove_remote_file(path)
 
 
 def _take(path: Any, claim: dict[str, Any], take_over: bool) -> None:
@@ -194,7 +225,9 @@ def _take(path: Any, claim: dict[str, Any], take_over: bool) -> None:
         path.fs.pipe_file(path.path, data, mode="create")
     except FileExistsError:
         exists = True
-    except (OSError, ValueError, NotImplementedError):  # a store that knows no exclusive creation
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NOT_EXCLUSIVE:
+            raise  # a passing failure says nothing of what the store knows
         exists = bool(_holder(path))
         if not exists:
             path.fs.pipe_file(path.path, data)

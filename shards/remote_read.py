@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 BLOCK = 8 << 20
 #: Seconds between two tries: the first, and the longest.
 PAUSES = (0.25, 15.0)
+#: Seconds for which a set's first file is asked for: nobody wants to wait long to hear of a wrong address.
+FIRST_PATIENCE = 30.0
 #: Errors that asking again does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: And answers of HTTP.
@@ -67,7 +69,7 @@ class Patience:
             raise Abandoned
 
 
-def read_remote(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
+def read_blocks(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
     """The ``size`` bytes of a remote file, in blocks. What fails in passing is asked for again.
 
     Raises UserError if it is not there, may not be read, has another size, or the patience ends.
@@ -80,8 +82,8 @@ def read_remote(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
         patience.rest(0.0, patience.stop)
 
 
-def read_whole(path: Place, patience: Patience) -> bytes | None:
-    """All bytes of a small remote file, None if there is no such file. Else as ``read_remote``."""
+def read_small(path: Place, patience: Patience) -> bytes | None:
+    """All bytes of a small remote file, None if there is no such file. Else as ``read_blocks``."""
     try:
         return _asked(path, patience)
     except _Missing:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import UserError
-from shards.files import atomic_write, fingerprint, one_line
+from shards.files import atomic_write, fingerprint, names_in, one_line, remove_file
 from shards.index import read_index
 from shards.places import Place
 
@@ -100,9 +100,9 @@ def write_sample_table(
 def remove_other_tables(folder: Place, wanted: Sequence[SampleTable]) -> None:
     """Delete tables of an earlier build."""
     names = {table.name for table in wanted}
-    for path in folder.glob(f"*{SUFFIX}"):
-        if path.name not in names:
-            path.unlink(missing_ok=True)
+    for name in names_in(folder):
+        if name.endswith(SUFFIX) and name not in names:
+            remove_file(folder / name)
 
 
 def open_sample_table(path: Path, table: SampleTable, samples: int, genres: int) -> np.ndarray:

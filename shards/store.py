@@ -9,97 +9,71 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from shards.cache_options import CacheOptions, RemoteFile
 from shards.errors import UserError
 from shards.files import one_line
 from shards.index import SUFFIX as INDEX
 from shards.index import index_path, parse_index, read_index, require_index
 from shards.manifest import Manifest, Shard
 from shards.places import Place, is_remote, place
+from shards.remote_read import FIRST_PATIENCE
 from shards.samples import SampleTable, open_sample_table
 
 if TYPE_CHECKING:
     from shards.cache import Cache
 
 
-#: Seconds for which the first file of a set is asked for again.
-FIRST_PATIENCE = 30.0
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """Where remote files are kept and how much of them; see ``--cache-dir`` and ``--cache-limit``."""
-
-    folder: Path | None = None
-    """None: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or ~/.cache."""
-    limit: int = 0
-    """Bytes. 0: no limit but the disk's."""
-    patience: float = 300.0
-    """Seconds for which a store that does not answer is asked again."""
-
-    @property
-    def path(self) -> Path:
-        """The folder that is used."""
-        if self.folder is not None:
-            return self.folder
-        if own := os.environ.get("POSTERS_CACHE"):
-            return Path(own)
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
-
-
-class NoRoom(Exception):
-    """The limit leaves no room for a file: what is there is in use."""
-
-
-class ShardStore(Protocol):
+class ShardStore(ABC):
     """The files of one shard set."""
 
-    root: Place
+    def __init__(self, root: Place) -> None:
+        self.root = root
 
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def where(self, shard: Shard) -> str:
+        """A shard's tar, for messages."""
+        return str(self.root / shard.name)
+
+    @abstractmethod
     def manifest(self) -> Manifest:
         """The set's manifest, read anew."""
-        ...
 
+    @abstractmethod
     def check(self, shards: Sequence[Shard]) -> None:
         """A glance at files before work begins. Raises UserError for what is known to be missing or changed."""
-        ...
 
+    @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """A descriptor of a shard's tar; the caller closes it. Raises UserError if it cannot be had.
 
         Soon after ``stop`` is set, Abandoned.
         """
-        ...
 
+    @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
         """A shard's index. Raises UserError if it is missing, unreadable or another build's."""
-        ...
 
+    @abstractmethod
     def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
         """(n,) records of a split's table, mapped (shards/samples.py)."""
-        ...
-
-    def where(self, shard: Shard) -> str:
-        """The tar, for messages."""
-        ...
 
 
-class LocalShards:
+class LocalShards(ShardStore):
     """A folder of this machine."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
-
-    def __str__(self) -> str:
-        return str(self.root)
 
     def manifest(self) -> Manifest:
         """See ShardStore."""
@@ -142,22 +116,16 @@ class LocalShards:
         """See ShardStore."""
         return open_sample_table(self.root / table.name, table, samples, genres)
 
-    def where(self, shard: Shard) -> str:
-        """See ShardStore."""
-        return str(self.root / shard.name)
 
-
-class RemoteShards:
+class RemoteShards(ShardStore):
     """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
 
     def __init__(self, root: Place, cache: Cache) -> None:
-        self.root, self.cache = root, cache
-
-    def __str__(self) -> str:
-        return str(self.root)
+        super().__init__(root)
+        self.cache = cache
 
     def manifest(self) -> Manifest:
-        """See ShardStore. At the start nobody wants to wait for long to hear of a wrong address."""
+        """See ShardStore."""
         return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
 
     def check(self, shards: Sequence[Shard]) -> None:
@@ -171,10 +139,6 @@ class RemoteShards:
         """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none, Abandoned."""
         return self.cache.fetch(self._file(shard), stop=stop)
 
-    def has(self, shard: Shard) -> bool:
-        """Whether the shard is in the cache."""
-        return self.cache.has(self._file(shard))
-
     def index(self, shard: Shard) -> pa.Table:
         """See ShardStore."""
         source = index_path(self.root / shard.name)
@@ -187,8 +151,6 @@ class RemoteShards:
 
     def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
         """See ShardStore."""
-        from shards.cache import RemoteFile
-
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
         descriptor = self.cache.open(file)
         try:
@@ -196,23 +158,17 @@ class RemoteShards:
         finally:
             os.close(descriptor)  # a mapped file keeps its bytes, whoever deletes its name
 
-    def where(self, shard: Shard) -> str:
-        """See ShardStore."""
-        return str(self.root / shard.name)
-
-    def _file(self, shard: Shard) -> Any:
-        from shards.cache import RemoteFile
-
+    def _file(self, shard: Shard) -> RemoteFile:
         return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
 
 
 #: How a shard set is named: a path or URL, or its store where the cache is another than the usual one.
-ShardsAt: TypeAlias = str | Place | LocalShards | RemoteShards
+ShardsAt: TypeAlias = str | Place | ShardStore
 
 
-def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> LocalShards | RemoteShards:
+def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStore:
     """The store of a shard set. Raises UserError for a URL that cannot be used here."""
-    if isinstance(shards, (LocalShards, RemoteShards)):
+    if isinstance(shards, ShardStore):
         return shards
     root = place(shards)
     if not is_remote(root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,21 @@ def bucket(s3_address: str) -> str:
     from remote_tools import new_bucket
 
     return new_bucket()
+
+
+@pytest.fixture(scope="session")
+def drawn_posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with images/ and metadata.csv of 90 drawn posters and ten bad rows. Read-only."""
+    from toolkit.demo_posters import draw_poster_set
+
+    folder = tmp_path_factory.mktemp("posters")
+    draw_poster_set(folder, 90, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_set(drawn_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of those posters: three train tars, one val, one test. Read-only."""
+    from shared_tools import build_small_set
+
+    return build_small_set(drawn_posters, tmp_path_factory.mktemp("shards"))

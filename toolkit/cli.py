@@ -27,7 +27,7 @@ from toolkit.arguments import (
 )
 from toolkit.audit_arguments import add_audit_arguments
 from toolkit.export_arguments import add_export_arguments, add_import_arguments, add_push_arguments
-from toolkit.out_of_memory import forward_line, memory_told
+from toolkit.out_of_memory import memory_told
 
 #: Seconds by which rank 0 may end before others that failed.
 HEAD_START = 3.0
@@ -126,10 +126,10 @@ def _memory_line(args: argparse.Namespace) -> str:
     """What to do when a command other than train needs more memory than there is."""
     if not hasattr(args, "batch_size"):
         return _no_room(args.command)
-    from toolkit.forward import rows_for  # torch is there by now, unless Python itself ran out of memory
+    from toolkit.forward import no_room  # torch is there by now, unless Python itself ran out of memory
     from toolkit.model_folder import best_device
 
-    return forward_line(rows_for(args.batch_size, best_device()), "--batch-size")
+    return no_room(args.batch_size, best_device(), "--batch-size")
 
 
 def _no_room(command: str) -> str:
@@ -158,15 +158,21 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _lost_peer(error: RuntimeError) -> UserError | None:
     """What to say if it is the failure of a collective; only a command that loaded torch can have met one."""
-    if "toolkit.distributed" not in sys.modules:
+    if "toolkit.meeting" not in sys.modules:
         return None
-    from toolkit.distributed import lost_peer
+    from toolkit.meeting import lost_peer
 
     return lost_peer(error)
 
 
+def _rank() -> int:
+    """This process's number in its launch; 0 if the environment has none (meeting.py says what is wrong with it)."""
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _fail(message: str, status: int = 2) -> NoReturn:
-    rank = int(os.environ.get("RANK", "0"))
+    rank = _rank()
     if rank:
         # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
         time.sleep(HEAD_START)
@@ -183,7 +189,7 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 
 def set_up_logging() -> None:
     """Messages as they are on stderr; other ranks than 0 only warn, and say who they are."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = _rank()
     logging.basicConfig(
         level=logging.WARNING if rank else logging.INFO,
         format=f"[rank {rank}] %(message)s" if rank else "%(message)s",

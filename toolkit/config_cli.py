@@ -20,7 +20,7 @@ from shards.places import Place, place
 from toolkit.config import Config
 
 if TYPE_CHECKING:
-    from shards.store import CacheOptions
+    from shards.cache_options import CacheOptions
 
 # Attribute docstrings of the dataclasses become the help texts.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

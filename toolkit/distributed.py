@@ -1,30 +1,26 @@
-"""What processes say to each other: gather by sample, agree on stopping, share decisions."""
+"""What processes say to each other: gather by sample, agree on stopping, share decisions. meeting.py: how they meet."""
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
 import os
-import re
 import signal
-import socket
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError
 from shards.files import one_line
+from toolkit.meeting import join, patience, processes_of
 from toolkit.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -34,51 +30,9 @@ T = TypeVar("T")
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
 
-#: Exit status of a run that lost another process, or the network between them (sysexits.h's EX_UNAVAILABLE).
-LOST = 69
-
-#: Seconds for which a process waits for the others on GPUs and on CPUs, unless POSTERS_TIMEOUT says otherwise; torch's
-#: own numbers. Longer than what one does alone meanwhile: fetching weights, judging an epoch, writing a model.
-PATIENCE = {"gpu": 600, "cpu": 1800}
-
 
 class Stopped(Exception):
     """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
-
-
-def patience() -> timedelta:
-    """How long a process waits for the others before it takes them for lost. Raises UserError."""
-    usual = PATIENCE["gpu" if torch.cuda.is_available() else "cpu"]
-    text = os.environ.get("POSTERS_TIMEOUT", str(usual))
-    if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"POSTERS_TIMEOUT is {text!r}: give whole seconds, at least 1, e.g. {usual}")
-    return timedelta(seconds=int(text))
-
-
-class LostPeer(UserError):
-    """Another process, or the network between processes, is gone. The rest of the run cannot go on without it."""
-
-    status = LOST
-
-
-def lost_peer(error: RuntimeError) -> LostPeer | None:
-    """In one line what a collective's failure is about, if it is that another process is gone."""
-    if not _is_lost_peer(error):
-        return None
-    return LostPeer(
-        f"lost another process of this run, or the network to it ({_cause(error)}): look at what that process said; "
-        f"then start all of them again. A training with --resume goes on from its newest checkpoint"
-    )
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """torch has a class for NCCL's and the store's failures; gloo's are told by their text alone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def _cause(error: RuntimeError) -> str:
-    """The first sentence of torch's message, without places in its sources."""
-    return re.sub(r"\[/[^]]*\] *", "", one_line(error)).split(". ")[0][:200]
 
 
 def make_accelerator(precision: str | None = None, **options: Any) -> Accelerator:
@@ -87,12 +41,12 @@ def make_accelerator(precision: str | None = None, **options: Any) -> Accelerato
     On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
     for a run of its own, and all of them would write into the same folder.
     """
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = processes_of(os.environ)
     if not torch.cuda.is_available():
         keep_freed_memory()
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     if wanted > 1:
-        _join(wanted, bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU"))
+        join(wanted, bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU"))
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
     if accelerator.num_processes != wanted:
         raise UserError(
@@ -105,59 +59,6 @@ def make_accelerator(precision: str | None = None, **options: Any) -> Accelerato
             "launch/accelerate/cpu_2.yaml starts two"
         )
     return accelerator
-
-
-def _join(wanted: int, cpu: bool) -> None:
-    """Meet the other processes. Raises LostPeer if they do not come in time.
-
-    By PartialState: accelerate's own handler passes a timeout on only where it is not NCCL's usual one.
-    """
-    limit, env = patience(), os.environ
-    if env.get("RANK") == "0" and restarts_share_a_store(env):
-        log.warning(
-            "torchrun will start lost processes again, but those may then read addresses of the lost ones: set "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see launch/README.md)"
-        )
-    if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (
-        name := interface_toward(env.get("MASTER_ADDR", ""))
-    ):
-        # gloo listens where this host's name leads, which many hosts' own tables say is 127.0.0.1.
-        env.setdefault("GLOO_SOCKET_IFNAME", name)
-    try:
-        PartialState(cpu, timeout=limit)
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        raise LostPeer(
-            f"the {wanted} processes did not meet at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
-            f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): is every node started, is the "
-            f"address that of the first node, does a firewall stand between them? See launch/README.md"
-        ) from None
-
-
-def restarts_share_a_store(env: Mapping[str, str]) -> bool:
-    """Whether a group that torchrun starts again would meet in the store of the one before (pytorch issue 135712)."""
-    return (
-        env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    )
-
-
-def interface_toward(host: str) -> str | None:
-    """Name of the network interface by which this machine reaches ``host``, itself included.
-
-    None where that cannot be told, or is the loopback.
-    """
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as asking:
-            asking.connect(address)  # a datagram socket sends nothing for that
-            own = asking.getsockname()[0]
-    except OSError:
-        return None
-    if ipaddress.ip_address(own).is_loopback:
-        return None
-    addresses = psutil.net_if_addrs()
-    return next((name for name, known in addresses.items() if own in [a.address for a in known]), None)
 
 
 def gather_by_index(

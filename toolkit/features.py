@@ -35,9 +35,9 @@ from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import StopSignal, autocast_dtype, by_main, gather_by_index
-from toolkit.forward import rows_for
+from toolkit.forward import no_room, rows_for
 from toolkit.models import head_prefixes
-from toolkit.out_of_memory import forward_line, memory_told
+from toolkit.out_of_memory import memory_told
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ class FeatureBank:
             return _read(path)
         what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
         title = f"features of {split}, {what}"
-        stop = StopSignal(self.accelerator)
+        stop, rows = StopSignal(self.accelerator), self.config.train.eval_batch_size
         try:
-            with memory_told(self._memory_line):
+            with memory_told(lambda: no_room(rows, self.accelerator.device, "--train.eval_batch_size")):
                 found = self._compute(
                     reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
                 )
@@ -132,10 +132,6 @@ class FeatureBank:
         finally:
             stop.restore()
         return found
-
-    def _memory_line(self) -> str:
-        rows = rows_for(self.config.train.eval_batch_size, self.accelerator.device)
-        return forward_line(rows, "--train.eval_batch_size")
 
     def _agreed(self, path: Path) -> bool:
         """Whether every rank has the file: one that computes alone would wait for the others for ever."""

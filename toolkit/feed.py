@@ -23,7 +23,7 @@ from toolkit.data.meter import Meter, verdict
 from toolkit.data.mix import mixes
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
 from toolkit.data.plan import TrainPlan
-from toolkit.data.prefetch import check_room, pass_of, shards_in_need
+from toolkit.data.prefetch import check_room, pass_of
 from toolkit.data.reader import ShardReader
 from toolkit.data.repeats import RepeatOrder, repeat_factors
 from toolkit.data.transforms import Preprocessing
@@ -106,7 +106,6 @@ class Feed:
         self.val_cutter: Cutter = eval_cutter(val, preprocessing, data.geometry, device)
         self.meter = self.train_loader.meter
         self._train, self._val, self._preprocessing = train, val, preprocessing
-        self._expected: tuple[int, int] | None = None  # the epoch and update that are fetched ahead next
         if isinstance(train.store, RemoteShards):
             window = data.window if data.order == "window" else None
             check_room(train.store, train.shards, window, self.plan.global_batch * (data.prefetch + 1))
@@ -122,18 +121,18 @@ class Feed:
             first_step=step,
         )
         cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
-        self._fetch_ahead(epoch, step)
+        self._fetch_ahead(epoch, step * self.plan.global_batch)
         return self.train_loader.batches(shares, cutter, epoch)
 
-    def _fetch_ahead(self, epoch: int, step: int) -> None:
-        """Have remote shards come in the plan's order; from one epoch to the next it goes on by itself."""
-        data, count, position = self.config.data, len(self._train.shards), step * self.plan.global_batch
-        if (epoch, step) != self._expected:
-            ahead = keep = data.window if data.order == "window" else count
-            visits = shards_in_need(self.plan.order, count, epoch, position)
-            self._train.follow(visits, ahead, keep, prefetch=self.accelerator.is_local_main_process)
-        self._train.begin(pass_of(self.plan.order, count, epoch, position))
-        self._expected = (epoch + 1, 0)
+    def _fetch_ahead(self, epoch: int, position: int) -> None:
+        """Have remote shards come in the plan's order, the next epoch's first ones before this one ends."""
+        data, order, count = self.config.data, self.plan.order, len(self._train.shards)
+        self._train.begin(
+            pass_of(order, count, epoch, position),
+            pass_of(order, count, epoch + 1, 0),
+            data.window if data.order == "window" else count,
+            self.accelerator.is_local_main_process,
+        )
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None

@@ -20,6 +20,7 @@ from torch import nn
 from toolkit.data.transforms import Preprocessing
 from toolkit.fsdp import is_spread
 from toolkit.models import logits_and_features
+from toolkit.out_of_memory import forward_line
 
 Tta = Literal["none", "flip"]
 #: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
@@ -34,6 +35,11 @@ CPU_ROWS, GPU_ROWS = 32, 128
 def rows_for(wanted: int, device: torch.device) -> int:
     """``wanted``, or what suits the device if that is 0."""
     return wanted or (CPU_ROWS if device.type == "cpu" else GPU_ROWS)
+
+
+def no_room(wanted: int, device: torch.device, option: str) -> str:
+    """What to say of a forward pass that did not fit, of as many images as ``option`` was told."""
+    return forward_line(rows_for(wanted, device), option)
 
 
 #: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is

@@ -24,6 +24,7 @@ from shards.errors import UserError
 from toolkit.config import OnNonfinite
 from toolkit.data.plan import Share
 from toolkit.distributed import sum_over_ranks
+from toolkit.fsdp import local
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,7 @@ def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.T
 
     It costs a hundredth of an update. Looking for the largest element costs a fifth on a CPU.
     """
-    # Of a tensor that is spread over ranks each looks at its own part.
-    local = [getattr(t, "to_local", lambda t=t: t)() for t in tensors if t is not None and t.numel()]
-    return get_total_norm(local).to(like.device) if local else torch.zeros_like(like)
+    own = [
+        local(t) for t in tensors if t is not None and t.numel()
+    ]  # of what is spread each rank looks at its part
+    return get_total_norm(own).to(like.device) if own else torch.zeros_like(like)

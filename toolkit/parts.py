@@ -26,7 +26,7 @@ from toolkit.ema import build_ema, restore_ema
 from toolkit.features import FeatureBank
 from toolkit.feed import Feed, RunFeed
 from toolkit.freezing import Freezing
-from toolkit.fsdp import spread, spread_state, spreads
+from toolkit.fsdp import is_spread, spread, spread_state, spreads
 from toolkit.losses import build_loss
 from toolkit.model_folder import mean_std
 from toolkit.models import (
@@ -64,8 +64,11 @@ class Parts:
     out: Path
     probe: Probe | None
     """Where cached features take the place of pixels: and the model whose head learns on them."""
-    fsdp: bool = False
-    """Whether model, optimiser and ema hold this process's part of each tensor only."""
+
+    @property
+    def fsdp(self) -> bool:
+        """Whether model, optimiser and ema hold this process's part of each tensor only."""
+        return is_spread(self.model)
 
 
 def make_feed(accelerator: Accelerator, parts: Parts, accumulation: int) -> RunFeed:
@@ -103,7 +106,6 @@ def build_parts(
         model = probe.head
         if checkpoint is not None:
             model.load_state_dict(checkpoint.tensors["model"])
-    freezing = Freezing(model, () if probing else config.model.freeze)
     if config.train.channels_last and not probing:
         model = model.to(memory_format=torch.channels_last)
     ema = build_ema(model, config.train.ema)
@@ -111,12 +113,14 @@ def build_parts(
         restore_ema(ema, checkpoint.tensors["ema"])
     if fsdp:
         spread(accelerator, model)
-        freezing = Freezing(model, config.model.freeze)  # of the parameters that there are now
         if ema is not None:
             spread(accelerator, ema.module)
             ema.foreach = False  # torch's lists do not take spread and whole tensors together
     if config.model.checkpointing and not probing:
         enable_checkpointing(model)
+    freezing = Freezing(
+        model, () if probing else config.model.freeze
+    )  # of the parameters as they are from here on
     # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
     freezing.apply(None)
     optimizer = build_optimizer(model, config.optim)
@@ -151,7 +155,6 @@ def build_parts(
         preprocessing,
         out,
         probe,
-        fsdp,
     )
 
 

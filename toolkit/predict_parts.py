@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import torch
 
+from shards.cache_options import NoRoom
 from shards.errors import UserError
 from shards.files import fingerprint
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
 from shards.remote_read import Abandoned
-from shards.store import LocalShards, NoRoom, RemoteShards
+from shards.store import RemoteShards, ShardStore
 from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.loader import Source
@@ -85,7 +86,7 @@ class Part(Protocol):
 class ShardPart:
     """A shard of a set."""
 
-    store: LocalShards | RemoteShards
+    store: ShardStore
     shard: Shard
     labels: LabelSet
 
@@ -171,7 +172,7 @@ class _OpenFiles:
         return file_cutter(preprocessing.image_size, RawTransform(preprocessing))
 
 
-def shard_parts(store: LocalShards | RemoteShards, manifest: Manifest, split: str | None) -> list[Part]:
+def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
     shards = manifest.of_split(split) if split else manifest.shards
     store.check(shards)  # rather than an hour later, when the last one's turn comes

@@ -10,7 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from shards.files import atomic_write
+from shards.errors import UserError
+from shards.files import atomic_write, one_line
 from toolkit.distributed import by_main
 
 STEP_FIELDS = (
@@ -74,12 +75,20 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
-    """Keep the rows whose ``counter`` is at most ``last``."""
+    """Keep the rows whose ``counter`` is at most ``last``. Raises UserError for a file that is no log of ours."""
     kept: list[dict[str, str]] = []
     if path.exists():
-        with open(path, newline="", encoding="utf-8") as stream:
-            # the last row of a killed run may be half a row
-            kept = [r for r in csv.DictReader(stream) if None not in r.values() and int(r[counter]) <= last]
+        try:
+            with open(path, newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
+                if foreign := set(reader.fieldnames or ()) - set(fields):
+                    raise ValueError(f"its columns are not a log's: {', '.join(sorted(foreign))}")
+                # the last row of a killed run may be half a row
+                kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
+        except (ValueError, KeyError, csv.Error) as error:
+            raise UserError(
+                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another"
+            ) from None
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)
         writer.writeheader()

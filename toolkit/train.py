@@ -13,6 +13,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from difflib import get_close_matches
@@ -22,9 +23,9 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
-from filelock import FileLock, Timeout
 
 from shards.errors import UserError
+from shards.files import folder_lock
 from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
 from toolkit.auto_batch import fit_accumulation
@@ -60,8 +61,8 @@ def train(
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     accelerator = _accelerator(config, out)
     _require_one_set(accelerator, manifest, str(store))
-    lock = _prepare_out(accelerator, out, resume or search_lr)
-    try:
+    with contextlib.ExitStack() as held:
+        by_main(accelerator, lambda: _hold(held, out, beside=resume or search_lr))
         status = 0
         try:
             if search_lr:
@@ -74,9 +75,6 @@ def train(
             status = STOPPED
         accelerator.wait_for_everyone()
         accelerator.end_training()
-    finally:
-        if lock is not None:
-            lock.release()
     return status
 
 
@@ -187,23 +185,20 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     return accelerator
 
 
-def _prepare_out(accelerator: Accelerator, out: Path, beside: bool) -> FileLock | None:
-    """Make the run folder and hold it, on the main process. Raises UserError, on every rank, if it must not."""
-    lock = FileLock(out / ".lock", timeout=0)
-    by_main(accelerator, lambda: _hold(lock, out, beside))
-    return lock if accelerator.is_main_process else None
+def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
+    """Make the run folder and lock it for as long as ``held`` is open. Raises UserError if it cannot be.
 
-
-def _hold(lock: FileLock, out: Path, beside: bool) -> None:
-    """Refuses to overwrite a run, unless ``beside`` says that nothing will be."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"another process trains in {out}; wait for it or choose another --out") from None
-    if not beside and (checkpoints(out / "checkpoints") or (out / "model").exists()):
+    Refuses to overwrite a run, unless ``beside`` says that nothing will be.
+    """
+    held.enter_context(folder_lock(out))
+    folder = out / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+        )
+    if not beside and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
-    remove_partial_checkpoints(out / "checkpoints")
+    remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")
 
 

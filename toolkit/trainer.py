@@ -24,11 +24,11 @@ from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
 from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, rewrap, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
-from toolkit.forward import rows_for
+from toolkit.forward import no_room
 from toolkit.fsdp import gathered
 from toolkit.nonfinite import Guard
 from toolkit.optim import lr_factor
-from toolkit.out_of_memory import forward_line, memory_told
+from toolkit.out_of_memory import memory_told
 from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
@@ -145,10 +145,6 @@ class Trainer:
         state.updates += 1
         return loss, counted
 
-    def _memory_line(self) -> str:
-        rows = rows_for(self.config.train.eval_batch_size, self.accelerator.device)
-        return forward_line(rows, "--train.eval_batch_size")
-
     def _bar(self) -> Any:
         state = self.state
         done = min(state.step * self.plan.global_batch, self.plan.num_samples)
@@ -189,7 +185,8 @@ class Trainer:
         if parts.ema is not None:
             broadcast_buffers(accelerator, model)
         model.eval()
-        with memory_told(self._memory_line):
+        rows = self.config.train.eval_batch_size
+        with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
         whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None

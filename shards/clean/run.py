@@ -19,7 +19,7 @@ from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finis
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
-from shards.files import folder_lock, read_json, read_present, remove_partials, write_json
+from shards.files import folder_lock, read_json, read_present, remove_file, remove_partials, write_json
 from shards.images import ImageOptions, holds_images, require_images
 from shards.listing import list_sizes
 from shards.metadata import Rejection, read_metadata, write_rejected
@@ -242,10 +242,10 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
             raise UserError(
                 f"{cleaned_path(out, sample_id)} was not made by `posters clean`; move it away, or choose another --out"
             )
-    (out / REPORT).unlink(missing_ok=True)  # from here to the end the folder is not finished
+    remove_file(out / REPORT)  # from here to the end the folder is not finished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
-        cleaned_path(out, sample_id).unlink(missing_ok=True)
+        remove_file(cleaned_path(out, sample_id))
     write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.files import atomic_write, names_in
+from shards.files import atomic_write, names_in, remove_file
 from shards.images import BadImage, ImageOptions, decode, read_image_file
 from shards.places import Place
 from shards.text.masks import mask_of
@@ -54,7 +54,7 @@ def write_sheet(
     out.mkdir(parents=True, exist_ok=True)
     for name in names_in(out):
         if name.startswith("contact_sheet-") and name.endswith(".png"):
-            (out / name).unlink()
+            remove_file(out / name)
     worst = [(row, tiles(row, raw, cleaned, image)) for row in worst_first(rows, count)]
     for number, start in enumerate(range(0, len(worst), PER_PNG), 1):
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:

@@ -11,44 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 from fault_tools import Disk, ended, train_options
-from shared_tools import build_small_set, small_file_system
+from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
 from shards.manifest import Manifest
-from toolkit.demo_posters import draw_poster_set
 from toolkit.models import HeadSpec
 
 
 @pytest.fixture(scope="session")
-def fault_posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with images/ and metadata.csv of 90 drawn posters and some bad rows."""
-    folder = tmp_path_factory.mktemp("fault-posters")
-    draw_poster_set(folder, 90, seed=3)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def fault_set(fault_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their shards: seven updates of eight samples an epoch. Read-only."""
-    return build_small_set(fault_posters, tmp_path_factory.mktemp("fault-set"))
-
-
-@pytest.fixture(scope="session")
-def fault_model(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fault_model(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model folder for that set. Read-only."""
-    labels = Manifest.read(fault_set).labels
+    labels = Manifest.read(drawn_set).labels
     return make_model_folder(
         tmp_path_factory.mktemp("fault-model") / "model", labels, HeadSpec("linear", (), 0.0)
     )
 
 
 @pytest.fixture(scope="session")
-def unharmed(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def unharmed(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Runs of two epochs that nothing happens to, by the number of their ranks. Read-only."""
     folder = tmp_path_factory.mktemp("unharmed")
     for ranks in (1, 2):
         options = train_options(
-            fault_set, folder / str(ranks), "--train.epochs=2", "--train.checkpoint_steps=2"
+            drawn_set, folder / str(ranks), "--train.epochs=2", "--train.checkpoint_steps=2"
         )
         run = ended(options, folder / f"said-{ranks}", ranks)
         assert run.statuses == [0] * ranks, run.said
@@ -56,10 +41,10 @@ def unharmed(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="session")
-def two_checkpoints(fault_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_checkpoints(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in its second epoch, with checkpoints of updates 7 (the end of the first) and 8. Read-only."""
     folder = tmp_path_factory.mktemp("two")
-    options = train_options(fault_set, folder / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
+    options = train_options(drawn_set, folder / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     assert ended(options, folder / "said", 1, "kill 0 9").statuses == [-9]
     assert [p.name for p in sorted((folder / "run/checkpoints").iterdir())] == [
         "step-00000007",

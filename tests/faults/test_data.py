@@ -19,17 +19,17 @@ TAR = "train-00001.tar"
 
 
 @pytest.fixture(scope="module")
-def other_set(fault_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_set(drawn_posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same posters, built with another seed: files of the same names. Read-only."""
-    return build_small_set(fault_posters, tmp_path_factory.mktemp("other"), seed=1)
+    return build_small_set(drawn_posters, tmp_path_factory.mktemp("other"), seed=1)
 
 
 @pytest.fixture(scope="module")
-def runs(fault_set: Path, single_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(drawn_set: Path, single_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one epoch and of two. Read-only."""
     folder = tmp_path_factory.mktemp("runs")
     for name, epochs in (("one", 1), ("two", 2)):
-        assert main(train_options(fault_set, folder / name, f"--train.epochs={epochs}")) == 0
+        assert main(train_options(drawn_set, folder / name, f"--train.epochs={epochs}")) == 0
     return folder
 
 
@@ -84,7 +84,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 def test_a_resumed_training(
     damage: Callable[[Path, Path], None],
     word: str,
-    fault_set: Path,
+    drawn_set: Path,
     other_set: Path,
     runs: Path,
     tmp_path: Path,
@@ -92,7 +92,7 @@ def test_a_resumed_training(
 ):
     """Nothing of the run changes, and with the files as they were it comes to the end of any other."""
     shards, run = (
-        shutil.copytree(fault_set, tmp_path / "set"),
+        shutil.copytree(drawn_set, tmp_path / "set"),
         shutil.copytree(runs / "one", tmp_path / "run"),
     )
     before = contents(run)
@@ -101,7 +101,7 @@ def test_a_resumed_training(
     status, line = command(words, capsys)
     assert status == 2 and word in line and str(shards) in line
     assert contents(run) == before
-    shutil.copytree(fault_set, shards, dirs_exist_ok=True)
+    shutil.copytree(drawn_set, shards, dirs_exist_ok=True)
     assert command(words, capsys) == (0, "")
     assert_same_run(run, runs / "two")
 
@@ -116,13 +116,13 @@ def test_an_evaluation_and_a_prediction(
     verb: str,
     damage: Callable[[Path, Path], None],
     word: str,
-    fault_set: Path,
+    drawn_set: Path,
     fault_model: Path,
     other_set: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    shards = shutil.copytree(fault_set, tmp_path / "set")
+    shards = shutil.copytree(drawn_set, tmp_path / "set")
     damage(shards, other_set)
     model = shutil.copytree(fault_model, tmp_path / "model")
     before = contents(model)
@@ -144,10 +144,10 @@ def test_another_set_than_the_runs(
 
 
 def test_flipped_bytes(
-    fault_set: Path, fault_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawn_set: Path, fault_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Sizes do not show them: what cannot be decoded is told while it is read, verify finds every one beforehand."""
-    shards = shutil.copytree(fault_set, tmp_path / "set")
+    shards = shutil.copytree(drawn_set, tmp_path / "set")
     content = bytearray((shards / TAR).read_bytes())
     start = content.index(b"\xff\xd8\xff")  # the first picture loses its header
     content[start : start + 3] = bytes(3)

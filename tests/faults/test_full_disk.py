@@ -36,10 +36,10 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")
-def whole(fault_set: Path, single_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(drawn_set: Path, single_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs on a disk with room. Read-only."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert main(train_options(fault_set, out, "--train.epochs=2")) == 0
+    assert main(train_options(drawn_set, out, "--train.epochs=2")) == 0
     return out
 
 
@@ -57,16 +57,16 @@ def test_training(
     owner: Any,
     name: str,
     file: str,
-    fault_set: Path,
+    drawn_set: Path,
     whole: Path,
     disk: Disk,
     capsys: pytest.CaptureFixture[str],
 ):
     """The first epoch is done when the disk fills up; with room again the run comes to the end of any other."""
     out = disk.folder / "run"
-    assert command(train_options(fault_set, out), capsys) == (0, "")
+    assert command(train_options(drawn_set, out), capsys) == (0, "")
     before = contents(out)
-    resumed = train_options(fault_set, out, "--train.epochs=2", "--resume")
+    resumed = train_options(drawn_set, out, "--train.epochs=2", "--resume")
     with disk.full_during(owner, name):
         status, line = command(resumed, capsys)
         assert (status, FULL in line, file in line) == (2, True, True), line
@@ -85,7 +85,7 @@ def test_training(
 def test_a_row_of_a_log(
     kind: str,
     file: str,
-    fault_set: Path,
+    drawn_set: Path,
     whole: Path,
     disk: Disk,
     capsys: pytest.CaptureFixture[str],
@@ -93,7 +93,7 @@ def test_a_row_of_a_log(
 ):
     """Half a row may be left, which the resumed run takes away."""
     out = disk.folder / "run"
-    assert command(train_options(fault_set, out), capsys) == (0, "")
+    assert command(train_options(drawn_set, out), capsys) == (0, "")
     real = getattr(toolkit.run_log.RunLog, kind)
 
     def in_vain(self: Any, row: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def test_a_row_of_a_log(
         disk.fill()
         real(self, row)
 
-    resumed = train_options(fault_set, out, "--train.epochs=2", "--resume")
+    resumed = train_options(drawn_set, out, "--train.epochs=2", "--resume")
     before = (out / file).read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(toolkit.run_log.RunLog, kind, in_vain)
@@ -117,7 +117,7 @@ def test_a_row_of_a_log(
 
 @pytest.mark.parametrize("room", [0, 4096], ids=["at its start", "later"])
 def test_tensorboard(
-    room: int, fault_set: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    room: int, drawn_set: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """On a disk of its own: its thread writes later than the rest."""
     out = tmp_path / "run"
@@ -125,7 +125,7 @@ def test_tensorboard(
     (out / "tensorboard").symlink_to(disk.folder)
     disk.fill(room)
     options = [*SMALL, "--train.tensorboard=true", "--train.epochs=6", "--train.patience=0"]
-    options = ["train", "--shards", str(fault_set), "--out", str(out), *options]
+    options = ["train", "--shards", str(drawn_set), "--out", str(out), *options]
     status, line = command(options, capsys)
     assert status == 2 and FULL in line and "tensorboard" in line
     assert bool(list(out.glob("checkpoints/step-*"))) == bool(room)
@@ -133,13 +133,13 @@ def test_tensorboard(
         assert command([*options, "--resume", "--train.tensorboard=false"], capsys) == (0, "")
 
 
-def test_find_lr(fault_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+def test_find_lr(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     out = disk.folder / "run"
     for file in ("find-lr.csv", "find-lr.png"):
         (out / file).parent.mkdir(exist_ok=True)
         (out / file).write_text("of an earlier test")
     with disk.full_during(toolkit.find_lr, "save_curve"):
-        status, line = command(train_options(fault_set, out, "--find-lr"), capsys)
+        status, line = command(train_options(drawn_set, out, "--find-lr"), capsys)
     assert status == 2 and FULL in line and "find-lr.csv" in line
     assert {path.name: path.read_text() for path in out.glob("find-lr.*")} == {
         "find-lr.csv": "of an earlier test",
@@ -147,9 +147,9 @@ def test_find_lr(fault_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_cached_features(fault_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     options = train_options(
-        fault_set, disk.folder / "run", "--model.freeze=[backbone]", "--train.feature_views=1"
+        drawn_set, disk.folder / "run", "--model.freeze=[backbone]", "--train.feature_views=1"
     )
     with disk.full_during(toolkit.features.FeatureBank, "_compute"):
         status, line = command(options, capsys)
@@ -175,7 +175,7 @@ def test_metrics_and_decisions(
     owner: Any,
     name: str,
     file: str,
-    fault_set: Path,
+    drawn_set: Path,
     fault_model: Path,
     disk: Disk,
     capsys: pytest.CaptureFixture[str],
@@ -183,7 +183,7 @@ def test_metrics_and_decisions(
     """What this file replaces is there as it was, and every file of the model is whole."""
     model = disk.folder / "model"
     shutil.copytree(fault_model, model)
-    words = [verb, "--model", model, "--shards", fault_set]
+    words = [verb, "--model", model, "--shards", drawn_set]
     assert command(words, capsys) == (0, "")
     before = contents(model)
     with disk.full_during(owner, name):
@@ -195,14 +195,14 @@ def test_metrics_and_decisions(
     assert contents(model) == before
 
 
-def test_a_report(fault_set: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+def test_a_report(drawn_set: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     """Without its page, which is written last, a folder is no report; the same command makes it one."""
     words = [
         "evaluate",
         "--model",
         shutil.copytree(fault_model, disk.folder / "model"),
         "--shards",
-        fault_set,
+        drawn_set,
     ]
     words += ["--report", disk.folder / "report"]
     with disk.full_during(toolkit.report.folder, "write_json"):
@@ -216,10 +216,10 @@ def test_a_report(fault_set: Path, fault_model: Path, disk: Disk, capsys: pytest
 
 @pytest.mark.parametrize("ending", ["csv", "json", "txt"])
 def test_predictions_of_a_few_images(
-    ending: str, fault_posters: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
+    ending: str, drawn_posters: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ):
     out = disk.folder / f"predictions.{ending}"
-    words = ["predict", "-m", fault_model, "-d", fault_posters / "images", "-o", out]
+    words = ["predict", "-m", fault_model, "-d", drawn_posters / "images", "-o", out]
     assert command(words, capsys) == (0, "")
     before = out.read_bytes()
     with disk.full_during(toolkit.predict, "write_predictions"):

@@ -21,9 +21,9 @@ def newest(run: Path) -> str:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_of_two_ranks_is_killed(victim: int, fault_set: Path, unharmed: dict[int, Path], tmp_path: Path):
+def test_one_of_two_ranks_is_killed(victim: int, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
     """Where no launcher ends the other one: it ends by itself, and says that somebody is missing."""
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS)
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     killed = ended(options, tmp_path / "first", 2, f"kill {victim} 9")
     assert killed.statuses[victim] == -9 and killed.statuses[1 - victim] == 69
     (line,) = killed.errors
@@ -36,8 +36,8 @@ def test_one_of_two_ranks_is_killed(victim: int, fault_set: Path, unharmed: dict
     assert_same_run(tmp_path / "run", unharmed[2])
 
 
-def test_all_ranks_are_killed(fault_set: Path, unharmed: dict[int, Path], tmp_path: Path):
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS)
+def test_all_ranks_are_killed(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     run = Run(options, tmp_path / "first", 2, f"hold 10 {tmp_path / 'held'}")
     run.until(lambda: (tmp_path / "held.0").exists() and (tmp_path / "held.1").exists())
     run.kill()
@@ -54,9 +54,9 @@ def test_all_ranks_are_killed(fault_set: Path, unharmed: dict[int, Path], tmp_pa
     ids=["within state.pt", "before the rename"],
 )
 def test_killed_while_a_checkpoint_is_written(
-    fault: str, half: list[str], fault_set: Path, unharmed: dict[int, Path], tmp_path: Path
+    fault: str, half: list[str], drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
 ):
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS)
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     assert ended(options, tmp_path / "first", 1, fault).statuses == [-9]
     (left,) = (tmp_path / "run" / "checkpoints").glob("step-00000010.*.partial")
     found = sorted(path.name for path in left.iterdir())
@@ -73,10 +73,10 @@ def test_killed_while_a_checkpoint_is_written(
 
 
 def test_a_stop_at_the_end_of_an_epoch_and_a_kill_when_it_is_saved_again(
-    fault_set: Path, unharmed: dict[int, Path], tmp_path: Path
+    drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
 ):
     """The same step is saved before and after its validation: the first stays in reach until the second is there."""
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS, "--train.keep_checkpoints=1")
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, "--train.keep_checkpoints=1")
     stopped = ended(options, tmp_path / "first", 1, "term 0 7")
     assert stopped.statuses == [75] and newest(tmp_path / "run") == "step-00000007"
     assert ended([*options, "--resume"], tmp_path / "second", 1, "kill-rename 7").statuses == [-9]
@@ -87,8 +87,8 @@ def test_a_stop_at_the_end_of_an_epoch_and_a_kill_when_it_is_saved_again(
     assert_same_run(tmp_path / "run", unharmed[1])
 
 
-def test_one_of_two_ranks_is_told_to_stop(fault_set: Path, unharmed: dict[int, Path], tmp_path: Path):
-    options = train_options(fault_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
+def test_one_of_two_ranks_is_told_to_stop(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
+    options = train_options(drawn_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     stopped = ended(options, tmp_path / "first", 2, "term 1 9")
     assert stopped.statuses == [75, 75] and stopped.errors == []
     assert "stopped by a signal; checkpoint saved: the same command with --resume goes on" in stopped.said[0]
@@ -114,11 +114,11 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_checkpoint_is_damaged(
-    damage: str, fault_set: Path, two_checkpoints: Path, unharmed: dict[int, Path], tmp_path: Path
+    damage: str, drawn_set: Path, two_checkpoints: Path, unharmed: dict[int, Path], tmp_path: Path
 ):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     DAMAGES[damage](tmp_path / "run/checkpoints/step-00000008")
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
     assert "step-00000008 is damaged and passed over" in resumed.said[0]
@@ -126,20 +126,20 @@ def test_the_newest_checkpoint_is_damaged(
     assert_same_run(tmp_path / "run", unharmed[1])
 
 
-def test_all_checkpoints_are_damaged(fault_set: Path, two_checkpoints: Path, tmp_path: Path):
+def test_all_checkpoints_are_damaged(drawn_set: Path, two_checkpoints: Path, tmp_path: Path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").iterdir():
         _flip(path / "state.pt")
     before = contents(tmp_path / "run")
-    options = train_options(fault_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
+    options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
     refused = ended(options, tmp_path / "said")
     assert refused.statuses == [2]
     assert "none of the 2 checkpoints in" in refused.errors[0] and "is whole" in refused.errors[0]
     assert contents(tmp_path / "run") == before
 
 
-def test_two_runs_start_into_one_folder_at_the_same_moment(fault_set: Path, tmp_path: Path):
-    gate, options = tmp_path / "gate", train_options(fault_set, tmp_path / "run", "--train.epochs=4")
+def test_two_runs_start_into_one_folder_at_the_same_moment(drawn_set: Path, tmp_path: Path):
+    gate, options = tmp_path / "gate", train_options(drawn_set, tmp_path / "run", "--train.epochs=4")
     runs = [Run(options, tmp_path / name, 1, f"gate {gate}") for name in ("a", "b")]
     runs[0].until(lambda: len(list(tmp_path.glob("gate.*"))) == 2)
     gate.touch()
@@ -151,8 +151,8 @@ def test_two_runs_start_into_one_folder_at_the_same_moment(fault_set: Path, tmp_
         assert len(stream.readlines()) == 5  # of the one that came first, and whole
 
 
-def test_a_second_run_of_two_ranks_is_refused_on_both(fault_set: Path, tmp_path: Path):
-    options = train_options(fault_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
+def test_a_second_run_of_two_ranks_is_refused_on_both(drawn_set: Path, tmp_path: Path):
+    options = train_options(drawn_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     first = Run(options, tmp_path / "first", 2, f"hold 3 {tmp_path / 'held'}")
     first.until(lambda: (tmp_path / "held.0").exists() and (tmp_path / "held.1").exists())
     before = contents(tmp_path / "run")

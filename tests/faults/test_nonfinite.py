@@ -23,10 +23,10 @@ STEP = 4
 
 
 @pytest.fixture(scope="module")
-def spoilt(fault_set: Path) -> str:
+def spoilt(drawn_set: Path) -> str:
     """The id of a sample of update STEP of the first epoch."""
-    reader = ShardReader.of_split(fault_set, "train")
-    plan = train_plan(parse_train(train_options(fault_set, Path("R"))[1:]).config, reader)
+    reader = ShardReader.of_split(drawn_set, "train")
+    plan = train_plan(parse_train(train_options(drawn_set, Path("R"))[1:]).config, reader)
     assert plan.steps_per_epoch == 7
     return reader.sample_id(int(plan.global_indices(0, STEP)[3]))
 
@@ -56,9 +56,9 @@ def updates_saved(run: Path) -> list[int]:
     ],
 )
 def test_it_stops_and_names_the_sample(
-    options: list[str], saved: list[int], fault_set: Path, spoilt: str, tmp_path: Path
+    options: list[str], saved: list[int], drawn_set: Path, spoilt: str, tmp_path: Path
 ):
-    run = ended(train_options(fault_set, tmp_path / "run", *APART, *options), tmp_path, 1, f"nan {spoilt}")
+    run = ended(train_options(drawn_set, tmp_path / "run", *APART, *options), tmp_path, 1, f"nan {spoilt}")
     assert run.statuses == [2]
     (line,) = run.errors
     assert f"the loss is not finite at epoch 1, step {STEP + 1} for 1 of 8 samples, {spoilt}: " in line
@@ -69,12 +69,12 @@ def test_it_stops_and_names_the_sample(
         state = last_tensors(tmp_path / "run")["model"]
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
         assert state  # and what was saved goes on
-        options = train_options(fault_set, tmp_path / "run", *APART, SKIP, "--resume")
+        options = train_options(drawn_set, tmp_path / "run", *APART, SKIP, "--resume")
         assert ended(options, tmp_path / "again", 1, f"nan {spoilt}").statuses == [0]
 
 
-def test_two_ranks_stop_with_the_sample_of_one(fault_set: Path, spoilt: str, tmp_path: Path):
-    options = train_options(fault_set, tmp_path / "run", *APART, "--train.log_steps=99")
+def test_two_ranks_stop_with_the_sample_of_one(drawn_set: Path, spoilt: str, tmp_path: Path):
+    options = train_options(drawn_set, tmp_path / "run", *APART, "--train.log_steps=99")
     run = ended(options, tmp_path, 2, f"nan {spoilt}")
     assert run.statuses == [2, 2]
     first, second = run.errors
@@ -92,13 +92,13 @@ def test_two_ranks_stop_with_the_sample_of_one(fault_set: Path, spoilt: str, tmp
     ids=["one", "two with BatchNorm", "two, in parts"],
 )
 def test_a_skipped_update_is_as_if_it_had_been_left_out(
-    ranks: int, options: list[str], besides: str, fault_set: Path, spoilt: str, tmp_path: Path
+    ranks: int, options: list[str], besides: str, drawn_set: Path, spoilt: str, tmp_path: Path
 ):
     """To the bit: weights, buffers, optimiser, moving average, logs, and the model of the best epoch."""
     options = [*options, "--train.epochs=2", "--optim.schedule=cosine", "--train.checkpoint_steps=3", SKIP]
     for name, fault in (("skipped", "nan"), ("left-out", "leave-out")):
         run = ended(
-            train_options(fault_set, tmp_path / name, *options),
+            train_options(drawn_set, tmp_path / name, *options),
             tmp_path / f"{name}-said",
             ranks,
             f"{fault} {spoilt}{besides}",
@@ -121,11 +121,11 @@ def test_a_skipped_update_is_as_if_it_had_been_left_out(
     assert float(epochs[0]["train_loss"]) == pytest.approx(mean, rel=1e-4)
 
 
-def test_the_count_survives_a_kill(fault_set: Path, spoilt: str, tmp_path: Path):
+def test_the_count_survives_a_kill(drawn_set: Path, spoilt: str, tmp_path: Path):
     options = [*APART, SKIP, "--train.checkpoint_steps=1", "--train.max_skipped=1"]
-    whole = train_options(fault_set, tmp_path / "whole", *options)
+    whole = train_options(drawn_set, tmp_path / "whole", *options)
     assert ended(whole, tmp_path / "whole-said", 1, f"nan {spoilt}").statuses == [0]
-    parts = train_options(fault_set, tmp_path / "parts", *options)
+    parts = train_options(drawn_set, tmp_path / "parts", *options)
     assert ended(parts, tmp_path / "first", 1, f"nan {spoilt};kill 0 {STEP + 2}").statuses == [-9]
     assert ended([*parts, "--resume"], tmp_path / "second", 1, f"nan {spoilt}").statuses == [0]
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
@@ -138,9 +138,9 @@ def test_the_count_survives_a_kill(fault_set: Path, spoilt: str, tmp_path: Path)
     ids=["none borne", "too many", "all"],
 )
 def test_too_many_stop_the_run_with_the_list(
-    sample: str, most: int, count: int, fault_set: Path, spoilt: str, tmp_path: Path
+    sample: str, most: int, count: int, drawn_set: Path, spoilt: str, tmp_path: Path
 ):
-    options = train_options(fault_set, tmp_path / "run", *APART, SKIP, f"--train.max_skipped={most}")
+    options = train_options(drawn_set, tmp_path / "run", *APART, SKIP, f"--train.max_skipped={most}")
     run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'}")
     assert run.statuses == [2]
     (line,) = run.errors
@@ -154,8 +154,8 @@ def test_too_many_stop_the_run_with_the_list(
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("skip", [False, True], ids=["stop", "skip"])
-def test_a_gradient_that_is_not_finite(skip: bool, ranks: int, fault_set: Path, tmp_path: Path):
-    options = train_options(fault_set, tmp_path / "run", *APART, *([SKIP] if skip else []))
+def test_a_gradient_that_is_not_finite(skip: bool, ranks: int, drawn_set: Path, tmp_path: Path):
+    options = train_options(drawn_set, tmp_path / "run", *APART, *([SKIP] if skip else []))
     run = ended(options, tmp_path, ranks, f"nan-gradient {STEP} {ranks - 1}")
     words = f"the gradient is not finite at epoch 1, step {STEP + 1}, though the loss of every sample is"
     assert run.statuses == [0 if skip else 2] * ranks
@@ -164,13 +164,13 @@ def test_a_gradient_that_is_not_finite(skip: bool, ranks: int, fault_set: Path, 
         assert rows(tmp_path / "run")[0]["skipped_updates"] == "1"
 
 
-def test_weights_that_burst(fault_set: Path, tmp_path: Path):
+def test_weights_that_burst(drawn_set: Path, tmp_path: Path):
     """Nothing is wrong with the samples, and nobody is told to look at them alone."""
-    options = train_options(fault_set, tmp_path / "run", *APART, "--optim.name=momentum", "--optim.lr=1e30")
+    options = train_options(drawn_set, tmp_path / "run", *APART, "--optim.name=momentum", "--optim.lr=1e30")
     (line,) = ended(options, tmp_path / "said").errors
     assert "step 2 for none of 8 samples, so the weights or the rate are at fault" in line
     options = train_options(
-        fault_set, tmp_path / "second", *APART, "--optim.name=momentum", "--optim.lr=3e38",
+        drawn_set, tmp_path / "second", *APART, "--optim.name=momentum", "--optim.lr=3e38",
         "--loss.name=weighted", "--train.checkpoint_steps=1",
     )  # fmt: skip
     (line,) = ended(options, tmp_path / "said-2").errors

@@ -73,13 +73,13 @@ def test_other_errors_stay_what_they_are():
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_in_training(ranks: int, fault_set: Path, tmp_path: Path):
+def test_in_training(ranks: int, drawn_set: Path, tmp_path: Path):
     """What did not fit and the ways out are named, and they are some, from the checkpoint that is there."""
-    first = train_options(fault_set, tmp_path / "run")
+    first = train_options(drawn_set, tmp_path / "run")
     assert ended(first, tmp_path / "first", ranks).statuses == [0] * ranks
     rows = 8 // ranks
     tight, more = f"oom training {rows - 1}", ["--train.epochs=2", "--resume"]
-    failed = ended(train_options(fault_set, tmp_path / "run", *more), tmp_path / "second", ranks, tight)
+    failed = ended(train_options(drawn_set, tmp_path / "run", *more), tmp_path / "second", ranks, tight)
     assert failed.statuses == [2] * ranks
     for words in (
         "out of memory (tried to allocate 2.00 GiB): ",
@@ -91,22 +91,22 @@ def test_in_training(ranks: int, fault_set: Path, tmp_path: Path):
         assert words in failed.errors[0]
     for remedy in ("--train.auto_batch=true", "--train.accumulation=2"):
         run = shutil.copytree(tmp_path / "run", tmp_path / remedy)
-        again = ended(train_options(fault_set, run, *more, remedy), tmp_path / f"said{remedy}", ranks, tight)
+        again = ended(train_options(drawn_set, run, *more, remedy), tmp_path / f"said{remedy}", ranks, tight)
         assert again.statuses == [0] * ranks, again.said
 
 
-def test_when_the_system_really_refuses_memory(fault_set: Path, tmp_path: Path):
+def test_when_the_system_really_refuses_memory(drawn_set: Path, tmp_path: Path):
     """The one that can be had without a GPU."""
     options = ["--train.batch_size=32", "--data.image_size=384", "--data.prefetch=1"]
-    failed = ended(train_options(fault_set, tmp_path / "run", *options), tmp_path / "first", 1, "memory 600")
+    failed = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "first", 1, "memory 600")
     (line,) = failed.errors
     assert failed.statuses == [2] and "a micro-batch of 32 at 384 pixels does not fit" in line
     assert re.search(r"out of memory \(tried to allocate \d{7,} bytes\)", line)
 
 
-def test_what_is_set_already_is_no_advice(fault_set: Path, tmp_path: Path):
+def test_what_is_set_already_is_no_advice(drawn_set: Path, tmp_path: Path):
     options = ["--train.accumulation=8", "--model.checkpointing=true"]
-    run = ended(train_options(fault_set, tmp_path / "run", *options), tmp_path / "said", 1, "oom training 0")
+    run = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "said", 1, "oom training 0")
     (line,) = run.errors
     assert (
         "a micro-batch of 1 at" in line
@@ -126,16 +126,16 @@ def test_what_is_set_already_is_no_advice(fault_set: Path, tmp_path: Path):
     ],
     ids=["validation", "features", "find-lr"],
 )
-def test_elsewhere_in_a_run(where: str, options: list[str], fault_set: Path, tmp_path: Path):
+def test_elsewhere_in_a_run(where: str, options: list[str], drawn_set: Path, tmp_path: Path):
     tight = f"oom {where} 7"
-    (line,) = ended(train_options(fault_set, tmp_path / "run", *options), tmp_path / "first", 1, tight).errors
+    (line,) = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "first", 1, tight).errors
     remedy, words = "--train.accumulation=2", "--train.accumulation 2"
     if where == "validation":
         remedy = "--train.eval_batch_size=4"
         words = "a forward pass of 16 images does not fit: set --train.eval_batch_size 8"
     assert "out of memory (tried to allocate 2.00 GiB): " in line and words in line
     again = ended(
-        train_options(fault_set, tmp_path / "again", *options, remedy), tmp_path / "second", 1, tight
+        train_options(drawn_set, tmp_path / "again", *options, remedy), tmp_path / "second", 1, tight
     )
     assert again.statuses == [0], again.said
 
@@ -143,7 +143,7 @@ def test_elsewhere_in_a_run(where: str, options: list[str], fault_set: Path, tmp
 @pytest.mark.parametrize("where", ["train.build_parts", "trainer.save_checkpoint"])
 def test_where_no_batch_is_at_fault(
     where: str,
-    fault_set: Path,
+    drawn_set: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -157,12 +157,12 @@ def test_where_no_batch_is_at_fault(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"toolkit.{where}", refused)
-        status, line = command(train_options(fault_set, tmp_path / "run"), capsys)
+        status, line = command(train_options(drawn_set, tmp_path / "run"), capsys)
     assert status == 2 and "batch" not in line
     assert (
         "out of memory (tried to allocate 98.00 MiB): posters train needs more than there is; look at" in line
     )
-    again = train_options(fault_set, tmp_path / "run", "--resume")
+    again = train_options(drawn_set, tmp_path / "run", "--resume")
     assert command(again, capsys) == (0, "")
 
 
@@ -187,15 +187,15 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("little_memory")
 def test_in_a_forward_pass(
     verb: str,
-    fault_set: Path,
-    fault_posters: Path,
+    drawn_set: Path,
+    drawn_posters: Path,
     fault_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
     model = shutil.copytree(fault_model, tmp_path / "model")
     words: list[object] = [verb.split()[0], "--model", model]
-    words += ["-d", fault_posters / "images"] if verb == "predict" else ["--shards", fault_set]
+    words += ["-d", drawn_posters / "images"] if verb == "predict" else ["--shards", drawn_set]
     words += ["--out", tmp_path / ("out.csv" if verb == "predict" else "out")] if "predict" in verb else []
     status, line = command([*words, "--batch-size", 16], capsys)
     wanted = "(tried to allocate 20.00 MiB): a forward pass of 16 images does not fit: set --batch-size 8"

@@ -59,7 +59,7 @@ def test_ranks_that_see_other_checkpoints(
     rank: int,
     change: Callable[[Path], None],
     words: list[str],
-    fault_set: Path,
+    drawn_set: Path,
     two_checkpoints: Path,
     tmp_path: Path,
 ):
@@ -68,7 +68,7 @@ def test_ranks_that_see_other_checkpoints(
         shutil.copytree(two_checkpoints, tmp_path / f"run-{number}")
     change(tmp_path / f"run-{rank}")
     before = contents(tmp_path)
-    options = train_options(fault_set, tmp_path / "run-{rank}", *TWO_EPOCHS, "--resume")
+    options = train_options(drawn_set, tmp_path / "run-{rank}", *TWO_EPOCHS, "--resume")
     said = tmp_path.with_name(f"{tmp_path.name}-said")
     line = one_line_of_both(ended(options, said, 2))
     assert "put --out on a file system that all nodes see, under one name there" in line
@@ -77,14 +77,14 @@ def test_ranks_that_see_other_checkpoints(
     assert contents(tmp_path) == before
 
 
-def test_the_first_process_chooses_for_all(fault_set: Path, two_checkpoints: Path, tmp_path: Path):
+def test_the_first_process_chooses_for_all(drawn_set: Path, two_checkpoints: Path, tmp_path: Path):
     """It cannot read the newest one, the other rank could: both go on from the one before."""
     for name in ("shared", "run-0", "run-1"):
         shutil.copytree(two_checkpoints, tmp_path / name)
     for name in ("shared", "run-0"):
         _damage(tmp_path / name)
     for out in ("shared", "run-{rank}"):
-        options = train_options(fault_set, tmp_path / out, *TWO_EPOCHS, "--resume")
+        options = train_options(drawn_set, tmp_path / out, *TWO_EPOCHS, "--resume")
         run = ended(options, tmp_path / f"said-{out}", 2)
         assert run.statuses == [0, 0], run.said
         assert "step-00000007: epoch 2, step 0" in run.said[0]
@@ -107,11 +107,11 @@ def test_the_first_process_chooses_for_all(fault_set: Path, two_checkpoints: Pat
     ids=["config", "log", "row", "checkpoint", "model"],
 )
 def test_what_the_first_process_cannot_write(
-    where: str, file: str, fault_set: Path, unharmed: dict[int, Path], disk: Disk, tmp_path: Path
+    where: str, file: str, drawn_set: Path, unharmed: dict[int, Path], disk: Disk, tmp_path: Path
 ):
     """Status 2 for both: the other one has not lost anybody."""
     run = disk.folder / "run"
-    options = train_options(fault_set, run, *TWO_EPOCHS)
+    options = train_options(drawn_set, run, *TWO_EPOCHS)
     line = one_line_of_both(ended(options, tmp_path / "first", 2, f"full {where} {disk.folder}"))
     assert "No space left on device" in line and file in line
     assert_no_half_files(run)
@@ -130,19 +130,19 @@ def test_what_the_first_process_cannot_write(
     ids=["features", "find-lr"],
 )
 def test_what_it_cannot_write_beside_a_training(
-    where: str, options: list[str], file: str, fault_set: Path, disk: Disk, tmp_path: Path
+    where: str, options: list[str], file: str, drawn_set: Path, disk: Disk, tmp_path: Path
 ):
-    options = train_options(fault_set, disk.folder / "run", *options)
+    options = train_options(drawn_set, disk.folder / "run", *options)
     line = one_line_of_both(ended(options, tmp_path / "first", 2, f"full {where} {disk.folder}"))
     assert "No space left on device" in line and file in line
     disk.free()
     assert ended(options, tmp_path / "second", 2).statuses == [0, 0]
 
 
-def test_what_the_first_process_finds_wrong_with_an_epoch(fault_set: Path, tmp_path: Path):
+def test_what_the_first_process_finds_wrong_with_an_epoch(drawn_set: Path, tmp_path: Path):
     """A UserError of its own: the loss of training was a number, that of validation is none."""
     options = train_options(
-        fault_set, tmp_path / "run", "--model.name=test_vit", "--model.head=linear", "--model.dropout=0",
+        drawn_set, tmp_path / "run", "--model.name=test_vit", "--model.head=linear", "--model.dropout=0",
         "--optim.name=momentum", "--optim.lr=1e18", "--train.batch_size=56", "--optim.schedule=constant",
     )  # fmt: skip
     line = one_line_of_both(ended(options, tmp_path / "said", 2))

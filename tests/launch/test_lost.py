@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launch_tools import PROBE, ROOT, clean_env, free_port, options_of, wait_until
 
 from shards.errors import UserError
-from toolkit.distributed import lost_peer, patience, restarts_share_a_store
+from toolkit.meeting import lost_peer, patience, processes_of, restarts_share_a_store
 
 pytest_plugins = ("launch_fixtures",)
 
@@ -34,6 +34,27 @@ def start(env: dict[str, str], *words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "processes"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "1", "RANK": "7"}, 1),
+        ({"WORLD_SIZE": "2"}, "RANK is ''"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "7"}, "MASTER_ADDR is ''"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "7", "MASTER_ADDR": "a"}, 2),
+    ],
+)
+def test_what_a_launcher_told(told: dict[str, str], processes: int | str):
+    if isinstance(processes, int):
+        assert processes_of(told) == processes
+        return
+    with pytest.raises(UserError, match="start by a launcher") as caught:
+        processes_of(told)
+    assert processes in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):

@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
-from filelock import FileLock
-from misbehaving_server import MisbehavingServer, Writer, in_turn, reply, reset, silence
-from shard_tools import environment
+from cache_tools import SIZE, body, cache, content, names, remote
+from misbehaving_server import MisbehavingServer, in_turn, reply, reset
 from shared_tools import small_file_system
 
-from shards.cache import Cache, RemoteFile
+from shards.cache_options import CacheOptions, NoRoom
 from shards.errors import UserError
-from shards.files import PARTIAL, atomic_write
+from shards.files import atomic_write
 from shards.places import place
 from shards.remote_read import Abandoned
-from shards.store import CacheOptions, NoRoom
 
-pytest_plugins = ("shard_fixtures",)
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
-
-SIZE = 10_000
-PATIENCE = 6.0  # of other processes, seconds
-
-
-def body(number: int) -> bytes:
-    return random.Random(number).randbytes(SIZE)
-
-
-@pytest.fixture
-def server() -> Iterator[MisbehavingServer]:
-    with MisbehavingServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
-
-
-def remote(server: MisbehavingServer, number: int, *handlers: object) -> RemoteFile:
-    path = f"/train-{number:05d}.tar"
-    url = server.add(path, in_turn(*handlers) if handlers else reply(body(number)))  # type: ignore[arg-type]
-    return RemoteFile(place(url), SIZE, hashlib.sha256(body(number)).hexdigest())
-
-
-def cache(folder: Path, limit: int = 0, patience: float = 20.0) -> Cache:
-    return Cache(CacheOptions(folder, limit, patience))
-
-
-def content(kept: Cache, file: RemoteFile) -> bytes:
-    descriptor = kept.open(file)
-    try:
-        return os.pread(descriptor, SIZE + 1, 0)
-    finally:
-        os.close(descriptor)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.name != ".room"}
+pytest_plugins = ("remote_fixtures",)
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.skipif(sys.platform == "win32", reason="needs flock"),
+]
 
 
 def test_fetched_once_and_kept(server: MisbehavingServer, tmp_path: Path) -> None:
@@ -103,38 +56,6 @@ def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(
     server.add("/train-00001.tar", reply(body(1)))
     assert content(cache(tmp_path), file) == body(1)
     assert names(tmp_path) == {file.name}
-
-
-def test_patience_ends_once_however_many_wait(server: MisbehavingServer, tmp_path: Path) -> None:
-    """In this process and in another: who waited for a file hears why it did not come."""
-    file = remote(server, 1, reset)
-    code = """
-        try:
-            content(remote(1))
-        except Exception as error:
-            assert "cannot be read" in str(error), error
-        else:
-            raise SystemExit("it was read")
-    """
-    kept = cache(tmp_path, patience=2.0)
-    other = start(code, tmp_path, 0, server.url(""))
-    go([other])
-    began = time.monotonic()
-
-    def wait(_: int) -> str:
-        try:
-            kept.open(file)
-        except UserError as error:
-            return str(error)
-        raise AssertionError("it was read")
-
-    with ThreadPoolExecutor(12) as pool:
-        messages = set(pool.map(wait, range(12)))
-    assert len(messages) == 1 and "cannot be read" in messages.pop()
-    assert (
-        time.monotonic() - began < 2 * 2.0 + 2 * PATIENCE
-    )  # one after the other they would take 24 s and more
-    finish([other])
 
 
 def test_who_wants_it_no_more_does_not_wait(server: MisbehavingServer, tmp_path: Path) -> None:
@@ -258,128 +179,6 @@ def test_small_files_are_what_they_say(server: MisbehavingServer, tmp_path: Path
     with pytest.raises(UserError, match="no index: b'bad'"):
         kept.checked(bad, "1" * 64 + ".index.parquet", parse)
     assert names(tmp_path) == {name}
-
-
-def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of its own that has a cache: ``kept`` of argv[1] with the limit argv[2]."""
-    head = """
-        import hashlib, os, random, sys, time
-        from concurrent.futures import ThreadPoolExecutor
-        from pathlib import Path
-        import shards.remote_read
-        from shards.cache import Cache, RemoteFile
-        from shards.places import place
-        from shards.store import CacheOptions
-        shards.remote_read.PAUSES = (0.01, 0.05)
-        kept = Cache(CacheOptions(Path(sys.argv[1]), int(sys.argv[2]), {PATIENCE}))
-        def body(number): return random.Random(number).randbytes(10_000)
-        def remote(number):
-            url = f"{sys.argv[3]}/train-{number:05d}.tar"
-            return RemoteFile(place(url), 10_000, hashlib.sha256(body(number)).hexdigest())
-        def content(file):
-            descriptor = kept.open(file)
-            try: return os.pread(descriptor, 10_001, 0)
-            finally: os.close(descriptor)
-        print("ready", flush=True)
-        sys.stdin.readline()
-    """
-    program = textwrap.dedent(head).replace("{PATIENCE}", str(PATIENCE)) + textwrap.dedent(code)
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-
-
-def go(processes: list[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, out + err
-
-
-def test_one_download_however_many_ranks_ask_at_once(server: MisbehavingServer, tmp_path: Path) -> None:
-    async def slow(writer: Writer, number: int) -> bool:
-        import asyncio
-
-        await asyncio.sleep(0.5)
-        return await reply(body(1))(writer, number)
-
-    remote(server, 1, slow)
-    code = """
-        with ThreadPoolExecutor(3) as pool:
-            assert set(pool.map(content, [remote(1)] * 3)) == {body(1)}
-    """
-    processes = [start(code, tmp_path, 0, server.url("")) for _ in range(3)]
-    go(processes)
-    finish(processes)
-    assert server.requests["/train-00001.tar"] == 1
-
-
-def total(folder: Path) -> int:
-    """Bytes of a cache's files; one that is renamed meanwhile counts once."""
-    sizes = {}
-    for name in names(folder):
-        with contextlib.suppress(FileNotFoundError):
-            sizes[name.removesuffix(PARTIAL)] = (folder / name).stat().st_size
-    return sum(sizes.values())
-
-
-def test_two_jobs_share_a_cache_within_its_limit(server: MisbehavingServer, tmp_path: Path) -> None:
-    for number in range(12):
-        remote(server, number)
-    code = """
-        draw = random.Random(int(sys.argv[4]))
-        for _ in range(150):
-            number = draw.randrange(12)
-            assert content(remote(number)) == body(number)
-    """
-    limit = 5 * SIZE
-    processes = [start(code, tmp_path, limit, server.url(""), seed) for seed in (1, 2)]
-    go(processes)
-    largest = 0
-    while any(process.poll() is None for process in processes):
-        with FileLock(tmp_path / ".room"):  # nothing is added or deleted meanwhile, but partials are renamed
-            largest = max(largest, total(tmp_path))
-        time.sleep(0.005)
-    finish(processes)
-    largest = max(largest, total(tmp_path))
-    assert 3 * SIZE <= largest <= limit
-    assert sum(server.requests.values()) > 12  # it did have to delete
-
-
-@pytest.mark.parametrize(("numbers", "limit"), [((1,), 2 * SIZE), ((2, 3), 2 * SIZE), ((2, 3), 0)])
-def test_killed_while_it_fetches(
-    server: MisbehavingServer, tmp_path: Path, numbers: tuple[int, ...], limit: int
-) -> None:
-    """Its partial is another's to replace, and its room another's to use."""
-    remote(server, 1, silence)
-    process = start("content(remote(1))", tmp_path, 2 * SIZE, server.url(""))
-    go([process])
-    until = time.monotonic() + 20
-    while not server.requests["/train-00001.tar"]:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    (partial,) = names(tmp_path)
-    assert partial.endswith(PARTIAL) and (tmp_path / partial).stat().st_size == SIZE
-    psutil.Process(process.pid).send_signal(signal.SIGKILL)
-    process.communicate()
-    kept = cache(tmp_path, limit)
-    files = [remote(server, number) for number in numbers]
-    for file in files:
-        kept.fetch(file)
-    assert names(tmp_path) == {file.name for file in files}
 
 
 @pytest.fixture

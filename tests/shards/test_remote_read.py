@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from misbehaving_server import (
@@ -21,22 +21,17 @@ from misbehaving_server import (
 
 from shards.errors import UserError
 from shards.places import Place, place
-from shards.remote_read import Patience, read_remote, read_whole
+from shards.remote_read import Patience, read_blocks, read_small
+
+pytest_plugins = ("remote_fixtures",)
+pytestmark = pytest.mark.usefixtures("quick")
 
 BODY = random.Random(1).randbytes(10_000)
 
 
-@pytest.fixture
-def server() -> Iterator[MisbehavingServer]:
-    with MisbehavingServer() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.remote_read.BLOCK", 4_000)
-    monkeypatch.setattr("shards.places.HTTP_TIMEOUT", (5.0, 0.4))
 
 
 def ranged(server: MisbehavingServer, body: bytes, most: int = 1 << 30) -> Handler:
@@ -57,7 +52,7 @@ def ranged(server: MisbehavingServer, body: bytes, most: int = 1 << 30) -> Handl
 
 
 def read(server: MisbehavingServer, handler: Handler, patience: float = 20.0, size: int = len(BODY)) -> bytes:
-    return b"".join(read_remote(place(server.add("/file", handler)), size, Patience(patience)))
+    return b"".join(read_blocks(place(server.add("/file", handler)), size, Patience(patience)))
 
 
 def one_line(call: Callable[[], object]) -> str:
@@ -111,7 +106,7 @@ def test_a_file_of_another_size_is_not_asked_for_again(server: MisbehavingServer
 
 def test_patience_ends() -> None:
     url = f"http://127.0.0.1:{closed_port()}/set/train-00000.tar"
-    message = one_line(lambda: list(read_remote(place(url), 10, Patience(0.2))))
+    message = one_line(lambda: list(read_blocks(place(url), 10, Patience(0.2))))
     assert url in message and "--patience" in message and "network" in message
 
 
@@ -127,13 +122,13 @@ def test_progress_renews_patience(server: MisbehavingServer, monkeypatch: pytest
 
 def test_small_files_in_one_piece(server: MisbehavingServer) -> None:
     url = server.add("/small", in_turn(reset, reply(BODY)))
-    assert read_whole(place(url), Patience(20)) == BODY
+    assert read_small(place(url), Patience(20)) == BODY
 
 
 def test_s3(bucket: str) -> None:
     path: Place = place(f"{bucket}/set/train-00000.tar")
     path.write_bytes(BODY)
-    assert b"".join(read_remote(path, len(BODY), Patience(20))) == BODY
-    assert f"has {len(BODY)} bytes" in one_line(lambda: list(read_remote(path, len(BODY) + 1, Patience(20))))
+    assert b"".join(read_blocks(path, len(BODY), Patience(20))) == BODY
+    assert f"has {len(BODY)} bytes" in one_line(lambda: list(read_blocks(path, len(BODY) + 1, Patience(20))))
     path.unlink()
-    assert str(path) in one_line(lambda: list(read_remote(path, len(BODY), Patience(20))))
+    assert str(path) in one_line(lambda: list(read_blocks(path, len(BODY), Patience(20))))

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared_tools import build_small_set, small_file_system
+from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
 from shards.labels import LabelSet
-from toolkit.demo_posters import draw_poster_set
 from toolkit.models import HeadSpec
 
 
@@ -32,17 +31,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with images/ and metadata.csv of 90 drawn posters and ten bad rows."""
-    folder = tmp_path_factory.mktemp("posters")
-    draw_poster_set(folder, 90, seed=3)
-    return folder
+def posters(drawn_posters: Path) -> Path:
+    """What most tests here start from."""
+    return drawn_posters
 
 
 @pytest.fixture(scope="session")
-def shard_set(posters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of those posters: several train tars, one val, one test. Read-only."""
-    return build_small_set(posters, tmp_path_factory.mktemp("shards"))
+def shard_set(drawn_set: Path) -> Path:
+    """And its shards."""
+    return drawn_set
 
 
 @pytest.fixture(scope="session")

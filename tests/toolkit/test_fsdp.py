@@ -103,14 +103,26 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(folder)
 
 
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Sums of gradients are rounded in another order; Adam's first updates make much of that."""
+    assert theirs  # nothing would equal nothing
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-4)
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Of checkpoints: to the bit, weights and all else."""
+    assert theirs["model"] and theirs["optimizer"]["state"]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 # --- the same training ------------------------------------------------------------------------------------------------
 
 
 def test_spread_weights_learn_what_whole_ones_do(runs: Runs):
     ours, theirs = runs.checkpoint("everything-fsdp"), runs.checkpoint("everything-ddp")
-    close(ours["model"], theirs["model"])
-    close(ours["ema"], theirs["ema"])
-    close(runs.weights("everything-fsdp"), runs.weights("everything-ddp"))
+    assert_close(ours["model"], theirs["model"])
+    assert_close(ours["ema"], theirs["ema"])
+    assert_close(runs.weights("everything-fsdp"), runs.weights("everything-ddp"))
     for mine, other in zip(runs.epochs("everything-fsdp"), runs.epochs("everything-ddp"), strict=True):
         for column in ("train_loss", "val_loss", "lr"):
             assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-3), column
@@ -118,7 +130,7 @@ def test_spread_weights_learn_what_whole_ones_do(runs: Runs):
 
 def test_without_clipping_and_accumulation_even_the_bits_are_the_same(runs: Runs):
     """Two processes' halves are summed alike; statistics of BatchNorm included, which are the first process's."""
-    same(runs.checkpoint("resnet-fsdp"), runs.checkpoint("resnet-ddp"))
+    assert_same(runs.checkpoint("resnet-fsdp"), runs.checkpoint("resnet-ddp"))
     assert runs.weights("resnet-fsdp").keys() == runs.weights("resnet-ddp").keys()
 
 
@@ -129,13 +141,8 @@ def test_optimisers_make_the_same_updates_of_parts(runs: Runs, name: str):
     torch.testing.assert_close(ours, dict(theirs), rtol=1e-5, atol=1e-6)
 
 
-def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Sums of gradients are rounded in another order; Adam's first updates make much of that."""
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-4)
-
-
 def test_the_main_process_has_the_first_weights(runs: Runs):
-    same(runs.checkpoint("stray", STEPS), runs.checkpoint("adam-fsdp", STEPS))
+    assert_same(runs.checkpoint("stray", STEPS), runs.checkpoint("adam-fsdp", STEPS))
 
 
 @pytest.mark.parametrize("name", ["everything", "resnet"])
@@ -185,23 +192,19 @@ def test_stopped_by_a_signal_and_resumed_gives_the_same_bits(runs: Runs):
     for rank in (0, 1):  # rank 0 was told
         assert [runs.seen("stopped-fsdp", rank, run)["status"] for run in (0, -1)] == [75, 0]
         assert list(runs.seen("stopped-fsdp", rank, 0)["samples"]) == ["1", "2", "3"]
-    same(runs.checkpoint("stopped-fsdp"), runs.checkpoint("everything-fsdp"))
+    assert_same(runs.checkpoint("stopped-fsdp"), runs.checkpoint("everything-fsdp"))
 
 
 def test_resumed_before_a_validation_it_trains_on_to_the_same_bits(runs: Runs):
     """The first forward passes are then those of the validation, which asks for no gradients."""
     assert len(runs.seen("validates-first", 0, 0)["samples"]) == STEPS
-    same(runs.checkpoint("validates-first"), runs.checkpoint("resnet-fsdp"))
-
-
-def same(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert_same(runs.checkpoint("validates-first"), runs.checkpoint("resnet-fsdp"))
 
 
 def test_whole_weights_go_on_spread(runs: Runs):
     ours, theirs = runs.checkpoint("from-ddp"), runs.checkpoint("everything-ddp")
-    close(ours["model"], theirs["model"])
-    close(ours["ema"], theirs["ema"])
+    assert_close(ours["model"], theirs["model"])
+    assert_close(ours["ema"], theirs["ema"])
 
 
 def test_spread_weights_go_on_whole_in_one_process(
@@ -211,8 +214,8 @@ def test_spread_weights_go_on_whole_in_one_process(
     assert train(tiny_config(*EVERYTHING), shard_set, tmp_path / "run", resume=True) == 0
     alone = Runs(tmp_path).checkpoint("run")
     whole = runs.checkpoint("everything-ddp")
-    close(alone["model"], whole["model"])
-    close(alone["ema"], whole["ema"])
+    assert_close(alone["model"], whole["model"])
+    assert_close(alone["ema"], whole["ema"])
 
 
 def test_one_process_has_nothing_to_spread(shard_set: Path, tmp_path: Path, one_thread: None):
@@ -230,7 +233,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all(runs: Runs):
     """A loss in update 2, an element of one rank's part of the gradient in update 3."""
     assert [row["skipped_updates"] for row in runs.epochs("skip-fsdp")] == ["2"]
     ours, theirs = runs.checkpoint("skip-fsdp", STEPS), runs.checkpoint("skip-ddp", STEPS)
-    close(ours["model"], theirs["model"])
+    assert_close(ours["model"], theirs["model"])
     assert ours["optimizer"]["state"][0]["step"] == STEPS - 2
 
 

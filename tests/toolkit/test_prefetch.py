@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.cache_options import CacheOptions, NoRoom
 from shards.errors import UserError
 from shards.manifest import Shard
-from shards.store import CacheOptions, NoRoom, RemoteShards
+from shards.store import RemoteShards
 from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.prefetch import Prefetcher, check_room, pass_of, shards_in_need
+from toolkit.data.prefetch import Prefetcher, check_room, pass_of
 from toolkit.data.repeats import RepeatOrder
 
 
@@ -30,30 +30,26 @@ from toolkit.data.repeats import RepeatOrder
 def test_the_order_of_need_is_the_plans(
     sizes: list[int], window: int, epoch: int, data: st.DataObject
 ) -> None:
-    """From any position on, samples are of one window of the visits after the other, and of nothing else."""
+    """From any position on, samples are of one window of the pass after the other, and of nothing else."""
     order = WindowOrder(sizes, window, seed=3)
     start = data.draw(st.integers(0, len(order) - 1))
-    visits = shards_in_need(order, len(sizes), epoch, start)
+    due = pass_of(order, len(sizes), epoch, start)
     ends = np.cumsum(sizes)
-    for number, first in ((epoch, start), (epoch + 1, 0)):
-        read = np.searchsorted(ends, order.indices(number, first, len(order)), side="right").tolist()
-        count = len(pass_of(order, len(sizes), number, first))
-        due = list(itertools.islice(visits, count))
-        assert len(set(due)) == count and (first or count == len(sizes))
-        groups = [due.index(shard) // window for shard in read]
-        assert groups == sorted(groups) and groups[0] == 0
-        assert set(due[window:]) <= set(read)  # all but the window under way is read whole
+    read = np.searchsorted(ends, order.indices(epoch, start, len(order)), side="right").tolist()
+    assert len(set(due)) == len(due) and (start or len(due) == len(sizes))
+    groups = [due.index(shard) // window for shard in read]
+    assert groups == sorted(groups) and groups[0] == 0
+    assert set(due[window:]) <= set(read)  # all but the window under way is read whole
 
 
 def test_with_repeats_and_without_windows() -> None:
     factors = np.linspace(1, 3, 40)
     windowed = RepeatOrder(factors, 1, [10] * 4, 2)
-    first = list(itertools.islice(shards_in_need(windowed, 4, 0, 0), 8))
-    assert sorted(first[:4]) == sorted(first[4:]) == [0, 1, 2, 3]
-    half = windowed.indices(0, 0, 10) // 10
-    assert set(half.tolist()) <= set(first[:2])
+    due = pass_of(windowed, 4, 0, 0)
+    assert sorted(due) == [0, 1, 2, 3]
+    assert set((windowed.indices(0, 0, 10) // 10).tolist()) <= set(due[:2])
     for order in (RepeatOrder(factors, 1), GlobalOrder(40, 1)):
-        assert list(itertools.islice(shards_in_need(order, 4, 5, 7), 8)) == [0, 1, 2, 3] * 2
+        assert pass_of(order, 4, 5, 7) == [0, 1, 2, 3]
 
 
 class Store:
@@ -73,12 +69,10 @@ def shards(count: int, size: int = 100) -> list[Shard]:
     return [Shard(str(number), "train", 1, size, "", 1, 1, [1]) for number in range(count)]
 
 
-def make(store: Store, visits: list[int], ahead: int, threads: int = 2) -> Prefetcher:
-    fetcher = Prefetcher(
-        cast(RemoteShards, store), shards(max(visits) + 1), iter(visits), ahead, threads=threads
-    )
-    if len(set(visits)) == len(visits):
-        fetcher.begin(visits)
+def make(store: Store, numbers: list[int], ahead: int, threads: int = 2) -> Prefetcher:
+    """A prefetcher whose readers begin a pass over these shards."""
+    fetcher = Prefetcher(cast(RemoteShards, store), shards(max(numbers) + 1), threads)
+    fetcher.begin(numbers, (), ahead)
     return fetcher
 
 
@@ -92,20 +86,23 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("second", [[4, 2, 0, 3, 1], [1, 4, 2, 0, 3], [1, 3, 0, 2, 4]])
 def test_never_more_than_ahead_of_the_readers(second: list[int]) -> None:
     """Also where two passes meet and a shard is within reach twice: readers are in the pass that began last."""
-    first = [4, 2, 0, 3, 1]
-    visits = first + second
+    first, ahead = [4, 2, 0, 3, 1], 2
     store = Store()
-    fetcher = make(store, visits, ahead=2)
-    for number_of_pass, numbers in enumerate((first, second)):
-        fetcher.begin(numbers)
+    fetcher = Prefetcher(cast(RemoteShards, store), shards(5), threads=2)
+    for numbers, following in ((first, second), (second, [])):
+        fetcher.begin(numbers, following, ahead)
+        begun = (
+            len(store.asked) if numbers is second else 0
+        )  # the first of the second pass are asked for again
+        visits = numbers + following[:ahead]
         for place, number in enumerate(numbers):
-            due = min(5 * number_of_pass + place + 2, len(visits))
-            until(lambda due=due: len(store.asked) >= due)  # type: ignore[misc]
+            due = min(place + ahead, len(visits))
+            until(lambda due=due, begun=begun: len(store.asked) >= begun + due)  # type: ignore[misc]
             time.sleep(0.02)
-            assert sorted(store.asked) == sorted(visits[:due])
+            assert sorted(store.asked[begun:]) == sorted(visits[:due])
             for _ in range(3):
                 fetcher.reached(number)
-    until(lambda: len(store.asked) == len(visits))
+        until(lambda begun=begun, visits=visits: len(store.asked) == begun + len(visits))  # type: ignore[misc]
     fetcher.close()
 
 
@@ -156,9 +153,11 @@ def test_an_error_is_told_and_is_the_readers_to_raise(caplog: pytest.LogCaptureF
             raise UserError("shard 0 is gone")
 
     store = Store(answer)
-    fetcher = make(store, [0, 1], ahead=2)
-    until(lambda: 1 in store.asked and "shard 0 is gone" in caplog.text)
+    fetcher = make(store, [0, 1], ahead=2, threads=1)
+    until(lambda: len(store.asked) == 2)
     fetcher.close()
+    assert store.asked == [0, 1]  # it goes on with the next, and does not try again
+    assert [record.getMessage() for record in caplog.records] == ["not fetched ahead: shard 0 is gone"]
 
 
 def test_closing_ends_it_while_it_waits() -> None:

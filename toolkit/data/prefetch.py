@@ -8,16 +8,16 @@ whoever reads it. One process per node prefetches for all of its ranks: they rea
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from shards.cache_options import NoRoom
 from shards.errors import UserError
 from shards.manifest import Shard
 from shards.remote_read import Abandoned
-from shards.store import NoRoom, RemoteShards
+from shards.store import RemoteShards
 from toolkit.data.order import Order, WindowOrder
 from toolkit.data.repeats import RepeatOrder
 
@@ -32,20 +32,15 @@ LEAVE = 1.0
 
 
 class Prefetcher:
-    """Fetches ``visits``, numbers of ``shards``, in that order. Ends with ``close``."""
+    """Fetches shards in threads of its own, from the first pass that begins until ``close``."""
 
-    def __init__(
-        self,
-        store: RemoteShards,
-        shards: Sequence[Shard],
-        visits: Iterator[int],
-        ahead: int,
-        threads: int = THREADS,
-    ) -> None:
-        self._store, self._shards, self._visits, self._ahead = store, shards, visits, ahead
+    def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
+        self._store, self._shards = store, shards
+        self._visits: list[
+            int
+        ] = []  # numbers of shards: of the pass under way, then the first of the next one
         self._places: dict[int, int] = {}  # in the visits, of the shards of the pass under way
-        self._passed = 0
-        self._taken = 0
+        self._ahead = self._taken = 0
         self._reached = -1
         self._stop = threading.Event()
         self._changed = threading.Condition()
@@ -55,10 +50,16 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
-    def begin(self, numbers: Sequence[int]) -> None:
-        """A pass over these shards, the next ones of the visits, begins. It ends when the next one begins."""
-        self._places = {number: self._passed + place for place, number in enumerate(numbers)}
-        self._passed += len(numbers)
+    def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
+        """Readers begin a pass over these shards, and will go on with the ``following`` ones.
+
+        ahead: how many are fetched past the one that was reached last. What is there already costs a look.
+        """
+        with self._changed:
+            self._visits = [*numbers, *following[:ahead]]
+            self._places = {number: place for place, number in enumerate(numbers)}
+            self._ahead, self._taken, self._reached = ahead, 0, -1
+            self._changed.notify_all()
 
     def reached(self, number: int) -> None:
         """A reader holds this shard. Cheap where that is nothing new."""
@@ -78,26 +79,28 @@ class Prefetcher:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        while (visit := self._next()) is not None:
-            self._fetch(*visit)
+        while (number := self._next()) is not None:
+            self._fetch(number)
 
-    def _next(self) -> tuple[int, int] | None:
-        """(number, place) of the next visit."""
+    def _next(self) -> int | None:
+        """The next shard as soon as it is due; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stop.is_set() or self._taken <= self._reached + self._ahead)
-            number = None if self._stop.is_set() else next(self._visits, None)
-            if number is None:
+            self._changed.wait_for(lambda: self._stop.is_set() or self._due(self._taken))
+            if self._stop.is_set():
                 return None
             self._taken += 1
-            return number, self._taken - 1
+            return self._visits[self._taken - 1]
 
-    def _fetch(self, number: int, place: int) -> None:
+    def _due(self, place: int) -> bool:
+        return place < len(self._visits) and place <= self._reached + self._ahead
+
+    def _fetch(self, number: int) -> None:
         while not self._stop.is_set():
             try:
                 self._store.prefetch(self._shards[number], self._stop)
                 return
             except NoRoom:
-                if self._reached >= place:
+                if 0 <= self._places.get(number, -1) <= self._reached:
                     return  # its readers see to it themselves
                 with self._changed:
                     self._changed.wait(RETRY)
@@ -106,13 +109,6 @@ class Prefetcher:
             except UserError as error:  # whoever needs the shard fails with it; perhaps nobody will
                 log.warning("not fetched ahead: %s", error)
                 return
-
-
-def shards_in_need(order: Order, count: int, epoch: int, position: int) -> Iterator[int]:
-    """Numbers of shards in the order in which training from ``position`` of ``epoch`` on needs them, for ever."""
-    yield from pass_of(order, count, epoch, position)
-    for number in itertools.count(epoch + 1):
-        yield from pass_of(order, count, number, 0)
 
 
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:

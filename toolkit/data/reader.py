@@ -65,7 +65,7 @@ class ShardReader:
         self._stop = stop
         self._handles = Handles(lambda number: store.open_tar(numbered[number], stop), OPEN_TARS)
         self._index = lru_cache(maxsize=4)(lambda number: store.index(numbered[number]))
-        self.prefetcher: Prefetcher | None = None
+        self._prefetcher: Prefetcher | None = None
 
     @classmethod
     def of_split(cls, shards_at: ShardsAt, split: str, manifest: Manifest | None = None) -> ShardReader:
@@ -109,8 +109,8 @@ class ShardReader:
         target = scratch("encoded", size).data
         descriptor = self._handles.take(number)
         try:
-            if self.prefetcher is not None:  # after it is held: what comes next could take its room
-                self.prefetcher.reached(number)
+            if self._prefetcher is not None:  # after it is held: what comes next could take its room
+                self._prefetcher.reached(number)
             got = _read_at(descriptor, target, int(self._offsets[index]))
         finally:
             self._handles.give_back(number)
@@ -121,36 +121,31 @@ class ShardReader:
     @contextlib.contextmanager
     def in_order(self, prefetch: bool = True) -> Iterator[None]:
         """While the block runs, samples are read from the first to the last: remote shards are fetched ahead."""
-        numbers = range(len(self.shards))
-        self.follow(iter(numbers), ahead=IN_ORDER, keep=IN_ORDER, prefetch=prefetch)
-        self.begin(numbers)
+        self.begin(range(len(self.shards)), (), IN_ORDER, prefetch)
         try:
             yield
         finally:
             self.rest()
 
-    def follow(self, visits: Iterator[int], ahead: int, keep: int, prefetch: bool = True) -> None:
-        """Expect remote shards to be needed in this order; local ones are where they are.
+    def begin(
+        self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True
+    ) -> None:
+        """Reading begins to need remote shards in this order, then the ``following``; local ones are where they are.
 
-        ahead: shards fetched past the one that was read last. keep: shards held in the cache, the last that were read.
+        window: shards that are read at a time. So many are held in the cache, and so many fetched ahead.
         prefetch: False where another process of this node does it.
         """
         if isinstance(self.store, RemoteShards):
-            self.rest()
-            self._handles.capacity = min(keep, OPEN_TARS)
+            self._handles.capacity = min(window, OPEN_TARS)
             if prefetch:
-                self.prefetcher = Prefetcher(self.store, self.shards, visits, ahead)
-
-    def begin(self, numbers: Sequence[int]) -> None:
-        """A pass over these shards begins, the next ones of what is followed."""
-        if self.prefetcher is not None:
-            self.prefetcher.begin(numbers)
+                self._prefetcher = self._prefetcher or Prefetcher(self.store, self.shards)
+                self._prefetcher.begin(numbers, following, window)
 
     def rest(self) -> None:
         """Let go of remote shards and stop fetching, until somebody reads again."""
-        if self.prefetcher is not None:
-            self.prefetcher.close()
-            self.prefetcher = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
         if isinstance(self.store, RemoteShards):
             self._handles.close_idle()
 

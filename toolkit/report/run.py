@@ -15,7 +15,7 @@ from shards.arguments import store_of
 from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
-from shards.store import LocalShards, RemoteShards
+from shards.store import ShardStore
 from toolkit.data.reader import ShardReader
 from toolkit.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.label_errors import INSTALL, have_cleanlab
@@ -33,7 +33,7 @@ class ReportRun:
     folder: Path
     model: ModelFolder
     other: ModelFolder | None
-    shards: LocalShards | RemoteShards
+    shards: ShardStore
     manifest: Manifest
     label_errors: bool
     command: str
