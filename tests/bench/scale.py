@@ -273,8 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.open is not None:
         print(json.dumps(asdict(open_set(options.open))))
         return 0
+    if options.work is not None and not options.work.is_dir():
+        print(f"error: --work {options.work} is no folder", file=sys.stderr)
+        return 2
     if shutil.disk_usage(options.work or tempfile.gettempdir()).free < 40 * max([*options.samples, 0]):
-        print("not enough room: see --work, or give fewer --samples", file=sys.stderr)
+        print("error: not enough room: see --work, or give fewer --samples", file=sys.stderr)
         return 2
     loading = [in_folder(options.work, measure_loading, count) for count in options.samples]
     print(loading_table(loading), flush=True)

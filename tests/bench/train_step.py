@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             seconds += time.perf_counter() - started
             spent = spent + (loader.meter.snapshot() - before)
             rounds.append((ours, rate(resident), rate(fed_by_timm)))
-        limit = verdict(spent, seconds, threads, own_cores(), device.type.upper())
+        limit = verdict(spent, seconds, threads, own_cores(), "CPU" if device.type == "cpu" else "GPU")
         batches.close()  # type: ignore[attr-defined]
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     return {
