@@ -119,7 +119,7 @@ class Cache:
                 pass
             except UserError:
                 kept.unlink(missing_ok=True)
-            data = read_small(source, Patience(self.options.patience))
+            data = read_small(source, Patience(self.options.patience, option="--patience"))
             if data is None:
                 raise UserError(f"{source} is missing; upload the set again")
             result = parse(data)
@@ -224,7 +224,7 @@ class Cache:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
         marker = self.folder / (file.name + FAILED)
         try:
-            self._download(file, descriptor, Patience(self.options.patience, stop))
+            self._download(file, descriptor, Patience(self.options.patience, stop, "--patience"))
         except UserError as error:
             self._failures[file.name] = (time.time(), str(error))
             with atomic_write(marker, "w") as stream:

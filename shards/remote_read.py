@@ -41,9 +41,9 @@ class Abandoned(Exception):
 class Patience:
     """For how long to ask again. Any progress renews it."""
 
-    def __init__(self, seconds: float, stop: threading.Event | None = None) -> None:
-        """``stop``: once it is set, waiting raises Abandoned."""
-        self.seconds, self.stop = seconds, stop
+    def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "") -> None:
+        """``stop``: once it is set, waiting raises Abandoned; ``option``: what the user says to have it last longer."""
+        self.seconds, self.stop, self.option = seconds, stop, option
         self.renew()
 
     def renew(self) -> None:
@@ -110,9 +110,10 @@ def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = No
             if isinstance(error, _Ends) or _answered(error) == 416 or "range" in str(error).lower():
                 _check_size(path, size)
             if patience.over:
+                longer = f" ({patience.option} waits longer)" if patience.option else ""
                 raise UserError(
                     f"{path} cannot be read: {_said(error)}; it was asked for during {patience.seconds:.0f} s: check "
-                    f"the network and the store, then start again (--patience waits longer)"
+                    f"the network and the store, then start again{longer}"
                 ) from None
             log.info("%s from byte %d: %s; asking again", path, start, _said(error))
             patience.wait()

@@ -1,8 +1,8 @@
 """What thresholds aim at: f1, f0.5, precision>=X or recall>=X, for one threshold or one per genre.
 
 Every aim reaches on the validation split what it states: f1 and f0.5 at least the micro-F of the best single
-threshold (ascent.py), the others their level for each genre. Rare genres are smoothed (sweeps.py): a level must be
-reached by the smoothed counts too, so one lucky positive does not set a threshold.
+threshold less decide.slack (ascent.py), the others their level for each genre. Rare genres are smoothed (sweeps.py): a
+level must be reached by the smoothed counts too, so one lucky positive does not set a threshold.
 """
 
 from __future__ import annotations
@@ -63,12 +63,17 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
 
 
 def genre_thresholds(
-    aim: Aim, truth: BoolArray, probabilities: FloatArray, expected: FloatArray, single: float
+    aim: Aim,
+    truth: BoolArray,
+    probabilities: FloatArray,
+    expected: FloatArray,
+    single: float,
+    slack: float = 0.0,
 ) -> tuple[FloatArray, float | None]:
     """((G,) thresholds, the weight of macro-F for F aims).
 
     probabilities (N, G) are those that the thresholds will meet; ``expected`` (N, G) calibrated ones, the same in
-    other numbers if the model goes uncalibrated; ``single`` from `single_threshold`.
+    other numbers if the model goes uncalibrated; ``single`` from `single_threshold`; ``slack`` for F aims.
 
     precision>=X: the lowest threshold at which a genre's precision, observed and smoothed, reaches X (so the most
     recall); 1, which names nobody, where none does. recall>=X: the highest at which recall does; a genre without
@@ -77,7 +82,7 @@ def genre_thresholds(
     smoothed = smoothed_targets(truth, expected)
     sweeps = [make_sweep(truth[:, g], smoothed[:, g], probabilities[:, g]) for g in range(truth.shape[1])]
     if aim.kind == "f":
-        return balanced_thresholds(sweeps, single, aim.value)
+        return balanced_thresholds(sweeps, single, aim.value, slack)
     return np.array([_at_level(aim, sweep, single) for sweep in sweeps]), None
 
 

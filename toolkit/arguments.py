@@ -76,6 +76,12 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto takes what helps on held-out parts of val, if anything (default %(default)s)",
     )
     parser.add_argument(
+        "--slack",
+        type=float,
+        default=default.slack,
+        help="f1 and f0.5, per genre: share of micro-F that may be spent on macro-F (default %(default)s)",
+    )
+    parser.add_argument(
         "--batch-size",
         type=int,
         default=0,

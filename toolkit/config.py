@@ -219,6 +219,8 @@ class DecideConfig:
     """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Makes probabilities mean what they say; auto takes what helps on held-out parts of validation, if anything."""
+    slack: float = 0.01
+    """Aims f1, f0.5, per genre: share of one threshold's micro-F that may be spent on macro-F; 0: none."""
 
 
 @dataclass

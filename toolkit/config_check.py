@@ -99,6 +99,7 @@ def check_config(config: Config) -> None:
             _AIM.fullmatch(decide.aim.replace(" ", "")) is not None,
             "f1, f0.5, precision>=X or recall>=X with X from 0 to 1",
         ),
+        ("decide.slack", 0 <= decide.slack < 1, "at least 0, under 1"),
     ]
     for key, good, wanted in checks:
         if not good:

@@ -156,12 +156,14 @@ def choose_decisions(
     thresholds, weight = np.full(truth.shape[1], single), None
     if decide.thresholds == "genre":
         fitted = calibration if calibration.method == "platt" else fit_calibration(truth, scores, "platt")
-        thresholds, weight = genre_thresholds(aim, truth, probabilities, sigmoid(fitted(scores)), single)
+        thresholds, weight = genre_thresholds(
+            aim, truth, probabilities, sigmoid(fitted(scores)), single, decide.slack
+        )
     chosen_on: dict[str, Any] = {"split": split, "samples": len(truth)}
     if held_out:
         chosen_on["held_out"] = held_out
     if weight is not None:
-        chosen_on["macro_weight"] = weight
+        chosen_on["macro_weight"], chosen_on["slack"] = weight, decide.slack
     return Decisions(
         thresholds,
         calibration.scale,

@@ -36,6 +36,8 @@ def run_tune(args: argparse.Namespace) -> int:
     parse_aim(args.aim)  # before minutes of work
     if args.batch_size < 0 or args.workers < 0:
         raise UserError("--batch-size and --workers must be 0 (automatic) or more")
+    if not 0 <= args.slack < 1:
+        raise UserError(f"--slack must be at least 0, under 1, not {args.slack}")
     accelerator = make_accelerator(args.precision)
     folder = load_model_folder(args.model)
     shards = store_of(args)
@@ -49,7 +51,7 @@ def run_tune(args: argparse.Namespace) -> int:
         )
     outputs = infer_split(accelerator, folder, shards, manifest, SPLIT, args.batch_size, args.workers)
     if accelerator.is_main_process:
-        decide = DecideConfig(args.thresholds, args.aim, args.calibration)
+        decide = DecideConfig(args.thresholds, args.aim, args.calibration, args.slack)
         folder.decisions = choose_decisions(outputs.targets, outputs.logits, decide, split=SPLIT)
         evaluation = evaluate_outputs(folder, manifest, outputs)
         evaluation.render()

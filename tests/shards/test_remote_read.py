@@ -107,6 +107,8 @@ def test_a_file_of_another_size_is_not_asked_for_again(server: MisbehavingServer
 def test_patience_ends() -> None:
     url = f"http://127.0.0.1:{closed_port()}/set/train-00000.tar"
     message = one_line(lambda: list(read_blocks(place(url), 10, Patience(0.2))))
+    assert message.endswith("then start again")
+    message = one_line(lambda: list(read_blocks(place(url), 10, Patience(0.2, option="--patience"))))
     assert url in message and "--patience" in message and "network" in message
 
 

@@ -67,9 +67,16 @@ def test_neither_the_order_of_samples_nor_a_second_run_changes_a_bit(aim: str, t
     for seed in range(3):
         shuffle = np.random.default_rng(seed).permutation(len(truth))
         assert same(chosen, choose_decisions(truth[shuffle], logits[shuffle], decide))
-    # F0.5's single threshold happens to be too lucky here for any other to keep its micro-F0.5.
-    assert chosen.per_genre == (thresholds == "genre" and aim != "f0.5") and chosen.aim == aim
+    assert chosen.per_genre == (thresholds == "genre") and chosen.aim == aim
     assert chosen.chosen_on["split"] == "val" and chosen.chosen_on["samples"] == 250
+
+
+def test_slack_moves_thresholds_where_the_single_one_is_lucky():
+    """No other keeps all of its micro-F0.5 here."""
+    truth, logits = simulate(1, 250)
+    assert not choose_decisions(truth, logits, DecideConfig(aim="f0.5", slack=0.0)).per_genre
+    chosen = choose_decisions(truth, logits, DecideConfig(aim="f0.5", slack=0.01))
+    assert chosen.per_genre and chosen.chosen_on["slack"] == 0.01
 
 
 def test_a_genre_without_positives_has_the_single_threshold():
@@ -91,17 +98,21 @@ def test_a_genre_without_positives_has_the_single_threshold():
     ),
     aim=st.sampled_from(["f1", "f0.5", "precision>=0.6", "recall>=0.9"]),
     calibration=st.sampled_from(["auto", "none", "temperature", "platt"]),
+    slack=st.sampled_from([0.0, 0.01, 0.3]),
 )
-def test_any_split_gives_decisions_that_keep_their_promise(data: Any, aim: str, calibration: Any):
+def test_any_split_gives_decisions_that_keep_their_promise(
+    data: Any, aim: str, calibration: Any, slack: float
+):
     truth, logits = data
-    chosen = choose_decisions(truth, logits, DecideConfig("genre", aim, calibration))
+    decide = DecideConfig("genre", aim, calibration, slack)
+    chosen = choose_decisions(truth, logits, decide)
     assert ((chosen.thresholds >= 0) & (chosen.thresholds <= 1)).all()
     if aim.startswith("f"):
         probabilities = chosen.probabilities(logits)
         own = threshold_metrics(truth, probabilities, chosen.thresholds)
         single = threshold_metrics(truth, probabilities, chosen.global_threshold)
         key = f"micro_{aim}"
-        assert own[key] >= single[key] - 1e-9
+        assert own[key] >= (1 - decide.slack) * single[key] - 1e-9
     assert same(chosen, Decisions.from_dict(json.loads(json.dumps(chosen.to_dict())), truth.shape[1], "x"))
 
 

@@ -68,6 +68,9 @@ def test_options_reach_the_choice(model: Path, shard_set: Path):
     assert tune(model, shard_set, "--calibration", "temperature") == 0
     other = load_labels(model)[1]
     assert other.calibration == "temperature" and (other.scale != 1).all()
+    assert other.chosen_on["slack"] == DecideConfig().slack
+    assert tune(model, shard_set, "--slack", "0") == 0
+    assert load_labels(model)[1].chosen_on["slack"] == 0
 
 
 def test_test_labels_change_no_bit(model: Path, shard_set: Path, tmp_path: Path):
@@ -113,6 +116,7 @@ def test_another_set_is_told_and_other_labels_are_refused(
         (["--aim", "accuracy"], "an aim is f1"),
         (["--calibration", "isotonic"], "isotonic"),
         (["--batch-size", "-1"], "--batch-size"),
+        (["--slack", "1"], "--slack must be"),
     ],
 )
 def test_bad_options_are_one_line(model: Path, shard_set: Path, options: list[str], words: str):
