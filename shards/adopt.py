@@ -14,9 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.executor import run
-from shards.files import folder_lock, sha256_file
+from shards.files import sha256_file
 from shards.images import FORMATS
 from shards.index import Member, build_table, list_tars, read_members, write_index
 from shards.labels import LabelSet

@@ -22,19 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.claim import folder_lock
 from shards.duplicates import MAX_DISTANCE
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
-from shards.files import (
-    atomic_write,
-    folder_lock,
-    one_line,
-    read_json,
-    remove_file,
-    remove_partials,
-    remove_tree,
-)
+from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
 from shards.images import ImageOptions, default_image_folder, require_images
 from shards.index import index_path, tar_path
 from shards.labels import LabelSet

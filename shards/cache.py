@@ -29,8 +29,8 @@ from filelock import FileLock
 
 from shards.cache_files import FAILED, delete_unused, held_for_reading, held_partial, partial_of
 from shards.cache_options import CacheOptions, NoRoom, RemoteFile
-from shards.errors import UserError
-from shards.files import PARTIAL, atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import PARTIAL, atomic_write
 from shards.places import Place
 from shards.remote_read import Patience, read_blocks, read_small
 

@@ -30,8 +30,8 @@ from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 
 from shards.dask_worker import Terms, meet, on_worker, versions_of
-from shards.errors import UserError
-from shards.files import fingerprint, names_in, one_line
+from shards.errors import UserError, one_line
+from shards.files import fingerprint, names_in
 from shards.trials import Failure, Lane, Outcome, drive
 
 log = logging.getLogger(__name__)
@@ -132,10 +132,8 @@ class DaskExecutor:
             yield
         except (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError) as error:
             raise self._lost(error) from None
-        except (
-            RuntimeError,
-            ClosedClientError,
-        ) as error:  # of a client that is closed, or was while it asked
+        except (RuntimeError, ClosedClientError) as error:
+            # Of a client that is closed, or was while it asked.
             if self._client.status == "running":
                 raise
             raise self._lost(error) from None

@@ -10,3 +10,8 @@ class UserError(Exception):
 
     status = 2
     """Exit status. Another one for what is nobody's bad input."""
+
+
+def one_line(error: object) -> str:
+    """An exception's (or any) text folded into one line."""
+    return " ".join(str(error).split()) or type(error).__name__

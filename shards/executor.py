@@ -16,8 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.places import Place, is_remote
 from shards.trials import Lane, Outcome, attempt, drive
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, checksums, and a lock for a folder under construction.
+"""Files that are either whole or absent: atomic writes, checksums, deletions. claim.py: one process at a time.
 
 All of it works on local paths and on URLs (shards/places.py); shards/remote.py has what URLs need.
 """
@@ -14,12 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.places import Place, is_remote, told
 from shards.remote import (
-    claimed,
     downloaded,
-    locked,
     puts_whole,
     read_many,
     remote_names,
@@ -154,27 +152,3 @@ def local_copy(path: Place) -> Iterator[Path]:
             yield local
     else:
         yield path
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
-    """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
-
-    The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
-    claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (remote.claimed).
-    """
-    if is_remote(folder):
-        with claimed(folder, take_over):
-            yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
-    with locked(folder / ".lock", folder):
-        yield
-
-
-def one_line(error: object) -> str:
-    """An exception's (or any) text folded into one line."""
-    return " ".join(str(error).split()) or type(error).__name__

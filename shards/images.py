@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  # Pillow registers WebP only when asked
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.metadata import Rejection
 from shards.places import Place, is_remote, told
 from shards.remote import read_whole, remote_files

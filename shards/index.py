@@ -19,8 +19,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import UserError
-from shards.files import PARTIAL, atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import PARTIAL, atomic_write
 from shards.places import Place, told
 
 SUFFIX = ".index.parquet"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from shards.errors import UserError
-from shards.files import fingerprint, one_line, write_json
+from shards.errors import UserError, one_line
+from shards.files import fingerprint, write_json
 from shards.labels import LabelSet
 from shards.places import Place, is_remote
 from shards.remote_read import FIRST_PATIENCE, Patience, read_small

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from shards.errors import UserError
-from shards.files import atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import atomic_write
 from shards.places import Place
 from shards.table import open_table
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import UserError
-from shards.files import atomic_path, fingerprint, one_line, sha256_file, write_json
+from shards.errors import UserError, one_line
+from shards.files import atomic_path, fingerprint, sha256_file, write_json
 from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
 from shards.index import build_table, read_members, write_index
 from shards.labels import LabelSet

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 
 #: A local path or a URL. UPath is no Path by type, but has what is used of it here.
 Place: TypeAlias = Path
@@ -73,9 +73,9 @@ def place(text: str | Place) -> Place:
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         how = f"pip install -c constraints.txt -e '.[{extra}]'" if extra else "install the package it names"
-        raise UserError(f"{protocol}:// needs another package: {how} ({_one_line(error)})") from None
+        raise UserError(f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
     except ValueError as error:
-        raise UserError(f"{text} cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{text} cannot be read: {one_line(error)}") from None
     return path  # an UPath, see Place
 
 
@@ -120,9 +120,5 @@ def told(what: str, path: Place) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise
         raise UserError(
-            f"cannot {what} at {path}: {_one_line(error)}; check the address, your credentials and the network"
+            f"cannot {what} at {path}: {one_line(error)}; check the address, your credentials and the network"
         ) from None
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

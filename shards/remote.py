@@ -1,22 +1,17 @@
-"""What URLs need beyond reading: writes that are whole or absent, fresh listings, and a claim in place of a lock."""
+"""What URLs need beyond reading: writes that are whole or absent, fresh listings. claim.py: who works there."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
-import json
 import os
 import secrets
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from shards.errors import UserError
 from shards.places import Place, remote_errors, told
@@ -25,11 +20,6 @@ from shards.places import Place, remote_errors, told
 ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "hf", "memory")
 
 READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
-
-CLAIM = ".lock"
-
-#: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
-NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 
 
 def unique_name(name: str, suffix: str) -> str:
@@ -80,15 +70,16 @@ def _put(local: Path, path: Any, partial: str) -> None:
         in_vain.pop_all()
 
 
-def _forget(path: Any) -> None:
-    with contextlib.suppress(*remote_errors()):
-        path.fs.rm_file(path.path)
-
-
 def remove_remote_file(path: Any) -> None:
     """Delete a remote file if it is there; that one alone, where UPath.unlink would take ``a*.jpg`` for many."""
     with contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
+
+
+def _forget(path: Any) -> None:
+    """Delete it if the store does so."""
+    with contextlib.suppress(*remote_errors()):
+        remove_remote_file(path)
 
 
 def read_whole(path: Any) -> bytes:
@@ -152,109 +143,3 @@ def remove_remote_tree(folder: Any) -> None:
         folder.fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             folder.fs.rm(folder.path, recursive=True)
-
-
-def this_machine() -> str:
-    """The same text for all processes that see each other's locks, another one elsewhere (in a container, too)."""
-    parts = [socket.gethostname()]
-    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
-        with contextlib.suppress(OSError):
-            path = Path(source)
-            parts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
-    return "/".join(parts)
-
-
-@contextlib.contextmanager
-def locked(file: Path, folder: Place) -> Iterator[None]:
-    """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is at work in {folder}; wait for it or choose another folder"
-        ) from None
-    except OSError as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"cannot write to {folder}: {why}") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
-    """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
-
-    On one machine a lock file, named after the URL, comes first: whoever has it knows that a claim from this machine
-    is a dead process's. A claim from another machine is respected, unless ``take_over`` says that it is dead.
-    Raises UserError at once if the folder is held.
-    """
-    require_writable(folder)
-    name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    with locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
-        token = secrets.token_hex(8)
-        claim = {
-            "token": token,
-            "machine": this_machine(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        }
-        path = folder / CLAIM
-        try:
-            with told("write", folder):
-                _take(path, claim, take_over)
-        except FileNotFoundError as error:
-            why = " ".join(str(error).split())
-            raise UserError(f"cannot write to {folder}: {why}; make the bucket first") from None
-        try:
-            yield
-        finally:
-            # Where the store fails now, the next run on this machine takes over.
-            with contextlib.suppress(*remote_errors()):
-                if _holder(path).get("token") == token:
-                    remove_remote_file(path)
-
-
-def _take(path: Any, claim: dict[str, Any], take_over: bool) -> None:
-    data = json.dumps(claim).encode()
-    try:
-        path.fs.pipe_file(path.path, data, mode="create")
-    except FileExistsError:
-        exists = True
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NOT_EXCLUSIVE:
-            raise  # a passing failure says nothing of what the store knows
-        exists = bool(_holder(path))
-        if not exists:
-            path.fs.pipe_file(path.path, data)
-    else:
-        exists = False
-    if exists:
-        holder = _holder(path)
-        if holder and holder.get("machine") != claim["machine"] and not take_over:
-            raise _held(path, holder)
-        path.fs.pipe_file(path.path, data)
-    holder = _holder(path)
-    if holder.get("token") != claim["token"]:  # two began in the same moment: the last writer has it
-        raise _held(path, holder)
-
-
-def _held(path: Any, holder: dict[str, Any]) -> UserError:
-    who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-    return UserError(
-        f"{path.parent} is claimed by another run ({who}); wait for it, choose another folder, or, if that run is "
-        f"dead, pass --take-over"
-    )
-
-
-def _holder(path: Any) -> dict[str, Any]:
-    """Who holds the folder; empty if nobody does."""
-    try:
-        value = json.loads(read_whole(path))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.places import Place, remote_errors
 
 log = logging.getLogger(__name__)

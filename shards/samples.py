@@ -19,8 +19,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import UserError
-from shards.files import atomic_write, fingerprint, names_in, one_line, remove_file
+from shards.errors import UserError, one_line
+from shards.files import atomic_write, fingerprint, names_in, remove_file
 from shards.index import read_index
 from shards.places import Place
 

@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.cache_options import CacheOptions, RemoteFile
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.index import SUFFIX as INDEX
 from shards.index import index_path, parse_index, read_index, require_index
 from shards.manifest import Manifest, Shard

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.places import Place, told
 
 

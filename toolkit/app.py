@@ -21,8 +21,7 @@ from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.app_answers import MAX_MB, Answers, text_removal
 from toolkit.app_markup import STYLE
 from toolkit.memory import keep_freed_memory

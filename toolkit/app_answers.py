@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.images import BadImage, decode
 from shards.text.stage import TextRemoval, clean_image
 from toolkit.data.files import RAW, RawTransform

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.images import BadImage
 from shards.metadata import Rejection
 from shards.progress import progress

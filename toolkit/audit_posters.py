@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.labels import LabelSet
 from shards.metadata import Rejection, read_metadata
 from toolkit.audit_pictures import Poster

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from shards.errors import UserError
-from shards.files import PARTIAL, atomic_write, one_line, read_json, sha256_file, write_json
+from shards.errors import UserError, one_line
+from shards.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
 

@@ -15,9 +15,8 @@ from typing import NoReturn
 from shards.clean.cli import add_clean_parser
 from shards.clean.referee_cli import add_referee_parser
 from shards.cli import add_shards_parser
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.fetch.cli import add_fetch_parser
-from shards.files import one_line
 from toolkit.app_arguments import add_app_arguments
 from toolkit.arguments import (
     add_demo_arguments,

@@ -14,8 +14,8 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from shards.arguments import CACHE_OPTIONS, add_cache_options, cache_options
-from shards.errors import UserError
-from shards.files import atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import atomic_write
 from shards.places import Place, place
 from toolkit.config import Config
 

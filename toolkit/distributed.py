@@ -18,8 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.meeting import join, patience, processes_of
 from toolkit.memory import keep_freed_memory
 

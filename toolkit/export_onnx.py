@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.export_network import FACTS_KEY, INPUT, OUTPUTS, ExportNetwork, facts, need, quiet
 from toolkit.export_preprocess import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
 from toolkit.model_folder import ModelFolder

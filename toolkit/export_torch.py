@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.export_network import FACTS_KEY, INPUT, ExportNetwork, facts, quiet
 from toolkit.model_folder import ModelFolder
 

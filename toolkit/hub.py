@@ -17,8 +17,7 @@ import torch
 from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.model_folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
 
 #: What belongs to a model, as patterns of names in its folder. Predictions hold the evaluated samples' labels.

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shards.errors import UserError
-from shards.files import PARTIAL, one_line, read_json, sha256_file, write_json
+from shards.errors import UserError, one_line
+from shards.files import PARTIAL, read_json, sha256_file, write_json
 from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions

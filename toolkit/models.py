@@ -18,8 +18,7 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 from torch import nn
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.config import ModelConfig
 from toolkit.ensemble import Ensemble, mlp
 from toolkit.last_layer import keep_float32, last_linears

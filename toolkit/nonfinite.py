@@ -201,7 +201,6 @@ def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.T
 
     It costs a hundredth of an update. Looking for the largest element costs a fifth on a CPU.
     """
-    own = [
-        local(t) for t in tensors if t is not None and t.numel()
-    ]  # of what is spread each rank looks at its part
+    # Of what is spread each rank looks at its part.
+    own = [local(t) for t in tensors if t is not None and t.numel()]
     return get_total_norm(own).to(like.device) if own else torch.zeros_like(like)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.export_network import FACTS_KEY, INPUT, need
 from toolkit.model_folder import ModelFolder
 

@@ -18,8 +18,7 @@ from timm.optim import (
 )
 from torch import nn
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from toolkit.config import OptimConfig
 from toolkit.models import head_prefixes
 

@@ -118,9 +118,8 @@ def build_parts(
             ema.foreach = False  # torch's lists do not take spread and whole tensors together
     if config.model.checkpointing and not probing:
         enable_checkpointing(model)
-    freezing = Freezing(
-        model, () if probing else config.model.freeze
-    )  # of the parameters as they are from here on
+    # Of the parameters as they are from here on.
+    freezing = Freezing(model, () if probing else config.model.freeze)
     # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
     freezing.apply(None)
     optimizer = build_optimizer(model, config.optim)

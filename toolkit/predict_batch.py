@@ -24,8 +24,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from shards.arguments import store_of
+from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.files import folder_lock, remove_partials
+from shards.files import remove_partials
 from shards.images import holds_images
 from shards.labels import require_same
 from shards.manifest import NAME

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import UserError
-from shards.files import atomic_write, one_line, read_json, write_json
+from shards.errors import UserError, one_line
+from shards.files import atomic_write, read_json, write_json
 from shards.labels import LabelSet
 from toolkit.decisions import Decisions
 from toolkit.inference import Scored

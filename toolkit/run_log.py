@@ -10,8 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from shards.errors import UserError
-from shards.files import atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import atomic_write
 from toolkit.distributed import by_main
 
 STEP_FIELDS = (

@@ -24,8 +24,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
 
+from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.files import folder_lock
 from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
 from toolkit.auto_batch import fit_accumulation

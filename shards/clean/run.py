@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from shards.claim import folder_lock
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
-from shards.files import folder_lock, read_json, read_present, remove_file, remove_partials, write_json
+from shards.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.images import ImageOptions, holds_images, require_images
 from shards.listing import list_sizes
 from shards.metadata import Rejection, read_metadata, write_rejected

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from shards.errors import UserError
-from shards.files import atomic_write, fingerprint, one_line, write_json
+from shards.errors import UserError, one_line
+from shards.files import atomic_write, fingerprint, write_json
 from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size, read_image_file
 from shards.places import Place
 from shards.text.stage import TextRemoval, clean_image, require_same_removal

@@ -14,10 +14,10 @@ from collections import defaultdict
 import aiohttp
 from yarl import URL
 
+from shards.errors import one_line
 from shards.fetch.addresses import Policy, PolicyResolver, PrivateAddress, literal_address
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
-from shards.files import one_line
 
 MAX_REDIRECTS = 5
 

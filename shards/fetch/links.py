@@ -10,7 +10,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from shards.files import one_line
+from shards.errors import one_line
 from shards.metadata import Rejection, id_problem
 from shards.table import open_table
 

@@ -9,10 +9,11 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.fetch.options import FetchOptions
-from shards.files import folder_lock, remove_partials
+from shards.files import remove_partials
 from shards.listing import NoFolder, list_posters
 from shards.metadata import Rejection, write_rejected
 from shards.places import Place, is_remote, told

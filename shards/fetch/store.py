@@ -6,13 +6,13 @@ import io
 import os
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.fetch.links import Link
-from shards.files import atomic_write, remove_tree
+from shards.files import atomic_write, remove_file, remove_tree
 from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
 from shards.places import Place
 
@@ -108,8 +108,7 @@ class RemoteStore(PosterStore):
         """See PosterStore."""
         if link.id in self._replaces:
             for path in poster_paths(self._folder, link.id):
-                with suppress(FileNotFoundError):
-                    path.fs.rm_file(path.path)  # type: ignore[attr-defined]  # an UPath
+                remove_file(path)
 
 
 def has_poster(folder: Path, sample_id: str) -> bool:

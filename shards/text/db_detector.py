@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.files import one_line, sha256_file
+from shards.errors import UserError, one_line
+from shards.files import sha256_file
 from shards.text.anchor import strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.onnx import open_session

@@ -14,8 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 
 
 @dataclass(frozen=True)

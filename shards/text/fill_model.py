@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 from shards.text.onnx import open_session
 from shards.text.opencv import cv2
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
-from shards.files import one_line
+from shards.errors import UserError, one_line
 
 
 def open_session(path: Path, device: str, what: str) -> Any:

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import UserError
-from shards.files import atomic_write, one_line
+from shards.errors import UserError, one_line
+from shards.files import atomic_write
 from shards.places import Place, told
 from shards.text.stage import REPORT as NAME
 

@@ -26,9 +26,10 @@ from peers import PEERS, python_of
 from posterdata import PosterSet, prepare_sets
 from report import Rounds, rate
 
+from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.executor import available_cores
-from shards.files import folder_lock, write_json
+from shards.files import write_json
 from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions

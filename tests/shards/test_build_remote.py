@@ -16,7 +16,8 @@ from text_tools import one_line_error
 from url_tools import at_url, remote_tree
 
 from shards import listing, remote
-from shards.files import PARTIAL, folder_lock
+from shards.claim import folder_lock
+from shards.files import PARTIAL
 from shards.listing import list_posters, list_sizes
 from shards.places import place
 

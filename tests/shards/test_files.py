@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from shard_tools import environment
 
-from shards.errors import UserError
+from shards.claim import folder_lock
+from shards.errors import UserError, one_line
 from shards.files import (
     PARTIAL,
     atomic_write,
     fingerprint,
-    folder_lock,
-    one_line,
     read_json,
     remove_partials,
     sha256_file,
@@ -88,7 +87,7 @@ def test_only_partials_are_removed(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from shards.files import folder_lock
+from shards.claim import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

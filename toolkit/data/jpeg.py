@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from shards.files import one_line
+from shards.errors import one_line
 from toolkit.data.transforms import decode_rgb
 
 BLOCK_ROWS = 16  # rows of a block of the usual chroma subsamplings; others are multiples or divisors

@@ -36,9 +36,8 @@ class Prefetcher:
 
     def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
         self._store, self._shards = store, shards
-        self._visits: list[
-            int
-        ] = []  # numbers of shards: of the pass under way, then the first of the next one
+        # Numbers of shards: of the pass under way, then the first of the next one.
+        self._visits: list[int] = []
         self._places: dict[int, int] = {}  # in the visits, of the shards of the pass under way
         self._ahead = self._taken = 0
         self._reached = -1

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from shards.errors import UserError
-from shards.files import PARTIAL, atomic_write, one_line, write_json
+from shards.errors import UserError, one_line
+from shards.files import PARTIAL, atomic_write, write_json
 from toolkit.report.build import Report
 from toolkit.report.page import render_page
 

@@ -1,0 +1,157 @@
+"""Who is at work in a folder: one process at a time, by a lock, or at a URL by a claim that stands for one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from shards.errors import UserError, one_line
+from shards.places import Place, is_remote, remote_errors, told
+from shards.remote import read_whole, remove_remote_file, require_writable
+
+CLAIM = ".lock"
+
+#: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
+NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
+    """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
+
+    The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
+    claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (claimed).
+    """
+    if is_remote(folder):
+        with claimed(folder, take_over):
+            yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
+    with _locked(folder / ".lock", folder):
+        yield
+
+
+def this_machine() -> str:
+    """The same text for all processes that see each other's locks, another one elsewhere (in a container, too)."""
+    parts = [socket.gethostname()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
+        with contextlib.suppress(OSError):
+            path = Path(source)
+            parts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
+    return "/".join(parts)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, folder: Place) -> Iterator[None]:
+    """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}; wait for it or choose another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
+    """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
+
+    On one machine a lock file, named after the URL, comes first: whoever has it knows that a claim from this machine
+    is a dead process's. A claim from another machine is respected, unless ``take_over`` says that it is dead.
+    Raises UserError at once if the folder is held.
+    """
+    require_writable(folder)
+    name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    with _locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
+        token = secrets.token_hex(8)
+        claim = {
+            "token": token,
+            "machine": this_machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }
+        path = folder / CLAIM
+        try:
+            with told("write", folder):
+                _take(path, claim, take_over)
+        except FileNotFoundError as error:
+            raise UserError(f"cannot write to {folder}: {one_line(error)}; make the bucket first") from None
+        try:
+            yield
+        finally:
+            # Where the store fails now, the next run on this machine takes over.
+            with contextlib.suppress(*remote_errors()):
+                if _holder(path).get("token") == token:
+                    remove_remote_file(path)
+
+
+def _take(path: Any, claim: dict[str, Any], take_over: bool) -> None:
+    data = json.dumps(claim).encode()
+    if not _created(path, data):
+        holder = _holder(path)
+        if holder and holder.get("machine") != claim["machine"] and not take_over:
+            raise _held(path, holder)
+        path.fs.pipe_file(path.path, data)
+    holder = _holder(path)
+    if holder.get("token") != claim["token"]:  # two began in the same moment: the last writer has it
+        raise _held(path, holder)
+
+
+def _created(path: Any, data: bytes) -> bool:
+    """Whether the store made the object because there was none; False also where it cannot do so."""
+    try:
+        path.fs.pipe_file(path.path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NOT_EXCLUSIVE:
+            raise  # a passing failure says nothing of what the store knows
+        return False
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ):  # what fsspec's clients say to a mode they do not know
+        return False
+    return True
+
+
+def _held(path: Any, holder: dict[str, Any]) -> UserError:
+    who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+    return UserError(
+        f"{path.parent} is claimed by another run ({who}); wait for it, choose another folder, or, if that run is "
+        f"dead, pass --take-over"
+    )
+
+
+def _holder(path: Any) -> dict[str, Any]:
+    """Who holds the folder; empty if nobody does."""
+    try:
+        value = json.loads(read_whole(path))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
