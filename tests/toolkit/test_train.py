@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -316,3 +317,30 @@ def test_two_runs_into_one_folder(shard_set: Path, tmp_path: Path):
         run = posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *TINY)
     (line,) = error_lines(run)
     assert run.returncode == 2 and "another process" in line
+
+
+def foreign_log(run: Path) -> Path:
+    (run / "log.csv").write_text("name,age\nx,1\n")
+    return run / "log.csv"
+
+
+def file_for_checkpoints(run: Path) -> Path:
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("mine")
+    return run / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(foreign_log, "cannot be gone on with"), (file_for_checkpoints, "is no folder, where checkpoints")],
+)
+def test_what_is_not_ours_in_a_run_folder_is_left_alone(
+    whole: Path, shard_set: Path, tmp_path: Path, change: Callable[[Path], Path], words: str
+):
+    foreign = change(shutil.copytree(whole, tmp_path / "run"))
+    before = foreign.read_bytes()
+    options = two_epochs(shard_set, tmp_path, "--train.epochs=3", "--resume")
+    run = posters_command("train", *options)
+    (line,) = error_lines(run)
+    assert run.returncode == 2 and str(foreign) in line and words in line
+    assert foreign.read_bytes() == before
