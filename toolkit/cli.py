@@ -177,6 +177,10 @@ def _fail(message: str, status: int = 2) -> NoReturn:
         time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
+    if "toolkit.meeting" in sys.modules:
+        from toolkit.meeting import leave
+
+        leave()
     sys.exit(status)
 
 

@@ -114,6 +114,17 @@ def join(wanted: int, cpu: bool) -> None:
         ) from None
 
 
+def leave() -> None:
+    """Take down what this process met the others by, if it did: for a process that ends before its command does.
+
+    gloo's threads hold tensors of the last collectives, which Python owns: one that lets go of them while the
+    interpreter ends aborts the process, and the launcher reports that instead of what we said. NCCL's group is left
+    to the end of the process, because taking it down may wait for others, who may be gone.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
     """Whether a group that torchrun starts again would meet in the store of the one before (pytorch issue 135712)."""
     return (

@@ -68,17 +68,31 @@ def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+#: launch/train.py, which says at the very end whether the group of processes is still there.
+WATCHED = """
+import atexit, sys
+import torch.distributed as dist
+from toolkit.cli import run
+atexit.register(lambda: print("the group is", "there" if dist.is_initialized() else "left", file=sys.stderr))
+run(["train", *sys.argv[1:]])
+"""
+
+
 def test_every_process_is_told_what_the_main_one_met(launch_set: Path, tmp_path: Path):
-    """A run that is there already: only the main process looks, and all end with the status of bad input."""
+    """A run that is there already: only the main process looks, and all end with the status of bad input.
+
+    They leave their group first: with it, now and then one ends with SIGABRT instead.
+    """
     (tmp_path / "run" / "model").mkdir(parents=True)
     both = [
-        start(env, "launch/train.py", *options_of(launch_set, tmp_path / "run")) for env in ranks(free_port(), 2, 0, 1)
+        start(env, "-c", WATCHED, *options_of(launch_set, tmp_path / "run")) for env in ranks(free_port(), 2, 0, 1)
     ]  # fmt: skip
     for job in both:
         _, said = job.communicate(timeout=60)
         assert (
             job.returncode == 2 and "already holds a run: pass --resume" in said and "Traceback" not in said
         )
+        assert said.endswith("the group is left\n")
 
 
 def test_a_killed_process_ends_the_other_with_a_line_and_a_status_of_its_own(

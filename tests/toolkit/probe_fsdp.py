@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from train_tools import tiny_config
@@ -29,6 +28,7 @@ import toolkit.train as entry
 from shards.errors import UserError
 from toolkit import parts
 from toolkit.fsdp import local, spread
+from toolkit.meeting import leave
 from toolkit.nonfinite import Guard
 from toolkit.trainer import Trainer
 
@@ -131,7 +131,7 @@ def main() -> None:
             seen["status"] = entry.train(tiny_config(*run.options), shards, out, resume=run.resume)
         except UserError as error:
             seen["status"] = f"error: {error}"
-            dist.destroy_process_group()
+            leave()
         with open(out / f"rank{os.environ['RANK']}.jsonl", "a") as stream:
             stream.write(json.dumps(seen) + "\n")
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pytest
 import torch
 
 from shards.index import read_index, write_index
@@ -92,14 +98,28 @@ def posters_command(*arguments: object, timeout: float = 240) -> subprocess.Comp
 
 
 def run_python(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env=clean_env(),
+    """Run Python in a process of its own. If it takes longer, the test fails with where each of its processes was."""
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_env()
     )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{command} took over {timeout:.0f} s\n{_last_words(process)}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    """End a process and all below it (a launcher's are in sessions of their own); what they said, with tracebacks."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGABRT)  # clean_env's PYTHONFAULTHANDLER makes a traceback of it
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for member in alive:
+        member.kill()
+    return process.communicate()[1]
 
 
 def launch_2(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -122,16 +142,21 @@ def clean_env() -> dict[str, str]:
         k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
     }
     env["PYTHONPATH"] = str(ROOT)
+    env["PYTHONFAULTHANDLER"] = "1"
     env["OMP_NUM_THREADS"] = "1"  # the same arithmetic at any number of processes
     return env
 
 
 def free_port() -> int:
-    import socket
+    """A port that nobody listens at, below those that systems give to whoever asks for any (Linux: from 32768).
 
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    One of those could be some connection's by the time that torch is loaded and listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15000, 32000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("", port))
+            return port
 
 
 def error_lines(run: subprocess.CompletedProcess[str]) -> list[str]:
