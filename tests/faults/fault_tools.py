@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "toolkit"))  # its tools are of use here
 
 from faulty import run_rank
+from forked import forkserver
 from toolkit_helpers import TINY, free_port
 
 from shards.files import PARTIAL
@@ -82,8 +82,7 @@ class Run:
     def __init__(self, argv: Sequence[object], folder: Path, ranks: int = 1, fault: str = "") -> None:
         """``folder`` takes what they say; ``fault`` is one of faulty.py's. {rank} in a word is each rank's own."""
         folder.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("forkserver")  # torch is loaded once, not by every process
-        context.set_forkserver_preload(["toolkit.train"])
+        context = forkserver()
         self.files = [folder / f"stderr-{rank}.txt" for rank in range(ranks)]
         words, port = [str(word) for word in argv], free_port()
         self.processes = [

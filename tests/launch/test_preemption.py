@@ -15,7 +15,7 @@ from launch_tools import (
     PROBE,
     SPEED,
     UPDATES,
-    launch_2,
+    accelerate_launch,
     newest_step,
     options_of,
     rows,
@@ -98,11 +98,11 @@ def test_stopped_while_validating_the_last_epoch(launch_set: Path, tmp_path: Pat
 def test_one_of_two_processes_is_told_while_both_validate(launch_set: Path, pair: Path, tmp_path: Path):
     out = tmp_path / "run"
     options = options_of(launch_set, out)
-    stopped = launch_2(PROBE, tmp_path, "term validate 1 1", *options)
+    stopped = accelerate_launch(PROBE, tmp_path, "term validate 1 1", *options)
     assert stopped.returncode == 1 and "exitcode  : 75" in stopped.stderr, stopped.stderr
     assert "stopped by a signal; checkpoint saved" in stopped.stderr and "lost" not in stopped.stderr
     assert newest_step(out) == STEPS and not (out / "model").exists()
-    resumed = launch_2("launch/train.py", *options, "--resume")
+    resumed = accelerate_launch("launch/train.py", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert facts(out) == facts(pair)
 

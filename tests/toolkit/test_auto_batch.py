@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from probe_memory import limit_rows
-from toolkit_helpers import TINY, launch_2, run_python
+from toolkit_helpers import TINY, launch_2, run_script
 from torch import nn
 from train_tools import make_parts, make_updates, state_of, tiny_config
 
@@ -112,7 +112,7 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_is_that_of_the_explicit_accumulation(shard_set: Path, tmp_path: Path, processes: int):
-    run = run_python if processes == 1 else launch_2
+    run = run_script if processes == 1 else launch_2
     base = ["--shards", shard_set, *TINY, "--train.epochs=1", "--train.auto_batch=true"]
     # In two processes rank 1 has less memory than rank 0: both take its need.
     limits, accumulation = ("4", 4) if processes == 1 else ("8,3", 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
-from toolkit_helpers import run_python
+from toolkit_helpers import run_python, run_script
 
 from shards.build import BuildOptions, build_shards
 
@@ -47,7 +47,7 @@ def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_pat
 
 def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
     for options in (["--images", tmp_path / "none"], ["--images", tmp_path], ["--stacks", "nonsense"]):
-        run = run_python("tests/bench/loader.py", *options)
+        run = run_script("tests/bench/loader.py", *options)
         assert run.returncode == 2 and "Traceback" not in run.stderr
         assert [line for line in run.stderr.splitlines() if line.startswith("error:")]
 
@@ -56,7 +56,7 @@ def test_training_steps_are_fed_by_our_loader_and_by_timms(posters: Path, tmp_pa
     build_shards(
         BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s")
     )
-    run = run_python(
+    run = run_script(
         "tests/bench/train_step.py", "--shards", tmp_path / "s", "--model", "test_resnet", "--batch", 8, "--size", 32,
         "--steps", 2, "--rounds", 1, "--precision", "no", "--json", tmp_path / "out.json",
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_tim
     assert set(result["ratios"]["ours_shards"]) == {"forward", "timm"}
     assert all(ratio > 0 for ratio in result["ratios"]["ours_shards"].values())
     assert "| ours_shards |" in run.stdout
-    run = run_python("tests/bench/predict.py", "--stacks", "nonsense")
+    run = run_script("tests/bench/predict.py", "--stacks", "nonsense")
     assert run.returncode == 2 and "Traceback" not in run.stderr and "there is no 'nonsense'" in run.stderr
 
 
@@ -119,7 +119,7 @@ def study(posters: Path, tmp_path: Path, *options: object) -> subprocess.Complet
             timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors"
         )
     small = ("model.name=test_resnet", "data.image_size=32", "train.epochs=2", "train.batch_size=16")
-    return run_python(
+    return run_script(
         "tests/bench/study.py", "--metadata", posters / "metadata.csv", "--images", posters / "images",
         "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out", "--precision", "no",
         "--only", "reference", "best", "--override", *small, "train.feature_views=1", "model.hidden=[8]", *options,
@@ -158,7 +158,7 @@ def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: 
 )
 def test_bad_input_of_the_study_is_one_line(tmp_path: Path, options: tuple[object, ...], words: str):
     none = tmp_path / "none"
-    run = run_python(
+    run = run_script(
         "tests/bench/study.py", "--metadata", none, "--images", none, "--weights", none, "--out", tmp_path / "o",
         *options,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_server import SHA, TOKEN, Hub, running_hub
 from huggingface_hub import constants
-from toolkit_helpers import error_lines, free_port, make_model_folder, posters_command
+from toolkit_helpers import error_lines, free_port, make_model_folder, run_python
 
 from shards.errors import UserError
 from shards.labels import LabelSet
@@ -174,6 +174,6 @@ def test_a_revision_that_is_not_there(folder: Path, hub: Hub):
 
 def test_the_command_has_no_traceback(folder: Path, settings: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    run = posters_command("push", "-m", folder, "--repo", "user/name")
+    run = run_python("-m", "toolkit", "push", "-m", folder, "--repo", "user/name")
     assert run.returncode == 2
     assert len(error_lines(run)) == 1 and "no connection to http://127.0.0.1" in run.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_python
+from toolkit_helpers import TINY, accelerate_launch, error_lines, launch_2, posters_command, run_script
 
 from shards.manifest import Manifest
 from toolkit.data.reader import ShardReader
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(shard_set: Path, runs: Path) -> Path:
     """An uninterrupted run of two epochs in one process, seen by the spy."""
     out = runs / "whole"
-    run = run_python(PROBE, runs / "spy-whole", "", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=2",
+    run = run_script(PROBE, runs / "spy-whole", "", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=2",
                      "--train.log_steps=1")  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "1 process(es) on cpu" in run.stderr and "steps per epoch" in run.stderr
@@ -64,7 +64,7 @@ def whole(shard_set: Path, runs: Path) -> Path:
 def double(shard_set: Path, runs: Path) -> Path:
     """The same run in two processes."""
     out = runs / "double"
-    run = launch_2(
+    run = accelerate_launch(
         PROBE, runs / "spy-double", "", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=2"
     )
     assert run.returncode == 0, run.stderr
@@ -116,13 +116,13 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(
 ):
     options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=2")
     steps = len([at for at in read_spy(runs / "spy-whole") if at[0] == 0])
-    killed = run_python(PROBE, tmp_path / "spy", f"kill {steps + 3}", *options)
+    killed = run_script(PROBE, tmp_path / "spy", f"kill {steps + 3}", *options)
     assert killed.returncode == -9
     (newest,) = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]
     assert (
         newest.name > f"step-{steps:08d}"
     )  # inside the second epoch: the resume starts between two of its updates
-    resumed = run_python(PROBE, tmp_path / "spy", "", *options, "--resume")
+    resumed = run_script(PROBE, tmp_path / "spy", "", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stderr
     assert read_spy(tmp_path / "spy") == read_spy(runs / "spy-whole")
@@ -142,7 +142,7 @@ def test_killed_at_two_processes_resumed_at_one_then_two(
     options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=1")
     first = launch_2(PROBE, tmp_path / "spy1", "kill 2", *options)
     assert first.returncode != 0
-    second = run_python(PROBE, tmp_path / "spy2", "term 4", *options, "--resume")
+    second = run_script(PROBE, tmp_path / "spy2", "term 4", *options, "--resume")
     assert second.returncode == 75, second.stderr
     third = launch_2(PROBE, tmp_path / "spy3", "", *options, "--resume")
     assert third.returncode == 0, third.stderr
@@ -161,11 +161,11 @@ def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
     first = random.randint(1, updates - 3)
     second = random.randint(first + 1, updates - 1)
     steps = f"killed at updates {first} and {second} of {updates}"
-    killed = run_python(PROBE, tmp_path / "spy1", f"kill {first}", *options)
+    killed = run_script(PROBE, tmp_path / "spy1", f"kill {first}", *options)
     assert killed.returncode == -9, steps
     killed = launch_2(PROBE, tmp_path / "spy2", f"kill {second}", *options, "--resume")
     assert killed.returncode != 0, steps
-    rest = run_python(PROBE, tmp_path / "spy3", "", *options, "--resume")
+    rest = run_script(PROBE, tmp_path / "spy3", "", *options, "--resume")
     assert rest.returncode == 0, f"{steps}: {rest.stderr}"
     expected = read_spy(runs / "spy-whole")
     seen: dict = {}
@@ -179,7 +179,7 @@ def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
 
 
 def test_a_window_and_geometry_on_the_device_train_too(shard_set: Path, tmp_path: Path):
-    run = run_python(
+    run = run_script(
         PROBE, tmp_path / "spy", "", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1",
         "--data.order=window", "--data.window=2", "--data.geometry=device",
     )  # fmt: skip
@@ -196,7 +196,7 @@ def test_a_window_and_geometry_on_the_device_train_too(shard_set: Path, tmp_path
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, tmp_path: Path):
     options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1"]
-    stopped = run_python(PROBE, tmp_path / "spy", "term 2", *options)
+    stopped = run_script(PROBE, tmp_path / "spy", "term 2", *options)
     assert stopped.returncode == 75, stopped.stderr
     assert "--resume goes on" in stopped.stderr and "Traceback" not in stopped.stderr
     assert len((tmp_path / "spy" / "rank0.jsonl").read_text().splitlines()) == 2
@@ -212,8 +212,8 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, 
 def test_stopped_after_the_last_update_of_an_epoch(whole: Path, runs: Path, shard_set: Path, tmp_path: Path):
     steps = len([at for at in read_spy(runs / "spy-whole") if at[0] == 0])
     options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=2"]
-    assert run_python(PROBE, tmp_path / "spy", f"term {steps}", *options).returncode == 75
-    resumed = run_python(PROBE, tmp_path / "spy", "", *options, "--resume")
+    assert run_script(PROBE, tmp_path / "spy", f"term {steps}", *options).returncode == 75
+    resumed = run_script(PROBE, tmp_path / "spy", "", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert read_spy(tmp_path / "spy") == read_spy(runs / "spy-whole")  # its validation was still to be done
     ours, theirs = tmp_path / "run/model/model.safetensors", whole / "model/model.safetensors"

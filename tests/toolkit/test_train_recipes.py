@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_python
+from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_script
 from train_tools import TINY_VIT, tiny_config
 
 from toolkit.data.reader import ShardReader
@@ -195,7 +195,7 @@ def test_the_monitored_figure_picks_the_epoch(shard_set: Path, tmp_path: Path):
 @pytest.mark.parametrize("update", [2, 4, 6], ids=["while frozen", "before thawing", "thawed"])
 def test_killed_and_resumed_to_the_bit(noisy: Path, shard_set: Path, tmp_path: Path, update: int):
     options = ["--shards", shard_set, "--out", tmp_path / "run", *NOISY]
-    assert run_python(PROBE, tmp_path / "spy", f"kill {update}", *options).returncode == -9
+    assert run_script(PROBE, tmp_path / "spy", f"kill {update}", *options).returncode == -9
     resumed = posters_command("train", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert ("thawed" in resumed.stderr) == (update <= 4)

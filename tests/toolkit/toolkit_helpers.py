@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from forked import run_forked
 
 from shards.index import read_index, write_index
 from shards.labels import LabelSet
@@ -94,11 +95,39 @@ def reverse_labels(folder: Path, split: str) -> None:
 
 def posters_command(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``posters ...`` in a process of its own."""
-    return run_python("-m", "toolkit", *arguments, timeout=timeout)
+    return run_forked(["-m", "toolkit", *arguments], [clean_env()], timeout)
+
+
+def run_script(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own."""
+    return run_forked(arguments, [clean_env()], timeout)
+
+
+def launch(processes: int, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a script in so many processes that meet over gloo, with what `accelerate launch` tells them."""
+    shared = {
+        **clean_env(), "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return run_forked(arguments, ranks, timeout)
+
+
+def launch_2(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """``launch`` of two."""
+    return launch(2, *arguments, timeout=timeout)
+
+
+def accelerate_launch(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """accelerate's own launcher, with two CPU processes (gloo) on a free port."""
+    return run_python(
+        "-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", free_port(), *arguments,
+        timeout=timeout,
+    )  # fmt: skip
 
 
 def run_python(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own. If it takes longer, the test fails with where each of its processes was."""
+    """Run a fresh Python. If it takes longer, the test fails with where each of its processes was."""
     command = [sys.executable, *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_env()
@@ -120,20 +149,6 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     for member in alive:
         member.kill()
     return process.communicate()[1]
-
-
-def launch_2(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch`` with two CPU processes (gloo) on a free port."""
-    return launch(2, *arguments, timeout=timeout)
-
-
-def launch(processes: int, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch`` with some CPU processes (gloo) on a free port."""
-    return run_python(
-        "-m", "accelerate.commands.launch", "--config_file", CPU_2, "--num_processes", processes,
-        "--main_process_port", free_port(), *arguments,
-        timeout=timeout,
-    )  # fmt: skip
 
 
 def clean_env() -> dict[str, str]:
