@@ -131,11 +131,8 @@ def _created(path: Any, data: bytes) -> bool:
         if error.errno not in NOT_EXCLUSIVE:
             raise  # a passing failure says nothing of what the store knows
         return False
-    except (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-    ):  # what fsspec's clients say to a mode they do not know
+    except (ValueError, TypeError, NotImplementedError):
+        # What fsspec's clients say to a mode that they do not know.
         return False
     return True
 
