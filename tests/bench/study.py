@@ -77,7 +77,7 @@ def choose(args: argparse.Namespace) -> list[Recipe]:
         raise UserError(f"--splits must be at least 1, not {args.splits}")
     known = recipes(args.fine_tune)
     if unknown := [name for name in args.only or () if name not in {recipe.name for recipe in known}]:
-        raise UserError(f"no recipe {unknown[0]!r}; there are: {', '.join(recipe.name for recipe in known)}")
+        raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(recipe.name for recipe in known)}")
     return [recipe for recipe in known if not args.only or recipe.name in args.only]
 
 
