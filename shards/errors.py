@@ -1,4 +1,6 @@
-"""The one error that users see: a line that says what, where and how to mend it."""
+"""The one error that users see: a line that says what, where and how to repair it; text that is safe to print."""
+
+import unicodedata
 
 
 class UserError(Exception):
@@ -15,3 +17,24 @@ class UserError(Exception):
 def one_line(error: object) -> str:
     """An exception's (or any) text folded into one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: characters that steer it or reorder a line are written as escapes.
+
+    These are control characters (Unicode category Cc, but tab and newline), format characters (Cf, such as
+    right-to-left overrides), lone surrogates, which stand for bytes that are no text, and line separators.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    # Not ascii(): it would escape every other script, too.
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    if character in "\t\n\u200c\u200d":  # the last two join letters in Persian and emoji
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

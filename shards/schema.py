@@ -1,0 +1,55 @@
+"""JSON from outside, read by a schema: types and bounds are checked once, where the file is read.
+
+A schema is a ``msgspec.Struct`` whose fields carry their bounds (``msgspec.Meta``). Keys that it does not name are
+ignored, because later versions add some. msgspec was chosen by import time: 0.05 s, against 0.2 s of pydantic.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from shards.errors import UserError, one_line, printable
+
+T = TypeVar("T")
+
+#: 64 hex digits: a digest that names a file or is compared with one.
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+#: Numbers of things, bytes and pixels: far more than fits a disk, far less than overflows 64 bits.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+def parse_as(data: bytes | str, schema: type[T], where: object, what: str, remedy: str) -> T:
+    """The value of a JSON text of the type ``schema``.
+
+    where: the file, for the error; what: its role, such as "manifest"; remedy: what to do about a bad one.
+    Raises UserError, in one line that names the field, for JSON that is malformed or not of that schema.
+    """
+    try:
+        return msgspec.json.decode(data, type=schema)
+    except (msgspec.MsgspecError, ValueError) as error:
+        problem = problem_of(error)
+    except RecursionError:
+        problem = "its values are nested too deeply"
+    raise UserError(f"{where} is not a valid {what}: {problem}; {remedy}") from None
+
+
+def check_as(value: object, schema: type[T], where: object, what: str, remedy: str) -> T:
+    """As ``parse_as``, for a value that was parsed already: JSON types, or what a checkpoint holds."""
+    try:
+        return msgspec.convert(value, schema)
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+        problem = problem_of(error)
+    except RecursionError:
+        problem = "its values are nested too deeply"
+    raise UserError(f"{where} is not a valid {what}: {problem}; {remedy}") from None
+
+
+def problem_of(error: Exception) -> str:
+    """msgspec's message with the field first: ``shards[0].bytes: expected int >= 0``."""
+    text, _, at = one_line(error).partition(" - at `$")
+    text = text.replace("`", "")
+    field = at.removesuffix("`").removeprefix(".")
+    text = f"{field}: {text[:1].lower()}{text[1:]}" if field else text
+    return printable(text[:300])
