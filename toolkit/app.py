@@ -12,17 +12,27 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import socket
+import stat
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from shards.errors import UserError, one_line
-from toolkit.app_answers import MAX_MB, Answers, text_removal
+from toolkit.app_answers import Answers, text_removal
+from toolkit.app_decoder import MAX_MB
+from toolkit.app_guard import Guard, check_root
 from toolkit.app_markup import STYLE
 from toolkit.memory import keep_freed_memory
 from toolkit.model_folder import load_model_folder
@@ -31,6 +41,12 @@ log = logging.getLogger(__name__)
 
 #: Pages whose posters are kept in memory.
 SESSIONS = 20
+#: Signals that end the program; a closed terminal sends SIGHUP.
+ENDING = [
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+]
+#: How folders of uploads are named, with the number of their process behind.
+PREFIX = "posters-app-"
 #: Set before gradio is imported, and whatever the surroundings say.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
@@ -43,15 +59,16 @@ def run_app(args: argparse.Namespace) -> int:
         raise UserError(
             f"`posters app` needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[app]'"
         )
+    root = check_root(args.root_path)
     _check_address(args.host, args.port)
     keep_freed_memory()
-    folder = load_model_folder(args.model)
-    answers = Answers(folder, *text_removal(args.text, args.fill, args.fill_model))
-    for note in filter(None, (answers.no_text, answers.no_heat)):
-        log.info(note)
-    with tempfile.TemporaryDirectory(prefix="posters-app-") as uploads:
-        os.environ.update(QUIET, GRADIO_TEMP_DIR=uploads)
-        _serve(answers, args.host, args.port)
+    with _upload_folder() as uploads:
+        folder = load_model_folder(args.model)
+        answers = Answers(folder, *text_removal(args.text, args.fill, args.fill_model))
+        for note in filter(None, (answers.no_text, answers.no_heat)):
+            log.info(note)
+        os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
+        _serve(answers, args.host, args.port, root)
     return 0
 
 
@@ -68,20 +85,77 @@ def _check_address(host: str, port: int) -> None:
             f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port"
         ) from None
     if not ip_address(found[4][0]).is_loopback:
-        log.warning("whoever reaches %s can use the page: it has no password", host)
+        log.warning("everybody who reaches %s can use the page: it has no password", host)
 
 
-def _serve(answers: Answers, host: str, port: int) -> None:
-    from toolkit.app_page import build_page  # and with it gradio, which reads its environment now
+class _Ended(BaseException):
+    """A signal asked the program to end. No ``except Exception`` of a library may take it."""
 
-    page, stop = build_page(answers), threading.Event()
+
+@contextmanager
+def _upload_folder() -> Iterator[Path]:
+    """A folder for uploads, which is gone afterwards: after errors and after the signals of ENDING, too.
+
+    A first signal unwinds the program, at start-up too. A second one, while it does, deletes the folder and ends the
+    process at once. What a ``kill -9`` left behind is deleted by the next start.
+    """
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        received.append(number)
+        if len(received) == 1:
+            raise _Ended
+        _remove(folder)
+        os._exit(128 + number)
 
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    }
+    try:
+        yield folder
+    except _Ended:
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        _remove(folder)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, although requests that are under way may still write into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    log.warning("%s could not be deleted", folder)
+
+
+def _sweep() -> None:
+    """Delete upload folders of this user's programs that have ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        facts = folder.lstat()
+        ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() if hasattr(os, "getuid") else False
+        if ours and owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(answers: Answers, host: str, port: int, root: str) -> None:
+    from starlette.middleware import Middleware
+
+    from toolkit.app_page import build_page  # and with it gradio, which reads its environment now
+
+    page = build_page(answers)
     page.launch(
         server_name=host,
         server_port=port,
+        root_path=root,
+        app_kwargs={"middleware": [Middleware(Guard, host=host, root=root)]},
         share=False,
         max_file_size=MAX_MB * 2**20,
         state_session_capacity=SESSIONS,
@@ -96,14 +170,13 @@ def _serve(answers: Answers, host: str, port: int) -> None:
         quiet=True,
         prevent_thread_lock=True,
     )
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         shown = f"[{host}]" if ":" in host else host
         print(f"posters app    http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-        stop.wait()
+        threading.Event().wait()
+    except _Ended:
+        pass  # the usual end
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         page.close(verbose=False)
 
 

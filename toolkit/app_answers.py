@@ -5,6 +5,7 @@ No page in here (app_markup.py, app.py): a file's bytes go in, numbers and pictu
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.errors import UserError, one_line
-from shards.images import BadImage, decode
 from shards.text.stage import TextRemoval, clean_image
-from toolkit.data.files import RAW, RawTransform
+from toolkit.app_decoder import Decoder, Opened, Refused, jpeg_of
 from toolkit.forward import Forward, rows_for
 from toolkit.grad_cam import GradCam, NoHeatMap
 from toolkit.metrics import FloatArray
 from toolkit.model_folder import ModelFolder, best_device
 
-#: Files that are looked at of one upload, and the largest that is taken (MB).
-MAX_FILES, MAX_MB = 50, 20
-#: Long side in pixels of the copies that are shown.
-SHOWN = 720
+#: Files that are looked at of one upload.
+MAX_FILES = 50
 #: Text is looked for in copies of at most this many pixels: larger ones cost time, and no look sees more of them.
 TEXT_PIXELS = 4_000_000
 #: What text removal imports, from the extra ``clean`` (``app`` has it too).
@@ -58,8 +55,8 @@ class Line:
 class Painted:
     """A poster and what is left of it without its text."""
 
-    image: Image.Image
-    """RGB, at most SHOWN pixels long, as all pictures here."""
+    jpeg: bytes
+    """A small copy, as all pictures here: they stay in memory for as long as their page."""
     polygons: list[np.ndarray]
     """(k, 2) x, y of what was painted over, as shares of width and height, from 0 to 1."""
     doubted: list[np.ndarray]
@@ -71,6 +68,11 @@ class Painted:
     probabilities: FloatArray
     """(G,) calibrated, without the text."""
 
+    @property
+    def image(self) -> Image.Image:
+        """The small copy, RGB."""
+        return _decoded(self.jpeg)
+
 
 @dataclass
 class Poster:
@@ -79,8 +81,8 @@ class Poster:
     name: str
     path: Path
     """Of the uploaded file, for a second look at all of its pixels."""
-    image: Image.Image
-    """RGB, upright, at most SHOWN pixels long."""
+    jpeg: bytes
+    """A small copy, upright."""
     size: tuple[int, int]
     """Width and height in pixels of the file's own picture, upright."""
     square: np.ndarray
@@ -90,13 +92,10 @@ class Poster:
     painted: Painted | None = None
     """When its text has been looked for."""
 
-
-@dataclass(frozen=True)
-class Refused:
-    """A file that is no poster, and why, in words for people."""
-
-    name: str
-    message: str
+    @property
+    def image(self) -> Image.Image:
+        """The small copy, RGB."""
+        return _decoded(self.jpeg)
 
 
 @dataclass
@@ -113,6 +112,7 @@ class Answers:
     def __post_init__(self) -> None:
         self._forward = Forward(self.folder.model.to(self.device), self.folder.preprocessing)
         self._model, self._text = threading.Lock(), threading.Lock()
+        self._decoder = Decoder(self.folder.preprocessing)
         self.no_heat = ""
         self._cam: GradCam | None = None
         try:
@@ -122,10 +122,10 @@ class Answers:
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
         """One answer per file, in order; what cannot be read, or is one too many, says why."""
-        found = [_read(path, RawTransform(self.folder.preprocessing)) for path in paths[:MAX_FILES]]
-        opened = [item for item in found if isinstance(item, _Opened)]
-        rows = iter(self.probabilities([item.square for item in opened]))
-        answers: list[Poster | Refused] = [_answer(item, rows) for item in found]
+        taken = paths[:MAX_FILES]
+        found = self._decoder.open(taken)
+        rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
+        answers = [_answer(path, item, rows) for path, item in zip(taken, found, strict=True)]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
             answers.append(Refused(more, f"not looked at: {MAX_FILES} at a time, please"))
@@ -168,16 +168,12 @@ class Answers:
         """Look for text and paint it over; remembered in ``poster.painted``. Raises UserError if the file is gone."""
         if self.removal is None:
             raise ValueError(self.no_text)
+        image = None if poster.painted else self._decoder.pixels(poster.path, TEXT_PIXELS)
         with self._text:  # the detector serves one at a time
-            if poster.painted is None:
-                try:
-                    image = decode(poster.path.read_bytes(), RAW)
-                except (OSError, BadImage) as error:
-                    raise UserError(
-                        f"{poster.name} is no longer here ({one_line(error)}); upload it again"
-                    ) from None
-                poster.painted = self._paint(poster, _at_most(image, TEXT_PIXELS), self.removal)
-        return poster.painted
+            if poster.painted is None and image is not None:
+                poster.painted = self._paint(poster, image, self.removal)
+            assert poster.painted is not None
+            return poster.painted
 
     def _paint(self, poster: Poster, image: Image.Image, removal: TextRemoval) -> Painted:
         cleaned = clean_image(poster.name, image, removal)
@@ -189,7 +185,7 @@ class Answers:
         rows = poster.probabilities
         if cleaned.painted:
             rows = self.probabilities([self.folder.preprocessing.square(cleaned.image)])[0]
-        return Painted(shown(cleaned.image), outlines, doubted, row["skipped"], row["altered"], rows)
+        return Painted(jpeg_of(cleaned.image), outlines, doubted, row["skipped"], row["altered"], rows)
 
 
 def first_genre(lines: Sequence[Line]) -> str:
@@ -215,44 +211,13 @@ def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[Text
     return removal, ""
 
 
-def shown(image: Image.Image) -> Image.Image:
-    """A copy of at most SHOWN pixels on its long side."""
-    copy = image.copy()
-    copy.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-    return copy
-
-
-@dataclass(frozen=True)
-class _Opened:
-    path: Path
-    image: Image.Image
-    size: tuple[int, int]
-    square: np.ndarray
-
-
-def _read(path: Path, transform: RawTransform) -> _Opened | Refused:
-    try:
-        data = path.read_bytes()
-        if len(data) > MAX_MB * 2**20:
-            return Refused(path.name, f"larger than {MAX_MB} MB")
-        square = transform(data)
-        image = decode(data, RAW)
-    except BadImage as bad:  # what the fast decoder forgives, and Pillow does not
-        return Refused(path.name, f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
-    except (OSError, ValueError) as error:
-        return Refused(path.name, one_line(error))
-    return _Opened(path, shown(image), image.size, square)
-
-
-def _answer(item: _Opened | Refused, rows: Iterator[FloatArray]) -> Poster | Refused:
+def _answer(path: Path, item: Opened | Refused, rows: Iterator[FloatArray]) -> Poster | Refused:
     if isinstance(item, Refused):
         return item
-    return Poster(item.path.name, item.path, item.image, item.size, item.square, next(rows))
+    return Poster(path.name, path, item.jpeg, item.size, item.square, next(rows))
 
 
-def _at_most(image: Image.Image, pixels: int) -> Image.Image:
-    scale = (pixels / (image.width * image.height)) ** 0.5
-    if scale >= 1.0:
-        return image
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def _decoded(jpeg: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
+    image.load()
+    return image

@@ -18,6 +18,12 @@ def add_app_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default %(default)s)")
     parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="ADDRESS",
+        help="what a proxy in front serves the page under, such as https://example.org/posters",
+    )
+    parser.add_argument(
         "--fill", choices=FILLS, default="surround", help="how text is painted over (default surround)"
     )
     parser.add_argument(

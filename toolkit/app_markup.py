@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from toolkit.app_answers import Answers, Line, Painted, Poster, Refused
+from toolkit.app_answers import Answers, Line, Painted, Poster
+from toolkit.app_decoder import Refused
 from toolkit.app_pictures import data_uri, heat_picture, outlined, scale_colours, seen_box
 from toolkit.data.transforms import Preprocessing
 from toolkit.metrics import FloatArray
@@ -130,11 +131,12 @@ def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Answ
     """The heat map of one genre, or why there is none."""
     if heat is None:
         return _posters(
-            f'<div class="card" id="heat"><div class="two"><figure><img src="{data_uri(poster.image)}" '
+            f'<div class="card" id="heat"><div class="two"><figure><img src="{data_uri(poster.jpeg)}" '
             f'alt="the poster"></figure><p>{escape(answers.no_heat)}</p></div></div>'
         )
     ours = answers.folder.preprocessing
-    picture = heat_picture(poster.image, heat, seen_box(poster.image.size, ours))
+    image = poster.image
+    picture = heat_picture(image, heat, seen_box(image.size, ours))
     if heat.max() > 0:
         said = f"The brighter a place, the more it speaks for {genre}."
     else:
@@ -142,21 +144,19 @@ def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Answ
     colours = ",".join(scale_colours())
     return _posters(
         f'<div class="card" id="heat" data-genre="{escape(genre)}"><div class="two">'
-        f'<figure><img src="{data_uri(poster.image)}" alt="the poster"></figure>'
+        f'<figure><img src="{data_uri(poster.jpeg)}" alt="the poster"></figure>'
         f'<figure><img src="{data_uri(picture)}" alt="heat map of {escape(genre)}"></figure></div>'
         f'<div class="scale" style="background:linear-gradient(90deg,{colours})"></div>'
         f'<div class="ends"><span>nothing for it</span><span>most for it</span></div>'
-        f'<p class="soft" style="margin:.5rem 0 0">{escape(said)} {escape(_seen(poster, ours))}Grad-CAM on the last '
-        f"stage, which has {answers.grid[1]} x {answers.grid[0]} places; the scale ends at this map's own maximum: "
+        f'<p class="soft" style="margin:.5rem 0 0">{escape(said)} {_seen(image.size, ours)}Grad-CAM on the '
+        f"last stage, which has {answers.grid[1]} x {answers.grid[0]} places; the scale ends at this map's maximum: "
         f"maps compare in shape, not in strength.</p></div>"
     )
 
 
-def _seen(poster: Poster, ours: Preprocessing) -> str:
-    box = seen_box(poster.image.size, ours)
-    return (
-        "" if box == (0, 0, *poster.image.size) else "What is pale lies outside of what the model is shown. "
-    )
+def _seen(size: tuple[int, int], ours: Preprocessing) -> str:
+    whole = seen_box(size, ours) == (0, 0, *size)
+    return "" if whole else "What is pale lies outside of what the model is shown. "
 
 
 def waiting_card() -> str:
@@ -179,7 +179,7 @@ def text_card(poster: Poster, painted: Painted, with_text: Sequence[Line], witho
         f'<div class="three">'
         f'<figure><img src="{data_uri(outlined(poster.image, painted.polygons, painted.doubted))}" '
         f'alt="the poster with its text outlined"><figcaption>{_legend(painted)}</figcaption></figure>'
-        f'<figure><img src="{data_uri(painted.image)}" alt="the poster without its text">'
+        f'<figure><img src="{data_uri(painted.jpeg)}" alt="the poster without its text">'
         f"<figcaption>Painted over with what surrounds it</figcaption></figure>"
         f"<table><thead><tr><th>genre</th><th>with text</th><th>without</th><th>difference</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></div>"

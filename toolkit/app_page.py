@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from shards.errors import UserError
 from toolkit import app_markup
-from toolkit.app_answers import MAX_FILES, MAX_MB, Answers, Poster, Refused, first_genre
+from toolkit.app_answers import MAX_FILES, Answers, Poster, first_genre
+from toolkit.app_decoder import MAX_MB, Refused
 
 #: Seconds between sweeps of uploaded files, and the age from which they go: within an hour.
 SWEEP, KEEP = 600, 3000
+#: Events of all visitors that run at a time, and that wait; the rest is refused at once.
+AT_WORK, WAITING = 8, 64
+#: Pixels of the pictures to choose from.
+THUMBNAIL = (240, 240)
 
 
 class Board:
@@ -67,7 +73,7 @@ def build_page(answers: Answers) -> Any:
         def take(paths: list[str] | None, board: Board) -> list[Any]:
             found = answers.read([Path(path) for path in paths or []])
             board.posters = [item for item in found if isinstance(item, Poster)]
-            thumbnails = [(item.image, item.name) for item in board.posters]
+            thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
             return [
                 app_markup.refusals([item for item in found if isinstance(item, Refused)]),
                 gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
@@ -120,4 +126,11 @@ def build_page(answers: Answers) -> Any:
         taken.then(read_text, board, text, **quiet)
         gallery.select(pick, board, parts, **private).then(read_text, board, text, **quiet)
         genre.input(look, [board, genre], heat, **private)
+    page.queue(default_concurrency_limit=AT_WORK, max_size=WAITING)
     return page
+
+
+def _thumbnail(poster: Poster) -> Image.Image:
+    image = poster.image
+    image.thumbnail(THUMBNAIL)
+    return image

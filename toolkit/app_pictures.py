@@ -76,8 +76,9 @@ def outlined(
     return picture.resize(image.size, Image.Resampling.LANCZOS)
 
 
-def data_uri(image: Image.Image) -> str:
-    """The picture as a JPEG inside of an address."""
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+def data_uri(picture: Image.Image | bytes) -> str:
+    """A picture, or the bytes of a JPEG, inside of an address."""
+    if isinstance(picture, Image.Image):
+        picture.save(out := io.BytesIO(), "JPEG", quality=88)
+        picture = out.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"

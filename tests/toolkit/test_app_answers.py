@@ -15,8 +15,9 @@ from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.errors import UserError
 from shards.labels import LabelSet
-from toolkit import app, app_answers, app_markup
-from toolkit.app_answers import Answers, Line, Poster, Refused, first_genre, text_removal
+from toolkit import app, app_answers, app_decoder, app_markup
+from toolkit.app_answers import Answers, Line, Poster, first_genre, text_removal
+from toolkit.app_decoder import Refused
 from toolkit.app_pictures import heat_picture, scale_colours, seen_box
 from toolkit.cli import main
 from toolkit.data.transforms import Preprocessing
@@ -53,7 +54,7 @@ def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
 
 def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path, tmp_path: Path):
     images = posters / "images"
-    (tmp_path / "huge.jpg").write_bytes(b"\xff" * (app_answers.MAX_MB * 2**20 + 1))
+    (tmp_path / "huge.jpg").write_bytes(b"\xff" * (app_decoder.MAX_MB * 2**20 + 1))
     found = answers.read(
         [images / "bad_not_an_image.jpg", images / "p00001.jpg", images / "bad_truncated.jpg",
          images / "bad_zero_bytes.jpg", tmp_path / "huge.jpg", tmp_path / "gone.jpg"]

@@ -24,7 +24,7 @@ from PIL import Image
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_decisions
 
 from shards.labels import LabelSet
-from toolkit.app_answers import MAX_MB
+from toolkit.app_decoder import MAX_MB
 from toolkit.distributed import make_accelerator
 from toolkit.model_folder import load_model_folder
 from toolkit.models import HeadSpec
@@ -43,7 +43,8 @@ import sys
 def _note(event, args):
     if event in ("socket.connect", "socket.getaddrinfo"):
         with open({path!r}, "a") as stream:
-            print(event, *args[-1:] if event == "socket.connect" else args[:1], file=stream)
+            family = args[0].family.name if event == "socket.connect" else ""
+            print(event, family, *args[-1:] if event == "socket.connect" else args[:1], file=stream)
 sys.addaudithook(_note)
 """
 

@@ -1,0 +1,176 @@
+"""`posters app` as other web pages, impatient people and closed terminals meet it; without a browser."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked import run_forked
+from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder
+
+from shards.labels import LabelSet
+from toolkit.app_guard import PER_CLIENT
+from toolkit.models import HeadSpec
+
+pytest.importorskip("gradio")
+
+
+class Server:
+    def __init__(self, model: Path, work: Path, *options: str) -> None:
+        self.port, self.work = free_port(), work
+        environment = clean_env() | {"TMPDIR": str(work), "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "toolkit", "app", "-m", str(model), "--no-text", "--port", str(self.port), *options],
+            stdout=subprocess.PIPE, stderr=(work / "stderr.txt").open("w"), text=True, cwd=ROOT, env=environment,
+        )  # fmt: skip
+
+    def uploads(self) -> list[Path]:
+        return [path for path in self.work.glob("posters-app-*/**/*") if path.is_file()]
+
+    def folders(self) -> list[Path]:
+        return list(self.work.glob("posters-app-*"))
+
+    def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {n.replace("_", "-"): v for n, v in headers.items()})
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def upload(self, data: bytes, **headers: str) -> tuple[int, str]:
+        body = b"\r\n".join(
+            [
+                b"--x",
+                b'Content-Disposition: form-data; name="files"; filename="a.jpg"',
+                b"",
+                data,
+                b"--x--",
+                b"",
+            ]
+        )
+        return self.send(
+            "POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x", **headers
+        )
+
+
+@pytest.fixture(scope="module")
+def model(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(
+        tmp_path_factory.mktemp("app") / "model", labels, HeadSpec("linear", (), 0.0), size=64
+    )
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    work = tmp_path_factory.mktemp("server")
+    (work / "posters-app-4194999-left").mkdir()  # of a process that was killed; Linux counts to 4194304
+    server = Server(model, work, "--root-path", "https://example.org/posters")
+    try:
+        assert server.process.stdout is not None
+        assert str(server.port) in server.process.stdout.readline(), (work / "stderr.txt").read_text()
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_what_a_killed_program_left_is_gone(server: Server):
+    assert [folder.name.split("-")[2] for folder in server.folders()] == [str(server.process.pid)]
+
+
+def test_other_pages_store_nothing(server: Server):
+    assert server.upload(b"x" * 1000, Origin="https://evil.example")[0] == 403
+    assert server.upload(b"x" * 1000, Origin="null")[0] == 403
+    assert server.upload(b"x" * 1000, Host="evil.example")[0] == 403
+    assert not server.uploads()
+
+
+def test_the_page_itself_and_its_proxy_do(server: Server):
+    assert server.upload(b"x" * 1000, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
+    assert server.upload(b"y" * 1000, Host="example.org", Origin="https://example.org")[0] == 200
+    assert server.send("GET", "/config", Host="example.org")[0] == 200
+    assert "https://example.org/posters" in server.send("GET", "/config", Host="example.org")[1]
+    assert len(server.uploads()) >= 2
+
+
+def test_no_more_than_the_quota(server: Server):
+    status, said = server.send("POST", "/gradio_api/upload", Content_Length=str(PER_CLIENT + 1))
+    assert status == 413 and "too much at a time" in said
+
+
+def test_routes_that_the_page_does_not_use_are_not_there(server: Server):
+    for path in ("/gradio_api/deep_link?session_hash=x", "/gradio_api/proxy=http://127.0.0.1:1/"):
+        assert server.send("GET", path)[0] == 404
+
+
+def test_a_closed_terminal_takes_the_uploads_along(server: Server):
+    """The last test of this server."""
+    assert server.uploads()
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(timeout=20) == 0
+    assert not server.folders()
+    assert "Traceback" not in (server.work / "stderr.txt").read_text()
+
+
+def test_a_signal_at_start_up_leaves_nothing(model: Path, tmp_path: Path):
+    server = Server(model, tmp_path)
+    try:
+        end = time.monotonic() + 60
+        while not server.folders() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert server.folders()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
+    finally:
+        server.process.kill()
+        server.process.wait()
+    assert not server.folders()
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+SECOND = """
+import os, signal, time
+from toolkit.app import _upload_folder
+with _upload_folder() as folder:
+    (folder / "a.jpg").write_bytes(b"a")
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)  # while the program is ending
+        time.sleep(30)
+"""
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path):
+    (script := tmp_path / "second.py").write_text(SECOND)
+    done = run_forked([script], [clean_env() | {"TMPDIR": str(tmp_path)}], 60)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert not list(tmp_path.glob("posters-app-*"))
+
+
+def test_folders_of_running_programs_and_links_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from toolkit import app
+
+    monkeypatch.setattr(app.tempfile, "gettempdir", lambda: str(tmp_path))
+    (kept := tmp_path / "kept").mkdir()
+    (kept / "a").write_text("a")
+    (tmp_path / f"posters-app-{os.getpid()}-x").mkdir()
+    (tmp_path / "posters-app-4194999-link").symlink_to(kept)
+    (tmp_path / "posters-app-4194999-gone").mkdir()
+    (tmp_path / "posters-app-notes-x").mkdir()
+    app._sweep()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"kept", f"posters-app-{os.getpid()}-x", "posters-app-4194999-link", "posters-app-notes-x"}
+    assert (kept / "a").exists()

@@ -1,0 +1,142 @@
+"""Who may talk to the page of `posters app`, and how much may be uploaded.
+
+A page has no password, and browsers send requests of any web page to 127.0.0.1. So, before gradio sees a request:
+
+- its Host must be this server (an address, not a name of somebody else's: DNS rebinding);
+- one that changes something must come from the page itself (its Origin), or from no page at all (curl);
+- only what the page needs is answered: gradio has more routes that store or fetch things;
+- an upload must say its size, which must fit the client's quota and that of all clients.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from shards.errors import UserError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: Bytes that may be uploaded within KEPT seconds, after which the files are gone: by one client, and by all.
+PER_CLIENT, IN_ALL, KEPT = 500 << 20, 2 << 30, 3600.0
+#: The largest request that is no upload: a choice on the page, with its session's data.
+MESSAGE = 1 << 20
+API = "/gradio_api/"
+#: Routes under API that the page uses, by what they begin with.
+READ = (
+    "info", "upload_progress", "queue/data", "heartbeat/", "file=", "startup-events", "theme.css", "app_id",
+)  # fmt: skip
+WRITTEN = ("upload", "queue/join", "cancel", "reset")
+
+
+class Guard:
+    """ASGI middleware. ``host``: what the server listens on; ``root``: --root-path, a path or a whole address."""
+
+    def __init__(self, app: Any, host: str, root: str = "") -> None:
+        self.app = app
+        public = urlsplit(root)
+        self.root, self.public = public.path.rstrip("/"), public.netloc
+        self.names = {"localhost", host.lower(), public.hostname or "localhost"}
+        self.anywhere = not _loopback(host)
+        if self.anywhere:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._ledger: list[tuple[float, str, int]] = []  # time, client, bytes
+        self._lock = threading.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is refused; hand on the rest."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # the page has none
+            return
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
+            await self.app(scope, receive, send)
+        else:
+            await _answer(send, *refused)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """(status, reason) of a request that is not taken."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if not self._ours(host):
+            return 403, "this page is not served under that name; --root-path https://NAME/ adds a proxy's"
+        path = scope["path"].removeprefix(self.root) if self.root else scope["path"]
+        route = path[len(API) :].rstrip("/") if path.startswith(API) else None
+        if scope["method"] in ("GET", "HEAD"):
+            known = route is None or route.startswith(READ)
+            return None if known else (404, "not used by this page")
+        if scope["method"] != "POST" or route not in WRITTEN:
+            return 405, "not used by this page"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc not in (host, self.public or host):
+            return 403, "requests of other web pages are not taken"
+        return self._size_refusal(scope, headers, route)
+
+    def _size_refusal(self, scope: Scope, headers: dict[str, str], route: str) -> tuple[int, str] | None:
+        length = headers.get("content-length", "")
+        if not length.isdecimal():
+            return 411, "a request must say its length"
+        if route != "upload":
+            return None if int(length) <= MESSAGE else (413, "too large")
+        client, now = (scope.get("client") or ("",))[0], time.monotonic()
+        with self._lock:
+            self._ledger = [entry for entry in self._ledger if now - entry[0] < KEPT]
+            own = sum(size for _, who, size in self._ledger if who == client)
+            everyone = sum(size for _, _, size in self._ledger)
+            if own + int(length) > PER_CLIENT or everyone + int(length) > IN_ALL:
+                return 413, (
+                    f"too much at a time: {PER_CLIENT >> 20} MB may be uploaded within an hour, {IN_ALL >> 20} MB by "
+                    f"all visitors; send fewer or smaller files, or wait"
+                )
+            self._ledger.append((now, client, int(length)))
+        return None
+
+    def _ours(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self.names:
+            return True
+        try:
+            address = ip_address(name)
+        except ValueError:
+            return False
+        return self.anywhere or address.is_loopback
+
+
+def check_root(root: str) -> str:
+    """``--root-path`` as given, without a slash at its end. Raises UserError for what is no path and no address."""
+    parts = urlsplit(root)
+    whole = parts.scheme in ("http", "https") and parts.hostname
+    if root and not whole and (parts.scheme or parts.netloc or not root.startswith("/")):
+        raise UserError(
+            f"--root-path takes a path such as /posters, or the whole address that a proxy serves the page under, "
+            f"such as https://example.org/posters, not {root!r}"
+        )
+    return root.rstrip("/")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+async def _answer(send: Send, status: int, reason: str) -> None:
+    body = f"{reason}\n".encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    # The body of a refused upload is not read: the connection cannot be used again.
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]}
+    )
+    await send({"type": "http.response.body", "body": body})
