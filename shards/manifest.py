@@ -204,10 +204,10 @@ class Manifest:
         raw = parse_as(data, _Document, path, "manifest", _REMEDY)
         check_as(raw.source, _Source, path, "manifest", _REMEDY)
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables)
-        if problem := manifest._problem():
-            raise UserError(f"{path} is not a valid manifest: {problem}; {_REMEDY}")
         if raw.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
+        if problem := manifest._problem():
+            raise UserError(f"{path} is not a valid manifest: {problem}; {_REMEDY}")
         return manifest
 
     def _problem(self) -> str:

@@ -155,7 +155,6 @@ class RemoteShards(ShardStore):
     def index(self, shard: Shard) -> pa.Table:
         """See ShardStore."""
         source = index_path(self.root / shard.name)
-
         if shard.index_sha256 is not None:
             file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
             with os.fdopen(self.cache.open(file), "rb") as stream:
@@ -167,9 +166,8 @@ class RemoteShards(ShardStore):
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
         """See ShardStore."""
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
-        with os.fdopen(
-            self.cache.open(file), "rb"
-        ) as stream:  # a mapped file keeps its bytes, whoever deletes its name
+        # A mapped file keeps its bytes, whoever deletes its name.
+        with os.fdopen(self.cache.open(file), "rb") as stream:
             return _records(stream, file.place, table, shards, genres)
 
     def _file(self, shard: Shard) -> RemoteFile:
@@ -237,8 +235,8 @@ def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
         how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
         where = "the folder it was uploaded from" if is_remote(root) else root
         log.warning(
-            "%s is of an earlier version: its manifest has no digests of its indexes, so a changed one may go unnoticed; "
-            "add them with `posters shards index %s`%s",
+            "%s is of an earlier version: its manifest has no digests of its indexes, and one that was changed may go "
+            "unnoticed; add them with `posters shards index %s`%s",
             root,
             where,
             how,

@@ -23,8 +23,8 @@ def vouch_for_indexes(folder: Path, manifest: Manifest, workers: int = 0) -> Man
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise UserError(
-            f"{folder} is not sound, and its manifest stays as it is: {problems[0]}{more}; `posters shards verify` lists "
-            f"what is wrong; delete the named tars and run their build again"
+            f"{folder} is not sound, and its manifest stays as it is: {problems[0]}{more}; `posters shards verify` "
+            f"lists what is wrong; delete the named tars and run their build again"
         )
     shards = [
         replace(shard, index_bytes=indexes[shard.name][0], index_sha256=indexes[shard.name][1])

@@ -94,7 +94,6 @@ EDITS = {
     "split moved": edit("shards", 0, "split", to="test"),
     "count as text": edit("shards", 0, "samples", to="20"),
     "count missing": edit("shards", 0, "genre_counts", to=[1]),
-    "unknown field": edit("shards", 0, "color", to="red"),
     "shards null": edit("shards", to=None),
 }
 
