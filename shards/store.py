@@ -230,8 +230,8 @@ def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
     """Say once, in the main process, that a set of an earlier version has no digests of its indexes."""
     if str(root) in _warned or os.environ.get("RANK", "0") != "0":
         return
-    _warned.add(str(root))
     if any(shard.index_sha256 is None for shard in manifest.shards):
+        _warned.add(str(root))
         how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
         where = "the folder it was uploaded from" if is_remote(root) else root
         log.warning(
