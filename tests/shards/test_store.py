@@ -180,7 +180,7 @@ def test_at_a_url_tables_and_indexes_are_the_manifests(
     serve(server, "set", copy)
     store = open_store(place(url), CacheOptions(tmp_path / "another", patience=5))
     for read in (lambda: records(store), lambda: store.index(manifest.shards[0])):
-        with pytest.raises(UserError, match="is not the file of the manifest|the manifest says"):
+        with pytest.raises(UserError, match=r"is not the file of the manifest|the manifest says"):
             read()
 
 
