@@ -152,16 +152,21 @@ def check_sample_table(
     """
     if sha256_stream(stream) != table.sha256:
         raise _damaged(path, "its sha256 differs from the manifest's")
-    ends = np.cumsum([shard.samples for shard in shards])
-    tar_bytes = np.array([shard.bytes for shard in shards], dtype=np.uint64)
-    for first in range(0, len(records), CHECKED_AT_A_TIME):
-        part = records[first : first + CHECKED_AT_A_TIME]
-        limits = tar_bytes[np.searchsorted(ends, np.arange(first, first + len(part)), side="right")]
-        sizes, pixels = part["size"].astype(np.uint64), part["height"].astype(np.uint64) * part["width"]
-        if (sizes > limits).any() or (part["offset"] > limits - sizes).any():
+    filled = [shard for shard in shards if shard.samples]
+    ends = np.cumsum([shard.samples for shard in filled])
+    limits = np.array([shard.bytes for shard in filled], dtype=np.uint64)
+    first = shard = 0
+    while shard < len(filled):  # some whole shards at a time
+        after = max(shard + 1, int(np.searchsorted(ends, first + CHECKED_AT_A_TIME, side="right")))
+        part = records[first : ends[after - 1]]
+        starts = np.concatenate([[0], ends[shard : after - 1] - first])
+        reach = np.maximum.reduceat(part["offset"] + part["size"], starts)
+        if part["offset"].max() > limits.max() or (reach > limits[shard:after]).any():
             raise _damaged(path, "a sample lies outside of its tar")
-        if not pixels.all() or (pixels > MAX_PIXELS).any():
+        pixels = part["height"].astype(np.uint64) * part["width"]
+        if not pixels.min() or pixels.max() > MAX_PIXELS:
             raise _damaged(path, f"a sample has no pixels, or over {MAX_PIXELS}")
+        first, shard = int(ends[after - 1]), after
 
 
 def _damaged(path: Place, problem: str) -> UserError:
