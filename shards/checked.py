@@ -1,10 +1,11 @@
-"""Which large files this node has checked already, so that only the first of its processes reads them whole.
+"""Which files this node has checked already, so that only the first of its processes reads them whole.
 
-    TMPDIR/posters-checked-UID/KEY     an empty file: the file of that key was found to be what it must be
+    TMPDIR/posters-checked-UID/KEY     an empty file: the files of that key were found to be what they must be
     TMPDIR/posters-checked-UID/XX.lock held by the process that checks; the others wait for it
 
-The key is made of the file's path, device, inode, size and times of change, and of what it was checked for: a file
-that was written to since has another one. The folder is the user's own, and is not used if another can write there.
+The key is made of the files' paths, devices, inodes, sizes and times of change, and of what they were checked for: a
+file that was written to since has another one. The folder is the user's own, and is not used if another can write
+there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock
 
@@ -27,14 +27,18 @@ from shards.places import Place
 REMEMBERED = 30 * 86400.0
 
 
-def once_per_node(stream: IO[bytes], path: Place, expected: str, check: Callable[[], None]) -> None:
-    """Run ``check`` on an open file, unless a process of this node and user did so before and it raised nothing.
+def once_per_node(
+    files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]
+) -> None:
+    """Run ``check`` on some files, unless a process of this node and user did so before and it raised nothing.
 
-    expected: what it is checked for, such as its digest.
+    files: their paths and what they are now; expected: what they are checked for, such as their digest.
     """
-    facts = os.fstat(stream.fileno())
-    times = [facts.st_mtime_ns, facts.st_ctime_ns]
-    key = fingerprint([str(path), expected, facts.st_dev, facts.st_ino, facts.st_size, *times])
+    seen = [
+        [str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+        for path, facts in files
+    ]
+    key = fingerprint([expected, seen])
     with _held(key) as mark:
         if mark is not None and _fresh(mark):
             return

@@ -207,11 +207,7 @@ def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
     Raises UserError, naming ``path``, if they are not those that the manifest vouches for, or say of the tar what
     cannot be.
     """
-    if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise UserError(
-            f"the index {path} of {shard.name} belongs to another build than the manifest, or was changed (its sha256 "
-            f"differs): copy the set again, or build or index it again"
-        )
+    require_digest(data, path, shard)
     table, facts = parse_index(data, path, shard.samples)
     if foreign := foreign_to(table, facts, shard):
         raise UserError(f"the index {path} {foreign}; build or index the set again")
@@ -220,6 +216,15 @@ def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
             f"the index {path} is not sound: {problem}; copy the set again, or build or index it again"
         )
     return table
+
+
+def require_digest(data: bytes, path: Place, shard: Shard) -> None:
+    """Raise UserError if the bytes of an index are not those that the manifest vouches for."""
+    if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(
+            f"the index {path} of {shard.name} belongs to another build than the manifest, or was changed (its sha256 "
+            f"differs): copy the set again, or build or index it again"
+        )
 
 
 def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:

@@ -25,7 +25,7 @@ from shards.checked import once_per_node
 from shards.errors import UserError, one_line
 from shards.files import fingerprint
 from shards.index import SUFFIX as INDEX
-from shards.index import index_of, index_path, read_index_of, require_index
+from shards.index import index_bytes, index_of, index_path, read_index_of, require_digest, require_index
 from shards.manifest import Manifest, Shard
 from shards.places import Place, is_remote, place
 from shards.remote_read import FIRST_PATIENCE
@@ -60,8 +60,11 @@ class ShardStore(ABC):
     def _manifest(self) -> Manifest: ...
 
     @abstractmethod
-    def check(self, shards: Sequence[Shard]) -> None:
-        """A glance at files before work begins. Raises UserError for what is known to be missing or changed."""
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """A glance at files before work begins; ``indexes``: they will all be needed.
+
+        Raises UserError for what is known to be missing or changed.
+        """
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -92,11 +95,23 @@ class LocalShards(ShardStore):
     def _manifest(self) -> Manifest:
         return Manifest.read(self.root)
 
-    def check(self, shards: Sequence[Shard]) -> None:
-        """See ShardStore: sizes are compared with the manifest's, so that nobody trains for an hour first."""
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """See ShardStore: sizes are compared with the manifest's, so that no hour of work comes before the error."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
+        if indexes:
+            vouched = [shard for shard in shards if shard.index_sha256 is not None]
+            paths = [index_path(self.root / shard.name) for shard in vouched]
+            expected = fingerprint([shard.index_sha256 for shard in vouched])
+            once_per_node(
+                [(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched)
+            )
+
+    def _check_indexes(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            tar = self.root / shard.name
+            require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """See ShardStore. Tars are opened again and again: one that was replaced meanwhile is another's pictures."""
@@ -141,7 +156,7 @@ class RemoteShards(ShardStore):
     def _manifest(self) -> Manifest:
         return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
 
-    def check(self, shards: Sequence[Shard]) -> None:
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
         """See ShardStore: every answer of a store takes time, so files are checked when they come."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -219,7 +234,8 @@ def _records(
     records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
     limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
     expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
-    once_per_node(stream, path, expected, lambda: check_sample_table(stream, path, records, table, shards))
+    seen = [(path, os.fstat(stream.fileno()))]
+    once_per_node(seen, expected, lambda: check_sample_table(stream, path, records, table, shards))
     return records
 
 

@@ -29,7 +29,7 @@ def checks(path: Path, expected: str = "digest", times: int = 2) -> int:
     ran = []
     for _ in range(times):
         with open(path, "rb") as stream:
-            once_per_node(stream, path, expected, lambda: ran.append(stream.read()))
+            once_per_node([(path, path.stat())], expected, lambda: ran.append(stream.read()))
     return len(ran)
 
 
@@ -62,8 +62,8 @@ def test_what_failed_is_not_believed(file: Path) -> None:
         raise ValueError("not the file")
 
     for _ in range(2):
-        with open(file, "rb") as stream, pytest.raises(ValueError, match="not the file"):
-            once_per_node(stream, file, "digest", fail)
+        with pytest.raises(ValueError, match="not the file"):
+            once_per_node([(file, file.stat())], "digest", fail)
     assert checks(file) == 1
 
 
@@ -108,8 +108,7 @@ def test_the_others_wait_for_the_first(file: Path, tmp_path: Path) -> None:
             time.sleep(0.3)
             with open(ran, "a") as out:
                 out.write("x")
-        with open(path, "rb") as stream:
-            once_per_node(stream, path, "digest", check)
+        once_per_node([(path, path.stat())], "digest", check)
         sys.exit(not ran.exists())
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(file), str(tmp_path / "ran")]

@@ -187,3 +187,30 @@ def test_a_damaged_table_is_one_line(shard_set: Path, tmp_path: Path, damage: st
     with pytest.raises(UserError) as caught:
         mapped(path, table, shards, genres)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 1 << 18])
+def test_every_record_is_compared_with_its_own_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    """Tars of several sizes, one without samples among them, looked at some at a time."""
+    monkeypatch.setattr("shards.samples.CHECKED_AT_A_TIME", at_a_time)
+    sizes = [(2, 1000), (0, 99), (4, 5000), (1, 300), (3, 2000)]
+    shards = [Shard(f"{k}.tar", "train", n, size, "0" * 64, 1, 1, []) for k, (n, size) in enumerate(sizes)]
+    limits = np.repeat([size for _, size in sizes], [n for n, _ in sizes])
+    records = np.ones(len(limits), dtype=record_type(0))
+    records["size"] = 200
+    records["offset"] = limits - 200
+    path = tmp_path / "train.samples.npy"
+
+    def check(changed: np.ndarray) -> None:
+        with open(path, "wb") as stream:
+            np.save(stream, changed)
+        mapped(path, SampleTable(path.name, path.stat().st_size, sha256_file(path)), shards, 0)
+
+    check(records)
+    for row in range(len(records)):
+        changed = records.copy()
+        changed["offset"][row] += 1
+        with pytest.raises(UserError, match="lies outside of its tar"):
+            check(changed)
