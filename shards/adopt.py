@@ -25,6 +25,7 @@ from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import parse_genres, read_metadata
 from shards.progress import progress
+from shards.vouch import vouch_for_indexes
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,15 @@ def index_folder(options: AdoptOptions) -> Manifest:
         raise UserError(f"no .tar file in {options.folder}")
     csv_genres = _csv_genres(options)
     with folder_lock(options.folder):
-        if (options.folder / MANIFEST).exists() and not Manifest.read(options.folder).source.get("indexed"):
-            raise UserError(
-                f"{options.folder} was made by `posters shards build` and has its indexes already"
-            )
+        if (options.folder / MANIFEST).exists():
+            before = Manifest.read(options.folder)
+            if not before.source.get("indexed"):
+                if options.metadata is not None:
+                    raise UserError(
+                        f"{options.folder} has its genres from `posters shards build`: leave --metadata out, or build "
+                        f"a set with that CSV"
+                    )
+                return vouch_for_indexes(options.folder, before, options.workers)
         tasks = [_Read(tar, options.genre_field, options.genre_separator) for tar in tars]
         found: dict[Path, _Contents] = {}
         with progress(len(tars), "reading tars", unit="tar") as bar:

@@ -30,7 +30,7 @@ from shards.existing import OtherShards, survey
 from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
 from shards.images import ImageOptions, default_image_folder, require_images
 from shards.index import index_path, tar_path
-from shards.labels import LabelSet
+from shards.labels import Genres, LabelSet, genres_problem
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, first_reasons, read_metadata, write_rejected
@@ -38,6 +38,7 @@ from shards.pack import PackTask, Sample, pack_shard, text_rows_path
 from shards.places import Place, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
+from shards.schema import check_as
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
 from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
@@ -252,11 +253,12 @@ def _given_labels(path: Place | None) -> LabelSet | None:
         return None
     raw = read_json(path, "labels file")
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw  # a manifest, or a model's labels.json
-    genres = holder.get("genres") if isinstance(holder, dict) else None
-    if not isinstance(genres, list) or not genres or not all(isinstance(genre, str) for genre in genres):
-        raise UserError(f"{path} has no list of genres; give a model's labels.json or a manifest.json")
-    if len(set(genres)) < len(genres):
-        raise UserError(f"{path} names a genre twice")
+    remedy = "give a model's labels.json or a manifest.json"
+    if not isinstance(holder, dict) or not holder.get("genres"):
+        raise UserError(f"{path} has no list of genres; {remedy}")
+    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy)
+    if problem := genres_problem(genres):
+        raise UserError(f"{path} is not a valid list of genres: {problem}; {remedy}")
     return LabelSet(tuple(genres))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+import pyarrow as pa
+
 from shards.errors import UserError
 from shards.files import local_copy, names_in
 from shards.index import SUFFIX, index_path, read_index, read_members, tar_path
@@ -66,9 +68,15 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     table, facts = read_index(task.tar)
     if facts.get("plan") != task.plan():
         raise OtherShards(task.out, task.tar.name, "was built from other posters or options")
-    if not there or task.tar.stat().st_size != facts["bytes"]:
+    if not there or task.tar.stat().st_size != facts.get("bytes") or not _says_what_was_packed(task, table):
         return None
     return describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def _says_what_was_packed(task: PackTask, table: pa.Table) -> bool:
+    """Whether an index names the task's samples and labels, in their order: one that was changed is made again."""
+    labels = [task.labels.columns(sample.genres) for sample in task.samples]
+    return table["id"].to_pylist() == [s.id for s in task.samples] and table["labels"].to_pylist() == labels
 
 
 def _left_by_a_kill(task: PackTask) -> bool:

@@ -4,24 +4,35 @@ Columns: key, id (str); image_offset, image_size, json_offset, json_size (bytes;
 member); crc32 (of the image's, then the JSON's bytes); height, width (pixels); labels (genre columns). The
 schema's metadata ``poster_toolkit`` holds what the shard was built from, so that a later run can tell its own work
 from another's.
+
+The manifest has each index's SHA-256. What an index says is checked where it is read all the same: a set may come from
+a stranger, and its numbers become sizes of memory and places in arrays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UserError, one_line
 from shards.files import PARTIAL, atomic_write
-from shards.places import Place, told
+from shards.labels import MAX_GENRES
+from shards.places import Place, is_remote, told
+from shards.schema import parse_as
+
+if TYPE_CHECKING:
+    from shards.manifest import Shard
 
 SUFFIX = ".index.parquet"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -40,6 +51,22 @@ SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int16())),
     ]
 )
+
+#: Over so many pixels Pillow refuses an image, whoever asks.
+MAX_PIXELS = 178_956_970
+#: Least and largest value of the columns that are numbers.
+BOUNDS = {
+    "image_offset": (0, 1 << 53),
+    "image_size": (0, (1 << 32) - 1),
+    "json_offset": (-1, 1 << 53),
+    "json_size": (-1, (1 << 32) - 1),
+    "crc32": (0, (1 << 32) - 1),
+    "height": (1, MAX_PIXELS),
+    "width": (1, MAX_PIXELS),
+}
+#: Bytes of a key or an id, and of all values of a row, at most.
+NAME_BYTES = 1 << 14
+ROW_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -150,28 +177,143 @@ def require_index(tar: Place) -> None:
 
 
 def read_index(tar: Place) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, facts) of a tar's index. Raises UserError if it is absent or no index of ours."""
+    """(table, facts) of a tar's index. Raises UserError if it is absent or no sound index of ours."""
+    return parse_index(index_bytes(tar), index_path(tar))
+
+
+def read_index_of(root: Place, shard: Shard) -> pa.Table:
+    """The index of a set's shard, as ``index_of`` has it."""
+    tar = root / shard.name
+    return index_of(index_bytes(tar), index_path(tar), shard)
+
+
+def index_bytes(tar: Place) -> bytes:
+    """The bytes of a tar's index. Raises UserError if it is absent."""
     path = index_path(tar)
     try:
+        if not is_remote(path) and path.exists():
+            require_index(tar)  # a device or a pipe has no end
         with told("read the index", path):
-            data = path.read_bytes()
+            return path.read_bytes()
     except FileNotFoundError:
         raise _no_index(tar) from None
     except OSError as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
-    return parse_index(data, path)
 
 
-def parse_index(data: bytes, path: Place) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, facts) of the bytes of an index. Raises UserError, naming ``path``, if they are none of ours."""
+def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
+    """The table of the bytes of a shard's index.
+
+    Raises UserError, naming ``path``, if they are not those that the manifest vouches for, or say of the tar what
+    cannot be.
+    """
+    require_digest(data, path, shard)
+    table, facts = parse_index(data, path, shard.samples)
+    if foreign := foreign_to(table, facts, shard):
+        raise UserError(f"the index {path} {foreign}; build or index the set again")
+    if problem := misfit_of(table, shard):
+        raise UserError(
+            f"the index {path} is not sound: {problem}; copy the set again, or build or index it again"
+        )
+    return table
+
+
+def require_digest(data: bytes, path: Place, shard: Shard) -> None:
+    """Raise UserError if the bytes of an index are not those that the manifest vouches for."""
+    if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(
+            f"the index {path} of {shard.name} belongs to another build than the manifest, or was changed (its sha256 "
+            f"differs): copy the set again, or build or index it again"
+        )
+
+
+def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
+    """Whether an index was made for another tar than the manifest's; empty if not."""
+    if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
+        return f"of {shard.name} belongs to another build than the manifest"
+    return ""
+
+
+def misfit_of(table: pa.Table, shard: Shard) -> str:
+    """What an index says that cannot be true of a tar of that size and a set of so many genres; empty if nothing."""
+    for part in ("image", "json"):
+        ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
+        if np.max(ends, initial=0) > shard.bytes:
+            return f"a sample's {part} lies outside of its tar"
+    if np.max(table["labels"].combine_chunks().flatten().to_numpy(), initial=-1) >= len(shard.genre_counts):
+        return "a label is none of the set's genres"
+    return ""
+
+
+def parse_index(data: bytes, path: Place, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """(table, facts) of the bytes of an index; with ``rows``, of so many samples.
+
+    Raises UserError, naming ``path``, if they are no sound index of ours: of other columns, with values that are absent
+    or out of bounds.
+    """
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        metadata = file.schema_arrow.metadata or {}
+        if not file.schema_arrow.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
+            raise UserError(f"{path} is no index of this toolkit; run `posters shards index` on its folder")
+        if problem := _oversize(file.metadata, rows):
+            raise UserError(f"the index {path} {problem}; build or index the set again")
+        # As dictionaries: a long text that is said of every sample is there once, until its length is known.
+        names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=["key", "id"])
+        table = names.read(use_threads=False)
+        problem = _unsound(table)
+        table = table if problem else table.cast(SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
-    metadata = table.schema.metadata or {}
-    if not table.schema.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
-        raise UserError(f"{path} is no index of this toolkit; run `posters shards index` on its folder")
-    return table, json.loads(metadata[b"poster_toolkit"])
+    if problem:
+        raise UserError(
+            f"the index {path} is not sound: {problem}; copy the set again, or build or index it again"
+        )
+    return table, parse_as(
+        metadata[b"poster_toolkit"], dict[str, Any], path, "index", "build or index the set again"
+    )
+
+
+def _oversize(found: pq.FileMetaData, rows: int | None) -> str:
+    """Why a Parquet file is not even to be read: some bytes of it can stand for any amount of memory."""
+    if rows is not None and found.num_rows != rows:
+        return f"belongs to another build than the manifest: {found.num_rows} samples instead of {rows}"
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    values = max(
+        (group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0
+    )
+    if values > MAX_GENRES * max(found.num_rows, 1) or (
+        sum(group.total_byte_size for group in groups) > ROW_BYTES * (found.num_rows + 8)
+    ):
+        return "is larger than its samples make it"
+    return ""
+
+
+def _unsound(table: pa.Table) -> str:
+    """Values that no index of ours holds; empty if there are none."""
+    table.validate(full=True)  # text that is not UTF-8, offsets that lead out of their buffers
+    labels = table["labels"].combine_chunks()
+    for name in SCHEMA.names:
+        if table[name].null_count:
+            return f"the column {name!r} has empty values"
+    if labels.flatten().null_count:
+        return "the column 'labels' has empty values"
+    for name in ("key", "id"):
+        longest = max(
+            (pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in table[name].chunks), default=0
+        )
+        if longest > NAME_BYTES:
+            return f"the column {name!r} has a value of {longest} bytes"
+    for name, (low, high) in BOUNDS.items():
+        values = table[name].to_numpy()
+        if len(values) and not low <= values.min() <= values.max() <= high:
+            return f"the column {name!r} has values that are not from {low} to {high}"
+    pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
+    if np.max(pixels, initial=0) > MAX_PIXELS:
+        return f"an image of {np.max(pixels)} pixels, over {MAX_PIXELS}"
+    if np.min(labels.flatten().to_numpy(), initial=0) < 0:
+        return "a label is below 0"
+    return ""
 
 
 def _no_index(tar: Place) -> UserError:

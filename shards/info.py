@@ -48,11 +48,11 @@ def render_info(manifest: Manifest, console: Console) -> None:
     rejected = manifest.source.get("rejected", {})
     if rejected:
         console.print(
-            "rejected rows   " + ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+            "rejected rows   " + ", ".join(f"{count} {escape(reason)}" for reason, count in rejected.items())
         )
     if manifest.source.get("duplicate_groups"):
         console.print(
-            f"duplicates      {manifest.source['samples_in_duplicate_groups']} samples in "
+            f"duplicates      {manifest.source.get('samples_in_duplicate_groups', 0)} samples in "
             f"{manifest.source['duplicate_groups']} groups, each group within one split"
         )
     console.print(f"labels          {manifest.labels.fingerprint}")

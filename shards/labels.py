@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+import msgspec
 
 from shards.errors import UserError
 from shards.files import fingerprint
 
 MAX_GENRES = 32_767  # the index holds columns as int16
+
+#: Of JSON from outside (shards/schema.py). ``genres_problem`` says the rest.
+Genres = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]], msgspec.Meta(max_length=MAX_GENRES)
+]
+
+
+def genres_problem(genres: Sequence[str]) -> str:
+    """What is wrong with a list of genres as names of columns; empty if nothing is."""
+    if not all(genre.strip() for genre in genres):
+        return "a genre has no visible character"
+    if len(set(genres)) < len(genres):
+        return "it names a genre twice"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,47 @@
-"""manifest.json: what a shard set holds. Its size grows with the number of shards, not of samples."""
+"""manifest.json: what a shard set holds. Its size grows with the number of shards, not of samples.
+
+A set may come from a stranger. What its manifest says is checked where it is read, for every command: its names become
+paths, its digests names in a cache, its counts sizes of arrays.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from shards.errors import UserError, one_line
+import msgspec
+
+from shards.errors import UserError
 from shards.files import fingerprint, write_json
-from shards.labels import LabelSet
+from shards.labels import Genres, LabelSet, genres_problem
 from shards.places import Place, is_remote
 from shards.remote_read import FIRST_PATIENCE, Patience, read_small
-from shards.samples import SampleTable, remove_other_tables, write_sample_table
+from shards.samples import SampleTable, remove_other_tables, table_name, write_sample_table
+from shards.schema import Count, Sha256, check_as, parse_as
 
 NAME = "manifest.json"
 FORMAT = 1
 LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
+#: Bytes of a shard's name: with the longer endings of its index and its predictions it still is a file's name.
+NAME_BYTES = 245
+# A slash leads elsewhere, a backslash and a colon do so on Windows, control characters end names or lines.
+_PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_REMEDY = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of one file in the folder it is joined to, on every system.
+
+    >>> [is_plain(name) for name in ("train-00000.tar", "../a.tar", "/a.tar", "file:a.tar", "..", "")]
+    [True, False, False, False, False, False]
+    """
+    return _PLAIN.fullmatch(name) is not None and name not in (".", "..") and len(name.encode()) <= NAME_BYTES
 
 
 @dataclass(frozen=True)
@@ -28,18 +50,43 @@ class Shard:
 
     name: str
     split: str
-    samples: int
-    bytes: int
-    sha256: str
-    max_height: int
-    max_width: int
-    genre_counts: list[int]
+    samples: Count
+    bytes: Count
+    sha256: Sha256
+    max_height: Count
+    max_width: Count
+    genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
+    index_bytes: Count = 0
+    """Of its index (shards/index.py); this and the next are unknown in sets of earlier versions."""
+    index_sha256: Sha256 | None = None
 
-    def __post_init__(self) -> None:
-        numbers = (self.samples, self.bytes, self.max_height, self.max_width, *self.genre_counts)
-        if not all(isinstance(number, int) for number in numbers):
-            raise TypeError(f"shard {self.name!r} has counts that are no whole numbers")
+
+class _Head(msgspec.Struct):
+    format: int
+
+
+class _Labels(msgspec.Struct):
+    genres: Genres
+
+
+class _Source(msgspec.Struct):
+    """What commands read of ``source``; the rest is for people."""
+
+    indexed: bool = False
+    rejected: dict[str, Count] = {}
+    duplicate_groups: Count = 0
+    samples_in_duplicate_groups: Count = 0
+
+
+class _Document(msgspec.Struct):
+    fingerprint: str
+    labels: _Labels
+    shards: list[Shard]
+    packing: dict[str, Any]
+    source: dict[str, Any]
+    versions: dict[str, str]
+    tables: dict[str, SampleTable] = {}
 
 
 @dataclass
@@ -59,8 +106,16 @@ class Manifest:
         return LabelSet(tuple(self.genres))
 
     @property
+    def by_split(self) -> dict[str, list[Shard]]:
+        """The shards of each split."""
+        found: dict[str, list[Shard]] = {}
+        for shard in self.shards:
+            found.setdefault(shard.split, []).append(shard)
+        return found
+
+    @property
     def split_names(self) -> list[str]:
-        return list(dict.fromkeys(shard.split for shard in self.shards))
+        return list(self.by_split)
 
     @property
     def fingerprint(self) -> str:
@@ -69,32 +124,39 @@ class Manifest:
 
     def of_split(self, split: str) -> list[Shard]:
         """The shards of a split. Raises UserError if the set has no such split."""
-        shards = [shard for shard in self.shards if shard.split == split]
-        if not shards:
-            raise UserError(f"the shard set has no split {split!r}; it has {', '.join(self.split_names)}")
-        return shards
+        by_split = self.by_split
+        if split not in by_split:
+            raise UserError(f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
+        return by_split[split]
 
     def split_summary(self) -> dict[str, dict[str, Any]]:
         """Per split: shards, samples, bytes, and the count of each genre."""
-        summary: dict[str, dict[str, Any]] = {}
-        for name in self.split_names:
-            shards = self.of_split(name)
-            summary[name] = {
+        return {
+            name: {
                 "shards": len(shards),
                 "samples": sum(s.samples for s in shards),
                 "bytes": sum(s.bytes for s in shards),
                 "genre_counts": dict(zip(self.genres, column_sums(shards, len(self.genres)), strict=True)),
             }
-        return summary
+            for name, shards in self.by_split.items()
+        }
 
     def write_tables(self, folder: Place) -> None:
-        """Write the splits' tables of samples from the indexes in ``folder``, before the manifest that names them."""
-        self.tables = {
-            split: write_sample_table(
-                folder, split, [(s.name, s.sha256, s.samples) for s in self.of_split(split)], self.genres
-            )
-            for split in self.split_names
-        }
+        """Write the splits' tables of samples from the indexes in ``folder``, and take note of the indexes' digests.
+
+        Before the manifest, which names them. Raises UserError for a set that could not be read again.
+        """
+        if problem := self._problem():
+            raise UserError(f"{folder} cannot become a shard set: {problem}")
+        self.tables, digests = {}, {}
+        for split, shards in self.by_split.items():
+            unknown = [replace(shard, index_sha256=None) for shard in shards]
+            self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
+            digests.update(zip((shard.name for shard in shards), found, strict=True))
+        self.shards = [
+            replace(shard, index_bytes=digests[shard.name][0], index_sha256=digests[shard.name][1])
+            for shard in self.shards
+        ]
         remove_other_tables(folder, list(self.tables.values()))
 
     def write(self, folder: Place) -> None:
@@ -124,7 +186,7 @@ class Manifest:
         if is_remote(folder):
             data = read_small(path, Patience(patience))
         elif folder.is_dir():
-            data = path.read_bytes() if path.exists() else None
+            data = path.read_bytes() if path.is_file() else None
         else:
             raise UserError(
                 f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
@@ -134,35 +196,47 @@ class Manifest:
                 f"{folder} holds no {NAME}: finish its `posters shards build`, "
                 f"or run `posters shards index {folder}` for tars made by other tools"
             )
-        try:
-            raw = json.loads(data)
-        except ValueError as error:
-            raise UserError(f"manifest {path} cannot be read: {one_line(error)}") from None
-        try:
-            if raw["format"] != FORMAT:
-                raise UserError(
-                    f"{path} has format {raw['format']}, this version reads {FORMAT}; build the set again"
-                )
-            manifest = cls(
-                list(raw["labels"]["genres"]),
-                [Shard(**shard) for shard in raw["shards"]],
-                raw["packing"],
-                raw["source"],
-                raw["versions"],
-                {split: SampleTable(**table) for split, table in raw.get("tables", {}).items()},
-            )
-            stated = raw["fingerprint"]
-            if any(len(shard.genre_counts) != len(manifest.genres) for shard in manifest.shards):
-                raise TypeError("a shard has not one count per genre")
-        except (KeyError, TypeError, AttributeError) as error:
+        head = parse_as(data, _Head, path, "manifest", _REMEDY)
+        if head.format != FORMAT:
             raise UserError(
-                f"{path} is no manifest of this toolkit ({type(error).__name__}: {error})"
-            ) from None
-        if stated != manifest.fingerprint:
-            raise UserError(
-                f"{path} was edited: its fingerprint does not match its shards; build or index it again"
+                f"{path} has format {head.format}, this version reads {FORMAT}; build the set again"
             )
+        raw = parse_as(data, _Document, path, "manifest", _REMEDY)
+        check_as(raw.source, _Source, path, "manifest", _REMEDY)
+        manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables)
+        if raw.fingerprint != manifest.fingerprint:
+            raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
+        if problem := manifest._problem():
+            raise UserError(f"{path} is not a valid manifest: {problem}; {_REMEDY}")
         return manifest
+
+    def _problem(self) -> str:
+        """What no set has: such names, counts and tables reach no path and no array. Empty if there is nothing."""
+        return genres_problem(self.genres) or self._shards_problem() or self._tables_problem()
+
+    def _shards_problem(self) -> str:
+        if not any(shard.samples for shard in self.shards):
+            return "it has no shard with samples"
+        for shard in self.shards:
+            if not is_plain(shard.name) or not shard.name.endswith(".tar"):
+                return f"the shard {shard.name!r} is not named like one plain .tar file in the set's folder"
+            if not is_plain(shard.split):
+                return f"the split {shard.split!r} is not one plain word: files are named by it"
+            if len(shard.genre_counts) != len(self.genres):
+                return f"the shard {shard.name!r} has not one count per genre"
+            if max(shard.genre_counts, default=0) > shard.samples:
+                return f"the shard {shard.name!r} has more samples of a genre than samples"
+        # Files of predictions are named like shards; not every file system tells a from A.
+        name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
+        return f"{times} shards are named {name!r}" if times > 1 else ""
+
+    def _tables_problem(self) -> str:
+        by_split = self.by_split
+        for split, table in self.tables.items():
+            digests = [shard.sha256 for shard in by_split.get(split, ())]
+            if not digests or table.name != table_name(split, digests, self.genres):
+                return f"{table.name!r} is not the table of samples of the split {split!r}"
+        return ""
 
 
 def column_sums(shards: Sequence[Shard], genres: int) -> list[int]:

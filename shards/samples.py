@@ -11,20 +11,27 @@ split's shards: a table can not be taken for another build's.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from shards.errors import UserError, one_line
-from shards.files import atomic_write, fingerprint, names_in, remove_file
-from shards.index import read_index
+from shards.files import atomic_write, fingerprint, names_in, remove_file, sha256_stream
+from shards.index import MAX_PIXELS, index_bytes, index_of, index_path
 from shards.places import Place
+from shards.schema import Count, Sha256
+
+if TYPE_CHECKING:
+    from shards.manifest import Shard
 
 SUFFIX = ".samples.npy"
+#: Records that are looked at together.
+CHECKED_AT_A_TIME = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,9 @@ class SampleTable:
     """A split's table, as the manifest names it."""
 
     name: str
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bytes, int) or not self.name.endswith(SUFFIX) or "/" in self.name:
-            raise TypeError(f"{self.name!r} is no table of samples")
+    """``table_name`` of its shards and nothing else; the manifest's reader sees to that."""
+    bytes: Count
+    sha256: Sha256
 
 
 def record_type(genres: int) -> np.dtype[Any]:
@@ -77,24 +81,25 @@ def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str
 
 
 def write_sample_table(
-    folder: Place, split: str, shards: Sequence[tuple[str, str, int]], genres: Sequence[str]
-) -> SampleTable:
-    """Write a split's table from the indexes of its shards, given as (name, sha256, samples). Memory O(one shard).
+    folder: Place, split: str, shards: Sequence[Shard], genres: Sequence[str]
+) -> tuple[SampleTable, list[tuple[int, str]]]:
+    """Write a split's table from the indexes of its shards; returns it and (bytes, sha256) of each index read.
 
-    Raises UserError for an index that is absent or of another shard.
+    Memory O(one shard). Raises UserError for an index that is absent, not sound or of another shard.
     """
-    total = sum(samples for _, _, samples in shards)
-    path = folder / table_name(split, [sha256 for _, sha256, _ in shards], genres)
+    total = sum(shard.samples for shard in shards)
+    path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
+    digests = []
     with atomic_write(path) as stream:
         out = _Counted(stream)
         header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
         np.lib.format.write_array_header_1_0(out, header)
-        for name, sha256, samples in shards:
-            table, facts = read_index(folder / name)
-            if facts.get("sha256") != sha256 or table.num_rows != samples:
-                raise UserError(f"the index of {folder / name} belongs to another build; build the set again")
-            out.write(records_of(table, len(genres)).tobytes())
-    return SampleTable(path.name, out.bytes, out.digest.hexdigest())
+        for shard in shards:
+            tar = folder / shard.name
+            data = index_bytes(tar)
+            out.write(records_of(index_of(data, index_path(tar), shard), len(genres)).tobytes())
+            digests.append((len(data), hashlib.sha256(data).hexdigest()))
+    return SampleTable(path.name, out.bytes, out.digest.hexdigest()), digests
 
 
 def remove_other_tables(folder: Place, wanted: Sequence[SampleTable]) -> None:
@@ -105,23 +110,67 @@ def remove_other_tables(folder: Place, wanted: Sequence[SampleTable]) -> None:
             remove_file(folder / name)
 
 
-def open_sample_table(path: Path, table: SampleTable, samples: int, genres: int) -> np.ndarray:
-    """(n,) records, mapped read-only. Raises UserError for a file that is missing or not as the manifest says."""
+def open_sample_table(path: Path) -> IO[bytes]:
+    """The file of a table. Raises UserError if it cannot be had."""
     try:
-        size = path.stat().st_size
+        return open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it again, or run the set's build again") from None
-    problem = "" if size == table.bytes else f"{size} bytes, the manifest says {table.bytes}"
-    records = None
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {one_line(error)}") from None
+
+
+def map_sample_table(
+    stream: IO[bytes], path: Place, table: SampleTable, samples: int, genres: int
+) -> np.memmap[Any, Any]:
+    """(n,) records, mapped read-only, of an open file. Raises UserError if its layout is not as the manifest says.
+
+    path: for the error. What the file holds is ``check_sample_table``'s matter.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if size != table.bytes:
+        raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
+    kind = record_type(genres)
     try:
-        if not problem:
-            records = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        problem = one_line(error)
-    if records is None or records.dtype != record_type(genres) or records.shape != (samples,):
-        problem = problem or "another layout than the manifest's"
-        raise UserError(f"{path} is damaged ({problem}); copy it again, or delete it and run the build again")
-    return records
+        version = np.lib.format.read_magic(stream)
+        shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # a parser of damaged headers may raise anything; it becomes the error's line
+        raise _damaged(path, one_line(error)) from None
+    start = stream.tell()
+    whole = start + samples * kind.itemsize == size
+    if version != (1, 0) or fortran or found != kind or shape != (samples,) or not whole:
+        raise _damaged(path, "another layout than the manifest's")
+    return np.memmap(stream, dtype=kind, mode="r", offset=start, shape=(samples,))
+
+
+def check_sample_table(
+    stream: IO[bytes], path: Place, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
+) -> None:
+    """Raise UserError if the file's bytes are not the manifest's, or a record says what cannot be of its tar.
+
+    Reads all of it: 1 to 2 s a GB.
+    """
+    if sha256_stream(stream) != table.sha256:
+        raise _damaged(path, "its sha256 differs from the manifest's")
+    filled = [shard for shard in shards if shard.samples]
+    ends = np.cumsum([shard.samples for shard in filled])
+    limits = np.array([shard.bytes for shard in filled], dtype=np.uint64)
+    first = shard = 0
+    while shard < len(filled):  # some whole shards at a time
+        after = max(shard + 1, int(np.searchsorted(ends, first + CHECKED_AT_A_TIME, side="right")))
+        part = records[first : ends[after - 1]]
+        starts = np.concatenate([[0], ends[shard : after - 1] - first])
+        reach = np.maximum.reduceat(part["offset"] + part["size"], starts)
+        if part["offset"].max() > limits.max() or (reach > limits[shard:after]).any():
+            raise _damaged(path, "a sample lies outside of its tar")
+        pixels = part["height"].astype(np.uint64) * part["width"]
+        if not pixels.min() or pixels.max() > MAX_PIXELS:
+            raise _damaged(path, f"a sample has no pixels, or over {MAX_PIXELS}")
+        first, shard = int(ends[after - 1]), after
+
+
+def _damaged(path: Place, problem: str) -> UserError:
+    return UserError(f"{path} is damaged ({problem}); copy it again, or delete it and run the build again")
 
 
 class _Counted:

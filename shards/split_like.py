@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import UserError
-from shards.index import read_index
+from shards.index import read_index_of
 from shards.manifest import Manifest
 from shards.split import SPLITS
+from shards.store import warn_of_unknown_indexes
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,13 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
     Raises UserError if the sets have no poster in common.
     """
     known: dict[str, int] = {}
-    for shard in Manifest.read(folder).shards:
+    manifest = Manifest.read(folder)
+    warn_of_unknown_indexes(folder, manifest)
+    for shard in manifest.shards:
         if shard.split not in SPLITS:
             raise UserError(f"{folder} has a split {shard.split!r}; --split-like needs {', '.join(SPLITS)}")
-        table, _ = read_index(folder / shard.name)
-        known.update(dict.fromkeys(table["id"].to_pylist(), SPLITS.index(shard.split)))
+        there = read_index_of(folder, shard)["id"].to_pylist()
+        known.update(dict.fromkeys(there, SPLITS.index(shard.split)))
     if known.keys().isdisjoint(ids):
         raise UserError(
             f"no poster of this build is in {folder}; --split-like needs a set of the same posters"

@@ -6,28 +6,35 @@ open_store("s3://bucket/set")    → RemoteShards   each file brought to the cac
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from shards.cache_options import CacheOptions, RemoteFile
+from shards.checked import once_per_node
 from shards.errors import UserError, one_line
+from shards.files import fingerprint
 from shards.index import SUFFIX as INDEX
-from shards.index import index_path, parse_index, read_index, require_index
+from shards.index import index_bytes, index_of, index_path, read_index_of, require_digest, require_index
 from shards.manifest import Manifest, Shard
 from shards.places import Place, is_remote, place
 from shards.remote_read import FIRST_PATIENCE
-from shards.samples import SampleTable, open_sample_table
+from shards.samples import SampleTable, check_sample_table, map_sample_table, open_sample_table
 
 if TYPE_CHECKING:
     from shards.cache import Cache
+
+log = logging.getLogger(__name__)
 
 
 class ShardStore(ABC):
@@ -43,13 +50,21 @@ class ShardStore(ABC):
         """A shard's tar, for messages."""
         return str(self.root / shard.name)
 
-    @abstractmethod
     def manifest(self) -> Manifest:
         """The set's manifest, read anew."""
+        manifest = self._manifest()
+        warn_of_unknown_indexes(self.root, manifest)
+        return manifest
 
     @abstractmethod
-    def check(self, shards: Sequence[Shard]) -> None:
-        """A glance at files before work begins. Raises UserError for what is known to be missing or changed."""
+    def _manifest(self) -> Manifest: ...
+
+    @abstractmethod
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """A glance at files before work begins; ``indexes``: they will all be needed.
+
+        Raises UserError for what is known to be missing or changed.
+        """
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -60,11 +75,14 @@ class ShardStore(ABC):
 
     @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
-        """A shard's index. Raises UserError if it is missing, unreadable or another build's."""
+        """A shard's index. Raises UserError if it is missing, not sound, or not the manifest's."""
 
     @abstractmethod
-    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
-        """(n,) records of a split's table, mapped (shards/samples.py)."""
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+        """(n,) records of a split's table, mapped (shards/samples.py); ``shards`` are the split's.
+
+        The node's first process checks its digest. Raises UserError if the file is missing or not the manifest's.
+        """
 
 
 class LocalShards(ShardStore):
@@ -74,15 +92,26 @@ class LocalShards(ShardStore):
         super().__init__(root)
         self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
 
-    def manifest(self) -> Manifest:
-        """See ShardStore."""
+    def _manifest(self) -> Manifest:
         return Manifest.read(self.root)
 
-    def check(self, shards: Sequence[Shard]) -> None:
-        """See ShardStore: sizes are compared with the manifest's, so that nobody trains for an hour first."""
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """See ShardStore: sizes are compared with the manifest's, so that no hour of work comes before the error."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
+        if indexes:
+            vouched = [shard for shard in shards if shard.index_sha256 is not None]
+            paths = [index_path(self.root / shard.name) for shard in vouched]
+            expected = fingerprint([shard.index_sha256 for shard in vouched])
+            once_per_node(
+                [(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched)
+            )
+
+    def _check_indexes(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            tar = self.root / shard.name
+            require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """See ShardStore. Tars are opened again and again: one that was replaced meanwhile is another's pictures."""
@@ -107,13 +136,14 @@ class LocalShards(ShardStore):
 
     def index(self, shard: Shard) -> pa.Table:
         """See ShardStore."""
-        path = self.root / shard.name
-        check_files(path, shard)
-        return _of_this_build(str(path), shard, *read_index(path))
+        check_files(self.root / shard.name, shard)
+        return read_index_of(self.root, shard)
 
-    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
         """See ShardStore."""
-        return open_sample_table(self.root / table.name, table, samples, genres)
+        path = self.root / table.name
+        with open_sample_table(path) as stream:
+            return _records(stream, path, table, shards, genres)
 
 
 class RemoteShards(ShardStore):
@@ -123,11 +153,10 @@ class RemoteShards(ShardStore):
         super().__init__(root)
         self.cache = cache
 
-    def manifest(self) -> Manifest:
-        """See ShardStore."""
+    def _manifest(self) -> Manifest:
         return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
 
-    def check(self, shards: Sequence[Shard]) -> None:
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
         """See ShardStore: every answer of a store takes time, so files are checked when they come."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -141,21 +170,20 @@ class RemoteShards(ShardStore):
     def index(self, shard: Shard) -> pa.Table:
         """See ShardStore."""
         source = index_path(self.root / shard.name)
+        if shard.index_sha256 is not None:
+            file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
+            with os.fdopen(self.cache.open(file), "rb") as stream:
+                return index_of(stream.read(), source, shard)
+        # Nothing vouches for it: it is kept for this very shard of the set at this very place, and for no other set.
+        name = fingerprint([str(self.root), asdict(shard)]) + INDEX
+        return self.cache.checked(source, name, lambda data: index_of(data, source, shard))
 
-        def parse(data: bytes) -> pa.Table:
-            return _of_this_build(str(source), shard, *parse_index(data, source))
-
-        # The manifest has no digest of indexes: what they say of their tar is checked instead.
-        return self.cache.checked(source, f"{shard.sha256}{INDEX}", parse)
-
-    def records(self, table: SampleTable, samples: int, genres: int) -> np.ndarray:
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
         """See ShardStore."""
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
-        descriptor = self.cache.open(file)
-        try:
-            return open_sample_table(self.cache.folder / file.name, table, samples, genres)
-        finally:
-            os.close(descriptor)  # a mapped file keeps its bytes, whoever deletes its name
+        # A mapped file keeps its bytes, whoever deletes its name.
+        with os.fdopen(self.cache.open(file), "rb") as stream:
+            return _records(stream, file.place, table, shards, genres)
 
     def _file(self, shard: Shard) -> RemoteFile:
         return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
@@ -199,9 +227,33 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
     return facts
 
 
-def _of_this_build(where: str, shard: Shard, table: pa.Table, facts: dict[str, Any]) -> pa.Table:
-    if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
-        raise UserError(
-            f"the index of {where} belongs to another build than the manifest; build the set again"
+def _records(
+    stream: IO[bytes], path: Place, table: SampleTable, shards: Sequence[Shard], genres: int
+) -> np.ndarray:
+    """The mapped records of an open table, checked once per node."""
+    records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
+    limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
+    expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
+    seen = [(path, os.fstat(stream.fileno()))]
+    once_per_node(seen, expected, lambda: check_sample_table(stream, path, records, table, shards))
+    return records
+
+
+_warned: set[str] = set()
+
+
+def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
+    """Say once, in the main process, that a set of an earlier version has no digests of its indexes."""
+    if str(root) in _warned or os.environ.get("RANK", "0") != "0":
+        return
+    if any(shard.index_sha256 is None for shard in manifest.shards):
+        _warned.add(str(root))
+        how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
+        where = "the folder it was uploaded from" if is_remote(root) else root
+        log.warning(
+            "%s is of an earlier version: its manifest has no digests of its indexes, and one that was changed may go "
+            "unnoticed; add them with `posters shards index %s`%s",
+            root,
+            where,
+            how,
         )
-    return table

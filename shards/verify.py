@@ -1,11 +1,13 @@
-"""Check a shard set against its manifest: every byte, every count, every image."""
+"""Check a shard set against its manifest: every byte, count and image; table, index and tar against each other."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,11 +17,27 @@ from shards.errors import UserError
 from shards.executor import run
 from shards.files import sha256_file
 from shards.images import FORMATS
-from shards.index import Member, member_checksum, read_index, read_members
+from shards.index import (
+    Member,
+    foreign_to,
+    index_bytes,
+    index_path,
+    member_checksum,
+    misfit_of,
+    parse_index,
+    read_members,
+)
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
 from shards.progress import progress
-from shards.samples import SampleTable, open_sample_table, records_of
+from shards.samples import (
+    SampleTable,
+    check_sample_table,
+    map_sample_table,
+    open_sample_table,
+    records_of,
+)
+from shards.store import warn_of_unknown_indexes
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,10 @@ class _Check:
     folder: Path
     shard: Shard
     labels: LabelSet
+    built: bool
+    """By our own packing, whose JSON states id and genres."""
+    decode: bool
+    """The images, too."""
     table: SampleTable | None
     """Of its split, if the set has tables and this one can be opened."""
     first: int
@@ -35,77 +57,123 @@ class _Check:
     """Of the split."""
 
 
+@dataclass
+class Checked:
+    """What was found in one shard."""
+
+    problems: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    index: tuple[int, str] = (0, "")
+    """Bytes and SHA-256 of the index that was looked at."""
+
+
 def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
     """(manifest, problems): one line a problem, naming shard and member; an empty list is a sound set.
 
-    Raises UserError if there is no readable manifest to check against.
+    Raises UserError if there is no sound manifest to check against.
     """
     manifest = Manifest.read(folder)
+    warn_of_unknown_indexes(folder, manifest)
+    return manifest, check_set(folder, manifest, workers)[0]
+
+
+def check_set(
+    folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
+) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """(problems, bytes and SHA-256 of the index by the shard's name). ``decode``: look at every image, too."""
     tasks: list[_Check] = []
-    of_tables: list[str] = []
-    for split in manifest.split_names:
-        shards = manifest.of_split(split)
+    problems: list[str] = []
+    built = not manifest.source.get("indexed")
+    for split, shards in manifest.by_split.items():
         samples = sum(shard.samples for shard in shards)
-        table = manifest.tables.get(split)
-        if table is not None:
-            try:
-                open_sample_table(folder / table.name, table, samples, len(manifest.labels))
-                if sha256_file(folder / table.name) != table.sha256:
-                    of_tables.append(f"{table.name}: its bytes changed (sha256 differs from the manifest)")
-            except UserError as error:
-                of_tables.append(str(error))
-                table = None
+        table = _sound_table(folder, manifest, split, shards, problems)
         first = 0
         for shard in shards:
-            tasks.append(_Check(folder, shard, manifest.labels, table, first, samples))
+            tasks.append(_Check(folder, shard, manifest.labels, built, decode, table, first, samples))
             first += shard.samples
-    found: dict[str, list[str]] = {}
-    keys: Counter[str] = Counter()
+    found: dict[str, Checked] = {}
     with progress(sum(shard.samples for shard in manifest.shards), "verifying") as bar:
-        for task, (problems, names) in run(check_shard, tasks, workers):
-            found[task.shard.name] = problems
-            keys.update(names)
+        for task, checked in run(check_shard, tasks, workers):
+            found[task.shard.name] = checked
             bar.update(task.shard.samples)
-    problems = of_tables + [problem for shard in manifest.shards for problem in found[shard.name]]
+    problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
     # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set
+    keys = Counter(key for checked in found.values() for key in checked.keys)
+    ids = Counter(name for checked in found.values() for name in checked.ids)
+    problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
     problems += [
-        f"key {key!r} occurs {count} times in the set" for key, count in sorted(keys.items()) if count > 1
+        f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > max(keys[i], 1)
     ]
-    return manifest, problems
+    return problems, {name: checked.index for name, checked in found.items()}
 
 
-def check_shard(task: _Check) -> tuple[list[str], list[str]]:
-    """(problems, keys) of one shard."""
-    tar = task.folder / task.shard.name
-    if not tar.exists():
-        return [f"{tar.name}: the file is missing"], []
-    problems = []
+def _sound_table(
+    folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
+) -> SampleTable | None:
+    """A split's table if there is one that can be opened; what is wrong with it is added to the ``problems``."""
+    table = manifest.tables.get(split)
+    if table is None:
+        return None
+    path = folder / table.name
+    try:
+        with open_sample_table(path) as stream:
+            records = map_sample_table(
+                stream, path, table, sum(s.samples for s in shards), len(manifest.genres)
+            )
+            try:
+                check_sample_table(stream, path, records, table, shards)
+            except UserError as error:
+                problems.append(str(error))
+            return table
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def check_shard(task: _Check) -> Checked:
+    """All that is wrong with one shard."""
+    shard, labels, found = task.shard, task.labels, Checked()
+    tar, problems = task.folder / shard.name, found.problems
+    if not tar.is_file():
+        problems.append(f"{tar.name}: the file is missing")
+        return found
     size = tar.stat().st_size
-    if size != task.shard.bytes:
-        problems.append(f"{tar.name}: {size} bytes, the manifest says {task.shard.bytes}")
-    elif sha256_file(tar) != task.shard.sha256:
+    if size != shard.bytes:
+        problems.append(f"{tar.name}: {size} bytes, the manifest says {shard.bytes}")
+    elif sha256_file(tar) != shard.sha256:
         problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")
     try:
-        table, _ = read_index(tar)
+        data = index_bytes(tar)
+        found.index = len(data), hashlib.sha256(data).hexdigest()
+        if shard.index_sha256 not in (None, found.index[1]):
+            problems.append(f"{tar.name}: its index changed (sha256 differs from the manifest)")
+        table, facts = parse_index(data, index_path(tar))
     except UserError as error:
-        return [*problems, f"{tar.name}: {error}"], []
-    if table.num_rows != task.shard.samples:
+        problems.append(f"{tar.name}: {error}")
+        return found
+    if foreign := foreign_to(table, facts, shard):
+        problems.append(f"{tar.name}: the index {foreign}")
+    if table.num_rows != shard.samples:
         problems.append(
-            f"{tar.name}: the index has {table.num_rows} samples, the manifest says {task.shard.samples}"
+            f"{tar.name}: the index has {table.num_rows} samples, the manifest says {shard.samples}"
         )
+    if misfit := misfit_of(table, shard):
+        problems.append(f"{tar.name}: in its index, {misfit}")
+        return found
     if task.table is not None:
-        records = open_sample_table(
-            tar.with_name(task.table.name), task.table, task.samples, len(task.labels)
-        )
-        own = records[task.first : task.first + task.shard.samples]
-        if records_of(table, len(task.labels)).tobytes() != own.tobytes():
+        path = task.folder / task.table.name
+        with open_sample_table(path) as stream:
+            records = map_sample_table(stream, path, task.table, task.samples, len(labels))
+        own = records[task.first : task.first + shard.samples]
+        if records_of(table, len(labels)).tobytes() != own.tobytes():
             problems.append(f"{tar.name}: {task.table.name} does not say of it what its index says")
     rows = table.to_pylist()
     counts = Counter(column for row in rows for column in row["labels"])
-    if [counts[column] for column in range(len(task.labels))] != task.shard.genre_counts:
+    if [counts[column] for column in range(len(labels))] != shard.genre_counts:
         problems.append(f"{tar.name}: the manifest's counts of genres are not those of the index")
     largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
-    if largest != (task.shard.max_height, task.shard.max_width):
+    if largest != (shard.max_height, shard.max_width):
         problems.append(f"{tar.name}: the manifest's largest image is not that of the index")
     indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
     try:
@@ -115,21 +183,26 @@ def check_shard(task: _Check) -> tuple[list[str], list[str]]:
         problems.append(str(error))
     with open(tar, "rb") as stream:
         for member, row in zip(indexed, rows, strict=True):
-            problem = _member_problem(stream, member, row, task.labels)
+            problem = _member_problem(stream, member, row, task)
             if problem:
                 problems.append(
                     f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}"
                 )
-    return problems, [member.key for member in indexed]
+    found.keys, found.ids = [row["key"] for row in rows], [row["id"] for row in rows]
+    return found
 
 
-def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], labels: LabelSet) -> str:
+def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task: _Check) -> str:
     changed = member_checksum(stream, member) != row["crc32"]
-    stream.seek(member.image_offset)
-    problem = _image_problem(stream.read(member.image_size), row["width"], row["height"])
+    problem = ""
+    if task.decode:
+        stream.seek(member.image_offset)
+        problem = _image_problem(stream.read(member.image_size), row["width"], row["height"])
     if not problem and member.json_offset >= 0:
         stream.seek(member.json_offset)
-        problem = _json_problem(stream.read(member.json_size), row["labels"], labels)
+        problem = _json_problem(stream.read(member.json_size), row, task)
+    elif not problem and task.built:
+        problem = "it has no JSON with its id and genres"
     return problem or ("its bytes changed since it was packed (crc32)" if changed else "")
 
 
@@ -147,15 +220,18 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
     )
 
 
-def _json_problem(data: bytes, columns: list[int], labels: LabelSet) -> str:
+def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "its JSON does not parse"
     # Only our own packing writes multi_hot; foreign JSON is free in its layout.
     stated = record.get("multi_hot") if isinstance(record, dict) else None
-    return (
-        ""
-        if stated is None or stated == labels.multi_hot(columns)
-        else "its labels are not those of the index"
-    )
+    if stated is None:
+        return "its JSON is not that of a poster" if task.built else ""
+    if record.get("id") != row["id"]:
+        return "its id is not that of the index"
+    genres = [task.labels.genres[column] for column in row["labels"]]
+    if stated != task.labels.multi_hot(row["labels"]) or (task.built and record.get("genres") != genres):
+        return "its labels are not those of the index"
+    return ""

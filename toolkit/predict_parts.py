@@ -174,8 +174,8 @@ class _OpenFiles:
 
 def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
-    shards = manifest.of_split(split) if split else manifest.shards
-    store.check(shards)  # rather than an hour later, when the last one's turn comes
+    shards = [s for s in (manifest.of_split(split) if split else manifest.shards) if s.samples]
+    store.check(shards, indexes=True)  # rather than an hour later, when the last one's turn comes
     return [ShardPart(store, shard, manifest.labels) for shard in shards]
 
 

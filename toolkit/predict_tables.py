@@ -185,7 +185,7 @@ def _read_facts(path: Path) -> Any:
         return read_json(beside, "facts of predictions") if beside.exists() else None
     try:
         return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
         ) from None

@@ -74,6 +74,7 @@ def infer_split(
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
+    ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
     model = folder.model.to(accelerator.device)
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
@@ -99,7 +100,7 @@ def infer_split(
         raise UserError(f"the model's outputs on {split} are not finite; try --precision no, or train again")
     return SplitLogits(
         split,
-        reader.sample_ids(),
+        ids,
         logits,
         reader.targets,
         folder.labels.genres,

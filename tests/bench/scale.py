@@ -4,9 +4,10 @@
 
 Loading: sets of made-up indexes in shards of 1,000 samples and 28 genres, on this machine's disk. Their tables and
 manifests are real; their tars have the right length and no content (sparse), for nothing is decoded here. Each set is
-opened by a process of its own, as a rank does, and its update plan is walked: 256 samples an update, with sizes and
-targets of each. Memory is what the process cannot give back (RssAnon), less what it had before; mapped pages of the
-table belong to the system's cache, which all ranks share.
+opened by processes of their own, as a rank does, in turn: one that compares no digest, a node's first one, which does,
+and a later one, which believes it; the table is in the system's cache, as it was just written. The update plan is
+walked: 256 samples an update, with sizes and targets of each. Memory is what the process cannot give back (RssAnon),
+less what it had before; mapped pages of the table belong to the system's cache, which all ranks share. Medians.
 
 Building: drawn posters of 182x268 pixels, no two alike, packed by `posters shards build`; memory is the largest sum
 over all its processes.
@@ -20,6 +21,7 @@ import io
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ Row = TypeVar("Row")
 GENRES = [f"Genre {number:02d}" for number in range(28)]
 BATCH = 256
 STEPS = 400
+TRIALS = 3
 
 
 @dataclass
@@ -54,11 +57,15 @@ class Loading:
     table_bytes: int
     manifest_seconds: float
     open_seconds: float
-    """Checking the tars, mapping the table, until the first update's samples are known."""
+    """Checking the tars, mapping the table, until the first update's samples are known; later processes of a node."""
     memory_bytes: int
     global_step_us: float
     """Microseconds an update, order: global; the median."""
     window_step_us: float
+    first_open_seconds: float = 0.0
+    """Of a node's first process, which compares the table with its digest."""
+    unchecked_open_seconds: float = 0.0
+    """Without digests."""
 
 
 @dataclass
@@ -80,27 +87,32 @@ def make_set(folder: Path, samples: int) -> None:
     count = -(-samples // PER_SHARD)
     rng = np.random.default_rng(0)
     sha256s = [hashlib.sha256(f"{samples}/{number}".encode()).hexdigest() for number in range(count)]
-    name = table_name("train", sha256s, GENRES)
+    name, digest = table_name("train", sha256s, GENRES), hashlib.sha256()
     kind, shards = record_type(len(GENRES)), []
     with open(folder / name, "wb") as stream:
         header: Any = {"descr": kind.descr, "fortran_order": False, "shape": (samples,)}
-        np.lib.format.write_array_header_1_0(stream, header)
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, header)
+        stream.write(head.getvalue())
+        digest.update(head.getvalue())
         for number in range(count):
             size = min(PER_SHARD, samples - number * PER_SHARD)
             records = np.zeros(size, dtype=kind)
             records["size"] = rng.integers(8_000, 40_000, size)
-            records["offset"] = np.cumsum(records["size"]) + 512
+            records["offset"] = np.cumsum(records["size"]) - records["size"] + 512
             records["height"], records["width"] = rng.integers(200, 400, size), rng.integers(150, 300, size)
             records["genres"] = rng.integers(0, 256, records["genres"].shape)
             stream.write(records.tobytes())
+            digest.update(records.tobytes())
             length = int(records["offset"][-1] + records["size"][-1]) + 1024
             counts = np.unpackbits(records["genres"], axis=1, count=len(GENRES)).sum(axis=0).tolist()
             tar = f"train-{number:05d}.tar"
             with open(folder / tar, "wb") as empty:
                 empty.truncate(length)
             (folder / tar.replace(".tar", ".index.parquet")).touch()
-            shards.append(Shard(tar, "train", size, length, sha256s[number], 400, 300, counts))
-    table = SampleTable(name, (folder / name).stat().st_size, "0" * 64)
+            index = 40_000, hashlib.sha256(tar.encode()).hexdigest()
+            shards.append(Shard(tar, "train", size, length, sha256s[number], 400, 300, counts, *index))
+    table = SampleTable(name, (folder / name).stat().st_size, digest.hexdigest())
     Manifest(GENRES, shards, versions=library_versions(), tables={"train": table}).write(folder)
 
 
@@ -207,15 +219,16 @@ def tree_memory(process: psutil.Process) -> int:
 def loading_table(rows: Sequence[Loading]) -> str:
     """Markdown."""
     lines = [
-        "| samples | shards | manifest | table | bytes/sample on disk | reading the manifest | opening | own memory | "
-        "update, global | update, window |",
-        "| ---: " * 10 + "|",
+        "| samples | shards | manifest | table | bytes/sample on disk | reading the manifest | opening, no digests | "
+        "a node's first | later ones | own memory | update, global | update, window |",
+        "| ---: " * 12 + "|",
     ]
     for row in rows:
         lines.append(
             f"| {row.samples:,} | {row.shards:,} | {row.manifest_bytes / 2**20:.2f} MiB | "
             f"{row.table_bytes / 2**20:.1f} MiB | {(row.manifest_bytes + row.table_bytes) / row.samples:.1f} | "
-            f"{row.manifest_seconds:.3f} s | {row.open_seconds:.3f} s | {row.memory_bytes / 2**20:.1f} MiB | "
+            f"{row.manifest_seconds:.3f} s | {row.unchecked_open_seconds:.3f} s | {row.first_open_seconds:.3f} s | "
+            f"{row.open_seconds:.3f} s | {row.memory_bytes / 2**20:.1f} MiB | "
             f"{row.global_step_us:.0f} µs | {row.window_step_us:.0f} µs |"
         )
     return "\n".join(lines)
@@ -243,14 +256,28 @@ def in_folder(work: Path | None, task: Callable[[Path, int], Row], count: int) -
 
 
 def measure_loading(folder: Path, samples: int) -> Loading:
-    """Make a set and open it in a fresh process."""
+    """Make a set and open it in fresh processes."""
     make_set(folder, samples)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    unchecked, first, later = [], [], []
+    for trial in range(TRIALS):
+        node = folder / f"node-{trial}"  # what a node's first process leaves for the others
+        node.mkdir()
+        for rows, options in ((unchecked, ["--unchecked"]), (first, []), (later, [])):
+            rows.append(opened(folder, node, options))
+    row = {name: statistics.median(getattr(row, name) for row in later) for name in asdict(later[0])}
+    row["first_open_seconds"] = statistics.median(row.open_seconds for row in first)
+    row["unchecked_open_seconds"] = statistics.median(row.open_seconds for row in unchecked)
+    return Loading(**row)
+
+
+def opened(folder: Path, node: Path, options: Sequence[str]) -> Loading:
+    """What a process of a node measures."""
+    root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, __file__, "--open", folder],
+        [sys.executable, __file__, "--open", folder, *options],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(node)},
         check=True,
     )
     return Loading(**json.loads(done.stdout))
@@ -269,7 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder for what is made; 10^8 samples take 3 GB")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.unchecked:
+        import shards.store
+
+        shards.store.once_per_node = lambda *_: None
     if options.open is not None:
         print(json.dumps(asdict(open_set(options.open))))
         return 0

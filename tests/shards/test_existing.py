@@ -21,10 +21,9 @@ from shard_tools import (
     write_file,
 )
 
-from shards.adopt import AdoptOptions, index_folder
 from shards.errors import UserError
 from shards.existing import OtherShards
-from shards.index import index_path
+from shards.index import index_path, read_index, write_index
 from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
@@ -54,13 +53,20 @@ def test_our_own_tar_whose_index_a_kill_prevented_is_finished(few: Source, tmp_p
     assert tree(out) == whole
 
 
-def test_indexing_a_built_set_is_refused(few: Source, tmp_path: Path):
-    out = tmp_path / "out"
-    build(few, out)
-    whole = tree(out)
-    with pytest.raises(UserError, match="has its indexes already"):
-        index_folder(AdoptOptions(out))
-    assert tree(out) == whole
+def test_a_finished_shard_whose_index_was_changed_is_made_again(
+    few: Source, few_shards: Path, tmp_path: Path
+) -> None:
+    """Its labels would be vouched for by the build's manifest."""
+    for column in ("id", "labels"):
+        out = tmp_path / column
+        shutil.copytree(few_shards, out)
+        (out / "manifest.json").unlink()
+        table, facts = read_index(out / "train-00000.tar")
+        at = table.schema.get_field_index(column)
+        other = table[column].take(list(range(table.num_rows))[::-1])
+        write_index(out / "train-00000.tar", table.set_column(at, table.schema.field(at), other), facts)
+        build(few, out, samples_per_shard=8)
+        assert tree(out) == tree(few_shards)
 
 
 def test_a_finished_set_is_not_written_again(few: Source, few_shards: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,17 @@ from shard_tools import contents, write_tar
 
 from shards.errors import UserError
 from shards.index import (
+    MAX_PIXELS,
+    NAME_BYTES,
+    SCHEMA,
     build_table,
+    index_of,
     index_path,
     list_tars,
     member_checksum,
+    parse_index,
     read_index,
+    read_index_of,
     read_members,
     tar_path,
     write_index,
@@ -180,3 +189,132 @@ def test_indexes_hold_the_manifests_counts(shard_set: Path) -> None:
     for shard in Manifest.read(shard_set).shards:
         table, facts = read_index(shard_set / shard.name)
         assert (table.num_rows, facts["bytes"], facts["sha256"]) == (shard.samples, shard.bytes, shard.sha256)
+
+
+def written(table: pa.Table, metadata: dict[bytes, bytes] | None) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
+    return out.getvalue()
+
+
+def with_value(column: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """The third sample says something else in a column."""
+
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[2][column] = value
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    return change
+
+
+def as_type(column: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index(column)
+        return table.set_column(at, column, table[column].cast(kind))
+
+    return change
+
+
+def not_utf8(table: pa.Table) -> pa.Table:
+    ids = [b"\xff\xfe", *[name.encode() for name in table["id"].to_pylist()[1:]]]
+    raw = pa.array(ids, pa.binary())
+    return table.set_column(1, "id", pa.Array.from_buffers(pa.string(), len(ids), raw.buffers()))
+
+
+BAD_TABLES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    **{f"{name} null": with_value(name, None) for name in SCHEMA.names},
+    "label null": with_value("labels", [0, None]),
+    "label below 0": with_value("labels", [-1]),
+    "label of no genre": with_value("labels", [5]),
+    "image before the tar": with_value("image_offset", -1),
+    "image behind the tar": with_value("image_offset", 1 << 40),
+    "image far behind the tar": with_value("image_offset", (1 << 63) - 1),
+    "image larger than the tar": with_value("image_size", 1 << 30),
+    "image larger than 32 bits": with_value("image_size", 1 << 33),
+    "image of less than nothing": with_value("image_size", -1),
+    "JSON behind the tar": with_value("json_offset", 1 << 40),
+    "JSON before the tar": with_value("json_offset", -2),
+    "crc32 of 40 bits": with_value("crc32", 1 << 40),
+    "no height": with_value("height", 0),
+    "width below 0": with_value("width", -5),
+    "huge": with_value("height", (1 << 31) - 1),
+    "many pixels": with_value("width", MAX_PIXELS // 20),
+    "long id": with_value("id", "x" * (NAME_BYTES + 1)),
+    "ids as bytes": as_type("id", pa.binary()),
+    "heights as int64": as_type("height", pa.int64()),
+    "labels as int32": as_type("labels", pa.list_(pa.int32())),
+    "labels as text": lambda table: table.set_column(9, "labels", table["id"]),
+    "a column less": lambda table: table.drop_columns(["crc32"]),
+    "a column more": lambda table: table.append_column("more", table["id"]),
+    "columns in another order": lambda table: table.select(SCHEMA.names[::-1]),
+    "a row less": lambda table: table.slice(1),
+    "no rows": lambda table: table.slice(0, 0),
+    "a row twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+    "ids that are no text": not_utf8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_values_that_no_index_holds_are_one_line(
+    few_shards: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    shard = replace(
+        Manifest.read(few_shards).shards[0], index_sha256=None
+    )  # or the digest would be the reason
+    path = index_path(few_shards / shard.name)
+    good = pq.read_table(path)
+    index_of(written(good, good.schema.metadata), path, shard)
+    with pytest.raises(UserError) as caught:
+        index_of(written(change(good), good.schema.metadata), path, shard)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "facts", [b"null", b"[]", b"7", b'"x"', b"{", b"", b"\xff", b"{}", b'{"sha256": 5}', b"[" * 99_999]
+)
+def test_facts_that_are_not_the_shards_are_one_line(few_shards: Path, facts: bytes) -> None:
+    shard = replace(Manifest.read(few_shards).shards[0], index_sha256=None)
+    path = index_path(few_shards / shard.name)
+    with pytest.raises(UserError) as caught:
+        index_of(written(pq.read_table(path), {b"poster_toolkit": facts}), path, shard)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no index of this toolkit"):
+        parse_index(written(pq.read_table(path), {b"else": facts}), path)
+
+
+def test_some_bytes_do_not_become_gigabytes(few_shards: Path) -> None:
+    """A file of some kilobytes may say a long text, or a list of labels, of every sample."""
+    path = index_path(few_shards / "train-00000.tar")
+    good = pq.read_table(path)
+    n = good.num_rows
+    texts = [
+        pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int8()), pa.array(["x" * size]))
+        for size in (1 << 20, 8 << 20)
+    ]
+    many = pa.array([[0] * (1 << 20)] * n, pa.list_(pa.int16()))
+    for column, values, said in (
+        (1, texts[0].cast(pa.string()), f"'id' has a value of {1 << 20} bytes"),
+        (1, texts[1].cast(pa.string()), "larger than its samples make it"),
+        (9, many, "larger than its samples make it"),
+    ):
+        data = written(good.set_column(column, good.schema.field(column), values), good.schema.metadata)
+        assert len(data) < 1 << 20
+        with pytest.raises(UserError, match=said):
+            parse_index(data, path)
+
+
+def test_an_index_with_a_digest_is_that_one(few_shards: Path, tmp_path: Path) -> None:
+    shard = Manifest.read(few_shards).shards[0]
+    assert read_index_of(few_shards, shard).num_rows == shard.samples
+    path = index_path(tmp_path / shard.name)
+    table, facts = read_index(few_shards / shard.name)
+    order = list(range(table.num_rows))[::-1]
+    write_index(tmp_path / shard.name, table.set_column(1, "id", table["id"].take(order)), facts)
+    with pytest.raises(UserError, match=r"index\.parquet .*its sha256 differs"):
+        read_index_of(tmp_path, shard)
+    assert read_index_of(tmp_path, replace(shard, index_sha256=None)).num_rows == shard.samples
+    path.unlink()
+    os.mkfifo(path)  # waits for a writer without end
+    with pytest.raises(UserError, match="no index beside"):
+        read_index_of(tmp_path, shard)

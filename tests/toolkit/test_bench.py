@@ -193,6 +193,7 @@ def test_growth_is_measured_on_sets_and_builds_of_several_sizes(tmp_path: Path):
     for row in (small, large):  # what the project promises: few bytes on disk, none of a sample's in memory
         assert (row["manifest_bytes"] + row["table_bytes"]) / row["samples"] < 30
         assert row["open_seconds"] > 0 and row["global_step_us"] > 0 and row["window_step_us"] > 0
+        assert row["first_open_seconds"] > 0 and row["unchecked_open_seconds"] > 0
     grown = large["memory_bytes"] - small["memory_bytes"]
     assert grown < 4096 * (large["shards"] - small["shards"]) + (1 << 20)
     (built,) = result["building"]

@@ -38,8 +38,9 @@ IN_ORDER = 3
 class ShardReader:
     """Samples 0..n-1 of some shards, in shard order then index order. Safe to read from many threads.
 
-    Raises UserError at construction for a missing, truncated or changed tar or table: sizes are compared with the
-    manifest, so that nobody trains for an hour before finding out. (At a URL: when the file is first asked for.)
+    Raises UserError at construction for a missing, truncated or changed tar or table: sizes of tars, digests of tables
+    and indexes are compared with the manifest's, so that no hour of training comes before the error. (At a URL: when
+    the file is first asked for.)
     """
 
     def __init__(
@@ -73,8 +74,7 @@ class ShardReader:
         store = open_store(shards_at)
         manifest = manifest or store.manifest()
         shards, table = manifest.of_split(split), manifest.tables.get(split)
-        samples = sum(shard.samples for shard in shards)
-        records = None if table is None else store.records(table, samples, len(manifest.labels))
+        records = None if table is None else store.records(table, shards, len(manifest.labels))
         return cls(store, shards, manifest.labels, records)
 
     def __len__(self) -> int:
