@@ -16,8 +16,9 @@ from shard_tools import draw, encoded, only_error, posters, tree, write_csv, wri
 
 from shards.adopt import AdoptOptions, index_folder
 from shards.errors import UserError
-from shards.index import index_path, read_index, read_members
+from shards.index import index_path, read_index
 from shards.manifest import Manifest
+from shards.tarsamples import read_members
 from shards.verify import verify_shards
 
 Samples = dict[str, dict[str, Any]]

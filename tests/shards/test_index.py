@@ -21,11 +21,11 @@ from shards.index import (
     list_tars,
     member_checksum,
     read_index,
-    read_members,
     tar_path,
     write_index,
 )
 from shards.manifest import Manifest
+from shards.tarsamples import read_members
 
 pytest_plugins = ("shard_fixtures",)
 
