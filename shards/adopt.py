@@ -50,7 +50,7 @@ class AdoptOptions:
     genre_field: str = "genres"
     """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
     metadata: Path | None = None
-    """A CSV with the genres, joined by the sample's id (its JSON ``id``), key or file name; the JSON's are not asked."""
+    """A CSV with the genres, joined by the sample's JSON ``id``, its key or file name; the JSON's are not asked."""
     id_column: str = "0"
     genre_column: str = "3"
     genre_separator: str = "|"

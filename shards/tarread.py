@@ -21,6 +21,7 @@ MAX_EXTENDED = 1 << 20
 """Bytes of a long name, or of a member's pax records. libarchive has the same limit."""
 
 LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+DIRECTORIES = (tarfile.DIRTYPE, b"D")  # the second is of GNU's incremental archives
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 KINDS = {
     tarfile.LNKTYPE: "hard link",
@@ -75,7 +76,7 @@ def entries(tar: Path) -> Iterator[Entry]:
 
 
 def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
-    count, extended = 0, dict[str, str]()
+    count, extended, begun = 0, dict[str, str](), False
     while True:
         at = stream.tell()
         block = stream.read(BLOCK)
@@ -91,20 +92,20 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
         except tarfile.HeaderError:
             raise _no_header(tar, at, count) from None
         if info.type in LONG_NAMES or info.type in PAX or info.type == tarfile.XGLTYPE:
-            fields = _extended(stream, tar, info)
-            if "path" in extended and "path" in fields:
-                raise UserError(f"{tar} is damaged: two long names for the member at byte {at}")
+            fields, begun = _extended(stream, tar, info), True
+            if twice := extended.keys() & fields.keys():
+                raise UserError(f"{tar} is damaged: the headers before byte {at} give two of {min(twice)}")
             if info.type != tarfile.XGLTYPE:
                 extended |= fields
             elif fields:
                 raise UserError(f"{tar}: the header at byte {at} gives all members one {min(fields)}")
             continue
         entry = _entry(stream, tar, size, info, block, extended)
-        count, extended = count + 1, {}
-        if info.type != tarfile.DIRTYPE:
+        count, extended, begun = count + 1, {}, False
+        if info.type not in DIRECTORIES:
             yield entry
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
-    if extended:
+    if begun:
         raise UserError(f"{tar} is damaged: the header before byte {at} has no member")
     while rest := stream.read(1 << 20):
         if any(rest):
@@ -130,7 +131,9 @@ def _entry(
     path, length = path_of(name), info.size
     shown = "/".join(path)
     if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended:
-        raise UserError(f"{tar}: member {shown} is sparse; pack it again without --sparse")
+        raise UserError(
+            f"{tar}: member {shown} is sparse; pack it again without --sparse (bsdtar: --no-read-sparse)"
+        )
     if "size" in extended:
         if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
             raise UserError(f"{tar} is damaged: the size of member {shown} is no number")

@@ -92,7 +92,7 @@ def has_members(tar: Path, members: Sequence[Member]) -> bool:
 def _no_part(entry: Entry) -> str:
     """Why a member can be no part of a sample, in a word or two; empty if it can."""
     name = entry.path[-1] if entry.path else ""
-    stem, dot, extension = name.partition(".")
+    stem, _, extension = name.partition(".")
     if not stem:
         return "hidden"  # macOS: ._x.jpg
     if any(part.startswith("__") and part.endswith("__") for part in (entry.path[0], stem)):
