@@ -107,7 +107,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
     if begun:
         raise UserError(f"{tar} is damaged: the header before byte {at} has no member")
-    while rest := stream.read(1 << 20):
+    while rest := stream.read(1 << 16):
         if any(rest):
             raise UserError(
                 f"{tar}: data follow the end-of-archive mark at byte {at}, after {count} members (a second archive?); "

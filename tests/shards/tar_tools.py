@@ -6,13 +6,14 @@ import io
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.tarsamples import IMAGE_ENDINGS
+from shards.tarsamples import IMAGE_ENDINGS, read_members
 
 PYTHON = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 GNU = ("v7", "oldgnu", "gnu", "ustar", "posix")
@@ -134,3 +135,36 @@ def read_naively(tar: Path) -> Naive:
 
 def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+
+def ranges(tar: Path) -> dict[str, tuple[bytes, bytes | None]]:
+    """Key to the image's and JSON's bytes, as an index would have them read."""
+    data = tar.read_bytes()
+    return {
+        m.key: (
+            data[m.image_offset : m.image_offset + m.image_size],
+            data[m.json_offset : m.json_offset + m.json_size] if m.json_offset >= 0 else None,
+        )
+        for m in read_members(tar)
+    }
+
+
+def header(name: bytes, kind: int, size: int, prefix: bytes = b"", magic: bytes = b"ustar\x0000") -> bytes:
+    """A header block; sizes that octal digits cannot say are GNU's base-256."""
+    field = b"%011o\0" % size if 0 <= size < 8**11 else (size & (1 << 96) - 1 | 1 << 95).to_bytes(12, "big")
+    block = struct.pack(
+        "100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12x",
+        *(name, b"0000644\0", b"0000000\0", b"0000000\0", field, b"0" * 11 + b"\0", b" " * 8, kind),
+        *(b"target", magic, b"", b"", b"0000000\0", b"0000000\0", prefix),
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def pax_body(records: list[bytes], wrong: int = 0) -> bytes:
+    """``LENGTH KEYWORD=VALUE`` lines; lengths are off by ``wrong``."""
+    lines = []
+    for record in records:
+        length = len(record) + 3
+        length += len(str(length)) - 1
+        lines.append(b"%d %s\n" % (length + wrong, record))
+    return b"".join(lines)
