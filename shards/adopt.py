@@ -1,7 +1,7 @@
 """Index and manifest for tars that another tool wrote: plain WebDataset, img2dataset.
 
     tars ─ adopt_read.read_contents, a task each ─→ samples that can be taken, with ids and genres; the others
-         ─ require_names_of_one, join_csv ─→ no key, id or CSV row stands for two samples
+         ─ adopt_join.py ─→ genres from a CSV; no key, id or row stands for two samples
          ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
 
 What is not taken is a row of rejected.csv, with its reason. What is ambiguous is refused as a whole.
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.adopt_join import join_csv, require_genres, require_names_of_one
 from shards.adopt_read import Contents, ReadTask, read_contents
 from shards.claim import folder_lock
 from shards.errors import UserError, printable
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 REJECTED = "rejected.csv"
 NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
 """Reasons of files, not of samples."""
+MAX_TAR_NAME = 240
+"""Bytes: with the longer ending of its index it still is a file's name."""
 SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
@@ -83,7 +85,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
         require_names_of_one(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
-        _require_genres(found)
+        require_genres(found)
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
@@ -104,7 +106,8 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     if not tars:
         raise UserError(f"no .tar file in {folder}" + (f": {first_reasons(rejected)}" if rejected else ""))
     for tar in tars:
-        if printable(tar.name) != tar.name or "\n" in tar.name or "\\" in tar.name:
+        name = tar.name
+        if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
             raise UserError(f"{str(tar)!r} has characters that not every system allows: rename it")
     return tars, rejected
 
@@ -133,75 +136,6 @@ def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
             found[task.tar] = contents
             bar.update()
     return [found[tar] for tar in tars]
-
-
-def require_names_of_one(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples of the set have one key, or one id: joins and predictions would mix them."""
-    keys: dict[str, Path] = {}
-    ids: dict[str, tuple[Path, str]] = {}
-    for contents in found:
-        for key in contents.all_keys():
-            if key in keys:
-                raise UserError(
-                    f"{keys[key]} and {contents.tar.name} both hold a sample {key!r}; give every sample a key of its "
-                    f"own, or index each tar in a folder of its own"
-                )
-            keys[key] = contents.tar
-        for sample_id, key in contents.names():
-            if sample_id in ids:
-                other, first = ids[sample_id]
-                raise UserError(
-                    f"{other}: the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id "
-                    f"{sample_id!r}; give every sample's JSON an id of its own, or none"
-                )
-            ids[sample_id] = contents.tar, key
-
-
-def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Give samples the genres of their CSV rows; those without a usable row are rejected.
-
-    A sample's row is that of its id, else of its key, else of its key's file name without folders. Raises UserError if
-    a row fits two samples.
-    """
-    rows = {row.id: row.genres for row in metadata.rows}
-    unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
-    owners: dict[str, str] = {}
-
-    def row_of(sample_id: str, key: str) -> str | None:
-        names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
-        names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names as NFD
-        row = next((name for name in names if name in rows or name in unusable), None)
-        if row is not None and owners.setdefault(row, key) != key:
-            raise UserError(
-                f"row {row!r} of {path} fits two samples, {owners[row]!r} and {key!r}; write their ids with the "
-                f"folders into the CSV"
-            )
-        return row
-
-    for contents in found:
-        for rejection in contents.rejected:
-            row_of(rejection.id, rejection.id)  # its row must not go to another sample
-        taken = []
-        for sample_id, key in contents.names():
-            row = row_of(sample_id, key)
-            taken.append(rows.get(row, ()) if row else ())
-            if row is None:
-                contents.reject(key, "not in the CSV")
-            elif row not in rows:
-                contents.reject(key, unusable[row].reason, f"CSV, {unusable[row].detail}")
-        contents.genres = taken
-        contents.keep([bool(genres) for genres in taken])
-    log.info("%d of %d rows of %s have a sample", len(owners), len(rows) + len(unusable), path)
-
-
-def _require_genres(found: Sequence[Contents]) -> None:
-    """Reject samples without genres in a set with genres: they would be learned as "none of all"."""
-    if any(genres for contents in found for genres in contents.genres):
-        for contents in found:
-            for (_, key), genres in zip(contents.names(), contents.genres, strict=True):
-                if not genres:
-                    contents.reject(key, "no genres")
-            contents.keep([bool(genres) for genres in contents.genres])
 
 
 def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:

@@ -13,18 +13,17 @@ import pyarrow as pa
 
 from shards.errors import UserError, one_line, printable
 from shards.files import sha256_file
-from shards.images import BadImage, ImageOptions, decode
+from shards.images import BadImage, upright_size
 from shards.index import SCHEMA, Member, build_table
 from shards.labels import LabelSet
 from shards.metadata import Rejection, parse_genres
 from shards.tarsamples import read_tar
 
-#: Images are checked as a build checks posters, but small ones are taken.
-CHECK = ImageOptions(min_side=1)
-
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
 """Bytes of a sample's members; larger ones are not read. img2dataset's JSON has some hundred."""
+MAX_NAME = 4096
+"""Bytes of a key or an id: what systems allow for a path."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,8 @@ def read_contents(task: ReadTask) -> Contents:
     with open(task.tar, "rb") as stream:
         for member in samples.members:
             try:
+                if len(member.key.encode()) > MAX_NAME:
+                    raise _Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
                 size = _image_size(stream, member)
                 record = _record(stream, member)
                 sample_id = _id(record, member.key)
@@ -137,7 +138,7 @@ def _image_size(stream: IO[bytes], member: Member) -> tuple[int, int]:
     data = stream.read(member.image_size)
     if not data:
         raise BadImage("zero bytes", "the image is empty")
-    return decode(data, CHECK).size
+    return upright_size(data)
 
 
 def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
@@ -170,6 +171,8 @@ def _id(record: dict[str, Any], key: str) -> str:
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         raise _Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
     text = str(found)
+    if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
+        raise _Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
     if not text.strip() or "\n" in text or printable(text) != text:
         raise _Unusable("bad id", f"the JSON's id is empty or holds control characters: {text[:60]!a}")
     return text

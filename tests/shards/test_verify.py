@@ -217,7 +217,7 @@ def test_images_that_were_broken_when_they_were_indexed(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indexing read headers alone in earlier versions; the check decodes every picture."""
-    monkeypatch.setattr("shards.adopt_read.decode", lambda data, options: Image.open(io.BytesIO(data)))
+    monkeypatch.setattr("shards.adopt_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
     cut = encoded(draw("cut", 120, 180))[:-300]
     write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
     index_folder(AdoptOptions(tmp_path, workers=1))

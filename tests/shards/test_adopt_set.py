@@ -1,0 +1,364 @@
+"""`posters shards index` on a whole folder: names that must be of one sample, CSV rows, what is written and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_tools import (
+    REAL,
+    draw,
+    encoded,
+    mtimes,
+    only_error,
+    rows_of,
+    tree,
+    write_csv,
+    write_file,
+    write_tar,
+)
+
+from shards.adopt import AdoptOptions, index_folder
+from shards.errors import UserError
+from shards.index import index_path, read_index
+from shards.manifest import Manifest
+from shards.verify import verify_shards
+
+pytest_plugins = ("shard_fixtures",)
+
+Command = Callable[..., tuple[int, str, str]]
+Genres = dict[str, list[str]]
+
+
+def adopt(folder: Path, **options: Any) -> Manifest:
+    return index_folder(AdoptOptions(folder, **{"workers": 1, **options}))
+
+
+def pack(tar: Path, names: str, **records: Any) -> Path:
+    """A tar of drawn images ``NAME.jpg``, with a JSON of the fields that ``records`` gives for a name."""
+    members = {}
+    for name in names.split():
+        members[f"{name}.jpg"] = encoded(draw(name, 9, 12))
+        if name in records:
+            members[f"{name}.json"] = json.dumps(records[name]).encode()
+    return write_tar(tar, members)
+
+
+def found(folder: Path, column: str = "key") -> Genres:
+    manifest = Manifest.read(folder)
+    return {
+        row[column]: [manifest.genres[c] for c in row["labels"]]
+        for shard in manifest.shards
+        for row in read_index(folder / shard.name)[0].to_pylist()
+    }
+
+
+def rejected(folder: Path) -> dict[str, str]:
+    return {key: reason for key, reason, _ in rows_of(folder / "rejected.csv")}
+
+
+# --- a name stands for one sample
+
+
+def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
+    """Tools that number every tar from 0: one CSV row, one prediction, would stand for several posters."""
+    pack(tmp_path / "a.tar", "0 1")
+    pack(tmp_path / "b.tar", "1 2")
+    with pytest.raises(UserError, match=r"a\.tar and b\.tar both hold a sample '1'"):
+        adopt(tmp_path)
+    write_tar(tmp_path / "b.tar", {"1.jpg": b"broken", "2.jpg": encoded(draw(2))})
+    with pytest.raises(UserError, match=r"a\.tar and b\.tar both hold a sample '1'"):
+        adopt(tmp_path)  # the row or name might be that of the broken one
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_an_id_of_two_samples_is_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "x y", x={"id": "tt1"}, y={"id": "tt2"})
+    pack(tmp_path / "b.tar", "z", z={"id": "tt1"})
+    with pytest.raises(
+        UserError, match=r"a\.tar: the samples 'x' and 'z' \(in b\.tar\) both have the id 'tt1'"
+    ):
+        adopt(tmp_path)
+    pack(tmp_path / "b.tar", "tt2")  # its key is its id
+    with pytest.raises(UserError, match="'y' and 'tt2'"):
+        adopt(tmp_path)
+
+
+def test_a_name_twice_refuses_the_set(tmp_path: Path, command: Command) -> None:
+    tar = pack(tmp_path / "a.tar", "x y")
+    os.system(f"cd {tmp_path} && tar -xf a.tar x.jpg && tar -rf a.tar x.jpg && rm x.jpg")
+    pack(tmp_path / "b.tar", "z")
+    status, _, err = command("shards", "index", tmp_path, "--workers", 1)
+    assert status == 2 and f"{tar}: member 'x.jpg' is there twice" in only_error(err)
+    assert [path.name for path in tmp_path.glob("*.*")] == ["a.tar", "b.tar"] or not list(
+        tmp_path.glob("*.parquet")
+    )
+
+
+# --- rows of a CSV
+
+
+def joined(tmp_path: Path, rows: Genres, names: str, **records: Any) -> tuple[Genres, dict[str, str]]:
+    """Genres by key, and reasons by key, of a tar that is joined with a CSV."""
+    folder = tmp_path / "set"
+    pack(folder / "a.tar", names, **records)
+    table = write_csv(tmp_path / "meta.csv", [(i, "", "", repr(genres)) for i, genres in rows.items()])
+    adopt(folder, metadata=table)
+    assert verify_shards(folder, 1)[1] == []
+    return found(folder), rejected(folder)
+
+
+def test_rows_by_file_name(tmp_path: Path) -> None:
+    assert joined(tmp_path, {"1": ["A"], "2": ["B"]}, "./1 dir/sub/2") == (
+        {"1": ["A"], "dir/sub/2": ["B"]},
+        {},
+    )
+
+
+def test_rows_by_path_and_by_id(tmp_path: Path) -> None:
+    rows = {"a/1": ["A"], "b/1": ["B"], "tt7": ["C"], "9": ["D"]}
+    assert joined(tmp_path, rows, "a/1 ./b/1 8 9", **{"8": {"id": "tt7"}, "9": {"id": "tt8"}}) == (
+        {"a/1": ["A"], "b/1": ["B"], "8": ["C"], "9": ["D"]},
+        {},
+    )
+
+
+def test_names_as_macos_and_windows_write_them(tmp_path: Path) -> None:
+    assert joined(tmp_path, {"\u00e9": ["A"], "w": ["B"]}, "d/e\u0301 c\\w") == (
+        {"d/e\u0301": ["A"], "c\\w": ["B"]},
+        {},
+    )
+
+
+def test_samples_without_a_usable_row_are_rejected(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    pack(folder / "a.tar", "1 2 3 4")
+    table = write_csv(
+        tmp_path / "meta.csv", [("1", "", "", "['A']"), ("2", "", "", "['A"), ("3", "", "", "[]")]
+    )
+    manifest = adopt(folder, metadata=table)
+    assert found(folder) == {"1": ["A"]}
+    assert rows_of(folder / "rejected.csv") == [
+        ["2", "unparsable genres", 'a.tar: CSV, line 3: not a list of genres: "[\'A"'],
+        ["3", "no genres", "a.tar: CSV, line 4"],
+        ["4", "not in the CSV", "a.tar"],
+    ]
+    assert manifest.source["samples"] == 1
+
+
+def test_rows_whose_ids_are_file_names(tmp_path: Path) -> None:
+    rows = {"./p/1.jpg": ["A"], "2.JPEG": ["B"], "q/3": ["C"], "4.webp": ["D"], "r/4.webp": ["E"]}
+    assert joined(tmp_path, rows, "1 2 p/3 q/3 4") == (
+        {"1": ["A"], "2": ["B"], "q/3": ["C"], "4": ["D"]},
+        {"p/3": "not in the CSV"},
+    )
+
+
+def test_a_name_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
+    rows = {"1": ["A"], "a/2": ["B"], "b/2": ["C"], "3.jpg": ["D"], "3.png": ["E"]}
+    assert joined(tmp_path, rows, "1 2 3") == ({"1": ["A"]}, {"2": "not in the CSV", "3": "not in the CSV"})
+
+
+@pytest.mark.parametrize("names", ["a/1 b/1", "1 b/1", "b/1 1"])
+def test_a_row_that_fits_two_samples_is_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(UserError, match=r"row '1' of .*meta\.csv fits two samples, .*write their ids with"):
+        joined(tmp_path, {"1": ["A"]}, names)
+
+
+def test_a_row_whose_own_sample_is_broken_goes_to_no_other(tmp_path: Path) -> None:
+    write_tar(tmp_path / "set" / "a.tar", {"a/1.jpg": b"broken", "b/1.jpg": encoded(draw(1))})
+    table = write_csv(tmp_path / "meta.csv", [("1", "", "", "['A']")])
+    with pytest.raises(UserError, match="fits two samples"):
+        adopt(tmp_path / "set", metadata=table)
+
+
+def test_a_csv_of_other_posters_takes_nothing(tmp_path: Path, command: Command) -> None:
+    """And leaves the set that is there as it is, but for the list of reasons."""
+    pack(tmp_path / "set" / "a.tar", "1 2", **{"1": {"genres": ["A"]}, "2": {"genres": ["A"]}})
+    adopt(tmp_path / "set")
+    before = tree(tmp_path / "set")
+    table = write_csv(tmp_path / "meta.csv", [("9", "", "", "['A']")])
+    status, out, err = command("shards", "index", tmp_path / "set", "--metadata", table, "--workers", 1)
+    assert (status, out) == (2, "")
+    assert "can be taken: 2 not in the CSV; the first is id '1'" in only_error(err)
+    assert rejected(tmp_path / "set") == {"1": "not in the CSV", "2": "not in the CSV"}
+    del before["rejected.csv"]
+    assert tree(tmp_path / "set").items() >= before.items()
+
+
+# --- what is written
+
+
+def test_the_summary_says_what_was_taken(tmp_path: Path, command: Command) -> None:
+    pack(tmp_path / "a.tar", "1 2 3 c.1 c.2", **{"1": {"genres": ["A"]}, "2": {"genres": ["B"]}})
+    write_tar(tmp_path / "b.tar", {"x.heic": b"", "y.heic": b"", "z.txt": b""})
+    write_file(tmp_path / "c.tar.gz", b"")
+    write_file(tmp_path / "d.TAR", b"")
+    write_file(tmp_path / "notes.txt", b"")
+    status, out, _ = command("shards", "index", tmp_path, "--workers", 1)
+    assert status == 0
+    assert "taken           2 of 4 samples\n" in out
+    assert "other members   2 heic, 1 txt\n" in out
+    assert "rejected rows   1 no genres, 1 no samples, 2 not a .tar, 1 several images\n" in out
+    assert f"rejected        {tmp_path / 'rejected.csv'}\n" in out
+    assert rejected(tmp_path) == {
+        "c.tar.gz": "not a .tar",
+        "d.TAR": "not a .tar",
+        "c": "several images",
+        "3": "no genres",
+        "b.tar": "no samples",
+    }
+    assert [shard.name for shard in Manifest.read(tmp_path).shards] == ["a.tar"]
+    assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.jpg": encoded(draw(1))} | {f"{n}.e{n}": b"" for n in range(30)})
+    text = adopt(tmp_path).source["other_members"]
+    assert text.startswith("1 e0, 1 e1, ") and text.endswith("1 e9 and 20 of other kinds")
+
+
+def test_nothing_taken_is_a_failure(tmp_path: Path, command: Command) -> None:
+    for members, reason in (
+        ({}, "1 no samples; the first is id 'a.tar': no samples (it is empty)"),
+        ({"x.heic": b"", "README": b""}, "no samples (1 heic, 1 without an extension)"),
+        ({"c.0.jpg": b"", "c.1.jpg": b""}, "1 several images; the first is id 'c'"),
+    ):
+        write_tar(tmp_path / "a.tar", members)
+        status, out, err = command("shards", "index", tmp_path, "--workers", 1)
+        assert (status, out) == (2, "")
+        assert f"no sample of {tmp_path} can be taken: " in only_error(err) and reason in only_error(err)
+        assert len(rejected(tmp_path)) == 1 and not (tmp_path / "manifest.json").exists()
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.zst")
+    with pytest.raises(UserError, match=r"no \.tar file in .*: 1 not a \.tar; .*decompress it"):
+        adopt(tmp_path)
+
+
+def test_indexing_again_follows_the_tars(tmp_path: Path) -> None:
+    """Unchanged indexes keep their time of change, so that readers need not check them again."""
+    for name in "abc":
+        pack(tmp_path / f"{name}.tar", f"{name}1 {name}2")
+    first = adopt(tmp_path)
+    times = mtimes(tmp_path, "*.parquet")
+    assert adopt(tmp_path).fingerprint == first.fingerprint
+    assert mtimes(tmp_path, "*.parquet") == times
+    write_tar(tmp_path / "b.tar", {"b1.jpg": b"broken"})
+    pack(tmp_path / "c.tar", "c1 c3")
+    adopt(tmp_path)
+    assert list(found(tmp_path)) == ["a1", "a2", "c1", "c3"]
+    assert mtimes(tmp_path, "a.*.parquet") == {"a.index.parquet": times["a.index.parquet"]}
+    assert not index_path(tmp_path / "b.tar").exists()
+    pack(tmp_path / "b.tar", "b1 b2")
+    pack(tmp_path / "c.tar", "c1 c2")
+    again = adopt(tmp_path)
+    assert again.fingerprint == first.fingerprint and rejected(tmp_path) == {}
+    assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_a_run_that_ends_amid_its_writes_leaves_no_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pack(tmp_path / f"{name}.tar", f"{name}1")
+    adopt(tmp_path)
+    whole = tree(tmp_path)
+    pack(tmp_path / "b.tar", "b2")
+    write_file(tmp_path / "b.index.parquet.host-7-0a0b0c0d.partial", b"of a killed run")
+    write_file(tmp_path / "c.tar.partial", b"of another tool")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.adopt.write_rejected", interrupt)
+        adopt(tmp_path)
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        Manifest.read(tmp_path)
+    pack(tmp_path / "b.tar", "b1")
+    adopt(tmp_path)
+    assert tree(tmp_path) == {**whole, "c.tar.partial": tree(tmp_path)["c.tar.partial"]}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_tar_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = pack(tmp_path / "a.tar", "1")
+
+    def grow(path: Path) -> str:
+        tar.write_bytes(tar.read_bytes() + b"\0" * 512)
+        return "0" * 64
+
+    monkeypatch.setattr("shards.adopt_read.sha256_file", grow)
+    with pytest.raises(UserError, match=r"a\.tar changed while it was read"):
+        adopt(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\nb.tar", "a\x1b[2J.tar", "caf\udce9.tar", "a\\b.tar", "\u202ea.tar"])
+def test_names_of_tars_that_not_every_system_allows(tmp_path: Path, name: str) -> None:
+    pack(tmp_path / "ok.tar", "1").rename(tmp_path / name)
+    with pytest.raises(UserError, match="not every system allows: rename it") as caught:
+        adopt(tmp_path)
+    str(caught.value).encode()
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_names_of_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(("Train-0", "VAL_0", "Validation.0", "x")):
+        pack(tmp_path / f"{name}.tar", str(number))
+    shards = adopt(tmp_path, split="my-split.2").shards
+    assert [(s.name, s.split) for s in shards] == [
+        ("Train-0.tar", "train"),
+        ("VAL_0.tar", "val"),
+        ("Validation.0.tar", "val"),
+        ("x.tar", "my-split.2"),
+    ]
+    for split in ("../up", "", "a/b", ".hidden", "a b", "é"):
+        with pytest.raises(UserError, match="--split takes a name of letters"):
+            adopt(tmp_path, split=split)
+
+
+# --- the tars of ../shared/cases
+
+
+CASES = {
+    "dotted": ({}, {"c": "several images"}, "no sample of"),
+    "exif_alpha_16bit": ({k: ["Drama"] for k in ("exif_6", "grey_16_bit", "palette_transparent", "alpha")}, {}, ""),
+    "latin1_name": ({"caf%E9": ["Drama"]}, {}, ""),
+    "links": ({"0": ["Drama"], "1": ["Drama"], "2": ["Drama"]}, {"6": "link", "7": "link"}, ""),
+    "name_twice": ({}, {}, "name_twice.tar: member 'a.jpg' is there twice"),
+    "one_broken_image": ({"0": ["Drama"], "2": ["War"]}, {"1": "not an image"}, ""),
+}  # fmt: skip
+
+
+def case(name: str, folder: Path) -> Path:
+    path = REAL / "cases" / "tars" / f"{name}.tar"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return write_file(folder / path.name, path.read_bytes())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases(tmp_path: Path, name: str) -> None:
+    taken, left_out, message = CASES[name]
+    case(name, tmp_path)
+    if message:
+        with pytest.raises(UserError, match=message):
+            adopt(tmp_path)
+    else:
+        adopt(tmp_path)
+        assert found(tmp_path) == taken
+        assert verify_shards(tmp_path, 1)[1] == []
+    assert left_out == (rejected(tmp_path) if name != "name_twice" else {})
+
+
+def test_the_case_with_folders_in_names(tmp_path: Path) -> None:
+    case("prefixed", tmp_path)
+    adopt(tmp_path, metadata=REAL / "cases" / "csv" / "plain.csv")
+    assert found(tmp_path) == {
+        "posters/p00000": ["Drama"],
+        "posters/p00001": ["Comedy", "Drama"],
+        "posters/p00002": ["Drama", "Romance"],
+        "posters/p00003": ["Drama", "Horror"],
+    }
