@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,9 @@ def damage(tar: Path, kind: str) -> None:
 )
 def test_damaged_tars(folder: Path, kind: str) -> None:
     damage(folder / "00001.tar", kind)
-    done = posters("shards", "index", folder, "--workers", 1)
-    assert done.returncode == 2
-    assert "00001.tar" in only_error(done.stderr)
+    with pytest.raises(UserError, match=r"00001\.tar") as caught:
+        adopt(folder)
+    assert "\n" not in str(caught.value)
     assert not (folder / "manifest.json").exists()
 
 
@@ -243,6 +244,7 @@ BAD = {
     "id is NaN": ({"b.jpg": GOOD, "b.json": b'{"id": NaN}'}, "bad id", "is a float"),
     "id is empty": ({"b.jpg": GOOD, "b.json": b'{"id": " "}'}, "bad id", "empty"),
     "id with a bell": ({"b.jpg": GOOD, "b.json": b'{"id": "a\\u0007"}'}, "bad id", "control characters: 'a\\x07'"),
+    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "over 4096 bytes"),
     "id of half a character": ({"b.jpg": GOOD, "b.json": b'{"id": "\\udc80"}'}, "bad id", "control characters"),
 }  # fmt: skip
 
@@ -258,6 +260,14 @@ def test_samples_that_cannot_be_taken_are_rows(tmp_path: Path, kind: str) -> Non
     ((key, why, text),) = rows_of(tmp_path / "rejected.csv")
     assert (key, why) == ("b", reason) and text.startswith("x.tar") and detail in text and "\n" not in text
     assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_keys_that_are_longer_than_a_path(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"n" * 5000 + ".jpg": GOOD, "b.jpg": GOOD}, format=tarfile.GNU_FORMAT)
+    adopt(tmp_path)
+    assert list(labels(tmp_path)) == ["b"]
+    ((key, reason, _),) = rows_of(tmp_path / "rejected.csv")
+    assert (key, reason) == ("n" * 5000, "bad key")
 
 
 def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
