@@ -23,7 +23,7 @@ MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
 """Bytes of a sample's members; larger ones are not read. img2dataset's JSON has some hundred."""
 MAX_NAME = 4096
-"""Bytes of a key or an id: what systems allow for a path."""
+"""Bytes of a key or an id, which systems allow for a path, and characters of a genre."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read_contents(task: ReadTask) -> Contents:
             ids.append(sample_id)
             sizes.append(size)
             genres.append(own)
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "id": ids,
         "height": [height for _, height in sizes],
         "width": [width for width, _ in sizes],
@@ -184,6 +184,9 @@ def _genres(value: Any, separator: str) -> tuple[str, ...]:
     if not isinstance(value, (list, str)):
         raise _Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")
     try:
-        return parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
+        genres = parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
     except ValueError as error:
         raise _Unusable("unparsable genres", one_line(error)) from None
+    if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):
+        raise _Unusable("unparsable genres", f"a genre of {longest} characters, over {MAX_NAME}")
+    return genres

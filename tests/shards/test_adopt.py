@@ -235,6 +235,7 @@ BAD = {
     "number": ({"b.jpg": GOOD, "b.json": b'{"genres": 5}'}, "unparsable genres", "neither a list nor text: 5"),
     "true": ({"b.jpg": GOOD, "b.json": b'{"genres": true}'}, "unparsable genres", "neither a list nor text: true"),
     "call": ({"b.jpg": GOOD, "b.json": b'{"genres": "[open(1)]"}'}, "unparsable genres", "not a list of genres"),
+    "long genre": ({"b.jpg": GOOD, "b.json": json.dumps({"genres": "x" * 5000}).encode()}, "unparsable genres", "5000"),
     "half a character": ({"b.jpg": GOOD, "b.json": b'{"genres": ["\\ud800"]}'}, "unparsable genres", "lone surrogate"),
     "no genres": ({"b.jpg": GOOD, "b.json": b'{"genres": null}'}, "no genres", ""),
     "id is a list": ({"b.jpg": GOOD, "b.json": b'{"id": [1]}'}, "bad id", "is a list"),

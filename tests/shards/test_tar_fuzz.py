@@ -175,7 +175,9 @@ def test_index_takes_each_sample_or_says_why_not(
     tmp_path_factory: pytest.TempPathFactory, tars: list[list[File]], dice: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("set")
-    expected, rejected, refused = {}, set(), False
+    expected: dict[str, tuple[bytes, bytes | None]] = {}
+    rejected: set[str] = set()
+    refused = False
     for number, members in enumerate(tars):
         filled = [replace(file, data=some_data(file.name, dice)) for file in members]
         tar = python_tar(folder / f"{number}.tar", "pax", filled)
