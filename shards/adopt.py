@@ -1,35 +1,46 @@
-"""Index and manifest for tars that another tool wrote: plain WebDataset, img2dataset."""
+"""Index and manifest for tars that another tool wrote: plain WebDataset, img2dataset.
+
+    tars ─ adopt_read.read_contents, a task each ─→ samples that can be taken, with ids and genres; the others
+         ─ adopt_join.py ─→ genres from a CSV; no key, id or row stands for two samples
+         ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
+
+What is not taken is a row of rejected.csv, with its reason. What is ambiguous is refused as a whole.
+"""
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
+from shards.adopt_join import join_csv, require_genres, require_names_of_one
+from shards.adopt_read import Contents, ReadTask, read_contents
 from shards.claim import folder_lock
-from shards.errors import UserError
+from shards.errors import UserError, printable
 from shards.executor import run
-from shards.files import sha256_file
-from shards.images import FORMATS
-from shards.index import Member, build_table, list_tars, read_members, write_index
+from shards.files import PARTIAL, names_in, remove_file
+from shards.index import SUFFIX, index_path, list_tars, read_index, write_index
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
-from shards.metadata import parse_genres, read_metadata
+from shards.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
 from shards.progress import progress
+from shards.split import SPLITS
 from shards.vouch import vouch_for_indexes
 
 log = logging.getLogger(__name__)
 
-SPLIT_NAME = re.compile(r"^(train|val|validation|test)[-_.]")
+REJECTED = "rejected.csv"
+NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
+"""Reasons of files, not of samples."""
+MAX_TAR_NAME = 240
+"""Bytes: with the longer ending of its index it still is a file's name."""
+SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
+LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
 
 
 @dataclass(frozen=True)
@@ -42,42 +53,29 @@ class AdoptOptions:
     genre_field: str = "genres"
     """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
     metadata: Path | None = None
-    """A CSV with the genres, joined by the sample's id (its JSON ``id``) or key; the JSON is then not asked."""
+    """A CSV with the genres, joined by the sample's JSON ``id``, its key or file name; the JSON's are not asked."""
     id_column: str = "0"
     genre_column: str = "3"
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
     workers: int = 0
 
-
-@dataclass(frozen=True)
-class _Read:
-    tar: Path
-    genre_field: str
-    separator: str
-
-
-@dataclass
-class _Contents:
-    members: list[Member]
-    ids: list[str]
-    sizes: list[tuple[int, int]]
-    genres: list[tuple[str, ...]]
-    sha256: str
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
+            raise UserError(f"--split takes a name of letters, digits, dots and dashes, not {self.split!r}")
 
 
 def index_folder(options: AdoptOptions) -> Manifest:
-    """Write an index beside every tar of a folder, and the manifest. The tars stay as they are.
+    """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars stay as they are.
 
-    Labels are optional: a set without genres can be predicted on, not trained on.
-    Raises UserError for a folder without tars, a damaged tar, an unreadable image or JSON.
+    Labels are optional: a set without genres can be predicted on, not trained on. In a set with genres, samples that
+    have none are rejected. Raises UserError for a folder without tars, a damaged tar, samples that cannot be told
+    apart, and if no sample can be taken.
     """
     if not options.folder.is_dir():
         raise UserError(f"no such folder: {options.folder}")
-    tars = list_tars(options.folder)
-    if not tars:
-        raise UserError(f"no .tar file in {options.folder}")
-    csv_genres = _csv_genres(options)
+    tars, rejected = _tars(options.folder)
+    metadata = _read_csv(options)
     with folder_lock(options.folder):
         if (options.folder / MANIFEST).exists():
             before = Manifest.read(options.folder)
@@ -88,115 +86,133 @@ def index_folder(options: AdoptOptions) -> Manifest:
                         f"a set with that CSV"
                     )
                 return vouch_for_indexes(options.folder, before, options.workers)
-        tasks = [_Read(tar, options.genre_field, options.genre_separator) for tar in tars]
-        found: dict[Path, _Contents] = {}
-        with progress(len(tars), "reading tars", unit="tar") as bar:
-            for task, contents in run(read_contents, tasks, options.workers):
-                found[task.tar] = contents
-                bar.update()
-        unlabelled = 0
-        for contents in found.values():
-            if csv_genres is not None:
-                contents.genres = [
-                    csv_genres.get(i, csv_genres.get(m.key, ()))
-                    for i, m in zip(contents.ids, contents.members, strict=True)
-                ]
-            unlabelled += sum(not genres for genres in contents.genres)
-        labels = LabelSet.from_samples(genres for contents in found.values() for genres in contents.genres)
-        if unlabelled and labels.genres:
-            log.warning("%d samples have no genres", unlabelled)
-        shards = [_write(tar, found[tar], labels, options.split) for tar in tars]
-        order = {"train": 0, "val": 1, "test": 2}
-        shards.sort(key=lambda shard: (order.get(shard.split, 3), shard.split, shard.name))
-        manifest = Manifest(
-            genres=list(labels.genres),
-            shards=shards,
-            source={"indexed": True, "samples": sum(shard.samples for shard in shards)},
-            versions=library_versions(),
+        _sweep(options.folder)
+        found = _read(options, tars)
+        require_names_of_one(found)
+        if metadata is not None:
+            join_csv(found, metadata, options.metadata)
+        require_genres(found)
+        for contents in found:
+            rejected += contents.rejected
+            if not contents.genres and not contents.rejected:
+                rejected.append(
+                    Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty")
+                )
+        return _write_set(options, found, rejected)
+
+
+def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
+    """The tars to read; files that look like tars and are not read. Raises UserError if there is none to read."""
+    tars = list_tars(folder)
+    like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
+    rejected = [
+        Rejection(printable(name), NO_TAR, "decompress it, or rename it to end with .tar")
+        for name in sorted(like - {tar.name for tar in tars})
+    ]
+    if not tars:
+        raise UserError(f"no .tar file in {folder}" + (f": {first_reasons(rejected)}" if rejected else ""))
+    for tar in tars:
+        name = tar.name
+        if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
+            raise UserError(f"{str(tar)!r} has characters that not every system allows: rename it")
+    return tars, rejected
+
+
+def _read_csv(options: AdoptOptions) -> Metadata | None:
+    if options.metadata is None:
+        return None
+    return read_metadata(
+        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a killed run left half-written, and no other tool's ``.partial`` files."""
+    for name in names_in(folder):
+        if OWN_PARTIAL.fullmatch(name):
+            remove_file(folder / name)
+
+
+def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
+    field = options.genre_field if options.metadata is None else None
+    tasks = [ReadTask(tar, field, options.genre_separator) for tar in tars]
+    found: dict[Path, Contents] = {}
+    with progress(len(tars), "reading tars", unit="tar") as bar:
+        for task, contents in run(read_contents, tasks, options.workers):
+            found[task.tar] = contents
+            bar.update()
+    return [found[tar] for tar in tars]
+
+
+def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
+    """Write the set's files. Indexes that are there already keep their time of change."""
+    folder, others = options.folder, Counter[str]()
+    for contents in found:
+        others.update(contents.others)
+    if not any(contents.genres for contents in found):
+        write_rejected(folder / REJECTED, rejected)
+        raise UserError(
+            f"no sample of {folder} can be taken: {first_reasons(rejected)}; all are in {folder / REJECTED}"
         )
-        manifest.write_tables(options.folder)
-        manifest.write(options.folder)
+    labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
+    for contents in found:
+        contents.label(labels)
+    todo = [contents for contents in found if not _is_indexed(contents)]
+    if todo:
+        remove_file(folder / MANIFEST)  # from here to the end the folder is no finished set
+    for contents in todo:
+        if contents.genres:
+            write_index(contents.tar, contents.table, contents.facts())
+        else:
+            remove_file(index_path(contents.tar))  # of an earlier run
+    shards = [_shard(contents, len(labels), options.split) for contents in found if contents.genres]
+    order = {split: position for position, split in enumerate(SPLITS)}
+    shards.sort(key=lambda shard: (order.get(shard.split, len(order)), shard.split, shard.name))
+    manifest = Manifest(
+        genres=list(labels.genres),
+        shards=shards,
+        source={
+            "indexed": True,
+            "samples": sum(shard.samples for shard in shards),
+            "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+            "other_members": _members(others),
+        },
+        versions=library_versions(),
+    )
+    write_rejected(folder / REJECTED, rejected)
+    manifest.write_tables(folder)
+    manifest.write(folder)
     return manifest
 
 
-def read_contents(task: _Read) -> _Contents:
-    """Keys, sizes and genres of one tar. Only image headers are decoded."""
-    members = read_members(task.tar)
-    ids, sizes, genres = [], [], []
-    with open(task.tar, "rb") as stream:
-        for member in members:
-            sizes.append(_image_size(stream, member, task.tar))
-            record = _json(stream, member, task.tar)
-            sample_id = record.get("id")  # img2dataset's own JSON has none, only the key
-            ids.append(member.key if sample_id is None else str(sample_id))
-            genres.append(_genres(record.get(task.genre_field), member, task))
-    return _Contents(members, ids, sizes, genres, sha256_file(task.tar))
-
-
-def _image_size(stream: Any, member: Member, tar: Path) -> tuple[int, int]:
-    stream.seek(member.image_offset)
+def _is_indexed(contents: Contents) -> bool:
+    """Whether the files of an earlier run say of a tar what this one would."""
+    if not contents.genres:
+        return not index_path(contents.tar).exists()
     try:
-        with Image.open(io.BytesIO(stream.read(member.image_size)), formats=FORMATS) as image:
-            return image.size
-    except Exception as error:  # a parser of foreign bytes may raise anything; it is reported, not hidden
-        raise UserError(
-            f"{tar}: image of sample {member.key!r} cannot be read ({type(error).__name__})"
-        ) from None
+        table, facts = read_index(contents.tar)
+    except UserError:
+        return False
+    return facts == contents.facts() and table.equals(contents.table)
 
 
-def _json(stream: Any, member: Member, tar: Path) -> dict[str, Any]:
-    if member.json_offset < 0:
-        return {}
-    stream.seek(member.json_offset)
-    try:
-        record = json.loads(stream.read(member.json_size))
-    except (ValueError, RecursionError):
-        raise UserError(f"{tar}: the JSON of sample {member.key!r} does not parse") from None
-    return record if isinstance(record, dict) else {}
-
-
-def _genres(value: Any, member: Member, task: _Read) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    try:
-        return parse_genres(value if isinstance(value, str) else json.dumps(value), task.separator)
-    except ValueError as error:
-        raise UserError(f"{task.tar}: genres of sample {member.key!r}: {error}") from None
-
-
-def _csv_genres(options: AdoptOptions) -> Mapping[str, tuple[str, ...]] | None:
-    if options.metadata is None:
-        return None
-    read = read_metadata(
-        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
-    )
-    return {row.id: row.genres for row in read.rows}
-
-
-def _write(tar: Path, contents: _Contents, labels: LabelSet, default_split: str) -> Shard:
-    columns = [labels.columns(genres) for genres in contents.genres]
-    table = build_table(
-        tar,
-        contents.members,
-        {
-            "id": contents.ids,
-            "height": [height for _, height in contents.sizes],
-            "width": [width for width, _ in contents.sizes],
-            "labels": columns,
-        },
-    )
-    size = tar.stat().st_size
-    write_index(tar, table, {"plan": "indexed", "bytes": size, "sha256": contents.sha256})
-    named = SPLIT_NAME.match(tar.name)
-    split = named.group(1).replace("validation", "val") if named else default_split
-    counts = Counter(column for row in columns for column in row)
+def _shard(contents: Contents, genres: int, default_split: str) -> Shard:
+    named = SPLIT_NAME.match(contents.tar.name)
+    counts = Counter(column for row in contents.table["labels"].to_pylist() for column in row)
     return Shard(
-        name=tar.name,
-        split=split,
-        samples=len(contents.members),
-        bytes=size,
+        name=contents.tar.name,
+        split=named.group(1).lower().replace("validation", "val") if named else default_split,
+        samples=contents.table.num_rows,
+        bytes=contents.bytes,
         sha256=contents.sha256,
-        max_height=max((height for _, height in contents.sizes), default=0),
-        max_width=max((width for width, _ in contents.sizes), default=0),
-        genre_counts=[counts[column] for column in range(len(labels))],
+        max_height=max(contents.table["height"].to_pylist()),
+        max_width=max(contents.table["width"].to_pylist()),
+        genre_counts=[counts[column] for column in range(genres)],
     )
+
+
+def _members(others: Counter[str], limit: int = 10) -> str:
+    """``12 txt, 3 hidden``: members that are no part of a sample."""
+    shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in others.most_common(limit))
+    rest = sum(others.values()) - sum(count for _, count in others.most_common(limit))
+    return shown + (f" and {rest} of other kinds" if rest else "")

@@ -32,11 +32,19 @@ def add_shards_parser(commands: argparse._SubParsersAction) -> None:
     verify.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
     verify.set_defaults(run=_verify)
 
-    index = verbs.add_parser("index", help="write index and manifest for tars that another tool made")
+    index = verbs.add_parser(
+        "index",
+        help="write index and manifest for tars that another tool made",
+        description="Write index and manifest for tars that another tool made; they stay as they are. Every image is "
+        "decoded once, as a build does: some 2 ms of a core each for posters of 300 x 450 pixels. What is not taken "
+        "is in rejected.csv, with its reason.",
+    )
     index.add_argument("folder", type=Path, help="folder of .tar files (WebDataset, img2dataset)")
     index.add_argument("--split", default="train", help="split of tars not named train-*, val-* or test-*")
     index.add_argument("--genre-field", default="genres", help="field of each sample's JSON with its genres")
-    index.add_argument("--metadata", type=Path, help="CSV with the genres instead, joined by id or key")
+    index.add_argument(
+        "--metadata", type=Path, help="CSV with the genres instead, joined by id, key or file name"
+    )
     add_columns(index)
     index.add_argument("--workers", type=int, default=0, help="worker processes (0: one per core)")
     index.set_defaults(run=_index)
@@ -164,7 +172,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from shards.adopt import AdoptOptions, index_folder
+    from shards.adopt import NO_SAMPLES, NO_TAR, REJECTED, AdoptOptions, index_folder
     from shards.info import render_info
 
     manifest = index_folder(
@@ -181,6 +189,14 @@ def _index(args: argparse.Namespace) -> int:
         )
     )
     render_info(manifest, Console(soft_wrap=True))
+    reasons: dict[str, int] = manifest.source.get("rejected", {})
+    samples = sum(shard.samples for shard in manifest.shards)
+    left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES))
+    print(f"taken           {samples} of {samples + left_out} samples")
+    if manifest.source.get("other_members"):
+        print(f"other members   {manifest.source['other_members']}")
+    if reasons:
+        print(f"rejected        {args.folder / REJECTED}")
     if not manifest.genres:
         print(
             "no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)"

@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from shards.errors import UserError
 from shards.files import local_copy, names_in
-from shards.index import SUFFIX, index_path, read_index, read_members, tar_path
+from shards.index import SUFFIX, index_path, read_index, tar_path
 from shards.manifest import Shard
 from shards.pack import PackTask, describe, sample_key
 from shards.places import Place
 from shards.split import SPLITS
+from shards.tarsamples import read_members
 
 OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 

@@ -178,6 +178,11 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         return upright
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture of any size after its orientation. Raises BadImage as ``decode`` does."""
+    return decode(data, ImageOptions(min_side=1)).size
+
+
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of an RGB JPEG without an EXIF rotation to apply, else None. Only headers are read."""
     with warnings.catch_warnings():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from shards.manifest import Shard
 
 SUFFIX = ".index.parquet"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 SCHEMA = pa.schema(
     [
@@ -88,48 +86,6 @@ def index_path(tar: Place) -> Place:
 def tar_path(index: Place) -> Place:
     """The tar that an index describes."""
     return index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
-
-
-def read_members(tar: Path) -> list[Member]:
-    """Byte ranges of every sample of a WebDataset tar, in its order. Only headers are read.
-
-    Members of one sample share the name up to its first dot and follow each other, as in WebDataset.
-    Samples without an image are left out. Raises UserError for a truncated, compressed or sparse tar.
-    """
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        size = tar.stat().st_size
-        with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                if not info.isreg():
-                    continue
-                if info.issparse():
-                    raise UserError(f"{tar}: member {info.name} is sparse; pack it again without --sparse")
-                if info.offset_data + info.size > size:
-                    raise UserError(f"{tar} is truncated in member {info.name}: {size} bytes are there")
-                folder, _, name = info.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if not extension or (stem.startswith("__") and stem.endswith("__")):
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                found.setdefault(key, {})[extension.lower()] = (info.offset_data, info.size)
-            end = archive.offset
-        with open(tar, "rb") as stream:
-            stream.seek(end)
-            mark = stream.read(512)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{tar} is no readable uncompressed tar: {one_line(error)}") from None
-    # Two zero blocks end a tar; a tar cut exactly between two members parses well but lacks them.
-    if len(mark) < 512:
-        raise UserError(f"{tar} is truncated: no end-of-archive mark after {len(found)} samples")
-    if any(mark):  # tarfile takes a damaged header for the end
-        raise UserError(f"{tar} is damaged: no tar header at byte {end}, after {len(found)} samples")
-    members = []
-    for key, parts in found.items():
-        image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
-        if image is not None:
-            members.append(Member(key, *image, *parts.get("json", (-1, -1))))
-    return members
 
 
 def member_checksum(stream: IO[bytes], member: Member) -> int:

@@ -16,10 +16,11 @@ import pyarrow as pa
 from shards.errors import UserError, one_line
 from shards.files import atomic_path, fingerprint, sha256_file, write_json
 from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
-from shards.index import build_table, read_members, write_index
+from shards.index import build_table, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard
 from shards.places import Place
+from shards.tarsamples import read_members
 from shards.tarwriter import tar_writer
 from shards.text.stage import TextRemoval, clean_image, require_same_removal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shard_tools import draw, encoded, only_error, posters, tree, write_csv, write_file, write_tar
+from shard_tools import (
+    bomb_png,
+    draw,
+    encoded,
+    only_error,
+    posters,
+    rows_of,
+    tree,
+    write_csv,
+    write_file,
+    write_tar,
+)
 
 from shards.adopt import AdoptOptions, index_folder
+from shards.adopt_read import MAX_JSON
 from shards.errors import UserError
-from shards.index import index_path, read_index, read_members
+from shards.index import index_path, read_index
 from shards.manifest import Manifest
+from shards.tarsamples import read_members
 from shards.verify import verify_shards
 
 Samples = dict[str, dict[str, Any]]
@@ -75,20 +89,22 @@ def test_img2dataset(folder: Path) -> None:
     after = tree(folder)
     assert {name: after[name] for name in before} == before
     (table,) = manifest.tables.values()
-    added = {"manifest.json", "00000.index.parquet", "00001.index.parquet", table.name}
+    added = {"manifest.json", "00000.index.parquet", "00001.index.parquet", table.name, "rejected.csv"}
     assert set(after) - set(before) == added
     assert manifest.genres == ["Comedy", "Drama", "War"]
     assert [(s.name, s.split, s.samples, s.genre_counts) for s in manifest.shards] == [
         ("00000.tar", "train", 2, [1, 2, 1]),
-        ("00001.tar", "train", 3, [0, 0, 1]),
+        ("00001.tar", "train", 1, [0, 0, 1]),
     ]
     assert labels(folder) == {
         "000000000": ["Drama", "War"],
         "tt7": ["Comedy", "Drama"],
         "42": ["War"],
-        "000010001": [],
-        "000010002": [],
     }
+    assert rows_of(folder / "rejected.csv") == [
+        ["000010001", "no genres", "00001.tar"],
+        ["000010002", "no genres", "00001.tar"],
+    ]
     assert [(s.max_height, s.max_width) for s in manifest.shards] == [(70, 50), (71, 50)]
     assert verify_shards(folder, 1)[1] == []
 
@@ -127,8 +143,8 @@ def test_genres_from_a_csv_by_id_or_key(folder: Path, tmp_path: Path) -> None:
         "tt7": ["Sci-Fi", "War"],
         "42": ["Musical"],
         "000010001": ["War"],
-        "000010002": [],
     }
+    assert rows_of(folder / "rejected.csv") == [["000010002", "not in the CSV", "00001.tar"]]
 
 
 def test_the_csvs_encoding(folder: Path, tmp_path: Path) -> None:
@@ -188,32 +204,78 @@ def damage(tar: Path, kind: str) -> None:
 )
 def test_damaged_tars(folder: Path, kind: str) -> None:
     damage(folder / "00001.tar", kind)
-    done = posters("shards", "index", folder, "--workers", 1)
-    assert done.returncode == 2
-    assert "00001.tar" in only_error(done.stderr)
+    with pytest.raises(UserError, match=r"00001\.tar") as caught:
+        adopt(folder)
+    assert "\n" not in str(caught.value)
     assert not (folder / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("member", "message"),
-    [
-        ({"b.jpg": b"no image", "b.json": b"{}"}, "image of sample 'b' cannot be read"),
-        ({"b.jpg": b""}, "image of sample 'b' cannot be read"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b"{"}, "JSON of sample 'b' does not parse"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b"\xff"}, "JSON of sample 'b' does not parse"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b"[" * 100_000}, "JSON of sample 'b' does not parse"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": ["a", 1]}'}, "of sample 'b': not a list of strings"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": {"a": 1}}'}, "genres of sample 'b'"),
-        ({"b.jpg": encoded(draw("b")), "b.json": b'{"genres": "[open(1)]"}'}, "of sample 'b': not a list of genres"),
-    ],
-)  # fmt: skip
-def test_samples_that_cannot_be_read(tmp_path: Path, member: dict[str, bytes], message: str) -> None:
-    sound = {"a.jpg": encoded(draw("a"))}
-    write_tar(tmp_path / "x.tar", {**sound, **member})
-    write_tar(tmp_path / "y.tar", {"y.jpg": encoded(draw("y"))})
-    with pytest.raises(UserError, match=message) as caught:
-        adopt(tmp_path)
-    assert "x.tar" in str(caught.value) and "\n" not in str(caught.value)
+def cut_jpeg() -> bytes:
+    return encoded(draw("cut", 120, 180))[:-300]
+
+
+GOOD = encoded(draw("b"))
+
+#: Members of a sample "b" that cannot be taken: reason, and a part of the detail.
+BAD = {
+    "no image": ({"b.jpg": b"no image"}, "not an image", "no known picture format"),
+    "cut": ({"b.jpg": cut_jpeg()}, "truncated", "truncated"),
+    "empty": ({"b.jpg": b""}, "zero bytes", ""),
+    "bomb": ({"b.png": bomb_png()}, "decompression bomb", ""),
+    "JSON alone": ({"b.json": b"{}"}, "no image", "b.json"),
+    "cut JSON": ({"b.jpg": GOOD, "b.json": b"{"}, "unreadable JSON", ""),
+    "no UTF-8": ({"b.jpg": GOOD, "b.json": b"\xff"}, "unreadable JSON", ""),
+    "deep": ({"b.jpg": GOOD, "b.json": b"[" * 100_000}, "unreadable JSON", "nested too deeply"),
+    "deep object": ({"b.jpg": GOOD, "b.json": b'{"a":' * 100_000}, "unreadable JSON", "nested too deeply"),
+    "large": ({"b.jpg": GOOD, "b.json": b" " * MAX_JSON + b"{}"}, "unreadable JSON", f"over {MAX_JSON}"),
+    "digits": ({"b.jpg": GOOD, "b.json": b'{"id": ' + b"9" * 5000 + b"}"}, "unreadable JSON", "digits"),
+    "twice": ({"b.jpg": GOOD, "b.json": b'{"genres": ["A"], "genres": ["B"]}'}, "unreadable JSON", "twice"),
+    "list with a number": ({"b.jpg": GOOD, "b.json": b'{"genres": ["a", 1]}'}, "unparsable genres", "not a list of"),
+    "object": ({"b.jpg": GOOD, "b.json": b'{"genres": {"a": 1}}'}, "unparsable genres", "neither a list nor text"),
+    "number": ({"b.jpg": GOOD, "b.json": b'{"genres": 5}'}, "unparsable genres", "neither a list nor text: 5"),
+    "true": ({"b.jpg": GOOD, "b.json": b'{"genres": true}'}, "unparsable genres", "neither a list nor text: true"),
+    "call": ({"b.jpg": GOOD, "b.json": b'{"genres": "[open(1)]"}'}, "unparsable genres", "not a list of genres"),
+    "long genre": ({"b.jpg": GOOD, "b.json": json.dumps({"genres": "x" * 5000}).encode()}, "unparsable genres", "5000"),
+    "half a character": ({"b.jpg": GOOD, "b.json": b'{"genres": ["\\ud800"]}'}, "unparsable genres", "lone surrogate"),
+    "no genres": ({"b.jpg": GOOD, "b.json": b'{"genres": null}'}, "no genres", ""),
+    "id is a list": ({"b.jpg": GOOD, "b.json": b'{"id": [1]}'}, "bad id", "is a list"),
+    "id is an object": ({"b.jpg": GOOD, "b.json": b'{"id": {}}'}, "bad id", "is a dict"),
+    "id is true": ({"b.jpg": GOOD, "b.json": b'{"id": true}'}, "bad id", "is a bool"),
+    "id is 1.5": ({"b.jpg": GOOD, "b.json": b'{"id": 1.5}'}, "bad id", "is a float"),
+    "id is NaN": ({"b.jpg": GOOD, "b.json": b'{"id": NaN}'}, "bad id", "is a float"),
+    "id is empty": ({"b.jpg": GOOD, "b.json": b'{"id": " "}'}, "bad id", "empty"),
+    "id with a bell": ({"b.jpg": GOOD, "b.json": b'{"id": "a\\u0007"}'}, "bad id", "control characters: 'a\\x07'"),
+    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "over 4096 bytes"),
+    "id of half a character": ({"b.jpg": GOOD, "b.json": b'{"id": "\\udc80"}'}, "bad id", "control characters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_samples_that_cannot_be_taken_are_rows(tmp_path: Path, kind: str) -> None:
+    members, reason, detail = BAD[kind]
+    sound = {"a.jpg": encoded(draw("a")), "a.json": b'{"genres": ["War"]}'}
+    write_tar(tmp_path / "x.tar", {**members, **sound})
+    manifest = adopt(tmp_path)
+    assert labels(tmp_path) == {"a": ["War"]}
+    assert manifest.source["rejected"] == {reason: 1}
+    ((key, why, text),) = rows_of(tmp_path / "rejected.csv")
+    assert (key, why) == ("b", reason) and text.startswith("x.tar") and detail in text and "\n" not in text
+    assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_keys_that_are_longer_than_a_path(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"n" * 5000 + ".jpg": GOOD, "b.jpg": GOOD}, format=tarfile.GNU_FORMAT)
+    adopt(tmp_path)
+    assert list(labels(tmp_path)) == ["b"]
+    ((key, reason, _),) = rows_of(tmp_path / "rejected.csv")
+    assert (key, reason) == ("n" * 5000, "bad key")
+
+
+def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.adopt_read.MAX_IMAGE", 1000)
+    write_tar(tmp_path / "x.tar", {"a.jpg": b"x" * 1001, "b.png": encoded(draw("b", 9, 9), "PNG")})
+    adopt(tmp_path)
+    assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over 1000"]]
 
 
 def test_json_that_is_no_object_has_no_genres(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from shard_tools import (
 )
 
 from shards.files import PARTIAL, sha256_file
-from shards.index import SUFFIX, read_index, read_members, tar_path
+from shards.index import SUFFIX, read_index, tar_path
 from shards.samples import SUFFIX as TABLE
+from shards.tarsamples import read_members
 from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)

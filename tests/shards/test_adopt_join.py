@@ -1,0 +1,141 @@
+"""Names in tars of other tools: each key, id and row of a CSV stands for one sample, or the set is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adopt_tools import adopt, found, pack, rejected
+from shard_tools import draw, encoded, only_error, rows_of, tree, write_csv, write_tar
+from tar_tools import File, python_tar
+
+from shards.errors import UserError
+from shards.verify import verify_shards
+
+pytest_plugins = ("shard_fixtures",)
+
+Command = Callable[..., tuple[int, str, str]]
+Genres = dict[str, list[str]]
+
+
+def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
+    """Tools that number every tar from 0: one CSV row, one prediction, would stand for several posters."""
+    pack(tmp_path / "a.tar", "0 1")
+    pack(tmp_path / "b.tar", "1 2")
+    with pytest.raises(UserError, match=r"a\.tar and b\.tar both hold a sample '1'"):
+        adopt(tmp_path)
+    write_tar(tmp_path / "b.tar", {"1.jpg": b"broken", "2.jpg": encoded(draw(2))})
+    with pytest.raises(UserError, match=r"a\.tar and b\.tar both hold a sample '1'"):
+        adopt(tmp_path)  # the row or name might be that of the broken one
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_an_id_of_two_samples_is_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "x y", x={"id": "tt1"}, y={"id": "tt2"})
+    pack(tmp_path / "b.tar", "z", z={"id": "tt1"})
+    with pytest.raises(
+        UserError, match=r"a\.tar: the samples 'x' and 'z' \(in b\.tar\) both have the id 'tt1'"
+    ):
+        adopt(tmp_path)
+    pack(tmp_path / "b.tar", "tt2")  # its key is its id
+    with pytest.raises(UserError, match="'y' and 'tt2'"):
+        adopt(tmp_path)
+
+
+def test_a_name_twice_refuses_the_set(tmp_path: Path, command: Command) -> None:
+    files = [File("x.jpg", encoded(draw(1))), File("x.json", b"{}"), File("x.jpg", encoded(draw(2)))]
+    tar = python_tar(tmp_path / "a.tar", "gnu", files)
+    pack(tmp_path / "b.tar", "z")
+    status, _, err = command("shards", "index", tmp_path, "--workers", 1)
+    assert status == 2 and f"{tar}: member 'x.jpg' is there twice" in only_error(err)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar", ".lock"}
+
+
+def joined(tmp_path: Path, rows: Genres, names: str, **records: Any) -> tuple[Genres, dict[str, str]]:
+    """Genres by key, and reasons by key, of a tar that is joined with a CSV."""
+    folder = tmp_path / "set"
+    pack(folder / "a.tar", names, **records)
+    table = write_csv(tmp_path / "meta.csv", [(i, "", "", repr(genres)) for i, genres in rows.items()])
+    adopt(folder, metadata=table)
+    assert verify_shards(folder, 1)[1] == []
+    return found(folder), rejected(folder)
+
+
+def test_rows_by_file_name(tmp_path: Path) -> None:
+    assert joined(tmp_path, {"1": ["A"], "2": ["B"]}, "./1 dir/sub/2") == (
+        {"1": ["A"], "dir/sub/2": ["B"]},
+        {},
+    )
+
+
+def test_rows_by_path_and_by_id(tmp_path: Path) -> None:
+    rows = {"a/1": ["A"], "b/1": ["B"], "tt7": ["C"], "9": ["D"]}
+    assert joined(tmp_path, rows, "a/1 ./b/1 8 9", **{"8": {"id": "tt7"}, "9": {"id": "tt8"}}) == (
+        {"a/1": ["A"], "b/1": ["B"], "8": ["C"], "9": ["D"]},
+        {},
+    )
+
+
+def test_names_as_macos_and_windows_write_them(tmp_path: Path) -> None:
+    assert joined(tmp_path, {"\u00e9": ["A"], "w": ["B"]}, "d/e\u0301 c\\w") == (
+        {"d/e\u0301": ["A"], "c\\w": ["B"]},
+        {},
+    )
+
+
+def test_samples_without_a_usable_row_are_rejected(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    pack(folder / "a.tar", "1 2 3 4")
+    table = write_csv(
+        tmp_path / "meta.csv", [("1", "", "", "['A']"), ("2", "", "", "['A"), ("3", "", "", "[]")]
+    )
+    manifest = adopt(folder, metadata=table)
+    assert found(folder) == {"1": ["A"]}
+    assert rows_of(folder / "rejected.csv") == [
+        ["2", "unparsable genres", 'a.tar: CSV, line 3: not a list of genres: "[\'A"'],
+        ["3", "no genres", "a.tar: CSV, line 4"],
+        ["4", "not in the CSV", "a.tar"],
+    ]
+    assert manifest.source["samples"] == 1
+
+
+def test_rows_whose_ids_are_file_names(tmp_path: Path) -> None:
+    rows = {"./p/1.jpg": ["A"], "2.JPEG": ["B"], "q/3": ["C"], "4.webp": ["D"], "r/4.webp": ["E"]}
+    assert joined(tmp_path, rows, "1 2 p/3 q/3 4") == (
+        {"1": ["A"], "2": ["B"], "q/3": ["C"], "4": ["D"]},
+        {"p/3": "not in the CSV"},
+    )
+
+
+def test_a_name_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
+    rows = {"1": ["A"], "a/2": ["B"], "b/2": ["C"], "3.jpg": ["D"], "3.png": ["E"]}
+    assert joined(tmp_path, rows, "1 2 3") == ({"1": ["A"]}, {"2": "not in the CSV", "3": "not in the CSV"})
+
+
+@pytest.mark.parametrize("names", ["a/1 b/1", "1 b/1", "b/1 1"])
+def test_a_row_that_fits_two_samples_is_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(UserError, match=r"row '1' of .*meta\.csv fits two samples, .*write their ids with"):
+        joined(tmp_path, {"1": ["A"]}, names)
+
+
+def test_a_row_whose_own_sample_is_broken_goes_to_no_other(tmp_path: Path) -> None:
+    write_tar(tmp_path / "set" / "a.tar", {"a/1.jpg": b"broken", "b/1.jpg": encoded(draw(1))})
+    table = write_csv(tmp_path / "meta.csv", [("1", "", "", "['A']")])
+    with pytest.raises(UserError, match="fits two samples"):
+        adopt(tmp_path / "set", metadata=table)
+
+
+def test_a_csv_of_other_posters_takes_nothing(tmp_path: Path, command: Command) -> None:
+    """And leaves the set that is there as it is, but for the list of reasons."""
+    pack(tmp_path / "set" / "a.tar", "1 2", **{"1": {"genres": ["A"]}, "2": {"genres": ["A"]}})
+    adopt(tmp_path / "set")
+    before = tree(tmp_path / "set")
+    table = write_csv(tmp_path / "meta.csv", [("9", "", "", "['A']")])
+    status, out, err = command("shards", "index", tmp_path / "set", "--metadata", table, "--workers", 1)
+    assert (status, out) == (2, "")
+    assert "can be taken: 2 not in the CSV; the first is id '1'" in only_error(err)
+    assert rejected(tmp_path / "set") == {"1": "not in the CSV", "2": "not in the CSV"}
+    del before["rejected.csv"]
+    assert tree(tmp_path / "set").items() >= before.items()

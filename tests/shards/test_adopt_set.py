@@ -1,0 +1,200 @@
+"""`posters shards index` on a whole folder: what it says, writes and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adopt_tools import adopt, found, pack, rejected
+from shard_tools import (
+    REAL,
+    draw,
+    encoded,
+    mtimes,
+    only_error,
+    tree,
+    write_file,
+    write_tar,
+)
+
+from shards.errors import UserError
+from shards.index import index_path
+from shards.manifest import Manifest
+from shards.verify import verify_shards
+
+pytest_plugins = ("shard_fixtures",)
+
+Command = Callable[..., tuple[int, str, str]]
+Genres = dict[str, list[str]]
+
+
+def test_the_summary_says_what_was_taken(tmp_path: Path, command: Command) -> None:
+    pack(tmp_path / "a.tar", "1 2 3 c.1 c.2", **{"1": {"genres": ["A"]}, "2": {"genres": ["B"]}})
+    write_tar(tmp_path / "b.tar", {"x.heic": b"", "y.heic": b"", "z.txt": b""})
+    write_file(tmp_path / "c.tar.gz", b"")
+    write_file(tmp_path / "d.TAR", b"")
+    write_file(tmp_path / "notes.txt", b"")
+    status, out, _ = command("shards", "index", tmp_path, "--workers", 1)
+    assert status == 0
+    assert "taken           2 of 4 samples\n" in out
+    assert "other members   2 heic, 1 txt\n" in out
+    assert "rejected rows   1 no genres, 1 no samples, 2 not a .tar, 1 several images\n" in out
+    assert f"rejected        {tmp_path / 'rejected.csv'}\n" in out
+    assert rejected(tmp_path) == {
+        "c.tar.gz": "not a .tar",
+        "d.TAR": "not a .tar",
+        "c": "several images",
+        "3": "no genres",
+        "b.tar": "no samples",
+    }
+    assert [shard.name for shard in Manifest.read(tmp_path).shards] == ["a.tar"]
+    assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.jpg": encoded(draw(1))} | {f"{n}.e{n}": b"" for n in range(30)})
+    text = adopt(tmp_path).source["other_members"]
+    assert text.startswith("1 e0, 1 e1, ") and text.endswith("1 e9 and 20 of other kinds")
+
+
+def test_nothing_taken_is_a_failure(tmp_path: Path, command: Command) -> None:
+    for members, reason in (
+        ({}, "1 no samples; the first is id 'a.tar': no samples (it is empty)"),
+        ({"x.heic": b"", "README": b""}, "no samples (1 heic, 1 without an extension)"),
+        ({"c.0.jpg": b"", "c.1.jpg": b""}, "1 several images; the first is id 'c'"),
+    ):
+        write_tar(tmp_path / "a.tar", members)
+        status, out, err = command("shards", "index", tmp_path, "--workers", 1)
+        assert (status, out) == (2, "")
+        assert f"no sample of {tmp_path} can be taken: " in only_error(err) and reason in only_error(err)
+        assert len(rejected(tmp_path)) == 1 and not (tmp_path / "manifest.json").exists()
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.zst")
+    with pytest.raises(UserError, match=r"no \.tar file in .*: 1 not a \.tar; .*decompress it"):
+        adopt(tmp_path)
+
+
+def test_indexing_again_follows_the_tars(tmp_path: Path) -> None:
+    """Unchanged indexes keep their time of change, so that readers need not check them again."""
+    for name in "abc":
+        pack(tmp_path / f"{name}.tar", f"{name}1 {name}2")
+    first = adopt(tmp_path)
+    times = mtimes(tmp_path, "*.parquet")
+    assert adopt(tmp_path).fingerprint == first.fingerprint
+    assert mtimes(tmp_path, "*.parquet") == times
+    write_tar(tmp_path / "b.tar", {"b1.jpg": b"broken"})
+    pack(tmp_path / "c.tar", "c1 c3")
+    adopt(tmp_path)
+    assert list(found(tmp_path)) == ["a1", "a2", "c1", "c3"]
+    assert mtimes(tmp_path, "a.*.parquet") == {"a.index.parquet": times["a.index.parquet"]}
+    assert not index_path(tmp_path / "b.tar").exists()
+    pack(tmp_path / "b.tar", "b1 b2")
+    pack(tmp_path / "c.tar", "c1 c2")
+    again = adopt(tmp_path)
+    assert again.fingerprint == first.fingerprint and rejected(tmp_path) == {}
+    assert verify_shards(tmp_path, 1)[1] == []
+
+
+def test_a_run_that_ends_amid_its_writes_leaves_no_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pack(tmp_path / f"{name}.tar", f"{name}1")
+    adopt(tmp_path)
+    whole = tree(tmp_path)
+    pack(tmp_path / "b.tar", "b2")
+    write_file(tmp_path / "b.index.parquet.host-7-0a0b0c0d.partial", b"of a killed run")
+    write_file(tmp_path / "c.tar.partial", b"of another tool")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.adopt.write_rejected", interrupt)
+        adopt(tmp_path)
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        Manifest.read(tmp_path)
+    pack(tmp_path / "b.tar", "b1")
+    adopt(tmp_path)
+    assert tree(tmp_path) == {**whole, "c.tar.partial": tree(tmp_path)["c.tar.partial"]}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_tar_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = pack(tmp_path / "a.tar", "1")
+
+    def grow(path: Path) -> str:
+        tar.write_bytes(tar.read_bytes() + b"\0" * 512)
+        return "0" * 64
+
+    monkeypatch.setattr("shards.adopt_read.sha256_file", grow)
+    with pytest.raises(UserError, match=r"a\.tar changed while it was read"):
+        adopt(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\nb.tar", "a\x1b[2J.tar", "caf\udce9.tar", "a\\b.tar", "\u202ea.tar"])
+def test_names_of_tars_that_not_every_system_allows(tmp_path: Path, name: str) -> None:
+    pack(tmp_path / "ok.tar", "1").rename(tmp_path / name)
+    with pytest.raises(UserError, match="not every system allows: rename it") as caught:
+        adopt(tmp_path)
+    str(caught.value).encode()
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_names_of_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(("Train-0", "VAL_0", "Validation.0", "x")):
+        pack(tmp_path / f"{name}.tar", str(number))
+    shards = adopt(tmp_path, split="my-split.2").shards
+    assert [(s.name, s.split) for s in shards] == [
+        ("Train-0.tar", "train"),
+        ("VAL_0.tar", "val"),
+        ("Validation.0.tar", "val"),
+        ("x.tar", "my-split.2"),
+    ]
+    for split in ("../up", "", "a/b", ".hidden", "a b", "é"):
+        with pytest.raises(UserError, match="--split takes a name of letters"):
+            adopt(tmp_path, split=split)
+
+
+# --- the tars of ../shared/cases
+
+
+CASES = {
+    "dotted": ({}, {"c": "several images"}, "no sample of"),
+    "exif_alpha_16bit": ({k: ["Drama"] for k in ("exif_6", "grey_16_bit", "palette_transparent", "alpha")}, {}, ""),
+    "latin1_name": ({"caf%E9": ["Drama"]}, {}, ""),
+    "links": ({"0": ["Drama"], "1": ["Drama"], "2": ["Drama"]}, {"6": "link", "7": "link"}, ""),
+    "name_twice": ({}, {}, "name_twice.tar: member 'a.jpg' is there twice"),
+    "one_broken_image": ({"0": ["Drama"], "2": ["War"]}, {"1": "not an image"}, ""),
+}  # fmt: skip
+
+
+def case(name: str, folder: Path) -> Path:
+    path = REAL / "cases" / "tars" / f"{name}.tar"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return write_file(folder / path.name, path.read_bytes())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases(tmp_path: Path, name: str) -> None:
+    taken, left_out, message = CASES[name]
+    case(name, tmp_path)
+    if message:
+        with pytest.raises(UserError, match=message):
+            adopt(tmp_path)
+    else:
+        adopt(tmp_path)
+        assert found(tmp_path) == taken
+        assert verify_shards(tmp_path, 1)[1] == []
+    assert left_out == (rejected(tmp_path) if name != "name_twice" else {})
+
+
+def test_the_case_with_folders_in_names(tmp_path: Path) -> None:
+    case("prefixed", tmp_path)
+    adopt(tmp_path, metadata=REAL / "cases" / "csv" / "plain.csv")
+    assert found(tmp_path) == {
+        "posters/p00000": ["Drama"],
+        "posters/p00001": ["Comedy", "Drama"],
+        "posters/p00002": ["Drama", "Romance"],
+        "posters/p00003": ["Drama", "Horror"],
+    }
