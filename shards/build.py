@@ -41,6 +41,7 @@ from shards.scan import Scan, scan_images
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
 from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
+from shards.usable import problem_with_rows
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,12 @@ class BuildOptions:
     out: Place
     images: Place | None = None
     """Folder of posters; None looks in the conventional places below the current folder."""
-    id_column: str = "0"
-    genre_column: str = "3"
+    id_column: str | None = None
+    genre_column: str | None = None
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    """See metadata.read_metadata, as for the columns."""
     labels: Place | None = None
     """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -66,6 +69,8 @@ class BuildOptions:
     seed: int = 0
     samples_per_shard: int = 1000
     """Upper bound; the samples of a split are spread evenly over as few shards as it allows."""
+    max_rejected: float = 0.05
+    """Largest share of unreadable rows, of genres or pixels, among those whose image is there."""
     near_duplicates: int = MAX_DISTANCE
     """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
     image: ImageOptions = field(default_factory=ImageOptions)
@@ -87,6 +92,8 @@ class BuildOptions:
             raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
         if not 0 <= self.near_duplicates <= 15:
             raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
         if self.workers < 0:
             raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
         if len(self.fractions) != len(SPLITS):
@@ -102,7 +109,13 @@ def build_shards(options: BuildOptions) -> Manifest:
     require_images(images)
     given = _given_labels(options.labels)
     metadata = read_metadata(
-        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        known=given.genres if given else (),
+        spellings=options.spellings,
     )
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
@@ -114,10 +127,14 @@ def build_shards(options: BuildOptions) -> Manifest:
         labels = given or LabelSet.from_samples(row.genres for row in rows)
         rows, unknown = _with_known_genres(rows, labels)
         rejected += unknown
-        if not rows:
+        problem = problem_with_rows(
+            options.metadata, options.encoding, images, metadata, scan, options.max_rejected
+        )
+        if problem or not rows:
             write_rejected(options.out / "rejected.csv", rejected)
-            raise UserError(f"no poster left to build from in {images}: {first_reasons(rejected)}")
-        log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
+            problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+            raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+        log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
         groups = scan.duplicate_groups([row.id for row in rows], options.near_duplicates)
         columns = [labels.columns(row.genres) for row in rows]
         fractions = dict(zip(SPLITS, options.fractions, strict=True))
@@ -147,7 +164,7 @@ def build_shards(options: BuildOptions) -> Manifest:
                 "text_removal": options.text.facts() if options.text else None,
             },
             source={
-                "rows": len(metadata.rows) + len(metadata.rejected),
+                "rows": metadata.posters,
                 "samples": len(rows),
                 "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
                 "id_column": metadata.id_column,

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
+from shards.arguments import (
+    add_columns,
+    add_executor,
+    add_limits,
+    parse_aspect,
+    parse_scheduler,
+    parse_share,
+)
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.places import is_remote, place
@@ -74,6 +81,12 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
     )
     add_limits(build)
     build.add_argument(
+        "--max-rejected",
+        default="5%",
+        metavar="SHARE",
+        help="fail if more of the rows whose image is there have unreadable genres or pixels (default 5%%)",
+    )
+    build.add_argument(
         "--split-like", type=place, help="shard set whose splits to use, to compare models between the sets"
     )
     build.add_argument(
@@ -104,6 +117,8 @@ def _build(args: argparse.Namespace) -> int:
             genre_column=args.genre_column,
             genre_separator=args.genre_separator,
             encoding=args.encoding,
+            spellings=args.spellings,
+            max_rejected=parse_share(args.max_rejected),
             labels=args.labels,
             fractions=fractions,  # type: ignore[arg-type]  # its length is checked there
             seed=args.seed,
@@ -126,7 +141,12 @@ def _build(args: argparse.Namespace) -> int:
         )
     )
     render_info(manifest, Console(soft_wrap=True))
-    rejected = sum(manifest.source["rejected"].values())
+    source = manifest.source
+    rejected = sum(source["rejected"].values())
+    print(
+        f"read            {args.metadata}: ids in column {source['id_column']!r}, genres in column "
+        f"{source['genre_column']!r}; {source['samples']} of {source['rows']} posters are usable"
+    )
     print(f"shards          {args.out}")
     if rejected:
         print(f"rejected        {args.out / 'rejected.csv'}")

@@ -54,6 +54,7 @@ def _clean(args: argparse.Namespace) -> int:
         genre_column=args.genre_column,
         genre_separator=args.genre_separator,
         encoding=args.encoding,
+        spellings=args.spellings,
         image=ImageOptions(
             min_side=args.min_side, max_pixels=args.max_pixels, aspect=parse_aspect(args.aspect)
         ),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
-import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,134 +14,30 @@ from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.metadata import (
-    NO_GENRE_WORDS,
-    Metadata,
-    Rejection,
-    Row,
-    parse_genres,
-    read_metadata,
-    write_rejected,
-)
+from shards.metadata import Metadata, Rejection, Row, read_metadata, write_rejected
 
 HEADER = "id,title,year,genre\n"
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 
 
-def read(tmp_path: Path, text: str | bytes, **options: str) -> Metadata:
+def read(tmp_path: Path, text: str | bytes, **options: Any) -> Metadata:
     path = tmp_path / "meta.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_metadata(path, **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "separator", "expected"),
-    [
-        ("['Action', 'Drama']", "|", ("Action", "Drama")),
-        ("('Action', 'Drama')", "|", ("Action", "Drama")),
-        ('["Action", "Sci-Fi"]', "|", ("Action", "Sci-Fi")),
-        ('["Com\\u00e9die"]', "|", ("Comédie",)),
-        ("Action|Drama", "|", ("Action", "Drama")),
-        ("Drama", "|", ("Drama",)),
-        ("Action, Drama", ",", ("Action", "Drama")),
-        ("Action / Drama", "/", ("Action", "Drama")),
-        ("Action :: Drama::War", "::", ("Action", "Drama", "War")),
-        ("['Children, family']", ",", ("Children, family",)),
-        ("  [ 'Drama' , ]  ", "|", ("Drama",)),
-        ("Drama||Drama| War ", "|", ("Drama", "War")),
-        ("Come\u0301die|Comédie", "|", ("Comédie",)),
-        ("(no genres listed)", "|", ()),
-        ("[]", "|", ()),
-        ("['', 'None']", "|", ()),
-        ("NaN", "|", ()),
-        ("", "|", ()),
-    ],
-)
-def test_genres_in_every_layout(text: str, separator: str, expected: tuple[str, ...]) -> None:
-    assert parse_genres(text, separator) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        "[" * 99_999,
-        "[[" * 20 + "'a'" + "]]" * 20,
-        "[" + "-" * 90_000 + "1]",
-        "['a'" + "+'a'" * 20_000 + "]",
-        "[" + "9" * 90_000 + "]",
-        '{"a":' * 20_000,
-        "{'Action': 1}",
-        "[__import__('os').system('touch {marker}')]",
-        "(lambda: open('{marker}', 'w'))()",
-        "['a'] * 9",
-        "['a', 1]",
-        "[None]",
-        "[b'a']",
-        "['Action', 'Dra",
-        pytest.param("[\x00]", marks=NUL),
-        '["\\ud800"]',
-        "['\\udc00']",
-        "A, B",
-        "x" * 100_001,
-        "|".join(f"genre {number}" for number in range(40_000)),
-    ],
-    ids=lambda text: text[:12],
-)
-def test_hostile_genres_are_rejected_and_never_executed(text: str, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    text = text.replace("{marker}", str(marker))
-    with pytest.raises(ValueError):
-        parse_genres(text)
-    table = write_csv(tmp_path / "meta.csv", [("1", "", "", text), ("2", "", "", "Drama")])
-    metadata = read_metadata(table)
-    assert metadata.rows == [Row("2", ("Drama",))]
-    assert [(r.id, r.reason) for r in metadata.rejected] == [("1", "unparsable genres")]
-    assert len(metadata.rejected[0].detail) < 200 and metadata.rejected[0].detail.startswith("line 2: ")
-    assert not marker.exists()
-
-
-def test_code_without_brackets_is_an_odd_name_and_not_run(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    text = f"__import__('pathlib').Path('{marker}').touch()"
-    assert parse_genres(text) == (text,)
-    assert not marker.exists()
-
-
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
-genre_lists = st.lists(st.text(CHARACTERS, max_size=12), max_size=6)
-
-
-def cleaned(values: list[str]) -> tuple[str, ...]:
-    names = [unicodedata.normalize("NFC", value).strip() for value in values]
-    return tuple(dict.fromkeys(name for name in names if name.lower() not in NO_GENRE_WORDS))
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(genre_lists)
-def test_lists_survive_repr_and_json(values: list[str]) -> None:
-    assert parse_genres(repr(values)) == cleaned(values)
-    assert parse_genres(json.dumps(values)) == cleaned(values)
-    assert parse_genres(json.dumps(values, ensure_ascii=False)) == cleaned(values)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(max_size=60))
-def test_any_text_is_genres_or_a_value_error(text: str) -> None:
-    try:
-        genres = parse_genres(text)
-    except ValueError:
-        return
-    assert len(set(genres)) == len(genres) and all(genre == genre.strip() and genre for genre in genres)
+cells = st.one_of(st.text(CHARACTERS, max_size=8), st.sampled_from(["a", "b", "Drama", "War|Drama", "[", ""]))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.text(CHARACTERS, max_size=8), max_size=5), max_size=8))
+@given(st.lists(st.lists(cells, max_size=5), max_size=8))
 def test_no_row_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([["id", "title", "year", "genre"], *rows])
-    metadata = read(tmp_path_factory.getbasetemp(), text.getvalue())
-    assert len(metadata.rows) + len(metadata.rejected) == len([row for row in rows if row])
+    metadata = read(tmp_path_factory.getbasetemp(), text.getvalue(), strict=False)
+    assert metadata.posters + metadata.joined == len([row for row in rows if row])
+    assert len(metadata.rows) + len(metadata.rejected) == metadata.posters
     assert len({row.id for row in metadata.rows}) == len(metadata.rows)
 
 
