@@ -85,6 +85,16 @@ def parse_scheduler(args: argparse.Namespace) -> str | None:
     return None
 
 
+def add_max_rejected(parser: argparse.ArgumentParser, what: str) -> None:
+    """How many bad rows are too many."""
+    parser.add_argument(
+        "--max-rejected",
+        default="5%",
+        metavar="SHARE",
+        help=f"fail if more of the rows whose image is there have {what} (default 5%%)",
+    )
+
+
 def parse_share(text: str) -> float:
     """``0.05`` or ``5%`` → 0.05. Raises UserError."""
     number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)

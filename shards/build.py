@@ -40,6 +40,7 @@ from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
+from shards.table_checks import some
 from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.usable import problem_with_rows
 
@@ -127,9 +128,8 @@ def build_shards(options: BuildOptions) -> Manifest:
         labels = given or LabelSet.from_samples(row.genres for row in rows)
         rows, unknown = _with_known_genres(rows, labels)
         rejected += unknown
-        problem = problem_with_rows(
-            options.metadata, options.encoding, images, metadata, scan, options.max_rejected
-        )
+        limit = options.max_rejected if rows else 1.0
+        problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
         if problem or not rows:
             write_rejected(options.out / "rejected.csv", rejected)
             problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
@@ -279,6 +279,10 @@ def _given_labels(path: Place | None) -> LabelSet | None:
 
 def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
     known, unknown = [], []
+    strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
+    if strange:
+        names = some([f"{genre} ({count})" for genre, count in strange.most_common()])
+        log.warning("genres that the given labels do not have are left out: %s", names)
     for row in rows:
         if labels.columns(row.genres):
             known.append(row)

@@ -12,6 +12,7 @@ from shards.arguments import (
     add_columns,
     add_executor,
     add_limits,
+    add_max_rejected,
     parse_aspect,
     parse_scheduler,
     parse_share,
@@ -80,12 +81,7 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
         "--quality", type=int, default=90, help="JPEG quality of re-encoded posters (default 90)"
     )
     add_limits(build)
-    build.add_argument(
-        "--max-rejected",
-        default="5%",
-        metavar="SHARE",
-        help="fail if more of the rows whose image is there have unreadable genres or pixels (default 5%%)",
-    )
+    add_max_rejected(build, "unreadable genres or pixels")
     build.add_argument(
         "--split-like", type=place, help="shard set whose splits to use, to compare models between the sets"
     )

@@ -117,9 +117,8 @@ def read_metadata(
     metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
     _join(entries, cells.rejected, metadata)
     samples = [row.genres for row in metadata.rows]
-    if not known and (
-        doubt := doubt_about(table, encoding, genres_at, samples, separator, genre_column is not None)
-    ):
+    doubt = doubt_about(table, encoding, genres_at, samples, separator, genre_column is not None, known)
+    if doubt:
         if strict:
             raise UserError(doubt)
         log.warning("%s", doubt)

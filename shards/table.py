@@ -21,6 +21,9 @@ ROW_NUMBERS = ("", "unnamed: 0")
 #: Other separators of columns. One is used if the header line has it and no comma.
 DELIMITERS = ";\t|"
 
+#: How files begin that are no text: ZIP and Excel, Parquet, gzip.
+OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -100,13 +103,14 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
     except FileNotFoundError:
         raise UserError(f"metadata CSV not found: {path}") from None
     except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
-        raise UserError(
-            f"{path} is not {encoding} text ({one_line(error)}); name its encoding, e.g. --encoding {_likely(error)}"
-        ) from None
+        raise UserError(f"{path} is not {encoding} text ({one_line(error)}); {_remedy(error)}") from None
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
 
 
-def _likely(error: UnicodeError) -> str:
-    marked = isinstance(error, UnicodeDecodeError) and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return "utf-16" if marked else "latin-1"
+def _remedy(error: UnicodeError) -> str:
+    start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
+    if start.startswith(OTHER_FILES):
+        return "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
+    utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"

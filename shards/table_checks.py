@@ -25,10 +25,12 @@ FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no
 #: A cell that only a row holds, never the header.
 LIST_CELL = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 
-#: Separators that no name of a genre has.
+#: Separators that names of genres hardly have: one part that is known by itself, or recurs, tells.
 PLAIN_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\u060c", "\u00b7", "\u2022")
-#: Those that some names have (Sci-Fi/Fantasy, Film-Noir): only names that are known by themselves are taken for parts.
-OTHER_SEPARATORS = ("/", "&", "+", ":", " - ", "-", "_", " ")
+#: Those that some have (Sci-Fi/Fantasy): all parts must.
+OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
+#: Those that many have (Film-Noir): all parts must be known by themselves.
+WORD_SEPARATORS = ("-", "_", "&", " ")
 
 MANY = 20
 """Posters from which on shares mean something."""
@@ -126,31 +128,38 @@ def _multi_hot(table: Table, flags: Sequence[int]) -> str:
 
 
 def doubt_about(
-    table: Table, encoding: str, at: int, samples: Sequence[Sequence[str]], separator: str, chosen: bool
+    table: Table,
+    encoding: str,
+    at: int,
+    samples: Sequence[Sequence[str]],
+    separator: str,
+    chosen: bool,
+    known: Sequence[str] = (),
 ) -> str:
     """Why these are hardly the genres that were meant, and how to insist; empty if they may be.
 
-    samples: the genres of every usable row; ``chosen``: whether the column was chosen by --genre-column.
+    samples: the genres of every usable row; ``chosen``: whether the column was chosen by --genre-column;
+    known: labels that are given, which are not doubted.
     """
-    labels = Counter(label for genres in samples for label in genres)
+    labels = Counter(label for genres in samples for label in genres if label not in known)
     if not labels:
         return ""
     column = f"{table.path}: column {table.name(at)}"
     shown = some([repr(label) for label, _ in labels.most_common()], 3)
-    if {label.lower() for label in labels} <= FLAGS:
+    if not known and {label.lower() for label in labels} <= FLAGS:
         flags = _flag_columns(table, _peek(table.path, encoding))
         return (
             f"{column} holds no genres but flags ({shown}); {_multi_hot(table, flags or [at])}, or choose another "
             f"column with --genre-column"
         )
-    if glued := _glued(labels, len(samples), separator):
+    if glued := _glued(labels, len(samples), separator, known):
         mark, examples = glued
         return (
             f"{column} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if "
             f"{mark!r} separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its "
             f"own); if these are single genres, name them all in a file for --labels"
         )
-    if chosen:
+    if chosen or known:
         return ""
     insist = f"choose another with --genre-column, or insist with --genre-column {at}; columns are {table.listing()}"
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
@@ -170,33 +179,27 @@ def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     return len(samples) >= MANY and own >= share * len(samples)
 
 
-def _glued(labels: Counter[str], samples: int, separator: str) -> tuple[str, list[str]] | None:
-    """A separator that at least a tenth of the posters' labels hold although it is not the one in use, with examples.
+def _glued(
+    labels: Counter[str], samples: int, separator: str, known: Sequence[str]
+) -> tuple[str, list[str]] | None:
+    """A separator that is not the one in use, but seems to separate genres in the labels of a tenth of the posters.
 
-    The labels that it would make must be known by themselves: all parts of a label, or one where the separator is
-    none that names have.
+    Returns it with those labels. See the tuples of separators for what is asked of the parts.
     """
-    for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS:
+    for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         if mark == separator:
             continue
         parts = {label: found for label in labels if len(found := list(_parts(label, mark))) > 1}
         if not parts or 10 * sum(labels[label] for label in parts) < samples:
             continue
-        single = {tidy(label).lower() for label in labels if label not in parts}
+        single = {tidy(label).lower() for label in [*labels, *known] if label not in parts}
         uses = Counter(part for found in parts.values() for part in set(found))
-        plain = mark in PLAIN_SEPARATORS
-        recurs = {part for part in uses if part in single or (plain and uses[part] > 1)}
-        known = [
-            label
-            for label, found in parts.items()
-            if (any if plain else all)(part in recurs for part in found)
-        ]
-        sure = plain and all(part in single for label in known for part in parts[label])
-        if (
-            len(known) > (0 if sure else 1)
-            and 10 * sum(labels[label] for label in known) >= samples
-            and 2 * len(known) >= len(parts)
-        ):
+        recurs = single if mark in WORD_SEPARATORS else single | {part for part in uses if uses[part] > 1}
+        enough = any if mark in PLAIN_SEPARATORS else all
+        known = [label for label, found in parts.items() if enough(part in recurs for part in found)]
+        sure = mark in PLAIN_SEPARATORS and all(part in single for label in known for part in parts[label])
+        many = 10 * sum(labels[label] for label in known) >= samples and 2 * len(known) >= len(parts)
+        if many and len(known) > (0 if sure else 1):
             return mark, known
     return None
 

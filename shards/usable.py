@@ -40,12 +40,14 @@ def problem_with_rows(
     images: Place,
     metadata: Metadata,
     scan: Scan,
-    limit: float = 1.0,
+    limit: float,
+    pixels: bool = True,
 ) -> str:
     """Say how many rows have no image; return what is wrong if no id names a file, or too many rows are unreadable.
 
-    limit: largest share of unreadable rows (genres or pixels) among those whose image is there. Not held against it
-    are rows without an image, and those that `posters fetch` or `posters clean` listed in the folder's rejected.csv.
+    limit: largest share of unreadable rows among those whose image is there; pixels: whether unreadable images count,
+    beside genres. Not held against the limit are rows without an image, and those that `posters fetch` or
+    `posters clean` listed in the folder's rejected.csv.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = _with_image(images, {r.id for r in named})
@@ -67,7 +69,8 @@ def problem_with_rows(
             missing[0],
             f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else "",
         )
-    unreadable = [r for r in present if r.reason not in HARMLESS and r.id not in earlier]
+    judged = present if pixels else [r for r in named if r.id in there]
+    unreadable = [r for r in judged if r.reason not in HARMLESS and r.id not in earlier]
     if len(unreadable) <= limit * found:
         return ""
     return (

@@ -52,6 +52,8 @@ class CleanOptions:
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
     spellings: str = "merge"
+    max_rejected: float = 0.05
+    """Largest share of rows with unreadable genres: shards could not be built of their posters."""
     image: ImageOptions = field(default_factory=ImageOptions)
     """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
     drop_duplicates: bool = False
@@ -129,7 +131,10 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
             rejected += doubles
         write_rejected(options.out / "rejected.csv", rejected)
-        problem = problem_with_rows(options.metadata, options.encoding, options.images, metadata, scan)
+        limit = options.max_rejected if ids else 1.0
+        problem = problem_with_rows(
+            options.metadata, options.encoding, options.images, metadata, scan, limit, pixels=False
+        )
         if problem or not ids:
             problem = problem or f"no poster left to clean in {options.images}"
             raise UserError(f"{problem}; reasons are in {options.out}/rejected.csv")
