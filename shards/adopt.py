@@ -23,7 +23,7 @@ from shards.errors import UserError, printable
 from shards.executor import run
 from shards.files import PARTIAL, names_in, remove_file
 from shards.index import SUFFIX, index_path, list_tars, read_index, write_index
-from shards.labels import LabelSet
+from shards.labels import LabelSet, merge_spellings
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
@@ -54,10 +54,12 @@ class AdoptOptions:
     """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
     metadata: Path | None = None
     """A CSV with the genres, joined by the sample's JSON ``id``, its key or file name; the JSON's are not asked."""
-    id_column: str = "0"
-    genre_column: str = "3"
+    id_column: str | None = None
+    genre_column: str | None = None
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    """See metadata.read_metadata, as for the columns; for genres of JSONs, too."""
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +93,8 @@ def index_folder(options: AdoptOptions) -> Manifest:
         require_names_of_one(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
+        else:
+            _merge_spellings(options, found)
         require_genres(found)
         for contents in found:
             rejected += contents.rejected
@@ -122,8 +126,28 @@ def _read_csv(options: AdoptOptions) -> Metadata | None:
     if options.metadata is None:
         return None
     return read_metadata(
-        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        spellings=options.spellings,
     )
+
+
+def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
+    """One spelling for each genre of the JSONs, as a CSV's genres have."""
+    merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
+    if lines and options.spellings == "refuse":
+        raise UserError(
+            f"the JSONs of {options.folder} spell a genre in several ways: {'; '.join(lines[:3])}; repair them, or "
+            f"pass --spellings merge"
+        )
+    for line in lines:
+        log.warning("%s", line)
+    left = iter(merged)
+    for contents in found:
+        contents.genres = [next(left) for _ in contents.genres]
 
 
 def _sweep(folder: Path) -> None:

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from shards.errors import UserError, one_line, printable
 from shards.files import sha256_file
+from shards.genres import parse_genres
 from shards.images import BadImage, upright_size
 from shards.index import SCHEMA, Member, build_table
 from shards.labels import LabelSet
-from shards.metadata import Rejection, parse_genres
+from shards.metadata import Rejection
 from shards.tarsamples import read_tar
 
 MAX_IMAGE = 1 << 29

@@ -17,13 +17,23 @@ if TYPE_CHECKING:  # asking for help loads no NumPy
 
 def add_columns(parser: argparse.ArgumentParser, genres: bool = True) -> None:
     """Where a CSV has its ids (and genres), and how its text is encoded."""
-    parser.add_argument("--id-column", default="0", help="CSV column of ids, by name or number (default 0)")
+    parser.add_argument("--id-column", help="CSV column of ids, by name or number (default 0)")
     if genres:
         parser.add_argument(
-            "--genre-column", default="3", help="CSV column of genres, by name or number (default 3)"
+            "--genre-column",
+            help="CSV column of genres, by name or number (default: the one named genre, label or tag, or their "
+            "plurals; else 3 if it holds lists). Naming it also insists on classes that are numbers, years or all "
+            "the same",
         )
         parser.add_argument(
             "--genre-separator", default="|", help="separator where genres are no list (default '|')"
+        )
+        parser.add_argument(
+            "--spellings",
+            choices=("merge", "refuse"),
+            default="merge",
+            help="genres that differ only in case, spaces, invisible characters or Unicode form: merge them and say "
+            "so (default), or refuse the table",
         )
     parser.add_argument("--encoding", default="utf-8-sig", help="text encoding of the CSV (default UTF-8)")
 
@@ -73,6 +83,28 @@ def parse_scheduler(args: argparse.Namespace) -> str | None:
     if scheduler:
         raise UserError(f"--scheduler {scheduler} is for --executor dask, which was not asked for")
     return None
+
+
+def add_max_rejected(parser: argparse.ArgumentParser, what: str) -> None:
+    """How many bad rows are too many."""
+    parser.add_argument(
+        "--max-rejected",
+        default="5%",
+        metavar="SHARE",
+        help=f"fail if more of the rows whose image is there have {what} (default 5%%)",
+    )
+
+
+def parse_share(text: str) -> float:
+    """``0.05`` or ``5%`` → 0.05. Raises UserError."""
+    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
+    return share
 
 
 def parse_aspect(text: str | None) -> tuple[float, float] | None:

@@ -41,7 +41,9 @@ from shards.scan import Scan, scan_images
 from shards.schema import check_as
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
+from shards.table_checks import some
 from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
+from shards.usable import problem_with_rows
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +58,12 @@ class BuildOptions:
     out: Place
     images: Place | None = None
     """Folder of posters; None looks in the conventional places below the current folder."""
-    id_column: str = "0"
-    genre_column: str = "3"
+    id_column: str | None = None
+    genre_column: str | None = None
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    """See metadata.read_metadata, as for the columns."""
     labels: Place | None = None
     """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -67,6 +71,8 @@ class BuildOptions:
     seed: int = 0
     samples_per_shard: int = 1000
     """Upper bound; the samples of a split are spread evenly over as few shards as it allows."""
+    max_rejected: float = 0.05
+    """Largest share of unreadable rows, of genres or pixels, among those whose image is there."""
     near_duplicates: int = MAX_DISTANCE
     """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
     image: ImageOptions = field(default_factory=ImageOptions)
@@ -88,6 +94,8 @@ class BuildOptions:
             raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
         if not 0 <= self.near_duplicates <= 15:
             raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
         if self.workers < 0:
             raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
         if len(self.fractions) != len(SPLITS):
@@ -103,7 +111,13 @@ def build_shards(options: BuildOptions) -> Manifest:
     require_images(images)
     given = _given_labels(options.labels)
     metadata = read_metadata(
-        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        known=given.genres if given else (),
+        spellings=options.spellings,
     )
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
@@ -115,10 +129,13 @@ def build_shards(options: BuildOptions) -> Manifest:
         labels = given or LabelSet.from_samples(row.genres for row in rows)
         rows, unknown = _with_known_genres(rows, labels)
         rejected += unknown
-        if not rows:
+        limit = options.max_rejected if rows else 1.0
+        problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
+        if problem or not rows:
             write_rejected(options.out / "rejected.csv", rejected)
-            raise UserError(f"no poster left to build from in {images}: {first_reasons(rejected)}")
-        log.info("%d of %d posters are usable, in %s", len(rows), len(metadata.rows), images)
+            problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+            raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+        log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
         groups = scan.duplicate_groups([row.id for row in rows], options.near_duplicates)
         columns = [labels.columns(row.genres) for row in rows]
         fractions = dict(zip(SPLITS, options.fractions, strict=True))
@@ -148,7 +165,7 @@ def build_shards(options: BuildOptions) -> Manifest:
                 "text_removal": options.text.facts() if options.text else None,
             },
             source={
-                "rows": len(metadata.rows) + len(metadata.rejected),
+                "rows": metadata.posters,
                 "samples": len(rows),
                 "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
                 "id_column": metadata.id_column,
@@ -264,6 +281,10 @@ def _given_labels(path: Place | None) -> LabelSet | None:
 
 def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
     known, unknown = [], []
+    strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
+    if strange:
+        names = some([f"{genre} ({count})" for genre, count in strange.most_common()])
+        log.warning("genres that the given labels do not have are left out: %s", names)
     for row in rows:
         if labels.columns(row.genres):
             known.append(row)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
+from shards.arguments import (
+    add_columns,
+    add_executor,
+    add_limits,
+    add_max_rejected,
+    parse_aspect,
+    parse_scheduler,
+    parse_share,
+)
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.places import is_remote, place
@@ -81,6 +89,7 @@ def _add_build(verbs: argparse._SubParsersAction) -> None:
         "--quality", type=int, default=90, help="JPEG quality of re-encoded posters (default 90)"
     )
     add_limits(build)
+    add_max_rejected(build, "unreadable genres or pixels")
     build.add_argument(
         "--split-like", type=place, help="shard set whose splits to use, to compare models between the sets"
     )
@@ -112,6 +121,8 @@ def _build(args: argparse.Namespace) -> int:
             genre_column=args.genre_column,
             genre_separator=args.genre_separator,
             encoding=args.encoding,
+            spellings=args.spellings,
+            max_rejected=parse_share(args.max_rejected),
             labels=args.labels,
             fractions=fractions,  # type: ignore[arg-type]  # its length is checked there
             seed=args.seed,
@@ -134,7 +145,12 @@ def _build(args: argparse.Namespace) -> int:
         )
     )
     render_info(manifest, Console(soft_wrap=True))
-    rejected = sum(manifest.source["rejected"].values())
+    source = manifest.source
+    rejected = sum(source["rejected"].values())
+    print(
+        f"read            {args.metadata}: ids in column {source['id_column']!r}, genres in column "
+        f"{source['genre_column']!r}; {source['samples']} of {source['rows']} posters are usable"
+    )
     print(f"shards          {args.out}")
     if rejected:
         print(f"rejected        {args.out / 'rejected.csv'}")
@@ -185,6 +201,7 @@ def _index(args: argparse.Namespace) -> int:
             args.genre_column,
             args.genre_separator,
             args.encoding,
+            args.spellings,
             args.workers,
         )
     )

@@ -1,7 +1,9 @@
-"""The ordered genres: one list, one fingerprint, shared by shards, checkpoints and models."""
+"""The ordered genres: one list, one fingerprint, shared by shards, checkpoints and models; spellings of one genre."""
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +15,14 @@ from shards.errors import UserError
 from shards.files import fingerprint
 
 MAX_GENRES = 32_767  # the index holds columns as int16
+
+#: These join letters in Persian and emoji, so they are part of a name, though invisible.
+JOINERS = "\u200c\u200d"
+
+#: Typographic forms of the hyphen and the apostrophe.
+PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {
+    ord(c): "'" for c in "\u2018\u2019\u02bc"
+}
 
 #: Of JSON from outside (shards/schema.py). ``genres_problem`` says the rest.
 Genres = Annotated[
@@ -70,6 +80,68 @@ class LabelSet:
         for column in columns:
             row[column] = 1
         return row
+
+
+def tidy(genre: str) -> str:
+    """A genre as it is kept: composed (NFC), without invisible characters, with single spaces inside and none around.
+
+    >>> tidy(" Film\\u00a0 Noir\\u200b ")
+    'Film Noir'
+    """
+    seen = "".join(c for c in genre if c in JOINERS or unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", seen).split()).strip(JOINERS)
+
+
+def merge_spellings(
+    samples: Sequence[tuple[str, ...]], known: Sequence[str] = ()
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """One spelling for genres that differ only in case, spaces, invisible characters or Unicode form.
+
+    samples: the genres of every sample; known: labels that are given, such as a model's, which are kept as they are.
+    Returns the samples with one spelling each, and a line for each genre that was spelt otherwise somewhere: the
+    spellings, their numbers of samples, and the one that is kept. That is the known label, else the most frequent
+    tidy spelling, else the first in alphabetical order; so the order of samples plays no part.
+    """
+    counts = Counter(genre for genres in samples for genre in set(genres))
+    spellings: dict[str, dict[str, int]] = {}
+    for genre in sorted(counts):
+        spellings.setdefault(_essence(genre), {})[genre] = counts[genre]
+    labels: dict[str, list[str]] = {}
+    for label in known:
+        labels.setdefault(_essence(label), []).append(label)
+    kept: dict[str, str] = {}
+    lines = []
+    for essence, found in spellings.items():
+        given = labels.get(essence, [])
+        if len(given) > 1:  # a list of labels may hold two spellings: each keeps its own samples
+            continue
+        label = given[0] if given else _most_frequent(found)
+        kept.update(dict.fromkeys(found, label))
+        if others := [f"{_shown(genre)} ({count})" for genre, count in found.items() if genre != label]:
+            lines.append(
+                f"genre {_shown(label)} ({found.get(label, 0)} samples) is also written {', '.join(others)}: merged"
+            )
+    return [tuple(dict.fromkeys(kept.get(genre, genre) for genre in genres)) for genres in samples], lines
+
+
+def _essence(genre: str) -> str:
+    """What spellings of one genre have in common."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(
+        PLAIN_FORMS
+    )
+    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def _most_frequent(found: dict[str, int]) -> str:
+    counts: Counter[str] = Counter()
+    for genre, count in found.items():
+        counts[tidy(genre)] += count
+    return min(counts, key=lambda genre: (-counts[genre], genre))
+
+
+def _shown(genre: str) -> str:
+    """In quotes; letters that look like others of theirs, such as decomposed ones, as escapes."""
+    return repr(genre) if genre == unicodedata.normalize("NFKC", genre) else ascii(genre)
 
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:

@@ -1,10 +1,9 @@
-"""Users' CSVs: which poster has which genres. Every row becomes a sample or a rejection with its reason."""
+"""Users' CSVs: which poster has which genres. Every row becomes a sample, part of one, or a rejection with a reason."""
 
 from __future__ import annotations
 
-import ast
 import csv
-import json
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +12,24 @@ from pathlib import PurePosixPath
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_write
+from shards.genres import is_list, parse_genres
+from shards.labels import merge_spellings
 from shards.places import Place
-from shards.table import open_table
+from shards.table import Table, open_table
+from shards.table_checks import (
+    doubt_about,
+    find_genres,
+    is_named,
+    refuse_headless,
+    refuse_unless_lists,
+    some,
+)
 
-#: MovieLens writes this where a film has no genre.
-NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-
-#: Longer cells are no genres; they are not given to a parser.
-MAX_GENRE_TEXT = 100_000
+log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
+
+SPELLINGS = ("merge", "refuse")
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Row:
-    """One usable CSV row."""
+    """One usable poster of the CSV."""
 
     id: str
     genres: tuple[str, ...]
@@ -44,60 +51,199 @@ class Row:
 
 @dataclass
 class Metadata:
-    """A CSV that was read: usable rows in file order, and the rejected ones."""
+    """A CSV that was read: usable posters in file order, and the rejected rows."""
 
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     id_column: str = ""
     genre_column: str = ""
+    joined: int = 0
+    """Rows of one genre that were joined to an earlier row with their id."""
+
+    @property
+    def posters(self) -> int:
+        """Rows of the CSV, where joined ones count as one."""
+        return len(self.rows) + len(self.rejected)
 
 
 def read_metadata(
     path: Place,
-    id_column: str = "0",
-    genre_column: str = "3",
+    id_column: str | None = None,
+    genre_column: str | None = None,
     separator: str = "|",
     encoding: str = "utf-8-sig",
+    *,
+    known: Sequence[str] = (),
+    spellings: str = "merge",
+    strict: bool = True,
 ) -> Metadata:
-    """Read ids and genre lists from a CSV with a header line.
+    """Read ids and genre lists from a CSV with a header line, and log what was read.
 
-    Columns are named by header or by number from 0. Raises UserError if the file or a column is missing;
+    Columns are named by header or by number from 0. None for ids: the first column, unless it holds row numbers. None
+    for genres: the one named genre(s), label(s) or tag(s), else column 3 if it holds lists.
+    known: labels that are given, such as a model's: other spellings of them are read as them.
+    spellings: "merge" genres that differ only in spelling (see labels.merge_spellings), or "refuse" such a table.
+    strict: refuse classes that are hardly meant, such as numbers (see table_checks.doubt_about), or only warn. Numbers,
+    years and a single class pass if ``genre_column`` is given, and every class passes that is ``known``.
+
+    Raises UserError if the file or a column is missing, if the genres' column cannot be told, and for such classes;
     a bad row is a Rejection, never an error.
     """
     if not separator:
         raise UserError("--genre-separator must not be empty")
-    result = Metadata()
-    seen: set[str] = set()
-    with open_table(path, encoding, {"--id-column": id_column, "--genre-column": genre_column}) as table:
-        result.id_column, result.genre_column = table.names
-        id_at, genres_at = table.positions
-        for line, row in table.rows:
-            _read_row(row, id_at, genres_at, separator, f"line {line}", seen, result)
-    return result
+    with open_table(path, encoding) as table:
+        id_at = table.column("0" if id_column is None else id_column, "--id-column")
+        genres_at = (
+            find_genres(table, id_at)
+            if genre_column is None
+            else table.column(genre_column, "--genre-column")
+        )
+        cells = _read_cells(table, id_at, genres_at, separator)
+        if id_column is None and cells.entries:
+            table.refuse_row_numbers(id_at, [entry.id for entry in cells.entries])
+        labels = {genre for entry in cells.entries for genre in entry.genres}
+        named = genre_column is not None and genre_column in map(str.strip, table.header)
+        if not named:
+            refuse_headless(table, genres_at, labels)
+    if genre_column is None and not is_named(table, genres_at):
+        refuse_unless_lists(table, encoding, cells.written, cells.lists, [e.genres for e in cells.entries])
+    genres, lines = merge_spellings([entry.genres for entry in cells.entries], known)
+    if lines and spellings == "refuse":
+        raise UserError(
+            f"{path} spells a genre in several ways: {'; '.join(lines[:3]).replace(': merged', '')}; "
+            f"repair the column {table.name(genres_at)}, or pass --spellings merge"
+        )
+    entries = [_Entry(e.line, e.id, g) for e, g in zip(cells.entries, genres, strict=True)]
+    metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
+    _join(entries, cells.rejected, metadata)
+    samples = [row.genres for row in metadata.rows]
+    doubt = doubt_about(table, encoding, genres_at, samples, separator, genre_column is not None, known)
+    if doubt:
+        if strict:
+            raise UserError(doubt)
+        log.warning("%s", doubt)
+    _say(table, id_at, genres_at, metadata, cells.rows, lines)
+    return metadata
 
 
-def _read_row(
-    row: Sequence[str], id_at: int, genres_at: int, separator: str, where: str, seen: set[str], out: Metadata
-) -> None:
-    sample_id = row[id_at].strip() if id_at < len(row) else ""
-    if problem := id_problem(sample_id):
-        out.rejected.append(Rejection(sample_id, "bad id", f"{where}: {problem}"))
-    elif sample_id in seen:
-        out.rejected.append(Rejection(sample_id, "repeated id", f"{where}; the first row with it counts"))
-    else:
-        seen.add(sample_id)
-        if genres_at >= len(row):
-            out.rejected.append(Rejection(sample_id, "no genres", f"{where}: the row has {len(row)} columns"))
-            return
-        try:
-            genres = parse_genres(row[genres_at], separator)
-        except ValueError as error:
-            out.rejected.append(Rejection(sample_id, "unparsable genres", f"{where}: {one_line(error)}"))
-            return
-        if genres:
-            out.rows.append(Row(sample_id, genres))
+@dataclass(frozen=True)
+class _Entry:
+    """A row with genres."""
+
+    line: int
+    id: str
+    genres: tuple[str, ...]
+
+
+@dataclass
+class _Cells:
+    """What the rows hold."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    rejected: list[tuple[int, Rejection]] = field(default_factory=list)
+    """By line."""
+    rows: int = 0
+    written: int = 0
+    """Rows whose cell of genres is not empty."""
+    lists: int = 0
+    """Those that are written as lists."""
+
+
+def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
+    out = _Cells()
+    for line, row in table.rows:
+        out.rows += 1
+        sample_id = row[id_at].strip() if id_at < len(row) else ""
+        cell = row[genres_at].strip() if genres_at < len(row) else ""
+        out.written += bool(cell)
+        out.lists += is_list(cell) or separator in cell
+        reason = detail = ""
+        if problem := id_problem(sample_id):
+            reason, detail = "bad id", problem
+        elif genres_at >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
+            reason = "bad row"
+            detail = (
+                f"{len(row)} cells under {len(table.header)} names of columns; "
+                f"texts that hold {table.delimiter!r} need quotes"
+            )
         else:
-            out.rejected.append(Rejection(sample_id, "no genres", where))
+            try:
+                genres = parse_genres(cell, separator)
+            except ValueError as error:
+                reason, detail = "unparsable genres", one_line(error)
+            else:
+                if genres:
+                    out.entries.append(_Entry(line, sample_id, genres))
+                    continue
+                reason = "no genres"
+        detail = f"line {line}: {detail}" if detail else f"line {line}"
+        out.rejected.append((line, Rejection(sample_id, reason, detail)))
+    return out
+
+
+def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
+    """One poster per id.
+
+    Rows of one id are joined where the table has one row per genre: each row has a single genre, and at least a tenth
+    of the ids have several. Elsewhere two posters may share the id by mistake: the first row counts. An id with an
+    unreadable row has no other rows either: its genres would be incomplete.
+    """
+    by_id: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        by_id.setdefault(entry.id, []).append(entry)
+    several = sum(len({frozenset(entry.genres) for entry in rows}) > 1 for rows in by_id.values())
+    one_each = 10 * several >= len(by_id) and all(len(entry.genres) == 1 for entry in entries)
+    unreadable = {r.id: r for _, r in rejected if r.reason in ("unparsable genres", "bad row")}
+    rejected = list(rejected)
+    for sample_id, rows in by_id.items():
+        if sample_id in unreadable:
+            why = f"another row with this id is unreadable ({unreadable[sample_id].detail})"
+            rejected += [
+                (e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows
+            ]
+            continue
+        first, genres = rows[0], list(rows[0].genres)
+        for entry in rows[1:]:
+            where = f"line {entry.line}"
+            if set(entry.genres) <= set(genres) and (one_each or set(entry.genres) == set(genres)):
+                rejected.append(
+                    (entry.line, Rejection(sample_id, "repeated id", f"{where}; the same genres as above"))
+                )
+            elif one_each:
+                genres += entry.genres
+                out.joined += 1
+            else:
+                detail = (
+                    f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
+                )
+                rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
+        out.rows.append(Row(sample_id, tuple(genres)))
+    out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
+
+
+def _say(
+    table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]
+) -> None:
+    first = metadata.rows[0] if metadata.rows else Row("", ())
+    log.info(
+        "%s: %d rows%s; ids in column %s, genres in column %s; the first is %r: %s",
+        table.path,
+        rows,
+        "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}",
+        table.name(id_at),
+        table.name(genres_at),
+        first.id,
+        ", ".join(first.genres) or "none",
+    )
+    if metadata.joined:
+        log.info(
+            "ids stand on several rows with one genre each: %d rows were joined to the first row with their id",
+            metadata.joined,
+        )
+    for line in lines:
+        log.warning("%s", line)
+    counts = Counter(genre for row in metadata.rows for genre in row.genres)
+    log.info("%d labels: %s", len(counts), some([f"{genre} ({n})" for genre, n in counts.most_common()], 20))
 
 
 def id_problem(sample_id: str) -> str:
@@ -116,45 +262,6 @@ def id_problem(sample_id: str) -> str:
     return ""
 
 
-def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
-    """Genres from ``"['Action', 'Drama']"``, ``'["Action", "Drama"]'`` or ``Action|Drama``.
-
-    Lists are parsed with json or ``ast.literal_eval``, never eval. Order is kept, doubles are dropped.
-    Raises ValueError for what is none of these.
-    """
-    text = text.strip()
-    if len(text) > MAX_GENRE_TEXT:
-        raise ValueError(f"{len(text)} characters of genres")
-    if text.lower() in NO_GENRE_WORDS:
-        return ()
-    if text[0] in "[({":
-        values = _parse_list(text)
-    elif separator in text or "," not in text:
-        values = text.split(separator)
-    else:
-        raise ValueError(
-            f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
-        )
-    genres = [unicodedata.normalize("NFC", value).strip() for value in values]
-    if any(unicodedata.category(character) == "Cs" for genre in genres for character in genre):
-        raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
-    return tuple(dict.fromkeys(genre for genre in genres if genre.lower() not in NO_GENRE_WORDS))
-
-
-def _parse_list(text: str) -> list[str]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            values = ast.literal_eval(text)
-        # literal_eval's documented failures on malformed or hostile text
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError(f"not a list of genres: {text[:60]!r}") from None
-    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"not a list of strings: {text[:60]!r}")
-    return list(values)
-
-
 def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
     """Write rejected.csv (id, reason, detail), atomically."""
     with atomic_write(path, "w") as stream:
@@ -163,10 +270,22 @@ def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
         writer.writerows((r.id, r.reason, r.detail) for r in rejected)
 
 
+def read_rejected(path: Place) -> dict[str, str]:
+    """Id → reason of a rejected.csv that a command of ours left; empty if there is none, or it is another's table."""
+    if not path.is_file():
+        return {}
+    with open_table(path, "utf-8") as table:
+        if tuple(table.header) != REJECTED_COLUMNS:
+            return {}
+        return {row[0]: row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
+
+
 def first_reasons(rejected: Sequence[Rejection]) -> str:
-    """The rejections in one line: counts by reason, and the first one as an example."""
+    """The rejections in one line: counts by reason, and the first one of each of the most frequent three."""
     if not rejected:
         return "the file has a header line and nothing else"
-    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).most_common())
-    first = rejected[0]
-    return f"{counts}; the first is id {first.id!r}: {first.reason} ({first.detail})"
+    first = {rejection.reason: rejection for rejection in reversed(rejected)}
+    reasons = Counter(rejection.reason for rejection in rejected).most_common()
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    examples = [f"id {first[reason].id!r}: {reason} ({first[reason].detail})" for reason, _ in reasons[:3]]
+    return f"{counts}; the first is {', and '.join(examples)}"

@@ -30,8 +30,13 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
     for shard in manifest.shards:
         if shard.split not in SPLITS:
             raise UserError(f"{folder} has a split {shard.split!r}; --split-like needs {', '.join(SPLITS)}")
-        there = read_index_of(folder, shard)["id"].to_pylist()
-        known.update(dict.fromkeys(there, SPLITS.index(shard.split)))
+        split = SPLITS.index(shard.split)
+        for sample_id in read_index_of(folder, shard)["id"].to_pylist():
+            if known.setdefault(sample_id, split) != split:
+                raise UserError(
+                    f"{folder} has sample {sample_id!r} in {SPLITS[known[sample_id]]} and in {shard.split}; "
+                    f"--split-like needs a set without leaks: build it again"
+                )
     if known.keys().isdisjoint(ids):
         raise UserError(
             f"no poster of this build is in {folder}; --split-like needs a set of the same posters"

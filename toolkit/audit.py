@@ -70,7 +70,7 @@ def run_audit(args: argparse.Namespace) -> int:
     folder = load_model_folder(args.model)
     targets: dict[str, np.ndarray] | None = None
     if args.metadata is not None:
-        columns = args.id_column, args.genre_column, args.genre_separator, args.encoding
+        columns = args.id_column, args.genre_column, args.genre_separator, args.encoding, args.spellings
         targets = read_targets(args.metadata, folder.labels, *columns)
     chosen = choose_posters(read_posters(args.cleaned), options, targets)
     accelerator = make_accelerator(args.precision)

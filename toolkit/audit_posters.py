@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.errors import UserError, one_line
 from shards.labels import LabelSet
-from shards.metadata import Rejection, read_metadata
+from shards.metadata import Rejection, first_reasons, read_metadata
 from toolkit.audit_pictures import Poster
 
 log = logging.getLogger(__name__)
@@ -68,13 +68,28 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
 
 def read_targets(
-    path: Path, labels: LabelSet, id_column: str, genre_column: str, separator: str, encoding: str
+    path: Path,
+    labels: LabelSet,
+    id_column: str | None,
+    genre_column: str | None,
+    separator: str,
+    encoding: str,
+    spellings: str = "merge",
 ) -> dict[str, np.ndarray]:
     """Id → (G,) bool of the CSV's posters; genres that the model does not know are left out, with a warning.
 
     A poster with none but unknown genres is all False: its effect counts, and the metrics leave it out.
     """
-    metadata = read_metadata(path, id_column, genre_column, separator, encoding)
+    metadata = read_metadata(
+        path, id_column, genre_column, separator, encoding, known=labels.genres, spellings=spellings
+    )
+    if metadata.rejected:
+        log.warning(
+            "%d rows of %s are not audited: %s",
+            len(metadata.rejected),
+            path,
+            first_reasons(metadata.rejected),
+        )
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
     if unknown:
         shown = ", ".join(f"{one_line(genre)!r}" for genre, _ in unknown.most_common(5))

@@ -9,7 +9,15 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
+from shards.arguments import (
+    add_columns,
+    add_executor,
+    add_limits,
+    add_max_rejected,
+    parse_aspect,
+    parse_scheduler,
+    parse_share,
+)
 from shards.places import place
 from shards.text.arguments import add_text_options, text_options
 
@@ -22,6 +30,7 @@ def add_clean_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=place, required=True, help="folder for cleaned posters, or its URL")
     add_columns(parser)
     add_limits(parser)
+    add_max_rejected(parser, "unreadable genres")
     parser.add_argument(
         "--drop-duplicates", action="store_true", help="keep one of posters taken for one another"
     )
@@ -54,6 +63,8 @@ def _clean(args: argparse.Namespace) -> int:
         genre_column=args.genre_column,
         genre_separator=args.genre_separator,
         encoding=args.encoding,
+        spellings=args.spellings,
+        max_rejected=parse_share(args.max_rejected),
         image=ImageOptions(
             min_side=args.min_side, max_pixels=args.max_pixels, aspect=parse_aspect(args.aspect)
         ),

@@ -31,6 +31,7 @@ from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
 from shards.text.sheet import write_sheet
 from shards.text.stage import TEXT_LIBRARIES, TextRemoval, removal_fingerprint
+from shards.usable import problem_with_rows
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,13 @@ class CleanOptions:
     images: Place
     metadata: Place
     out: Place
-    id_column: str = "0"
-    genre_column: str = "3"
+    id_column: str | None = None
+    genre_column: str | None = None
     genre_separator: str = "|"
     encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    max_rejected: float = 0.05
+    """Largest share of rows with unreadable genres: shards could not be built of their posters."""
     image: ImageOptions = field(default_factory=ImageOptions)
     """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
     drop_duplicates: bool = False
@@ -106,7 +110,13 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
     metadata = read_metadata(
-        options.metadata, options.id_column, options.genre_column, options.genre_separator, options.encoding
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        spellings=options.spellings,
+        strict=False,  # genres only say which posters a set will have
     )
     _refuse_foreign(options.out)
     with _at_work(options) as executor:
@@ -121,11 +131,14 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
             rejected += doubles
         write_rejected(options.out / "rejected.csv", rejected)
-        if not ids:
-            raise UserError(
-                f"no poster left to clean in {options.images}; reasons are in {options.out}/rejected.csv"
-            )
-        log.info("%d of %d posters are usable, in %s", len(ids), len(ids) + len(rejected), options.images)
+        limit = options.max_rejected if ids else 1.0
+        problem = problem_with_rows(
+            options.metadata, options.encoding, options.images, metadata, scan, limit, pixels=False
+        )
+        if problem or not ids:
+            problem = problem or f"no poster left to clean in {options.images}"
+            raise UserError(f"{problem}; reasons are in {options.out}/rejected.csv")
+        log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
         _take_over(options.out, ids)
         rows, now = _clean(options, ids, scan, work, executor)
         _remove_partials(options.out, ids)

@@ -41,34 +41,46 @@ class Links:
 
     links: list[Link] = field(default_factory=list)
     rejected: dict[int, Rejection] = field(default_factory=dict)
+    repeated: int = 0
+    """Rows with the id and the link of an earlier one, as tables of one row per genre have them."""
 
 
-def read_links(path: Path, url_column: str, id_column: str = "0", encoding: str = "utf-8-sig") -> Links:
+def read_links(
+    path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig"
+) -> Links:
     """Read ids and links from a CSV with a header line.
 
-    Columns are named by header or by number from 0. Raises UserError if the file or a column is missing;
-    a bad row is a Rejection, never an error.
+    Columns are named by header or by number from 0; None for ids: the first one, unless it holds row numbers. Raises
+    UserError if the file or a column is missing; a bad row is a Rejection, never an error.
     """
     found = Links()
-    seen: set[str] = set()
-    with open_table(path, encoding, {"--id-column": id_column, "--url-column": url_column}) as table:
-        id_at, url_at = table.positions
+    seen: dict[str, str] = {}
+    with open_table(path, encoding) as table:
+        id_at = table.column(id_column or "0", "--id-column")
+        url_at = table.column(url_column, "--url-column")
         for line, row in table.rows:
             _read_row(row, id_at, url_at, line, seen, found)
+        if id_column is None:
+            table.refuse_row_numbers(id_at, list(seen))
     return found
 
 
-def _read_row(row: Sequence[str], id_at: int, url_at: int, line: int, seen: set[str], out: Links) -> None:
+def _read_row(
+    row: Sequence[str], id_at: int, url_at: int, line: int, seen: dict[str, str], out: Links
+) -> None:
     where = f"line {line}"
     sample_id = row[id_at].strip() if id_at < len(row) else ""
     if problem := id_problem(sample_id):
         out.rejected[line] = Rejection(sample_id, "bad id", f"{where}: {problem}")
         return
-    if sample_id in seen:
-        out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
-        return
-    seen.add(sample_id)
     text = row[url_at].strip() if url_at < len(row) else ""
+    if sample_id in seen:
+        if text == seen[sample_id]:
+            out.repeated += 1
+        else:
+            out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
+        return
+    seen[sample_id] = text
     try:
         host = parse_link(text).raw_host or ""
     except BadLink as bad:

@@ -20,7 +20,8 @@ class FetchOptions:
     """Folder for the posters and rejected.csv."""
     url_column: str
     """CSV column of the links, by name or number from 0."""
-    id_column: str = "0"
+    id_column: str | None = None
+    """The first column, unless it holds row numbers."""
     encoding: str = "utf-8-sig"
     concurrency: int = 64
     """Links in work at a time, over all hosts, on each machine or worker."""

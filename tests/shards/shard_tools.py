@@ -107,14 +107,14 @@ def draw_posters(folder: Path, count: int, size: tuple[int, int] = (60, 90)) -> 
 
 
 def build(source: Source, out: Path, **options: Any) -> Manifest:
-    options = {"workers": 1, "samples_per_shard": 20, **options}
+    options = {"workers": 1, "samples_per_shard": 20, "max_rejected": 1.0, **options}
     return build_shards(BuildOptions(metadata=source.csv, images=source.images, out=out, **options))
 
 
 def build_command(source: Source, out: Path, *options: object) -> list[str]:
     return [
         *("shards", "build", "--images", str(source.images), "--metadata", str(source.csv)),
-        *("--out", str(out), "--samples-per-shard", "20", *map(str, options)),
+        *("--out", str(out), "--samples-per-shard", "20", "--max-rejected", "1", *map(str, options)),
     ]
 
 

@@ -82,7 +82,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Source:
     rows = [(i, "", "", repr(list(g))) for i, g in good.items()]
     rows += [(i, "", "", "['Drama']") for i in bad]
     rows += [("empty", "", "", "[]"), ("../escape", "", "", "['Drama']"), ("t0000", "", "", "['Drama']")]
-    bad |= {"empty": "no genres", "../escape": "bad id", "t0000": "repeated id"}
+    bad |= {"empty": "no genres", "../escape": "bad id", "t0000": "conflicting rows"}
     return Source(images, write_csv(folder / "meta.csv", rows), good, bad, (("copy", "t0000"),))
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
-import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,134 +14,30 @@ from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.metadata import (
-    NO_GENRE_WORDS,
-    Metadata,
-    Rejection,
-    Row,
-    parse_genres,
-    read_metadata,
-    write_rejected,
-)
+from shards.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
 
 HEADER = "id,title,year,genre\n"
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 
 
-def read(tmp_path: Path, text: str | bytes, **options: str) -> Metadata:
+def read(tmp_path: Path, text: str | bytes, **options: Any) -> Metadata:
     path = tmp_path / "meta.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_metadata(path, **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "separator", "expected"),
-    [
-        ("['Action', 'Drama']", "|", ("Action", "Drama")),
-        ("('Action', 'Drama')", "|", ("Action", "Drama")),
-        ('["Action", "Sci-Fi"]', "|", ("Action", "Sci-Fi")),
-        ('["Com\\u00e9die"]', "|", ("Comédie",)),
-        ("Action|Drama", "|", ("Action", "Drama")),
-        ("Drama", "|", ("Drama",)),
-        ("Action, Drama", ",", ("Action", "Drama")),
-        ("Action / Drama", "/", ("Action", "Drama")),
-        ("Action :: Drama::War", "::", ("Action", "Drama", "War")),
-        ("['Children, family']", ",", ("Children, family",)),
-        ("  [ 'Drama' , ]  ", "|", ("Drama",)),
-        ("Drama||Drama| War ", "|", ("Drama", "War")),
-        ("Come\u0301die|Comédie", "|", ("Comédie",)),
-        ("(no genres listed)", "|", ()),
-        ("[]", "|", ()),
-        ("['', 'None']", "|", ()),
-        ("NaN", "|", ()),
-        ("", "|", ()),
-    ],
-)
-def test_genres_in_every_layout(text: str, separator: str, expected: tuple[str, ...]) -> None:
-    assert parse_genres(text, separator) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        "[" * 99_999,
-        "[[" * 20 + "'a'" + "]]" * 20,
-        "[" + "-" * 90_000 + "1]",
-        "['a'" + "+'a'" * 20_000 + "]",
-        "[" + "9" * 90_000 + "]",
-        '{"a":' * 20_000,
-        "{'Action': 1}",
-        "[__import__('os').system('touch {marker}')]",
-        "(lambda: open('{marker}', 'w'))()",
-        "['a'] * 9",
-        "['a', 1]",
-        "[None]",
-        "[b'a']",
-        "['Action', 'Dra",
-        pytest.param("[\x00]", marks=NUL),
-        '["\\ud800"]',
-        "['\\udc00']",
-        "A, B",
-        "x" * 100_001,
-        "|".join(f"genre {number}" for number in range(40_000)),
-    ],
-    ids=lambda text: text[:12],
-)
-def test_hostile_genres_are_rejected_and_never_executed(text: str, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    text = text.replace("{marker}", str(marker))
-    with pytest.raises(ValueError):
-        parse_genres(text)
-    table = write_csv(tmp_path / "meta.csv", [("1", "", "", text), ("2", "", "", "Drama")])
-    metadata = read_metadata(table)
-    assert metadata.rows == [Row("2", ("Drama",))]
-    assert [(r.id, r.reason) for r in metadata.rejected] == [("1", "unparsable genres")]
-    assert len(metadata.rejected[0].detail) < 200 and metadata.rejected[0].detail.startswith("line 2: ")
-    assert not marker.exists()
-
-
-def test_code_without_brackets_is_an_odd_name_and_not_run(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    text = f"__import__('pathlib').Path('{marker}').touch()"
-    assert parse_genres(text) == (text,)
-    assert not marker.exists()
-
-
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
-genre_lists = st.lists(st.text(CHARACTERS, max_size=12), max_size=6)
-
-
-def cleaned(values: list[str]) -> tuple[str, ...]:
-    names = [unicodedata.normalize("NFC", value).strip() for value in values]
-    return tuple(dict.fromkeys(name for name in names if name.lower() not in NO_GENRE_WORDS))
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(genre_lists)
-def test_lists_survive_repr_and_json(values: list[str]) -> None:
-    assert parse_genres(repr(values)) == cleaned(values)
-    assert parse_genres(json.dumps(values)) == cleaned(values)
-    assert parse_genres(json.dumps(values, ensure_ascii=False)) == cleaned(values)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(max_size=60))
-def test_any_text_is_genres_or_a_value_error(text: str) -> None:
-    try:
-        genres = parse_genres(text)
-    except ValueError:
-        return
-    assert len(set(genres)) == len(genres) and all(genre == genre.strip() and genre for genre in genres)
+cells = st.one_of(st.text(CHARACTERS, max_size=8), st.sampled_from(["a", "b", "Drama", "War|Drama", "[", ""]))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.text(CHARACTERS, max_size=8), max_size=5), max_size=8))
+@given(st.lists(st.lists(cells, max_size=5), max_size=8))
 def test_no_row_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([["id", "title", "year", "genre"], *rows])
-    metadata = read(tmp_path_factory.getbasetemp(), text.getvalue())
-    assert len(metadata.rows) + len(metadata.rejected) == len([row for row in rows if row])
+    metadata = read(tmp_path_factory.getbasetemp(), text.getvalue(), strict=False)
+    assert metadata.posters + metadata.joined == len([row for row in rows if row])
+    assert len(metadata.rows) + len(metadata.rejected) == metadata.posters
     assert len({row.id for row in metadata.rows}) == len(metadata.rows)
 
 
@@ -252,22 +147,99 @@ def test_good_ids(tmp_path: Path, sample_id: str) -> None:
     assert metadata.rows == [Row(sample_id, ("Drama",))]
 
 
-def test_the_first_row_of_a_repeated_id_counts(tmp_path: Path) -> None:
-    metadata = read(tmp_path, HEADER + "1,a,1,Drama\n2,b,1,War\n1,c,1,Comedy\n 1 ,d,1,War\n")
-    assert metadata.rows == [Row("1", ("Drama",)), Row("2", ("War",))]
-    assert [(r.id, r.reason) for r in metadata.rejected] == [("1", "repeated id")] * 2
-    assert "line 4" in metadata.rejected[0].detail
+# --- several rows of one id
 
 
-def test_short_rows_and_rows_without_genres(tmp_path: Path) -> None:
-    metadata = read(tmp_path, HEADER + "1\n2,a,1,\n3,a,1,[]\n4,a,1,Drama,more,cells\n")
-    assert metadata.rows == [Row("4", ("Drama",))]
+def test_one_row_per_genre_is_joined_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = HEADER + "1,a,1,Drama\n2,b,1,War\n1,a,1,Comedy\n 1 ,a,1,War\n1,a,1,drama\n"
+    with caplog.at_level("INFO"):
+        metadata = read(tmp_path, text)
+    assert metadata.rows == [Row("1", ("Drama", "Comedy", "War")), Row("2", ("War",))]
+    assert metadata.rejected == [Rejection("1", "repeated id", "line 6; the same genres as above")]
+    assert (metadata.joined, metadata.posters) == (2, 3)
+    assert "2 rows were joined" in caplog.text
+
+
+def test_rows_that_contradict_each_other_are_not_mixed(tmp_path: Path) -> None:
+    text = HEADER + "1,a,1,Drama\n2,b,1,War|Comedy\n1,c,1,Comedy\n2,b,1,War\n2,b,1,Comedy|War\n"
+    metadata = read(tmp_path, text)
+    assert metadata.rows == [Row("1", ("Drama",)), Row("2", ("War", "Comedy"))]
     assert [(r.id, r.reason) for r in metadata.rejected] == [
-        ("1", "no genres"),
+        ("1", "conflicting rows"),
+        ("2", "conflicting rows"),
+        ("2", "repeated id"),
+    ]
+    assert (
+        metadata.rejected[0].detail
+        == "line 4: other genres than in line 2, which counts; are they two posters?"
+    )
+
+
+def test_one_id_twice_among_many_is_no_layout(tmp_path: Path) -> None:
+    rows = "".join(f"{number},a,1,{'Drama' if number % 2 else 'War'}\n" for number in range(30))
+    metadata = read(tmp_path, HEADER + rows + "3,b,1,War\n")
+    assert metadata.joined == 0 and [r.reason for r in metadata.rejected] == ["conflicting rows"]
+
+
+def test_a_poster_with_an_unreadable_row_is_left_out_whole(tmp_path: Path) -> None:
+    metadata = read(tmp_path, HEADER + "1,a,1,Drama\n2,b,1,War\n2,b,1,Drama\n1,a,1,[War\n")
+    assert [row.id for row in metadata.rows] == ["2"]
+    assert [(r.id, r.reason) for r in metadata.rejected] == [
+        ("1", "conflicting rows"),
+        ("1", "unparsable genres"),
+    ]
+
+
+def test_rows_of_another_length_and_rows_without_genres(tmp_path: Path) -> None:
+    text = (
+        HEADER + "1\n2,a,1,\n3,a,1,[]\n4,a,1,Drama,War\n5,Good, Bad,1966,Western\n6,a,1,Drama,,\n7,a,1,War\n"
+    )
+    metadata = read(tmp_path, text)
+    assert metadata.rows == [Row("6", ("Drama",)), Row("7", ("War",))]
+    assert [(r.id, r.reason) for r in metadata.rejected] == [
+        ("1", "bad row"),
         ("2", "no genres"),
         ("3", "no genres"),
+        ("4", "bad row"),
+        ("5", "bad row"),
     ]
-    assert "1 columns" in metadata.rejected[0].detail
+    assert (
+        metadata.rejected[3].detail
+        == "line 5: 5 cells under 4 names of columns; texts that hold ',' need quotes"
+    )
+
+
+# --- spellings, and what is said
+
+
+def test_spellings_are_merged_with_a_line_each_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = HEADER + "1,a,1,Drama\n2,a,1,drama|War\n3,a,1,Drama|Dra\u200bma\n4,a,1,war \n"
+    assert {row.genres for row in read(tmp_path, text).rows} == {("Drama",), ("Drama", "War"), ("War",)}
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert lines == [
+        "genre 'Drama' (2 samples) is also written 'Dra\\u200bma' (1), 'drama' (1): merged",
+        "genre 'War' (1 samples) is also written 'war' (1): merged",
+    ]
+    with pytest.raises(UserError, match=r"spells a genre in several ways: genre 'Drama' .*--spellings merge"):
+        read(tmp_path, text, spellings="refuse")
+    assert read(tmp_path, HEADER + "1,a,1,Drama\n2,a,1,War\n", spellings="refuse").rows
+    assert {row.genres for row in read(tmp_path, text, known=("DRAMA", "war")).rows} == {
+        ("DRAMA",),
+        ("DRAMA", "war"),
+        ("war",),
+    }
+
+
+def test_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        read(tmp_path, "a;genres;id\nx;War|Drama;7\ny;Drama;8\n", id_column="id")
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'meta.csv'}: 2 rows of columns separated by ';'; ids in column 2 'id', genres in column "
+        f"1 'genres'; the first is '7': War, Drama",
+        "2 labels: Drama (2), War (1)",
+    ]
 
 
 def test_rejected_csv_holds_any_text(tmp_path: Path) -> None:
@@ -276,3 +248,10 @@ def test_rejected_csv_holds_any_text(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in read_csv(tmp_path / "rejected.csv")] == [
         (r.id, r.reason, r.detail) for r in rejected
     ]
+    assert read_rejected(tmp_path / "rejected.csv") == {r.id: r.reason for r in rejected}
+
+
+def test_only_our_own_lists_of_rejections_are_read(tmp_path: Path) -> None:
+    assert read_rejected(tmp_path / "rejected.csv") == {}
+    write_csv(tmp_path / "rejected.csv", [("1", "x")], ("id", "why"))
+    assert read_rejected(tmp_path / "rejected.csv") == {}

@@ -63,7 +63,7 @@ def test_small_posters_keep_their_bytes(real: Path, tmp_path: Path) -> None:
 def test_large_posters_are_shrunk(real_large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     where = ("--images", real_large / "images", "--metadata", real_large / "meta.csv", "--out", out)
-    done = posters("shards", "build", *where, "--id-column", "poster_id", "--genre-column", "genre")
+    done = posters("shards", "build", *where)  # the column is found by its name, genre
     assert done.returncode == 0, done.stderr
     manifest = Manifest.read(out)
     rows = read_csv(real_large / "meta.csv")
@@ -74,19 +74,3 @@ def test_large_posters_are_shrunk(real_large: Path, tmp_path: Path) -> None:
     ]
     assert max(map(min, sizes)) == 256 and max(map(max, sizes)) <= 512
     assert verify_shards(out)[1] == []
-
-
-def test_the_default_genre_column_is_missing_there(real_large: Path, tmp_path: Path) -> None:
-    where = (
-        "--images",
-        real_large / "images",
-        "--metadata",
-        real_large / "meta.csv",
-        "--out",
-        tmp_path / "out",
-    )
-    done = posters("shards", "build", *where)
-    assert done.returncode == 2
-    assert (
-        "no column number 3" in done.stderr and "1 'genre'" in done.stderr and "--genre-column" in done.stderr
-    )

@@ -1,0 +1,215 @@
+"""Which column holds the genres, and classes that are hardly meant: found by name, or refused, never guessed."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.errors import UserError
+from shards.metadata import Metadata, read_metadata
+from shards.table_checks import NUMBER
+
+GENRES = (
+    ("Drama",),
+    ("Comedy", "Drama"),
+    ("Romance", "Drama"),
+    ("Horror",),
+    ("Horror", "Comedy"),
+    ("Romance",),
+) * 4
+
+
+def table(folder: Path, header: str, cells: Sequence[Sequence[object]], delimiter: str = ",") -> Path:
+    """A CSV whose first column is p0, p1, ..., and then the cells."""
+    with open(folder / "meta.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter=delimiter)
+        writer.writerow(header.split(","))
+        writer.writerows([f"p{number}", *row] for number, row in enumerate(cells))
+    return folder / "meta.csv"
+
+
+def genres_of(metadata: Metadata) -> list[set[str]]:
+    return [set(row.genres) for row in metadata.rows]
+
+
+KINDS = [
+    "Comedy",
+    "Drama",
+    "Romance",
+    "Horror",
+    "Comedy Drama",
+    "Romance Drama",
+    "Horror Comedy",
+    "Horror Drama",
+]
+WANTED = [set(genres) for genres in GENRES]
+JOINED = ["|".join(genres) for genres in GENRES]
+
+
+@pytest.mark.parametrize(
+    "name", ["genre", "Genres", " GENRE ", "label", "Labels", "tag", "TAGS", "genres\u00a0"]
+)
+def test_a_column_of_such_a_name_is_found_wherever_it_is(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path, f"id,{name},title,score", [(text, "A title", 6.5) for text in JOINED])
+    metadata = read_metadata(path)
+    assert genres_of(metadata) == WANTED and metadata.genre_column == name
+
+
+def test_column_3_is_taken_if_it_holds_lists(tmp_path: Path) -> None:
+    for cells in (JOINED, [repr(list(genres)) for genres in GENRES]):
+        path = table(tmp_path, "id,title,year,kinds", [("A title", 1999, text) for text in cells])
+        assert genres_of(read_metadata(path)) == WANTED
+
+
+#: Header, cells beside the id, and what the one line says.
+REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
+    "score": ("id,link,title,score", [("x", "T", "6.5")] * 24, ["3 'score'", "does not look like lists", "'6.5'"]),
+    "language": ("id,link,title,language", [("x", "T", "en")] * 24, ["3 'language'", "--genre-column"]),
+    "story": ("id,a,b,plot", [("", "", f"Story {n}, a | b{n}") for n in range(24)], ["3 'plot'", "does not look"]),
+    "empty": ("id,a,b,c", [("", "", "")] * 24, ["3 'c'", "it is empty"]),
+    "multi-hot": (
+        "id,Comedy,Drama,Horror,War",
+        [(n % 2, 1, 0, 1 - n % 2) for n in range(24)],
+        ["1 'Comedy', 2 'Drama', 3 'Horror', 4 'War' hold flags", "Comedy|Drama"],
+    ),
+    "true and false": (
+        "id,Comedy,Drama,Horror",
+        [("True", "False", "True"), ("False", "False", "True")],
+        ["1 'Comedy', 2 'Drama', 3 'Horror' hold flags"],
+    ),
+    "two columns": ("id,genre,tags", [("Drama", "war")], ["several columns", "1 'genre', 2 'tags'", "--genre-column"]),
+    "the name twice": ("id,genre,genre", [("Drama", "War")], ["several columns", "1 'genre', 2 'genre'"]),
+    "too few": ("id,kinds", [("Drama|War",)], ["no column named genre, label or tag", "0 'id', 1 'kinds'"]),
+    "flags": ("id,label", [(n % 2,) for n in range(24)], ["no genres but flags ('0', '1')", "1 'label'"]),
+    "one flag": ("id,label", [("1",)] * 24, ["no genres but flags ('1')"]),
+    "numbers": ("id,genres", [(f"{n % 5 + 20}|{n % 3}",) for n in range(24)], ["holds numbers instead of genres"]),
+    "scores": ("id,genre", [(f"{n % 5}.5",) for n in range(24)], ["holds numbers", "insist with --genre-column 1"]),
+    "years": ("id,tag", [(1990 + n % 5,) for n in range(24)], ["holds years instead of genres ('1990'"]),
+    "all the same": ("id,genre", [("Drama",)] * 24, ["all 24 posters the same single label 'Drama'"]),
+    "own labels": ("id,tag", [(f"Title {n}",) for n in range(24)], ["nearly every poster a label of its own"]),
+    "semicolons": ("id,genre", [(";".join(g),) for g in GENRES], ["several genres in one", "--genre-separator ';'"]),
+    "slashes": ("id,genre", [("/".join(g),) for g in GENRES], ["--genre-separator '/'"]),
+    "spaces": ("id,genre", [(text,) for text in KINDS * 3], ["--genre-separator ' '"]),
+    "dashes": ("id,genre", [(" - ".join(g),) for g in GENRES], ["--genre-separator ' - '"]),
+    "ampersands": ("id,genre", [(" & ".join(g),) for g in GENRES], ["--genre-separator ' & '", "--labels"]),
+    "wide commas": ("id,genre", [("\uff0c".join(g),) for g in GENRES], ["--genre-separator '\uff0c'"]),
+    "lists of one text": ("id,genre", [(repr([", ".join(g)]),) for g in GENRES], ["an item of its own"]),
+    "one glued": (
+        "id,genre",
+        [("Action;Drama",), ("Action",), ("Drama",), ("War",)],
+        ["'Action;Drama'", "--genre-separator ';'"],
+    ),
+    "no header": ("p9,Title,1999,['Drama']", [("T", 1999, "['War', 'Drama']")], ["has no header line", "id,genre"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_column_of_genres_is_refused(tmp_path: Path, kind: str) -> None:
+    header, cells, parts = REFUSED[kind]
+    with pytest.raises(UserError) as caught:
+        read_metadata(table(tmp_path, header, cells))
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "scores", "years", "all the same", "own labels"])
+def test_choosing_the_column_insists(tmp_path: Path, kind: str) -> None:
+    header, cells, _ = REFUSED[kind]
+    path = table(tmp_path, header, cells)
+    assert len(read_metadata(path, genre_column=header.split(",")[1]).rows) == 24
+    assert len(read_metadata(path, genre_column="1").rows) == 24
+
+
+@pytest.mark.parametrize("kind", ["flags", "semicolons", "ampersands"])
+def test_naming_the_labels_insists_on_what_choosing_the_column_does_not(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    header, cells, parts = REFUSED[kind]
+    path = table(tmp_path, header, cells)
+    known = tuple({str(row[0]) for row in cells})
+    with pytest.raises(UserError):
+        read_metadata(path, genre_column="1")
+    assert len(read_metadata(path, known=known).rows) == 24
+    read_metadata(path, strict=False)
+    assert parts[0] in caplog.text
+
+
+def test_given_labels_do_not_excuse_a_wrong_separator(tmp_path: Path) -> None:
+    path = table(tmp_path, "id,genre", [(";".join(genres),) for genres in GENRES])
+    with pytest.raises(UserError, match="--genre-separator ';'"):
+        read_metadata(path, known=("Comedy", "Drama", "Horror", "Romance"))
+
+
+def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
+    for mark in (";", "/", " & ", ",", ", "):
+        path = table(tmp_path, "id,genre", [(mark.join(genres),) for genres in GENRES])
+        assert genres_of(read_metadata(path, separator=mark.strip())) == WANTED
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["Sci-Fi/Fantasy", "Crime/Thriller", "Drama", "War"],
+        ["Action & Adventure", "Sci-Fi & Fantasy", "War & Politics", "Drama"],
+        ["Action & Adventure", "Action", "Adventure", "War"],  # one such name is no separator
+        ["Science Fiction", "Film Noir", "TV Movie", "Drama"],
+        ["Film-Noir", "Sci-Fi", "Sci-Fi", "Drama"],
+        ["Action", "80s", "Drama", "1990"],
+    ],
+)
+def test_names_that_hold_a_separator_are_names(tmp_path: Path, labels: list[str]) -> None:
+    cells: list[Sequence[object]] = [(label,) for label in labels * 6]
+    assert genres_of(read_metadata(table(tmp_path, "id,genre", cells))) == [{label} for label in labels * 6]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_columns_separated_by_something_else_are_read(tmp_path: Path, delimiter: str) -> None:
+    path = table(tmp_path, "id,title,genre", [("A, B", text) for text in JOINED], delimiter)
+    assert genres_of(read_metadata(path)) == WANTED
+
+
+def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
+    for name in ("", "Unnamed: 0"):
+        (tmp_path / "meta.csv").write_text(f"{name},id,genre\n0,1,Drama\n1,2,War\n2,0,Drama\n")
+        with pytest.raises(
+            UserError, match=r"holds numbers, as pandas writes row numbers.*--id-column.*1 'id'"
+        ):
+            read_metadata(tmp_path / "meta.csv")
+        assert [row.id for row in read_metadata(tmp_path / "meta.csv", "0").rows] == ["0", "1", "2"]
+        assert [row.id for row in read_metadata(tmp_path / "meta.csv", "id").rows] == ["1", "2", "0"]
+
+
+def test_a_name_that_two_columns_have_names_none(tmp_path: Path) -> None:
+    (tmp_path / "meta.csv").write_text("id,kind,kind\n1,Drama,War\n")
+    with pytest.raises(UserError, match=r"several columns 'kind'; its columns are 0 'id'.*by its number"):
+        read_metadata(tmp_path / "meta.csv", genre_column="kind")
+    assert read_metadata(tmp_path / "meta.csv", genre_column="2").rows[0].genres == ("War",)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (b"PK\x03\x04\x14\x00\xff\xfe", "save it as plain CSV"),
+        (b"\x1f\x8b\x08\x00\xff", "save it as plain CSV"),
+        ("id,genre\n1,Drama\n".encode("utf-16"), "--encoding utf-16"),
+        ("id,genre\n1,Comédie\n".encode("latin-1"), "--encoding latin-1"),
+    ],
+)
+def test_files_that_are_no_text_say_what_they_are(tmp_path: Path, data: bytes, remedy: str) -> None:
+    (tmp_path / "meta.csv").write_bytes(data)
+    with pytest.raises(UserError, match=remedy):
+        read_metadata(tmp_path / "meta.csv")
+
+
+def test_a_long_label_takes_no_quadratic_time(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert not NUMBER.fullmatch("1" * 90_000 + "x")
+    text = "1" * 49_000 + "x" + ";" * 40_000
+    options: dict[str, Any] = {"genre_column": "1"}
+    assert read_metadata(table(tmp_path, "id,genre", [(text,), ("Drama",)]), **options).rows
+    assert time.monotonic() - started < 5
