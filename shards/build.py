@@ -28,7 +28,8 @@ from shards.errors import UserError, one_line
 from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
 from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
-from shards.images import ImageOptions, default_image_folder, require_images
+from shards.image_files import default_image_folder, require_images
+from shards.images import ImageOptions
 from shards.index import index_path, tar_path
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_path, fingerprint, sha256_file, write_json
-from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, shrunk
 from shards.index import build_table, read_members, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard

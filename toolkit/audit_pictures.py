@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.images import BadImage, ImageOptions, decode, read_image_file
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, decode
 from shards.metadata import id_problem
 from shards.text.fill import Fill
 from shards.text.masks import mask_of

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from shards.errors import UserError
-from shards.images import upright_rgb
+from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import RawTransform

@@ -21,7 +21,8 @@ from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.files import read_json, read_present, remove_file, remove_partials, write_json
-from shards.images import ImageOptions, holds_images, require_images
+from shards.image_files import holds_images, require_images
+from shards.images import ImageOptions
 from shards.listing import list_sizes
 from shards.metadata import Rejection, read_metadata, write_rejected
 from shards.places import Place, is_remote, told

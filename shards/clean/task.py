@@ -13,7 +13,8 @@ from PIL import Image
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_write, fingerprint, write_json
-from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size, read_image_file
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size
 from shards.places import Place
 from shards.text.stage import TextRemoval, clean_image, require_same_removal
 
