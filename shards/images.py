@@ -181,7 +181,7 @@ def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray |
         return simplejpeg.decode_jpeg(data, colours, min_factor=8 if smallest else 1)
     except ValueError as error:
         if CUT_SHORT.search(str(error)):
-            raise BadImage("truncated", one_line(error)) from None
+            raise BadImage("truncated", "its pixels end before the picture does") from None
     return None
 
 

@@ -17,13 +17,19 @@ MAX_SCANS = 100
 MAX_WORK, MIN_SCANS = 640_000_000, 20
 #: Marker segments and padding bytes before the pixels: far over what any camera or editor writes.
 MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
+#: Bytes of EXIF, whose directory Pillow reads when it opens a file. One segment has 64 KB at most.
+MAX_EXIF = 256_000
 
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXIF = b"Exif\0\0"
-#: Huffman tables, reserved, arithmetic conditioning: among SOF0..SOF15.
-_NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))
+_SEGMENT = struct.Struct(">HH").unpack_from  # marker, size
+_FRAME = struct.Struct(">BBHBHHB").unpack_from  # of it: 0xFF, kind, size, bits, height, width, components
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+#: Start of frame. Among them lie Huffman tables, a reserved one and arithmetic conditioning.
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+#: Those, and all others that a header may have.
+_OTHERS = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFFF)))
 
 
 class TooMuchWork(ValueError):
@@ -49,47 +55,47 @@ class JpegHeader(NamedTuple):
 
 def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
     """The header; None if these bytes are no JPEG or break the rules. Raises TooMuchWork."""
-    if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
+    if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
     frame = segments = padding = 0
     exif = xmp = b""
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            padding += 1
-            if padding > MAX_PADDING:
-                raise TooMuchWork(f"over {MAX_PADDING} bytes of padding between its headers")
-            continue
-        if marker == 0xDA:
-            if not frame:
-                return None
-            components = data[frame + 9]
-            one_scan = data[at + 4] == components and data[frame + 1] not in _PROGRESSIVE
-            orientation = orientation_of(exif, xmp) if exif or xmp else 1
-            width, height = data[frame + 7] << 8 | data[frame + 8], data[frame + 5] << 8 | data[frame + 6]
-            return JpegHeader(frame, width, height, components, orientation, at, one_scan)
-        if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # no segment may have these here
-            return None
-        size = data[at + 2] << 8 | data[at + 3]
-        if size < 2:
-            return None
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+    while at < end:
+        marker, size = _SEGMENT(data, at)
+        if marker == 0xFFDA:
+            break
+        if marker in _FRAMES:
             if frame:
                 return None
             frame = at
-        elif marker == 0xE1:
+        elif marker == 0xFFE1:
             content = bytes(data[at + 4 : at + 2 + size])
             if content.startswith(_EXIF):
                 exif = exif + content[6:] if exif else content
             elif content.startswith(_XMP):
                 xmp = content
+        elif marker == 0xFFFF:
+            at += 1
+            padding += 1
+            if padding > MAX_PADDING:
+                raise TooMuchWork(f"over {MAX_PADDING} bytes of padding between its headers")
+            continue
+        elif marker not in _OTHERS:
+            return None
+        if size < 2:
+            return None
         at += 2 + size
         segments += 1
         if segments > MAX_SEGMENTS:
             raise TooMuchWork(f"over {MAX_SEGMENTS} segments before its pixels")
-    return None
+    if not frame or at >= end:
+        return None
+    if len(exif) > MAX_EXIF:
+        raise TooMuchWork(f"{len(exif)} bytes of EXIF, over {MAX_EXIF}")
+    _, kind, _, _, height, width, components = _FRAME(data, frame)
+    one_scan = data[at + 4] == components and kind not in _PROGRESSIVE
+    orientation = orientation_of(exif, xmp) if exif or xmp else 1
+    return JpegHeader(frame, width, height, components, orientation, at, one_scan)
 
 
 def orientation_of(exif: bytes, xmp: bytes = b"") -> int:

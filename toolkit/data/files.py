@@ -74,4 +74,7 @@ class RawTransform:
 
     def _cut(self, size: tuple[int, int]) -> SquareCut:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
-        return SquareCut(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
+        cut = SquareCut(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
+        # No index vouches for these: a file that is cut, below what the model is shown, is cut all the same.
+        cut.rows = heights
+        return cut

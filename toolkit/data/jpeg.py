@@ -16,7 +16,6 @@ verdicts are those of `posters shards build`.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,10 @@ from shards.jpeg_header import JpegHeader, TooMuchWork, check_scans, missing_sca
 from shards.upright import STRIP
 
 BLOCK_ROWS = 16  # rows of a block of the usual chroma subsamplings; others are multiples or divisors
-#: libjpeg's last warning where rows of a sound file were left out. It comes after decoding: all rows that were asked
-#: for are in memory then. (In a header, no end mark can follow; of a file that is cut, the last warning is another.)
-_STOPPED = re.compile("extraneous bytes before marker 0xd9$")
+#: libjpeg's last warning where rows of a sound file were left out. It comes after decoding, when all rows that were
+#: asked for are in memory: headers with such bytes between their segments are not plain, and where pixels are missing,
+#: that is the last warning.
+_STOPPED = "extraneous bytes before marker"
 
 
 class Undecodable(Exception):
@@ -118,7 +118,7 @@ def _decode_plain(
         )
         done = pixels.shape == target.shape
     except ValueError as error:
-        done = cut and _STOPPED.search(str(error)) is not None
+        done = cut and _STOPPED in str(error)
     if cut and not done:
         data[at], data[at + 1] = height >> 8, height & 255
     return done
