@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +82,22 @@ class BadImage(Exception):
 
     def rejection(self, sample_id: str) -> Rejection:
         return Rejection(sample_id, self.reason, self.detail)
+
+
+@contextmanager
+def blamed_on_the_picture(reason: str) -> Iterator[None]:
+    """Raise BadImage for what a library says of one picture: its shape is beyond OpenCV's limits, say.
+
+    A full disk, and what is wrong with the environment (UserError), are not the picture's: they go through.
+    """
+    try:
+        yield
+    except (BadImage, UserError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadImage(reason, f"{type(error).__name__}: {_without_address(error)}") from error
 
 
 @dataclass(frozen=True)

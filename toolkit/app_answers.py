@@ -176,7 +176,10 @@ class Answers:
                     raise UserError(
                         f"{poster.name} is no longer here ({one_line(error)}); upload it again"
                     ) from None
-                poster.painted = self._paint(poster, _at_most(image, TEXT_PIXELS), self.removal)
+                try:
+                    poster.painted = self._paint(poster, _at_most(image, TEXT_PIXELS), self.removal)
+                except BadImage as bad:
+                    raise UserError(f"{poster.name} {bad.reason} ({bad.detail})") from None
         return poster.painted
 
     def _paint(self, poster: Poster, image: Image.Image, removal: TextRemoval) -> Painted:
