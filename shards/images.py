@@ -196,7 +196,8 @@ def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray |
         raise BadImage("truncated", lack)
     try:
         colours = "CMYK" if header.components == 4 else "RGB"
-        return simplejpeg.decode_jpeg(data, colours, min_factor=8 if smallest else 1)
+        least = {"min_height": 1, "min_width": 1, "min_factor": 8} if smallest else {}
+        return simplejpeg.decode_jpeg(data, colours, **least)
     except ValueError as error:
         if CUT_SHORT.search(str(error)):
             raise BadImage("truncated", "its pixels end before the picture does") from None

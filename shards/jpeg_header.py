@@ -20,6 +20,7 @@ MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
 #: Bytes of EXIF, whose directory Pillow reads when it opens a file. One segment has 64 KB at most.
 MAX_EXIF = 256_000
 
+ORIENTATION = 0x0112  # the EXIF tag
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXIF = b"Exif\0\0"
@@ -107,7 +108,7 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The tag 0x0112 of the first directory. Only its 12 bytes an entry are looked at, whatever the entries say."""
+    """ORIENTATION of the first directory. Only its 12 bytes an entry are looked at, whatever the entries say."""
     at = 0
     while exif.startswith(_EXIF, at):
         at += len(_EXIF)
@@ -120,7 +121,7 @@ def _exif_orientation(exif: bytes) -> int | None:
         (entries,) = struct.unpack_from(f"{order}H", exif, at + start)
         for entry in range(at + start + 2, at + start + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
-            if tag == 0x0112:
+            if tag == ORIENTATION:
                 size = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # short and long, with and without sign
                 wanted = size is not None and count == 1
                 value = struct.unpack_from(f"{order}{size}", exif, entry + 8)[0] if wanted else 0

@@ -45,6 +45,8 @@ def check_structure(data: bytes) -> JpegHeader | None:
 
 def more_frames(data: bytes) -> bool:
     """Whether a picture has frames, or pages, beside its first."""
+    if data.startswith(b"\xff\xd8"):
+        return False
     if data.startswith(PNG):
         at = data.find(b"acTL", 0, 4096)  # behind the header, before the pixels
         return 0 <= at < data.find(b"IDAT") and _number(data, at + 4, ">I") > 1

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
-
 from shards.errors import UserError
 from shards.executor import run
 from shards.files import sha256_file
-from shards.images import FORMATS
+from shards.images import BadImage, upright_size
 from shards.index import Member, member_checksum, read_index, read_members
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard
@@ -135,15 +132,15 @@ def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], labe
 
 def _image_problem(data: bytes, width: int, height: int) -> str:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            size = image.size
-    except Exception as error:  # a parser of damaged bytes may raise anything; it becomes the report's line
-        return f"the image does not decode ({type(error).__name__})"
+        size = upright_size(data)
+    except BadImage as bad:
+        return f"the image does not decode ({bad.reason}{': ' if bad.detail else ''}{bad.detail})"
+    if size == (width, height):
+        return ""
+    turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
     return (
-        ""
-        if size == (width, height)
-        else f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
+        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
+        f"{turned if size == (height, width) else ''}"
     )
 
 

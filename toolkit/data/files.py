@@ -5,8 +5,9 @@ They go the way that shard samples go, so that a folder and the shards of its by
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ import numpy as np
 from shards.errors import UserError
 from shards.image_files import Walk, no_images, walk_images
 from shards.images import ANY
+from shards.picture_structure import more_frames
 from toolkit.data.cuts import SquareCut
 from toolkit.data.jpeg import Undecodable, decode_any, plain_jpeg
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
+log = logging.getLogger(__name__)
+
+#: Files with several frames that are named one by one.
+NAMED = 5
 RAW = ANY  # a user's own file may be small; what can be decoded is predicted
 
 
@@ -39,16 +45,24 @@ def list_images(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a Loader's source."""
+    """Image files as a Loader's source. Those with several frames, of which the first is taken, are said."""
 
     paths: Sequence[Path]
+    films: list[Path] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> memoryview:
         """See Source."""
-        return memoryview(bytearray(self.paths[index].read_bytes()))
+        data = self.paths[index].read_bytes()
+        if more_frames(data):
+            self.films.append(self.paths[index])
+            if len(self.films) <= NAMED:
+                log.warning("%s has several frames or pages; the first is taken", self.paths[index])
+            elif len(self.films) == NAMED + 1:
+                log.warning("more files have several frames or pages; the first of each is taken")
+        return memoryview(bytearray(data))
 
     def where(self, index: int) -> str:
         """See Source."""
