@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registered only when asked
 
 from shards.errors import UserError, one_line
-from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans
+from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans
 from shards.metadata import Rejection
 from shards.picture_structure import check_structure
 from shards.upright import orientation, rgb, turned
@@ -124,12 +124,14 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         found = _whole_jpeg(data, header, smallest=not fast)
         pixels = Image.fromarray(found) if fast and found is not None else None
     try:
-        turn = orientation(image) if header is None else header.orientation
-        if pixels is None:
-            if target is not None:
-                image.draft(None, target)
-            image.load()
-            pixels = rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turn = orientation(image) if header is None else header.orientation
+            if pixels is None:
+                if target is not None:
+                    image.draft(None, target)
+                image.load()
+                pixels = rgb(image)
         del image  # its memory, before the turned copy needs some
         upright = turned(pixels, turn)
     except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
@@ -170,6 +172,10 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
     width, height = image.size
     most = options.max_pixels * _USUAL // _HEAVY.get(str(image.format), _USUAL)
     tile = _tile_pixels(image)
+    if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        found, limit = data.count(b"\xff\xda"), most_scans(width * height)
+        if found > limit:  # of all its tiles; each is a JPEG
+            raise BadImage("decompression bomb", f"{width}x{height} in {found} scans, over {limit}")
     if max(width * height, tile) > most:
         what = f"{width}x{height} pixels" if width * height > most else f"tiles of {tile} pixels"
         raise BadImage("decompression bomb", f"{what}, over {most}")

@@ -122,9 +122,14 @@ def _exif_orientation(exif: bytes) -> int | None:
         for entry in range(at + start + 2, at + start + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
             if tag == ORIENTATION:
-                size = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # short and long, with and without sign
-                wanted = size is not None and count == 1
-                value = struct.unpack_from(f"{order}{size}", exif, entry + 8)[0] if wanted else 0
+                form = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # short and long, with and without sign
+                if form is None or not count:
+                    value = 0
+                    continue
+                place = entry + 8
+                if count * struct.calcsize(form) > 4:  # then the entry says where they are; the first counts
+                    place = at + struct.unpack_from(f"{order}I", exif, place)[0]
+                value = struct.unpack_from(f"{order}{form}", exif, place)[0]
     except struct.error:
         pass  # cut short: what was found before counts
     return value
@@ -132,8 +137,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 def check_scans(data: bytes, header: JpegHeader | None) -> None:
     """Raise TooMuchWork for a JPEG of more scans than is reasonable for its size."""
-    pixels = header.width * header.height if header else 0
-    limit = MAX_SCANS if pixels * MAX_SCANS <= MAX_WORK else max(MIN_SCANS, MAX_WORK // pixels)
+    limit = most_scans(header.width * header.height) if header else MAX_SCANS
     # Pixels never hold these two bytes side by side, so this is never too few, and it costs next to nothing.
     if data.count(b"\xff\xda") <= limit:
         return
@@ -141,6 +145,11 @@ def check_scans(data: bytes, header: JpegHeader | None) -> None:
     if found > limit:
         size = f"{header.width}x{header.height}" if header else "a JPEG"
         raise TooMuchWork(f"{size} in {found} scans, over {limit}")
+
+
+def most_scans(pixels: int) -> int:
+    """How many scans a picture of that many pixels may have."""
+    return MAX_SCANS if pixels * MAX_SCANS <= MAX_WORK else max(MIN_SCANS, MAX_WORK // pixels)
 
 
 def scans(data: bytes) -> Iterator[int]:
