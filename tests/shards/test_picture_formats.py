@@ -265,7 +265,18 @@ def test_heavy_decoders_have_fewer_pixels() -> None:
 
 def test_a_tiffs_tiles_are_bounded() -> None:
     pixels = zlib.compress(bytes(60_000))
-    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000, 324: 200, 325: len(pixels)}
+    tags = {
+        256: 64,
+        257: 64,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: 60_000,
+        323: 60_000,
+        324: 200,
+        325: len(pixels),
+    }
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     data = (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries).ljust(200, b"\0") + pixels
     with pytest.raises(BadImage, match="decompression bomb") as caught:

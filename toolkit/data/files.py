@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from shards.errors import UserError
 from shards.image_files import Walk, no_images, walk_images
@@ -81,10 +82,13 @@ class RawTransform:
             header = plain_jpeg(data)
             if header is not None:
                 return self._cut((header.width, header.height)).square(0, memoryview(bytearray(data)))
-            image = decode_any(data)
-            return self._cut(image.size).picture(0, image)
+            return self.square(decode_any(data))
         except Undecodable as bad:
             raise ValueError(str(bad)) from None
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB picture; as of its file, where that is no JPEG."""
+        return self._cut(image.size).picture(0, image)
 
     def _cut(self, size: tuple[int, int]) -> SquareCut:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
