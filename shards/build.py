@@ -136,6 +136,13 @@ def build_shards(options: BuildOptions) -> Manifest:
             failed = _write_text_report(options, tasks)
             rejected += failed
             rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
+            if not rows:
+                write_rejected(options.out / "rejected.csv", rejected)
+                raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
+            for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
+                shards.remove(shard)
+                for path in (index_path(options.out / shard.name), options.out / shard.name):
+                    remove_file(path)
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(options.out / "rejected.csv", rejected)

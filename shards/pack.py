@@ -119,9 +119,9 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
                     packed, row = _pack_sample(task, sample)
                 except BadImage as bad:
                     rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
-                    if not samples and len(rows) >= min(HOPELESS, len(task.samples)):
+                    if not samples and len(rows) == HOPELESS:
                         raise UserError(
-                            f"{len(rows)} posters could not be cleaned and none could: {bad.detail}"
+                            f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
                         ) from None
                     continue
                 rows.append(row)
