@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards.adopt_read import Contents
+from shards.endings import is_image_name
 from shards.errors import UserError
 from shards.metadata import Metadata
 from shards.tarread import path_of
-from shards.tarsamples import IMAGE_ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ class RowFinder:
         self._files: dict[str, str | None] = {}
         for row in ids:
             path = "/".join(path_of(row))
-            stem, _, ending = path.rpartition(".")
-            path = stem if stem and ending.lower() in IMAGE_ENDINGS else path
+            path = path.rpartition(".")[0] if is_image_name(path) else path
             for names, name in ((self._paths, path), (self._files, path.rpartition("/")[2])):
                 if name != row:
                     names[name] = row if name not in names else None  # None: of several rows

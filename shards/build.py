@@ -28,7 +28,8 @@ from shards.errors import UserError, one_line
 from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
 from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
-from shards.images import ImageOptions, default_image_folder, require_images
+from shards.image_files import default_image_folder, require_images
+from shards.images import ImageOptions
 from shards.index import index_path, tar_path
 from shards.labels import Genres, LabelSet, genres_problem
 from shards.manifest import NAME as MANIFEST
@@ -143,18 +144,27 @@ def build_shards(options: BuildOptions) -> Manifest:
             splits = splits_like(options.split_like, [row.id for row in rows], groups)
         else:
             splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
-        tasks = plan_shards(options, images, rows, scan, splits, labels)
+        tasks, planned = plan_shards(options, images, rows, scan, splits, labels), rows
         try:
             shards = _pack(options, tasks, executor)
         except OtherShards:
             remove_tree(work)  # a refused build leaves the folder as it was
             raise
         if options.text:
-            _write_text_report(options, tasks)
+            failed = _write_text_report(options, tasks)
+            rejected += failed
+            rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
+            if not rows:
+                write_rejected(options.out / "rejected.csv", rejected)
+                raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
+            for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
+                shards.remove(shard)
+                for path in (index_path(options.out / shard.name), options.out / shard.name):
+                    remove_file(path)
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(options.out / "rejected.csv", rejected)
-        _write_duplicates(options.out / "duplicates.csv", rows, groups, splits)
+        _write_duplicates(options.out / "duplicates.csv", planned, groups, splits)
         sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
             genres=list(labels.genres),
@@ -256,13 +266,17 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
     return [shards[task.name] for task in tasks]
 
 
-def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> None:
-    """clean_report.parquet of the whole set, of its shards' own parts."""
+def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Rejection]:
+    """clean_report.parquet of the whole set, of its shards' own parts. Returns who could not be cleaned."""
     from shards.text.report import write_report  # pandas: only when text was removed
 
     assert options.text is not None
     rows = [row for task in tasks for row in read_json(task.text_rows, "cleaning rows of a shard")]
-    write_report(options.out / REPORT, rows, options.text.facts())
+    failed = [Rejection(row["id"], *row["rejected"]) for row in rows if "rejected" in row]
+    if failed:
+        log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
+    write_report(options.out / REPORT, [row for row in rows if "rejected" not in row], options.text.facts())
+    return failed
 
 
 def _given_labels(path: Place | None) -> LabelSet | None:

@@ -1,35 +1,39 @@
-"""Poster files: find them, check them, and turn them into the JPEG that a shard holds.
+"""Poster bytes: check them, decode them, and turn them into the JPEG that a shard holds. image_files.py finds them.
 
-Everything here is a pure function of the file's bytes and the options, so a shard built twice is the same.
+Everything here is a pure function of the bytes and the options, so a shard built twice is the same. Every command
+decodes here, or in toolkit/data/jpeg.py, which gives the same pixels faster and leaves the rest to this.
 """
 
 from __future__ import annotations
 
 import io
-import os
+import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  # Pillow registers WebP only when asked
+import simplejpeg
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registered only when asked
 
 from shards.errors import UserError, one_line
+from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans
 from shards.metadata import Rejection
-from shards.places import Place, is_remote, told
-from shards.remote import read_whole, remote_files
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+from shards.picture_structure import check_structure
+from shards.upright import orientation, rgb, turned
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
-#: Where cleaned posters lie by convention, in the order in which they are looked for.
-DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
+#: What libjpeg-turbo says where the pixels of a JPEG end before the picture does, though an end marker is there.
+CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
 
-ORIENTATION = 0x0112  # the EXIF tag
+#: JPEGs of more pixels are decoded by Pillow after a look: the other decoder's copy would double the memory.
+FAST_PIXELS = 16_000_000
+
+#: Bytes a pixel that decoding takes at most, and those formats whose decoders take more.
+_USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class ImageOptions:
             )
 
 
+#: What can be decoded is taken: for commands that were given the pictures one by one, or made by others.
+ANY = ImageOptions(min_side=1)
+
+
 class BadImage(Exception):
     """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
 
@@ -76,6 +84,22 @@ class BadImage(Exception):
         return Rejection(sample_id, self.reason, self.detail)
 
 
+@contextmanager
+def blamed_on_the_picture(reason: str) -> Iterator[None]:
+    """Raise BadImage for what a library says of one picture: its shape is beyond OpenCV's limits, say.
+
+    A full disk, and what is wrong with the environment (UserError), are not the picture's: they go through.
+    """
+    try:
+        yield
+    except (BadImage, UserError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadImage(reason, f"{type(error).__name__}: {_without_address(error)}") from error
+
+
 @dataclass(frozen=True)
 class Packed:
     """A poster as the shard holds it: JPEG bytes, baseline orientation, RGB."""
@@ -85,71 +109,58 @@ class Packed:
     height: int
 
 
-def image_names(sample_id: str) -> Iterator[str]:
-    """Names, below the image folder, under which an id's poster may lie; the first one that is there counts.
-
-    ``{id}.jpg|.jpeg|.png``, and an id that is itself a file name (``x.jpg``) is taken as such.
-    """
-    for extension in EXTENSIONS:
-        yield f"{sample_id}{extension}"
-    if sample_id.endswith(EXTENSIONS):
-        yield sample_id
-
-
-def find_image(folder: Path, sample_id: str) -> Path | None:
-    """The file of an id's poster in a local folder, or None. (shards/listing.py finds those of remote ones.)"""
-    for name in image_names(sample_id):
-        path = folder / name
-        if path.is_file():
-            return path
-    return None
-
-
-def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> bytes:
-    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable.
-
-    ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
-    arrive as they are; only a file that is not there is the poster's own fault.
-    """
-    path, data = (
-        _read_remote(folder, sample_id, name) if is_remote(folder) else _read_local(folder, sample_id)
-    )
-    if not data:
-        raise BadImage("zero bytes", path)
-    return data
-
-
-def _read_local(folder: Path, sample_id: str) -> tuple[str, bytes]:
-    path = find_image(folder, sample_id)
-    if path is None:
-        raise missing_file(sample_id)
-    try:
-        return path.name, path.read_bytes()
-    except OSError as error:
-        raise BadImage("unreadable file", one_line(error)) from None
-
-
-def _read_remote(folder: Any, sample_id: str, name: str | None) -> tuple[str, bytes]:
-    for candidate in (name,) if name else image_names(sample_id):
-        try:
-            path = folder / candidate
-            return path.name, read_whole(path)
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-    raise missing_file(sample_id)
-
-
-def missing_file(sample_id: str) -> BadImage:
-    """What is said of a poster that has no file."""
-    return BadImage("missing file", f"no {sample_id}.jpg, .jpeg or .png")
-
-
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
-    """Decode fully and return RGB pixels in their upright orientation.
+    """Decode fully and return RGB pixels in their upright orientation. Of several frames the first is taken.
 
-    ``target`` (width, height) lets a JPEG be decoded at a reduced scale of at least that size.
-    Raises BadImage: not an image, decompression bomb, too small, truncated, odd shape.
+    ``target`` (width, height) lets a JPEG be decoded at a reduced scale of at least that size; whether its pixels are
+    all there is then not looked at.
+    Raises BadImage: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
+    image, header = _opened(data, options)
+    pixels = None
+    if header is not None and target is None:
+        # Pillow decodes CMYK, and large ones: the other decoder's copy would double the memory.
+        fast = header.components != 4 and header.width * header.height <= FAST_PIXELS
+        found = _whole_jpeg(data, header, smallest=not fast)
+        pixels = Image.fromarray(found) if fast and found is not None else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turn = orientation(image) if header is None else header.orientation
+            if pixels is None:
+                if target is not None:
+                    image.draft(None, target)
+                image.load()
+                pixels = rgb(image)
+        del image  # its memory, before the turned copy needs some
+        upright = turned(pixels, turn)
+    except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        raise BadImage(reason, _without_address(error)) from None
+    if options.aspect and not options.aspect[0] <= upright.width / upright.height <= options.aspect[1]:
+        low, high = options.aspect
+        size = f"{upright.width}x{upright.height} pixels"
+        raise BadImage("odd shape", f"{size}, not within {low:g} to {high:g}")
+    return upright
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture after its orientation, as ``decode`` gives it. All of its pixels are looked at.
+
+    Raises BadImage for what no command takes.
+    """
+    _, header = _opened(data, ANY)
+    if header is None or _whole_jpeg(data, header, smallest=True) is None:
+        return decode(data, ANY).size
+    return (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
+
+
+def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader | None]:
+    """The picture, of which only headers are read, and its JPEG header if it has one that follows the rules."""
+    try:
+        header = check_structure(data)
+    except TooMuchWork as error:
+        raise BadImage("decompression bomb", str(error)) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; we judge both ourselves
         try:
@@ -158,41 +169,52 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
             raise BadImage("decompression bomb", one_line(error)) from None
         except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
             raise BadImage("not an image", _without_address(error)) from None
-        width, height = image.size
-        if width * height > options.max_pixels:
-            raise BadImage("decompression bomb", f"{width}x{height} pixels, over {options.max_pixels}")
-        if min(width, height) < options.min_side:
-            raise BadImage("too small", f"{width}x{height} pixels, under {options.min_side}")
-        try:
-            if target is not None:
-                image.draft(None, target)
-            image.load()
-            upright = upright_rgb(image)
-        except Exception as error:
-            reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
-            raise BadImage(reason, _without_address(error)) from None
-        if options.aspect and not options.aspect[0] <= upright.width / upright.height <= options.aspect[1]:
-            low, high = options.aspect
-            size = f"{upright.width}x{upright.height} pixels"
-            raise BadImage("odd shape", f"{size}, not within {low:g} to {high:g}")
-        return upright
+    width, height = image.size
+    most = options.max_pixels * _USUAL // _HEAVY.get(str(image.format), _USUAL)
+    tile = _tile_pixels(image)
+    if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        found, limit = data.count(b"\xff\xda"), most_scans(width * height)
+        if found > limit:  # of all its tiles; each is a JPEG
+            raise BadImage("decompression bomb", f"{width}x{height} in {found} scans, over {limit}")
+    if max(width * height, tile) > most:
+        what = f"{width}x{height} pixels" if width * height > most else f"tiles of {tile} pixels"
+        raise BadImage("decompression bomb", f"{what}, over {most}")
+    if min(width, height) < options.min_side:
+        raise BadImage("too small", f"{width}x{height} pixels, under {options.min_side}")
+    return image, header
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture of any size after its orientation. Raises BadImage as ``decode`` does."""
-    return decode(data, ImageOptions(min_side=1)).size
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile, which is decoded whole; 0 without tiles."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    sides = [image.tag_v2.get(tag, 0) for tag in (322, 323)]
+    return int(sides[0] * sides[1]) if all(isinstance(side, int) for side in sides) else 0
+
+
+def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray | None:
+    """(h, w, c) uint8 stored pixels, or an eighth of them, of a JPEG without a fault; None if Pillow is to judge it.
+
+    Raises BadImage for one that is cut: libjpeg fills what is missing with grey, and Pillow ignores its warning.
+    """
+    lack = "" if header.one_scan else missing_scans(data, header)
+    if lack:
+        raise BadImage("truncated", lack)
+    try:
+        colours = "CMYK" if header.components == 4 else "RGB"
+        least = {"min_height": 1, "min_width": 1, "min_factor": 8} if smallest else {}
+        return simplejpeg.decode_jpeg(data, colours, **least)
+    except ValueError as error:
+        if CUT_SHORT.search(str(error)):
+            raise BadImage("truncated", "its pixels end before the picture does") from None
+    return None
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of an RGB JPEG without an EXIF rotation to apply, else None. Only headers are read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        try:
-            orientation = image.getexif().get(ORIENTATION, 1)
-        except Exception:  # a broken EXIF block raises nearly anything: re-encoding leaves it behind
-            return None
-    return image.size if image.format == "JPEG" and image.mode == "RGB" and orientation == 1 else None
+    image, header = _opened(data, ANY)
+    plain = image.format == "JPEG" and image.mode == "RGB" and header is not None and header.orientation == 1
+    return image.size if plain else None
 
 
 def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
@@ -209,9 +231,9 @@ def pack_image(data: bytes, options: ImageOptions) -> Packed:
     size = is_shard_jpeg(data, options)
     if size is not None:
         return Packed(data, size[0], size[1])
-    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-        # The file's own orientation may be sideways: the bound holds for a square box either way.
-        bound = 2 * max(fitted_size(header.width, header.height, options))
+    header, _ = _opened(data, options)
+    # The file's own orientation may be sideways: the bound holds for a square box either way.
+    bound = 2 * max(fitted_size(header.width, header.height, options))
     return shrunk(decode(data, options, target=(bound, bound)), options)
 
 
@@ -235,49 +257,7 @@ def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, in
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels of any picture: turned as its EXIF says, alpha on white, 16-bit greys scaled."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        pixels = np.asarray(image, dtype=np.float64)
-        # 16-bit scans: convert() would clip at 255 and leave a white sheet
-        scale = 255.0 / 65535.0 if pixels.max(initial=0) > 255 else 1.0
-        return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        paper = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(paper, layered).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _without_address(error: Exception) -> str:
     """Pillow puts object addresses into messages; they would make rejected.csv differ from run to run."""
     text = one_line(error)
     return "no known picture format" if "BytesIO" in text else text[:200]
-
-
-def default_image_folder(start: Path) -> Path:
-    """The conventional folder of cleaned posters that holds images. Raises UserError if none does."""
-    for name in DEFAULT_FOLDERS:
-        folder = start / name
-        if folder.is_dir() and holds_images(folder):
-            return folder
-    tried = " and ".join(DEFAULT_FOLDERS)
-    raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
-
-
-def require_images(folder: Place) -> None:
-    """Raise UserError unless there is such a folder, with images."""
-    with told("look for posters", folder):
-        if not folder.is_dir():
-            raise UserError(f"image folder not found: {folder}")
-        # A remote folder is listed by the ids anyway, and walking through a million others takes long.
-        if not is_remote(folder) and not holds_images(folder):
-            raise UserError(f"no .jpg, .jpeg or .png file in {folder}")
-
-
-def holds_images(folder: Place) -> bool:
-    """Whether at least one file with an image extension lies below the folder."""
-    if is_remote(folder):
-        return any(name.endswith(EXTENSIONS) for name in remote_files(folder))
-    return any(name.endswith(EXTENSIONS) for _, _, names in os.walk(folder) for name in names)

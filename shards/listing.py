@@ -1,20 +1,26 @@
-"""Which of many files are there, at a URL: asked in a few listings, not once for every name that a poster may have.
+"""Which of many files are there: asked in a few listings, not once for every name that a poster may have.
 
-A folder's listing can be larger than memory likes, and most of it may concern nobody. So ids are put into groups of a
-common beginning, and what begins so is listed and forgotten, group after group. Kept is only what belongs to an id.
+A folder's listing can be larger than memory likes, and most of it may belong to no id. So, at a URL, ids are put into
+groups of a common beginning, and what begins so is listed and forgotten, group after group. A local folder is walked
+through once. Kept is only what belongs to an id.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards.endings import is_image_name
 from shards.errors import UserError
-from shards.images import EXTENSIONS, image_names
-from shards.places import Place, told
+from shards.image_files import Walk, files_of, list_folder
+from shards.places import Place, is_remote, told
+
+log = logging.getLogger(__name__)
 
 #: Stores that list by the beginning of a name. Others are walked through once.
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
@@ -38,27 +44,61 @@ VERSION_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A poster's file in a remote folder."""
+    """A poster's file."""
 
     name: str
     """Its path below the folder."""
-    state: str
-    """Changes with its content: size and what the store calls its version."""
+    state: str = ""
+    """Of a file at a URL: changes with its content; size and what the store calls its version."""
 
 
 def list_posters(folder: Place, ids: Iterable[str]) -> dict[str, Listed]:
-    """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed."""
-    found = {}
-    # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
-    begins = {i: _plain(i) if i.endswith(EXTENSIONS) else f"{_plain(i)}." for i in ids}
-    for members, files in _groups_with_files(folder, begins):
-        for sample_id in members:
-            for name in image_names(sample_id):
-                info = files.get(_plain(name))
-                if info is not None:
-                    found[sample_id] = Listed(_plain(name), _state(info))
-                    break
+    """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed.
+
+    Said in a line each: ids with several files, of which one counts; in a local folder also files of other kinds, and
+    folders that cannot be read.
+    """
+    groups = _remote_posters(folder, ids) if is_remote(folder) else _local_posters(folder, ids)
+    found, several = {}, []
+    for members, files in groups:
+        # Ids may have ./ and double slashes; two of them may then be one file's
+        plain = {sample_id: _plain(sample_id) for sample_id in members}
+        chosen = files_of(set(plain.values()), files)
+        for sample_id, own in plain.items():
+            if names := chosen.get(own):
+                info = files[names[0]]
+                found[sample_id] = Listed(names[0], _state(info) if info else "")
+                others = [name for name in names[1:] if name != own]
+                several += [f"{names[0]} (not {', '.join(others)})"] if others else []
+    if several:
+        more = f" and {len(several) - 3} more" if len(several) > 3 else ""
+        shown = "; ".join(several[:3])
+        log.warning("%d posters have several files, of which one is taken: %s%s", len(several), shown, more)
     return found
+
+
+def _remote_posters(folder: Any, ids: Iterable[str]) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
+    # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
+    return _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
+
+
+def _local_posters(folder: Path, ids: Iterable[str]) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
+    """Groups of ids that lie in one folder, with its files."""
+    by_folder: dict[str, list[str]] = {}
+    for sample_id in ids:
+        by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
+    walk, waiting = Walk(), [""]
+    while waiting:
+        below = waiting.pop()
+        entries = list_folder(folder, below, walk)
+        waiting += [f"{name}/" for name, is_folder in entries if is_folder]
+        if members := by_folder.pop(below.rstrip("/"), None):
+            yield members, {name: None for name, is_folder in entries if not is_folder}
+    for below, members in by_folder.items():
+        if os.path.isdir(folder / below):  # behind a link, which the walk does not follow
+            entries = list_folder(folder, f"{below}/", walk)
+            yield members, {name: None for name, is_folder in entries if not is_folder}
+    walk.tell(folder)
 
 
 def list_sizes(folder: Place, names: Iterable[str]) -> dict[str, int]:

@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_path, fingerprint, sha256_file, write_json
-from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, read_image_file, shrunk
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, Packed, decode, pack_image, shrunk
 from shards.index import build_table, write_index
 from shards.labels import LabelSet
 from shards.manifest import Shard
 from shards.places import Place
 from shards.tarsamples import read_members
 from shards.tarwriter import tar_writer
-from shards.text.stage import TextRemoval, clean_image, require_same_removal
+from shards.text.stage import HOPELESS, TextRemoval, clean_image, require_same_removal
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,27 @@ def pack_shard(task: PackTask) -> Shard:
 
 
 def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
-    """Write the samples to a local file; returns its index table, and the samples' rows of the cleaning report."""
-    sizes, rows = [], []
+    """Write the samples to a local file; returns its index table, and the samples' rows of the cleaning report.
+
+    A poster whose text cannot be looked for is left out; its row says why, under ``rejected``.
+    """
+    rows: list[dict[str, Any] | None] = []
+    samples, sizes = [], []
     with open(tar, "wb") as stream:
         # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
             for sample in task.samples:
-                packed, row = _pack_sample(task, sample)
+                try:
+                    packed, row = _pack_sample(task, sample)
+                except BadImage as bad:
+                    rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
+                    if not samples and len(rows) == HOPELESS:
+                        raise UserError(
+                            f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
+                        ) from None
+                    continue
                 rows.append(row)
+                samples.append(sample)
                 columns = task.labels.columns(sample.genres)
                 record = {
                     "id": sample.id,
@@ -126,34 +140,35 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
         tar,
         read_members(tar),
         {
-            "id": [s.id for s in task.samples],
+            "id": [s.id for s in samples],
             "height": [h for h, _ in sizes],
             "width": [w for _, w in sizes],
-            "labels": [task.labels.columns(s.genres) for s in task.samples],
+            "labels": [task.labels.columns(s.genres) for s in samples],
         },
     )
     return table, rows
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
-    """The poster as the shard holds it, and its row of the cleaning report if its text was looked for."""
+    """The poster as the shard holds it, and its row of the cleaning report if its text was looked for.
+
+    Raises BadImage if its text cannot be looked for, and UserError if the poster changed since it was checked.
+    """
     try:
         data = read_image_file(task.folder, sample.id, sample.name)
-        if hashlib.sha256(data).hexdigest() == sample.digest:
-            if task.text is None:
-                return pack_image(data, task.options), None
-            cleaned = clean_image(sample.id, decode(data, task.options), task.text)
-            # Painted at full size, then shrunk and encoded once; what was not painted keeps its bytes if they fit.
-            packed = (
-                shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
-            )
-            return packed, cleaned.row
-        problem = "its bytes differ"
+        problem = "" if hashlib.sha256(data).hexdigest() == sample.digest else "its bytes differ"
     except BadImage as error:
         problem = one_line(f"{error.reason} {error.detail}")
-    raise UserError(
-        f"poster {sample.id} in {task.folder} changed while the shards were built ({problem}); run the build again"
-    )
+    if problem:
+        raise UserError(
+            f"poster {sample.id} in {task.folder} changed while the shards were built ({problem}); run the build again"
+        )
+    if task.text is None:
+        return pack_image(data, task.options), None
+    cleaned = clean_image(sample.id, decode(data, task.options), task.text)
+    # Painted at full size, then shrunk and encoded once; what was not painted keeps its bytes if they fit.
+    packed = shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
+    return packed, cleaned.row
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:

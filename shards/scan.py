@@ -14,15 +14,20 @@ import numpy as np
 from shards.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hash, poster_signature
 from shards.executor import Executor
 from shards.files import fingerprint, write_json
-from shards.images import BadImage, ImageOptions, decode, find_image, missing_file, read_image_file
+from shards.image_files import find_image, missing_file, read_image_file
+from shards.images import BadImage, ImageOptions, decode
 from shards.listing import Listed, list_posters
 from shards.metadata import Rejection
+from shards.picture_structure import more_frames
 from shards.places import Place, is_remote
 from shards.progress import progress
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # posters a task: some seconds of work, so that little is lost when the run is killed
+
+RULES = 2
+"""Of what is taken for a good poster. Answers of earlier versions, with other rules, are not used."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,28 @@ class ScanTask:
     options: ImageOptions
     cache: Place
     listed: tuple[Listed | None, ...] | None = None
-    """The posters' files, for a remote folder; local ones are looked for when the chunk is checked."""
+    """The posters' files; None: they are looked for when the chunk is checked."""
 
     def __str__(self) -> str:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
         """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
-        if self.listed is not None:
-            listed = [[i, f.name, f.state] if f else [i] for i, f in zip(self.ids, self.listed, strict=True)]
-            return fingerprint([listed, asdict(self.options)])
-        files = []
-        for sample_id in self.ids:
-            path = find_image(self.folder, sample_id)
-            stat = path.stat() if path else None
+        files: list[list[Any]] = []
+        for number, sample_id in enumerate(self.ids):
+            file = None if self.listed is None else self.listed[number]
+            if is_remote(self.folder):
+                files.append([sample_id, file.name, file.state] if file else [sample_id])
+                continue
+            path = self.folder / file.name if file else find_image(self.folder, sample_id)
+            try:
+                stat = path.stat() if path else None
+            except OSError:  # gone since it was listed
+                stat = None
             files.append(
                 [sample_id, stat.st_size, stat.st_mtime_ns, path.name] if stat and path else [sample_id]
             )
-        return fingerprint([files, asdict(self.options)])
+        return fingerprint([files, asdict(self.options), RULES])
 
 
 @dataclass
@@ -63,7 +72,7 @@ class Scan:
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
-    """Where the good posters lie below the folder, if that is remote (see images.read_image_file)."""
+    """Where the good posters lie below the folder (see image_files.read_image_file)."""
 
     def duplicate_groups(self, ids: Sequence[str], max_distance: int) -> np.ndarray:
         """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates)."""
@@ -87,14 +96,12 @@ def scan_images(
     chunk: int = CHUNK,
 ) -> Scan:
     """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
-    listed = None
-    if is_remote(folder):
-        log.info("looking for %d posters in %s", len(ids), folder)
-        listed = list_posters(folder, ids)
+    log.info("looking for %d posters in %s", len(ids), folder)
+    listed = list_posters(folder, ids)
     tasks = []
     for start in range(0, len(ids), chunk):
         part = tuple(ids[start : start + chunk])
-        files = None if listed is None else tuple(listed.get(sample_id) for sample_id in part)
+        files = tuple(listed.get(sample_id) for sample_id in part)
         tasks.append(ScanTask(folder, part, options, work / f"scan-{start // chunk:06d}.json", files))
     answers: dict[int, list[list[Any]]] = {}
     position = {task.cache: number for number, task in enumerate(tasks)}
@@ -102,22 +109,25 @@ def scan_images(
         for task, answer in executor.run(scan_chunk, tasks):
             answers[position[task.cache]] = answer
             bar.update(len(task.ids))
-    scan = Scan()
+    scan, films = Scan(), []
     for number in range(len(tasks)):
-        for sample_id, digest, looks, signature, reason, detail in answers[number]:
+        for sample_id, digest, looks, signature, reason, detail, more in answers[number]:
             if reason:
                 scan.rejected.append(Rejection(sample_id, reason, detail))
             else:
                 scan.digests[sample_id] = digest
                 scan.hashes[sample_id] = int(looks, 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
-                if listed is not None:
-                    scan.names[sample_id] = listed[sample_id].name
+                scan.names[sample_id] = listed[sample_id].name
+                films += [sample_id] if more else []
+    if films:
+        shown = ", ".join(films[:5]) + (", ..." if len(films) > 5 else "")
+        log.warning("%d posters have several frames or pages; the first is taken: %s", len(films), shown)
     return scan
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """[id, sha256, perceptual hash and signature in hex, reason, detail] for each poster, in the chunk's order."""
+    """[id, sha256, perceptual hash and signature in hex, reason, detail, more frames?] for each poster, in order."""
     state = task.state()
     try:
         cached = json.loads(task.cache.read_bytes())
@@ -131,9 +141,10 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
             data = _read(task, number)
             image = decode(data, task.options)
             looks, signature = f"{perceptual_hash(image):016x}", poster_signature(image).hex()
-            answer.append([sample_id, hashlib.sha256(data).hexdigest(), looks, signature, "", ""])
+            digest = hashlib.sha256(data).hexdigest()
+            answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
         except BadImage as bad:
-            answer.append([sample_id, "", "", "", bad.reason, bad.detail])
+            answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])
     write_json(task.cache, {"state": state, "answer": answer})
     return answer
 

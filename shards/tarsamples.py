@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.endings import IMAGE_ENDINGS
 from shards.errors import UserError
 from shards.index import Member
 from shards.metadata import Rejection
 from shards.tarread import Entry, entries, path_of
-
-#: Endings of images, in any case.
-IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass
@@ -58,7 +56,7 @@ def read_tar(tar: Path) -> TarContents:
             continue
         sample = samples.setdefault(entry.key, _Sample())
         ending = entry.extension.rpartition(".")[2]
-        if ending != "json" and ending not in IMAGE_ENDINGS:
+        if ending != "json" and f".{ending}" not in IMAGE_ENDINGS:
             contents.others[entry.kind or entry.extension] += 1
             continue
         parts = sample.records if ending == "json" else sample.images

@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from shards.endings import is_image_name
 from shards.files import names_in
-from shards.images import EXTENSIONS, find_image
+from shards.image_files import find_image
 from shards.listing import list_posters
 from shards.metadata import Metadata, first_reasons, read_rejected
 from shards.places import Place, is_remote, told
@@ -115,11 +116,11 @@ def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids:
 def _names(images: Place) -> list[str]:
     """Some of the posters' paths below the folder."""
     if is_remote(images):
-        return sorted(name for name in names_in(images) if name.lower().endswith(EXTENSIONS))
+        return sorted(name for name in names_in(images) if is_image_name(name))
     paths = (
         os.path.relpath(os.path.join(folder, name), images)
         for folder, _, names in os.walk(images)
         for name in names
-        if name.lower().endswith(EXTENSIONS)
+        if is_image_name(name)
     )
     return sorted(islice(paths, NAMES))

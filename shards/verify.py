@@ -207,11 +207,13 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
     try:
         size = upright_size(data)
     except BadImage as bad:
-        return f"the image does not decode ({bad.reason})"
+        return f"the image does not decode ({bad.reason}{': ' if bad.detail else ''}{bad.detail})"
+    if size == (width, height):
+        return ""
+    turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
     return (
-        ""
-        if size == (width, height)
-        else f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
+        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
+        f"{turned if size == (height, width) else ''}"
     )
 
 

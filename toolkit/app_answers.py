@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from shards.errors import UserError
+from shards.images import BadImage
 from shards.text.stage import TextRemoval, clean_image
 from toolkit.app_decoder import Decoder, Opened, Refused, jpeg_of
 from toolkit.forward import Forward, rows_for
@@ -171,7 +173,10 @@ class Answers:
         image = None if poster.painted else self._decoder.pixels(poster.path, TEXT_PIXELS)
         with self._text:  # the detector serves one at a time
             if poster.painted is None and image is not None:
-                poster.painted = self._paint(poster, image, self.removal)
+                try:
+                    poster.painted = self._paint(poster, image, self.removal)
+                except BadImage as bad:
+                    raise UserError(f"{poster.name} {bad.reason} ({bad.detail})") from None
             assert poster.painted is not None
             return poster.painted
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.images import BadImage, ImageOptions, decode, read_image_file
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, blamed_on_the_picture, decode
 from shards.metadata import id_problem
 from shards.text.fill import Fill
 from shards.text.masks import mask_of
@@ -102,6 +103,7 @@ class Areas:
         return ""
 
 
+@blamed_on_the_picture("cannot be compared")
 def make_pictures(
     poster: Poster,
     raw_folder: Path,

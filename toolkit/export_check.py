@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shards.endings import ENDINGS_TEXT, is_image_name
 from shards.errors import UserError
-from shards.images import EXTENSIONS, BadImage, decode
-from toolkit.data.files import RAW
+from shards.images import ANY, BadImage, decode
 from toolkit.demo_posters import draw_poster_set
 from toolkit.export_preprocess import NORMALISED
 from toolkit.features import backbone_features
@@ -86,10 +86,10 @@ def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
     for path in paths:
         if not path.exists():
             raise UserError(f"--check: no file or folder {path}")
-        below = (file for file in path.rglob("*") if file.name.endswith(EXTENSIONS))
+        below = (file for file in path.rglob("*") if is_image_name(file.name))
         found += sorted(below) if path.is_dir() else [path]
     if not found:
-        raise UserError(f"--check: no .jpg, .jpeg or .png file in {', '.join(map(str, paths))}")
+        raise UserError(f"--check: no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
     spaced = [found[place * len(found) // MAX_IMAGES] for place in range(MAX_IMAGES)]
     pictures = _read(found if len(found) <= MAX_IMAGES else spaced)
     if not pictures:
@@ -101,7 +101,7 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
     pictures = []
     for path in paths:
         try:
-            pictures.append(np.asarray(decode(path.read_bytes(), RAW)))
+            pictures.append(np.asarray(decode(path.read_bytes(), ANY)))
         except BadImage as bad:
             log.warning("--check: cannot read %s: %s", path, bad.reason)
     return pictures

@@ -5,7 +5,6 @@ Marks say what colours say (a tick, a cross, a ring), for readers who cannot tel
 
 from __future__ import annotations
 
-import io
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import UserError
 from shards.files import atomic_write
+from shards.images import ANY, BadImage, decode
 
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -190,13 +190,13 @@ def poster_tile(source: Image.Image | bytes) -> Image.Image:
     """The picture, as large as fits, in the middle of a tile that shows through where it is transparent."""
     tile = Image.new("RGBA", THUMB, TILE)
     try:
-        image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+        image = decode(source, ANY) if isinstance(source, bytes) else source
         # At least one pixel: a banner a thousand times wider than high is still a line.
         scale = min(THUMB[0] / image.width, THUMB[1] / image.height)
         width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         thumb = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
-    except (OSError, SyntaxError, ValueError, ZeroDivisionError, Image.DecompressionBombError):
+    except (OSError, ValueError, ZeroDivisionError, BadImage):
         # A sheet of a hundred posters is worth having without the one that cannot be read.
         ImageDraw.Draw(tile).text(
             (THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm"

@@ -27,7 +27,7 @@ from shards.arguments import store_of
 from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.files import remove_partials
-from shards.images import holds_images
+from shards.image_files import holds_images
 from shards.labels import require_same
 from shards.manifest import NAME
 from shards.progress import progress

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from shards.errors import UserError
-from shards.images import upright_rgb
+from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import RawTransform
@@ -193,7 +193,7 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"no path, bytes, picture or array but {type(image).__name__}")
-    return transform.preprocessing.square(upright_rgb(image))
+    return transform.square(upright_rgb(image))
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

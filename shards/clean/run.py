@@ -16,21 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.claim import folder_lock
-from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished
+from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, rejection_of
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.files import read_json, read_present, remove_file, remove_partials, write_json
-from shards.images import ImageOptions, holds_images, require_images
+from shards.image_files import holds_images, require_images
+from shards.images import ImageOptions
 from shards.listing import list_sizes
-from shards.metadata import Rejection, read_metadata, write_rejected
+from shards.metadata import Rejection, first_reasons, read_metadata, write_rejected
 from shards.places import Place, is_remote, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
 from shards.text.sheet import write_sheet
-from shards.text.stage import TEXT_LIBRARIES, TextRemoval, removal_fingerprint
+from shards.text.stage import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.usable import problem_with_rows
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,13 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             raise UserError(f"{problem}; reasons are in {options.out}/rejected.csv")
         log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
         _take_over(options.out, ids)
-        rows, now = _clean(options, ids, scan, work, executor)
+        rows, now = _clean(options, ids, scan, work, executor, rejected)
+        failed = [rejection for row in rows if (rejection := rejection_of(row))]
+        if failed:
+            rejected += failed
+            rows = [row for row in rows if not rejection_of(row)]
+            write_rejected(options.out / "rejected.csv", rejected)
+            log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
         _remove_partials(options.out, ids)
         if options.sheet:
             write_sheet(
@@ -171,7 +178,12 @@ def _remove_partials(out: Place, ids: Iterable[str]) -> None:
 
 
 def _clean(
-    options: CleanOptions, ids: Sequence[str], scan: Scan, work: Place, executor: Executor
+    options: CleanOptions,
+    ids: Sequence[str],
+    scan: Scan,
+    work: Place,
+    executor: Executor,
+    rejected: Sequence[Rejection],
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
     known = removal_fingerprint(options.text)
@@ -201,10 +213,19 @@ def _clean(
     todo = [task for task in tasks if task.answer not in answers]
     if answers:
         log.info("%d of %d posters were cleaned before and are kept", len(ids) - _count(todo), len(ids))
+    failed, good = [], len(ids) - _count(todo)
     with progress(_count(todo), "cleaning posters") as bar:
         for task, rows in executor.run(clean_chunk, todo):
             answers[task.answer] = rows
             bar.update(len(rows))
+            bad = [rejection for row in rows if (rejection := rejection_of(row))]
+            failed, good = failed + bad, good + len(rows) - len(bad)
+            if not good and len(failed) >= min(HOPELESS, len(ids)):
+                write_rejected(options.out / "rejected.csv", [*rejected, *failed])
+                raise UserError(
+                    f"none of {len(failed)} posters could be cleaned, so the others were not tried: "
+                    f"{first_reasons(failed)}"
+                )
     return [row for task in tasks for row in answers[task.answer]], _count(todo)
 
 

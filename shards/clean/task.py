@@ -12,10 +12,15 @@ from typing import Any
 from PIL import Image
 
 from shards.errors import UserError, one_line
-from shards.files import atomic_write, fingerprint, write_json
-from shards.images import BadImage, ImageOptions, decode, plain_jpeg_size, read_image_file
+from shards.files import atomic_write, fingerprint, remove_file, write_json
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
+from shards.metadata import Rejection
 from shards.places import Place
-from shards.text.stage import TextRemoval, clean_image, require_same_removal
+from shards.text.stage import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
+
+JPEG_SIDE = 65_500
+"""Longest side in pixels that libjpeg writes."""
 
 CHUNK = 16  # posters a task: some seconds of work, so that little is lost when the run is killed
 
@@ -61,23 +66,40 @@ def finished(
     try:
         kept = json.loads(answer)
         rows, expected = kept["rows"], kept["bytes"]
+        if any(map(rejection_of, rows)):
+            return None  # what failed is tried again: another detector of the same name may do better
         whole = all(sizes(i) == size for (i, _), size in zip(task.samples, expected, strict=True))
         return rows if kept["state"] == task.state() and whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
 
 
+def rejection_of(row: dict[str, Any]) -> Rejection | None:
+    """Why a poster was not cleaned; None if ``row`` is of a cleaned one."""
+    return Rejection(row["id"], *row["rejected"]) if "rejected" in row else None
+
+
 def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
-    """Clean the posters of a chunk; returns their rows. Raises UserError if one changed since it was checked."""
+    """Clean the posters of a chunk; returns their rows. Raises UserError if one changed since it was checked.
+
+    A poster that cannot be cleaned has a row of its id and why (``rejection_of``), and no file.
+    """
     require_same_removal(task.text, task.facts)
-    rows, sizes = [], []
+    rows: list[dict[str, Any]] = []
+    sizes: list[int | None] = []
     for number, (sample_id, digest) in enumerate(task.samples):
         data = _checked(task, sample_id, digest, None if task.names is None else task.names[number])
-        cleaned = clean_image(sample_id, decode(data, task.image), task.text)
-        # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
-        packed = (
-            data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, task.quality)
-        )
+        try:
+            cleaned = clean_image(sample_id, decode(data, task.image), task.text)
+            # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
+            packed = (
+                data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, task.quality)
+            )
+        except BadImage as bad:
+            remove_file(cleaned_path(task.out, sample_id))  # of an earlier run
+            rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
+            sizes.append(None)
+            continue
         with atomic_write(cleaned_path(task.out, sample_id)) as stream:
             stream.write(packed)
         rows.append(cleaned.row)
@@ -87,9 +109,14 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """JPEG bytes with colour at full resolution: painted edges keep their place."""
+    """JPEG bytes with colour at full resolution: painted edges keep their place. Raises BadImage."""
+    if max(image.size) > JPEG_SIDE:
+        raise BadImage(
+            NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side"
+        )
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
+    with blamed_on_the_picture(NOT_CLEANED):
+        image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
     return out.getvalue()
 
 

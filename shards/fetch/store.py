@@ -13,7 +13,8 @@ from typing import Protocol
 from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.fetch.links import Link
 from shards.files import atomic_write, remove_file, remove_tree
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from shards.image_files import USUAL_ENDINGS
+from shards.images import BadImage, ImageOptions, decode
 from shards.places import Place
 
 #: Posters on their way in. Short names there: an id may be as long as a file name can be.
@@ -124,7 +125,7 @@ def _usable(link: Link, data: bytes, options: ImageOptions) -> tuple[str, bytes]
 
 def poster_paths(folder: Place, sample_id: str) -> list[Place]:
     """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
-    return [folder / f"{sample_id}{extension}" for extension in EXTENSIONS]
+    return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
 
 
 def outer_folder(sample_id: str) -> str:
@@ -136,8 +137,8 @@ def outer_folder(sample_id: str) -> str:
 def checked(data: bytes, options: ImageOptions) -> tuple[str, bytes]:
     """Extension and bytes under which a poster is kept. Raises BadImage for what is no usable picture.
 
-    The bytes decide, not what the link or the server call them. JPEG and PNG are kept as they are; shards
-    are built from nothing else, so other formats become PNGs of the same pixels.
+    The bytes decide, not what the link or the server call them. JPEG and PNG are kept as they are; other formats become
+    PNGs of the same pixels, which every tool reads.
     """
     if not data:
         raise BadImage("zero bytes")

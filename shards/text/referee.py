@@ -19,7 +19,8 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.executor import run
-from shards.images import BadImage, ImageOptions, decode, read_image_file
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, decode
 from shards.progress import progress
 from shards.text.anchor import strip, strip_height
 from shards.text.opencv import cv2

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.files import atomic_write, names_in, remove_file
-from shards.images import BadImage, ImageOptions, decode, read_image_file
+from shards.image_files import read_image_file
+from shards.images import BadImage, ImageOptions, decode
 from shards.places import Place
 from shards.text.masks import mask_of
 from shards.text.report import summarize

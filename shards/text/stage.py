@@ -14,6 +14,7 @@ from PIL import Image
 
 from shards.errors import UserError
 from shards.files import fingerprint, sha256_file
+from shards.images import blamed_on_the_picture
 from shards.text.detector import DetectorOptions, TextDetector, make_detector
 from shards.text.fill import Fill, make_fill
 from shards.text.masks import MaskOptions, outlines
@@ -25,6 +26,12 @@ TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")
 
 REPORT = "clean_report.parquet"
 """Lies with cleaned posters, and with shards that were cleaned on the way."""
+
+NOT_CLEANED = "cannot be cleaned"
+"""Why a poster is rejected that detector or fill cannot work on."""
+
+HOPELESS = 20
+"""So many posters that cannot be cleaned, one after the other and none before, and the cause is not theirs."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,12 @@ class Cleaned:
 
 
 def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cleaned:
-    """Remove the text of an upright RGB image."""
+    """Remove the text of an upright RGB image. Raises BadImage for one that detector or fill cannot work on."""
     detector, fill = _tools(options)
     started = time.perf_counter()
-    removal = remove_text(np.asarray(image), detector, fill, options.mask, options.passes)
-    row = report_row(sample_id, removal, options.fill_name, time.perf_counter() - started)
+    with blamed_on_the_picture(NOT_CLEANED):
+        removal = remove_text(np.asarray(image), detector, fill, options.mask, options.passes)
+        row = report_row(sample_id, removal, options.fill_name, time.perf_counter() - started)
     return Cleaned(Image.fromarray(removal.image), row, removal.passes > 0)
 
 

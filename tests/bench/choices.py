@@ -27,8 +27,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from shards.endings import is_image_name
 from shards.executor import available_cores
-from shards.images import EXTENSIONS
 from toolkit.config import DataConfig
 from toolkit.data.geometry import cut_on_cpu
 from toolkit.data.jpeg import decode_rows
@@ -158,7 +158,7 @@ def main() -> int:
     if min(options.samples, options.width, options.rounds) < 1:
         print("error: --samples, --width and --rounds must be at least 1", file=sys.stderr)
         return 2
-    paths = sorted(p for p in options.images.rglob("*") if p.name.endswith(EXTENSIONS))[: options.samples]
+    paths = sorted(p for p in options.images.rglob("*") if is_image_name(p.name))[: options.samples]
     if not paths:
         print(f"error: no image in {options.images}", file=sys.stderr)
         return 2

@@ -23,10 +23,11 @@ from pathlib import Path
 from PIL import Image
 
 from shards.build import BuildOptions, build_shards
+from shards.endings import ENDINGS_TEXT, is_image_name
 from shards.errors import UserError
 from shards.executor import available_cores
 from shards.files import atomic_write, fingerprint, read_json, write_json
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode, pack_image
+from shards.images import BadImage, ImageOptions, decode, pack_image
 from shards.index import list_tars, read_index
 
 #: Large enough that nothing is shrunk on its way into a shard: the sets below say how large posters are.
@@ -117,10 +118,10 @@ def _found(images: Path) -> list[Path]:
         Path(folder, name)
         for folder, _, names in os.walk(images)
         for name in names
-        if name.endswith(EXTENSIONS) and Path(folder, name).is_file()
+        if is_image_name(name) and Path(folder, name).is_file()
     ]
     if not found:
-        raise UserError(f"no .jpg, .jpeg or .png file in {images}")
+        raise UserError(f"no {ENDINGS_TEXT} file in {images}")
     return sorted(found)
 
 

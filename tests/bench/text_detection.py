@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shards.endings import is_image_name
 from shards.errors import UserError
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode
+from shards.images import BadImage, ImageOptions, decode
 from shards.text.db_detector import DBDetector, packaged_model
 from shards.text.detector import DetectorOptions
 from shards.text.fill import surround
@@ -170,7 +171,7 @@ def main() -> int:
     if min(options.samples, options.rounds) < 1:
         print("error: --samples and --rounds must be at least 1", file=sys.stderr)
         return 2
-    paths = sorted(p for p in options.images.rglob("*") if p.name.endswith(EXTENSIONS))
+    paths = sorted(p for p in options.images.rglob("*") if is_image_name(p.name))
     chosen = np.random.default_rng(0).permutation(len(paths))[: options.samples]
     images = []
     for number in chosen:

@@ -74,6 +74,15 @@ def bomb_png(width: int = 50_000, height: int = 50_000) -> bytes:
     )
 
 
+def many_scans(count: int, size: tuple[int, int] = (40, 60)) -> bytes:
+    """A sound progressive JPEG of ``count`` scans, most of which say nothing: they repeat the last refinement."""
+    data = encoded(draw("scans", *size), progressive=True)
+    starts = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+    first = data[starts[0] : data.index(b"\xff", starts[0] + 14)]
+    # DC of all components, sent again and again before the rest refines it
+    return data[: starts[0]] + first * (count - len(starts)) + data[starts[0] :]
+
+
 def write_file(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

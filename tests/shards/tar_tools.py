@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.tarsamples import IMAGE_ENDINGS, read_members
+from shards.endings import IMAGE_ENDINGS
+from shards.tarsamples import read_members
 
 PYTHON = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 GNU = ("v7", "oldgnu", "gnu", "ustar", "posix")
@@ -114,7 +115,7 @@ def read_naively(tar: Path) -> Naive:
             if info.isdir() or not match or re.search(r"(^|/)__[^/]*__$|^__[^/]*__/", match[1]):
                 continue
             key, extension = match.groups()
-            if extension.lower().split(".")[-1] not in (*IMAGE_ENDINGS, "json"):
+            if "." + extension.lower().split(".")[-1] not in (*IMAGE_ENDINGS, ".json"):
                 continue
             of_key = parts.setdefault(key, {})
             found.twice |= extension in of_key

@@ -232,7 +232,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"images": tmp_path / "absent"}, "image folder not found"),
         ({"images": few.csv}, "image folder not found"),
-        ({"images": empty}, r"no \.jpg, \.jpeg or \.png file in"),
+        ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
         ({"images": spoilt}, r"no poster left to build from .* 1 not an image.*the first is id 'p00\d\d'"),
         ({"metadata": tmp_path / "absent.csv"}, "metadata CSV not found"),
         ({"metadata": header}, "no usable row: the file has a header line and nothing else"),

@@ -31,7 +31,8 @@ from text_tools import (
 )
 
 from shards.clean.task import CHUNK
-from shards.images import ORIENTATION, ImageOptions
+from shards.images import ImageOptions
+from shards.jpeg_header import ORIENTATION
 from shards.text.masks import mask_of
 from shards.text.report import SCHEMA, read_report, summarize
 from shards.text.sheet import PAGE, caption, worst_first

@@ -127,7 +127,7 @@ def test_wrong_options_are_one_line(
 def test_a_folder_without_pictures(few: Source, tmp_path: Path, command: Command) -> None:
     (tmp_path / "none").mkdir()
     status, _, error = command(*clean_command(few, tmp_path / "out"), "--images", tmp_path / "none")
-    assert status == 2 and "no .jpg, .jpeg or .png file" in only_error(error)
+    assert status == 2 and "no .jpg, .jpeg, .png," in only_error(error)
 
 
 def test_a_report_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

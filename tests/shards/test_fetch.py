@@ -31,7 +31,7 @@ from shard_tools import bomb_png, draw, encoded, environment, rows_of
 from shards.errors import UserError
 from shards.fetch.cli import add_fetch_parser
 from shards.fetch.run import FetchOptions
-from shards.images import find_image
+from shards.image_files import find_image
 
 
 @pytest.fixture

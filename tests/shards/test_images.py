@@ -15,17 +15,14 @@ from PIL import Image, ImageCms
 from shard_tools import bomb_png, draw, encoded, write_file
 
 from shards.errors import UserError
+from shards.image_files import default_image_folder, find_image, holds_images, read_image_file
 from shards.images import (
     BadImage,
     ImageOptions,
     decode,
-    default_image_folder,
-    find_image,
     fitted_size,
-    holds_images,
     is_shard_jpeg,
     pack_image,
-    read_image_file,
 )
 
 OPTIONS = ImageOptions()
@@ -80,7 +77,7 @@ def jpeg_bomb() -> bytes:
         (PNG[:60] + b"\0" * 200 + PNG[260:], ("undecodable", "truncated")),
         (b"<html>404 not found</html>", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
-        (encoded(draw("tiff"), "TIFF"), "not an image"),
+        (encoded(draw("ppm"), "PPM"), "not an image"),
         (b"\0" * 5000, "not an image"),
         (encoded(draw("small", 31, 400)), "too small"),
         (encoded(draw("small", 400, 31), "PNG"), "too small"),

@@ -13,7 +13,7 @@ from shard_tools import Source, encoded, hash_of, posters, tree, write_csv, writ
 
 from shards.clean.run import CleanOptions, CleanResult, clean_posters
 from shards.errors import UserError
-from shards.images import ORIENTATION
+from shards.jpeg_header import ORIENTATION
 from shards.text.detector import DetectorOptions, Region
 from shards.text.stage import TextRemoval
 

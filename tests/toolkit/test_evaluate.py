@@ -15,6 +15,7 @@ from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_co
 
 from shards.errors import UserError
 from shards.files import write_json
+from shards.images import ANY, decode
 from shards.labels import LabelSet
 from shards.manifest import Manifest
 from toolkit.cli import main
@@ -22,7 +23,6 @@ from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import decode_rgb
 from toolkit.evaluate import parse_thresholds
 from toolkit.metrics import sigmoid
 from toolkit.model_card import write_card
@@ -174,7 +174,7 @@ def test_tables_name_every_genre_and_baseline(evaluated, labels: LabelSet):
 
 def test_pixels_are_those_of_the_stored_jpeg(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "test")
-    image = decode_rgb(reader.image_bytes(0))
+    image = decode(reader.image_bytes(0), ANY)
     (width,), (height,) = reader.sizes(np.array([0]))
     assert isinstance(image, Image.Image) and image.size == (width, height)
 

@@ -162,5 +162,5 @@ def test_files_and_folders_to_check_with(posters: Path, tmp_path: Path, caplog: 
     with pytest.raises(UserError, match="none of 1 files is an image"):
         pictures_to_check([tmp_path / "text.jpg"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no \.jpg, \.jpeg or \.png file in"):
+    with pytest.raises(UserError, match=r"no \.jpg, \.jpeg, .* or \.tiff file in"):
         pictures_to_check([tmp_path / "empty"])

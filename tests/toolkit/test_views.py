@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pixel_tools import fast, jpeg, picture, sizes, worst
+from pixel_tools import decode_rgb, fast, jpeg, picture, sizes, worst
 
 from toolkit.config import DataConfig
 from toolkit.data.cuts import PackedCut, SquareCut, eval_cutter
 from toolkit.data.plan import Share
 from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import FITS, Preprocessing, decode_rgb, stretch
+from toolkit.data.transforms import FITS, Preprocessing, stretch
 from toolkit.data.views import Views, eval_views, resized_size, train_views
 
 lengths = st.integers(1, 900)

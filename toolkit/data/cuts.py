@@ -11,10 +11,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from toolkit.config import DataConfig, Geometry
 from toolkit.data.geometry import DeviceGeometry, cut_on_cpu
-from toolkit.data.jpeg import Undecodable, decode_rows, scaled
+from toolkit.data.jpeg import Turned, Undecodable, decode_rows, place, scaled
 from toolkit.data.plan import Share
 from toolkit.data.reader import ShardReader
 from toolkit.data.scratch import scratch
@@ -31,7 +32,10 @@ class Cut(Protocol):
     """Bytes that the batch needs in its slot."""
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable."""
+        """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable.
+
+        Raises Turned for a picture that does not fit its place in the slot; ``square`` takes it.
+        """
         ...
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
@@ -43,11 +47,18 @@ class Cut(Protocol):
         ...
 
 
-class SquareCut:
-    """Crop and resize in the decoding threads."""
+#: (rows, widths, heights) → the views of some rows of a batch, if their images have these sizes.
+MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
 
-    def __init__(self, views: Views) -> None:
-        self.views, self.count, self.side = views, len(views), views.side
+
+class SquareCut:
+    """Crop and resize in the decoding threads.
+
+    ``again`` makes the view of an image whose index has its width for its height; without it, that is an error.
+    """
+
+    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
+        self.views, self.count, self.side, self.again = views, len(views), views.side, again
         self.size = self.count * self.side**2 * 4
         self.denominators = views.denominators()
         # A window inside the resized box needs the whole box: the CPU's resize knows no part of an output.
@@ -68,19 +79,39 @@ class SquareCut:
         """See Cut."""
         return slot.view(self.count, self.side, self.side, 4)[..., :3]
 
+    def picture(self, row: int, image: Image.Image) -> np.ndarray:
+        """Sample ``row`` as (S, S, 3) uint8, of its decoded image; the pixels are those of ``row``."""
+        out = np.empty((self.side, self.side, 4), dtype=np.uint8)
+        denominator = int(self.denominators[row])
+        memory, shape = self._memory(row)
+        cut_on_cpu(place(image, denominator, memory.reshape(shape)), self.views, row, denominator, out)
+        return out[..., :3]
+
+    def _memory(self, row: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        denominator = int(self.denominators[row])
+        rows = int(scaled(int(self.rows[row]), denominator))
+        width = int(scaled(int(self.views.widths[row]), denominator))
+        return scratch("decoded", rows * width * 4), (rows, width, 4)
+
     def _cut(self, row: int, data: memoryview, out: np.ndarray) -> None:
         views, denominator, rows = self.views, int(self.denominators[row]), int(self.rows[row])
         width, height = int(views.widths[row]), int(views.heights[row])
-        memory = scratch("decoded", scaled(rows, denominator) * scaled(width, denominator) * 4)
-        image = decode_rows(data, width, height, rows, denominator, memory, channels=4)
+        try:
+            image = decode_rows(data, width, height, rows, denominator, self._memory(row)[0], channels=4)
+        except Turned:
+            if self.again is None:
+                raise
+            one = self.again(slice(row, row + 1), views.heights[row : row + 1], views.widths[row : row + 1])
+            SquareCut(one)._cut(0, data, out)
+            return
         cut_on_cpu(image, views, row, denominator, out)
 
 
 class PackedCut:
     """Only decode; crop and resize on the device."""
 
-    def __init__(self, views: Views) -> None:
-        self.views, self.side = views, views.side
+    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
+        self.views, self.side, self.again = views, views.side, again
         self.denominators = views.denominators()
         self.rows = views.decoded_rows(self.denominators)
         widths = scaled(views.widths, self.denominators)
@@ -104,7 +135,7 @@ class PackedCut:
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         """See Cut."""
-        return SquareCut(self.views).square(row, data)
+        return SquareCut(self.views, self.again).square(row, data)
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
         """See Cut."""
@@ -145,8 +176,10 @@ def train_cutter(
     """Random crops and flips of shard samples, as the configuration has them."""
 
     def cut(share: Share) -> Cut:
-        widths, heights = reader.sizes(share.indices)
-        return kind(train_views(config, seed, epoch, share.keys, widths, heights))
+        def views(rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+            return train_views(config, seed, epoch, share.keys[rows], widths, heights)
+
+        return kind(views(slice(None), *reader.sizes(share.indices)), views)
 
     kind = _kind(config.geometry, device)
     return cut
@@ -157,10 +190,13 @@ def eval_cutter(
 ) -> Cutter:
     """The evaluation transform of shard samples."""
 
+    def views(_: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+        return eval_views(
+            preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit
+        )
+
     def cut(share: Share) -> Cut:
-        widths, heights = reader.sizes(share.indices)
-        side, crop_pct, fit = preprocessing.image_size, preprocessing.crop_pct, preprocessing.fit
-        return kind(eval_views(side, crop_pct, widths, heights, fit))
+        return kind(views(slice(None), *reader.sizes(share.indices)), views)
 
     kind = _kind(geometry, device)
     return cut

@@ -1,55 +1,69 @@
 """Users' own image files, of which nothing is known before they are opened, as a Loader's source.
 
-A plain JPEG (RGB, upright) goes the way that shard samples go, so that a folder and the shards of its bytes give the
-same pixels to the bit. Everything else goes through Pillow: upright by its EXIF, alpha on white, bombs refused.
+They go the way that shard samples go, so that a folder and the shards of its bytes give the same pixels to the bit.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from shards.errors import UserError
-from shards.images import EXTENSIONS, BadImage, ImageOptions, decode, plain_jpeg_size
+from shards.image_files import Walk, no_images, walk_images
+from shards.images import ANY
+from shards.picture_structure import more_frames
 from toolkit.data.cuts import SquareCut
-from toolkit.data.jpeg import Undecodable
+from toolkit.data.jpeg import Undecodable, decode_any, plain_jpeg
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
-RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
+log = logging.getLogger(__name__)
+
+#: Files with several frames that are named one by one.
+NAMED = 5
+RAW = ANY  # a user's own file may be small; what can be decoded is predicted
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Image files below a folder, sorted. Raises UserError if there is none."""
+    """Image files below a folder, sorted. Raises UserError if there is none.
+
+    Files of other kinds, and folders that cannot be read, are said in a line each.
+    """
     if not directory.is_dir():
         raise UserError(f"image folder not found: {directory}")
-    found = [
-        Path(root) / name
-        for root, _, names in os.walk(directory)
-        for name in names
-        if name.endswith(EXTENSIONS)
-    ]
+    walk = Walk()
+    found = sorted(directory / name for name in walk_images(directory, walk))
     if not found:
-        raise UserError(f"no .jpg, .jpeg or .png file in {directory}")
-    return sorted(found)
+        raise no_images(directory, walk)
+    walk.tell(directory)
+    return found
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a Loader's source."""
+    """Image files as a Loader's source. Those with several frames, of which the first is taken, are said."""
 
     paths: Sequence[Path]
+    films: list[Path] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> memoryview:
         """See Source."""
-        return memoryview(bytearray(self.paths[index].read_bytes()))
+        data = self.paths[index].read_bytes()
+        if more_frames(data):
+            self.films.append(self.paths[index])
+            if len(self.films) <= NAMED:
+                log.warning("%s has several frames or pages; the first is taken", self.paths[index])
+            elif len(self.films) == NAMED + 1:
+                log.warning("more files have several frames or pages; the first of each is taken")
+        return memoryview(bytearray(data))
 
     def where(self, index: int) -> str:
         """See Source."""
@@ -64,25 +78,21 @@ class RawTransform:
 
     def __call__(self, data: bytes) -> np.ndarray:
         """(S, S, 3) uint8. Raises ValueError with the reason in one line."""
-        fast = self._plain_jpeg(data)
-        if fast is not None:
-            return fast
         try:
-            image = decode(data, RAW)
-        except BadImage as bad:
-            raise ValueError(f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason) from None
-        return self.preprocessing.square(image)
+            header = plain_jpeg(data)
+            if header is not None:
+                return self._cut((header.width, header.height)).square(0, memoryview(bytearray(data)))
+            return self.square(decode_any(data))
+        except Undecodable as bad:
+            raise ValueError(str(bad)) from None
 
-    def _plain_jpeg(self, data: bytes) -> np.ndarray | None:
-        try:
-            size = plain_jpeg_size(data)
-        except Exception:  # parsers of hostile bytes raise nearly anything; the other way says what it is
-            return None
-        if size is None or size[0] * size[1] > RAW.max_pixels:
-            return None
-        ours = self.preprocessing
-        views = eval_views(ours.image_size, ours.crop_pct, np.array([size[0]]), np.array([size[1]]), ours.fit)
-        try:
-            return SquareCut(views).square(0, memoryview(bytearray(data)))
-        except Undecodable:  # damaged: the other way says how
-            return None
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB picture; as of its file, where that is no JPEG."""
+        return self._cut(image.size).picture(0, image)
+
+    def _cut(self, size: tuple[int, int]) -> SquareCut:
+        ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
+        cut = SquareCut(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
+        # No index vouches for these: a file that is cut, below what the model is shown, is cut all the same.
+        cut.rows = heights
+        return cut

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from toolkit.data.scratch import scratch
-from toolkit.data.transforms import BILINEAR
+from toolkit.data.transforms import MOST_RESIZED, resized_window
 from toolkit.data.views import Views
 
 _upsample = (
@@ -35,12 +35,14 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
-    if denominator == 1:
+    if denominator == 1 and width * height <= MOST_RESIZED:
         if (width, height) == (views.side, views.side):
             _resize(image[top:bottom, left:right], out, bool(views.flips[row]))
             return
         resized = scratch("resized", height * width * 4).reshape(height, width, 4)
         _resize(image[top:bottom, left:right], resized, False)
+        x, y = views.corners[row].tolist()
+        window = resized[y : y + views.side, x : x + views.side]
     else:
         # Pillow alone takes a box of fractions of pixels: rounding it to the small grid shifts edges visibly.
         ratio = float(denominator)
@@ -52,9 +54,8 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
         )
         size = image.shape[1], image.shape[0]
         whole = Image.frombuffer("RGBX", size, np.ascontiguousarray(image), "raw", "RGBX", 0, 1)
-        resized = np.array(whole.resize((width, height), BILINEAR, box=box))
-    x, y = views.corners[row].tolist()
-    window = resized[y : y + views.side, x : x + views.side]
+        corner = tuple(views.corners[row].tolist())
+        window = np.asarray(resized_window(whole, box, (width, height), corner, views.side))
     _copy(window, out, bool(views.flips[row]))
 
 

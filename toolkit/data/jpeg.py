@@ -10,7 +10,8 @@ Two savings, each exact or bounded (toolkit/data/README.md has the measurements)
 - Where the crop is at least ``denominator`` times as large as the output, libjpeg's scaled inverse DCT gives 1/2, 1/4
   or 1/8 of the size.
 
-Whatever libjpeg-turbo refuses, and every other format, goes to Pillow: its verdict on damaged bytes is the reference.
+What libjpeg-turbo refuses, what its EXIF turns, and every other format goes to shards.images.decode: pixels and
+verdicts are those of `posters shards build`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ import simplejpeg
 from PIL import Image
 
 from shards.errors import one_line
-from toolkit.data.transforms import decode_rgb
+from shards.images import ANY, BadImage, decode
+from shards.jpeg_header import JpegHeader, TooMuchWork, check_scans, missing_scans, read_jpeg_header
+from shards.upright import STRIP
 
 BLOCK_ROWS = 16  # rows of a block of the usual chroma subsamplings; others are multiples or divisors
-_NO_FRAME = frozenset(
-    (0xC4, 0xC8, 0xCC)
-)  # Huffman tables, reserved, arithmetic conditioning: among SOF0..SOF15
+#: libjpeg's last warning where rows of a sound file were left out. It comes after decoding, when all rows that were
+#: asked for are in memory: headers with such bytes between their segments are not plain, and where pixels are missing,
+#: that is the last warning.
+_STOPPED = "extraneous bytes before marker"
 
 
 class Undecodable(Exception):
     """An image that neither decoder accepts. The message is one line."""
+
+
+class Turned(Undecodable):
+    """A sound image whose index has its width for its height, as indexes had that took no heed of EXIF."""
 
 
 def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
@@ -57,78 +65,86 @@ def decode_rows(
 
     ``data`` is writable: its header may be changed. ``out`` is flat uint8 memory, at least as large as the result.
     Returns the (scaled(rows), scaled(width), channels) uint8 view of ``out``: RGB, or with four channels RGB and one
-    that means nothing. Raises Undecodable.
+    that means nothing. Raises Undecodable, and Turned if ``width`` and ``height`` change places.
     """
     shape = (scaled(rows, denominator), scaled(width, denominator), channels)
-    target = out[: shape[0] * shape[1] * channels]
-    frame = _frame_header(data)
-    if frame is None or data[frame + 9] not in (1, 3):  # no JPEG, or CMYK
-        return _with_pillow(data, width, height, rows, denominator, target.reshape(shape))
-    found = data[frame + 7] << 8 | data[frame + 8], data[frame + 5] << 8 | data[frame + 6]
-    if found != (width, height):
-        raise Undecodable(_wrong_size(found, (width, height)))
+    target = out[: shape[0] * shape[1] * channels].reshape(shape)
+    header = plain_jpeg(data)
     cut = rows < height
-    if cut and bytes(data[-2:]) != b"\xff\xd9":  # cut short, or something appended: Pillow knows which
-        return _with_pillow(data, width, height, rows, denominator, target.reshape(shape))
+    if header is not None and (header.width, header.height) != (width, height):
+        raise wrong_size((header.width, header.height), (width, height))
+    # One cut short, or with something appended, is not cut here: the other decoder knows which.
+    fast = header if header is not None and not (cut and bytes(data[-2:]) != b"\xff\xd9") else None
+    if fast is not None and _decode_plain(data, fast, rows, denominator, target):
+        return target
+    image = decode_any(data)
+    if image.size != (width, height):
+        raise wrong_size(image.size, (width, height))
+    return place(image, denominator, target)
+
+
+def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
+    """The header of a JPEG that needs no other decoder: grey or three colours, upright, of a sane size and whole."""
+    try:
+        header = read_jpeg_header(data)
+        if header is None or header.components not in (1, 3) or header.orientation != 1:
+            return None
+        if header.width * header.height > ANY.max_pixels:
+            return None
+        if not header.one_scan:
+            whole = bytes(data)
+            check_scans(whole, header)
+            return None if missing_scans(whole, header) else header
+    except TooMuchWork:
+        return None
+    return header
+
+
+def _decode_plain(
+    data: memoryview, header: JpegHeader, rows: int, denominator: int, target: np.ndarray
+) -> bool:
+    """Whether the decoder had nothing to complain about, and ``target`` holds the pixels."""
+    at, height, cut = header.frame + 5, header.height, rows < header.height
     if cut:
-        data[frame + 5], data[frame + 6] = rows >> 8, rows & 255
+        data[at], data[at + 1] = rows >> 8, rows & 255
     try:
         pixels = simplejpeg.decode_jpeg(
             data,
-            "RGB" if channels == 3 else "RGBX",
-            min_height=shape[0],
-            min_width=shape[1],
+            "RGB" if target.shape[2] == 3 else "RGBX",
+            min_height=target.shape[0],
+            min_width=target.shape[1],
             min_factor=denominator,
-            buffer=target,
-            strict=not cut,  # the rows left out are "extraneous bytes"
+            buffer=target.reshape(-1),
         )
-    except ValueError:
-        pixels = None
-    if pixels is None or pixels.shape != shape:
-        if cut:
-            data[frame + 5], data[frame + 6] = height >> 8, height & 255
-        return _with_pillow(data, width, height, rows, denominator, target.reshape(shape))
-    return pixels
+        done = pixels.shape == target.shape
+    except ValueError as error:
+        done = cut and _STOPPED in str(error)
+    if cut and not done:
+        data[at], data[at + 1] = height >> 8, height & 255
+    return done
 
 
-def _frame_header(data: memoryview) -> int | None:
-    """Offset of the start-of-frame marker; None if this is no JPEG or its header is broken."""
-    if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        return None
-    at, end = 2, len(data) - 10
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            return at
-        if marker == 0xDA:
-            return None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
-
-
-def _with_pillow(
-    data: memoryview, width: int, height: int, rows: int, denominator: int, target: np.ndarray
-) -> np.ndarray:
+def decode_any(data: memoryview | bytes) -> Image.Image:
+    """The picture, RGB and upright, as every command sees it. Raises Undecodable."""
     try:
-        image = decode_rgb(bytes(data))
-    except Exception as error:  # damaged bytes raise nearly anything in Pillow's many formats
-        raise Undecodable(_why(error)) from error
-    if image.size != (width, height):
-        raise Undecodable(_wrong_size(image.size, (width, height)))
-    if denominator > 1:
-        image = image.reduce(denominator)
-    target[..., :3] = np.asarray(image)[: target.shape[0]]
+        return decode(bytes(data), ANY)
+    except BadImage as bad:
+        raise Undecodable(f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason) from None
+    except MemoryError as error:
+        raise Undecodable(f"not enough memory: {one_line(error)}") from None
+
+
+def place(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarray:
+    """Copy the first rows of a picture, at 1/``denominator`` of its size, to ``target`` (h, w, 3 or 4)."""
+    small = image.reduce(denominator) if denominator > 1 else image
+    rows = max(1, STRIP // small.width)
+    for top in range(0, len(target), rows):
+        bottom = min(len(target), top + rows)
+        target[top:bottom, :, :3] = np.asarray(small.crop((0, top, small.width, bottom)))
     return target
 
 
-def _wrong_size(found: tuple[int, int], told: tuple[int, int]) -> str:
-    return f"the image is {found[0]}x{found[1]}, its index says {told[0]}x{told[1]}"
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "no known picture format"
-    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+def wrong_size(found: tuple[int, int], told: tuple[int, int]) -> Undecodable:
+    """What is raised for an image of another size than its index says; sizes are (width, height)."""
+    kind = Turned if found == told[::-1] else Undecodable
+    return kind(f"the image is {found[0]}x{found[1]}, its index says {told[0]}x{told[1]}")

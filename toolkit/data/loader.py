@@ -25,7 +25,7 @@ import torch
 from shards.executor import available_cores
 from toolkit.data.cuts import Cut, Cutter
 from toolkit.data.faults import ATTEMPTS, FaultPolicy, Faults
-from toolkit.data.jpeg import Undecodable
+from toolkit.data.jpeg import Turned, Undecodable
 from toolkit.data.meter import Meter
 from toolkit.data.plan import Share
 from toolkit.data.reader import ShardReader
@@ -181,7 +181,10 @@ class Loader:
         sample = int(work.indices[row])
         try:
             data = self.source.read(sample)
-            work.cut.row(row, data, memory)
+            try:
+                work.cut.row(row, data, memory)
+            except Turned:
+                work.squares[row] = work.cut.square(row, data)
             return len(data)
         except (Undecodable, OSError) as error:
             problem = _reason(error)

@@ -7,17 +7,19 @@ that users name one by one (predict) go this way, because nothing is known of th
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
+from shards.images import ANY, decode
+
 BILINEAR = (
     Image.Resampling.BILINEAR
 )  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
+#: Pixels of a picture that is resized as a whole; of larger ones only the part that is used.
+MOST_RESIZED = 16_000_000
 #: Images that are normalised at a time.
 CPU_IMAGES = 8
 #: What happens to the part of an image that is not square.
@@ -40,11 +42,11 @@ class Preprocessing:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """(S, S, 3) uint8: torchvision's transform on Pillow pixels, to the byte.
+        """(S, S, 3) uint8: torchvision's transform on Pillow pixels, to the byte. Raises shards.images.BadImage.
 
         Resize(S / crop_pct) and CenterCrop(S) for fit "crop", Resize((S, S)) for "stretch".
         """
-        return self.square(decode_rgb(data))
+        return self.square(decode(data, ANY))
 
     def square(self, image: Image.Image) -> np.ndarray:
         """(S, S, 3) uint8 of a decoded RGB image."""
@@ -66,15 +68,6 @@ class Preprocessing:
         return out.permute(0, 3, 1, 2)
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """Decode to RGB. Raises whatever Pillow raises for damaged bytes (OSError, ValueError, ...)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
     short = max(size, round(size / crop_pct))
@@ -84,8 +77,33 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     else:
         width, height = max(short, int(short * width / height)), short
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    resized = image if image.size == (width, height) else image.resize((width, height), BILINEAR)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    if image.size == (width, height):
+        return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
+
+
+def resized_window(
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    side: int,
+) -> Image.Image:
+    """The square at ``corner`` of ``box`` of the image resized to ``size``. Little more than the square is computed.
+
+    A banner of 1x60000 pixels whose short side becomes 256 would otherwise be resized to 4 billion pixels.
+    """
+    if size[0] * size[1] <= MOST_RESIZED:
+        return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
+    scales = [(box[axis + 2] - box[axis]) / size[axis] for axis in (0, 1)]
+    # Beside the square, as far as the filter's taps reach: the edges of a box cut them off.
+    low = [max(0, corner[axis] - 2) for axis in (0, 1)]
+    high = [min(size[axis], corner[axis] + side + 2) for axis in (0, 1)]
+    part = [box[axis] + edge[axis] * scales[axis] for edge in (low, high) for axis in (0, 1)]
+    part = [min(part[k], box[k % 2 + 2]) for k in range(4)]
+    small = image.resize((high[0] - low[0], high[1] - low[1]), BILINEAR, box=tuple(part))  # type: ignore[arg-type]
+    left, top = corner[0] - low[0], corner[1] - low[1]
+    return small.crop((left, top, left + side, top + side))
 
 
 def stretch(image: Image.Image, size: int) -> np.ndarray:

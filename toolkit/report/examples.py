@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from shards.images import ANY, BadImage, decode
 from toolkit.label_errors import LabelError
 from toolkit.metrics import PROBABILITY_CLIP, FloatArray
 from toolkit.report.material import Material
@@ -164,11 +165,10 @@ def example_of(material: Material, sample: int, told: set[str]) -> Example:
 def picture_uri(picture: Callable[[int], bytes], sample: int) -> str | None:
     """A poster as a small JPEG in a data URI; None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(picture(sample))) as image:
-            small = image.convert("RGB")
-            small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        small = decode(picture(sample), ANY)
+    except (OSError, BadImage):
         return None  # the card says so; the page is worth having without it
+    small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
     return "data:image/jpeg;base64," + base64.b64encode(_small_jpeg(small)).decode()
 
 

@@ -1,0 +1,55 @@
+"""Which files are pictures, by the endings of their names. No Pillow in here: indexes and listings start fast."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+#: Endings of picture files, in lower case; a name may have them in any case. Where an id has several files, the first
+#: of these counts.
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
+
+#: The same for people.
+ENDINGS_TEXT = f"{', '.join(IMAGE_ENDINGS[:-1])} or {IMAGE_ENDINGS[-1]}"
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is a picture by its name.
+
+    >>> is_image_name("a/POSTER.JPE"), is_image_name("poster.heic"), is_image_name(".jpg")
+    (True, False, False)
+    """
+    return ending(name) in IMAGE_ENDINGS
+
+
+def ending(name: str) -> str:
+    """The ending of a file's name, in lower case with its dot; empty if it has none."""
+    return os.path.splitext(os.path.basename(name))[1].lower()
+
+
+def others_text(others: Counter[str]) -> str:
+    """What is said of files that are no pictures, counted by ending.
+
+    >>> others_text(Counter({".txt": 2, ".heic": 1}))
+    '3 files of other kinds were left out: 2 .txt, 1 .heic'
+    """
+    shown = others.most_common(8)
+    rest = others.total() - sum(count for _, count in shown)
+    kinds = [f"{count} {kind or 'without an ending'}" for kind, count in shown]
+    kinds += [f"{rest} more"] if rest else []
+    what = (
+        "1 file of another kind was" if others.total() == 1 else f"{others.total()} files of other kinds were"
+    )
+    return f"{what} left out: {', '.join(kinds)}"

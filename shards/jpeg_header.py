@@ -1,0 +1,196 @@
+"""What the headers of a JPEG say: size, orientation, scans. Python alone, some microseconds an image.
+
+Every way in (build, loader, predict) asks these functions, so that all of them treat a file alike. Sources: ITU-T T.81,
+Annex B; EXIF 2.3 for the orientation. Where files break the rules, they are read as Pillow reads them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: Scans that a decoder is asked to go through. Encoders write 17 at most.
+MAX_SCANS = 100
+#: Pixels times scans, so that one large file holds no core for minutes either; MIN_SCANS are always allowed.
+MAX_WORK, MIN_SCANS = 640_000_000, 20
+#: Marker segments and padding bytes before the pixels: far over what any camera or editor writes.
+MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
+#: Bytes of EXIF, whose directory Pillow reads when it opens a file. One segment has 64 KB at most.
+MAX_EXIF = 256_000
+
+ORIENTATION = 0x0112  # the EXIF tag
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_EXIF = b"Exif\0\0"
+_SEGMENT = struct.Struct(">HH").unpack_from  # marker, size
+_FRAME = struct.Struct(">BBHBHHB").unpack_from  # of it: 0xFF, kind, size, bits, height, width, components
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+#: Start of frame. Among them lie Huffman tables, a reserved one and arithmetic conditioning.
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+#: Those, and all others that a header may have.
+_OTHERS = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFFF)))
+
+
+class TooMuchWork(ValueError):
+    """A JPEG that would hold a decoder for minutes."""
+
+
+class JpegHeader(NamedTuple):
+    """What stands before the first scan."""
+
+    frame: int
+    """Offset of the start-of-frame marker."""
+    width: int
+    height: int
+    """Stored width and height in pixels, before the orientation is applied."""
+    components: int
+    orientation: int
+    """1 to 8, as in EXIF; 1 is upright."""
+    scan: int
+    """Offset of the first start-of-scan marker."""
+    one_scan: bool
+    """Whether the first scan holds everything, as in baseline JPEGs of nearly all encoders."""
+
+
+def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
+    """The header; None if these bytes are no JPEG or break the rules. Raises TooMuchWork."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, end = 2, len(data) - 10
+    frame = segments = padding = 0
+    exif = xmp = b""
+    while at < end:
+        marker, size = _SEGMENT(data, at)
+        if marker == 0xFFDA:
+            break
+        if marker in _FRAMES:
+            if frame:
+                return None
+            frame = at
+        elif marker == 0xFFE1:
+            content = bytes(data[at + 4 : at + 2 + size])
+            if content.startswith(_EXIF):
+                exif = exif + content[6:] if exif else content
+            elif content.startswith(_XMP):
+                xmp = content
+        elif marker == 0xFFFF:
+            at += 1
+            padding += 1
+            if padding > MAX_PADDING:
+                raise TooMuchWork(f"over {MAX_PADDING} bytes of padding between its headers")
+            continue
+        elif marker not in _OTHERS:
+            return None
+        if size < 2:
+            return None
+        at += 2 + size
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise TooMuchWork(f"over {MAX_SEGMENTS} segments before its pixels")
+    if not frame or at >= end:
+        return None
+    if len(exif) > MAX_EXIF:
+        raise TooMuchWork(f"{len(exif)} bytes of EXIF, over {MAX_EXIF}")
+    _, kind, _, _, height, width, components = _FRAME(data, frame)
+    one_scan = data[at + 4] == components and kind not in _PROGRESSIVE
+    orientation = orientation_of(exif, xmp) if exif or xmp else 1
+    return JpegHeader(frame, width, height, components, orientation, at, one_scan)
+
+
+def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
+    """The orientation, 1 to 8, that EXIF bytes say, else XMP bytes; 1 if neither does."""
+    value = _exif_orientation(exif)
+    if value is None and (found := _XMP_ORIENTATION.search(xmp)):
+        value = int(found[1])
+    return value if value is not None and 1 <= value <= 8 else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """ORIENTATION of the first directory. Only its 12 bytes an entry are looked at, whatever the entries say."""
+    at = 0
+    while exif.startswith(_EXIF, at):
+        at += len(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(exif[at : at + 2])
+    if order is None:
+        return None
+    value = None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, at + 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, at + start)
+        for entry in range(at + start + 2, at + start + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
+            if tag == ORIENTATION:
+                form = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # short and long, with and without sign
+                if form is None or not count:
+                    value = 0
+                    continue
+                place = entry + 8
+                if count * struct.calcsize(form) > 4:  # then the entry says where they are; the first counts
+                    place = at + struct.unpack_from(f"{order}I", exif, place)[0]
+                value = struct.unpack_from(f"{order}{form}", exif, place)[0]
+    except struct.error:
+        pass  # cut short: what was found before counts
+    return value
+
+
+def check_scans(data: bytes, header: JpegHeader | None) -> None:
+    """Raise TooMuchWork for a JPEG of more scans than is reasonable for its size."""
+    limit = most_scans(header.width * header.height) if header else MAX_SCANS
+    # Pixels never hold these two bytes side by side, so this is never too few, and it costs next to nothing.
+    if data.count(b"\xff\xda") <= limit:
+        return
+    found = sum(1 for _ in scans(data))  # not those of previews, profiles and what follows the picture
+    if found > limit:
+        size = f"{header.width}x{header.height}" if header else "a JPEG"
+        raise TooMuchWork(f"{size} in {found} scans, over {limit}")
+
+
+def most_scans(pixels: int) -> int:
+    """How many scans a picture of that many pixels may have."""
+    return MAX_SCANS if pixels * MAX_SCANS <= MAX_WORK else max(MIN_SCANS, MAX_WORK // pixels)
+
+
+def scans(data: bytes) -> Iterator[int]:
+    """Offsets of the start-of-scan markers that a decoder meets, up to the end-of-image marker."""
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 3 >= len(data):
+            return
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker == 0 or 0xD0 <= marker <= 0xD8 or marker == 1:  # stuffed, restart, without a segment
+            at += 2
+        elif marker == 0xD9:
+            return
+        else:
+            if marker == 0xDA:
+                yield at
+            at += 2 + max(2, data[at + 2] << 8 | data[at + 3])
+
+
+def missing_scans(data: bytes, header: JpegHeader) -> str:
+    """What a JPEG of several scans lacks, in words; empty if all of its coefficients are there.
+
+    A file that is cut between two scans and closed with an end marker is a valid JPEG, of a blurred picture.
+    """
+    progressive = data[header.frame + 1] in _PROGRESSIVE
+    ids = [data[header.frame + 10 + 3 * k] for k in range(header.components)]
+    # Bits of each coefficient that are still to come; 64 of a component
+    left = {component: [14] * 64 for component in ids}
+    for at in scans(data):
+        count = data[at + 4]
+        named = [data[at + 5 + 2 * k] for k in range(count)] if at + 8 + 2 * count <= len(data) else []
+        if not named:
+            continue
+        first, last, bits = data[at + 5 + 2 * count], data[at + 6 + 2 * count], data[at + 7 + 2 * count] & 15
+        for component in named:
+            for k in range(first, min(last, 63) + 1) if progressive else range(64):
+                if component in left:
+                    left[component][k] = bits if progressive else 0
+    if any(bits[0] == 14 for bits in left.values()):
+        return "a colour component is missing"
+    return "its last scans are missing" if any(any(bits) for bits in left.values()) else ""
