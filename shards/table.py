@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from shards.errors import UserError, one_line
-from shards.places import Place, told
+from shards.files import opened_text
+from shards.places import Place
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def open_table(path: Place, encoding: str, columns: Mapping[str, str]) -> Iterat
     except LookupError:
         raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
-        with told("read the CSV", path), path.open("r", encoding=encoding, newline="") as stream:
+        with opened_text(path, encoding) as stream:
             reader = csv.reader(stream)
             header = next(reader, None)
             if not header or not any(cell.strip() for cell in header):
