@@ -107,7 +107,12 @@ class HttpClient:
             response = await self._ask(method, url, sources, seconds, own)
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None or not allow_redirects:
-                response.content = _Body(response, most, seconds, ends)  # type: ignore[assignment]
+                body = _Body(response, most, seconds, ends)
+                # All of the file, where its middle was asked for: of use if it is the file that is expected.
+                body.is_whole = response.status == 200 and not own["headers"].get("Range", "bytes=0-").startswith(
+                    "bytes=0-"
+                )
+                response.content = body  # type: ignore[assignment]
                 return response
             response.release()
             sources |= self._kinds_of(url)
@@ -178,6 +183,7 @@ class _Body:
         self._stream = response.content
         self._most, self._seconds, self._ends = most, seconds, ends
         self._got = 0
+        self.is_whole = False
         self._silent = response.status >= 400 or response.method == "HEAD"
         length = 0 if self._silent else response.content_length or 0
         if length > most:
@@ -199,6 +205,8 @@ class _Body:
                 await asyncio.wait_for(
                     self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0)
                 )
+                if self.is_whole and self._got != self._most:
+                    raise OSError(f"it knows no ranges, and has {self._got} bytes, not {self._most}")
                 return b"".join(blocks)
             except aiohttp.ServerTimeoutError:
                 raise
