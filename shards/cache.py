@@ -19,7 +19,6 @@ use is its time of access.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -34,8 +33,6 @@ from typing import TypeVar
 from shards.cache_files import (
     FAILED,
     Ours,
-    delete_unused,
-    held_alone,
     held_for_reading,
     held_partial,
     partial_of,
@@ -43,9 +40,9 @@ from shards.cache_files import (
     stamp,
     write_own,
 )
-from shards.cache_options import CacheOptions, NoRoom, RemoteFile
+from shards.cache_options import CacheOptions, RemoteFile
+from shards.cache_room import Room
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL
 from shards.places import Place
 from shards.remote_read import SMALL, Patience, read_blocks, read_small
 
@@ -61,11 +58,8 @@ NOTE = 1.0
 WHOLE_TRIES = 3
 #: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
 HOPELESS = 30.0
-#: Seconds after which nobody waits any more for what a failure was about.
-OLD = 3600.0
 #: Times that a file is opened that is gone again: others may need its room.
 OPEN_TRIES = 100
-_KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
@@ -81,11 +75,11 @@ class Cache:
         self._noted: dict[str, float] = {}
         self._failures: dict[str, tuple[float, str]] = {}
         self._checked: set[tuple[int, int, int, int]] = set()
-        self._told = threading.Event()
         with self._own_errors():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ours = Ours(self.folder)
             self._keep_private()
+        self._room = Room(self.folder, options.limit, self._ours)
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
@@ -129,9 +123,9 @@ class Cache:
                     if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
                         break
                     self._share_failure(path, before)
-                    self._make_room(file, descriptor, over_limit)
+                    self._room.take(file, descriptor, over_limit)
                     self._bring(file, descriptor, stop)
-                    with self._room():  # who looks for room sees it under one of its names
+                    with self._room.held():  # who looks for room sees it under one of its names
                         os.replace(partial_of(path), path)
                     return True
             self._note(path, path)
@@ -223,7 +217,8 @@ class Cache:
             yield
         except OSError as error:
             raise UserError(
-                f"the cache {self.folder} cannot be used: {one_line(error)}; repair it, or name another with --cache-dir"
+                f"the cache {self.folder} cannot be used: {one_line(error)}; repair it, or name another with "
+                f"--cache-dir"
             ) from None
 
     def _note(self, path: Path, file: Path | int) -> None:
@@ -251,73 +246,6 @@ class Cache:
         said = (self._ours.read(marker, 4096) or b"").decode("utf-8", "replace").strip()
         if said:
             raise UserError(one_line(said))
-
-    def _room(self) -> contextlib.AbstractContextManager[None]:
-        return held_alone(self.folder / ".room", self._ours)
-
-    def _make_room(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
-        """Take the file's room, deleting what was used longest ago if the limit asks for it."""
-        limit = self.options.limit
-        with self._room():
-            kept, partials = self._listed()
-            if limit:
-                total = sum(size for _, size, _ in kept) + partials
-                for _, size, path in sorted(kept):
-                    if total + file.bytes <= limit:
-                        break
-                    if delete_unused(path, self._ours):
-                        total -= size
-                if total + file.bytes > limit:
-                    if not over_limit:
-                        raise NoRoom(file.name)
-                    self._tell_over(total + file.bytes)
-            try:
-                free = os.fstatvfs(descriptor)
-                if file.bytes > free.f_bavail * free.f_frsize:  # what others need meanwhile is not taken in vain
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.ftruncate(descriptor, file.bytes)
-                if hasattr(os, "posix_fallocate") and file.bytes:
-                    os.posix_fallocate(descriptor, 0, file.bytes)  # a full disk shows now
-            except OSError as error:
-                raise UserError(
-                    f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}: "
-                    f"{one_line(error)}; set --cache-limit, or name a larger disk with --cache-dir"
-                ) from None
-
-    def _listed(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """(last use, bytes, path) of every whole file; bytes of those being fetched. Sweeps what a kill left."""
-        kept, partials, now = [], 0, time.time()
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                # Not all that is half-written is fetched: small files have partials of their own, with other names.
-                whole = _KEPT.fullmatch(entry.name.removesuffix(PARTIAL))
-                try:
-                    facts = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # gone while we looked
-                    continue
-                if not self._ours.owns(facts):
-                    continue
-                if whole and entry.name.endswith(PARTIAL):
-                    # Our own is held by another descriptor of this process, and so is in use like anybody's.
-                    if not delete_unused(Path(entry.path), self._ours):
-                        partials += facts.st_size
-                elif whole and entry.name.endswith(FAILED):
-                    if abs(now - facts.st_mtime) > OLD:  # clocks differ
-                        Path(entry.path).unlink(missing_ok=True)
-                elif whole:
-                    used = facts.st_atime if facts.st_atime <= now + OLD else 0.0
-                    kept.append((used, facts.st_size, Path(entry.path)))
-        return kept, partials
-
-    def _tell_over(self, size: int) -> None:
-        if not self._told.is_set():
-            self._told.set()
-            log.warning(
-                "the cache %s is over its limit (%.1f of %.1f GiB): all that is in it is in use; raise --cache-limit",
-                self.folder,
-                size / 2**30,
-                self.options.limit / 2**30,
-            )
 
     def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""

@@ -109,9 +109,9 @@ class HttpClient:
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
                 # All of the file, where its middle was asked for: of use if it is the file that is expected.
-                body.is_whole = response.status == 200 and not own["headers"].get("Range", "bytes=0-").startswith(
-                    "bytes=0-"
-                )
+                body.is_whole = response.status == 200 and not own["headers"].get(
+                    "Range", "bytes=0-"
+                ).startswith("bytes=0-")
                 response.content = body  # type: ignore[assignment]
                 return response
             response.release()

@@ -109,7 +109,9 @@ def _parted(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
     if at:
         import fsspec.config
 
-        pair = base64.b64encode(unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()).decode()
+        pair = base64.b64encode(
+            unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()
+        ).decode()
         others = fsspec.config.conf.get(protocol, {}).get("headers", {})
         secrets["headers"] = {**others, "Authorization": f"Basic {pair}"}
     return url._replace(netloc=host, query="", fragment="").geturl(), secrets

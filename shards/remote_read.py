@@ -142,7 +142,9 @@ def _asked(path: Place, patience: Patience, start: int, end: int | None, size: i
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, patience)
             if isinstance(error, TooMuch):
-                raise UserError(f"{path} cannot be read: {one_line(error)}; upload the right file again") from None
+                raise UserError(
+                    f"{path} cannot be read: {one_line(error)}; upload the right file again"
+                ) from None
             if patience.over:
                 longer = f" ({patience.option} waits longer)" if patience.option else ""
                 raise UserError(

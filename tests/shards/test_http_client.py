@@ -1,4 +1,4 @@
-"""HTTP servers that may be anybody's: where their redirects may lead, what they hear, how much and how slowly they send.
+"""Where servers on HTTP may send us, and what they hear of the user's secrets.
 
 Tests have only loopback addresses: 127.0.0.1 counts as the open internet here, 127.0.0.2 as what it is.
 """
@@ -7,54 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import pickle
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from misbehaving_server import (
-    Handler,
-    MisbehavingServer,
-    Writer,
-    drip,
-    endless,
-    raw,
-    redirect,
-    reply,
-    reset,
-    silence,
-)
+from http_tools import BODY, PRIVATE, PUBLIC, READERS, blocks, got, refusal, whole
+from misbehaving_server import Handler, MisbehavingServer, redirect, reply, reset
 from yarl import URL
 
 from shards import http_client
 from shards.errors import UserError
 from shards.fetch import addresses
 from shards.http_client import MAX_REDIRECTS, HttpClient, Refused
-from shards.places import Place, place, told
-from shards.remote import read_whole
-from shards.remote_read import Patience, read_blocks, read_small
+from shards.places import Place, place
 
-PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
-BODY = b"the right bytes"
-
-
-@pytest.fixture
-def server() -> Iterator[MisbehavingServer]:
-    with MisbehavingServer(PRIVATE) as running:
-        running.add("/victim", reply(b"of this machine alone"))
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.remote_read.LEAST", 0.5)
-    monkeypatch.setattr("shards.http_client.LEAST", 0.5)
+pytest_plugins = ("http_tools",)
 
 
 @pytest.fixture
@@ -63,29 +35,6 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         addresses, "is_public", lambda address: address == ip_address(PUBLIC) or real(address)
     )
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def got(path: Place, patience: float = 5.0, most: int = 1 << 20) -> bytes | None:
-    return read_small(path, Patience(patience), most)
-
-
-def blocks(path: Place, patience: float = 5.0, size: int = 1 << 20) -> bytes:
-    return b"".join(read_blocks(path, size, Patience(patience)))
-
-
-def whole(path: Place) -> bytes:
-    with told("read a poster", path):
-        return read_whole(path)
-
-
-READERS = [got, blocks, whole]
 
 
 # --- where a redirect may lead ---------------------------------------------------------------------------------------
@@ -194,9 +143,9 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
             Names.answers = [PUBLIC]
             assert await ask(client, "/file") == BODY
             Names.answers = [PRIVATE]
-            with pytest.raises(Refused, match=f"other.example is {PRIVATE}"):
+            with pytest.raises(Refused, match=rf"other\.example is {PRIVATE}"):
                 await ask(client, "/away")
-            with pytest.raises(Refused, match="set.example"):
+            with pytest.raises(Refused, match=r"set\.example"):
                 await ask(client, "/again")
             for session in client._sessions.values():  # some time later
                 connector: Any = session.connector
@@ -213,8 +162,21 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
 def test_kinds_of_addresses() -> None:
     kinds = {
         "machine": ["127.0.0.1", "127.255.0.1", "0.0.0.0", "0.1.2.3", "::1", "::", "::ffff:127.0.0.1"],
-        "link": ["169.254.169.254", "fe80::1", "::ffff:169.254.1.1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"],
-        "network": ["10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00:ec2::254", "::ffff:10.0.0.1"],
+        "link": [
+            "169.254.169.254",
+            "fe80::1",
+            "::ffff:169.254.1.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+        ],
+        "network": [
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.0.1",
+            "100.64.0.1",
+            "fd00:ec2::254",
+            "::ffff:10.0.0.1",
+        ],
         "public": ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"],
     }
     for kind, texts in kinds.items():
@@ -251,9 +213,14 @@ def test_they_go_on_to_another_path_of_that_server(server: MisbehavingServer) ->
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")])
+@pytest.mark.parametrize(
+    "answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")]
+)
 def test_no_error_shows_them(
-    server: MisbehavingServer, read: Callable[[Place], object], answer: Handler, monkeypatch: pytest.MonkeyPatch
+    server: MisbehavingServer,
+    read: Callable[[Place], object],
+    answer: Handler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shards.http_client.LEAST", 0.2)
     server.add("/set?token=hidden", answer)
@@ -262,104 +229,3 @@ def test_no_error_shows_them(
         if read(path) is None:
             raise FileNotFoundError
     assert "hidden" not in str(caught.value) and "word" not in str(caught.value)
-
-
-# --- how much and how slowly -----------------------------------------------------------------------------------------
-
-
-def test_an_endless_body_ends(server: MisbehavingServer) -> None:
-    path = place(server.add("/manifest.json", endless))
-    assert "more than the 1048576 bytes" in refusal(lambda: got(path, most=1 << 20))
-    assert "more than" in refusal(lambda: blocks(path, size=100_000))
-    assert server.requests["/manifest.json"] <= 4  # what it says of its size is asked for, too
-
-
-def test_a_body_that_says_it_is_too_long_is_not_read(server: MisbehavingServer) -> None:
-    path = place(server.add("/manifest.json", reply(b"{", Content_Length=1 << 40)))
-    assert f"it has {1 << 40} bytes where at most" in refusal(lambda: got(path, most=1 << 20))
-
-
-def test_a_bomb_that_is_sent_compressed(server: MisbehavingServer) -> None:
-    data = gzip.compress(bytes(64 << 20))
-    path = place(server.add("/manifest.json", reply(data, Content_Encoding="gzip")))
-    assert len(data) < 1 << 20
-    assert "more than the 1048576 bytes" in refusal(lambda: got(path, most=1 << 20))
-
-
-def test_a_shorter_file_of_a_server_that_knows_no_ranges(server: MisbehavingServer) -> None:
-    path = place(server.add("/file", reply(BODY)))
-    assert f"has {len(BODY)} bytes, the manifest says 1048576" in refusal(lambda: blocks(path))
-    assert server.requests["/file"] <= 4
-
-
-def test_what_goes_with_an_error_is_not_read(server: MisbehavingServer) -> None:
-    async def endless_refusal(writer: Writer, _: int) -> bool:
-        writer.write(b"HTTP/1.1 404 Not Found\r\n\r\n")
-        while True:
-            writer.write(b"\xff" * 65536)
-            await writer.drain()
-
-    path = place(server.add("/file", endless_refusal))
-    assert got(path) is None
-
-
-async def slow_head(writer: Writer, _: int) -> bool:
-    writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    while True:
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
-@pytest.mark.parametrize("handler", [drip, silence, slow_head], ids=["drip", "silence", "head"])
-@pytest.mark.parametrize("read", [got, blocks])
-def test_what_hardly_comes_ends_with_the_patience(
-    server: MisbehavingServer, read: Callable[..., object], handler: Handler
-) -> None:
-    path = place(server.add("/file", handler))
-    began = time.monotonic()
-    message = refusal(lambda: read(path, patience=1.0))
-    assert "it was asked for during 1 s" in message
-    assert time.monotonic() - began < 4
-
-
-def test_a_little_each_time_is_not_progress_without_end(
-    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One byte an answer: each block renews the patience, but the whole has its time."""
-
-    async def a_byte(writer: Writer, number: int) -> bool:
-        await asyncio.sleep(0.1)
-        shown = f"bytes {number - 1}-{number - 1}/1000000"
-        return await reply(b"x", 206, Content_Range=shown)(writer, number)
-
-    path = place(server.add("/file", a_byte))
-    monkeypatch.setattr("shards.remote_read.PATIENCES", 2)
-    monkeypatch.setattr("shards.remote_read.SLOWEST", 1 << 20)
-    with pytest.raises(UserError, match="cannot be read"):
-        patience = Patience(0.5, size=1_000_000)
-        patience.ends = time.monotonic() + 1.5
-        list(read_blocks(path, 1_000_000, patience))
-    assert 5 < server.requests["/file"] < 40
-
-
-def test_who_is_slow_but_comes_is_waited_for(server: MisbehavingServer) -> None:
-    body = bytes(range(256)) * 64
-
-    async def slowly(writer: Writer, _: int) -> bool:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        for start in range(0, len(body), 1024):
-            writer.write(body[start : start + 1024])
-            await writer.drain()
-            await asyncio.sleep(0.1)
-        return True
-
-    path = place(server.add("/file", slowly))
-    began = time.monotonic()
-    assert got(path, patience=0.5) == body
-    assert time.monotonic() - began > 1.5
-
-
-def test_an_answer_that_is_not_http(server: MisbehavingServer) -> None:
-    path = place(server.add("/file", raw(b"SSH-2.0-x\r\n")))
-    assert "Bad status line" in refusal(lambda: got(path))

@@ -168,9 +168,7 @@ def _commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def _content(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     entry = hub_server._Handler._entry
     large = {"oid": name, "size": 1, "pointerSize": 1}
-    monkeypatch.setattr(
-        hub_server._Handler, "_entry", lambda self, file: {**entry(self, file), "lfs": large}
-    )
+    monkeypatch.setattr(hub_server._Handler, "_entry", lambda self, file: {**entry(self, file), "lfs": large})
 
 
 def _version(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -190,7 +188,9 @@ def test_a_hub_names_no_file_outside_its_cache(
     says(hub, monkeypatch, name.format(tmp_path))
     with pytest.raises(UserError, match="which cannot be the name of a file"):
         fetch_model("user/name")
-    outside = [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents]
+    outside = [
+        path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents
+    ]
     assert not outside
 
 
