@@ -3,13 +3,17 @@
     CACHE/SHA256.tar           a file under the name of its content: sets, builds and jobs share what is the same
     CACHE/SHA256.tar.partial   one that is being fetched, in its full size from the start: its room is taken
     CACHE/SHA256.tar.failed    why it could not be fetched, for those who were waiting for it
-    CACHE/.room                held while room is made
+    CACHE/.room                held while room is made and while a whole file gets its name
 
 Processes agree through locks of the operating system (flock), which it drops when a process dies:
 
 - who fetches a file holds its partial exclusively; the others wait and then find it whole. A partial that nobody holds
   was left by a killed process and is deleted.
 - who reads a file holds it shared. A file that is held is in use and stays.
+
+No file is believed for its name and size (cache_files.py): it must be this user's, and its digest is checked once per
+node and file, when it comes or when it is first used; the time of its last change says so afterwards. The time of last
+use is its time of access.
 """
 
 from __future__ import annotations
@@ -19,20 +23,28 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
-
-from shards.cache_files import FAILED, delete_unused, held_for_reading, held_partial, partial_of
-from shards.cache_options import CacheOptions, NoRoom, RemoteFile
+from shards.cache_files import (
+    FAILED,
+    Ours,
+    held_for_reading,
+    held_partial,
+    partial_of,
+    sha256_of,
+    stamp,
+    write_own,
+)
+from shards.cache_options import CacheOptions, RemoteFile
+from shards.cache_room import Room
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, atomic_write
 from shards.places import Place
-from shards.remote_read import Patience, read_blocks, read_small
+from shards.remote_read import SMALL, Patience, read_blocks, read_small
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +58,9 @@ NOTE = 1.0
 WHOLE_TRIES = 3
 #: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
 HOPELESS = 30.0
-#: Seconds after which nobody waits any more for what a failure was about.
-OLD = 3600.0
-_KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
+#: Times that a file is opened that is gone again: others may need its room.
+OPEN_TRIES = 100
+_SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
 class Cache:
@@ -62,10 +74,13 @@ class Cache:
         self.folder = options.path
         self._noted: dict[str, float] = {}
         self._failures: dict[str, tuple[float, str]] = {}
-        self._told = threading.Event()
+        self._checked: set[tuple[int, int, int, int]] = set()
         with self._own_errors():
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._room = FileLock(self.folder / ".room")
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._ours = Ours(self.folder)
+            self._keep_private()
+        self._room = Room(self.folder, options.limit, self._ours)
+        self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
         """A descriptor of the whole file, which is in use until it is closed. Fetches the file if need be.
@@ -73,13 +88,19 @@ class Cache:
         Raises UserError if it cannot be had.
         """
         path = self.folder / file.name
-        while True:
+        for _ in range(OPEN_TRIES):
             with self._own_errors():
-                descriptor = held_for_reading(path, file.bytes)
+                descriptor = held_for_reading(path, self._ours)
                 if descriptor is not None:
-                    self._note(path, descriptor)
-                    return descriptor
+                    if self._is_whole(file, os.fstat(descriptor)):
+                        self._note(path, descriptor)
+                        return descriptor
+                    os.close(descriptor)
             self.fetch(file, over_limit=True, stop=stop)
+        raise UserError(
+            f"the cache {self.folder} cannot be used: {file.name} is gone as soon as it is there; name another with "
+            f"--cache-dir"
+        )
 
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
         """See to it that the file is there; True if this call brought it.
@@ -88,20 +109,24 @@ class Cache:
         file cannot be had; Abandoned soon after ``stop`` is set. A file that was there counts as used: it is wanted
         soon.
         """
-        path, began = self.folder / file.name, time.time()
+        path = self.folder / file.name
         with self._own_errors():
+            before = _version(path.with_name(path.name + FAILED))
             while not self.has(file):
-                self._share_failure(path, began)
-                with held_partial(path) as descriptor:
+                self._share_failure(path, before)
+                if not self._writable and self._check_kept(path, file):
+                    break
+                with held_partial(path, self._ours) as descriptor:
                     if descriptor is None:  # somebody else is at it
                         Patience.rest(POLL, stop)
                         continue
-                    if self.has(file):  # since we looked
+                    if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
                         break
-                    self._share_failure(path, began)
-                    self._make_room(file, descriptor, over_limit)
+                    self._share_failure(path, before)
+                    self._room.take(file, descriptor, over_limit)
                     self._bring(file, descriptor, stop)
-                    os.replace(partial_of(path), path)
+                    with self._room.held():  # who looks for room sees it under one of its names
+                        os.replace(partial_of(path), path)
                     return True
             self._note(path, path)
             return False
@@ -111,28 +136,80 @@ class Cache:
 
         Kept as ``name``; what was damaged here is fetched anew.
         """
+        if not _SMALL.fullmatch(name):
+            raise UserError(f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
         kept = self.folder / name
         with self._own_errors():
-            try:
-                return parse(kept.read_bytes())
-            except FileNotFoundError:
-                pass
-            except UserError:
-                kept.unlink(missing_ok=True)
+            data = self._ours.read(kept, SMALL)
+            if data is not None:
+                try:
+                    return parse(data)
+                except UserError:
+                    kept.unlink(missing_ok=True)
             data = read_small(source, Patience(self.options.patience, option="--patience"))
             if data is None:
                 raise UserError(f"{source} is missing; upload the set again")
             result = parse(data)
-            with atomic_write(kept) as stream:
-                stream.write(data)
+            if self._writable:
+                write_own(kept, data)
             return result
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether the file is there."""
+        """Whether the file is there, ours, and was checked."""
         try:
-            return (self.folder / file.name).stat().st_size == file.bytes
+            return self._is_whole(file, (self.folder / file.name).lstat())
         except FileNotFoundError:
             return False
+
+    def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
+        return (
+            self._ours.owns(facts)
+            and facts.st_size == file.bytes
+            and (facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked)
+        )
+
+    def _check_kept(self, path: Path, file: RemoteFile) -> bool:
+        """Whether a file that was not checked yet is the one; one that is not is deleted. Reads all of it."""
+        descriptor = self._ours.open(path)
+        if descriptor is None:
+            return False
+        try:
+            facts = os.fstat(descriptor)
+            if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
+                raise UserError(
+                    f"{file.place} has {facts.st_size} bytes by its sha256, the manifest says {file.bytes}: the "
+                    f"manifest is damaged; upload the set again"
+                )
+            if facts.st_size == file.bytes and sha256_of(descriptor) == file.sha256:
+                self._mark_checked(descriptor, file)
+                return True
+            log.warning("%s in the cache %s was damaged: it is fetched again", file.place, self.folder)
+            path.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
+        """Note, for all processes of this node, that the open file has the digest."""
+        facts = os.fstat(descriptor)
+        with contextlib.suppress(OSError):  # root's, on a disk that can only be read
+            os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
+        # For this process, in case that the file system keeps other times.
+        self._checked.add(_key(os.fstat(descriptor)))
+
+    def _keep_private(self) -> None:
+        """See to it that no other user writes to the usual folder; say so of one that the user named."""
+        facts = self.folder.stat()
+        if not stat.S_IMODE(facts.st_mode) & 0o022 or facts.st_uid not in (self._ours.uid, 0):
+            return
+        if self.options.is_usual and facts.st_uid == self._ours.uid:
+            self.folder.chmod(0o700)
+        else:
+            log.warning(
+                "other users may write to the cache %s: what is not yours there is not used; "
+                "with a folder of your own as --cache-dir they cannot delete or block files",
+                self.folder,
+            )
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -140,95 +217,44 @@ class Cache:
             yield
         except OSError as error:
             raise UserError(
-                f"the cache {self.folder} cannot be used: {one_line(error)}; mend it, or name another with --cache-dir"
+                f"the cache {self.folder} cannot be used: {one_line(error)}; repair it, or name another with "
+                f"--cache-dir"
             ) from None
 
     def _note(self, path: Path, file: Path | int) -> None:
-        """Note that the file was used now: its time of change, which nothing else needs, says when."""
+        """Note that the file was used now."""
         now = time.time()
         if now - self._noted.get(path.name, 0.0) >= NOTE:
             self._noted[path.name] = now
-            # Gone again, another user's, on a disk that can only be read: the file is no worse for it.
+            # Gone again, root's, on a disk that can only be read: the file is no worse for it.
             with contextlib.suppress(OSError):
-                os.utime(file)
+                facts = os.stat(file) if isinstance(file, int) else file.lstat()
+                if self._ours.owns(facts):
+                    os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
-    def _share_failure(self, path: Path, began: float) -> None:
-        """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader."""
-        at, message = self._failures.get(path.name, (0.0, ""))
-        if time.time() - at < HOPELESS:
+    def _share_failure(self, path: Path, before: tuple[int, int] | None) -> None:
+        """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader.
+
+        before: the marker's version when we began, whatever its date says.
+        """
+        at, message = self._failures.get(path.name, (-HOPELESS, ""))
+        if time.monotonic() - at < HOPELESS:
             raise UserError(message)
         marker = path.with_name(path.name + FAILED)
-        with contextlib.suppress(FileNotFoundError):
-            if marker.stat().st_mtime >= began:
-                raise UserError(marker.read_text(encoding="utf-8"))
-
-    def _make_room(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
-        """Take the file's room, deleting what was used longest ago if the limit asks for it."""
-        limit = self.options.limit
-        with self._room:
-            kept, partials = self._listed()
-            if limit:
-                total = sum(size for _, size, _ in kept) + partials
-                for _, size, path in sorted(kept):
-                    if total + file.bytes <= limit:
-                        break
-                    if delete_unused(path):
-                        total -= size
-                if total + file.bytes > limit:
-                    if not over_limit:
-                        raise NoRoom(file.name)
-                    self._tell_over(total + file.bytes)
-            try:
-                os.ftruncate(descriptor, file.bytes)
-                if hasattr(os, "posix_fallocate") and file.bytes:
-                    os.posix_fallocate(descriptor, 0, file.bytes)  # a full disk shows now
-            except OSError as error:
-                raise UserError(
-                    f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}: "
-                    f"{one_line(error)}; set --cache-limit, or name a larger disk with --cache-dir"
-                ) from None
-
-    def _listed(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """(last use, bytes, path) of every whole file; bytes of those being fetched. Sweeps what a kill left."""
-        kept, partials = [], 0
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                # Not all that is half-written is fetched: small files have partials of their own, with other names.
-                whole = _KEPT.fullmatch(entry.name.removesuffix(PARTIAL))
-                try:
-                    facts = entry.stat()
-                except FileNotFoundError:  # gone while we looked
-                    continue
-                if whole and entry.name.endswith(PARTIAL):
-                    # Our own is held by another descriptor of this process, and so is in use like anybody's.
-                    if not delete_unused(Path(entry.path)):
-                        partials += facts.st_size
-                elif whole and entry.name.endswith(FAILED):
-                    if facts.st_mtime < time.time() - OLD:
-                        Path(entry.path).unlink(missing_ok=True)
-                elif whole:
-                    kept.append((facts.st_mtime, facts.st_size, Path(entry.path)))
-        return kept, partials
-
-    def _tell_over(self, size: int) -> None:
-        if not self._told.is_set():
-            self._told.set()
-            log.warning(
-                "the cache %s is over its limit (%.1f of %.1f GiB): all that is in it is in use; raise --cache-limit",
-                self.folder,
-                size / 2**30,
-                self.options.limit / 2**30,
-            )
+        if _version(marker) in (None, before):
+            return
+        said = (self._ours.read(marker, 4096) or b"").decode("utf-8", "replace").strip()
+        if said:
+            raise UserError(one_line(said))
 
     def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
         marker = self.folder / (file.name + FAILED)
         try:
-            self._download(file, descriptor, Patience(self.options.patience, stop, "--patience"))
+            self._download(file, descriptor, Patience(self.options.patience, stop, "--patience", file.bytes))
         except UserError as error:
-            self._failures[file.name] = (time.time(), str(error))
-            with atomic_write(marker, "w") as stream:
-                stream.write(str(error))
+            self._failures[file.name] = (time.monotonic(), str(error))
+            write_own(marker, str(error).encode())
             raise
         marker.unlink(missing_ok=True)
 
@@ -241,6 +267,7 @@ class Cache:
                 position += os.pwrite(descriptor, block, position)
             if digest.hexdigest() == file.sha256:
                 os.fsync(descriptor)
+                self._mark_checked(descriptor, file)
                 return
             log.warning("%s came with other bytes than the manifest's", file.place)
             patience.wait()
@@ -248,3 +275,16 @@ class Cache:
             f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times): the set is being "
             f"replaced or was damaged; run `posters shards verify` where it was built, and upload it again"
         )
+
+
+def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is written anew; None if there is none."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -13,18 +12,36 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from shards.errors import UserError, one_line
 from shards.places import Place, is_remote, remote_errors, told
 from shards.remote import read_whole, remove_remote_file, require_writable
+from shards.schema import parse_as
 
 CLAIM = ".lock"
 
+#: Bytes of a claim, at most.
+LARGEST = 1 << 16
+
 #: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
+
+
+_Text = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who is at work at a URL."""
+
+    token: _Text = ""
+    machine: _Text = ""
+    host: _Text = ""
+    pid: int = 0
+    since: _Text = ""
 
 
 @contextlib.contextmanager
@@ -87,13 +104,8 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
     user = os.getuid() if hasattr(os, "getuid") else 0
     with _locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
         token = secrets.token_hex(8)
-        claim = {
-            "token": token,
-            "machine": this_machine(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        }
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        claim = Claim(token, this_machine(), socket.gethostname(), os.getpid(), since)
         path = folder / CLAIM
         try:
             with told("write", folder):
@@ -105,19 +117,19 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
         finally:
             # Where the store fails now, the next run on this machine takes over.
             with contextlib.suppress(*remote_errors()):
-                if _holder(path).get("token") == token:
+                if _holder(path).token == token:
                     remove_remote_file(path)
 
 
-def _take(path: Any, claim: dict[str, Any], take_over: bool) -> None:
-    data = json.dumps(claim).encode()
+def _take(path: Any, claim: Claim, take_over: bool) -> None:
+    data = msgspec.json.encode(claim)
     if not _created(path, data):
         holder = _holder(path)
-        if holder and holder.get("machine") != claim["machine"] and not take_over:
+        if holder.token and holder.machine != claim.machine and not take_over:
             raise _held(path, holder)
         path.fs.pipe_file(path.path, data)
     holder = _holder(path)
-    if holder.get("token") != claim["token"]:  # two began in the same moment: the last writer has it
+    if holder.token != claim.token:  # two began in the same moment: the last writer has it
         raise _held(path, holder)
 
 
@@ -137,18 +149,21 @@ def _created(path: Any, data: bytes) -> bool:
     return True
 
 
-def _held(path: Any, holder: dict[str, Any]) -> UserError:
-    who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+def _held(path: Any, holder: Claim) -> UserError:
+    who = f"process {holder.pid} on {holder.host}, since {holder.since}"
     return UserError(
         f"{path.parent} is claimed by another run ({who}); wait for it, choose another folder, or, if that run is "
         f"dead, pass --take-over"
     )
 
 
-def _holder(path: Any) -> dict[str, Any]:
-    """Who holds the folder; empty if nobody does."""
+def _holder(path: Any) -> Claim:
+    """Who holds the folder; an empty claim if there is none that can be read."""
     try:
-        value = json.loads(read_whole(path))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        data = read_whole(path, LARGEST)
+    except FileNotFoundError:
+        return Claim()
+    try:
+        return parse_as(data, Claim, path, "claim", "delete it")
+    except UserError:
+        return Claim()

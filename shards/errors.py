@@ -1,6 +1,10 @@
 """The one error that users see: a line that says what, where and how to repair it; text that is safe to print."""
 
+import re
 import unicodedata
+
+#: A URL: scheme, user and password (up to the last @ before its path), host and path, query (signatures, tokens).
+_URL = re.compile(r"""([A-Za-z][\w+.-]{0,30}://)([^\s/?#]*@)?([^\s?#'"<>]*)(\?[^\s#'"<>]*)?""", re.ASCII)
 
 
 class UserError(Exception):
@@ -13,10 +17,32 @@ class UserError(Exception):
     status = 2
     """Exit status. Another one for what is nobody's bad input."""
 
+    def __init__(self, message: str) -> None:
+        """``message`` may name URLs: what is secret in them is left out."""
+        super().__init__(without_secrets(message))
+
 
 def one_line(error: object) -> str:
-    """An exception's (or any) text folded into one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An exception's (or any) text folded into one line, without the passwords of URLs."""
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with every URL shown without its user, password and query.
+
+    >>> without_secrets("GET 'http://me:secret@host/set?token=abc' failed")
+    "GET 'http://host/set?...' failed"
+    """
+    if "://" not in text:
+        return text
+    return _URL.sub(_shown, text)
+
+
+def _shown(url: re.Match[str]) -> str:
+    scheme, user, rest, query = url.groups(default="")
+    # abfs://CONTAINER@ACCOUNT names a place; a password has a colon before it, and HTTP's user may be a token.
+    kept = "" if ":" in user or scheme.lower().startswith("http") else user
+    return f"{scheme}{kept}{rest}{'?...' if query else ''}"
 
 
 def printable(text: str) -> str:

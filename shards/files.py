@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import UserError, one_line
-from shards.places import Place, is_remote, told
+from shards.places import Place, is_remote
 from shards.remote import (
     downloaded,
     puts_whole,
@@ -26,9 +27,13 @@ from shards.remote import (
     unique_name,
     uploaded,
 )
+from shards.remote_read import FIRST_PATIENCE, Patience, read_small
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
+
+#: Bytes of a text at a URL, at most: a CSV of some ten million rows.
+LARGEST_TEXT = 1 << 30
 
 
 @contextlib.contextmanager
@@ -72,11 +77,27 @@ def write_json(path: Place, value: Any) -> None:
         stream.write("\n")
 
 
+@contextlib.contextmanager
+def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
+    """Open a text for reading, line ends as they are. One at a URL is had at once: whole, and not without end.
+
+    Raises OSError, for a URL also UserError.
+    """
+    if not is_remote(path):
+        with path.open("r", encoding=encoding, newline="") as stream:
+            yield stream
+        return
+    data = read_small(path, Patience(FIRST_PATIENCE), LARGEST_TEXT)
+    if data is None:
+        raise FileNotFoundError(str(path))
+    yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
+
+
 def read_json(path: Place, what: str) -> Any:
     """Read JSON; ``what`` names the file's role in the error. Raises UserError if absent or malformed."""
     try:
-        with told(f"read the {what}", path):
-            return json.loads(path.read_text(encoding="utf-8"))
+        with opened_text(path) as stream:
+            return json.load(stream)
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
     except (OSError, ValueError, RecursionError) as error:

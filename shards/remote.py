@@ -82,11 +82,14 @@ def _forget(path: Any) -> None:
         remove_remote_file(path)
 
 
-def read_whole(path: Any) -> bytes:
-    """A remote file's bytes, in one request where that can be had: posters are many and small."""
+def read_whole(path: Any, most: int = 0) -> bytes:
+    """A remote file's bytes, in one request where that can be had: posters are many and small.
+
+    most: bytes that are read of it, if that is bounded.
+    """
     # s3fs would ask for the size first, to fetch large files in parts.
     once = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
-    data: bytes = path.fs.cat_file(path.path, **once)
+    data: bytes = path.fs.cat_file(path.path, **({"start": 0, "end": most} if most else once))
     return data
 
 

@@ -1,4 +1,4 @@
-"""Read a file of a store that may hang up, answer in part, or not at all for a while."""
+"""Read a file of a store that may hang up, answer in part, not at all for a while, too slowly or without end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from shards.errors import UserError, one_line
 from shards.places import Place, remote_errors
@@ -19,6 +20,14 @@ BLOCK = 8 << 20
 PAUSES = (0.25, 15.0)
 #: Seconds for which a set's first file is asked for: nobody wants to wait long to hear of a wrong address.
 FIRST_PATIENCE = 30.0
+#: The least of seconds that one request may take: a patience of 0 means one try.
+LEAST = 5.0
+#: Bytes of a small file (manifest, index) at most: a hundred times those of 10^8 samples.
+SMALL = 256 << 20
+#: Bytes a second at which a store is too slow to wait for all of a file, however often a little comes.
+SLOWEST = 64 << 10
+#: Patiences in all that a file may take beside that.
+PATIENCES = 10
 #: Errors that asking again does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: And answers of HTTP.
@@ -33,16 +42,31 @@ class _Missing(UserError):
     """There is no such file."""
 
 
+class TooMuch(OSError):
+    """A body with more bytes than were asked for."""
+
+
+class TooSlow(OSError):
+    """A body that hardly comes."""
+
+
 class Abandoned(Exception):
     """Nobody wants the file any more."""
 
 
 class Patience:
-    """For how long to ask again. Any progress renews it."""
+    """For how long to ask again. Any block that comes renews it, but not without end."""
 
-    def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "") -> None:
-        """``stop``: once it is set, waiting raises Abandoned; ``option``: what the user says to have it last longer."""
+    def __init__(
+        self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0
+    ) -> None:
+        """For one file.
+
+        stop: once it is set, waiting raises Abandoned; option: what the user says to have it last longer; size: bytes
+        of the file, for what it may take in all.
+        """
         self.seconds, self.stop, self.option = seconds, stop, option
+        self.ends = time.monotonic() + PATIENCES * max(seconds, LEAST) + size / SLOWEST
         self.renew()
 
     def renew(self) -> None:
@@ -51,8 +75,9 @@ class Patience:
 
     @property
     def over(self) -> bool:
-        """Whether nothing has come for that long."""
-        return time.monotonic() - self._since >= self.seconds
+        """Whether nothing has come for that long, or the whole takes too long."""
+        now = time.monotonic()
+        return now - self._since >= self.seconds or now >= self.ends
 
     def wait(self) -> None:
         """Sleep a little longer every time; not all processes wake at once."""
@@ -81,20 +106,25 @@ def read_blocks(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
         patience.rest(0.0, patience.stop)
 
 
-def read_small(path: Place, patience: Patience) -> bytes | None:
+def read_small(path: Place, patience: Patience, most: int = SMALL) -> bytes | None:
     """All bytes of a small remote file, None if there is no such file. Else as ``read_blocks``."""
     try:
-        return _asked(path, patience)
+        data = _asked(path, patience, 0, None, most)
     except _Missing:
         return None
+    if len(data) > most:
+        raise UserError(f"{path} cannot be read: it has more than {most} bytes; upload the right file again")
+    return data
 
 
-def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = None, size: int = 0) -> bytes:
-    """Some of the bytes from ``start`` on, at least one and none after ``end``; all of them where that is None."""
-    store, name = path.fs, path.path  # type: ignore[attr-defined] # an UPath, see Place
+def _asked(path: Place, patience: Patience, start: int, end: int | None, size: int) -> bytes:
+    """Some of the bytes from ``start`` on, at least one and none after ``end``; all of them where that is None.
+
+    size: bytes of the file; where ``end`` is None, at most: one more may come.
+    """
     while True:
         try:
-            block: bytes = store.cat_file(name) if end is None else store.cat_file(name, start=start, end=end)
+            block = _once(path, patience, start, end, size)
             if end is not None:
                 if len(block) > end - start:  # a server that knows no ranges sends the whole file
                     block = block[start:] if len(block) == size else b""
@@ -106,8 +136,15 @@ def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = No
             if isinstance(error, FINAL) or _answered(error) in REFUSALS:
                 kind = _Missing if isinstance(error, FileNotFoundError) else UserError
                 raise kind(f"{path} cannot be read: {_said(error)}") from None
-            if isinstance(error, _Ends) or _answered(error) == 416 or "range" in str(error).lower():
-                _check_size(path, size)
+            beyond = _answered(error) == 416 or "range" in str(error).lower()
+            if beyond and end is None:  # which stores answer where there is not one byte
+                return b""
+            if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
+                _check_size(path, size, patience)
+            if isinstance(error, TooMuch):
+                raise UserError(
+                    f"{path} cannot be read: {one_line(error)}; upload the right file again"
+                ) from None
             if patience.over:
                 longer = f" ({patience.option} waits longer)" if patience.option else ""
                 raise UserError(
@@ -118,12 +155,29 @@ def _asked(path: Place, patience: Patience, start: int = 0, end: int | None = No
             patience.wait()
 
 
-def _check_size(path: Place, size: int) -> None:
+def _once(path: Any, patience: Patience, start: int, end: int | None, size: int) -> bytes:
+    """One request. Only HTTP's client looks at what comes meanwhile; of other stores the whole request has its time."""
+    store = path.fs
+    limits: dict[str, Any] = {}
+    if "get_client" in path.storage_options:  # http_client.py
+        limits = {"most": size, "seconds": patience.seconds, "ends": patience.ends}
+    else:
+        if end is None:
+            end = size + 1  # a range, so that no more than that can come
+        if getattr(store, "async_impl", False):
+            limits = {"timeout": max(patience.seconds, LEAST) + min(end - start, BLOCK) / SLOWEST}
+    ranged = {} if end is None else {"start": start, "end": end}
+    data: bytes = store.cat_file(path.path, **ranged, **limits)
+    return data
+
+
+def _check_size(path: Any, size: int, patience: Patience) -> None:
     """Raise UserError if the store knows that the file has another size: asking again would not mend that."""
-    store, name = path.fs, path.path  # type: ignore[attr-defined]
+    store = path.fs
+    limits = {"timeout": max(patience.seconds, LEAST)} if getattr(store, "async_impl", False) else {}
     try:
         store.invalidate_cache()
-        there = store.info(name).get("size")
+        there = store.info(path.path, **limits).get("size")
     except remote_errors():
         return  # it is silent about that, too
     if there is not None and there != size:

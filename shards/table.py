@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from shards.errors import UserError, one_line
+from shards.files import opened_text
 from shards.labels import tidy
-from shards.places import Place, told
+from shards.places import Place
 
 #: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
 ROW_NUMBERS = ("", "unnamed: 0")
@@ -91,7 +92,7 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
     except LookupError:
         raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
-        with told("read the CSV", path), path.open("r", encoding=encoding, newline="") as stream:
+        with opened_text(path, encoding) as stream:
             first = stream.readline()
             found = [delimiter for delimiter in DELIMITERS if delimiter in first]
             delimiter = found[0] if len(found) == 1 and "," not in first else ","

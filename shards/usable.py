@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import PurePosixPath
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from shards.endings import is_image_name
 from shards.files import names_in
-from shards.image_files import find_image
 from shards.listing import list_posters
 from shards.metadata import Metadata, first_reasons, read_rejected
 from shards.places import Place, is_remote, told
@@ -51,7 +49,7 @@ def problem_with_rows(
     `posters clean` listed in the folder's rejected.csv.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
-    there = _with_image(images, {r.id for r in named})
+    there = list_posters(images, {r.id for r in named}) if named else {}
     missing = [r.id for r in scan.rejected if r.reason == "missing file"]
     missing += [r.id for r in named if r.id not in there]
     present = [r for r in named if r.id in there] + [r for r in scan.rejected if r.reason != "missing file"]
@@ -78,13 +76,6 @@ def problem_with_rows(
         f"{len(unreadable)} of {found} rows whose image is there are unreadable, over --max-rejected "
         f"{100 * limit:g}%: {first_reasons(unreadable)}"
     )
-
-
-def _with_image(images: Place, ids: Iterable[str]) -> set[str]:
-    ids = sorted(ids)
-    if is_remote(images):
-        return set(list_posters(images, ids)) if ids else set()
-    return {sample_id for sample_id in ids if find_image(images, sample_id)}
 
 
 def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:

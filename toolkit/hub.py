@@ -6,15 +6,18 @@ posters push --model RUN/model --repo USER/NAME --private
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shards.errors import UserError, one_line
@@ -24,6 +27,10 @@ from toolkit.model_folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_mode
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
 PREDICTIONS = "predictions-*.npz"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+#: What a hub calls commits and contents; the client makes names of files of it.
+PLAIN = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
+#: Where it says so of a file.
+HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
 #: Seconds in which the hub has to answer a connection before it counts as unreachable.
 PATIENCE = 5.0
 
@@ -67,9 +74,14 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     _check_name(repo_id, "model")
     online = reachable()
     try:
-        found = snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(FILES), local_files_only=not online
-        )
+        with _plain_answers():
+            found = snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(FILES),
+                ignore_patterns=["*/*"],  # a pattern's star stands for folders, too
+                local_files_only=not online,
+            )
     except RevisionNotFoundError:
         raise UserError(f"{constants.ENDPOINT} has {repo_id}, but no revision {revision!r} of it") from None
     except (RepositoryNotFoundError, GatedRepoError):
@@ -85,6 +97,44 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
             ) from None
         raise UserError(f"{repo_id} cannot be downloaded: {_reason(error)}") from None
     return Path(found)
+
+
+@contextlib.contextmanager
+def _plain_answers() -> Iterator[None]:
+    """Have every answer of the hub checked before its client uses it: it joins what a server says to paths."""
+    client = get_session()
+    before = client.event_hooks
+    client.event_hooks = {**before, "response": [*before["response"], _check_answer]}
+    try:
+        yield
+    finally:
+        client.event_hooks = before
+
+
+def _check_answer(response: Any) -> None:
+    """Raise UserError for an answer of the hub that would name a file elsewhere than in the client's cache."""
+    said: list[Any] = []
+    if response.request.method == "HEAD":  # asks for a file's version
+        said += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
+    elif response.request.url.path.startswith("/api/") and "json" in response.headers.get("Content-Type", ""):
+        response.read()
+        with contextlib.suppress(ValueError):  # the client itself says so
+            said += _named(response.json())
+    for text in filter(None, said):
+        if not isinstance(text, str) or not PLAIN.fullmatch(text):
+            raise UserError(
+                f"the hub calls a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
+            )
+
+
+def _named(value: Any) -> Iterator[Any]:
+    """What the hub's JSON calls a commit (of a repository), or contents (of a list of files)."""
+    if isinstance(value, dict):
+        yield value.get("sha")
+    for file in value if isinstance(value, list) else ():
+        if isinstance(file, dict):
+            large = file.get("lfs")
+            yield from (file.get("oid"), file.get("xetHash"), isinstance(large, dict) and large.get("oid"))
 
 
 def reachable() -> bool:
@@ -128,7 +178,9 @@ def _check_onnx(folder: ModelFolder) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The hub's refusal in one line, with what mends it where that is known."""
+    """The hub's refusal in one line, with the remedy where that is known."""
+    if isinstance(error, UserError):
+        return str(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = {
         401: "the hub does not know the token (401): run `hf auth login` again, or set HF_TOKEN",

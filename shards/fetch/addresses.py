@@ -1,9 +1,13 @@
-"""Which addresses a link may lead to: a CSV from elsewhere must not reach this machine's or its network's services."""
+"""Which addresses a link or a redirect may lead to: not to services of this machine or network, for a stranger.
+
+A link of a CSV is a stranger's: ``is_public``. A URL that the user typed may be any, and where a server that answered
+may send us on is ``reachable_from`` that server's addresses.
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -11,11 +15,17 @@ from aiohttp.resolver import ThreadedResolver
 
 IPAddress = IPv4Address | IPv6Address
 
+#: What an address is to this machine: itself, its link (where clouds keep their credentials), its network, or the rest.
+MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public")
+
 #: Says whether an address may be connected to.
 Policy = Callable[[IPAddress], bool]
 
 #: Gateways' own services (port control, relays), which Python's tables count as global.
 _IPV4_SERVICES = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
+
+#: "This host on this network": connecting there reaches this machine.
+_IPV4_THIS = IPv4Network("0.0.0.0/8")
 
 _IPV6_UNICAST = IPv6Network("2000::/3")
 
@@ -55,6 +65,40 @@ def is_public(address: IPAddress) -> bool:
         and address.is_global
         and not any(address in network for network in _IPV6_SPECIAL)
     )
+
+
+def kind_of(address: IPAddress) -> str:
+    """One of KINDS.
+
+    >>> [kind_of(ip_address(text)) for text in ("8.8.8.8", "10.0.0.1", "::ffff:169.254.169.254", "0.0.0.0")]
+    ['public', 'network', 'link', 'machine']
+    """
+    if is_public(address):
+        return PUBLIC
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return kind_of(inner)
+    elif address in _IPV4_THIS:
+        return MACHINE
+    if address.is_loopback or address.is_unspecified:
+        return MACHINE
+    return LINK if address.is_link_local else NETWORK
+
+
+def reachable_from(kinds: Set[str]) -> frozenset[str]:
+    """Kinds of addresses to which servers at addresses of ``kinds`` may send us on: never nearer to this machine.
+
+    >>> sorted(reachable_from({"network"})), sorted(reachable_from({"machine", "public"}))
+    (['network', 'public'], ['public'])
+    """
+
+    def leads(source: str, target: str) -> bool:
+        return target in (PUBLIC, source) or (target == NETWORK and source != PUBLIC)
+
+    return frozenset(target for target in KINDS if all(leads(source, target) for source in kinds))
 
 
 def is_any(address: IPAddress) -> bool:

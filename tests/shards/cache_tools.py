@@ -15,6 +15,7 @@ from shard_tools import ROOT, environment
 
 from shards.cache import Cache
 from shards.cache_options import CacheOptions, RemoteFile
+from shards.errors import UserError  # noqa: F401  # for code that runs in other processes
 from shards.places import place
 
 SIZE = 10_000

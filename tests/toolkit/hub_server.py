@@ -16,6 +16,11 @@ TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
+def etag_of(data: bytes) -> str:
+    """A file's version."""
+    return hashlib.sha256(data).hexdigest()
+
+
 class Hub:
     """What was asked, and what is stored."""
 
@@ -167,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
             data = data[first : last + 1]
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("ETag", f'"{etag_of(data)}"')
         self.send_header("X-Repo-Commit", SHA)
         self._finish(data, with_body=with_body)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hub_server
 import pytest
 import torch
 from hub_server import SHA, TOKEN, Hub, running_hub
@@ -158,6 +159,44 @@ def test_without_network_it_says_so_at_once(folder: Path, hub: Hub, monkeypatch:
     with pytest.raises(UserError, match=r"no connection to .*, and user/other is not in its cache"):
         fetch_model("user/other")
     assert time.monotonic() - start < 5
+
+
+def _commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("hub_server.SHA", name)
+
+
+def _content(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    entry = hub_server._Handler._entry
+    large = {"oid": name, "size": 1, "pointerSize": 1}
+    monkeypatch.setattr(hub_server._Handler, "_entry", lambda self, file: {**entry(self, file), "lfs": large})
+
+
+def _version(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(hub_server, "etag_of", lambda data: name)
+
+
+@pytest.mark.parametrize("says", [_commit, _content, _version])
+@pytest.mark.parametrize("name", ["../../../../../victim", "/{}/victim", "..", "x" * 300])
+def test_a_hub_names_no_file_outside_its_cache(
+    says: Callable[[Hub, pytest.MonkeyPatch, str], None],
+    name: str,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    hub.files = {"config.json": b"{}"}
+    says(hub, monkeypatch, name.format(tmp_path))
+    with pytest.raises(UserError, match="which cannot be the name of a file"):
+        fetch_model("user/name")
+    outside = [
+        path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents
+    ]
+    assert not outside
+
+
+def test_files_in_folders_are_not_a_models(hub: Hub):
+    hub.files = {"config.json": b"{}", "metrics-a/../../../x.json": b"{}", "metrics-a/b.json": b"{}"}
+    assert [path.name for path in fetch_model("user/name").rglob("*")] == ["config.json"]
 
 
 def test_a_model_that_is_not_there(hub: Hub):

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from shards.arguments import store_of
-from shards.errors import UserError
+from shards.errors import UserError, without_secrets
 from shards.labels import require_same
 from shards.manifest import Manifest
 from shards.store import ShardStore
@@ -118,4 +118,5 @@ def _run_name(path: Path) -> str:
 def command_line() -> str:
     """The command as it can be typed again; `launch/evaluate.py` takes the same options."""
     words = sys.argv[1:]
+    words = [without_secrets(word) for word in words]  # a URL's password is not for the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

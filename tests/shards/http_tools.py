@@ -1,0 +1,55 @@
+"""What tests of HTTP servers share: two hosts, quick patience, the ways in which places are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from misbehaving_server import MisbehavingServer, reply
+
+from shards.errors import UserError
+from shards.places import Place, told
+from shards.remote import read_whole
+from shards.remote_read import Patience, read_blocks, read_small
+
+PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
+BODY = b"the right bytes"
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    """On both hosts, with a file that is the private one's business."""
+    with MisbehavingServer(PRIVATE) as running:
+        running.add("/victim", reply(b"of this machine alone"))
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask again at once, and wait no longer than the patience says."""
+    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
+    monkeypatch.setattr("shards.remote_read.LEAST", 0.5)
+    monkeypatch.setattr("shards.http_client.LEAST", 0.5)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def got(path: Place, patience: float = 5.0, most: int = 1 << 20) -> bytes | None:
+    return read_small(path, Patience(patience), most)
+
+
+def blocks(path: Place, patience: float = 5.0, size: int = 1 << 20) -> bytes:
+    return b"".join(read_blocks(path, size, Patience(patience)))
+
+
+def whole(path: Place) -> bytes:
+    with told("read a poster", path):
+        return read_whole(path)
+
+
+READERS = [got, blocks, whole]
