@@ -6,10 +6,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from rich.console import Console
 
 from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
-from shards.errors import UserError
+from shards.console import console
+from shards.errors import UserError, printable_line
 from shards.manifest import Manifest
 from shards.places import is_remote, place
 from shards.text.arguments import add_text_options, text_options
@@ -125,7 +125,7 @@ def _build(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     )
-    render_info(manifest, Console(soft_wrap=True))
+    render_info(manifest, console())
     rejected = sum(manifest.source["rejected"].values())
     print(f"shards          {args.out}")
     if rejected:
@@ -136,7 +136,7 @@ def _build(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from shards.info import render_info
 
-    render_info(Manifest.read(args.shards), Console(soft_wrap=True))
+    render_info(Manifest.read(args.shards), console())
     return 0
 
 
@@ -154,7 +154,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{args.shards} is sound: {len(manifest.shards)} shards, {samples} samples, all decoded")
         return 0
     for problem in problems:
-        print(problem)
+        print(printable_line(problem))
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(
         f"{args.shards} has {count} in {len(manifest.shards)} shards; "
@@ -180,7 +180,7 @@ def _index(args: argparse.Namespace) -> int:
             args.workers,
         )
     )
-    render_info(manifest, Console(soft_wrap=True))
+    render_info(manifest, console())
     if not manifest.genres:
         print(
             "no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)"
