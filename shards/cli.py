@@ -6,7 +6,6 @@ import argparse
 import logging
 from pathlib import Path
 
-
 from shards.arguments import add_columns, add_executor, add_limits, parse_aspect, parse_scheduler
 from shards.console import console
 from shards.errors import UserError, printable_line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import unicodedata
 from collections import Counter
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from shards.csv_text import write_for_people
 from shards.errors import UserError, one_line
 from shards.files import atomic_write
 from shards.places import Place
@@ -156,11 +156,10 @@ def _parse_list(text: str) -> list[str]:
 
 
 def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail), atomically."""
+    """Write rejected.csv (id, reason, detail), atomically; its text is read back by csv_text.unescaped."""
+    rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(REJECTED_COLUMNS)
-        writer.writerows((r.id, r.reason, r.detail) for r in rejected)
+        write_for_people(stream, rows, end="\r\n")
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:
