@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 #: What makes a cell a formula (OWASP, "CSV injection"; the wide ones count in some languages), and our own mark.
-FORMULA = tuple("=+-@\t\r\n＝＋－＠'")
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 MARK = "'"
 
 

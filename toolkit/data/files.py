@@ -6,7 +6,9 @@ same pixels to the bit. Everything else goes through Pillow: upright by its EXIF
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +22,47 @@ from toolkit.data.jpeg import Undecodable
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
+log = logging.getLogger(__name__)
+
 RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Image files below a folder, sorted. Raises UserError if there is none."""
+    """Image files below a folder, sorted; folders that cannot be read are named. Raises UserError if there is none."""
     if not directory.is_dir():
         raise UserError(f"image folder not found: {directory}")
     found = [
         Path(root) / name
-        for root, _, names in os.walk(directory)
+        for root, _, names in os.walk(directory, onerror=_name_unreadable)
         for name in names
         if name.endswith(EXTENSIONS)
     ]
     if not found:
         raise UserError(f"no .jpg, .jpeg or .png file in {directory}")
     return sorted(found)
+
+
+def _name_unreadable(error: OSError) -> None:
+    log.warning(
+        "%s cannot be read (%s): no image in it is predicted", error.filename, error.strerror or error
+    )
+
+
+#: A backslash that, left as it is, would read as the escape of a byte.
+_LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+
+
+def file_id(path: str) -> str:
+    r"""The name by which a file is listed: its path, as text that any file can hold.
+
+    Bytes that are not UTF-8 (Python reads them as lone surrogates) are written as ``\xHH``, and a backslash that
+    stands before ``xHH`` in the name as ``\x5c``, so two files never have one id.
+
+    >>> print(file_id("caf\udce9.jpg"), file_id(r"caf\xe9.jpg"), file_id(r"a\b.jpg"))
+    caf\xe9.jpg caf\x5cxe9.jpg a\b.jpg
+    """
+    text = _LIKE_ESCAPE.sub(r"\\x5c", path)
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
