@@ -29,6 +29,7 @@ from toolkit.model_folder import ModelFolder
 from toolkit.predict_batch import run_predict_batch
 from toolkit.predict_options import check_options, file_format, forward_of, load_folder, wants_a_folder
 from toolkit.predict_output import Prediction, write_predictions
+from toolkit.predict_tables import error_text
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,6 @@ def predict_files(
     rows = folder.decisions.probabilities(scored.logits)
     probabilities = dict(zip(scored.indices.tolist(), rows, strict=True))
     return [
-        Prediction(file_id(str(path)), probabilities.get(number), scored.errors.get(number))
+        Prediction(file_id(str(path)), probabilities.get(number), error_text(scored.errors.get(number)))
         for number, path in enumerate(paths)
     ]

@@ -51,9 +51,9 @@ def wants_a_folder(args: argparse.Namespace) -> bool:
 def file_format(output: Path | None, format: str | None) -> str:
     """How results that are not a folder are written: text, json, csv, jsonl, parquet. Raises UserError if unclear."""
     if output is None:
-        if format == "parquet":
+        if format in ("parquet", "jsonl"):
             raise UserError(
-                "--format parquet is not for the screen: name a file with --output, such as x.parquet"
+                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
             )
         return format or "text"
     if output.is_dir():

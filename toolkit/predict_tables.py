@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.csv_text import write_exact
-from shards.errors import UserError, one_line, printable
+from shards.errors import UserError, one_line, printable, printable_line
 from shards.files import atomic_write, names_in, read_json, write_json
 from shards.labels import LabelSet
 from toolkit.decisions import Decisions
@@ -70,13 +70,18 @@ class Rows:
             ids,
             probabilities,
             probabilities >= decisions.thresholds,  # not where it is NaN
-            [scored.errors.get(row) for row in range(len(ids))],
+            [error_text(scored.errors.get(row)) for row in range(len(ids))],
             None if scored.embeddings is None else spread(scored.embeddings),
         )
 
     def names(self, labels: LabelSet) -> list[list[str]]:
         """The genres that are named, in the model's order."""
         return [[labels.genres[column] for column in np.flatnonzero(row)] for row in self.named]
+
+
+def error_text(error: str | None) -> str | None:
+    """Why there is no prediction, in one line that any file can hold: it may name a file."""
+    return None if error is None else printable_line(error)
 
 
 def column_names(genres: Sequence[str], reserved: Collection[str]) -> list[str]:

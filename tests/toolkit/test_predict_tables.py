@@ -192,7 +192,7 @@ def test_files_of_others_are_refused_by_name(rows: Rows, tmp_path: Path) -> None
             refuse_others(tmp_path, ["train-00000.csv"])
         assert "\n" not in str(found.value)
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="train-00000.csv, train-00000.csv.facts.json; remove"):
+    with pytest.raises(UserError, match=r"train-00000\.csv, train-00000\.csv\.facts\.json; remove"):
         refuse_others(tmp_path, ["train-00000.parquet"])
 
 
