@@ -60,8 +60,11 @@ def atomic_path(path: Place) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: Place, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path)."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path).
+
+    Text is UTF-8. Half a character, of a name that is no text, becomes an escape, which JSON reads back.
+    """
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
         yield stream
 
@@ -80,7 +83,7 @@ def read_json(path: Place, what: str) -> Any:
             return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
 
 

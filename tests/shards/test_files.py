@@ -140,3 +140,11 @@ def test_paths_of_one_place_have_one_key(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "exists", lambda path: path.name.endswith(PARTIAL) or exists(path))
     key = place_key(tmp_path)
     assert key("\u00c9t\u00e9") == key("E\u0301te\u0301") == key("\u00e9t\u00c9") != key("ete")
+
+
+def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"path": "caf\udce9"})
+    assert read_json(tmp_path / "x.json", "test") == {"path": "caf\udce9"}
+    with atomic_write(tmp_path / "x.html", "w") as stream:
+        stream.write("<p>caf\udce9")
+    assert (tmp_path / "x.html").read_text() == r"<p>caf\udce9"
