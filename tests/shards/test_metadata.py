@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
+from shards.csv_text import unescaped
 from shards.errors import UserError
 from shards.metadata import (
     NO_GENRE_WORDS,
@@ -272,7 +273,8 @@ def test_short_rows_and_rows_without_genres(tmp_path: Path) -> None:
 
 def test_rejected_csv_holds_any_text(tmp_path: Path) -> None:
     rejected = [Rejection('a,"b"', "bad id", "line 1: x\ny"), Rejection("日本", "no genres")]
+    rejected += [Rejection("=1+1", "bad id", "@SUM(A1)"), Rejection("'x", "bad id", "a\rb")]
     write_rejected(tmp_path / "rejected.csv", rejected)
-    assert [tuple(row.values()) for row in read_csv(tmp_path / "rejected.csv")] == [
-        (r.id, r.reason, r.detail) for r in rejected
-    ]
+    cells = [tuple(row.values()) for row in read_csv(tmp_path / "rejected.csv")]
+    assert [tuple(map(unescaped, row)) for row in cells] == [(r.id, r.reason, r.detail) for r in rejected]
+    assert cells[2] == ("'=1+1", "bad id", "'@SUM(A1)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -295,27 +294,6 @@ def test_a_name_of_any_bytes_is_a_row(model: Path, posters: Path, tmp_path: Path
         rows = pd.read_csv(file, dtype={"id": str})
     assert sorted(rows["id"]) == sorted([*names.values(), r"bad\xff.jpg"])
     assert rows["id"][rows["error"].notna()].tolist() == [r"bad\xff.jpg"]
-
-
-def test_a_folder_that_cannot_be_read_is_named(
-    model: Path,
-    posters: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    (tmp_path / "images" / "closed").mkdir(parents=True)
-    shutil.copy(posters / "images" / "p00000.jpg", tmp_path / "images")
-    scandir = os.scandir
-
-    def refusing(path: str) -> object:
-        if str(path).endswith("closed"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    assert predict(model, "-d", tmp_path / "images", "--out", tmp_path / "out") == 0
-    assert f"{tmp_path}/images/closed cannot be read (Permission denied)" in caplog.text
 
 
 @pytest.mark.parametrize(

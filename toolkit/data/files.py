@@ -6,7 +6,6 @@ same pixels to the bit. Everything else goes through Pillow: upright by its EXIF
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -22,30 +21,22 @@ from toolkit.data.jpeg import Undecodable
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
-log = logging.getLogger(__name__)
-
 RAW = ImageOptions(min_side=1)  # a user's own file may be small; what can be decoded is predicted
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Image files below a folder, sorted; folders that cannot be read are named. Raises UserError if there is none."""
+    """Image files below a folder, sorted. Raises UserError if there is none."""
     if not directory.is_dir():
         raise UserError(f"image folder not found: {directory}")
     found = [
         Path(root) / name
-        for root, _, names in os.walk(directory, onerror=_name_unreadable)
+        for root, _, names in os.walk(directory)
         for name in names
         if name.endswith(EXTENSIONS)
     ]
     if not found:
         raise UserError(f"no .jpg, .jpeg or .png file in {directory}")
     return sorted(found)
-
-
-def _name_unreadable(error: OSError) -> None:
-    log.warning(
-        "%s cannot be read (%s): no image in it is predicted", error.filename, error.strerror or error
-    )
 
 
 #: A backslash that, left as it is, would read as the escape of a byte.
