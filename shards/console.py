@@ -152,7 +152,7 @@ class PrintableFormatter(logging.Formatter):
 class SafeConsole(Console):
     """A rich console that makes the text of tables printable, and takes none of it for markup."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """See Console."""
         return super().render_str(printable(text), **options)
 

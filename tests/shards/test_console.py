@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -41,13 +42,16 @@ cli.run()
 """
 
 
-def run(*arguments: object, encoding: str = "utf-8", **streams: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+def run(
+    *arguments: object, encoding: str = "utf-8", stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
         [sys.executable, "-c", COMMAND, *map(str, arguments)],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PATH": ""},
         timeout=60,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
@@ -68,7 +72,7 @@ def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
     for both in (False, True):
         read, write = os.pipe()
         os.close(read)
-        done = run(tmp_path / f"{both}", stdout=write, **({"stderr": write} if both else {}))
+        done = run(tmp_path / f"{both}", stdout=write, stderr=write if both else subprocess.PIPE)
         os.close(write)
         assert done.returncode == 0 and (tmp_path / f"{both}").read_text() == "results"
         assert both or (b"Traceback" not in done.stderr and b"Exception" not in done.stderr)

@@ -96,7 +96,7 @@ def odd_names(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A poster under names that are no text, or steer a terminal; and one that is no picture."""
     folder = tmp_path_factory.mktemp("odd")
     for name in ODD_NAMES:
-        shutil.copy(images / "p00000.jpg", os.fsencode(folder) + b"/" + name)
+        shutil.copy(images / "p00000.jpg", folder / os.fsdecode(name))
     (folder / os.fsdecode(b"bad\xff\x1b.jpg")).write_bytes(b"")
     return folder
 

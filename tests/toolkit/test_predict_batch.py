@@ -281,7 +281,7 @@ def test_a_name_of_any_bytes_is_a_row(model: Path, posters: Path, tmp_path: Path
     folder.mkdir()
     names = {b"caf\xe9.jpg": r"caf\xe9.jpg", rb"caf\xe9.jpg": r"caf\x5cxe9.jpg", b"=a\nb.jpg": "=a\nb.jpg"}
     for name in names:
-        shutil.copy(posters / "images" / "p00000.jpg", os.fsencode(folder) + b"/" + name)
+        shutil.copy(posters / "images" / "p00000.jpg", folder / os.fsdecode(name))
     (folder / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"")
     arguments = ["-d", folder, "--out", out, "--batch-size", 2, "-f", format]
     assert predict(model, *arguments) == 0 and predict(model, *arguments) == 0

@@ -78,16 +78,16 @@ def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
     exact = numbers.astype(np.float32)
     rows = Rows(ODD_IDS, numbers, numbers > 0.5, [None] * len(ODD_IDS))
     for format in ("parquet", "csv", "jsonl"):
-        write_rows(output_path(tmp_path, "a", format), rows, LABELS, FACTS, format)  # type: ignore[arg-type]
+        write_rows(output_path(tmp_path, "a", format), rows, LABELS, FACTS, format)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table["id"].to_pylist() == ODD_IDS and np.array_equal(table["Drama"].to_numpy(), exact[:, 0])
     with open(tmp_path / "a.csv", newline="") as stream:
         records = list(csv.DictReader(stream))
     assert [r["id"] for r in records] == ODD_IDS
-    assert np.array_equal(np.float32([r["genre:Error"] for r in records]), exact[:, 1])
+    assert np.array_equal(np.array([r["genre:Error"] for r in records], np.float32), exact[:, 1])
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().split("\n")[:-1]]
     assert [r["id"] for r in lines] == ODD_IDS
-    assert np.array_equal(np.float32([r["probabilities"]["Sci-Fi"] for r in lines]), exact[:, 2])
+    assert np.array_equal(np.array([r["probabilities"]["Sci-Fi"] for r in lines], np.float32), exact[:, 2])
     assert not set((tmp_path / "a.jsonl").read_text()) & set("\x1b\x9b\x7f")
 
 
@@ -152,8 +152,8 @@ def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> Non
 
 def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Path) -> None:
     for format in ("csv", "jsonl"):
-        path = output_path(tmp_path, "a", format)  # type: ignore[arg-type]
-        write_rows(path, rows, LABELS, FACTS, format)  # type: ignore[arg-type]
+        path = output_path(tmp_path, "a", format)
+        write_rows(path, rows, LABELS, FACTS, format)
         path.with_name(f"{path.name}.facts.json").unlink()
         assert not is_finished(path, FACTS)
         for foreign in ("title,year\nx,1\n", '{"title": "x"}\n', "[" * 100_000, "\xff"):
