@@ -11,7 +11,6 @@ workers play no part. A build killed anywhere and started again skips what is fi
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 from collections import Counter
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.claim import folder_lock
+from shards.csv_text import write_for_people
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError, one_line
 from shards.executor import Executor, open_executor
@@ -314,11 +314,10 @@ def _write_duplicates(path: Place, rows: Sequence[Row], groups: np.ndarray, spli
     members: dict[int, list[int]] = {}
     for position, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(position)
+    doubles = (positions for positions in members.values() if len(positions) > 1)
+    cells = [(number, rows[p].id, SPLITS[splits[p]]) for number, group in enumerate(doubles) for p in group]
     with atomic_write(path, "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("group", "id", "split"))
-        for number, group in enumerate(positions for positions in members.values() if len(positions) > 1):
-            writer.writerows((number, rows[p].id, SPLITS[splits[p]]) for p in group)
+        write_for_people(stream, [("group", "id", "split"), *cells], end="\r\n")
 
 
 def _report_balance(manifest: Manifest) -> None:

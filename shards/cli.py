@@ -6,8 +6,6 @@ import argparse
 import logging
 from pathlib import Path
 
-from rich.console import Console
-
 from shards.arguments import (
     add_columns,
     add_executor,
@@ -17,7 +15,8 @@ from shards.arguments import (
     parse_scheduler,
     parse_share,
 )
-from shards.errors import UserError
+from shards.console import console
+from shards.errors import UserError, printable_line
 from shards.manifest import Manifest
 from shards.places import is_remote, place
 from shards.text.arguments import add_text_options, text_options
@@ -144,7 +143,7 @@ def _build(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     )
-    render_info(manifest, Console(soft_wrap=True))
+    render_info(manifest, console())
     source = manifest.source
     rejected = sum(source["rejected"].values())
     print(
@@ -160,7 +159,7 @@ def _build(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from shards.info import render_info
 
-    render_info(Manifest.read(args.shards), Console(soft_wrap=True))
+    render_info(Manifest.read(args.shards), console())
     return 0
 
 
@@ -178,7 +177,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{args.shards} is sound: {len(manifest.shards)} shards, {samples} samples, all decoded")
         return 0
     for problem in problems:
-        print(problem)
+        print(printable_line(problem))
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(
         f"{args.shards} has {count} in {len(manifest.shards)} shards; "
@@ -205,7 +204,7 @@ def _index(args: argparse.Namespace) -> int:
             args.workers,
         )
     )
-    render_info(manifest, Console(soft_wrap=True))
+    render_info(manifest, console())
     reasons: dict[str, int] = manifest.source.get("rejected", {})
     samples = sum(shard.samples for shard in manifest.shards)
     left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES))

@@ -60,6 +60,11 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
 
 
+def printable_line(text: str) -> str:
+    """As ``printable``, in one line: line breaks, which names of files may hold, are escaped, too."""
+    return printable(text).replace("\n", "\\n")
+
+
 def _steers(character: str) -> bool:
     if character in "\t\n\u200c\u200d":  # the last two join letters in Persian and emoji
         return False

@@ -11,8 +11,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from shards.errors import UserError, one_line
@@ -64,8 +65,11 @@ def atomic_path(path: Place) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: Place, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path)."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path).
+
+    Text is UTF-8. Half a character, of a name that is no text, becomes an escape, which JSON reads back.
+    """
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
         yield stream
 
@@ -144,6 +148,31 @@ def read_present(folder: Place, names: Iterable[str]) -> Iterator[tuple[str, byt
     else:
         for name in wanted:
             yield name, (folder / name).read_bytes()
+
+
+def place_key(folder: Place) -> Callable[[str], str]:
+    """Paths below this folder lie in one place if, and only if, their keys are equal.
+
+    ``a//b`` is ``a/b`` everywhere. Some file systems do not tell A from a, or an accented letter from the letter and
+    its accent; a file that is there for a moment shows whether this folder's does.
+    """
+    capital, small, apart = "\u00c9", "\u00e9", "E\u0301"
+    case = form = False
+    if not is_remote(folder):
+        probe = folder / f".{capital}{PARTIAL}"
+        with contextlib.suppress(
+            OSError, UnicodeError
+        ):  # where there is no such name, there is nothing to confuse
+            probe.touch()
+            case, form = (probe.with_name(f".{name}{PARTIAL}").exists() for name in (small, apart))
+            probe.unlink()
+
+    def key(path: str) -> str:
+        plain = str(PurePosixPath(path))
+        plain = unicodedata.normalize("NFC", plain) if form else plain
+        return plain.casefold() if case else plain
+
+    return key
 
 
 def remove_partials(folder: Place) -> None:

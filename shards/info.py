@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from shards.errors import printable_line
 from shards.manifest import Manifest, column_sums
 
 
 def render_info(manifest: Manifest, console: Console) -> None:
-    """Print splits, sizes and genres of a shard set."""
+    """Print splits, sizes and genres of a shard set on one of shards/console.py's."""
     summary = manifest.split_summary()
     total = sum(split["samples"] for split in summary.values())
     table = Table(title="Splits", title_justify="left")
@@ -18,7 +18,7 @@ def render_info(manifest: Manifest, console: Console) -> None:
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in summary.items():
         table.add_row(
-            escape(name),
+            printable_line(name),
             f"{split['samples']:,}",
             f"{split['samples'] / max(total, 1):.1%}",
             str(split["shards"]),
@@ -31,11 +31,11 @@ def render_info(manifest: Manifest, console: Console) -> None:
     genres = Table(title=f"Genres ({len(manifest.genres)})", title_justify="left")
     genres.add_column("genre")
     for name in ("samples", "prevalence", *summary):
-        genres.add_column(escape(name), justify="right")
+        genres.add_column(printable_line(name), justify="right")
     for count, genre in sorted(zip(sums, manifest.genres, strict=True), key=lambda pair: (-pair[0], pair[1])):
         parts = [split["genre_counts"][genre] for split in summary.values()]
         genres.add_row(
-            escape(genre),
+            printable_line(genre),
             f"{count:,}",
             f"{count / max(total, 1):.1%}",
             *(f"{part:,} ({part / max(count, 1):.0%})" for part in parts),
@@ -48,7 +48,8 @@ def render_info(manifest: Manifest, console: Console) -> None:
     rejected = manifest.source.get("rejected", {})
     if rejected:
         console.print(
-            "rejected rows   " + ", ".join(f"{count} {escape(reason)}" for reason, count in rejected.items())
+            "rejected rows   "
+            + ", ".join(f"{count} {printable_line(reason)}" for reason, count in rejected.items())
         )
     if manifest.source.get("duplicate_groups"):
         console.print(

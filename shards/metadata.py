@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import unicodedata
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from shards.csv_text import unescaped, write_for_people
 from shards.errors import UserError, one_line
 from shards.files import atomic_write
 from shards.genres import is_list, parse_genres
@@ -263,11 +263,10 @@ def id_problem(sample_id: str) -> str:
 
 
 def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail), atomically."""
+    """Write rejected.csv (id, reason, detail), atomically; its text is read back by csv_text.unescaped."""
+    rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(REJECTED_COLUMNS)
-        writer.writerows((r.id, r.reason, r.detail) for r in rejected)
+        write_for_people(stream, rows, end="\r\n")
 
 
 def read_rejected(path: Place) -> dict[str, str]:
@@ -277,7 +276,7 @@ def read_rejected(path: Place) -> dict[str, str]:
     with open_table(path, "utf-8") as table:
         if tuple(table.header) != REJECTED_COLUMNS:
             return {}
-        return {row[0]: row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
+        return {unescaped(row[0]): row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:

@@ -7,13 +7,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shards.errors import printable_line
+
 
 def progress(total: int, description: str, unit: str = "img", **options: Any) -> tqdm:
     """A tqdm bar on stderr. On a terminal it is redrawn often, in a log a line every ten seconds."""
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,
-        desc=description,
+        desc=printable_line(description),
         unit=unit,
         unit_scale=False,
         dynamic_ncols=interactive,

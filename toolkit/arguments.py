@@ -120,14 +120,15 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         "--out",
         type=Path,
-        help="folder for the results, a file per shard or per 512 images; or one file for the results of a few "
-        "images, by its ending: .json, .csv, .txt",
+        help="folder for the results, a file per shard or per 512 images; or one file for the results of images, by "
+        "its ending: .json, .csv, .jsonl, .parquet, .txt",
     )
     parser.add_argument(
         "-f",
         "--format",
         choices=("parquet", "csv", "jsonl", "json"),
-        help="of a folder's files: parquet (default), csv, jsonl; of one file: json, csv (default: by its ending)",
+        help="of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of "
+        "these; on the screen: json, csv (default: text)",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="probability of every genre, sorted")
     parser.add_argument("--split", help="with --shards: only this split")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shards.csv_text import escaped
 from shards.files import atomic_write, write_json
 from toolkit.audit import Audited, AuditOptions, Chosen, FillMaker, pictures_of
 from toolkit.audit_html import page
@@ -114,7 +115,7 @@ def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Exampl
     """Write audit.csv, audit.png and audit.html, then audit.json."""
     rows = pd.DataFrame(report["posters"])
     with atomic_write(folder / "audit.csv", "w") as stream:
-        rows.to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
+        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
     save_sheet(folder / "audit.png", report, examples[:SHOWN_ON_SHEET])
     with atomic_write(folder / "audit.html", "w") as stream:
         stream.write(page(report, examples))

@@ -15,7 +15,8 @@ from typing import NoReturn
 from shards.clean.cli import add_clean_parser
 from shards.clean.referee_cli import add_referee_parser
 from shards.cli import add_shards_parser
-from shards.errors import UserError, one_line
+from shards.console import PrintableFormatter, Streams, standard_streams
+from shards.errors import UserError, one_line, printable_line
 from shards.fetch.cli import add_fetch_parser
 from toolkit.app_arguments import add_app_arguments
 from toolkit.arguments import (
@@ -137,10 +138,17 @@ def _no_room(command: str) -> str:
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script and of launch/*.py: errors become one line, then the process exits."""
-    set_up_logging()
-    threading.excepthook = _thread_failed
+    with standard_streams() as streams:
+        set_up_logging()
+        threading.excepthook = _thread_failed
+        _run(sys.argv[1:] if argv is None else argv, streams)
+
+
+def _run(argv: Sequence[str], streams: Streams) -> NoReturn:
     try:
-        status = main(sys.argv[1:] if argv is None else argv)
+        status = _status(argv)
+        if problem := streams.problem():
+            raise UserError(problem)
     except UserError as error:
         _fail(str(error), status=error.status)
     except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
@@ -153,6 +161,15 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     sys.exit(status)
+
+
+def _status(argv: Sequence[str]) -> int:
+    try:
+        return main(argv)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+        return 0  # --help was printed
 
 
 def _lost_peer(error: RuntimeError) -> UserError | None:
@@ -176,7 +193,7 @@ def _fail(message: str, status: int = 2) -> NoReturn:
         # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
         time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
     if "toolkit.meeting" in sys.modules:
         from toolkit.meeting import leave
 
@@ -193,11 +210,8 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 def set_up_logging() -> None:
     """Messages as they are on stderr; other ranks than 0 only warn, and say who they are."""
     rank = _rank()
-    logging.basicConfig(
-        level=logging.WARNING if rank else logging.INFO,
-        format=f"[rank {rank}] %(message)s" if rank else "%(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, handlers=[handler], force=True)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)

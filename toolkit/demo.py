@@ -77,7 +77,7 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
     paths = [images[reader.sample_id(i)] for i in range(len(reader))]
     predictions = predict_files(folder, paths, accelerator)
     write_predictions(
-        predictions, folder, str(accelerator.device), out / "predictions.json", None, verbose=True
+        predictions, folder, str(accelerator.device), out / "predictions.json", "json", verbose=True
     )
     true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
     items = [

@@ -1,14 +1,34 @@
-"""README.md of a model folder: a pure function of the folder's JSON files, so no number in it is typed by hand."""
+"""README.md of a model folder: a pure function of the folder's JSON files, so no number in it is typed by hand.
+
+Names in it come from outside, and hubs show it as a web page: ``plain`` keeps them from being Markdown or HTML.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
+from shards.errors import printable_line
 from shards.files import atomic_write, read_json
 
 log = logging.getLogger(__name__)
+
+
+#: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
+#: underscore within a word means nothing, and names of architectures are full of them.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)")
+
+
+def plain(value: object) -> str:
+    """A text from outside as one line of Markdown that shows it as it is.
+
+    >>> plain("<b>Sci-Fi | R&D</b>")
+    '&lt;b&gt;Sci-Fi \\\\| R&D&lt;/b&gt;'
+    """
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", printable_line(str(value)))
+    return _MARKDOWN.sub(r"\\\g<0>", text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def write_card(folder: Path) -> None:
@@ -49,18 +69,18 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         "pipeline_tag: image-classification",
         "tags: [image-classification, multi-label, movie-posters, poster-toolkit]",
         "---",
-        f"# {config['architecture']} for {config['num_classes']} genres",
+        f"# {plain(config['architecture'])} for {config['num_classes']} genres",
         "",
-        f"A multi-label classifier: {config['architecture']} with {_head(config)}, {made} poster-toolkit; "
+        f"A multi-label classifier: {plain(config['architecture'])} with {_head(config)}, {made} poster-toolkit; "
         f"the weights are those of epoch {ours['epoch']}{average}.",
         "",
-        f"- **Genres** ({labels['fingerprint']}): {', '.join(labels['genres'])}",
-        f"- **Thresholds**: {span}, {labels['threshold_source']}",
+        f"- **Genres** ({plain(labels['fingerprint'])}): {', '.join(map(plain, labels['genres']))}",
+        f"- **Thresholds**: {span}, {plain(labels['threshold_source'])}",
         f"- **Calibration**: {_calibration(labels)}",
         f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
         f"({'the whole image, made a square' if squashed else shape}), "
         f"mean {cfg['mean']}, std {cfg['std']}",
-        f"- **Training data**: shard set {ours['shard_set']}",
+        f"- **Training data**: shard set {plain(ours['shard_set'])}",
         "",
     ]
     for split, values in metrics.items():
@@ -126,11 +146,11 @@ def _calibration(labels: dict[str, Any]) -> str:
 
 
 def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
-    rows = [f"## Metrics on {split} ({values['num_samples']} samples)", ""]
+    rows = [f"## Metrics on {plain(split)} ({values['num_samples']} samples)", ""]
     measured_on = values.get("shard_set")  # files of older versions do not say
     if measured_on and measured_on != trained_on:
         rows += [
-            f"Measured on shard set {measured_on}, **not the one of training**: samples of that training may be "
+            f"Measured on shard set {plain(measured_on)}, **not the one of training**: samples of that training may be "
             "among these.",
             "",
         ]
@@ -143,7 +163,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     for name, row in named:
         m = row["metrics"]
         keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
-        rows.append(f"| {name} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
+        rows.append(f"| {plain(name)} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
     ranking = values["ranking"]
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
     beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from shards.errors import UserError
 from toolkit.data.cuts import file_cutter
 from toolkit.data.faults import KEEP_ERRORS
-from toolkit.data.files import FileSource, RawTransform, list_images
+from toolkit.data.files import FileSource, RawTransform, file_id, list_images
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan
 from toolkit.distributed import autocast_dtype, make_accelerator
@@ -27,8 +27,9 @@ from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder
 from toolkit.predict_batch import run_predict_batch
-from toolkit.predict_options import check_options, forward_of, load_folder, wants_a_folder
+from toolkit.predict_options import check_options, file_format, forward_of, load_folder, wants_a_folder
 from toolkit.predict_output import Prediction, write_predictions
+from toolkit.predict_tables import error_text
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,7 @@ def run_predict(args: argparse.Namespace) -> int:
         raise UserError("--split and --ignore-labels go with --shards")
     if args.embeddings:
         raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
-    if args.format not in (None, "json", "csv"):
-        raise UserError(
-            f"--format {args.format} goes with --shards, or with --directory and a folder for --out"
-        )
+    format = file_format(args.output, args.format)
     paths = args.image or list_images(args.directory)
     folder = load_folder(args.model, args.threshold)
     accelerator = make_accelerator(args.precision)
@@ -56,7 +54,7 @@ def run_predict(args: argparse.Namespace) -> int:
         )
     forward = forward_of(args, folder, accelerator)
     predictions = predict_files(folder, paths, accelerator, args.batch_size, args.workers, forward)
-    write_predictions(predictions, folder, str(accelerator.device), args.output, args.format, args.verbose)
+    write_predictions(predictions, folder, str(accelerator.device), args.output, format, args.verbose)
     failed = sum(p.error is not None for p in predictions)
     for prediction in predictions:
         if prediction.error is not None:
@@ -94,6 +92,6 @@ def predict_files(
     rows = folder.decisions.probabilities(scored.logits)
     probabilities = dict(zip(scored.indices.tolist(), rows, strict=True))
     return [
-        Prediction(str(path), probabilities.get(number), scored.errors.get(number))
+        Prediction(file_id(str(path)), probabilities.get(number), error_text(scored.errors.get(number)))
         for number, path in enumerate(paths)
     ]

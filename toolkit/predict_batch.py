@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from shards.arguments import store_of
 from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.files import remove_partials
+from shards.files import remove_partials, sha256_file
 from shards.image_files import holds_images
 from shards.labels import require_same
 from shards.manifest import NAME
@@ -40,18 +40,27 @@ from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.handout import HandOut
 from toolkit.inference import Scored, joined, score
 from toolkit.model_folder import ModelFolder
-from toolkit.predict_options import forward_of, load_folder
+from toolkit.predict_options import forward_of, load_folder, onnx_path
 from toolkit.predict_parts import (
     OpenPart,
     Part,
     PartsSource,
+    ShardPart,
     fetched_ahead,
     folder_parts,
     part_of,
     row_of,
     shard_parts,
 )
-from toolkit.predict_tables import Rows, TableFormat, facts_of, is_finished, output_path, write_rows
+from toolkit.predict_tables import (
+    Rows,
+    TableFormat,
+    facts_of,
+    is_finished,
+    output_path,
+    refuse_others,
+    write_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +78,8 @@ class Job:
     workers: int = 0
     how: dict[str, Any] = field(default_factory=dict)
     """Options that decide the rows beside model and images; JSON types."""
+    siblings: Sequence[Part] = ()
+    """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
 
     def path(self, part: Part) -> Path:
         """The file of a part."""
@@ -77,6 +88,11 @@ class Job:
     def facts(self, content: str) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
         return facts_of(self.folder, content, self.how)
+
+    def is_finished(self, part: Part) -> bool:
+        """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
+        path = self.path(part)
+        return path.exists() and is_finished(path, self.facts(part.content()))
 
 
 def run_predict_batch(args: argparse.Namespace) -> int:
@@ -92,27 +108,39 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     if args.embeddings and format == "csv":
         raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
     folder = load_folder(args.model, args.threshold)
-    parts = find_parts(args, folder)
+    parts, siblings = find_parts(args, folder)
     accelerator = make_accelerator(args.precision)
     forward = forward_of(args, folder, accelerator)
     precision = accelerator.mixed_precision if args.onnx is None else "no"
-    how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
-    job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how)
+    how = {
+        "precision": precision,
+        "tta": args.tta,
+        "embeddings": bool(args.embeddings),
+        "onnx": None if args.onnx is None else sha256_file(onnx_path(args, folder)),
+    }
+    job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
     return predict_parts(job, accelerator)
 
 
-def find_parts(args: argparse.Namespace, folder: ModelFolder) -> list[Part]:
-    """The parts that the command line names. Raises UserError if their labels are not the model's."""
+def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part]]:
+    """(the parts that the command line names, those of the set's other splits).
+
+    Raises UserError if their labels are not the model's.
+    """
     store = LocalShards(args.directory) if args.shards is None else store_of(args)
     local = store.root if isinstance(store, LocalShards) else None
     if local and (args.shards is None or (not (local / NAME).exists() and holds_images(local))):
         if args.split or args.ignore_labels:
             raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
-        return folder_parts(local, list_images(local))
+        return folder_parts(local, list_images(local)), []
     manifest = store.manifest()
     if manifest.genres and not args.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-    return shard_parts(store, manifest, args.split)
+    return shard_parts(store, manifest, args.split), [
+        ShardPart(store, shard, manifest.labels)
+        for shard in manifest.shards
+        if args.split not in (None, shard.split)
+    ]
 
 
 def predict_parts(job: Job, accelerator: Accelerator) -> int:
@@ -122,11 +150,10 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
         todo = None
         if main:
             remove_partials(job.out)
-            unfinished = [
-                number
-                for number, part in enumerate(job.parts)
-                if not is_finished(job.path(part), job.facts(part.content()))
-            ]
+            refuse_others(job.out, [job.path(part).name for part in (*job.parts, *job.siblings)])
+            for part in job.siblings:
+                job.is_finished(part)  # raises if it is of something else
+            unfinished = [number for number, part in enumerate(job.parts) if not job.is_finished(part)]
             # The largest first, so that nobody is left alone with a large one at the end.
             todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
         todo = from_main(accelerator, todo)  # one list for all: files appear from now on

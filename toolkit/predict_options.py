@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from toolkit.distributed import autocast_dtype
 from toolkit.forward import Forward, ForwardOptions, rows_for
 from toolkit.model_folder import ModelFolder, load_model_folder
 
-#: Endings of --output that name a file for all results.
-FILE_ENDINGS = (".json", ".csv", ".txt")
+#: Endings of --output that name a file for all results, and its format.
+FILE_FORMATS = {".json": "json", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
+#: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
+_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -29,12 +32,49 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def wants_a_folder(args: argparse.Namespace) -> bool:
-    """Whether the results are a folder of files, not text or one file."""
+    """Whether the results are a folder of files, not text or one file. Raises UserError where that is not clear."""
+    output, is_folder = args.output, args.output is not None and args.output.is_dir()
+    ending = "" if output is None or is_folder else output.suffix.lower()
     if args.shards is not None:
+        if ending in FILE_FORMATS:
+            raise UserError(
+                f"--shards writes a file per shard: name a folder for --out, not the file {output}"
+            )
         return True
-    if args.directory is None or args.output is None or args.format == "json":
+    if args.directory is None or output is None or args.format == "json":
         return False
-    return args.output.suffix.lower() not in FILE_ENDINGS
+    if args.format is None and ending not in FILE_FORMATS and _ENDING.fullmatch(ending):
+        raise _unknown_ending(output, " or a folder whose name does not end so")
+    return ending not in FILE_FORMATS
+
+
+def file_format(output: Path | None, format: str | None) -> str:
+    """How results that are not a folder are written: text, json, csv, jsonl, parquet. Raises UserError if unclear."""
+    if output is None:
+        if format in ("parquet", "jsonl"):
+            raise UserError(
+                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
+            )
+        return format or "text"
+    if output.is_dir():
+        raise UserError(
+            f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
+        )
+    by_ending = FILE_FORMATS.get(output.suffix.lower())
+    if format is None:
+        if by_ending is None:
+            raise _unknown_ending(output)
+        return by_ending
+    if by_ending not in (None, format):
+        raise UserError(f"--format {format} does not fit the ending of {output}: leave one of them out")
+    return format
+
+
+def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
+    ending = f"the ending {output.suffix}" if output.suffix else "no ending"
+    return UserError(
+        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(FILE_FORMATS)}{otherwise}"
+    )
 
 
 def load_folder(path: Path, threshold: float | None) -> ModelFolder:
@@ -45,14 +85,18 @@ def load_folder(path: Path, threshold: float | None) -> ModelFolder:
     return folder
 
 
+def onnx_path(args: argparse.Namespace, folder: ModelFolder) -> Path:
+    """The file that --onnx names."""
+    return Path(args.onnx) if args.onnx else folder.path / "model.onnx"
+
+
 def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
     """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
     options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
     if args.onnx is not None:
         from toolkit.onnx_model import OnnxModel
 
-        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-        network = OnnxModel(path, folder, accelerator.device)
+        network = OnnxModel(onnx_path(args, folder), folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
     model = folder.model.to(accelerator.device)
     if args.channels_last:

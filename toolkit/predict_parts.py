@@ -25,7 +25,7 @@ from shards.manifest import Manifest, Shard
 from shards.remote_read import Abandoned
 from shards.store import RemoteShards, ShardStore
 from toolkit.data.cuts import Cut, Cutter, eval_cutter, file_cutter
-from toolkit.data.files import FileSource, RawTransform
+from toolkit.data.files import FileSource, RawTransform, file_id
 from toolkit.data.loader import Source
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.reader import ShardReader
@@ -125,7 +125,7 @@ class _OpenShard:
 
 @dataclass(frozen=True)
 class FilesPart:
-    """Some image files of a folder; their ids are their paths below it."""
+    """Some image files of a folder; their ids are their paths below it (see file_id)."""
 
     root: Path
     number: int
@@ -166,7 +166,7 @@ class _OpenFiles:
     files: tuple[str, ...]
 
     def ids(self) -> list[str]:
-        return list(self.files)
+        return [file_id(file) for file in self.files]
 
     def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
         return file_cutter(preprocessing.image_size, RawTransform(preprocessing))

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import UserError, one_line
-from shards.files import atomic_write, read_json, write_json
-from shards.labels import LabelSet
+from shards.csv_text import write_exact
+from shards.errors import UserError, one_line, printable, printable_line
+from shards.files import atomic_write, names_in, read_json, write_json
+from shards.labels import LabelSet, column_names
 from toolkit.decisions import Decisions
 from toolkit.inference import Scored
 from toolkit.model_folder import ModelFolder
@@ -34,6 +37,8 @@ TableFormat = Literal["parquet", "csv", "jsonl"]
 #: Raised whenever a file of before would not have the columns of today.
 VERSION = 2
 KEY = b"poster_toolkit"
+#: Ending of the file of facts beside a file that cannot hold them.
+FACTS = ".facts.json"
 #: Our own columns. Databases do not tell Error from error.
 OWN = ("id", "genres", "error", "embedding")
 
@@ -65,7 +70,7 @@ class Rows:
             ids,
             probabilities,
             probabilities >= decisions.thresholds,  # not where it is NaN
-            [scored.errors.get(row) for row in range(len(ids))],
+            [error_text(scored.errors.get(row)) for row in range(len(ids))],
             None if scored.embeddings is None else spread(scored.embeddings),
         )
 
@@ -74,9 +79,14 @@ class Rows:
         return [[labels.genres[column] for column in np.flatnonzero(row)] for row in self.named]
 
 
-def genre_columns(labels: LabelSet) -> dict[str, str]:
+def error_text(error: str | None) -> str | None:
+    """Why there is no prediction, in one line that any file can hold: it may name a file."""
+    return None if error is None else printable_line(error)
+
+
+def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str, str]:
     """Genre → its column: the genre's own name, or ``genre:NAME`` where that is a column of ours."""
-    return {genre: f"genre:{genre}" if genre.lower() in OWN else genre for genre in labels.genres}
+    return column_names(labels.genres, reserved)
 
 
 def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str, Any]:
@@ -90,19 +100,20 @@ def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str
         "weights": folder.fingerprint,
         "calibration": decisions["calibration"],
         "thresholds": decisions["thresholds"],
+        "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
         "content": content,
         **how,
     }
 
 
-def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any]) -> pa.Table:
-    """Rows as an Arrow table with the facts in its schema."""
+def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any], key: str = "id") -> pa.Table:
+    """Rows as an Arrow table with the facts in its schema; ``key`` is the column of their names."""
     failed = np.array([error is not None for error in rows.errors], dtype=bool)
     columns: dict[str, pa.Array] = {
-        "id": pa.array(rows.ids, pa.string()),
+        key: pa.array(rows.ids, pa.string()),
         "genres": pa.array(rows.names(labels), pa.list_(pa.string())),
     }
-    for number, column in enumerate(genre_columns(labels).values()):
+    for number, column in enumerate(genre_columns(labels, (*OWN, key)).values()):
         values = np.ascontiguousarray(rows.probabilities[:, number], dtype=np.float32)
         columns[column] = pa.array(values, pa.float32(), mask=failed)
     columns["error"] = pa.array(rows.errors, pa.string())
@@ -112,7 +123,7 @@ def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any]) -> pa.Table:
             flat, rows.embeddings.shape[1], mask=pa.array(failed)
         )
     table = pa.table(columns)
-    return table.replace_schema_metadata({KEY: json.dumps(facts, ensure_ascii=False)})
+    return table.replace_schema_metadata({KEY: json_text(facts)})
 
 
 def write_rows(path: Path, rows: Rows, labels: LabelSet, facts: dict[str, Any], format: TableFormat) -> None:
@@ -128,32 +139,58 @@ def write_rows(path: Path, rows: Rows, labels: LabelSet, facts: dict[str, Any], 
 
 
 def csv_of(rows: Rows, labels: LabelSet) -> str:
-    """Genres joined by ``|``; seven significant digits; nothing in rows with an error."""
+    """Genres joined by ``|``; float32 to the bit; nothing in rows with an error."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "genres", *genre_columns(labels).values(), "error"])
-    for sample, names, values, error in _each(rows, labels):
-        numbers = [""] * len(labels) if error is not None else [f"{value:.7g}" for value in values]
-        writer.writerow([sample, "|".join(names), *numbers, error or ""])
+    nothing = [""] * len(labels)
+    each = zip(rows.ids, rows.names(labels), shortest(rows.probabilities), rows.errors, strict=True)
+    cells = (
+        [sample, "|".join(names), *(numbers if error is None else nothing), error or ""]
+        for sample, names, numbers, error in each
+    )
+    write_exact(out, itertools.chain([csv_header(list(genre_columns(labels).values()))], cells))
     return out.getvalue()
 
 
-def jsonl_of(rows: Rows, labels: LabelSet) -> str:
+def csv_header(columns: Sequence[str]) -> list[str]:
+    """The first line of a CSV with these columns of genres."""
+    return ["id", "genres", *columns, "error"]
+
+
+def jsonl_of(rows: Rows, labels: LabelSet, key: str = "id") -> str:
     """An object a line: id, genres, probabilities {genre: number}, error, and perhaps embedding."""
     lines = []
-    for row, (sample, names, values, error) in enumerate(_each(rows, labels)):
-        record: dict[str, Any] = {"id": sample, "genres": names, "probabilities": None, "error": error}
+    names, numbers = rows.names(labels), shortest(rows.probabilities)
+    embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
+    for row, error in enumerate(rows.errors):
+        record: dict[str, Any] = {
+            key: rows.ids[row],
+            "genres": names[row],
+            "probabilities": None,
+            "error": error,
+        }
         if error is None:
-            numbers = [float(f"{value:.7g}") for value in values]
-            record["probabilities"] = dict(zip(labels.genres, numbers, strict=True))
-        if rows.embeddings is not None:
-            record["embedding"] = None if error else [float(f"{value:.7g}") for value in rows.embeddings[row]]
-        lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            record["probabilities"] = dict(zip(labels.genres, map(float, numbers[row]), strict=True))
+        if embeddings is not None:
+            record["embedding"] = None if error is not None else [float(text) for text in embeddings[row]]
+        lines.append(json_text(record, allow_nan=False) + "\n")
     return "".join(lines)
 
 
-def _each(rows: Rows, labels: LabelSet) -> Iterator[tuple[str, list[str], np.ndarray, str | None]]:
-    return zip(rows.ids, rows.names(labels), rows.probabilities, rows.errors, strict=True)
+def shortest(values: np.ndarray) -> list[Any]:
+    """Texts of float32 numbers, as short as gives them back to the bit, in nested lists of the array's shape."""
+    texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
+    return texts
+
+
+def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
+    """JSON in which characters that steer a terminal are escaped, as every reader of JSON understands."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
+    # They stand in strings only, so each may become what ASCII JSON has for it.
+    return re.sub(
+        r"[^\x00-\x7e]",
+        lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0],
+        text,
+    )
 
 
 def output_path(out: Path, name: str, format: TableFormat) -> Path:
@@ -162,12 +199,12 @@ def output_path(out: Path, name: str, format: TableFormat) -> Path:
 
 
 def _facts_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.facts.json")
+    return path.with_name(path.name + FACTS)
 
 
 def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     """Whether this part's file is there, whole. Raises UserError if it is of another model, content or options."""
-    found = _read_facts(path)
+    found = _read_facts(path, facts)
     if found is None:
         return False
     if found != facts:
@@ -177,12 +214,43 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     return True
 
 
-def _read_facts(path: Path) -> Any:
+def refuse_others(out: Path, expected: Collection[str]) -> None:
+    """Raise UserError if a folder holds files of rows that are not among the ``expected`` names.
+
+    Whoever reads the folder takes all of them for one prediction.
+    """
+    ours = {name for path in expected for name in (path, _facts_path(Path(path)).name)}
+    others = sorted(
+        name
+        for name in names_in(out) - ours
+        if name.lower().endswith((*(f".{format}" for format in get_args(TableFormat)), FACTS))
+    )
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UserError(
+            f"{out} holds files that are not of this prediction, but of other images or another --format: "
+            f"{', '.join(others[:3])}{more}; remove them or choose another --out"
+        )
+
+
+def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
+    """The facts of a file, None for one that is absent or of ours and not finished."""
     if not path.exists():
         return None
-    if path.suffix != ".parquet":
-        beside = _facts_path(path)
-        return read_json(beside, "facts of predictions") if beside.exists() else None
+    if path.suffix == ".parquet":
+        found = _parquet_facts(path)
+    elif _facts_path(path).exists():
+        found = read_json(_facts_path(path), "facts of predictions")
+    elif _begins_as_ours(path, wanted):
+        return None  # a kill came between a file and its facts
+    else:
+        raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
+    if isinstance(found, dict):
+        found = {**{name: wanted.get(name) for name in ADDED}, **found}
+    return found
+
+
+def _parquet_facts(path: Path) -> Any:
     try:
         return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
@@ -190,6 +258,28 @@ def _read_facts(path: Path) -> Any:
             f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
         ) from None
 
+
+def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a text file is empty or begins as one of these facts does."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            if path.suffix == ".csv":
+                columns = csv_header(list(facts["columns"].values()))
+                return next(csv.reader(stream), columns) == columns
+            record = json.loads(stream.readline() or "{}")
+            return isinstance(record, dict) and record.keys() <= {
+                "id",
+                "genres",
+                "probabilities",
+                "error",
+                "embedding",
+            }
+    except (OSError, ValueError, csv.Error, RecursionError):
+        return False
+
+
+#: Facts that files of earlier versions do not state. They are taken for what is wanted.
+ADDED = ("preprocessing", "onnx")
 
 #: What a fact that differs is called in messages, the weightiest first.
 WORDS = {
@@ -199,7 +289,9 @@ WORDS = {
     "content": "other images",
     "calibration": "another calibration",
     "thresholds": "other thresholds",
+    "preprocessing": "another preprocessing",
     "precision": "another precision",
+    "onnx": "another choice of --onnx",
     "tta": "another --tta",
     "embeddings": "another choice of --embeddings",
 }

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shards.console import console as console_of
 from toolkit.baselines import BaselineRow, baselines, plain_threshold, threshold_label
 from toolkit.decisions import Decisions
 from toolkit.metrics import (
@@ -269,7 +270,7 @@ def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> 
 
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
     """A console of a fixed width: off a terminal rich would assume 80 columns and cut the tables."""
-    return Console(file=file, width=width)
+    return console_of(file, width)
 
 
 def json_types(value: Any) -> Any:

@@ -6,7 +6,6 @@ import argparse
 import time
 from collections import Counter
 
-from rich.console import Console
 from rich.table import Table
 
 from shards.arguments import (
@@ -18,6 +17,7 @@ from shards.arguments import (
     parse_scheduler,
     parse_share,
 )
+from shards.console import console
 from shards.places import place
 from shards.text.arguments import add_text_options, text_options
 
@@ -89,7 +89,7 @@ def _clean(args: argparse.Namespace) -> int:
         table.add_row("speed", f"{rate:.2f} images/s on {workers} processes, {rate / workers:.2f} on each")
     for reason, count in sorted(Counter(r.reason for r in result.rejected).items()):
         table.add_row("rejected", f"{count} {reason}")
-    Console(soft_wrap=True).print(table, markup=False)
+    console().print(table)
     print(f"posters    {options.out}")
     print(f"report     {options.out / 'clean_report.parquet'}")
     if result.rejected:

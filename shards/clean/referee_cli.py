@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from shards.console import console
 from shards.errors import UserError
 
 
@@ -57,7 +57,7 @@ def _referee(args: argparse.Namespace) -> int:
     table.add_row("seconds", f"{found['seconds_mean']:.2f} a poster and core, cleaning")
     for row in found["worst"][:5]:
         table.add_row("left on", f"{row['id']}: {row['before']:.2%} before, {row['after']:.2%} after")
-    Console(soft_wrap=True).print(table, markup=False)
+    console().print(table)
     if args.json:
         write_json(args.json, found)
         print(f"figures    {args.json}")

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from shards.claim import folder_lock
@@ -20,11 +21,11 @@ from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finis
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
-from shards.files import read_json, read_present, remove_file, remove_partials, write_json
+from shards.files import place_key, read_json, read_present, remove_file, remove_partials, write_json
 from shards.image_files import holds_images, require_images
 from shards.images import ImageOptions
 from shards.listing import list_sizes
-from shards.metadata import Rejection, first_reasons, read_metadata, write_rejected
+from shards.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
 from shards.places import Place, is_remote, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
@@ -124,9 +125,9 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         if _ours(options.out) is None:
             write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
         work = options.out / WORK
-        ids = [row.id for row in metadata.rows]
+        ids, shared = _of_own_places([row.id for row in metadata.rows], options.out)
         scan = scan_images(options.images, ids, options.image, work, executor)
-        rejected = metadata.rejected + scan.rejected
+        rejected = metadata.rejected + shared + scan.rejected
         ids = [sample_id for sample_id in ids if sample_id in scan.digests]
         if options.drop_duplicates and ids:
             ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
@@ -252,7 +253,8 @@ def _ours(out: Place) -> set[str] | None:
         return None
     kept = read_json(out / OURS, "list of cleaned posters")
     ids = kept.get("ids") if isinstance(kept, dict) else None
-    if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
+    # Posters are deleted by this list: it may come from elsewhere with the folder.
+    if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
         raise UserError(f"{out / OURS} is no list of cleaned posters; choose another --out")
     return set(ids)
 
@@ -282,6 +284,30 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
     write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
+
+
+def _of_own_places(ids: Sequence[str], out: Place) -> tuple[list[str], list[Rejection]]:
+    """The ids whose cleaned posters have places of their own in ``out``, and the others."""
+    key = place_key(out)
+    ours = {key(name) for name in (WORK, OURS, "rejected.csv", REPORT, ".lock")}
+    places: dict[str, str] = {}
+    for sample_id in ids:
+        places.setdefault(key(f"{sample_id}.jpg"), sample_id)
+    kept, others = [], []
+    for sample_id in ids:
+        other = places[key(f"{sample_id}.jpg")]
+        folders = [key(str(folder)) for folder in PurePosixPath(sample_id).parents]
+        if other != sample_id:
+            problem = f"its poster would lie where that of {other!r} lies"
+        elif ours.intersection(folders):
+            problem = "its place is taken by our own files"
+        elif taken := [places[folder] for folder in folders if folder in places]:
+            problem = f"its folder would lie where the poster of {taken[0]!r} lies"
+        else:
+            kept.append(sample_id)
+            continue
+        others.append(Rejection(sample_id, "bad id", problem))
+    return kept, others
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:

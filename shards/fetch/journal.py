@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -146,23 +146,24 @@ class Memory:
     """What earlier runs settled about the links of this one."""
 
     moved: set[str]
-    """Ids whose poster came from another link than the one they have now."""
+    """Keys of ids whose poster came from another link than the one they have now."""
     rejected: dict[str, Rejection]
-    """Rejections, by id, of links that are still the same and would be judged by the same limits."""
+    """Rejections, by their ids' keys, of links that are still the same and would be judged by the same limits."""
 
 
-def recall(path: Place, urls: Mapping[str, str], limits: str) -> Memory:
-    """Read the journal for these ids and links; the last entry of an id counts."""
+def recall(path: Place, urls: Mapping[str, str], limits: str, key: Callable[[str], str]) -> Memory:
+    """Read the journal for these links, by their ids' keys (files.place_key); the last entry of a key counts."""
     memory = Memory(set(), {})
     for entry in read_journal(path):
-        url = urls.get(entry.id)
-        memory.moved.discard(entry.id)
-        memory.rejected.pop(entry.id, None)
+        place = key(entry.id)
+        url = urls.get(place)
+        memory.moved.discard(place)
+        memory.rejected.pop(place, None)
         if url is None:
             continue
         if not entry.reason:
             if entry.url != url:
-                memory.moved.add(entry.id)
+                memory.moved.add(place)
         elif entry.url == url and entry.limits == limits:
-            memory.rejected[entry.id] = Rejection(entry.id, entry.reason, entry.detail)
+            memory.rejected[place] = Rejection(entry.id, entry.reason, entry.detail)
     return memory

@@ -6,14 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.fetch.options import FetchOptions
-from shards.files import remove_partials
+from shards.files import place_key, remove_partials
 from shards.listing import NoFolder, list_posters
 from shards.metadata import Rejection, write_rejected
 from shards.places import Place, is_remote, told
@@ -93,14 +93,18 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
     from shards.fetch.store import JOURNAL
 
     result = Fetched(rejected=links.rejected)
-    memory = recall(options.out / JOURNAL, {link.id: link.url for link in links.links}, options.limits())
-    there = _posters_there(options.out, [link.id for link in links.links])
+    key = place_key(options.out)
+    wanted = _of_own_places(links.links, key, result.rejected)
+    urls = {key(link.id): link.url for link in wanted}
+    memory = recall(options.out / JOURNAL, urls, options.limits(), key)
+    there = _posters_there(options.out, [link.id for link in wanted])
     todo, replaces = [], set()
-    for link in links.links:
-        if there(link.id) and link.id not in memory.moved:
+    for link in wanted:
+        place = key(link.id)
+        if there(link.id) and place not in memory.moved:
             result.present += 1
-        elif link.id in memory.rejected and not options.retry_rejected:
-            result.rejected[link.line] = memory.rejected[link.id]
+        elif place in memory.rejected and not options.retry_rejected:
+            result.rejected[link.line] = replace(memory.rejected[place], id=link.id)
         else:
             todo.append(link)
             if there(link.id):
@@ -119,6 +123,22 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
         else:
             _fetch_here(options, allowed, todo, result, bar.update)
     return result
+
+
+def _of_own_places(
+    links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]
+) -> list[Link]:
+    """The links without those whose poster would lie where an earlier id's does; they are ``rejected``."""
+    first: dict[str, str] = {}
+    kept = []
+    for link in links:
+        other = first.setdefault(key(f"{link.id}.jpg"), link.id)
+        if other == link.id:
+            kept.append(link)
+        else:
+            where = f"line {link.line}: its poster would lie where that of {other!r} lies"
+            rejected[link.line] = Rejection(link.id, "bad id", where)
+    return kept
 
 
 def _fetch_here(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from shard_tools import Source, encoded, only_error, tree, write_file
+from shard_tools import Source, encoded, only_error, read_csv, tree, write_file
 from text_tools import (
     clean_command,
     jpegs,
@@ -57,7 +57,28 @@ def test_pictures_that_came_later_are_spared(few: Source, tmp_path: Path) -> Non
     assert dropped.read_bytes() == b"mine too"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}'])
+def test_ids_that_would_share_a_place_are_rows(few: Source, tmp_path: Path) -> None:
+    name, other = list(few.good)[:2]
+    genres = next(iter(few.good.values()))
+    (few.images / f"{other}.jpg").rename(few.images / f"{other}.png")
+    for folder in (".work", "rejected.csv", f"{other}.jpg"):
+        write_file(few.images / folder / "x.png", (few.images / f"{name}.jpg").read_bytes())
+    odd = {f".//{name}": genres, ".work/x": genres, "rejected.csv/x": genres, f"{other}.jpg/x": genres}
+    out = tmp_path / "out"
+    run_clean(Source(few.images, write_meta(tmp_path, {**few.good, **odd}), few.good, {}), out)
+    assert set(jpegs(out)) == {f"{name}.jpg" for name in few.good}
+    details = {row["id"]: row["detail"] for row in read_csv(out / "rejected.csv")}
+    assert details == {
+        f".//{name}": f"its poster would lie where that of {name!r} lies",
+        ".work/x": "its place is taken by our own files",
+        "rejected.csv/x": "its place is taken by our own files",
+        f"{other}.jpg/x": f"its folder would lie where the poster of {other!r} lies",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}', '{"ids": ["../x"]}', '{"ids": ["/x"]}']
+)
 def test_a_broken_list_of_our_posters_is_one_line(few: Source, tmp_path: Path, text: str) -> None:
     write_file(tmp_path / "out" / ".posters-clean.json", text.encode())
     assert "list of cleaned posters" in one_line_error(lambda: run_clean(few, tmp_path / "out"))

@@ -81,6 +81,24 @@ def test_a_changed_link_is_fetched_again(server: MisbehavingServer, tmp_path: Pa
     assert posters(tmp_path)["a.jpg"] == JPEG and "a.png" not in posters(tmp_path)
 
 
+def test_two_ids_never_share_a_file(server: MisbehavingServer, tmp_path: Path) -> None:
+    links = [
+        (name, server.add(f"/{number}", reply(data)))
+        for number, (name, data) in enumerate(
+            [("a/b", JPEG), ("a//b", PNG), ("a/./b", b""), ("A/b", PNG), ("a/b/", JPEG)]
+        )
+    ]
+    fetch(tmp_path, links)
+    assert posters(tmp_path) == {"a/b.jpg": JPEG, "A/b.png": PNG, "a/b/.jpg": JPEG}
+    assert {row[0]: row[2] for row in rows_of(tmp_path / "images" / "rejected.csv")} == {
+        "a//b": "line 3: its poster would lie where that of 'a/b' lies",
+        "a/./b": "line 4: its poster would lie where that of 'a/b' lies",
+    }
+    # Written otherwise, with another link: the file that is there is not taken for this link's.
+    fetch(tmp_path, [("a//b", links[1][1])])
+    assert posters(tmp_path)["a/b.png"] == PNG and "a/b.jpg" not in posters(tmp_path)
+
+
 def test_other_limits_are_other_judgements(server: MisbehavingServer, tmp_path: Path) -> None:
     link = server.add("/x", reply(JPEG))
     good = server.add("/good", reply(encoded(draw("big", 200, 300))))

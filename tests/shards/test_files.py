@@ -16,6 +16,7 @@ from shards.files import (
     PARTIAL,
     atomic_write,
     fingerprint,
+    place_key,
     read_json,
     remove_partials,
     sha256_file,
@@ -129,3 +130,21 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
 def test_one_line() -> None:
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(ValueError()) == "ValueError"
+
+
+def test_paths_of_one_place_have_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = place_key(tmp_path)
+    assert key("a//b") == key("./a/b") == key("a/b/") != key("A/b") and not list(tmp_path.iterdir())
+    # a file system that knows neither case nor Unicode form
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name.endswith(PARTIAL) or exists(path))
+    key = place_key(tmp_path)
+    assert key("\u00c9t\u00e9") == key("E\u0301te\u0301") == key("\u00e9t\u00c9") != key("ete")
+
+
+def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"path": "caf\udce9"})
+    assert read_json(tmp_path / "x.json", "test") == {"path": "caf\udce9"}
+    with atomic_write(tmp_path / "x.html", "w") as stream:
+        stream.write("<p>caf\udce9")
+    assert (tmp_path / "x.html").read_text() == r"<p>caf\udce9"

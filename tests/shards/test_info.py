@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from rich.console import Console
-
+from shards.console import console
 from shards.info import render_info
 from shards.manifest import Manifest, Shard
 
@@ -15,7 +14,7 @@ pytest_plugins = ("shard_fixtures",)
 
 def rendered(manifest: Manifest) -> str:
     out = io.StringIO()
-    render_info(manifest, Console(file=out, width=200))
+    render_info(manifest, console(out, 200))
     return out.getvalue()
 
 

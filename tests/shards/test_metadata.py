@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
+from shards.csv_text import unescaped
 from shards.errors import UserError
 from shards.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
 
@@ -244,10 +245,11 @@ def test_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_rejected_csv_holds_any_text(tmp_path: Path) -> None:
     rejected = [Rejection('a,"b"', "bad id", "line 1: x\ny"), Rejection("日本", "no genres")]
+    rejected += [Rejection("=1+1", "bad id", "@SUM(A1)"), Rejection("'x", "bad id", "a\rb")]
     write_rejected(tmp_path / "rejected.csv", rejected)
-    assert [tuple(row.values()) for row in read_csv(tmp_path / "rejected.csv")] == [
-        (r.id, r.reason, r.detail) for r in rejected
-    ]
+    cells = [tuple(row.values()) for row in read_csv(tmp_path / "rejected.csv")]
+    assert [tuple(map(unescaped, row)) for row in cells] == [(r.id, r.reason, r.detail) for r in rejected]
+    assert cells[2] == ("'=1+1", "bad id", "'@SUM(A1)")
     assert read_rejected(tmp_path / "rejected.csv") == {r.id: r.reason for r in rejected}
 
 

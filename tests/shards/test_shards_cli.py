@@ -11,7 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shard_tools import Source, build_command, environment, only_error, posters, tree, write_csv, write_file
+from shard_tools import (
+    Source,
+    build_command,
+    environment,
+    only_error,
+    posters,
+    read_csv,
+    tree,
+    write_csv,
+    write_file,
+)
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -144,6 +154,30 @@ def test_every_option_reaches_the_build(few: Source, tmp_path: Path, command: Co
 def test_help(command: Command, verb: str) -> None:
     status, out, err = command("shards", *([verb] if verb else []), "--help")
     assert status == 0 and err == "" and out.startswith("usage: posters shards")
+
+
+def test_names_from_a_csv_reach_no_terminal_and_no_spreadsheet(
+    few: Source, tmp_path: Path, command: Command
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(few.images, images)
+    names = sorted(few.good)
+    rows = [(name, "t", 1999, "['Drama', '\x1b[31mred']") for name in names]
+    rows += [("=1+1", "t", 1999, "['War']"), ("@x", "t", 1999, "['War']"), ("\x1b[2J", "t", 1999, "['War']")]
+    for name in ("=1+1", "@x"):
+        shutil.copy(images / f"{names[0]}.jpg", images / f"{name}.jpg")
+    write_file(images / "=cut.jpg", b"")
+    rows += [("=cut", "t", 1999, "['War']")]
+    out = tmp_path / "out"
+    status, said, logged = command(
+        *("shards", "build", "--images", images, "--metadata", write_csv(tmp_path / "meta.csv", rows)),
+        *("--out", out, "--workers", 1),
+    )
+    assert status == 0 and "\x1b" not in said + logged
+    status, said, logged = command("shards", "info", out)
+    assert status == 0 and "\x1b" not in said + logged
+    assert {"'=1+1", "'@x"} < {row["id"] for row in read_csv(out / "duplicates.csv")}
+    assert "'=cut" in {row["id"] for row in read_csv(out / "rejected.csv")}
 
 
 def test_output_into_a_closed_pipe_is_no_traceback(few_shards: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from shards.files import write_json
 from shards.images import ANY, decode
 from shards.labels import LabelSet
 from shards.manifest import Manifest
-from toolkit.cli import main
+from toolkit.cli import main, run
 from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader
 from toolkit.data.plan import EvalPlan
@@ -200,3 +203,39 @@ def test_an_unknown_split_and_a_missing_model(model_folder: Path, shard_set: Pat
     assert run.returncode == 2 and "no split 'dev'" in error_lines(run)[0]
     run = posters_command("evaluate", "--model", "nowhere", "--shards", shard_set)
     assert run.returncode == 2 and "nowhere" in error_lines(run)[0]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+@pytest.mark.parametrize("end", ["a reader that has gone", "a full disk"])
+def test_stdout_that_takes_nothing_loses_no_results(
+    command: str,
+    end: str,
+    model_folder: Path,
+    shard_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    if end == "a full disk":
+        stream = open("/dev/full", "w")  # noqa: SIM115  # for the command, as its shell would open it
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        stream = os.fdopen(write, "w")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers[:])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as ended:
+        run([command, "--model", str(model), "--shards", str(shard_set)])
+    stream.close()
+    split = "test" if command == "evaluate" else "val"
+    assert json.loads((model / f"metrics-{split}.json").read_text())["split"] == split
+    assert (model / f"predictions-{split}.npz").exists() and split in (model / "README.md").read_text()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    if end == "a full disk":
+        assert ended.value.code == 2 and len(errors) == 1
+        assert "standard output cannot be written (No space left on device)" in errors[0]
+    else:
+        assert ended.value.code == 0 and not errors

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt  # rich's
 from toolkit_helpers import make_model_folder
 
+from shards.errors import printable_line
 from shards.labels import LabelSet
-from toolkit.model_card import render_card
+from toolkit.model_card import plain, render_card
 from toolkit.models import HeadSpec
 
 
@@ -31,3 +33,40 @@ def test_who_made_it(model_folder: Path):
     config["poster_toolkit"]["imported_sha256"] = "0" * 64
     card = render_card(config, labels, {})
     assert "imported by poster-toolkit" in card and "trained with" not in card
+
+
+EVIL = (
+    "a|b\n---\n# <script>x</script> ![p](http://h/x.png) `c` **d** <img src=x> &lt; $e$ [f](g) _h_ ~~i~~ "
+    "\\ | -- \x1b[2J\u202e http://h <http://h>"
+)
+
+
+def parsed(card: str) -> tuple[list[str], str]:
+    """(kinds of all tokens in order, all text) of a card without its front matter."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = parser.parse(card.split("\n---\n", 1)[1])
+    inner = [child for token in tokens for child in token.children or ()]
+    return [token.type for token in [*tokens, *inner]], "".join(token.content for token in inner)
+
+
+def test_names_from_outside_are_no_markdown(model_folder: Path):
+    config = json.loads((model_folder / "config.json").read_text())
+    labels = json.loads((model_folder / "labels.json").read_text())
+
+    def card_with(name: str) -> str:
+        labels["genres"][0] = labels["threshold_source"] = config["architecture"] = name
+        config["poster_toolkit"]["shard_set"] = name
+        figures = ("precision", "recall", "f1", "f0.5")
+        metrics = {f"micro_{figure}": 0.5 for figure in figures} | {"macro_f1": 0.5, "subset_accuracy": 0.5}
+        row, ranking = {"label": name, "metrics": metrics}, {"mAP": None, "roc_auc": None}
+        values = {"num_samples": 1, "thresholds": [row], "baselines": [row], "ranking": ranking, "loss": None}
+        return render_card(config, labels, {name: values | {"shard_set": f"x{name}"}})
+
+    plain_kinds, _ = parsed(card_with("name"))
+    kinds, text = parsed(card_with(EVIL))
+    assert [k for k in kinds if k != "text_special"] == plain_kinds
+    assert text.count(printable_line(EVIL)) == 9
+    assert card_with(EVIL).splitlines()[:5] == card_with("name").splitlines()[:5]
+    assert not set(card_with(EVIL)) & set("<>\x1b\u202e") and "http://" not in card_with(EVIL)
+    for name in ("Sci-Fi & Fantasy", "resnet18_x", "Children's", "日本"):
+        assert plain(name) == name

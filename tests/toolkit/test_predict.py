@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from toolkit_helpers import error_lines, make_model_folder, posters_command, some_decisions
 
-from shards.errors import UserError
+from shards.errors import UserError, printable_line
 from shards.labels import LabelSet
 from toolkit.cli import main
 from toolkit.data.files import list_images
@@ -75,6 +77,107 @@ def test_a_folder_with_bad_files(model_folder: Path, images: Path, tmp_path: Pat
         named = {g for g, p in prediction["probabilities"].items() if p >= 0.4}
         assert set(row["genres"].split("|")) - {""} == named
         assert float(row["Drama"]) == pytest.approx(prediction["probabilities"]["Drama"], abs=2e-6)
+
+
+#: Names of files as bytes, and the ids by which they are listed.
+ODD_NAMES = {
+    b"caf\xe9.jpg": r"caf\xe9.jpg",
+    rb"caf\xe9.jpg": r"caf\x5cxe9.jpg",
+    b"a\nb.jpg": "a\nb.jpg",
+    b"\x1b[2Jc.jpg": "\x1b[2Jc.jpg",
+    b"=1+1.jpg": "=1+1.jpg",
+    b'q"u,o.jpg': 'q"u,o.jpg',
+    "später\u202e.jpg".encode(): "später\u202e.jpg",
+}
+
+
+@pytest.fixture(scope="module")
+def odd_names(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A poster under names that are no text, or steer a terminal; and one that is no picture."""
+    folder = tmp_path_factory.mktemp("odd")
+    for name in ODD_NAMES:
+        shutil.copy(images / "p00000.jpg", folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"bad\xff\x1b.jpg")).write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "jsonl", "parquet", "txt", "CSV"])
+def test_a_name_of_any_bytes_is_a_row(model_folder: Path, odd_names: Path, tmp_path: Path, format: str):
+    out = tmp_path / f"out.{format}"
+    assert main(["predict", "-d", str(odd_names), "-m", str(model_folder), "-o", str(out)]) == 0
+    expected = sorted([*ODD_NAMES.values(), "bad\\xff\x1b.jpg"])
+    if format == "txt":
+        text = out.read_text()
+        shown = [line.split(": ")[0] for line in text.splitlines()[5:]]
+        assert sorted(shown) == sorted(f"{odd_names}/{printable_line(name)}" for name in expected)
+        return
+    if format == "parquet":
+        frame = pd.read_parquet(out)
+        ids, errors = frame["image"].tolist(), frame["error"].notna().sum()
+    elif format == "json":
+        records = json.loads(out.read_text())["predictions"]
+        ids, errors = [r["image"] for r in records], sum("error" in r for r in records)
+    elif format == "jsonl":
+        records = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+        ids, errors = [r["image"] for r in records], sum(r["error"] is not None for r in records)
+    else:
+        with open(out, newline="") as stream:
+            records = list(csv.DictReader(stream))
+        ids, errors = [r["image"] for r in records], sum(r["error"] != "" for r in records)
+        assert all(0 <= float(r["Drama"]) <= 1 for r in records if not r["error"])  # without --verbose, too
+    assert sorted(Path(name).relative_to(odd_names).as_posix() for name in ids) == expected and errors == 1
+    if format != "CSV" and format != "csv" and format != "parquet":
+        assert not set(out.read_text()) & set("\x1b\u202e")
+
+
+def test_names_of_any_bytes_reach_no_terminal(model_folder: Path, odd_names: Path):
+    for options in ([], ["-v"], ["-f", "json"]):
+        run = posters_command("predict", "-d", odd_names, "-m", model_folder, *options)
+        assert run.returncode == 0 and not set(run.stdout + run.stderr) & set("\x1b\u202e\x9b\udce9")
+    assert rf"cannot read {odd_names}/bad\xff\x1b.jpg" in run.stderr
+
+
+def test_a_file_is_written_by_its_ending(model_folder: Path, images: Path, tmp_path: Path):
+    image, folder = ["-i", images / "p00000.jpg", "-m", model_folder], ["-d", images, "-m", model_folder]
+    (tmp_path / "old.v2").mkdir()
+    shards = ["--shards", images, "-m", model_folder]
+    for arguments, words in (
+        (
+            [*image, "-o", tmp_path / "x.xlsx"],
+            "the ending .xlsx, which names no format: give a file that ends in .json",
+        ),
+        ([*image, "-o", tmp_path / "x"], "no ending"),
+        ([*image, "-o", tmp_path / "x.csv.gz"], "the ending .gz"),
+        ([*image, "-o", tmp_path / "old.v2"], "is a folder"),
+        ([*image, "-o", tmp_path / "x.csv", "-f", "json"], "--format json does not fit the ending"),
+        ([*image, "-o", tmp_path / "x.parquet", "-f", "csv"], "--format csv does not fit the ending"),
+        ([*image, "-f", "parquet"], "not for the screen"),
+        ([*folder, "-o", tmp_path / "x.xlsx"], "or a folder whose name does not end so"),
+        ([*folder, "-o", tmp_path / "x.TXT", "-f", "jsonl"], "--format jsonl does not fit"),
+        ([*shards, "-o", tmp_path / "x.parquet"], "name a folder for --out, not the file"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            main(["predict", *map(str, arguments)])
+    assert [path.name for path in tmp_path.iterdir()] == ["old.v2"]
+    # folders with a dot in their names: one that is there, one whose dot is in a number
+    for out in ("old.v2", "pred-0.5"):
+        assert main(["predict", *map(str, [*folder, "-o", tmp_path / out])]) == 0
+        assert [path.name for path in (tmp_path / out).glob("*.parquet")] == ["images-00000.parquet"]
+    assert main(["predict", *map(str, [*image, "-o", tmp_path / "x.dat", "-f", "csv"])]) == 0
+    assert (tmp_path / "x.dat").read_text().startswith("image,genres,error,")
+
+
+def test_genres_named_like_columns_are_columns_of_their_own(images: Path, tmp_path: Path):
+    genres = ("Drama", "error", "genre:id", "genres", "id", "image")
+    model = make_model_folder(tmp_path / "m", LabelSet(genres), HeadSpec("linear", (), 0.0))
+    columns = ["Drama", "genre:error", "genre:genre:id", "genre:genres", "genre:id", "genre:image"]
+    for name in ("x.csv", "x.parquet"):
+        arguments = ["predict", "-i", images / "p00000.jpg", "-m", model, "-o", tmp_path / name, "-t", "0"]
+        assert main([str(a) for a in arguments]) == 0
+    assert (tmp_path / "x.csv").read_text().splitlines()[0] == ",".join(
+        ["image", "genres", "error", *columns]
+    )
+    assert pq.read_schema(tmp_path / "x.parquet").names == ["image", "genres", *columns, "error"]
 
 
 def test_nothing_readable_is_a_failure(model_folder: Path, images: Path):

@@ -237,6 +237,65 @@ def test_what_is_refused(by_one: Path, many_shards: Path, model: Path, posters: 
         predict(model, *shards, "--out", here)
 
 
+def test_a_folder_holds_one_prediction(
+    many_shards: Path, model: Path, posters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, images = tmp_path / "out", tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        shutil.copy(posters / "images" / f"p{number:05d}.jpg", images)
+    test = ["--shards", many_shards, "--split", "test", "--out", out]
+    assert predict(model, *test) == 0
+    before = states(out)
+    for options, words in (
+        (["-d", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
+        (["--shards", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
+        ([*test, "--format", "csv"], "another --format: test-00000.parquet"),
+        (
+            ["--shards", many_shards, "--split", "val", "--embeddings", "--out", out],
+            "another choice of --embeddings",
+        ),
+        (["--shards", many_shards, "--split", "val", "-t", "0.9", "--out", out], "other thresholds"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict(model, *options)
+        assert states(out) == before
+    # another split of the same set belongs to the same prediction
+    capsys.readouterr()
+    assert predict(model, "--shards", many_shards, "--split", "val", "--out", out) == 0
+    assert predict(model, *test) == 0
+    assert "0 images now (0 files), 2 files were finished before" in capsys.readouterr().out
+    # a set built again with fewer shards leaves files behind
+    fewer = tmp_path / "fewer"
+    shutil.copytree(many_shards, fewer)
+    manifest = Manifest.read(many_shards)
+    kept = [shard for shard in manifest.shards if shard.split != "val"]
+    dataclasses.replace(manifest, shards=kept).write(fewer)
+    with pytest.raises(UserError, match=r": val-00000\.parquet.*; remove"):
+        predict(model, "--shards", fewer, "--split", "test", "--out", out)
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_a_name_of_any_bytes_is_a_row(model: Path, posters: Path, tmp_path: Path, format: str) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    names = {b"caf\xe9.jpg": r"caf\xe9.jpg", rb"caf\xe9.jpg": r"caf\x5cxe9.jpg", b"=a\nb.jpg": "=a\nb.jpg"}
+    for name in names:
+        shutil.copy(posters / "images" / "p00000.jpg", folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"")
+    arguments = ["-d", folder, "--out", out, "--batch-size", 2, "-f", format]
+    assert predict(model, *arguments) == 0 and predict(model, *arguments) == 0
+    file = out / f"images-00000.{format}"
+    if format == "parquet":
+        rows = pd.read_parquet(file)
+    elif format == "jsonl":
+        rows = pd.DataFrame([json.loads(line) for line in file.read_text().split("\n")[:-1]])
+    else:
+        rows = pd.read_csv(file, dtype={"id": str})
+    assert sorted(rows["id"]) == sorted([*names.values(), r"bad\xff.jpg"])
+    assert rows["id"][rows["error"].notna()].tolist() == [r"bad\xff.jpg"]
+
+
 @pytest.mark.parametrize(
     ("gone", "words"),
     [

@@ -22,6 +22,7 @@ from toolkit.predict_tables import (
     is_finished,
     jsonl_of,
     output_path,
+    refuse_others,
     table_of,
     write_rows,
 )
@@ -29,7 +30,8 @@ from toolkit.predict_tables import (
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
     "version": 2, "labels": "f", "weights": "w", "content": "c", "calibration": {}, "thresholds": [0.5] * 3,
-    "precision": "no", "tta": "none", "embeddings": False,
+    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {}, "onnx": None,
+    "columns": {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"},
 }  # fmt: skip
 
 
@@ -68,6 +70,27 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     assert frame.query("`Sci-Fi` > 0.5")["id"].tolist() == [rows.ids[0], "third"]
 
 
+ODD_IDS = ["007", "1e5", "66773.0", "=1+1", 'a,"b', "a\nb", "a\rb", "\x1b[2J\x9b", "-0", "a\x00b", "'x", "NA"]
+
+
+def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).random((len(ODD_IDS), 3)) ** 20
+    exact = numbers.astype(np.float32)
+    rows = Rows(ODD_IDS, numbers, numbers > 0.5, [None] * len(ODD_IDS))
+    for format in ("parquet", "csv", "jsonl"):
+        write_rows(output_path(tmp_path, "a", format), rows, LABELS, FACTS, format)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["id"].to_pylist() == ODD_IDS and np.array_equal(table["Drama"].to_numpy(), exact[:, 0])
+    with open(tmp_path / "a.csv", newline="") as stream:
+        records = list(csv.DictReader(stream))
+    assert [r["id"] for r in records] == ODD_IDS
+    assert np.array_equal(np.array([r["genre:Error"] for r in records], np.float32), exact[:, 1])
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().split("\n")[:-1]]
+    assert [r["id"] for r in lines] == ODD_IDS
+    assert np.array_equal(np.array([r["probabilities"]["Sci-Fi"] for r in lines], np.float32), exact[:, 2])
+    assert not set((tmp_path / "a.jsonl").read_text()) & set("\x1b\x9b\x7f")
+
+
 def test_without_embeddings_there_is_no_column(rows: Rows) -> None:
     rows.embeddings = None
     assert "embedding" not in table_of(rows, LABELS, FACTS).column_names
@@ -79,7 +102,7 @@ def test_csv(rows: Rows) -> None:
         ["id", "genres", "Drama", "genre:Error", "Sci-Fi", "error"],
         ['a,"b', "Error|Sci-Fi", "0.25", "0.5", "0.75", ""],
         ["später", "", "", "", "", "truncated"],
-        ["third", "", "0.3333333", "0", "1", ""],
+        ["third", "", "0.33333334", "0.0", "1.0", ""],
     ]
 
 
@@ -110,10 +133,49 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
         ("thresholds", "other thresholds"),
         ("precision", "another precision"),
         ("tta", "--tta"),
+        ("preprocessing", "another preprocessing"),
+        ("onnx", "--onnx"),
+        ("columns", "other columns"),
         ("embeddings", "--embeddings"),
     ):
         with pytest.raises(UserError, match=word):
             is_finished(path, {**FACTS, name: "other"})
+
+
+def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_rows(
+        path, rows, LABELS, {k: v for k, v in FACTS.items() if k not in ("preprocessing", "onnx")}, "parquet"
+    )
+    assert is_finished(path, FACTS)
+
+
+def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Path) -> None:
+    for format in ("csv", "jsonl"):
+        path = output_path(tmp_path, "a", format)
+        write_rows(path, rows, LABELS, FACTS, format)
+        path.with_name(f"{path.name}.facts.json").unlink()
+        assert not is_finished(path, FACTS)
+        for foreign in ("title,year\nx,1\n", '{"title": "x"}\n', "[" * 100_000, "\xff"):
+            path.write_text(foreign, encoding="latin-1")
+            with pytest.raises(UserError, match="was not written by `posters predict`"):
+                is_finished(path, FACTS)
+            assert path.read_text(encoding="latin-1") == foreign
+
+
+def test_files_of_others_are_refused_by_name(rows: Rows, tmp_path: Path) -> None:
+    write_rows(tmp_path / "train-00000.csv", rows, LABELS, FACTS, "csv")
+    (tmp_path / "notes.txt").touch()
+    refuse_others(tmp_path, ["train-00000.csv"])
+    refuse_others(tmp_path / "none", [])
+    for name in ("images-00001.csv", "train-00000.parquet", "x.PARQUET", "x.jsonl", "x.csv.facts.json"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=f"another --format: {name}; remove") as found:
+            refuse_others(tmp_path, ["train-00000.csv"])
+        assert "\n" not in str(found.value)
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"train-00000\.csv, train-00000\.csv\.facts\.json; remove"):
+        refuse_others(tmp_path, ["train-00000.parquet"])
 
 
 def test_a_file_of_another_tool_is_not_ours(tmp_path: Path) -> None:

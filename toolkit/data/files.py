@@ -6,6 +6,8 @@ They go the way that shard samples go, so that a folder and the shards of its by
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,23 @@ def list_images(directory: Path) -> list[Path]:
         raise no_images(directory, walk)
     walk.tell(directory)
     return found
+
+
+#: A backslash that, left as it is, would read as the escape of a byte.
+_LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+
+
+def file_id(path: str) -> str:
+    r"""The name by which a file is listed: its path, as text that any file can hold.
+
+    Bytes that are not UTF-8 (Python reads them as lone surrogates) are written as ``\xHH``, and a backslash that
+    stands before ``xHH`` in the name as ``\x5c``, so two files never have one id.
+
+    >>> print(file_id("caf\udce9.jpg"), file_id(r"caf\xe9.jpg"), file_id(r"a\b.jpg"))
+    caf\xe9.jpg caf\x5cxe9.jpg a\b.jpg
+    """
+    text = _LIKE_ESCAPE.sub(r"\\x5c", path)
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from shards.csv_text import escaped
 from shards.errors import UserError, one_line
 from shards.files import PARTIAL, atomic_write, write_json
 from toolkit.report.build import Report
@@ -89,4 +90,4 @@ def write_report(folder: Path, report: Report) -> Path:
 
 def _write_rows(path: Path, rows: pd.DataFrame) -> None:
     with atomic_write(path, "w") as stream:
-        rows.to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
+        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")

@@ -1,0 +1,168 @@
+"""What commands print: harmless to a terminal, and never the reason why a command's files are missing.
+
+Names, ids and genres come from outside, and ``print`` sends them as they are. So the entry point replaces the two
+standard streams for as long as a command runs:
+
+- Text on stdout, and log records on stderr, are made ``printable``. Data for programs goes to ``exact_stdout()``.
+- A reader that has gone (``| head``) or a full disk does not end the command: it goes on to write its files, and the
+  entry point learns about it at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import IO, Any, TextIO, cast
+
+from rich.console import Console
+from rich.text import Text
+
+from shards.errors import printable, printable_line
+
+
+class _Kept:
+    """A text stream whose ``write`` and ``flush`` raise no OSError; the first one is kept as ``failure``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        if self.failure is None:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.failure is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.failure = error
+        # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
+        with contextlib.suppress(OSError, ValueError):
+            number = self._stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _ForPeople:
+    """Text that is made printable on its way to ``exact``."""
+
+    def __init__(self, exact: _Kept) -> None:
+        self.exact = exact
+        #: rich asks for it: its own escape codes must pass (see console()).
+        self.rich_proxied_file = exact
+
+    def write(self, text: str) -> int:
+        return self.exact.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.exact, name)
+
+
+class Streams:
+    """The standard streams of a command that runs."""
+
+    def __init__(self, out: _Kept) -> None:
+        self._out = out
+
+    def problem(self) -> str | None:
+        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
+        self._out.flush()
+        failure = self._out.failure
+        if failure is None or failure.errno in (errno.EPIPE, errno.ECONNRESET):
+            return None
+        return (
+            f"standard output cannot be written ({failure.strerror or failure}); what the command shows is lost, the "
+            "files that it writes are whole"
+        )
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[Streams]:
+    """Replace sys.stdout and sys.stderr as described above until the block ends."""
+    before = sys.stdout, sys.stderr
+    exact = _Kept(_encoding_all(sys.stdout))
+    said = _Kept(_encoding_all(sys.stderr))
+    sys.stdout, sys.stderr = cast(TextIO, _ForPeople(exact)), cast(TextIO, said)
+    try:
+        with _printable_warnings():
+            yield Streams(exact)
+    finally:
+        exact.flush()
+        said.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _encoding_all(stream: TextIO | None) -> TextIO:
+    """The stream, which writes what its encoding lacks as an escape; one to nowhere if it was closed from the start."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+@contextlib.contextmanager
+def _printable_warnings() -> Iterator[None]:
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
+
+
+def exact_stdout() -> IO[str]:
+    """Where data for programs is printed, character by character; on a terminal they are made printable, too."""
+    out = sys.stdout
+    return out if out.isatty() else getattr(out, "exact", out)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log records without what steers a terminal. Line breaks of arguments, such as names, are escaped, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        if isinstance(record.args, tuple):
+            record = logging.makeLogRecord(record.__dict__)
+            record.args = tuple(
+                value if isinstance(value, (int, float)) else printable_line(str(value))
+                for value in cast("tuple[object, ...]", record.args)
+            )
+        return printable(super().format(record))
+
+
+class SafeConsole(Console):
+    """A rich console that makes the text of tables printable, and takes none of it for markup."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See Console."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Any:
+        """See Console."""
+        if isinstance(renderable, Text) and (plain := printable(renderable.plain)) != renderable.plain:
+            renderable = Text(plain, renderable.style)
+        return super().render(renderable, options)
+
+
+def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
+    """The console for tables. file: default stdout; width: columns, default the terminal's, and no wrapping."""
+    return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)
