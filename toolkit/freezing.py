@@ -9,6 +9,7 @@ statistics are held too, their dropout and stochastic depth are off.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.models import head_prefixes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,24 @@ class Freezing:
             if part.holds(epoch):
                 for module in part.modules:
                     module.eval()
+
+
+def check_random(model: nn.Module, entries: Iterable[str]) -> None:
+    """For a model with random weights: raise UserError if its backbone would never learn; a warning for parts of it.
+
+    A classifier can learn little from what a random backbone gives, and the run would end as if all were well.
+    """
+    held = [part for part in (_part(model, entry) for entry in entries) if part.epochs is None]
+    fixed = {id(p) for part in held for p in part.parameters}
+    backbone = {id(p) for n, p in model.named_parameters() if not n.startswith(head_prefixes(model))}
+    names = ", ".join(part.name for part in held)
+    if backbone <= fixed and not all(id(p) in fixed for p in model.parameters()):  # of all of it Freezing speaks
+        raise UserError(
+            f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
+            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn with --model.freeze []"
+        )
+    if held:
+        log.warning("model.freeze [%s] holds random weights: from scratch take --model.freeze []", names)
 
 
 def _part(model: nn.Module, entry: str) -> Part:
