@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_write, read_json, write_json
-from shards.labels import LabelSet
+from shards.labels import LabelSet, column_names
 from toolkit.decisions import Decisions
 from toolkit.inference import Scored
 from toolkit.model_folder import ModelFolder
@@ -76,7 +76,7 @@ class Rows:
 
 def genre_columns(labels: LabelSet) -> dict[str, str]:
     """Genre → its column: the genre's own name, or ``genre:NAME`` where that is a column of ours."""
-    return {genre: f"genre:{genre}" if genre.lower() in OWN else genre for genre in labels.genres}
+    return column_names(labels.genres, OWN)
 
 
 def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str, Any]:

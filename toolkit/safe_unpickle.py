@@ -79,6 +79,10 @@ def _defaultdict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _factory(*_: Any) -> None:
+    """What makes a defaultdict's values, which is never called."""
+
+
 #: Every name that these files may hold beside torch's own, in all versions of the packages that have moved it.
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
@@ -90,10 +94,10 @@ ALLOWED: dict[str, Any] = {
     "numpy.core.multiarray.scalar": PickledScalar,
     "numpy._core.multiarray.scalar": PickledScalar,
     "collections.defaultdict": _defaultdict,
-    "builtins.dict": dict,  # what a defaultdict makes
-    "builtins.list": list,
-    "builtins.int": int,
-    "builtins.float": float,
+    "builtins.dict": _factory,
+    "builtins.list": _factory,
+    "builtins.int": _factory,
+    "builtins.float": _factory,
 }
 
 
@@ -184,7 +188,10 @@ def _check_archive(path: Path) -> None:
         else:
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            pickles = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+            if pickles > MAX_PICKLE:
+                problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
+            elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
                 problem = "its parts are compressed, which torch.save does not do: write it again by torch.save"
             elif sum(part.file_size for part in parts) > size:
                 problem = "its parts are larger than the file"
@@ -250,6 +257,8 @@ def to_array(value: Any) -> np.ndarray:
     Arrays of objects come back as such; what is in them is up to the caller. Raises ValueError for anything else.
     """
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:
+            raise ValueError(f"not a plain tensor of at most {MAX_INSTRUCTIONS} numbers")
         return value.detach().float().numpy()
     if isinstance(value, (list, tuple)):
         return np.array([to_number(item) for item in value])
@@ -259,7 +268,7 @@ def to_array(value: Any) -> np.ndarray:
         _, shape, dtype, fortran, data = value.state
         code = dtype.code
         count = int(np.prod(shape, dtype=np.int64))
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise ValueError("not an array that numpy wrote") from None
     if isinstance(code, str) and code.startswith("O") and isinstance(data, list):
         if len(data) != count:
@@ -273,7 +282,7 @@ def to_array(value: Any) -> np.ndarray:
 def to_number(value: Any) -> Any:
     """A Python number or string from what `safe_load` gave, numpy's scalars included. Raises ValueError."""
     if isinstance(value, PickledScalar):
-        return np.frombuffer(_bytes(value.data), _number_type(value.dtype))[0].item()
+        return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -291,4 +300,6 @@ def _number_type(dtype: Any) -> np.dtype[Any]:
 
 def _bytes(data: Any) -> bytes:
     """Bytes as they were stored: old pickles hold them as Latin-1 text."""
+    if not isinstance(data, (str, bytes, bytearray)):
+        raise ValueError(f"not bytes: {type(data).__name__}")
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)

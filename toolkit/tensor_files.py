@@ -90,8 +90,18 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
 
 
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError that names the first tensor with NaN or infinity, or with a variance under 0."""
+    """Raise UserError that names the first tensor with NaN or infinity, with a variance under 0, or that is no plain one.
+
+    Torch files may hold tensors without numbers (of the device "meta"), sparse ones, and views that show one number a
+    billion times.
+    """
     for name, tensor in state.items():
+        shown = repr(name[:200])
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU"
+            )
         if not tensor.is_floating_point():
             continue
         bad = ~torch.isfinite(tensor)
@@ -102,6 +112,6 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
         else:
             continue
         raise UserError(
-            f"{path}: its tensor {name[:200]!r} {what}: the training had diverged, or the file was changed; use "
-            f"other weights, or train again"
+            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other weights, "
+            f"or train again"
         )

@@ -59,7 +59,8 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
     head = head_prefixes(model)
     brought = sorted(k for k in state if k.startswith(head))
     sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
-    why = "has another size" if sized else _other_genres(path, labels) if brought else None
+    differs = _other_genres(path, labels) if brought and not sized else None
+    why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
     if why:  # all of the head or nothing: half an old head helps nobody
         state = {k: v for k, v in state.items() if not k.startswith(head)}
     wanted = shapes_of(own)
@@ -76,30 +77,29 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
         loaded += "; position embeddings resampled to this image size"
     if why:
         loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
-    elif brought and (path.parent / LABELS).is_file():
-        loaded += f"; its head is of the same {len(labels)} genres and was loaded"
+    elif brought:
+        genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
+        loaded += f"; its head is of {genres} and was loaded"
     return loaded
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """What differs between ``labels`` and those beside a weights file; None if they agree or there are none.
+    """What differs between ``labels`` and those beside a weights file; empty if they agree, None if there are none.
 
     Beside lies labels.json in a model folder, state.json in a checkpoint. Raises UserError if it cannot be read: then
     none can say what the head's outputs mean.
     """
-    said = ""
     try:
         if (path.parent / LABELS).is_file():
             theirs = LabelSet(tuple(read_labels(path.parent)[0].genres))
-            if theirs.fingerprint != labels.fingerprint:
-                said = difference("the weights", theirs, "the shard set", labels)
-        elif path.name == TENSORS and (path.parent / STATE).is_file():
-            stated = read_state(path.parent).labels
-            if stated != labels.fingerprint:
-                said = f"fingerprint {stated[:16]!r}, the shard set's is {labels.fingerprint}"
+            same = theirs.fingerprint == labels.fingerprint
+            return "" if same else difference("the weights", theirs, "the shard set", labels)
+        if path.name == TENSORS and (path.parent / STATE).is_file():
+            stated, own = read_state(path.parent).labels, labels.fingerprint
+            return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
     except UserError as error:
         raise UserError(f"which genres the head of {path} gives cannot be read: {error}") from None
-    return f"is of other genres ({said})" if said else None
+    return None
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
