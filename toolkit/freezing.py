@@ -9,7 +9,6 @@ statistics are held too, their dropout and stochastic depth are off.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.models import head_prefixes
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ class Freezing:
                     module.eval()
 
 
-def check_random(model: nn.Module, entries: Iterable[str]) -> None:
-    """For a model with random weights: raise UserError if its backbone would never learn; a warning for parts of it.
+def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
+    """One line for the log if parts of a model with random weights would never learn; else None.
 
-    A classifier can learn little from what a random backbone gives, and the run would end as if all were well.
+    Raises UserError if that is all of its backbone. A classifier can learn little from what a random backbone gives, and the run would end as if all were well.
     """
     held = [part for part in (_part(model, entry) for entry in entries) if part.epochs is None]
     fixed = {id(p) for part in held for p in part.parameters}
@@ -96,8 +93,7 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> None:
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
             f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn with --model.freeze []"
         )
-    if held:
-        log.warning("model.freeze [%s] holds random weights: from scratch take --model.freeze []", names)
+    return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
 
 
 def _part(model: nn.Module, entry: str) -> Part:

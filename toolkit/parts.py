@@ -101,7 +101,9 @@ def build_parts(
         accelerator, config, manifest.labels, train.positives / len(train), None if probing else checkpoint
     )
     if checkpoint is None and not config.model.pretrained and config.model.weights is None:
-        check_random(model, config.model.freeze)
+        warning = check_random(model, config.model.freeze)
+        if warning and accelerator.is_main_process:
+            log.warning("%s", warning)
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
