@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import timm
 import torch
 
 from shards.errors import UserError, one_line
-from shards.files import sha256_file
+from shards.files import remove_dead_partials, sha256_file
 from shards.labels import LabelSet
 from toolkit.config import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms import Preprocessing
@@ -65,6 +66,7 @@ def run_import(args: argparse.Namespace) -> int:
     out = Path(os.path.abspath(args.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {args.out} exists and is not an empty folder: choose another, or remove it")
+    remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(args.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), args.checkpoint)
     decisions = decisions_of(checkpoint, args.checkpoint)

@@ -25,6 +25,7 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.files import PARTIAL, sha256_file, write_json
 from shards.labels import LabelSet
+from shards.remote import unique_name
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.metrics import FloatArray
@@ -82,8 +83,7 @@ def save_model_folder(
     """
     from toolkit.model_card import write_card
 
-    fresh = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = folder.with_name(unique_name(folder.name, PARTIAL))
     with contextlib.ExitStack() as otherwise:
         otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -101,10 +101,12 @@ def save_model_folder(
             write_json(fresh / f"metrics-{split}.json", values)
         write_card(fresh)
         otherwise.pop_all()
+    if not folder.is_dir() or not any(folder.iterdir()):
+        os.replace(fresh, folder)  # whatever lies beside it is of others
+        return
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
+    os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
 
