@@ -13,49 +13,59 @@ import dataclasses
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from shards.errors import UserError, one_line
 from shards.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
+from shards.schema import Count, Sha256, check_as
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
+from toolkit.model_files import Number
+from toolkit.safe_unpickle import safe_load
 
 log = logging.getLogger(__name__)
+
+TENSORS, STATE = "state.pt", "state.json"
 
 
 @dataclass
 class Progress:
     """Where a run is. Everything needed to go on, besides tensors."""
 
-    epoch: int = 0
+    epoch: Count = 0
     """Epoch under way, or the next one."""
-    step: int = 0
+    step: Count = 0
     """Updates done in that epoch."""
-    updates: int = 0
+    updates: Count = 0
     """Updates done in all."""
-    best_score: float | None = None
+    best_score: Number | None = None
     """Best figure so far of what train.monitor names; its model is RUN/model."""
-    best_epoch: int = -1
-    bad_epochs: int = 0
+    best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
+    bad_epochs: Count = 0
     """Epochs since the best one."""
-    loss_sum: float = 0.0
+    loss_sum: Number = 0.0
     """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
-    skipped: int = 0
+    skipped: Count = 0
     """Updates of this epoch that were not made (train.on_nonfinite skip)."""
-    skipped_samples: int = 0
+    skipped_samples: Count = 0
     """Samples of those updates: they are not in loss_sum."""
 
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Progress:
-        """As it was saved. Raises TypeError for anything else."""
-        facts = dict(raw)
-        if "best_loss" in facts:  # checkpoints from when the loss was all that could be monitored
-            facts["best_score"] = facts.pop("best_loss")
-        return cls(**facts)
+
+class StateFile(msgspec.Struct):
+    """state.json."""
+
+    progress: Progress
+    config: dict[str, dict[str, Any]]
+    shard_set: str
+    labels: str
+    """Fingerprint of the genres."""
+    sha256: Sha256
 
 
 @dataclass
@@ -91,16 +101,16 @@ def save_checkpoint(
     with contextlib.ExitStack() as otherwise:
         otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        with atomic_write(fresh / "state.pt") as stream:
+        with atomic_write(fresh / TENSORS) as stream:
             torch.save(tensors, stream)
         facts = {
             "progress": dataclasses.asdict(progress),
             "config": config,
             "shard_set": shard_set,
             "labels": labels,
-            "sha256": sha256_file(fresh / "state.pt"),
+            "sha256": sha256_file(fresh / TENSORS),
         }
-        write_json(fresh / "state.json", facts)
+        write_json(fresh / STATE, facts)
         # The same step may have been saved before its epoch was validated: in reach until the new one is there.
         older = _aside(path)
         shutil.rmtree(older, ignore_errors=True)
@@ -145,20 +155,41 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint, if it is whole. Raises UserError that says what is wrong with it."""
     try:
-        facts = read_json(path / "state.json", "checkpoint")
-        if sha256_file(path / "state.pt") != facts["sha256"]:
-            raise UserError(f"the sha256 of {path / 'state.pt'} is not the one that was saved")
-        return Checkpoint(
-            Progress.from_dict(facts["progress"]),
-            facts["config"],
-            facts["shard_set"],
-            facts["labels"],
-            torch.load(path / "state.pt", map_location="cpu", weights_only=True),
-            path,
-            facts["sha256"],
-        )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        facts = read_state(path)
+        if sha256_file(path / TENSORS) != facts.sha256:
+            raise UserError(f"the sha256 of {path / TENSORS} is not the one that was saved")
+    except OSError as error:
         raise UserError(one_line(error)) from error
+    tensors = safe_load(path / TENSORS, "checkpoint")
+    if not isinstance(tensors, dict) or not all(isinstance(part, dict) for part in tensors.values()):
+        raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
+    return Checkpoint(
+        facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256
+    )
+
+
+def read_state(path: Path) -> StateFile:
+    """state.json of a checkpoint. Raises UserError."""
+    where, what, remedy = path / STATE, "checkpoint's state", "use another checkpoint"
+    raw = read_json(where, what)
+    if isinstance(raw, dict) and isinstance(raw.get("progress"), dict) and "best_loss" in raw["progress"]:
+        # from when the loss was all that could be monitored
+        raw["progress"]["best_score"] = raw["progress"].pop("best_loss")
+    return check_as(raw, StateFile, where, what, remedy)
+
+
+@contextlib.contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what is raised where the tensors of ``checkpoint`` do not fit the run into UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if type(error) is RuntimeError and not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        raise UserError(
+            f"{checkpoint.path / TENSORS} does not fit this run ({one_line(error)[:300]}): start a new run in another "
+            f"--out"
+        ) from None
 
 
 def remove_partial_checkpoints(folder: Path) -> None:

@@ -17,6 +17,11 @@ OnError = Literal["replace", "mask", "stop"]
 #: What a loss or gradient that is not finite does to a run.
 OnNonfinite = Literal["stop", "skip"]
 
+#: Bounds that keep allocations sane, for what users ask for and for what a model folder says: the side of the input,
+#: the side of an image before its centre is cut out, its share, the layers, widths and members of a head.
+MAX_SIDE, MAX_RESIZED, LEAST_CROP_PCT = 4096, 16384, 0.1
+MAX_HIDDEN, MAX_WIDTH, MAX_MEMBERS = 64, 65536, 1024
+
 
 @dataclass
 class DataConfig:

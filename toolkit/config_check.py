@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from toolkit.config import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
 
 if TYPE_CHECKING:
     from toolkit.config import Config
@@ -25,19 +28,31 @@ def check_config(config: Config) -> None:
     """Raise UserError for values that no run could use, naming the key."""
     data, augment, model, loss = config.data, config.augment, config.model, config.loss
     optim, train, decide = config.optim, config.train, config.decide
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        for option in dataclasses.fields(values):
+            value = getattr(values, option.name)
+            numbers = value if isinstance(value, (tuple, list)) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise UserError(f"{section.name}.{option.name} must be finite, not {value}")
     checks = [
         (
             "data.image_size",
-            data.image_size == 0 or data.image_size >= 16,
-            "0 (the backbone's own) or at least 16 pixels",
+            data.image_size == 0 or 16 <= data.image_size <= MAX_SIDE,
+            f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels",
         ),
         ("data.crop_scale", 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),
         ("data.crop_ratio", 0 < data.crop_ratio[0] <= data.crop_ratio[1], "0 < low <= high"),
         ("data.flip", 0 <= data.flip <= 1, "a probability"),
-        ("data.crop_pct", 0 < data.crop_pct <= 1, "over 0, at most 1"),
+        ("data.crop_pct", LEAST_CROP_PCT <= data.crop_pct <= 1, f"from {LEAST_CROP_PCT:g} to 1"),
+        (
+            "data.crop_pct",
+            data.image_size / data.crop_pct <= MAX_RESIZED,
+            f"larger: images would be resized to over {MAX_RESIZED} pixels",
+        ),
         ("data.repeat_below", 0 < data.repeat_below <= 1, "over 0, at most 1"),
-        ("data.workers", data.workers >= 0, "0 (automatic) or more"),
-        ("data.prefetch", data.prefetch >= 1, "at least 1"),
+        ("data.workers", 0 <= data.workers <= 1024, "0 (automatic) or at most 1024"),
+        ("data.prefetch", 1 <= data.prefetch <= 10_000, "from 1 to 10000"),
         ("data.window", data.window >= 1, "at least 1"),
         ("data.max_errors", 0 <= data.max_errors <= 1, "a share from 0 to 1"),
         ("augment.brightness", 0 <= augment.brightness <= 1, "from 0 to 1"),
@@ -54,8 +69,12 @@ def check_config(config: Config) -> None:
         ("augment.mixup", augment.mixup >= 0, "0 (none) or more"),
         ("augment.cutmix", augment.cutmix >= 0, "0 (none) or more"),
         ("augment.mix_prob", 0 <= augment.mix_prob <= 1, "a probability"),
-        ("model.hidden", all(width >= 1 for width in model.hidden), "positive widths"),
-        ("model.members", model.members >= 1, "at least 1"),
+        (
+            "model.hidden",
+            all(1 <= width <= MAX_WIDTH for width in model.hidden) and len(model.hidden) <= MAX_HIDDEN,
+            f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
+        ),
+        ("model.members", 1 <= model.members <= MAX_MEMBERS, f"from 1 to {MAX_MEMBERS}"),
         ("model.dropout", 0 <= model.dropout < 1, "at least 0, under 1"),
         ("model.drop_path", 0 <= model.drop_path < 1, "at least 0, under 1"),
         (
@@ -78,7 +97,7 @@ def check_config(config: Config) -> None:
         ("optim.min_lr", 0 <= optim.min_lr <= 1, "a share from 0 to 1"),
         ("optim.clip_norm", optim.clip_norm >= 0, "0 (no clipping) or more"),
         ("train.epochs", train.epochs >= 1, "at least 1"),
-        ("train.batch_size", train.batch_size >= 1, "at least 1"),
+        ("train.batch_size", 1 <= train.batch_size <= 2**31, "from 1 to 2147483648"),
         (
             "train.batch_size",
             train.batch_size >= 2 or augment.mix_prob == 0 or not (augment.mixup or augment.cutmix),
@@ -86,7 +105,7 @@ def check_config(config: Config) -> None:
         ),
         ("train.accumulation", train.accumulation >= 1, "at least 1"),
         ("train.eval_batch_size", train.eval_batch_size >= 0, "0 (what suits the device) or more"),
-        ("train.seed", train.seed >= 0, "0 or more"),
+        ("train.seed", 0 <= train.seed < 2**32, "from 0 to 4294967295"),
         ("train.patience", train.patience >= 0, "0 (never) or more"),
         ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),
         ("train.feature_views", train.feature_views >= 0, "0 (no cache) or more"),
@@ -104,7 +123,9 @@ def check_config(config: Config) -> None:
     for key, good, wanted in checks:
         if not good:
             section, name = key.split(".")
-            raise UserError(f"{key} must be {wanted}, not {getattr(getattr(config, section), name)}")
+            raise UserError(
+                f"{key} must be {wanted}, not {str(getattr(getattr(config, section), name))[:200]}"
+            )
     if optim.name not in COMMON:
         _check_optimizer(optim.name)
     if train.fsdp:

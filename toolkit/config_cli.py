@@ -18,6 +18,7 @@ from shards.errors import UserError, one_line
 from shards.files import atomic_write
 from shards.places import Place, place
 from toolkit.config import Config
+from toolkit.config_file import check_file, check_text
 
 if TYPE_CHECKING:
     from shards.cache_options import CacheOptions
@@ -79,9 +80,7 @@ def train_parser() -> ArgumentParser:
 def parse_train(argv: Sequence[str]) -> TrainCommand:
     """The command's options. Raises UserError naming a wrong key and the nearest valid one."""
     parser = train_parser()
-    for option, value in zip(argv, [*argv[1:], ""], strict=True):
-        if option == "--config" or option.startswith("--config="):
-            _check_yaml(Path(option.partition("=")[2] or value))
+    _check_files(argv)
     try:
         parsed = parser.parse_args(list(argv))
         made = parser.instantiate(parsed)
@@ -108,16 +107,20 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     )
 
 
-def _check_yaml(path: Path) -> None:
-    """jsonargparse's words for a broken file do not say which file."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"config file not found: {path}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} is no YAML: {one_line(error)}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"config file {path} holds no keys; see configs/ for annotated ones")
+def _check_files(argv: Sequence[str]) -> None:
+    """Raise UserError for a file of options, or a whole section on the command line, that cannot be meant so."""
+    sections = {section.name for section in dataclasses.fields(Config)}
+    for option, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, given, value = option.partition("=")
+        value = value if given else following
+        if "--config".startswith(name) and len(name) > len("--c"):  # argparse takes beginnings of names
+            check_file(Path(value), sections)
+        elif name.removeprefix("--") in sections and name.startswith("--"):
+            path = Path(value)
+            if value.lstrip().startswith("{"):
+                check_text(value, name)
+            elif path.is_file():
+                check_file(path, set())
 
 
 def explain(message: str, known: Sequence[str]) -> str:

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shards.errors import UserError
 from shards.files import fingerprint
+from shards.schema import check_as
 from toolkit.aims import Aim, genre_thresholds, parse_aim, single_threshold
-from toolkit.calibration import Method, choose_calibration, fit_calibration
+from toolkit.calibration import choose_calibration, fit_calibration
 from toolkit.config import DecideConfig
 from toolkit.metrics import BoolArray, FloatArray, check_scores, check_targets, sigmoid
+from toolkit.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,32 +103,23 @@ class Decisions:
 
         Raises UserError for missing, misshapen, not finite or impossible numbers.
         """
-        try:
-            thresholds = _numbers(raw["thresholds"], "thresholds", num_genres, where)
-            calibration = dict(raw.get("calibration", {"method": "none"}))
-            method = str(calibration["method"])
-            if method not in get_args(Method):
-                raise UserError(
-                    f"{where} has an unknown calibration {method!r}; choose again with `posters tune`"
-                )
-            scale, bias = np.ones(num_genres), np.zeros(num_genres)
-            if method != "none":
-                scale = _numbers(calibration["scale"], "scales", num_genres, where)
-                bias = _numbers(calibration["bias"], "biases", num_genres, where)
-            common = float(raw.get("global_threshold", np.median(thresholds)))
-            chosen_on = dict(raw.get("chosen_on", {}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{where} is no labels file of this toolkit ({type(error).__name__}: {error})"
-            ) from None
-        if not (scale > 0).all():
-            raise UserError(
-                f"{where} has a calibration scale that is not over 0; choose again with `posters tune`"
-            )
-        if not all(0.0 <= value <= 1.0 for value in (*thresholds, common)):
-            raise UserError(f"{where} has a threshold outside 0 to 1; choose again with `posters tune`")
-        source, aim = str(raw.get("threshold_source", "unknown")), str(raw.get("aim", "none"))
-        return cls(thresholds, scale, bias, common, aim, method, source, chosen_on)
+        found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
+        check_decisions(found, num_genres, where)
+        thresholds, calibration = np.array(found.thresholds, np.float64), found.calibration
+        scale, bias = np.ones(num_genres), np.zeros(num_genres)
+        if calibration.method != "none":
+            scale, bias = np.array(calibration.scale, np.float64), np.array(calibration.bias, np.float64)
+        common = found.global_threshold
+        return cls(
+            thresholds,
+            scale,
+            bias,
+            float(np.median(thresholds)) if common is None else common,
+            found.aim,
+            calibration.method,
+            found.threshold_source,
+            dict(raw.get("chosen_on", {})),  # with keys of later versions
+        )
 
 
 def choose_decisions(
@@ -195,13 +187,3 @@ def describe(aim: Aim, thresholds: str, split: str) -> str:
 
 def _name(split: str) -> str:
     return "validation" if split == "val" else split
-
-
-def _numbers(values: Any, what: str, num_genres: int, where: object) -> FloatArray:
-    """(G,) finite float64. Raises UserError."""
-    array = np.array(values, dtype=np.float64)
-    if array.shape != (num_genres,):
-        raise UserError(f"{where} has {array.size} {what} for {num_genres} genres")
-    if not np.isfinite(array).all():
-        raise UserError(f"{where} has {what} that are not finite")
-    return array

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from shards.arguments import store_of
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import remove_dead_partials, write_json
 from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
 from toolkit.distributed import make_accelerator
@@ -89,6 +89,7 @@ def evaluate(
 ) -> tuple[Evaluation, SplitLogits]:
     """(evaluation of a model on a split, the logits it comes from), on every rank."""
     folder = load_model_folder(model_folder)
+    remove_dead_partials(model_folder)
     manifest = open_store(shards).manifest()
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)

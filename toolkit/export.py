@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from shards.errors import UserError
-from shards.files import atomic_write
+from shards.files import atomic_write, remove_dead_partials
 from toolkit.export_check import Run, judge, measure, pictures_to_check
 from toolkit.export_network import OUTPUTS
 from toolkit.export_preprocess import NORMALISED
@@ -38,6 +39,7 @@ def run_export(args: argparse.Namespace) -> int:
     out: Path = args.out or args.model / name
     if out.is_dir():
         raise UserError(f"--out must be a file, and {out} is a folder: give {out / name}")
+    remove_dead_partials(out.parent, escape(out.name))
     content, opener = _make(args, folder)
     with atomic_write(out) as stream:  # renamed when the block ends well, gone when it does not
         stream.write(content)

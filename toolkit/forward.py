@@ -9,7 +9,7 @@ when the next batch is already queued.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shards.errors import UserError
 from toolkit.data.transforms import Preprocessing
 from toolkit.fsdp import is_spread
 from toolkit.models import logits_and_features
@@ -134,12 +135,39 @@ class Forward:
                     embeddings = (embeddings + others) / 2
             return _to_host(logits[:rows], None if embeddings is None else embeddings[:rows])
 
+    @property
+    def reduced(self) -> bool:
+        """Whether it runs in fp16 or bf16."""
+        return self.dtype is not torch.float32
+
     def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+        with torch.autocast(pixels.device.type, self.dtype, enabled=self.reduced):
             logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
         if embeddings is None or not self.options.embeddings:  # an exported file gives them in any case
             return logits.float(), None
         return logits.float(), embeddings.float()
+
+
+def require_finite_outputs(
+    outputs: Sequence[np.ndarray | None], names: Callable[[int], str], reduced: bool = False
+) -> None:
+    """Raise UserError that names the images whose rows in ``outputs`` ((n, k) each) hold NaN or infinity.
+
+    names: of a row; reduced: whether the pass ran in fp16 or bf16, whose range may have been too small.
+    """
+    good = [np.isfinite(values).all(axis=1) for values in outputs if values is not None]
+    bad = np.flatnonzero(~np.logical_and.reduce(good))
+    if not len(bad):
+        return
+    shown = ", ".join(names(int(row)) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    remedy = (
+        "fp16 and bf16 may be too small for them: use --precision no"
+        if reduced
+        else "its weights are not usable: train again"
+    )
+    raise UserError(
+        f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"
+    )
 
 
 def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:

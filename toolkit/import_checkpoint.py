@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import numpy as np
 import timm
 import torch
 
-from shards.errors import UserError
-from shards.files import sha256_file
+from shards.errors import UserError, one_line
+from shards.files import remove_dead_partials, sha256_file
 from shards.labels import LabelSet
+from toolkit.config import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.metrics import FloatArray, sigmoid
 from toolkit.model_folder import save_model_folder
 from toolkit.models import HeadSpec, build_model
 from toolkit.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
+from toolkit.tensor_files import require_finite
 
 WHAT = "checkpoint of that script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -34,6 +37,11 @@ ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Wrappers' prefixes, and the attribute under which the script's module has its network.
 PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
+
+#: What conversions of hostile values to numbers raise.
+NOT_NUMBERS = (ValueError, TypeError, OverflowError)
+#: Of a genre.
+MAX_LETTERS = 1000
 
 State = dict[str, torch.Tensor]
 
@@ -58,6 +66,7 @@ def run_import(args: argparse.Namespace) -> int:
     out = Path(os.path.abspath(args.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {args.out} exists and is not an empty folder: choose another, or remove it")
+    remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(args.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), args.checkpoint)
     decisions = decisions_of(checkpoint, args.checkpoint)
@@ -109,7 +118,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _image_size(config.get("image_size", 224), path),
         None if learned is None else _vector(learned, "learned_thresholds", len(labels), path),
         _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path),
-        int(_number(raw.get("epoch", 0), "epoch", path)),
+        _epoch(raw.get("epoch", 0), path),
     )
 
 
@@ -140,14 +149,14 @@ def _head(state: State, width: int, num_genres: int, path: Path) -> HeadSpec:
     shapes = [tuple(state[f"{layer}.weight"].shape) for layer in layers if f"{layer}.weight" in state]
     wanted = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     found = {name for name in state if name.startswith("fc.")}
-    widths = [width, *(shape[0] for shape in shapes)]
-    chained = all(
-        len(shape) == 2 and shape[1] == before for shape, before in zip(shapes, widths, strict=False)
-    )
-    if not layers or found != wanted or not chained:
+    flat = all(len(shape) == 2 and shape[0] <= MAX_WIDTH for shape in shapes)
+    widths = [width, *(shape[0] for shape in shapes)] if flat else []
+    chained = all(shape[1] == before for shape, before in zip(shapes, widths, strict=False))
+    if not 0 < len(layers) <= MAX_HIDDEN + 1 or found != wanted or not flat or not chained:
+        shown = ", ".join(name[:100] for name in sorted(found)[:9]) + (", ..." if len(found) > 9 else "")
         raise UserError(
-            f"{path}: its classifier ({', '.join(sorted(found)) or 'none'}) is neither one linear layer nor several "
-            f"with ReLU and dropout between them"
+            f"{path}: its classifier ({shown or 'none'}) is neither one linear layer nor several with ReLU and dropout "
+            f"between them"
         )
     if widths[-1] != num_genres:
         raise UserError(f"{path}: its classifier has {widths[-1]} outputs, and its mlb {num_genres} genres")
@@ -194,13 +203,14 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
     state: State = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: its model_state_dict holds {name!r}, which is no tensor")
+            raise UserError(f"{path}: its model_state_dict holds {_shown(name)}, which is no tensor")
         plain = PREFIXES.sub("", name)
         if plain in state:
-            raise UserError(f"{path}: its model_state_dict has {plain!r} twice, under different prefixes")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite; the training had diverged")
+            raise UserError(
+                f"{path}: its model_state_dict has {_shown(plain)} twice, under different prefixes"
+            )
         state[plain] = tensor
+    require_finite(state, path)
     return state, state.pop("threshold_logits", None)
 
 
@@ -209,14 +219,24 @@ def _labels(binarizer: Any, path: Path) -> LabelSet:
         raise UserError(f"{path} is no {WHAT}: it has no MultiLabelBinarizer `mlb`, so genres have no names")
     try:
         classes = [_plain(item) for item in to_array(binarizer.state["classes_"]).tolist()]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: the classes_ of its mlb cannot be read ({error}); was it fitted?") from None
-    wrong = [item for item in classes if not isinstance(item, str) or not item]
+    except KeyError:
+        raise UserError(f"{path}: its mlb has no classes_; was it fitted?") from None
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: the classes_ of its mlb cannot be read ({_shown(error)})") from None
+    wrong = [item for item in classes if not isinstance(item, str) or not 0 < len(item) <= MAX_LETTERS]
     if wrong:
-        raise UserError(f"{path}: the classes_ of its mlb are not names of genres, e.g. {wrong[0]!r}")
+        raise UserError(f"{path}: the classes_ of its mlb are not names of genres, e.g. {_shown(wrong[0])}")
     if not classes or len(set(classes)) < len(classes):
         raise UserError(f"{path}: the classes_ of its mlb are empty or not different from each other")
     return LabelSet(tuple(classes))
+
+
+def _shown(value: Any) -> str:
+    """A value for an error; of what may hold others, again and again, its type."""
+    if isinstance(value, Exception):
+        return one_line(value)[:200]
+    plain = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 1e18)
+    return repr(value[:100] if isinstance(value, str) else value) if plain else type(value).__name__
 
 
 def _plain(item: Any) -> Any:
@@ -228,24 +248,34 @@ def _plain(item: Any) -> Any:
 
 def _image_size(value: Any, path: Path) -> int:
     sides = list(value) if isinstance(value, (tuple, list)) else [value]
-    if len(set(map(str, sides))) != 1 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"{path}: its image_size {value!r} is not that of a square in pixels")
+    good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
+    if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
+        raise UserError(
+            f"{path}: its image_size {'x'.join(map(_shown, sides[:2]))} is not that of a square of 8 to {MAX_SIDE} pixels"
+        )
     return int(sides[0])
+
+
+def _epoch(value: Any, path: Path) -> int:
+    number = _number(value, "epoch", path)
+    if not 0 <= number <= 1e9:
+        raise UserError(f"{path}: its epoch is {number:g}, not a number of 0 or more")
+    return int(number)
 
 
 def _number(value: Any, what: str, path: Path) -> float:
     try:
         return float(to_number(value))
-    except ValueError as error:
-        raise UserError(f"{path}: its {what} is not a number ({error})") from None
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: its {what} is not a number ({_shown(error)})") from None
 
 
 def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
     """(G,) finite float64."""
     try:
         array = np.asarray(to_array(value), np.float64)
-    except ValueError as error:
-        raise UserError(f"{path}: its {what} cannot be read ({error})") from None
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: its {what} cannot be read ({_shown(error)})") from None
     if array.shape != (size,) or not np.isfinite(array).all():
         raise UserError(f"{path}: its {what} are not {size} finite numbers, one for each genre")
     return array

@@ -15,7 +15,7 @@ from toolkit.data.loader import Batch, Loader
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import autocast_dtype, gather_by_index
-from toolkit.forward import Answer, Forward, ForwardOptions, rows_for
+from toolkit.forward import Answer, Forward, ForwardOptions, require_finite_outputs, rows_for
 
 
 @dataclass
@@ -42,17 +42,34 @@ class Scored:
         return len(self.indices) + len(self.errors)
 
 
-def score(loader: Loader, shares: Iterable[Share], cutter: Cutter, forward: Forward) -> Iterator[Scored]:
-    """Batches in order, each told when the one after it is already queued on the device."""
+def score(
+    loader: Loader, shares: Iterable[Share], cutter: Cutter, forward: Forward, *, finite: bool = True
+) -> Iterator[Scored]:
+    """Batches in order, each told when the one after it is already queued on the device.
+
+    Raises UserError that names the images whose outputs are not finite, unless ``finite`` is off: where ranks gather
+    them first, all ranks look.
+    """
+
+    def settled(batch: Batch, answer: Answer) -> Scored:
+        scored = _scored(batch, answer)
+        if finite:
+            require_finite_outputs(
+                (scored.logits, scored.embeddings),
+                lambda row: loader.source.where(int(scored.indices[row])),
+                forward.reduced,
+            )
+        return scored
+
     before: tuple[Batch, Answer] | None = None
     with contextlib.closing(loader.batches(shares, cutter)) as batches:
         for batch in batches:
             answer = forward(batch.images)
             if before is not None:
-                yield _scored(*before)
+                yield settled(*before)
             before = batch, answer
         if before is not None:
-            yield _scored(*before)
+            yield settled(*before)
 
 
 def _scored(batch: Batch, answer: Answer) -> Scored:
@@ -68,10 +85,12 @@ def infer_shares(
     shares: Iterable[Share],
     cutter: Cutter,
     on_batch: Callable[[int], object] | None = None,
+    *,
+    finite: bool = True,
 ) -> Scored:
-    """All of this rank's shares at once. ``on_batch`` is told the number of samples done."""
+    """All of this rank's shares at once. ``on_batch`` is told the number of samples done. ``finite``: see score."""
     parts = []
-    for scored in score(loader, shares, cutter, forward):
+    for scored in score(loader, shares, cutter, forward, finite=finite):
         parts.append(scored)
         if on_batch is not None:
             on_batch(scored.count)
@@ -111,7 +130,7 @@ def infer_all(
     forward = Forward(
         model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
     )
-    scored = infer_shares(forward, loader, shares, cutter, on_batch)
+    scored = infer_shares(forward, loader, shares, cutter, on_batch, finite=False)
     # A last column says which rows are real; each sample comes exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)

@@ -11,13 +11,14 @@ for the classifier, which is wider.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 
 STAGES = 2
 
@@ -51,21 +52,35 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     """
     kind = type(model)
     if not hasattr(kind, "forward_intermediates"):
-        raise UserError(f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear")
+        raise UserError(_no_stages(kind))
     model.__class__ = type(f"Levels{kind.__name__}", (_Levels, kind), {})
     setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
-    training = model.training
-    model.eval()
-    features = model.forward_features(torch.zeros(1, 3, image_size, image_size))  # type: ignore[operator]
+    ghost = _ghost(model).eval()
+    try:
+        features = ghost.forward_features(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    except AssertionError as error:  # what timm's factories say of options that a family does not have
+        raise UserError(f"{_no_stages(kind)} ({one_line(error)})") from None
     width = features.shape[1]
     # What stands between the last stage and timm's own classifier plays no part now. It keeps its place, so that
     # weights fit, but DistributedDataParallel would wait for its gradients for ever.
-    used = [p for p in model.parameters() if p.requires_grad]
+    used = [p for p in ghost.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(features.sum(), used, allow_unused=True)
     for parameter, gradient in zip(
-        used, torch.autograd.grad(features.sum(), used, allow_unused=True), strict=True
+        [p for p in model.parameters() if p.requires_grad], gradients, strict=True
     ):
         parameter.requires_grad_(gradient is not None)
-    model.train(training)
     parent, _, attribute = classifier.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Linear(width, num_classes))
     model.num_features = width
+
+
+def _no_stages(kind: type) -> str:
+    return f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear"
+
+
+def _ghost(model: nn.Module) -> Any:
+    """A copy of a model whose tensors are shapes alone: a pass of it takes no memory, however large the images."""
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    return copy.deepcopy(model, memo)

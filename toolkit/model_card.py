@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.errors import printable_line
-from shards.files import atomic_write, read_json
+import msgspec
+
+from shards.errors import UserError, printable_line
+from shards.files import atomic_write
+from toolkit.model_files import MetricsFile, read_as, read_config, read_labels
 
 log = logging.getLogger(__name__)
+
+EVALUATE_AGAIN = "run `posters evaluate` again"
 
 
 #: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
@@ -36,21 +42,27 @@ def write_card(folder: Path) -> None:
 
     Metrics of other thresholds or another calibration (`posters tune` came after them) are left out and named.
     """
-    config = read_json(folder / "config.json", "model config")
-    labels = read_json(folder / "labels.json", "labels file")
-    found = {
-        path.stem.removeprefix("metrics-"): read_json(path, "metrics")
-        for path in sorted(folder.glob("metrics-*.json"))
-    }
-    metrics = {
-        split: values for split, values in found.items() if values.get("decisions") == labels.get("decisions")
-    }
+    config = msgspec.to_builtins(read_config(folder)[0])
+    labels = msgspec.to_builtins(read_labels(folder)[0])
+    config["num_classes"] = len(labels["genres"])
+    found = dict(_metrics(folder))
+    metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
         log.warning(
             "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split
         )
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
+
+
+def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, what is shown of it) of every metrics-SPLIT.json; one that is not valid is named and left out."""
+    for path in sorted(folder.glob("metrics-*.json")):
+        split = path.stem.removeprefix("metrics-")
+        try:
+            yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
+        except UserError as error:
+            log.warning("the model card leaves them out: %s", error)
 
 
 def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
@@ -60,7 +72,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     head = ours["head"]
     squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
     average = ", their moving average" if ours.get("weights") == "ema" else ""
-    made = "imported by" if "imported_sha256" in ours else "trained with"
+    made = "imported by" if ours.get("imported_sha256") else "trained with"
     thresholds = sorted(set(labels["thresholds"]))
     span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
     lines = [
@@ -79,7 +91,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         f"- **Calibration**: {_calibration(labels)}",
         f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
         f"({'the whole image, made a square' if squashed else shape}), "
-        f"mean {cfg['mean']}, std {cfg['std']}",
+        f"mean {list(cfg['mean'])}, std {list(cfg['std'])}",
         f"- **Training data**: shard set {plain(ours['shard_set'])}",
         "",
     ]
@@ -134,7 +146,7 @@ def _calibration(labels: dict[str, Any]) -> str:
         "temperature": "temperature scaling per genre, fitted on validation",
         "platt": "Platt scaling per genre, fitted on validation",
     }[method]
-    if method not in held_out:
+    if method not in held_out or "none" not in held_out:
         return words
     if method == "none":
         return f"{words} (it did not help on held-out parts of validation)"
@@ -163,7 +175,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     for name, row in named:
         m = row["metrics"]
         keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
-        rows.append(f"| {plain(name)} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
+        rows.append(f"| {plain(name)} | " + " | ".join(_number(m.get(key)) for key in keys) + " |")
     ranking = values["ranking"]
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
     beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
@@ -173,7 +185,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
         f"loss {_number(values['loss'])}.",
         "",
     ]
-    if "calibration" in values:
+    if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [
             f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "

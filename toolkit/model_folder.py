@@ -19,18 +19,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, read_json, sha256_file, write_json
+from shards.files import PARTIAL, sha256_file, write_json
 from shards.labels import LabelSet
+from shards.remote import unique_name
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.metrics import FloatArray
+from toolkit.model_files import AGAIN, CONFIG, LABELS, check_agreement, read_config, read_labels
 from toolkit.models import HeadSpec, build_model, clean_state, size_argument
+from toolkit.tensor_files import load_tensors, read_header, require_finite, require_fit
 
-WEIGHTS, CONFIG, LABELS = "model.safetensors", "config.json", "labels.json"
+WEIGHTS = "model.safetensors"
 OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
 #: Endings of files that torch and others pickle weights into.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
@@ -80,8 +83,7 @@ def save_model_folder(
     """
     from toolkit.model_card import write_card
 
-    fresh = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = folder.with_name(unique_name(folder.name, PARTIAL))
     with contextlib.ExitStack() as otherwise:
         otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -99,10 +101,12 @@ def save_model_folder(
             write_json(fresh / f"metrics-{split}.json", values)
         write_card(fresh)
         otherwise.pop_all()
+    if not folder.is_dir() or not any(folder.iterdir()):
+        os.replace(fresh, folder)  # whatever lies beside it is of others
+        return
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
+    os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -162,52 +166,48 @@ def hub_config(
 
 def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
     """(genres, decisions) of a model folder. Raises UserError if absent or inconsistent."""
-    path = folder / LABELS
-    raw = read_json(path, "labels file")
-    try:
-        labels = LabelSet(tuple(raw["genres"]))
-        stated = raw["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is no labels file of this toolkit ({type(error).__name__}: {error})"
-        ) from None
-    if stated != labels.fingerprint:
-        raise UserError(f"{path} was edited: its genres do not match its fingerprint {stated}")
-    return labels, Decisions.from_dict(raw, len(labels), path)
+    found, raw = read_labels(folder)
+    return LabelSet(tuple(found.genres)), Decisions.from_dict(raw, len(found.genres), folder / LABELS)
 
 
 def load_model_folder(folder: Path) -> ModelFolder:
-    """Load a model folder onto the CPU, in evaluation mode. Raises UserError naming what is missing or wrong."""
+    """Load a model folder onto the CPU, in evaluation mode. Raises UserError naming what is missing or wrong.
+
+    The folder may come from strangers: what is cheap to check comes first, and nothing is allocated, executed or
+    fetched because it says so.
+    """
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
     for name in (CONFIG, LABELS, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
     labels, decisions = load_labels(folder)
-    config = read_json(folder / CONFIG, "model config")
-    try:
-        cfg = config["pretrained_cfg"]
-        fit = {mode: fit for fit, mode in CROP_MODES.items()}[cfg["crop_mode"]]
-        preprocessing = Preprocessing(
-            cfg["input_size"][1], cfg["crop_pct"], tuple(cfg["mean"]), tuple(cfg["std"]), fit
-        )
-        head = HeadSpec.from_dict(config[OURS]["head"])
-        architecture, stated = config["architecture"], config[OURS]["weights_sha256"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{folder / CONFIG} is no model config of this toolkit: {one_line(repr(error))}"
-        ) from None
-    if sha256_file(folder / WEIGHTS) != stated:
+    config, raw = read_config(folder)
+    check_agreement(config, labels.genres, folder)
+    ours, cfg = config.poster_toolkit, config.pretrained_cfg
+    fit = {mode: fit for fit, mode in CROP_MODES.items()}[cfg.crop_mode]
+    preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
+    head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
+    if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
             f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
         )
-    model = build_model(architecture, len(labels), head, preprocessing.image_size)
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {one_line(error)[:300]}") from None
+    header = read_header(folder / WEIGHTS)
+    if len(header) < head.least_tensors:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, and the head alone needs "
+            f"{head.least_tensors}; {AGAIN}"
+        )
+    size = preprocessing.image_size
+    with torch.device("meta"):  # shapes alone
+        network = build_model(config.architecture, len(labels), head, size)
+    require_fit(header, network, folder / WEIGHTS, CONFIG)
+    state = load_tensors(folder / WEIGHTS)
+    require_finite(state, folder / WEIGHTS)
+    model = build_model(config.architecture, len(labels), head, size)
+    model.load_state_dict(state, strict=True)
     model.eval()
-    return ModelFolder(model, labels, decisions, preprocessing, config, folder)
+    return ModelFolder(model, labels, decisions, preprocessing, raw, folder)
 
 
 def _instead(folder: Path, missing: str) -> str:

@@ -48,9 +48,11 @@ class HeadSpec:
     def of(cls, config: ModelConfig) -> HeadSpec:
         return cls(config.head, tuple(config.hidden), config.dropout, config.members)
 
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> HeadSpec:
-        return cls(raw["kind"], tuple(raw["hidden"]), raw["dropout"], raw.get("members", 1))
+    @property
+    def least_tensors(self) -> int:
+        """How many tensors the weights of such a head have, or more."""
+        layers = len(self.hidden) + 1 if self.drops_within else 1
+        return 2 * layers * (self.members if self.kind == "ensemble" else 1)
 
     @property
     def drops_within(self) -> bool:
@@ -66,19 +68,21 @@ def build_model(
     *,
     pretrained: bool = False,
     drop_path: float = 0.0,
+    scratch: bool = True,
 ) -> nn.Module:
     """A timm model for square inputs of ``image_size`` pixels whose classifier gives ``num_classes`` logits.
 
     Parameters of a linear head keep timm's names, so plain timm can load them; an mlp head stands in the classifier's
     place as a Sequential, levels and ensembles see two stages (levels.py, ensemble.py). ``drop_path`` is the rate of
-    stochastic depth at the last block (Huang et al. 2016).
+    stochastic depth at the last block (Huang et al. 2016). ``scratch``: whether random weights would do instead of
+    pretrained ones, which the error for an unreachable hub then says.
     Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear, no stochastic depth.
     """
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = get_close_matches(architecture, timm.list_models(), n=3)
+    if not timm.is_model(architecture):  # names such as hf-hub:USER/NAME are none, and nothing is fetched
+        near = get_close_matches(architecture[:100], timm.list_models(), n=3)
         raise UserError(
-            f"timm has no model {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            f"timm has no model {name[:200]!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
     try:
         arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
@@ -96,7 +100,7 @@ def build_model(
         if "drop_path_rate" in str(error):
             raise UserError(_no_drop_path(name)) from None
         if pretrained:
-            raise UserError(_hub_help(name, error)) from None
+            raise UserError(_hub_help(name, error, scratch)) from None
         raise UserError(
             f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
         ) from None
@@ -189,10 +193,11 @@ def _offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _hub_help(name: str, error: Exception) -> str:
+def _hub_help(name: str, error: Exception, scratch: bool) -> str:
+    without = ", or start from scratch with --model.pretrained false --model.freeze []" if scratch else ""
     return (
         f"no pretrained weights of {name} from timm's hub ({type(error).__name__}: no network, or no such weights); "
-        f"give a local file with --model.weights FILE, or start from scratch with --model.pretrained false"
+        f"give a local file with --model.weights FILE{without}"
     )
 
 

@@ -13,6 +13,8 @@ from shards.errors import UserError, one_line
 from toolkit.export_network import FACTS_KEY, INPUT, need
 from toolkit.model_folder import ModelFolder
 
+AGAIN = "run `posters export` again"
+
 
 class OnnxModel:
     """``model(images)`` → (logits, embedding) of a file of `posters export` without --preprocess."""
@@ -38,12 +40,20 @@ class OnnxModel:
                 what = "weights" if key == "weights_sha256" else "genres"
                 raise UserError(f"{path} was exported from another model: its {what} are not those of "
                                 f"{folder.path}; {again} again")  # fmt: skip
-        self.facts = stated
+        self.facts, self.path, self.genres = stated, path, len(folder.labels)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 3, S, S) normalised → (n, G) logits, (n, F) embedding; float32, on the images' device."""
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
+        try:
+            logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
+        except Exception as error:  # onnxruntime has a class for each status, none of them public
+            raise UserError(f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
+        if logits.shape != (len(array), self.genres) or embedding.shape[:1] != logits.shape[:1]:
+            raise UserError(
+                f"{self.path} gives outputs of shape {logits.shape} for {len(array)} images and {self.genres} genres; "
+                f"{AGAIN}"
+            )
         return torch.from_numpy(logits).to(images.device), torch.from_numpy(embedding).to(images.device)
 
 
@@ -74,7 +84,7 @@ def read_facts(session: Any, path: Path) -> dict[str, Any]:
         found = json.loads(session.get_modelmeta().custom_metadata_map[FACTS_KEY])
         if not isinstance(found, dict):
             raise ValueError(found)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise UserError(
             f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}"
         ) from None

@@ -16,8 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from shards.errors import UserError
+from shards.labels import LabelSet
 from shards.manifest import Manifest
-from toolkit.checkpoint import Checkpoint
+from toolkit.checkpoint import Checkpoint, restoring
 from toolkit.config import Config
 from toolkit.data.mix import mixes
 from toolkit.data.reader import ShardReader
@@ -25,7 +26,7 @@ from toolkit.data.transforms import Preprocessing
 from toolkit.ema import build_ema, restore_ema
 from toolkit.features import FeatureBank
 from toolkit.feed import Feed, RunFeed
-from toolkit.freezing import Freezing
+from toolkit.freezing import Freezing, check_random
 from toolkit.fsdp import is_spread, spread, spread_state, spreads
 from toolkit.losses import build_loss
 from toolkit.model_folder import mean_std
@@ -92,11 +93,17 @@ def build_parts(
     fsdp = spreads(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
+    if probing:
+        _check_probe(config)
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
     model: Any
     model, trained = _model(
-        accelerator, config, train.positives / len(train), None if probing else checkpoint
+        accelerator, config, manifest.labels, train.positives / len(train), None if probing else checkpoint
     )
+    if checkpoint is None and not config.model.pretrained and config.model.weights is None:
+        warning = check_random(model, config.model.freeze)
+        if warning and accelerator.is_main_process:
+            log.warning("%s", warning)
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
@@ -105,12 +112,14 @@ def build_parts(
         probe = _probe(accelerator, model, trained, config, preprocessing, manifest, readers, out)
         model = probe.head
         if checkpoint is not None:
-            model.load_state_dict(checkpoint.tensors["model"])
+            with restoring(checkpoint):
+                model.load_state_dict(checkpoint.tensors["model"])
     if config.train.channels_last and not probing:
         model = model.to(memory_format=torch.channels_last)
     ema = build_ema(model, config.train.ema)
     if ema is not None and checkpoint is not None:
-        restore_ema(ema, checkpoint.tensors["ema"])
+        with restoring(checkpoint):
+            restore_ema(ema, checkpoint.tensors["ema"])
     if fsdp:
         spread(accelerator, model)
         if ema is not None:
@@ -136,10 +145,11 @@ def build_parts(
     if ema is not None and not fsdp:
         ema.to(accelerator.device)
     if checkpoint is not None:
-        state = checkpoint.tensors["optimizer"]
-        restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
-        if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
-            accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
+        with restoring(checkpoint):
+            state = checkpoint.tensors["optimizer"]
+            restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
+            if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
+                accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
     criterion = build_loss(config.loss, train.positives, len(train))
     return Parts(
         config,
@@ -167,11 +177,7 @@ def _probe(
     readers: Sequence[ShardReader],
     out: Path,
 ) -> Probe:
-    """Features of all views, and the head that learns on them; ``trained``: whether it came with the weights.
-
-    Raises UserError if more than the head would learn.
-    """
-    _check_probe(config)
+    """Features of all views, and the head that learns on them; ``trained``: whether it came with the weights."""
     train, val = readers
     folder = Path(config.train.feature_cache) if config.train.feature_cache else out / "features"
     model = model.to(accelerator.device)
@@ -218,7 +224,11 @@ def _check_probe(config: Config) -> None:
 
 
 def _model(
-    accelerator: Accelerator, config: Config, prevalence: np.ndarray, checkpoint: Checkpoint | None
+    accelerator: Accelerator,
+    config: Config,
+    labels: LabelSet,
+    prevalence: np.ndarray,
+    checkpoint: Checkpoint | None,
 ) -> tuple[nn.Module, bool]:
     """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones.
 
@@ -235,6 +245,7 @@ def _model(
             size,
             pretrained=hub,
             drop_path=wanted.drop_path,
+            scratch="backbone" not in wanted.freeze,
         )
     trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.
@@ -242,10 +253,11 @@ def _model(
         set_prior(model, prevalence)
     said = None
     if checkpoint is not None:
-        model.load_state_dict(checkpoint.tensors["model"])
+        with restoring(checkpoint):
+            model.load_state_dict(checkpoint.tensors["model"])
     elif wanted.weights is not None:
         drawn = _head_state(model)
-        said = load_weights(model, Path(wanted.weights))
+        said = load_weights(model, Path(wanted.weights), labels)
         # A file without a head, or with one of another size, leaves ours as it was.
         trained = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
     if accelerator.is_main_process:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Union
+from typing import IO, Any, Union, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,11 +15,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
+from shards.labels import column_names
 from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
-from toolkit.data.files import RawTransform
+from toolkit.data.files import RAW, RawTransform
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan, Share
@@ -25,10 +28,13 @@ from toolkit.distributed import DTYPES
 from toolkit.forward import Forward, ForwardOptions, Tta, ahead_for, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, best_device, load_model_folder
-from toolkit.predict_tables import Rows, genre_columns
+from toolkit.predict_tables import OWN, Rows
 
-#: A file's path, its bytes, an opened picture, or (h, w, 3) uint8 RGB pixels ((h, w) for grey ones).
-ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, np.ndarray]
+#: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
+#: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
+ImageLike = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, np.ndarray]
+#: Our own columns; "id" for genres to have the columns that they have in files of predictions.
+COLUMNS = ("image", *OWN)
 HUB = "hf://"
 
 
@@ -66,7 +72,8 @@ class Predictor:
                 squares.append(_square(image, transform))
             except (OSError, ValueError) as error:
                 raise UserError(f"{_name(image, number)} cannot be read: {error}") from None
-        pixels = torch.from_numpy(np.stack(squares)).to(self.device)
+        side = self.folder.preprocessing.image_size
+        pixels = torch.from_numpy(np.reshape(squares, (-1, side, side, 3)).astype(np.uint8)).to(self.device)
         return self.folder.preprocessing.normalize(pixels)
 
     def predict(
@@ -84,22 +91,20 @@ class Predictor:
         their threshold, or ``threshold`` if given); one float column of calibrated probabilities in [0, 1] per genre,
         NaN where there is an error; error (None, or why the image could not be decoded); with ``embeddings`` also
         embedding ((F,) float32 arrays: what the classifier is given). ``tta="flip"`` averages over each image and its
-        mirror image. Raises UserError for values out of range.
+        mirror image. Raises UserError for options of another type or out of range, and for outputs that are not finite.
         """
-        if threshold is not None and not 0.0 <= threshold <= 1.0:
-            raise UserError(f"threshold must be from 0 to 1, not {threshold}")
-        if batch_size < 0:
-            raise UserError(f"batch_size must be 0 (what suits the device) or more, not {batch_size}")
+        _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
-        labels, columns = self.folder.labels, genre_columns(self.folder.labels)
+        labels, columns = self.folder.labels, column_names(self.folder.labels.genres, COLUMNS)
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns.values(), "error"])
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
-        shares = EvalPlan(len(chosen), rows_for(batch_size, self.device)).shares(0, 1)
+        rows_at_once = min(rows_for(batch_size, self.device), len(chosen))
+        shares = EvalPlan(len(chosen), rows_at_once).shares(0, 1)
         with Loader(
             source,
             decode_threads(0, self.device),
@@ -135,6 +140,8 @@ def load_model(
     ``hf://USER/NAME`` is a folder on the Hugging Face Hub (``posters push``), which is downloaded once; after an ``@``
     may stand its revision. Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise UserError(f"a model's folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)
     if place.startswith(HUB):
         from toolkit.hub import fetch_model
@@ -143,7 +150,27 @@ def load_model(
         path = fetch_model(repository, revision or None)
     else:
         path = Path(place)
-    return Predictor(load_model_folder(path), torch.device(device) if device else best_device(), precision)
+    try:
+        chosen = torch.device(device) if device else best_device()
+        torch.empty(0, device=chosen)
+    except Exception as error:  # each backend of torch raises its own type
+        raise UserError(
+            f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda"
+        ) from None
+    return Predictor(load_model_folder(path), chosen, precision)
+
+
+def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
+    """Raise UserError for a type or value that means nothing."""
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
+        raise UserError(f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
+        raise UserError(
+            f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}"
+        )
+    if not isinstance(tta, str) or tta not in get_args(Tta):
+        raise UserError(f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
 
 
 class _Images:
@@ -183,25 +210,82 @@ class _ImagesCut(FileCut):
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
     """(S, S, 3) uint8. Raises OSError, ValueError."""
-    if isinstance(image, (str, os.PathLike)):
-        return transform(Path(image).read_bytes())
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return transform(bytes(image))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise ValueError(f"pixels must be (h, w, 3) or (h, w) uint8, not {image.shape} {image.dtype}")
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"no path, bytes, picture or array but {type(image).__name__}")
-    return transform.square(upright_rgb(image))
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            return transform(Path(os.fsdecode(image)).read_bytes())
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            return transform(bytes(image))
+        if isinstance(image, _Unread):
+            raise ValueError(image.reason)
+        if isinstance(image, np.ndarray):
+            image = _picture(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"no path, bytes, file, picture or array but {type(image).__name__}")
+        if not 0 < image.width * image.height <= RAW.max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {RAW.max_pixels}")
+        return transform.square(upright_rgb(image))
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything
+        raise ValueError(f"{type(error).__name__}: {one_line(error)[:200]}") from error
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """An array as a picture. Raises ValueError for shapes and types that are none."""
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim not in (2, 3)
+        or pixels.shape[2:] not in ((), (1,), (3,), (4,))
+    ):
+        raise ValueError(
+            f"pixels must be uint8, grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), not "
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    if not pixels.size:
+        raise ValueError(f"an empty array of shape {pixels.shape}")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """An open file that could not be read, and why: its row says so."""
+
+    reason: str
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    one = isinstance(images, (str, os.PathLike, bytes, Image.Image)) or (
-        isinstance(images, np.ndarray) and images.ndim <= 3
-    )
-    return [images] if one else list(images)  # type: ignore[arg-type, list-item]
+    """The images of one or many; files are read, once, since a batch may look at an image twice.
+
+    Raises UserError for what is neither.
+    """
+    one: Any = images
+    if isinstance(images, np.ndarray):
+        single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")
+    else:
+        single = isinstance(one, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or _is_file(
+            one
+        )
+    if single:
+        return [_read(one)]
+    if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):
+        raise UserError(f"images must be a list of images, or one of them, not {type(one).__name__}")
+    return [_read(image) for image in one]
+
+
+def _is_file(image: Any) -> bool:
+    return callable(getattr(image, "read", None)) and not isinstance(image, os.PathLike)
+
+
+def _read(image: Any) -> Any:
+    """An image, or the bytes of an open file from where it stands."""
+    if not _is_file(image):
+        return image
+    try:
+        data = image.read()
+        return data if isinstance(data, bytes) else _Unread(f"read() gave {type(data).__name__}, not bytes")
+    except Exception as error:  # a file of the user's own may raise anything
+        return _Unread(f"{type(error).__name__}: {one_line(error)[:200]}")
 
 
 def _name(image: ImageLike, number: int) -> str:
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else str(number)
+    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else str(number)

@@ -22,12 +22,15 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import safe_globals
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
 #: Types of numpy arrays that are read: kind and bytes of an item; U counts four bytes a letter.
 NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
+#: Of one pickle, in bytes, instructions, and tuples: of a checkpoint of 6,000 tensors 0.6 MB, 150,000 and 25,000.
+#: Python hashes a tuple within a tuple by calling itself without a look at its stack: 1,000,000 deep it crashes.
+MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 2_000_000, 75_000
 ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
@@ -76,6 +79,10 @@ def _defaultdict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _factory(*_: Any) -> None:
+    """What makes a defaultdict's values, which is never called."""
+
+
 #: Every name that these files may hold beside torch's own, in all versions of the packages that have moved it.
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
@@ -87,10 +94,10 @@ ALLOWED: dict[str, Any] = {
     "numpy.core.multiarray.scalar": PickledScalar,
     "numpy._core.multiarray.scalar": PickledScalar,
     "collections.defaultdict": _defaultdict,
-    "builtins.dict": dict,  # what a defaultdict makes
-    "builtins.list": list,
-    "builtins.int": int,
-    "builtins.float": float,
+    "builtins.dict": _factory,
+    "builtins.list": _factory,
+    "builtins.int": _factory,
+    "builtins.float": _factory,
 }
 
 
@@ -109,6 +116,8 @@ def safe_load(path: Path, what: str) -> Any:
     zipped = zipfile.is_zipfile(path)
     if head == ZIP and not zipped:
         raise UserError(f"{path} is truncated: copy it again")
+    if zipped:
+        _check_archive(path)
     foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - _get_allowed_globals().keys())
     if foreign:
         raise UserError(_refusal(path, foreign, what))
@@ -152,17 +161,67 @@ def names_in(path: Path, zipped: bool) -> set[str]:
             with open(path, "rb") as stream:
                 for _ in range(5):  # magic number, protocol, system, the object, keys of storages
                     _collect(stream, names)
+    except TooMuch as error:
+        raise UserError(
+            f"{path} is refused: {error}; a file of weights alone, as .safetensors, has no such limits"
+        ) from None
     except Exception as error:  # the loader is the judge of what is no pickle
         log.debug("%s: %s", path, error)
     return names
 
 
+def _check_archive(path: Path) -> None:
+    """Raise UserError for a zip archive that would unpack to more than it is, which those of torch.save never do."""
+    problem = None
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - 2**16))
+            tail = stream.read()
+        at = tail.rfind(b"PK\x05\x06")
+        directory = int.from_bytes(tail[at + 12 : at + 16], "little")
+        if directory == 0xFFFFFFFF:
+            at = tail.rfind(b"PK\x06\x06")
+            directory = int.from_bytes(tail[at + 40 : at + 48], "little")
+        if directory > MAX_PICKLE:
+            problem = f"its list of parts has {directory} bytes, over the limit of {MAX_PICKLE}"
+        else:
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            pickles = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+            if pickles > MAX_PICKLE:
+                problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
+            elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                problem = (
+                    "its parts are compressed, which torch.save does not do: write it again by torch.save"
+                )
+            elif sum(part.file_size for part in parts) > size:
+                problem = "its parts are larger than the file"
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{_not_torch(path)} ({one_line(error)})") from None
+    if problem is not None:
+        raise UserError(f"{path} is refused: {problem}")
+
+
+class TooMuch(Exception):
+    """A pickle that no checkpoint has."""
+
+
 def _collect(stream: IO[bytes], names: set[str]) -> None:
-    """Add what one pickle imports. Protocol 4 gives module and name as the last two strings, or memorised ones."""
+    """Add what one pickle imports. Protocol 4 gives module and name as the last two strings, or memorised ones.
+
+    Raises TooMuch for one that is larger than any checkpoint's.
+    """
     strings: list[str] = []
     memo: dict[int, str] = {}
     last = ""  # what the instruction before pushed, if it was a string
-    for opcode, argument, _ in pickletools.genops(stream):
+    tuples = 0
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
+        tuples += opcode.name.startswith("TUPLE")
+        if count > MAX_INSTRUCTIONS or tuples > MAX_TUPLES or (place or 0) > MAX_PICKLE:
+            raise TooMuch(
+                f"beside its tensors it holds over {MAX_INSTRUCTIONS} values, {MAX_TUPLES} tuples or {MAX_PICKLE} bytes"
+            )
         if opcode.name == "FRAME":
             continue
         pushed = ""
@@ -200,6 +259,8 @@ def to_array(value: Any) -> np.ndarray:
     Arrays of objects come back as such; what is in them is up to the caller. Raises ValueError for anything else.
     """
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:
+            raise ValueError(f"not a plain tensor of at most {MAX_INSTRUCTIONS} numbers")
         return value.detach().float().numpy()
     if isinstance(value, (list, tuple)):
         return np.array([to_number(item) for item in value])
@@ -209,7 +270,7 @@ def to_array(value: Any) -> np.ndarray:
         _, shape, dtype, fortran, data = value.state
         code = dtype.code
         count = int(np.prod(shape, dtype=np.int64))
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise ValueError("not an array that numpy wrote") from None
     if isinstance(code, str) and code.startswith("O") and isinstance(data, list):
         if len(data) != count:
@@ -223,7 +284,7 @@ def to_array(value: Any) -> np.ndarray:
 def to_number(value: Any) -> Any:
     """A Python number or string from what `safe_load` gave, numpy's scalars included. Raises ValueError."""
     if isinstance(value, PickledScalar):
-        return np.frombuffer(_bytes(value.data), _number_type(value.dtype))[0].item()
+        return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -241,4 +302,6 @@ def _number_type(dtype: Any) -> np.dtype[Any]:
 
 def _bytes(data: Any) -> bytes:
     """Bytes as they were stored: old pickles hold them as Latin-1 text."""
+    if not isinstance(data, (str, bytes, bytearray)):
+        raise ValueError(f"not bytes: {type(data).__name__}")
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from shards.errors import UserError
 from shards.files import atomic_write
 from shards.labels import require_same
 from shards.manifest import Manifest
@@ -22,7 +21,7 @@ from shards.store import ShardsAt
 from toolkit.data.cuts import eval_cutter
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.reader import ShardReader
-from toolkit.forward import ahead_for
+from toolkit.forward import ahead_for, require_finite_outputs
 from toolkit.inference import infer_all
 from toolkit.model_folder import ModelFolder
 
@@ -96,8 +95,8 @@ def infer_split(
             accelerator,
             on_batch=lambda count: bar.update(count * accelerator.num_processes),
         )
-    if not np.isfinite(logits).all():
-        raise UserError(f"the model's outputs on {split} are not finite; try --precision no, or train again")
+    ids = reader.sample_ids()
+    require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
         split,
         ids,

@@ -15,7 +15,7 @@ import logging
 
 from shards.arguments import store_of
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import remove_dead_partials, write_json
 from toolkit.aims import parse_aim
 from toolkit.config import DecideConfig
 from toolkit.decisions import choose_decisions
@@ -40,6 +40,7 @@ def run_tune(args: argparse.Namespace) -> int:
         raise UserError(f"--slack must be at least 0, under 1, not {args.slack}")
     accelerator = make_accelerator(args.precision)
     folder = load_model_folder(args.model)
+    remove_dead_partials(args.model)
     shards = store_of(args)
     manifest = shards.manifest()
     if folder.config[OURS].get("shard_set") != manifest.fingerprint:

@@ -12,69 +12,94 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from shards.errors import UserError
+from shards.labels import LabelSet, difference
+from toolkit.checkpoint import STATE, TENSORS, read_state
+from toolkit.model_files import LABELS, read_labels
 from toolkit.models import head_prefixes
+from toolkit.safe_unpickle import safe_load
+from toolkit.tensor_files import load_tensors, misfit, read_header, require_finite, shapes_of
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from a torch file read with ``weights_only`` (nothing is executed).
+    """A state dict from .safetensors, or from a torch file of which nothing is executed (safe_unpickle.py).
 
     Wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``) are taken off.
     """
     if not path.is_file():
         raise UserError(f"weights file not found: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip and the restricted unpickler each raise their own types
-        raise UserError(
-            f"weights file {path} cannot be read ({type(error).__name__}): give a .safetensors file, or a .pth that "
-            f"holds nothing but tensors"
-        ) from None
+    if path.suffix == ".safetensors":
+        read_header(path)
+        state: Any = load_tensors(path)
+    else:
+        state = safe_load(path, "weights file")
     for container in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(container), dict):
             state = state[container]
     if (
         not isinstance(state, dict)
-        or not all(isinstance(v, torch.Tensor) for v in state.values())
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
         or not state
     ):
         raise UserError(f"weights file {path} holds no state dict of tensors")
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path) -> str:
-    """Load a local weights file; a head of another size is dropped. Returns one line that says what was done.
+def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
+    """Load a local weights file. Returns one line that says what was done.
 
-    Raises UserError if anything but the head is missing, left over or of another shape: that is another architecture.
+    A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
+    labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
+    Raises UserError if anything but the head is missing, left over or of another shape: that is another architecture;
+    and for numbers that are not finite.
     """
     state = read_weights(path)
+    require_finite(state, path)
     own = model.state_dict()
     resampled = _resample_positions(model, state, own)
     head = head_prefixes(model)
-    dropped = [k for k in state if k.startswith(head) and (k not in own or own[k].shape != state[k].shape)]
-    if dropped:  # all of the head or nothing: half an old head helps nobody
+    brought = sorted(k for k in state if k.startswith(head))
+    sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
+    differs = _other_genres(path, labels) if brought and not sized else None
+    why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
+    if why:  # all of the head or nothing: half an old head helps nobody
         state = {k: v for k, v in state.items() if not k.startswith(head)}
-    missing = [k for k in own if k not in state and not (dropped and k.startswith(head))]
-    missing = [k for k in missing if not (k.startswith(head) and not any(s.startswith(head) for s in state))]
-    unexpected = [k for k in state if k not in own]
-    shapes = [k for k in state if k in own and own[k].shape != state[k].shape]
-    for what, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
-        if names:
-            raise UserError(
-                f"weights file {path} does not fit {type(model).__name__}: it {what} {len(names)} tensors, e.g. "
-                f"{names[0]!r}; is it of the architecture named in --model.name?"
-            )
+    wanted = shapes_of(own)
+    if why or not brought:
+        wanted = {k: shape for k, shape in wanted.items() if not k.startswith(head)}
+    if problem := misfit(wanted, shapes_of(state)):
+        raise UserError(
+            f"weights file {path} does not fit {type(model).__name__}: it {problem}; is it of the architecture named "
+            f"in --model.name?"
+        )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
     if resampled:
         loaded += "; position embeddings resampled to this image size"
-    if dropped:
-        loaded += f"; its head ({', '.join(sorted(dropped))}) has another size and was dropped"
+    if why:
+        loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
+    elif brought:
+        genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
+        loaded += f"; its head is of {genres} and was loaded"
     return loaded
+
+
+def _other_genres(path: Path, labels: LabelSet) -> str | None:
+    """What differs between ``labels`` and those beside a weights file; empty if they agree, None if there are none.
+
+    Beside lies labels.json in a model folder, state.json in a checkpoint. Raises UserError if it cannot be read: then
+    none can say what the head's outputs mean.
+    """
+    try:
+        if (path.parent / LABELS).is_file():
+            theirs = LabelSet(tuple(read_labels(path.parent)[0].genres))
+            same = theirs.fingerprint == labels.fingerprint
+            return "" if same else difference("the weights", theirs, "the shard set", labels)
+        if path.name == TENSORS and (path.parent / STATE).is_file():
+            stated, own = read_state(path.parent).labels, labels.fingerprint
+            return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
+    except UserError as error:
+        raise UserError(f"which genres the head of {path} gives cannot be read: {error}") from None
+    return None
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:

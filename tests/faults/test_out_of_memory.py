@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fault_tools import command, ended, train_options
+from toolkit_helpers import weights_option
 from torch import nn
 
 import toolkit.model_folder
@@ -120,7 +121,7 @@ def test_what_is_set_already_is_no_advice(drawn_set: Path, tmp_path: Path):
         ("validation", []),
         (
             "validation",
-            ["--model.freeze=[backbone]", "--train.feature_views=1"],
+            ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
         ),  # while features are computed
         ("training", ["--find-lr"]),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_tools import Disk, Ended, assert_no_half_files, assert_same_run, contents, ended, train_options
+from toolkit_helpers import weights_option
 
 pytest_plugins = ("fault_fixtures",)
 
@@ -124,7 +125,11 @@ def test_what_the_first_process_cannot_write(
 @pytest.mark.parametrize(
     ("where", "options", "file"),
     [
-        ("toolkit.features:_write", ["--model.freeze=[backbone]", "--train.feature_views=1"], ".npz"),
+        (
+            "toolkit.features:_write",
+            ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
+            ".npz",
+        ),
         ("toolkit.find_lr:save_curve", ["--find-lr"], "find-lr.csv"),
     ],
     ids=["features", "find-lr"],

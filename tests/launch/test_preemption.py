@@ -21,6 +21,7 @@ from launch_tools import (
     rows,
     weights,
 )
+from toolkit_helpers import weights_option
 
 from toolkit.cli import main
 from toolkit.distributed import StopSignal
@@ -30,7 +31,7 @@ pytest_plugins = ("launch_fixtures",)
 
 STEPS = UPDATES // EPOCHS
 #: Of the backbone's features, two views of training and one of validation: three passes of the loader.
-CACHED = ["--model.freeze=[backbone]", "--train.feature_views=2", "--train.epochs=2"]
+CACHED = ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=2", "--train.epochs=2"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,83 @@ def test_wrong_yaml(tmp_path: Path, text: str, words: list[str]):
         assert word in message, message
 
 
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim:\n  lr: 0.5\n  lr: 0.1", "repeats optim.lr, in lines 2 and 3: leave one of them"),
+        ("optim:\n  lr: 0.5\ntrain: {epochs: 1}\noptim:\n  name: sgd", "repeats optim, in lines 1 and 4"),
+        ("optim: {lr: 0.5}\noptim.lr: 0.1", "repeats optim.lr, in lines 1 and 2"),
+        ("shards: a\n'shards': b", "repeats shards, in lines 1 and 2"),
+        ('{"optim": {"lr": 0.5, "lr": 0.1}}', "repeats optim.lr, in lines 1 and 1"),
+        ("optim:\n  # lr: 1\ntrain: {epochs: 1}", "optim must hold keys, and holds nothing"),
+        ("train: [1]", "train must hold keys, and holds list"),
+        ("model: 5", "model must hold keys, and holds int"),
+        ("config: other.yaml", "names another one by the key config"),
+        ("optim: {lr: .inf}", "optim.lr must be finite, not inf"),
+        ("optim: {weight_decay: .nan}", "optim.weight_decay"),
+        ("data: {crop_ratio: [0.5, .inf]}", "data.crop_ratio must be finite"),
+        (BOMB + "model: {hidden: *h}", "has over 10000 values once its aliases"),
+        ("model: &m {hidden: [*m]}", "has over 10000 values once its aliases"),
+        ("[" * 100_000, "nested over 20 deep"),
+        ("optim: &o {lr: 1\n", "is no YAML"),
+        ("a: 1\n---\nb: 2", "is no YAML"),
+        ("1: 2", "Key must be a string"),
+        ("train: {seed: 5000000000}", "train.seed must be from 0 to 4294967295, not 5000000000"),
+        ("model: {hidden: [70000]}", "model.hidden must be at most 64 widths from 1 to 65536"),
+        (f"model: {{hidden: {[1] * 70}}}", "model.hidden must be at most 64 widths"),
+        (
+            "data: {image_size: 1000000}",
+            "data.image_size must be 0 (the backbone's own) or from 16 to 4096 pixels",
+        ),
+        ("data: {image_size: 4096, crop_pct: 0.2}", "data.crop_pct must be larger"),
+        ("#" * 2**21, "has over 1048576 bytes"),
+    ],
+)
+def test_files_that_cannot_be_meant_so(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    started = time.monotonic()
+    message = error("--config", str(path))
+    assert words in message and len(message) < 500, message
+    assert time.monotonic() - started < 20
+
+
+def test_however_the_file_is_named(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("optim: {lr: 1, lr: 2}")
+    for option in (["--config", str(path)], [f"--config={path}"], ["--conf", str(path)], [f"--con={path}"]):
+        assert "repeats optim.lr" in error(*option)
+
+
+def test_a_section_of_its_own_may_not_repeat_a_key_either(tmp_path: Path):
+    path = tmp_path / "optim.yaml"
+    path.write_text("lr: 0.5\nname: sgd\n")
+    assert parse("--optim", str(path)).optim.lr == 0.5
+    path.write_text("lr: 0.5\nlr: 0.1\n")
+    assert "repeats lr, in lines 1 and 2" in error("--optim", str(path))
+    assert "--optim repeats lr" in error("--optim", '{"lr": 1, "lr": 2}')
+    assert parse("--optim.lr=1", "--optim.lr=2").optim.lr == 2  # as everywhere on command lines
+
+
+def test_anchors_and_merge_keys_are_yaml(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(
+        "optim: {<<: &o {lr: 0.5, name: sgd}, lr: 0.25}\nloss: {clip: &c 0.1, focal_gamma: *c}\n"
+    )
+    config = parse("--config", str(tmp_path / "c.yaml"))
+    assert (config.optim.lr, config.optim.name, config.loss.clip, config.loss.focal_gamma) == (
+        0.25,
+        "sgd",
+        0.1,
+        0.1,
+    )
+
+
 def test_folders_are_needed():
     with pytest.raises(UserError, match="--shards is missing"):
         parse_train(["--out", "R"])
@@ -111,13 +189,16 @@ def test_saved_config_reads_back_the_same(tmp_path: Path):
     assert config_dict(parse("--config", str(tmp_path / "config.yaml"))) == config_dict(config)
 
 
-def test_print_config_is_yaml_of_every_key():
+def test_print_config_is_yaml_of_every_key(tmp_path: Path):
     run = posters_command("train", "--print_config")
     assert run.returncode == 0, run.stderr
     shown = yaml.safe_load(run.stdout)
     for key in config_keys():
         section, name = key.split(".")
         assert name in shown[section]
+    (tmp_path / "c.yaml").write_text(run.stdout)
+    read = parse_train(["--config", str(tmp_path / "c.yaml"), *RUN]).config
+    assert config_dict(read) == config_dict(Config())
 
 
 def test_every_field_says_why():

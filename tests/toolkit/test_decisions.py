@@ -164,17 +164,22 @@ def test_old_files_that_knew_thresholds_only_still_load():
     ("change", "words"),
     [
         ({"thresholds": [0.5]}, "1 thresholds for 2 genres"),
-        ({"thresholds": [0.5, 1.5]}, "outside 0 to 1"),
-        ({"thresholds": [0.5, None]}, "no labels file|not finite"),
-        ({"thresholds": "high"}, "no labels file"),
-        ({"global_threshold": float("nan")}, "outside 0 to 1"),
-        ({"calibration": {"method": "platt"}}, "no labels file"),
-        ({"calibration": []}, "no labels file"),
-        ({"calibration": {"method": "magic"}}, "unknown calibration 'magic'"),
-        ({"calibration": {"method": "platt", "scale": [1.0, 0.0], "bias": [0, 0]}}, "not over 0"),
+        ({"thresholds": [0.5, 1.5]}, r"thresholds\[1\]: expected float <= 1"),
+        ({"thresholds": [0.5, None]}, r"thresholds\[1\]: expected float, got null"),
+        ({"thresholds": "high"}, "thresholds: expected array, got str"),
+        ({"thresholds": [0.5, 10**400]}, r"thresholds\[1\]: number out of range"),
+        ({"global_threshold": float("nan")}, "global_threshold: expected float >= 0"),
+        ({"calibration": {"method": "platt"}}, "0 scales for 2 genres"),
+        ({"calibration": []}, "calibration: expected object, got array"),
+        ({"calibration": {"method": "magic"}}, "calibration.method: invalid enum value 'magic'"),
+        ({"calibration": {"method": "platt", "scale": [1.0, 0.0], "bias": [0, 0]}}, "expected float > 0"),
         ({"calibration": {"method": "platt", "scale": [1.0], "bias": [0, 0]}}, "1 scales for 2 genres"),
-        ({"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, float("inf")]}}, "not finite"),
-        ({"chosen_on": 3}, "no labels file"),
+        (
+            {"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, float("inf")]}},
+            r"calibration\.bias\[1\]: expected float <= 1",
+        ),
+        ({"chosen_on": 3}, "chosen_on: expected object, got int"),
+        ({"chosen_on": {"held_out": {"none": {"loss": "low", "ece": 0}}}}, "loss: expected float, got str"),
     ],
 )
 def test_impossible_numbers_are_refused_in_one_line(change: dict[str, Any], words: str):
@@ -183,7 +188,7 @@ def test_impossible_numbers_are_refused_in_one_line(change: dict[str, Any], word
     with pytest.raises(UserError, match=words) as caught:
         Decisions.from_dict({**good, **change}, 2, "labels.json")
     assert "labels.json" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no labels file"):
+    with pytest.raises(UserError, match="required field thresholds"):
         Decisions.from_dict({}, 2, "labels.json")
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from toolkit_helpers import weights_option
 from torch import nn
+from train_tools import make_parts, tiny_config
 
 from shards.errors import UserError
 from toolkit.config import OptimConfig
-from toolkit.freezing import Freezing
+from toolkit.freezing import Freezing, check_random
 from toolkit.models import HeadSpec, build_model
 from toolkit.optim import build_optimizer, set_lr
 
@@ -143,3 +147,52 @@ def test_wrong_entries():
     for entries in (["backbone", "fc"], ["backbone", "fc@2"]):
         with pytest.raises(UserError, match="nothing to train in the first epoch"):
             Freezing(model, entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (
+            ["backbone"],
+            r"model.freeze \[backbone\] with --model.pretrained false holds a backbone of random weights",
+        ),
+        (["backbone", "fc@1"], r"\[backbone\] with"),
+        (["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"], "a backbone of random weights"),
+    ],
+)
+def test_a_backbone_of_random_weights_must_learn(entries: list[str], words: str):
+    with pytest.raises(UserError, match=words) as caught:
+        check_random(timm.create_model("resnet18", num_classes=3), entries)
+    assert "\n" not in str(caught.value) and "--model.weights FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "warned"),
+    [([], False), (["backbone@3"], False), (["stem"], True), (["layer1", "layer2@1"], True)],
+)
+def test_parts_of_it_are_warned_of(entries: list[str], warned: bool):
+    said = check_random(timm.create_model("resnet18", num_classes=3), entries)
+    assert ("holds random weights" in (said or "")) == warned
+
+
+def test_the_hint_that_leads_there_is_not_given(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the hub is out of reach and the backbone is to be held, a start from scratch is no way out."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("toolkit.models.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for freeze, hinted in (("[backbone]", False), ("[stem]", True)):
+        with pytest.raises(UserError, match="no pretrained weights of resnet18 from timm's hub") as caught:
+            config = tiny_config(
+                "--model.name=resnet18", "--model.pretrained=true", f"--model.freeze={freeze}"
+            )
+            make_parts(shard_set, config, tmp_path)
+        assert ("--model.pretrained false --model.freeze []" in str(caught.value)) == hinted
+    with pytest.raises(UserError, match="holds a backbone of random weights"):
+        make_parts(shard_set, tiny_config("--model.freeze=[backbone]"), tmp_path)
+    assert make_parts(shard_set, tiny_config("--model.freeze=[backbone]", weights_option()), tmp_path)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from import_tools import Script, content
 from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import remove_dead_partials, write_json
 from shards.labels import LabelSet
+from shards.remote import host_name, unique_name
+from toolkit.cli import main
 from toolkit.metrics import sigmoid
 from toolkit.model_card import write_card
 from toolkit.model_folder import load_model_folder, recover_model_folder, write_labels
@@ -210,3 +217,60 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path):
         make_model_folder(small_disk / "model", LabelSet(("a", "b")), HeadSpec("linear", (), 0.0))
     assert "\n" not in str(caught.value)
     assert list(small_disk.iterdir()) == []
+
+
+def killed_within(work: Callable[[], object]) -> None:
+    """Run ``work`` in a process that is killed by SIGKILL at its end, within what it has open."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+def kill(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs = [
+        tmp_path / "m.old",
+        tmp_path / "m.notes.partial",
+        tmp_path / "mm.1-2.partial",
+        tmp_path / "m.5.partial.x",
+    ]
+    for path in theirs:
+        path.mkdir()
+        (path / "mine.txt").write_text("mine")
+    torch.save(content(Script()), tmp_path / "c.pth")
+    command = ["import", "--checkpoint", str(tmp_path / "c.pth"), "--out", str(tmp_path / "m")]
+    with monkeypatch.context() as patch:
+        patch.setattr("toolkit.model_folder.write_labels", kill)
+        killed_within(lambda: main(command))
+    (left,) = (path for path in tmp_path.glob("m.*.partial") if path not in theirs)
+    assert (left / "model.safetensors").exists() and not (tmp_path / "m").exists()
+    alive = tmp_path / unique_name("m", ".partial")  # of this process, as of another one at work
+    alive.mkdir()
+    assert main(command) == 0 and load_model_folder(tmp_path / "m")
+    assert not left.exists() and alive.exists()
+    assert all((path / "mine.txt").read_text() == "mine" for path in theirs)
+
+
+def test_what_killed_commands_left_in_a_folder_goes_at_the_next(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    loaded = load_model_folder(copy)
+    before = (copy / "labels.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", kill)
+        killed_within(lambda: write_labels(copy, loaded.labels, loaded.decisions.at(0.1)))
+    (left,) = copy.glob("labels.json.*.partial")
+    alive = copy / unique_name("labels.json", ".partial")
+    elsewhere = copy / left.name.replace(host_name(), "another-host")
+    users = copy / "notes.partial"
+    for path in (alive, elsewhere, users):
+        path.write_text("x")
+    remove_dead_partials(copy)
+    assert not left.exists() and alive.exists() and elsewhere.exists() and users.exists()
+    os.utime(elsewhere, (0, 0))
+    remove_dead_partials(copy)
+    assert not elsewhere.exists() and (copy / "labels.json").read_bytes() == before

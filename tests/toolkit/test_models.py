@@ -13,13 +13,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
+from toolkit_helpers import make_model_folder
 from torch import nn
 
 from shards.errors import UserError
+from shards.labels import LabelSet
+from toolkit.checkpoint import Progress, save_checkpoint
 from toolkit.config import LossConfig, OptimConfig
 from toolkit.freezing import Freezing
 from toolkit.losses import build_loss
-from toolkit.model_folder import mean_std
+from toolkit.model_folder import load_model_folder, mean_std
 from toolkit.models import (
     HeadSpec,
     build_model,
@@ -34,6 +37,7 @@ from toolkit.weights import load_weights, read_weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LINEAR = HeadSpec("linear", (), 0.0)
+GENRES = LabelSet(("a", "b", "c", "d", "e"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -96,7 +100,7 @@ def test_local_weights_with_a_head_of_another_size(tmp_path: Path, suffix: str, 
         torch.save({"state_dict": state} if wrapped else state, path)
     for head in (LINEAR, HeadSpec("mlp", (8,), 0.0)):
         model = build_model("resnet10t", 5, head, 64)
-        said = load_weights(model, path)
+        said = load_weights(model, path, GENRES)
         assert trunk_equal(model, source)
         assert "dropped" in said and "fc.weight" in said
 
@@ -105,7 +109,7 @@ def test_a_head_of_the_same_size_is_loaded(tmp_path: Path):
     source = build_model("resnet10t", 5, LINEAR, 64)
     save_file(clean_state(source), tmp_path / "w.safetensors")
     model = build_model("resnet10t", 5, LINEAR, 64)
-    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors")
+    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors", GENRES)
     assert trunk_equal(model, source, head="none")
 
 
@@ -116,7 +120,7 @@ def test_half_precision_weights_become_float32(tmp_path: Path):
         tmp_path / "h.safetensors",
     )
     model: Any = build_model("resnet10t", 5, LINEAR, 64)
-    load_weights(model, tmp_path / "h.safetensors")
+    load_weights(model, tmp_path / "h.safetensors", GENRES)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.conv1[0].weight, source.conv1[0].weight.half().float())
 
@@ -124,7 +128,7 @@ def test_half_precision_weights_become_float32(tmp_path: Path):
 def test_weights_of_another_architecture_are_refused(tmp_path: Path):
     save_file(clean_state(build_model("resnet18", 5, LINEAR, 64)), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"does not fit ResNet.*--model\.name"):
-        load_weights(build_model("resnet10t", 5, LINEAR, 64), tmp_path / "w.safetensors")
+        load_weights(build_model("resnet10t", 5, LINEAR, 64), tmp_path / "w.safetensors", GENRES)
 
 
 class Evil:
@@ -135,7 +139,7 @@ class Evil:
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.weight": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is refused: it holds .*pathlib\.Path.*nothing of it was executed"):
         read_weights(tmp_path / "w.pth")
     assert not (tmp_path / "evil-was-run").exists()
 
@@ -145,13 +149,88 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_unreadable_weights(tmp_path: Path, content: bytes, suffix: str):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read|not a valid safetensors file") as caught:
         read_weights(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_weights(tmp_path: Path):
     with pytest.raises(UserError, match="not found"):
         read_weights(tmp_path / "none.safetensors")
+
+
+def head_of(model: Any) -> torch.Tensor:
+    return model.fc.weight.clone()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        (GENRES, "its head is of the same 5 genres and was loaded"),
+        (
+            LabelSet(tuple("abcdx")),
+            "of other genres (only in the weights: 'x'; only in the shard set: 'e') and was dropped",
+        ),
+        (LabelSet(tuple("abced")), "same genres in another order, first at column 3"),
+        (LabelSet(tuple("abcd")), "has another size and was dropped"),
+    ],
+)
+def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(
+    tmp_path: Path, theirs: LabelSet, words: str
+):
+    source = make_model_folder(tmp_path / "m", theirs, LINEAR, name="resnet10t", size=64)
+    model: Any = build_model("resnet10t", 5, LINEAR, 64)
+    drawn = head_of(model)
+    assert words in load_weights(model, source / "model.safetensors", GENRES)
+    wanted = load_model_folder(source).model
+    assert trunk_equal(model, wanted)
+    assert torch.equal(head_of(model), head_of(wanted) if theirs == GENRES else drawn)
+
+
+def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Path):
+    source = build_model("resnet10t", 5, LINEAR, 64)
+    for labels, words in (
+        (GENRES, "was loaded"),
+        (LabelSet(tuple("vwxyz")), "of other genres (their fingerprint"),
+    ):
+        tensors = {"model": clean_state(source), "optimizer": {}, "scaler": {}, "ema": {}}
+        folder = save_checkpoint(tmp_path, Progress(), {}, "set", labels.fingerprint, tensors, 1)
+        model = build_model("resnet10t", 5, LINEAR, 64)
+        said = load_weights(model, folder / "state.pt", GENRES)
+        assert words in said and trunk_equal(model, source)
+        assert torch.equal(head_of(model), head_of(source)) == (labels == GENRES)
+
+
+def test_a_head_whose_genres_cannot_be_read_is_refused(tmp_path: Path):
+    folder = make_model_folder(tmp_path / "m", GENRES, LINEAR, name="resnet10t", size=64)
+    (folder / "labels.json").write_text("{}")
+    with pytest.raises(UserError, match=r"which genres the head of .* gives cannot be read: .*labels\.json"):
+        load_weights(build_model("resnet10t", 5, LINEAR, 64), folder / "model.safetensors", GENRES)
+    model = build_model("resnet10t", 4, LINEAR, 64)  # a head of another size is dropped in any case
+    assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix: str):
+    for name, value, words in (
+        ("layer1.0.conv1.weight", torch.nan, "3 values that are not finite"),
+        ("layer1.0.bn1.running_var", -1.0, "variances under 0"),
+    ):
+        state = clean_state(build_model("resnet10t", 5, LINEAR, 64))
+        state[name].view(-1)[:3] = value
+        path = tmp_path / f"w{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        with pytest.raises(UserError, match=f"its tensor '{name}' holds {words}"):
+            load_weights(build_model("resnet10t", 5, LINEAR, 64), path, GENRES)
+
+
+def test_a_tensor_that_shows_one_number_a_billion_times_is_refused(tmp_path: Path):
+    state = clean_state(build_model("resnet10t", 5, LINEAR, 64))
+    state["fc.weight"] = torch.zeros(1).expand(10**9, 1000)
+    state["fc.bias"] = torch.zeros(2).to_sparse()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"its tensor 'fc\.weight' is no plain array of numbers"):
+        load_weights(build_model("resnet10t", 5, LINEAR, 64), tmp_path / "w.pth", GENRES)
 
 
 FAMILIES = [
@@ -278,7 +357,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     source = timm.create_model("test_vit", num_classes=10)
     save_file(clean_state(source), path)
     model: Any = build_model("test_vit", 5, LINEAR, 96)
-    assert "resampled" in load_weights(model, path)
+    assert "resampled" in load_weights(model, path, GENRES)
     overlay = {"file": str(path), "num_classes": 10}
     referee: Any = timm.create_model(
         "test_vit", num_classes=5, img_size=96, pretrained=True, pretrained_cfg_overlay=overlay
@@ -286,7 +365,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     assert torch.equal(model.pos_embed, referee.pos_embed)
     assert trunk_equal(model, referee, head="head.")
     same = build_model("test_vit", 5, LINEAR, 160)
-    assert "resampled" not in load_weights(same, path)
+    assert "resampled" not in load_weights(same, path, GENRES)
 
 
 def test_shared_imagenet_weights_fit():
@@ -294,4 +373,4 @@ def test_shared_imagenet_weights_fit():
     if not path.exists():
         pytest.skip("../shared/weights is absent")
     model = build_model("resnet50", 19, HeadSpec(), 224)
-    assert load_weights(model, path).startswith("loaded 318 tensors")
+    assert load_weights(model, path, GENRES).startswith("loaded 318 tensors")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,6 +87,108 @@ def test_what_cannot_be_read_is_a_row(model: toolkit.Predictor, posters: Path, p
     )
 
 
+def test_any_array_and_any_open_file(model: toolkit.Predictor, paths: list[Path]) -> None:
+    pixels = np.asarray(Image.open(paths[0]).convert("RGB"))
+    solid = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    with open(paths[0], "rb") as stream, open(paths[1], "rb") as alone:
+        alike = [pixels, solid, pixels[..., :1], pixels[..., 0], stream, io.BytesIO(paths[0].read_bytes())]
+        found = model.predict([*alike, bytearray(paths[0].read_bytes())], batch_size=4)
+        assert len(model.predict(alone)) == len(model.predict(bytearray(paths[0].read_bytes()))) == 1
+    assert found["error"].isna().all()
+    values = found[list(model.genres)].to_numpy()
+    np.testing.assert_allclose(values[[1, 3, 5, 6]], values[[0, 2, 4, 4]], rtol=1e-6)
+    np.testing.assert_array_equal(
+        model.predict(np.array([str(p) for p in paths]))["image"], list(map(str, paths))
+    )
+    assert model.preprocess([]).shape == (0, 3, 32, 32)
+
+
+def test_one_bad_image_is_one_row(model: toolkit.Predictor, paths: list[Path]) -> None:
+    closed = io.BytesIO(b"")
+    closed.close()
+    gone = Image.open(paths[0])
+    gone.close()
+    bad: dict[str, Any] = {
+        "empty array": np.zeros((0, 5, 3), np.uint8),
+        "an empty array of shape": np.zeros((5, 0), np.uint8),
+        "pixels must be uint8": np.zeros((4, 4, 3), np.float32),
+        "not bool": np.zeros((4, 4), bool),
+        "not uint16": np.zeros((4, 4), np.uint16),
+        r"\(4, 4, 2\)": np.zeros((4, 4, 2), np.uint8),
+        r"\(4,\)": np.zeros(4, np.uint8),
+        "0x5 pixels": Image.new("RGB", (0, 5)),
+        "5x0 pixels": Image.new("L", (5, 0)),
+        "closed": closed,
+        "read.. gave str": io.StringIO("text"),
+        "ValueError|closed|seek": gone,
+        "not an image": b"",
+        "but NoneType": None,
+        "but Tensor": torch.zeros(3, 4, 4),
+        "null byte|null character": "a\0b",
+        "No such file": Path("none.jpg"),
+        "directory": "",
+    }
+    found = model.predict([paths[0], *bad.values(), paths[1]])
+    whole = model.predict(paths[:2])
+    genres = list(model.genres)
+    np.testing.assert_allclose(found[genres].to_numpy()[[0, -1]], whole[genres], rtol=1e-6)
+    for words, error, names in zip(bad, found["error"][1:-1], found["genres"][1:-1], strict=True):
+        assert error is not None and re.search(words, error) and "\n" not in error, (words, error)
+        assert names == []
+    assert found.loc[1 : len(bad), genres].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": "0.5"}, "threshold must be a number from 0 to 1, or None, not '0.5'"),
+        ({"threshold": True}, "threshold must be"),
+        ({"threshold": float("nan")}, "threshold must be"),
+        ({"threshold": [0.5]}, "threshold must be"),
+        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"batch_size": "8"}, "batch_size must be"),
+        ({"batch_size": None}, "batch_size must be"),
+        ({"tta": "flop"}, "tta must be none or flip, not 'flop'"),
+        ({"tta": True}, "tta must be none or flip, not True"),
+        ({"tta": ["flip"]}, "tta must be"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    model: toolkit.Predictor, paths: list[Path], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        model.predict(paths, **options)
+    assert "\n" not in str(caught.value)
+    assert len(model.predict(paths[0], batch_size=10**12, threshold=np.float32(0.5))) == 1
+
+
+@pytest.mark.parametrize("images", [7, None, {"a.jpg": 1}, pd.DataFrame({"path": ["a.jpg"]}), 0.5])
+def test_what_holds_no_images_is_one_line(model: toolkit.Predictor, images: Any) -> None:
+    with pytest.raises(UserError, match="images must be a list of images, or one of them, not"):
+        model.predict(images)
+
+
+def test_a_genre_named_like_a_column_has_its_own(tmp_path: Path, paths: list[Path]) -> None:
+    genres = ("image", "genre:image", "genre:genre:image", "Error", "id", "embedding", "Drama", "genre:Drama")
+    folder = make_model_folder(tmp_path / "m", LabelSet(genres), HeadSpec("linear", (), 0.0))
+    found = toolkit.load_model(folder, device="cpu").predict(paths[:2], embeddings=True, threshold=0)
+    assert list(found.columns) == [
+        "image", "genres", "genre:image", "genre:genre:image", "genre:genre:genre:image", "genre:Error", "genre:id",
+        "genre:embedding", "Drama", "genre:Drama", "error", "embedding",
+    ]  # fmt: skip
+    assert found["genres"][0] == list(genres)
+
+
+def test_outputs_that_are_not_finite_end_with_a_line(folder: Path, paths: list[Path]) -> None:
+    model = toolkit.load_model(folder, device="cpu")
+    with torch.no_grad():
+        model.model.get_parameter("fc.bias")[1] = torch.inf  # behind the back of what loads it
+    with pytest.raises(
+        UserError, match=r"outputs are not finite for 5 of 5 images \(.*p00000.jpg, .*, \.\.\.\): "
+    ):
+        model.predict(paths)
+
+
 def test_options(model: toolkit.Predictor, paths: list[Path]) -> None:
     genres = list(model.genres)
     plain = model.predict(paths)
@@ -114,6 +218,11 @@ def test_pixels_for_ones_own_use(model: toolkit.Predictor, paths: list[Path]) ->
 def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model folder at"):
         toolkit.load_model(tmp_path / "none")
+    for wrong in (7, None):
+        with pytest.raises(UserError, match="a model's folder must be a path, not"):
+            toolkit.load_model(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="device 'tpu9' cannot be used"):
+        toolkit.load_model(folder, device="tpu9")
     with pytest.raises(UserError, match="precision must be"):
         toolkit.load_model(folder, precision="fp8")
     changed = shutil.copytree(folder, tmp_path / "changed")
@@ -134,7 +243,7 @@ def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
     config = json.loads((pickled / "config.json").read_text())  # even one whose checksum was put right
     config["poster_toolkit"]["weights_sha256"] = sha256_file(weights_file)
     (pickled / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="not a valid safetensors file: its header has"):
         toolkit.load_model(pickled)
 
 

@@ -12,6 +12,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from toolkit_helpers import weights_option
 from train_tools import make_parts, tiny_config
 
 from shards.manifest import Manifest
@@ -83,7 +84,7 @@ HEADS = [
 def make_probe(shard_set: Path, out: Path, head: HeadSpec, *options: str) -> Probe:
     """A run's probe before its first update, on standardised features."""
     config = tiny_config(
-        "--model.freeze=[backbone]", "--train.feature_views=2", "--train.standardize=true",
+        "--model.freeze=[backbone]", weights_option(), "--train.feature_views=2", "--train.standardize=true",
         f"--model.head={head.kind}", f"--model.hidden={list(head.hidden)}", f"--model.members={head.members}",
         *options,
     )  # fmt: skip

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from toolkit_helpers import TINY, launch_2, posters_command
+from toolkit_helpers import TINY, launch_2, posters_command, weights_option
 
 PROBE = [
     *TINY,
     "--model.head=levels",
     "--model.prior=true",
     "--model.freeze=[backbone]",
+    weights_option(),
     "--optim.name=adamw",
     "--optim.lr=0.01",
     "--train.feature_views=2",

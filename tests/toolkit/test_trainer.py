@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from toolkit_helpers import TINY
+from toolkit_helpers import TINY, weights_option
 from torch import nn
 from train_tools import make_parts, tiny_config
 
@@ -29,7 +29,7 @@ from toolkit.probe import Head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CACHED = ["--model.freeze=[backbone]", "--train.feature_views=2"]
+CACHED = ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=2"]
 
 
 def parts_of(shard_set: Path, out: Path, *options: str) -> Parts:

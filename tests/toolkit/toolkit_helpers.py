@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import timm
 import torch
 from forked import run_forked
+from safetensors.torch import save_file
 
 from shards.index import read_index, write_index
 from shards.labels import LabelSet
@@ -24,7 +30,7 @@ from shards.manifest import Manifest
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.model_folder import save_model_folder
-from toolkit.models import HeadSpec, build_model
+from toolkit.models import HeadSpec, build_model, clean_state
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "launch" / "accelerate" / "cpu_2.yaml"
@@ -40,6 +46,16 @@ TINY = [
     "--train.eval_batch_size=16",
     "--train.tensorboard=false",
 ]
+
+
+@functools.cache
+def weights_option(name: str = "test_resnet") -> str:
+    """``--model.weights=FILE`` of a backbone without a head: what a frozen backbone must have, trained or not."""
+    folder = Path(tempfile.mkdtemp(prefix="posters-test-weights-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    torch.manual_seed(0)
+    save_file(clean_state(timm.create_model(name, num_classes=0)), folder / f"{name}.safetensors")
+    return f"--model.weights={folder / name}.safetensors"
 
 
 def make_model_folder(

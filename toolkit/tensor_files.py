@@ -1,0 +1,117 @@
+"""A .safetensors file from outside: its header read and compared with a network's before any tensor is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from shards.errors import UserError, one_line
+from shards.schema import Count, check_as, parse_as
+
+#: Bytes of the header, which has some 100 for each tensor. The format allows 100 MB: a million tensors.
+MAX_HEADER = 8 * 2**20
+WHAT = "safetensors file"
+REMEDY = "copy it again"
+
+Shape = tuple[int, ...]
+
+
+class Entry(msgspec.Struct):
+    """What the header says of a tensor; safetensors itself checks that the bytes are there."""
+
+    dtype: str
+    shape: list[Count]
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Name → type and shape of the tensors of a file. Raises UserError for a header that is none, or too long."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > MAX_HEADER:
+                raise UserError(
+                    f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
+                    f"{REMEDY}, or give fewer and larger tensors"
+                )
+            data = stream.read(length)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    header: dict[str, Any] = parse_as(data, dict[str, Any], path, WHAT, REMEDY)
+    header.pop("__metadata__", None)
+    return check_as(header, dict[str, Entry], path, WHAT, REMEDY)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file whose header was read. Raises UserError."""
+    try:
+        return load_file(path)
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a valid {WHAT}: {one_line(error)[:300]}; {REMEDY}") from None
+
+
+def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
+    """How tensors do not fit a network that has ``own``, in words after "it"; None if they do."""
+    missing = [name for name in own if name not in found]
+    unexpected = [name for name in found if name not in own]
+    shapes = [name for name in found if name in own and found[name] != own[name]]
+    for what, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
+        if names:
+            return f"{what} {len(names)} tensors, e.g. {names[0][:200]!r}"
+    return None
+
+
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+    """Name → shape."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of: object) -> None:
+    """Raise UserError unless a file has just the tensors of ``network`` (which may be on the device "meta").
+
+    of: what says how the network is built, for the error.
+    """
+    own = network.state_dict()
+    problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})
+    if problem is None:
+        for name, entry in header.items():
+            # BF16, F16, F32, ... or I64, BOOL, ...
+            if ("F" in entry.dtype) != own[name].is_floating_point():
+                problem = f"has {entry.dtype[:20]!r} numbers in {name!r}"
+                break
+    if problem is not None:
+        raise UserError(f"{path} does not fit {of}: it {problem}; {REMEDY}")
+
+
+def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise UserError that names the first tensor with NaN or infinity, with a variance under 0, or that is no plain one.
+
+    Torch files may hold tensors without numbers (of the device "meta"), sparse ones, and views that show one number a
+    billion times.
+    """
+    for name, tensor in state.items():
+        shown = repr(name[:200])
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU"
+            )
+        if not tensor.is_floating_point():
+            continue
+        bad = ~torch.isfinite(tensor)
+        if bad.any():
+            what = f"holds {int(bad.sum())} values that are not finite, of {tensor.numel()}"
+        elif name.endswith("running_var") and (tensor < 0).any():
+            what = "holds variances under 0, whose roots are not finite"
+        else:
+            continue
+        raise UserError(
+            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other weights, "
+            f"or train again"
+        )
