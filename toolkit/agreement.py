@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from shards.errors import printable
+from shards.errors import one_line, printable
 from shards.files import fingerprint, sha256_file
 from shards.schema import parse_as
 from toolkit.config import Config
@@ -68,6 +68,8 @@ class Record(msgspec.Struct, frozen=True):
     host: str = ""
     device: str = ""
     """Identity of its GPU; empty on a CPU."""
+    processes: int = 0
+    """Of the launch, as its launcher says; 0 if unknown."""
     problem: str = ""
     """Why it cannot begin, if it cannot."""
 
@@ -96,7 +98,9 @@ def record_of(
         _sendable(key): (None if text is None else _sendable(text), _sendable(at))
         for key, (text, at) in all_facts.items()
     }
-    return Record(sendable, versions(), _sendable(socket.gethostname()), device)
+    return Record(
+        sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1"))
+    )
 
 
 def _sendable(text: str) -> str:
@@ -176,7 +180,7 @@ def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
     found = [
         (path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths
     ]
-    return {"folder of images": (f"{len(found)} files ({fingerprint(found)[:16]})", str(root))}
+    return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
 
 def file_fact(path: Path) -> tuple[str, str]:
@@ -210,7 +214,7 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
     first, rank = before[0], len(before)
     who = _who(first, other, rank)
     if other.problem:
-        return f"{who} cannot begin: {other.problem}"
+        return f"{who} cannot begin: {one_line(other.problem)}"
     if other.device and other.device in (devices := [record.device for record in before]):
         return (
             f"{who} would share a GPU with rank {devices.index(other.device)}: start as many processes on a machine as "
@@ -287,11 +291,11 @@ def _who(first: Record, other: Record, rank: int) -> str:
 
 
 def _name(key: str) -> str:
-    return printable(key.replace("\n", " "))[:WIDTH]
+    return printable(one_line(key))[:WIDTH]
 
 
 def _at(place: str) -> str:
-    return f" ({printable(place)})" if place else ""
+    return f" ({printable(one_line(place))})" if place else ""
 
 
 def _others(keys: Sequence[str]) -> str:
@@ -300,4 +304,4 @@ def _others(keys: Sequence[str]) -> str:
     if not rest:
         return ""
     more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-    return f" (as do {', '.join(rest[:3])}{more})"
+    return f" (and others in {', '.join(rest[:3])}{more})"

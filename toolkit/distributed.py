@@ -79,8 +79,9 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if by_accelerate and not (told or hidden):
         raise UserError(
-            f"accelerate's config asks for GPUs, and torch finds none on {socket.gethostname()} (does nvidia-smi show "
-            f"them?): on CPUs take --config_file launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
+            f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
+            f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
+            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
         )
 
 

@@ -163,7 +163,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
     if rank:
         store.set(f"record/{rank}", record.to_json())
         return _taken(store, f"verdict/{rank}").decode()
-    verdict = _judged(store, wanted, record)
+    verdict, wanted = _judged(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]
     for key in verdicts:
         store.set(key, verdict)
@@ -173,22 +173,23 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
     return verdict
 
 
-def _judged(store: dist.Store, wanted: int, record: Record) -> str:
+def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[str, int]:
+    """The verdict, and how many processes there are to hear it."""
     if record.problem:
-        return f"the first process cannot begin: {record.problem}"
+        return f"the first process cannot begin: {record.problem}", wanted
     records, warning = [record], ""
     for rank in range(1, wanted):
         try:
             other = parse_record(_taken(store, f"record/{rank}"), rank)
         except UserError as error:
-            return str(error)
+            return str(error), wanted
         if verdict := disagreement(records, other):
-            return verdict
+            return verdict, min(wanted, other.processes or wanted)
         warning = warning or other_versions(record, other, rank)
         records.append(other)
     if warning:
         log.warning("%s", warning)
-    return ""
+    return "", wanted
 
 
 def _taken(store: dist.Store, key: str) -> bytes:

@@ -20,7 +20,7 @@ import toolkit.agreement
 import toolkit.evaluate
 import toolkit.predict_batch
 import toolkit.train
-import toolkit.tune  # noqa: F401 (so that the seconds are not those of loading)
+import toolkit.tune
 from toolkit import cli
 
 
