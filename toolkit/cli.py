@@ -31,6 +31,8 @@ from toolkit.out_of_memory import memory_told
 
 #: Seconds by which rank 0 may end before others that failed.
 HEAD_START = 3.0
+#: Commands that processes of a launch run together.
+LAUNCHED = ("train", "tune", "evaluate", "predict")
 #: Libraries whose INFO is about themselves.
 NOISY = (
     "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
@@ -150,16 +152,16 @@ def _run(argv: Sequence[str], streams: Streams) -> NoReturn:
         if problem := streams.problem():
             raise UserError(problem)
     except UserError as error:
-        _fail(str(error), status=error.status)
+        _fail(str(error), error.status, argv, error)
     except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
-        _fail(one_line(error))
+        _fail(one_line(error), 2, argv, error)
     except RuntimeError as error:
         lost = _lost_peer(error)
         if lost is None:
             raise
-        _fail(str(lost), status=lost.status)
+        _fail(str(lost), lost.status)
     except KeyboardInterrupt:
-        _fail("interrupted", status=130)
+        _fail("interrupted", 130)
     sys.exit(status)
 
 
@@ -187,18 +189,32 @@ def _rank() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
+def _fail(
+    message: str, status: int, argv: Sequence[str] = (), error: UserError | OSError | None = None
+) -> NoReturn:
+    """Say why and exit. The other processes of a launch of ``argv`` hear of ``error``, if they do not know it."""
     rank = _rank()
+    told = error if argv and argv[0] in LAUNCHED else None
     if rank:
+        _farewell(told)
         # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
         time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
     print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
+    if not rank:
+        _farewell(told)
     if "toolkit.meeting" in sys.modules:
         from toolkit.meeting import leave
 
         leave()
     sys.exit(status)
+
+
+def _farewell(error: UserError | OSError | None) -> None:
+    if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+        from toolkit.meeting import farewell  # only a launch needs torch for an error
+
+        farewell(error)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:

@@ -64,13 +64,13 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
         return status
     accelerator = make_accelerator()
     model = out / "run" / "model"
-    evaluation, outputs = evaluate(accelerator, model, out / "shards", "test", [0.3, 0.5, 0.7])
+    folder = load_model_folder(model)
+    evaluation, outputs = evaluate(accelerator, folder, out / "shards", manifest, "test", [0.3, 0.5, 0.7])
     evaluation.render()
     write_json(model / "metrics-test.json", evaluation.to_dict())
     outputs.save(model / "predictions-test.npz")
     write_card(model)
 
-    folder = load_model_folder(model)
     write_demo_report(out, folder, manifest, outputs)
     reader = ShardReader.of_split(out / "shards", "test", manifest)
     images = {path.stem: path for path in list_images(out / "posters" / "images")}

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError, one_line
+from toolkit.agreement import Facts, Record, disagreement, record_of
 from toolkit.meeting import join, patience, processes_of
 from toolkit.memory import keep_freed_memory
 
@@ -34,18 +36,24 @@ class Stopped(Exception):
     """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
 
 
-def make_accelerator(precision: str | None = None, **options: Any) -> Accelerator:
-    """An Accelerator for this process of a launch. Raises UserError if the processes do not find each other.
+def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
+    """An Accelerator for this process of a launch.
+
+    facts: what decides the work of this process (agreement.py), to be the same on all; compared by the first call.
+    Raises UserError if the processes do not find each other, differ in facts, or were to have GPUs that are not there.
 
     On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
     for a run of its own, and all of them would write into the same folder.
     """
     wanted = processes_of(os.environ)
     if not torch.cuda.is_available():
+        require_no_gpus_wanted(os.environ)
         keep_freed_memory()
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
-    if wanted > 1:
-        join(wanted, bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if wanted > 1 and not dist.is_initialized():
+        on_cpu = bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU")
+        record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
+        join(wanted, on_cpu, record)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
     if accelerator.num_processes != wanted:
         raise UserError(
@@ -58,6 +66,39 @@ def make_accelerator(precision: str | None = None, **options: Any) -> Accelerato
             "launch/accelerate/cpu_2.yaml starts two"
         )
     return accelerator
+
+
+def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
+    """Raise UserError if accelerate was told to start a process per GPU. For machines on which torch finds none.
+
+    Its launcher says so by what it sets: for GPUs it starts processes by torchrun's means, for CPUs it sets
+    ACCELERATE_USE_CPU. launch/accelerate/cpu_2.yaml takes torchrun's way too, and hides all GPUs.
+    """
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
+    told = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
+    hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
+    if by_accelerate and not (told or hidden):
+        raise UserError(
+            f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
+            f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
+            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
+        )
+
+
+def _gpu() -> str:
+    """Identity of the GPU that accelerate will give this process."""
+    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    return f"GPU {torch.cuda.get_device_properties(index).uuid}"
+
+
+def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> None:
+    """Raise UserError, on every rank, if one of them has another ``value`` than the first. A collective call."""
+    if accelerator.num_processes > 1:
+        own = Record({key: (value, "")}, host=socket.gethostname())
+        records: list[Record] = gather_object([own])
+        for rank in range(1, len(records)):
+            if line := disagreement(records[:rank], records[rank]):
+                raise UserError(line)
 
 
 def gather_by_index(

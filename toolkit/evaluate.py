@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,8 @@ from shards.arguments import store_of
 from shards.errors import UserError
 from shards.files import remove_dead_partials, write_json
 from shards.manifest import Manifest
-from shards.store import ShardsAt, open_store
+from shards.store import ShardsAt
+from toolkit.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed import make_accelerator
 from toolkit.metrics import FloatArray
 from toolkit.model_card import write_card
@@ -44,9 +44,17 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.batch_size < 0 or args.workers < 0:
         raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     report = _report_run(args)
-    accelerator = make_accelerator(args.precision)
+    # All that is read from here on is what the processes compare.
+    folder = report.model if report else load_model_folder(args.model)
+    store = report.shards if report else store_of(args)
+    manifest = report.manifest if report else store.manifest()
+    facts = command_facts("evaluate", args) | model_facts(folder) | set_facts(manifest, store)
+    if report is not None and report.other is not None:
+        facts |= model_facts(report.other, "--compare")
+    accelerator = make_accelerator(args.precision, facts)
+    remove_dead_partials(args.model)
     evaluation, outputs = evaluate(
-        accelerator, args.model, store_of(args), args.split, thresholds, args.batch_size, args.workers
+        accelerator, folder, store, manifest, args.split, thresholds, args.batch_size, args.workers
     )
     others = None
     if report is not None:
@@ -80,17 +88,15 @@ def _report_run(args: argparse.Namespace) -> ReportRun | None:
 
 def evaluate(
     accelerator: Accelerator,
-    model_folder: Path,
+    folder: ModelFolder,
     shards: ShardsAt,
+    manifest: Manifest,
     split: str,
     thresholds: list[float],
     batch_size: int = 0,
     workers: int = 0,
 ) -> tuple[Evaluation, SplitLogits]:
     """(evaluation of a model on a split, the logits it comes from), on every rank."""
-    folder = load_model_folder(model_folder)
-    remove_dead_partials(model_folder)
-    manifest = open_store(shards).manifest()
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:

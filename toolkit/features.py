@@ -212,7 +212,7 @@ def classifier_path(model: nn.Module) -> str:
 
 def backbone_hash(model: Any) -> str:
     """SHA-256 of all tensors but the classifier's: two models that agree in it give the same features."""
-    head = classifier_path(model) + "."
+    head = head_prefixes(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(head):

@@ -1,12 +1,22 @@
-"""How the processes of a launch meet, and what is said where they do not, or where one is lost later."""
+"""How the processes of a launch meet, and what is said where they do not, or where one is lost later.
+
+    every process connects to a store, which the first one (or torchrun) serves
+      ─→ its record (agreement.py) goes there ─→ the first process compares ─→ its verdict comes back
+      ─→ if all agree, they form the process group, and collective calls begin
+
+A store is asked by one process at a time. So nothing hangs where processes would make different collective calls, and
+a process that fails before all have met can still tell the others.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -16,11 +26,15 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from shards.errors import UserError, one_line
+from toolkit.agreement import Record, disagreement, other_versions, parse_record
 
 log = logging.getLogger(__name__)
 
 #: Exit status of a run that lost another process, or the network between them (sysexits.h's EX_UNAVAILABLE).
 LOST = 69
+
+#: How long a process that ends before all have met stays, so that the others hear of it.
+FAREWELL = timedelta(seconds=30)
 
 #: Seconds for which a process waits for the others on GPUs and on CPUs, unless POSTERS_TIMEOUT says otherwise; torch's
 #: own numbers. Longer than what one does alone meanwhile: fetching weights, judging an epoch, writing a model.
@@ -40,6 +54,10 @@ class LostPeer(UserError):
     """Another process, or the network between processes, is gone. The rest of the run cannot go on without it."""
 
     status = LOST
+
+
+class Disagreement(UserError):
+    """The processes of a launch do not do the same, or one of them cannot begin. Every one of them raises it."""
 
 
 def lost_peer(error: RuntimeError) -> LostPeer | None:
@@ -76,7 +94,7 @@ def processes_of(env: Mapping[str, str]) -> int:
         return 1
     for name in TOLD:
         text = told.get(name, "")
-        good = bool(text) if name == "MASTER_ADDR" else text.isdecimal()
+        good = bool(text) if name == "MASTER_ADDR" else text.isdecimal() and int(text) < 2**16
         if not good or (name == "RANK" and int(text) >= int(told["WORLD_SIZE"])):
             raise UserError(
                 f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
@@ -86,9 +104,10 @@ def processes_of(env: Mapping[str, str]) -> int:
     return int(told["WORLD_SIZE"])
 
 
-def join(wanted: int, cpu: bool) -> None:
-    """Meet the other processes. Raises LostPeer if they do not come in time.
+def join(wanted: int, cpu: bool, record: Record) -> None:
+    """Meet the other processes, if all are about to do the same.
 
+    Raises Disagreement if they are not, LostPeer if they do not come in time.
     By PartialState: accelerate's own handler passes a timeout on only where it is not NCCL's usual one.
     """
     limit, env = patience(), os.environ
@@ -103,7 +122,10 @@ def join(wanted: int, cpu: bool) -> None:
         # gloo listens where this host's name leads, which many hosts' own tables say is 127.0.0.1.
         env.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
-        PartialState(cpu, timeout=limit)
+        store = open_store(wanted, limit)
+        if verdict := compare(store, int(env["RANK"]), wanted, record):
+            raise Disagreement(verdict)
+        PartialState(cpu, timeout=limit, store=store, rank=int(env["RANK"]), world_size=wanted)
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
@@ -112,6 +134,85 @@ def join(wanted: int, cpu: bool) -> None:
             f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): is every node started, is the "
             f"address that of the first node, does a firewall stand between them? See launch/README.md"
         ) from None
+
+
+def open_store(wanted: int, limit: timedelta) -> dist.Store:
+    """The store where processes meet, as torch opens it, but the first process does not wait for the others.
+
+    limit: how long a call waits for the first process, or for a key.
+    """
+    env = os.environ
+    serves = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return dist.TCPStore(
+        env["MASTER_ADDR"],
+        int(env["MASTER_PORT"]),
+        wanted,
+        is_master=serves,
+        timeout=limit,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
+    """The first process's verdict on the records of all: one line, the same on each of them; empty if they agree.
+
+    Every key is deleted by the process that reads it: those of processes that are started again may meet in this store.
+    """
+    store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if rank:
+        store.set(f"record/{rank}", record.to_json())
+        return _taken(store, f"verdict/{rank}").decode()
+    verdict, wanted = _judged(store, wanted, record)
+    verdicts = [f"verdict/{other}" for other in range(1, wanted)]
+    for key in verdicts:
+        store.set(key, verdict)
+    end = time.monotonic() + FAREWELL.total_seconds()
+    while verdict and time.monotonic() < end and any(store.check([key]) for key in verdicts):
+        time.sleep(0.01)  # this process may serve the store: it does not end before the others have read
+    return verdict
+
+
+def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[str, int]:
+    """The verdict, and how many processes there are to hear it."""
+    if record.problem:
+        return f"the first process cannot begin: {record.problem}", wanted
+    records, warning = [record], ""
+    for rank in range(1, wanted):
+        try:
+            other = parse_record(_taken(store, f"record/{rank}"), rank)
+        except UserError as error:
+            return str(error), wanted
+        if verdict := disagreement(records, other):
+            return verdict, min(wanted, other.processes or wanted)
+        warning = warning or other_versions(record, other, rank)
+        records.append(other)
+    if warning:
+        log.warning("%s", warning)
+    return "", wanted
+
+
+def _taken(store: dist.Store, key: str) -> bytes:
+    value = store.get(key)
+    store.delete_key(key)
+    return value
+
+
+def farewell(error: UserError | OSError) -> None:
+    """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
+    if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
+        return  # they know, or will hear by a collective call
+    with contextlib.suppress(
+        UserError, dist.DistError
+    ):  # without a launch, or if they do not come, it ends alone
+        if (wanted := processes_of(os.environ)) > 1:
+            rank = int(os.environ["RANK"])
+            compare(
+                open_store(wanted, FAREWELL),
+                rank,
+                wanted,
+                Record(problem=one_line(error), host=socket.gethostname()),
+            )
 
 
 def leave() -> None:

@@ -23,8 +23,9 @@ from toolkit.config import Config
 from toolkit.data.mix import mixes
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
+from toolkit.distributed import require_same_everywhere
 from toolkit.ema import build_ema, restore_ema
-from toolkit.features import FeatureBank
+from toolkit.features import FeatureBank, backbone_hash
 from toolkit.feed import Feed, RunFeed
 from toolkit.freezing import Freezing, check_random
 from toolkit.fsdp import is_spread, spread, spread_state, spreads
@@ -246,6 +247,12 @@ def _model(
             pretrained=hub,
             drop_path=wanted.drop_path,
             scratch="backbone" not in wanted.freeze,
+        )
+    if (
+        hub and accelerator.num_processes > 1
+    ):  # each node has its own cache of the hub; not all copy the first rank
+        require_same_everywhere(
+            accelerator, f"weights of {wanted.name} from the hub", backbone_hash(model)[:16]
         )
     trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.

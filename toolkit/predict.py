@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from toolkit.data.plan import EvalPlan
 from toolkit.distributed import autocast_dtype, make_accelerator
 from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.inference import infer_shares
+from toolkit.meeting import processes_of
 from toolkit.model_folder import ModelFolder
 from toolkit.predict_batch import run_predict_batch
 from toolkit.predict_options import check_options, file_format, forward_of, load_folder, wants_a_folder
@@ -44,14 +46,14 @@ def run_predict(args: argparse.Namespace) -> int:
     if args.embeddings:
         raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
     format = file_format(args.output, args.format)
-    paths = args.image or list_images(args.directory)
-    folder = load_folder(args.model, args.threshold)
-    accelerator = make_accelerator(args.precision)
-    if accelerator.num_processes > 1:
+    if processes_of(os.environ) > 1:
         raise UserError(
             "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
             "`posters predict` once for a few images"
         )
+    paths = args.image or list_images(args.directory)
+    folder = load_folder(args.model, args.threshold)
+    accelerator = make_accelerator(args.precision)
     forward = forward_of(args, folder, accelerator)
     predictions = predict_files(folder, paths, accelerator, args.batch_size, args.workers, forward)
     write_predictions(predictions, folder, str(accelerator.device), args.output, format, args.verbose)

@@ -32,6 +32,7 @@ from shards.labels import require_same
 from shards.manifest import NAME
 from shards.progress import progress
 from shards.store import LocalShards
+from toolkit.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import list_images
 from toolkit.data.loader import Loader, decode_threads
@@ -108,8 +109,11 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     if args.embeddings and format == "csv":
         raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
     folder = load_folder(args.model, args.threshold)
-    parts, siblings = find_parts(args, folder)
-    accelerator = make_accelerator(args.precision)
+    parts, siblings, data = find_parts(args, folder)
+    facts = command_facts("predict", args) | model_facts(folder) | data
+    if args.onnx is not None:
+        facts["--onnx"] = file_fact(onnx_path(args, folder))
+    accelerator = make_accelerator(args.precision, facts)
     forward = forward_of(args, folder, accelerator)
     precision = accelerator.mixed_precision if args.onnx is None else "no"
     how = {
@@ -122,8 +126,8 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     return predict_parts(job, accelerator)
 
 
-def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part]]:
-    """(the parts that the command line names, those of the set's other splits).
+def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
+    """(the parts that the command line names, those of the set's other splits, what they hold).
 
     Raises UserError if their labels are not the model's.
     """
@@ -132,15 +136,17 @@ def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part
     if local and (args.shards is None or (not (local / NAME).exists() and holds_images(local))):
         if args.split or args.ignore_labels:
             raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
-        return folder_parts(local, list_images(local)), []
+        paths = list_images(local)
+        return folder_parts(local, paths), [], images_facts(local, paths)
     manifest = store.manifest()
     if manifest.genres and not args.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-    return shard_parts(store, manifest, args.split), [
+    siblings: list[Part] = [
         ShardPart(store, shard, manifest.labels)
         for shard in manifest.shards
         if args.split not in (None, shard.split)
     ]
+    return shard_parts(store, manifest, args.split), siblings, set_facts(manifest, store)
 
 
 def predict_parts(job: Job, accelerator: Accelerator) -> int:

@@ -86,7 +86,7 @@ def load_folder(path: Path, threshold: float | None) -> ModelFolder:
 
 
 def onnx_path(args: argparse.Namespace, folder: ModelFolder) -> Path:
-    """The file that --onnx names."""
+    """The exported file that ``--onnx`` asks for."""
     return Path(args.onnx) if args.onnx else folder.path / "model.onnx"
 
 

@@ -22,12 +22,13 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
+from toolkit.agreement import Facts, command_facts, config_facts, set_facts
 from toolkit.auto_batch import fit_accumulation
 from toolkit.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.config import Config
@@ -59,8 +60,8 @@ def train(
     if not manifest.genres:
         raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
-    accelerator = _accelerator(config, out)
-    _require_one_set(accelerator, manifest, str(store))
+    options = command_facts("train", {"find_lr": search_lr, "resume": resume})
+    accelerator = _accelerator(config, out, options | config_facts(config) | set_facts(manifest, store))
     with contextlib.ExitStack() as held:
         by_main(accelerator, lambda: _hold(held, out, beside=resume or search_lr))
         status = 0
@@ -76,15 +77,6 @@ def train(
         accelerator.wait_for_everyone()
         accelerator.end_training()
     return status
-
-
-def _require_one_set(accelerator: Accelerator, manifest: Manifest, where: str) -> None:
-    """Raise UserError, on every rank, if they do not all see the same shard set."""
-    if accelerator.num_processes > 1 and len(set(gather_object([manifest.fingerprint]))) > 1:
-        raise UserError(
-            f"the processes see different shard sets at {where}: nodes have other copies, or it is being replaced; "
-            f"give all nodes the same set, whole"
-        )
 
 
 def with_own_size(config: Config) -> Config:
@@ -160,7 +152,7 @@ def _accumulation(accelerator: Accelerator, parts: Parts) -> int:
     return fit_accumulation(accelerator, parts, train_plan(config, parts.train))
 
 
-def _accelerator(config: Config, out: Path) -> Accelerator:
+def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
@@ -173,6 +165,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
             )
     accelerator = make_accelerator(
         None if precision == "auto" else precision,
+        facts,
         log_with="tensorboard" if config.train.tensorboard else None,
         project_dir=str(out),
     )

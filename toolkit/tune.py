@@ -16,6 +16,7 @@ import logging
 from shards.arguments import store_of
 from shards.errors import UserError
 from shards.files import remove_dead_partials, write_json
+from toolkit.agreement import command_facts, model_facts, set_facts
 from toolkit.aims import parse_aim
 from toolkit.config import DecideConfig
 from toolkit.decisions import choose_decisions
@@ -38,11 +39,12 @@ def run_tune(args: argparse.Namespace) -> int:
         raise UserError("--batch-size and --workers must be 0 (automatic) or more")
     if not 0 <= args.slack < 1:
         raise UserError(f"--slack must be at least 0, under 1, not {args.slack}")
-    accelerator = make_accelerator(args.precision)
     folder = load_model_folder(args.model)
     remove_dead_partials(args.model)
     shards = store_of(args)
     manifest = shards.manifest()
+    facts = command_facts("tune", args) | model_facts(folder) | set_facts(manifest, shards)
+    accelerator = make_accelerator(args.precision, facts)
     if folder.config[OURS].get("shard_set") != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that the model was trained on: if its %s split holds training samples, "

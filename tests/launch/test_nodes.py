@@ -45,7 +45,7 @@ class Nodes:
         return subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
-            env=clean_env() | env,
+            env=clean_env() | {"ACCELERATE_USE_CPU": "true"} | env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -8,14 +8,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 from fake_slurm import SBATCH, options
-from launch_tools import ROOT, UPDATES, newest_step, options_of, run_python
+from launch_tools import ROOT, UPDATES, free_port, newest_step, options_of, run_python
+from toolkit_helpers import make_model_folder
 from torch.distributed.run import get_args_parser
 
 from shards.errors import UserError
+from shards.manifest import Manifest
 from toolkit.cli import build_parser, main
 from toolkit.config_cli import parse_train
+from toolkit.models import HeadSpec
 
 pytest_plugins = ("launch_fixtures",)
 
@@ -97,6 +101,28 @@ def test_the_config_for_one_gpu_trains(launch_set: Path, tmp_path: Path):
     run = run_python("-m", "accelerate.commands.launch", "--config_file", config, "launch/train.py", *options)
     assert run.returncode == 0 and "1 process(es)" in run.stderr, run.stderr
     assert newest_step(tmp_path / "run") == UPDATES
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("script", ["train", "predict"])
+def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_set: Path, tmp_path: Path):
+    """In one line of the first process, the launcher's report aside."""
+    config = ROOT / "launch" / "accelerate" / "gpus.yaml"
+    words = options_of(launch_set, tmp_path / "run")
+    if script == "predict":
+        model = make_model_folder(
+            tmp_path / "model", Manifest.read(launch_set).labels, HeadSpec("linear", (), 0.0)
+        )
+        words = ["--shards", str(launch_set), "--out", str(tmp_path / "run"), "--model", str(model)]
+    run = run_python(
+        "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2, "--main_process_port",
+        free_port(), f"launch/{script}.py", *words,
+    )  # fmt: skip
+    assert run.returncode == 1 and "exitcode  : 2" in run.stderr, run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len([line for line in lines if "[rank" not in line]) == 1
+    assert "torch finds no GPU" in lines[0] and "launch/accelerate/cpu_2.yaml" in lines[0]
+    assert "Traceback" not in run.stderr.partition("error: ")[0] and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

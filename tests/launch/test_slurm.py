@@ -39,6 +39,7 @@ def submit(tmp_path: Path, state: Path) -> Submit:
 
     def start(*words: object, restarts: int = 0, **more: str) -> subprocess.Popen[str]:
         env = clean_env() | {"FAKE_SLURM": str(state), "POSTERS_VENV": str(Path(sys.executable).parents[1])}
+        env["ACCELERATE_USE_CPU"] = "true"  # the scripts take configs for GPUs
         env["PATH"] = f"{commands}:{os.environ['PATH']}"
         if restarts:
             env["SLURM_RESTART_COUNT"] = str(restarts)
