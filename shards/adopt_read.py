@@ -169,6 +169,8 @@ def _id(record: dict[str, Any], key: str) -> str:
     found = record.get("id")  # img2dataset's own JSON has none, only the key
     if found is None:
         return key
+    if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
+        found = int(found)  # JSON knows one kind of number; pandas writes 42.0
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         raise _Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
     text = str(found)

@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     )
     empty: dict[str, object] = {"genres": [], "id": None}
     img2dataset_tar(
-        place, 1, {"000010000": {"genres": "['War']", "id": 42}, "000010001": {}, "000010002": empty}
+        place, 1, {"000010000": {"genres": "['War']", "id": 42.0}, "000010001": {}, "000010002": empty}
     )
     return place
 
