@@ -90,3 +90,13 @@ def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
     assert read_links(
         write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id"
     ).links
+
+
+def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link")
+    )
+    with pytest.raises(UserError, match=r"row numbers; choose the column of ids with --id-column"):
+        read_links(table, "link")
+    assert [link.id for link in read_links(table, "link", "0").links] == ["0", "1"]
+    assert [link.id for link in read_links(table, "link", "id").links] == ["a", "b"]
