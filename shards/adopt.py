@@ -18,13 +18,12 @@ from shards.claim import folder_lock
 from shards.errors import UserError
 from shards.executor import run
 from shards.files import sha256_file
-from shards.genres import parse_genres
 from shards.images import FORMATS
 from shards.index import Member, build_table, list_tars, read_members, write_index
 from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
-from shards.metadata import read_metadata
+from shards.metadata import parse_genres, read_metadata
 from shards.progress import progress
 
 log = logging.getLogger(__name__)

@@ -54,7 +54,7 @@ def read_links(
     found = Links()
     seen: set[str] = set()
     with open_table(path, encoding) as table:
-        id_at = table.column(id_column or "0", "--id-column")
+        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
         url_at = table.column(url_column, "--url-column")
         for line, row in table.rows:
             _read_row(row, id_at, url_at, line, seen, found)
