@@ -30,7 +30,7 @@ from shards.existing import OtherShards, survey
 from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
 from shards.images import ImageOptions, default_image_folder, require_images
 from shards.index import index_path, tar_path
-from shards.labels import LabelSet, read_label_file
+from shards.labels import LabelSet
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, first_reasons, read_metadata, write_rejected
@@ -108,7 +108,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
-    given = read_label_file(options.labels) if options.labels else None
+    given = _given_labels(options.labels)
     metadata = read_metadata(
         options.metadata,
         options.id_column,
@@ -262,6 +262,19 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> None
     assert options.text is not None
     rows = [row for task in tasks for row in read_json(task.text_rows, "cleaning rows of a shard")]
     write_report(options.out / REPORT, rows, options.text.facts())
+
+
+def _given_labels(path: Place | None) -> LabelSet | None:
+    if path is None:
+        return None
+    raw = read_json(path, "labels file")
+    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw  # a manifest, or a model's labels.json
+    genres = holder.get("genres") if isinstance(holder, dict) else None
+    if not isinstance(genres, list) or not genres or not all(isinstance(genre, str) for genre in genres):
+        raise UserError(f"{path} has no list of genres; give a model's labels.json or a manifest.json")
+    if len(set(genres)) < len(genres):
+        raise UserError(f"{path} names a genre twice")
+    return LabelSet(tuple(genres))
 
 
 def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:

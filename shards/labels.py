@@ -7,14 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
 
-import msgspec
-
-from shards.errors import UserError, one_line
+from shards.errors import UserError
 from shards.files import fingerprint
-from shards.places import Place, told
-from shards.schema import parse_as
 
 MAX_GENRES = 32_767  # the index holds columns as int16
 
@@ -68,37 +63,6 @@ class LabelSet:
         for column in columns:
             row[column] = 1
         return row
-
-
-class _Genres(msgspec.Struct):
-    genres: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_GENRES)]
-
-
-class _Holder(msgspec.Struct):
-    """A manifest, whose genres lie below ``labels``."""
-
-    labels: _Genres
-
-
-def read_label_file(path: Place) -> LabelSet:
-    """The genres of a model's labels.json or a shard set's manifest.json, in their order. Raises UserError."""
-    try:
-        with told("read the labels file", path):
-            data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"labels file not found: {path}") from None
-    except OSError as error:
-        raise UserError(f"labels file {path} cannot be read: {one_line(error)}") from None
-    what, remedy = "labels file", "give a model's labels.json or a manifest.json"
-    held = "labels" in parse_as(data, dict[str, msgspec.Raw], path, what, remedy)
-    genres = (
-        parse_as(data, _Holder, path, what, remedy).labels
-        if held
-        else parse_as(data, _Genres, path, what, remedy)
-    ).genres
-    if len(set(genres)) < len(genres):
-        raise UserError(f"{path} names a genre twice; {remedy}")
-    return LabelSet(tuple(genres))
 
 
 def tidy(genre: str) -> str:

@@ -214,8 +214,7 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
 @pytest.mark.parametrize(
     "content",
     ["[]", '["Drama"]', "{}", '{"labels": ["Drama"]}', '{"labels": 3}', '{"genres": []}', '{"genres": [1]}', "{",
-     '{"genres": ["Drama", "Drama"]}', '{"genres": ["\\ud800"]}', "[" * 100_000, '{"labels": ' * 50_000],
-    ids=lambda content: content[:20],
+     '{"genres": ["Drama", "Drama"]}'],
 )  # fmt: skip
 def test_labels_files_that_are_none(few: Source, tmp_path: Path, content: str) -> None:
     (tmp_path / "labels.json").write_text(content)
