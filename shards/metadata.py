@@ -92,12 +92,17 @@ def read_metadata(
     if not separator:
         raise UserError("--genre-separator must not be empty")
     with open_table(path, encoding) as table:
-        id_at = table.column("0" if id_column is None else id_column, "--id-column")
+        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
         genres_at = (
             find_genres(table, id_at)
             if genre_column is None
             else table.column(genre_column, "--genre-column")
         )
+        if genres_at == id_at:
+            raise UserError(
+                f"{path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
+                f"and --genre-column; its columns are {table.listing()}"
+            )
         cells = _read_cells(table, id_at, genres_at, separator)
         if id_column is None and cells.entries:
             table.refuse_row_numbers(id_at, [entry.id for entry in cells.entries])

@@ -165,8 +165,8 @@ def doubt_about(
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
         return f"{column} holds {kind} instead of genres ({shown}); {insist}"
-    if len(labels) == 1 and len(samples) > 1:
-        return f"{column} gives all {len(samples)} posters the same single label {shown}; {insist}"
+    if len(samples) > 1 and len({frozenset(genres) for genres in samples}) == 1:
+        return f"{column} gives all {len(samples)} posters the same: {shown}; {insist}"
     if _mostly_own(samples, 0.9):
         return f"{column} gives nearly every poster a label of its own ({shown}); {insist}"
     return ""
@@ -189,7 +189,9 @@ def _glued(
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         if mark == separator:
             continue
-        parts = {label: found for label in labels if len(found := list(_parts(label, mark))) > 1}
+        parts = {
+            label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1
+        }
         if not parts or 10 * sum(labels[label] for label in parts) < samples:
             continue
         single = {tidy(label).lower() for label in [*labels, *known] if label not in parts}

@@ -29,6 +29,9 @@ HARMLESS = frozenset(
     {"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"}
 )
 
+#: Reasons that tell of a row: its poster may be there all the same.
+OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
+
 NAMES = 20_000
 """File names that are looked at to explain why no id names one."""
 
@@ -56,8 +59,7 @@ def problem_with_rows(
     found = len(scan.digests) + len(present)
     if not found:
         return _no_match(csv, encoding, images, metadata, missing)
-    with told("read rejected.csv", images):
-        earlier = read_rejected(images / "rejected.csv")
+    earlier = _rejected_before(images) if missing or present else {}
     if missing:
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
@@ -76,6 +78,13 @@ def problem_with_rows(
         f"{len(unreadable)} of {found} rows whose image is there are unreadable, over --max-rejected "
         f"{100 * limit:g}%: {first_reasons(unreadable)}"
     )
+
+
+def _rejected_before(images: Place) -> dict[str, str]:
+    """Id → reason of the posters, not of the rows, that `posters fetch` or `posters clean` left out of the folder."""
+    with told("read rejected.csv", images):
+        found = read_rejected(images / "rejected.csv")
+    return {sample_id: reason for sample_id, reason in found.items() if reason not in OF_ROWS}
 
 
 def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:

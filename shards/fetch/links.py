@@ -41,8 +41,6 @@ class Links:
 
     links: list[Link] = field(default_factory=list)
     rejected: dict[int, Rejection] = field(default_factory=dict)
-    repeated: int = 0
-    """Rows with the id and the link of an earlier one, as tables of one row per genre have them."""
 
 
 def read_links(
@@ -54,9 +52,9 @@ def read_links(
     UserError if the file or a column is missing; a bad row is a Rejection, never an error.
     """
     found = Links()
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     with open_table(path, encoding) as table:
-        id_at = table.column(id_column or "0", "--id-column")
+        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
         url_at = table.column(url_column, "--url-column")
         for line, row in table.rows:
             _read_row(row, id_at, url_at, line, seen, found)
@@ -65,22 +63,17 @@ def read_links(
     return found
 
 
-def _read_row(
-    row: Sequence[str], id_at: int, url_at: int, line: int, seen: dict[str, str], out: Links
-) -> None:
+def _read_row(row: Sequence[str], id_at: int, url_at: int, line: int, seen: set[str], out: Links) -> None:
     where = f"line {line}"
     sample_id = row[id_at].strip() if id_at < len(row) else ""
     if problem := id_problem(sample_id):
         out.rejected[line] = Rejection(sample_id, "bad id", f"{where}: {problem}")
         return
-    text = row[url_at].strip() if url_at < len(row) else ""
     if sample_id in seen:
-        if text == seen[sample_id]:
-            out.repeated += 1
-        else:
-            out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
+        out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
         return
-    seen[sample_id] = text
+    seen.add(sample_id)
+    text = row[url_at].strip() if url_at < len(row) else ""
     try:
         host = parse_link(text).raw_host or ""
     except BadLink as bad:

@@ -56,8 +56,6 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     from shards.fetch.store import REJECTED
 
     links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
-    if links.repeated:
-        log.info("%d rows repeat the id and the link of an earlier row", links.repeated)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
         result = _fetch_links(options, allowed or (is_any if options.allow_private else is_public), links)

@@ -132,6 +132,7 @@ def one_split(
             genre_column=args.genre_column,
             genre_separator=args.genre_separator,
             encoding=args.encoding,
+            spellings=args.spellings,
             seed=seed,
         )
     )

@@ -165,7 +165,7 @@ def test_places_that_are_not_there(few: Source, few_there: Source, bucket: str, 
     assert "metadata CSV not found" in error(csv=place(f"{bucket}/absent.csv"))
     assert "make the bucket first" in error(out=place("s3://no-such-bucket-here/set"))
     assert "can only be read" in error(out=place("http://127.0.0.1:9/set"))
-    assert "no poster left to build from" in error(images=few_there.images.parent)
+    assert "names a file in" in error(images=few_there.images.parent)
 
 
 def test_listing_in_groups(bucket: str, monkeypatch: pytest.MonkeyPatch, requests: list[str]) -> None:

@@ -26,7 +26,7 @@ from shard_tools import (
 )
 from text_tools import QUICK, gradient, one_line_error, poster, titled_posters, write_meta
 
-from shards import pack
+from shards import pack, split_like
 from shards.clean.run import CleanOptions, clean_posters
 from shards.errors import UserError
 from shards.images import ImageOptions, decode, shrunk
@@ -333,6 +333,22 @@ def test_no_common_poster_is_one_line(
     assert status == 2
     assert "no poster of this build is in" in only_error(error) and str(model) in error
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_set_with_a_poster_in_two_splits_is_no_model(
+    model_set: tuple[Source, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = model_set
+    real = split_like.read_index
+
+    def twice(tar: Path) -> tuple:
+        table, facts = real(tar)
+        at = table.column_names.index("id")
+        return table.set_column(at, "id", [["p0000"] * len(table)]), facts
+
+    monkeypatch.setattr(split_like, "read_index", twice)
+    message = one_line_error(lambda: build(source, tmp_path / "out", split_like=model))
+    assert "has sample 'p0000' in train and in val" in message
 
 
 def test_no_shard_set_to_be_like_is_one_line(some: Source, tmp_path: Path) -> None:

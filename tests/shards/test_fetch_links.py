@@ -18,7 +18,6 @@ def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
         ("b", ""),
         ("../c", "http://posters.example/c.jpg"),
         ("a", "http://posters.example/again.jpg"),
-        ("a", "http://posters.example/a.jpg"),
         ("d",),
         ("e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag"),
         (),
@@ -27,16 +26,15 @@ def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
     found = read_links(write_csv(tmp_path / "m.csv", rows, ("id", "link")), "link")
     assert [(link.line, link.id, link.url, link.host) for link in found.links] == [
         (2, "a", "http://posters.example/a.jpg", "posters.example"),
-        (8, "e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag", "posters.example"),
+        (7, "e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag", "posters.example"),
     ]
     assert found.rejected == {
         3: Rejection("b", "bad link", "line 3: empty"),
         4: Rejection("../c", "bad id", "line 4: the id would leave the image folder"),
         5: Rejection("a", "repeated id", "line 5; the first row with it counts"),
-        7: Rejection("d", "bad link", "line 7: empty"),
-        10: Rejection("", "bad id", "line 10: empty id"),
+        6: Rejection("d", "bad link", "line 6: empty"),
+        9: Rejection("", "bad id", "line 9: empty id"),
     }
-    assert found.repeated == 1  # the same link again, as tables of one row per genre have it
 
 
 @pytest.mark.parametrize(
@@ -92,3 +90,13 @@ def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
     assert read_links(
         write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id"
     ).links
+
+
+def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link")
+    )
+    with pytest.raises(UserError, match=r"row numbers; choose the column of ids with --id-column"):
+        read_links(table, "link")
+    assert [link.id for link in read_links(table, "link", "0").links] == ["0", "1"]
+    assert [link.id for link in read_links(table, "link", "id").links] == ["a", "b"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,6 +210,39 @@ def test_rows_of_another_length_and_rows_without_genres(tmp_path: Path) -> None:
         metadata.rejected[3].detail
         == "line 5: 5 cells under 4 names of columns; texts that hold ',' need quotes"
     )
+
+
+LAYOUTS = {
+    "python": repr,
+    "json": json.dumps,
+    "numpy": lambda genres: str(np.array(genres, object)),
+    "array": lambda genres: repr(np.array(genres)),
+    "tuple": lambda genres: repr(tuple(genres)),
+    "tmdb": lambda genres: repr([{"id": len(genre), "name": genre} for genre in genres]),
+    "bars": "|".join,
+    "spelt": lambda genres: " | ".join(genre.upper() + "\u200b" for genre in genres),
+}
+VOCABULARY = ("Action", "Children's", "Film-Noir", "Sci-Fi", "Comédie", "TV Movie")
+genre_sets = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=4, unique=True)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(genre_sets, min_size=1, max_size=12))
+def test_all_layouts_of_a_table_are_read_as_one(
+    tmp_path_factory: pytest.TempPathFactory, posters: list[list[str]]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    wanted = [set(genres) for genres in posters]
+    for name, write in LAYOUTS.items():
+        rows = [(f"p{number}", write(genres)) for number, genres in enumerate(posters)]
+        table = write_csv(folder / "layout.csv", rows, ("id", "genre"))
+        metadata = read_metadata(table, strict=False, known=VOCABULARY)
+        assert [set(row.genres) for row in metadata.rows] == wanted and not metadata.rejected, name
+    rows = [(f"p{number}", genre) for number, genres in enumerate(posters) for genre in genres]
+    metadata = read_metadata(write_csv(folder / "layout.csv", rows, ("id", "genre")), strict=False)
+    if 10 * sum(len(genres) > 1 for genres in posters) >= len(posters):
+        assert [set(row.genres) for row in metadata.rows] == wanted
+        assert metadata.joined == len(rows) - len(posters)
 
 
 # --- spellings, and what is said

@@ -90,7 +90,8 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "numbers": ("id,genres", [(f"{n % 5 + 20}|{n % 3}",) for n in range(24)], ["holds numbers instead of genres"]),
     "scores": ("id,genre", [(f"{n % 5}.5",) for n in range(24)], ["holds numbers", "insist with --genre-column 1"]),
     "years": ("id,tag", [(1990 + n % 5,) for n in range(24)], ["holds years instead of genres ('1990'"]),
-    "all the same": ("id,genre", [("Drama",)] * 24, ["all 24 posters the same single label 'Drama'"]),
+    "all the same": ("id,genre", [("Drama",)] * 24, ["gives all 24 posters the same: 'Drama'"]),
+    "all the same lists": ("id,genre", [("War|Drama",)] * 24, ["gives all 24 posters the same: 'War', 'Drama'"]),
     "own labels": ("id,tag", [(f"Title {n}",) for n in range(24)], ["nearly every poster a label of its own"]),
     "semicolons": ("id,genre", [(";".join(g),) for g in GENRES], ["several genres in one", "--genre-separator ';'"]),
     "slashes": ("id,genre", [("/".join(g),) for g in GENRES], ["--genre-separator '/'"]),
@@ -171,6 +172,12 @@ def test_names_that_hold_a_separator_are_names(tmp_path: Path, labels: list[str]
 def test_columns_separated_by_something_else_are_read(tmp_path: Path, delimiter: str) -> None:
     path = table(tmp_path, "id,title,genre", [("A, B", text) for text in JOINED], delimiter)
     assert genres_of(read_metadata(path)) == WANTED
+
+
+def test_ids_are_no_genres(tmp_path: Path) -> None:
+    path = table(tmp_path, "id,genre", [(text,) for text in JOINED])
+    with pytest.raises(UserError, match="column 0 'id' cannot hold both ids and genres"):
+        read_metadata(path, genre_column="0")
 
 
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_what_fetch_or_clean_rejected_is_not_held_against_it(dozen: Source, tmp_
     assert len(samples(tmp_path / "out")) == 11
 
 
+def test_a_repeated_row_of_fetch_says_nothing_of_the_poster(dozen: Source, tmp_path: Path) -> None:
+    (dozen.images / "p0003.jpg").write_bytes(b"<html>404</html>")
+    write_rejected(dozen.images / "rejected.csv", [Rejection("p0003", "repeated id")])
+    with pytest.raises(UserError, match="1 not an image"):
+        build(dozen, tmp_path / "out")
+
+
 def test_the_users_own_limits_and_empty_genres_are_not_held_against_it(dozen: Source, tmp_path: Path) -> None:
     rows = rows_of(dozen.csv)
     rows[0][3] = rows[1][3] = "[]"

@@ -160,6 +160,18 @@ def test_a_csv_of_other_genres_is_refused(tmp_path: Path):
         read_targets(csv, LabelSet(GENRES), "id", "genre", "|", "utf-8-sig")
 
 
+def test_rows_are_read_as_the_models_labels_and_bad_ones_are_named(tmp_path: Path, caplog):
+    csv = tmp_path / "meta.csv"
+    csv.write_text("id,genre\na,comedy|drama\u200b\nb,COMEDY\nc,['Drama\n")
+    labels = LabelSet(("Comedy", "Drama"))
+    targets = read_targets(csv, labels, None, None, "|", "utf-8-sig")
+    assert {i: row.tolist() for i, row in targets.items()} == {"a": [True, True], "b": [True, False]}
+    assert (
+        "1 rows of" in caplog.text
+        and "are not audited: 1 unparsable genres; the first is id 'c'" in caplog.text
+    )
+
+
 def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
     def absent() -> None:
         raise UserError("no")
