@@ -219,12 +219,8 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
 
     Whoever reads the folder takes all of them for one prediction.
     """
-    ours = {name for path in expected for name in (path, _facts_path(Path(path)).name)}
-    others = sorted(
-        name
-        for name in names_in(out) - ours
-        if name.lower().endswith((*(f".{format}" for format in get_args(TableFormat)), FACTS))
-    )
+    endings = tuple(f".{format}" for format in get_args(TableFormat))
+    others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(

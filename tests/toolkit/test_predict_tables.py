@@ -168,13 +168,13 @@ def test_files_of_others_are_refused_by_name(rows: Rows, tmp_path: Path) -> None
     (tmp_path / "notes.txt").touch()
     refuse_others(tmp_path, ["train-00000.csv"])
     refuse_others(tmp_path / "none", [])
-    for name in ("images-00001.csv", "train-00000.parquet", "x.PARQUET", "x.jsonl", "x.csv.facts.json"):
+    for name in ("images-00001.csv", "train-00000.parquet", "x.PARQUET", "x.jsonl"):
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=f"another --format: {name}; remove") as found:
             refuse_others(tmp_path, ["train-00000.csv"])
         assert "\n" not in str(found.value)
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=r"train-00000\.csv, train-00000\.csv\.facts\.json; remove"):
+    with pytest.raises(UserError, match=r"format: train-00000\.csv; remove"):
         refuse_others(tmp_path, ["train-00000.parquet"])
 
 
