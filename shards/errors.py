@@ -3,8 +3,9 @@
 import re
 import unicodedata
 
-#: A URL: scheme, user and password (up to the last @ before its path), host and path, query (signatures, tokens).
-_URL = re.compile(r"""([A-Za-z][\w+.-]{0,30}://)([^\s/?#]*@)?([^\s?#'"<>]*)(\?[^\s#'"<>]*)?""", re.ASCII)
+#: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
+#: its path), host and path, query (signatures and tokens).
+_URL = re.compile(r"""([A-Za-z][\w+.-]{0,30}:/+)([^\s/?#]*@)?([^\s?#'"<>]*)(\?[^\s#'"<>]*)?""", re.ASCII)
 
 
 class UserError(Exception):
@@ -33,7 +34,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("GET 'http://me:secret@host/set?token=abc' failed")
     "GET 'http://host/set?...' failed"
     """
-    if "://" not in text:
+    if ":/" not in text:
         return text
     return _URL.sub(_shown, text)
 
