@@ -97,11 +97,11 @@ class HttpClient:
         query: what the user's URL had after its question mark; most: bytes of the body; seconds: to begin, and for
         which less than RATE may come; ends: when it must be there, by time.monotonic.
         """
-        own = {**self._own, **request}
-        # What is kept is compressed already.
-        unzipped: dict[str, str] = {"Accept-Encoding": "identity"}
-        own["headers"] = unzipped | (self._own.get("headers") or {}) | (request.get("headers") or {})
-        own = {name: value for name, value in own.items() if value is not None}
+        own: dict[str, Any] = {**self._own, **request}
+        headers: dict[str, str] = {"Accept-Encoding": "identity"}  # what is kept is compressed already
+        for given in (self._own, request):
+            headers.update(given.get("headers") or {})
+        own = {name: value for name, value in own.items() if value is not None} | {"headers": headers}
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, LEAST), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):

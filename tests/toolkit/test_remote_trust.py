@@ -24,6 +24,8 @@ from toolkit_helpers import TINY
 from shards.cache_options import CacheOptions
 from shards.errors import UserError
 from shards.fetch import addresses
+from shards.places import Place
+from shards.remote_read import Patience, read_small
 from shards.store import open_store
 from toolkit.cli import main
 from toolkit.data.reader import ShardReader
@@ -91,11 +93,9 @@ def test_any_file_of_a_set(
     assert not server.requests["/victim"] and time.monotonic() - began < 10
 
 
-def smaller(*arguments: object) -> bytes | None:
+def smaller(path: Place, patience: Patience, most: int = 1 << 20) -> bytes | None:
     """As read_small, with a limit that is soon reached."""
-    from shards.remote_read import read_small
-
-    return read_small(*arguments, most=1 << 20)  # type: ignore[arg-type]
+    return read_small(path, patience, min(most, 1 << 20))
 
 
 SECRET = "hidden-word"
