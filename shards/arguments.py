@@ -144,7 +144,7 @@ CACHE_OPTIONS = (
     (
         "--patience",
         "SECONDS",
-        "for how long a store that does not answer is asked again (default 300)",
+        "for how long a store that does not answer, or hardly sends, is asked again (default 300)",
     ),
 )
 

@@ -3,8 +3,9 @@
 import re
 import unicodedata
 
-#: A URL: scheme, user and password (up to the last @ before its path), host and path, query (signatures, tokens).
-_URL = re.compile(r"""([A-Za-z][\w+.-]{0,30}://)([^\s/?#]*@)?([^\s?#'"<>]*)(\?[^\s#'"<>]*)?""", re.ASCII)
+#: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
+#: its path), host and path, query (signatures and tokens; up to a space, for quotes may be part of it).
+_URL = re.compile(r"([A-Za-z][\w+.-]{0,30}:/+)([^\s/?#]*@)?([^\s?]*)(\?\S*)?", re.ASCII)
 
 
 class UserError(Exception):
@@ -31,9 +32,9 @@ def without_secrets(text: str) -> str:
     """``text`` with every URL shown without its user, password and query.
 
     >>> without_secrets("GET 'http://me:secret@host/set?token=abc' failed")
-    "GET 'http://host/set?...' failed"
+    "GET 'http://host/set?... failed"
     """
-    if "://" not in text:
+    if ":/" not in text:
         return text
     return _URL.sub(_shown, text)
 

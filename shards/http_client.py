@@ -67,11 +67,11 @@ class HttpClient:
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}
 
-    def get(self, url: URL, **request: Any) -> _Asked:
+    def get(self, url: URL | str, **request: Any) -> _Asked:
         """Ask for a file. Beside aiohttp's options as ``_follow``."""
         return _Asked(self._follow("GET", url, **request))
 
-    def head(self, url: URL, **request: Any) -> _Asked:
+    def head(self, url: URL | str, **request: Any) -> _Asked:
         """Ask for what is known of a file."""
         return _Asked(self._follow("HEAD", url, **request))
 
@@ -83,7 +83,7 @@ class HttpClient:
     async def _follow(
         self,
         method: str,
-        url: URL,
+        asked: URL | str,
         *,
         query: str = "",
         most: int = MOST,
@@ -97,11 +97,12 @@ class HttpClient:
         query: what the user's URL had after its question mark; most: bytes of the body; seconds: to begin, and for
         which less than RATE may come; ends: when it must be there, by time.monotonic.
         """
-        own = {**self._own, **request}
-        own["headers"] = {**self._own.get("headers", {}), **request.get("headers", {})}
-        own["headers"].setdefault("Accept-Encoding", "identity")  # what is kept is compressed already
-        own = {name: value for name, value in own.items() if value is not None}
-        url = url if not query else URL(f"{url}?{query}", encoded=True)
+        own: dict[str, Any] = {**self._own, **request}
+        headers: dict[str, str] = {"Accept-Encoding": "identity"}  # what is kept is compressed already
+        for given in (self._own, request):
+            headers.update(given.get("headers") or {})
+        own = {name: value for name, value in own.items() if value is not None} | {"headers": headers}
+        url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, LEAST), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._ask(method, url, sources, seconds, own)

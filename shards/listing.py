@@ -129,15 +129,19 @@ def _groups_with_files(
         for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
             yield [key for _, key in group], _files(folder, prefix=prefix)
     else:
-        yield list(begins), _files(folder)
+        # No deeper than the names go: a server on HTTP may list folders in folders without end.
+        yield (
+            list(begins),
+            _files(folder, maxdepth=1 + max((b.count("/") for b in begins.values()), default=0)),
+        )
     folder.fs.invalidate_cache()  # which would keep whole listings
 
 
-def _files(folder: Any, **prefix: str) -> dict[str, Any]:
+def _files(folder: Any, **which: Any) -> dict[str, Any]:
     root = folder.path.rstrip("/") + "/"
     with told("list", folder):
         try:
-            infos = folder.fs.find(folder.path, detail=True, **prefix)
+            infos = folder.fs.find(folder.path, detail=True, **which)
         except FileNotFoundError:
             return {}
     return {

@@ -80,8 +80,12 @@ def place(text: str | Place) -> Place:
         extra = EXTRAS.get(protocol)
         how = f"pip install -c constraints.txt -e '.[{extra}]'" if extra else "install the package it names"
         raise UserError(f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
-    except (ValueError, *remote_errors()) as error:
+    except ValueError as error:
         raise UserError(f"{text} cannot be read: {one_line(error)}") from None
+    except remote_errors() as error:  # FTP's client connects at once
+        raise UserError(
+            f"{text} cannot be reached: {one_line(error)}; check the address and the network"
+        ) from None
     if _has_password(str(path)):
         raise UserError(
             f"{protocol}:// URLs take no password: give it where the store's client takes it, in its configuration or "

@@ -19,6 +19,9 @@ from shards.places import Place, remote_errors, told
 #: Stores whose puts are visible whole or not at all; elsewhere a file is moved to its name when it is whole.
 ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "hf", "memory")
 
+#: Folders that are looked through for a first file.
+MOST_FOLDERS = 10_000
+
 READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 
@@ -135,10 +138,17 @@ def remote_names(folder: Any) -> set[str]:
 
 
 def remote_files(folder: Any) -> Iterator[str]:
-    """Names of all files below a remote folder, folder by folder."""
+    """Names of all files below a remote folder, folder by folder.
+
+    Raises UserError where there are very many folders: a server on HTTP may list some in each without end.
+    """
     folder.fs.invalidate_cache()
     try:
-        for _, _, names in folder.fs.walk(folder.path):
+        for count, (_, _, names) in enumerate(folder.fs.walk(folder.path)):
+            if count == MOST_FOLDERS:
+                raise UserError(
+                    f"{folder} has over {MOST_FOLDERS} folders; name the one that holds the posters"
+                )
             yield from names
     finally:
         folder.fs.invalidate_cache()

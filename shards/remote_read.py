@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
@@ -26,6 +27,8 @@ LEAST = 5.0
 SMALL = 256 << 20
 #: Bytes a second at which a store is too slow to wait for all of a file, however often a little comes.
 SLOWEST = 64 << 10
+#: Bytes a second that a request may count on beside the patience, where what comes meanwhile cannot be seen.
+USUAL = 1 << 20
 #: Patiences in all that a file may take beside that.
 PATIENCES = 10
 #: Errors that asking again does not mend.
@@ -165,7 +168,7 @@ def _once(path: Any, patience: Patience, start: int, end: int | None, size: int)
         if end is None:
             end = size + 1  # a range, so that no more than that can come
         if getattr(store, "async_impl", False):
-            limits = {"timeout": max(patience.seconds, LEAST) + min(end - start, BLOCK) / SLOWEST}
+            limits = {"timeout": max(patience.seconds, LEAST) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
     data: bytes = store.cat_file(path.path, **ranged, **limits)
     return data
@@ -194,4 +197,6 @@ def _answered(error: BaseException) -> int:
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, asyncio.TimeoutError) and not str(error):
+        return "it did not answer in time"
     return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__

@@ -39,11 +39,11 @@ def refusal(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def got(path: Place, patience: float = 5.0, most: int = 1 << 20) -> bytes | None:
+def got(path: Place, patience: float = 1.0, most: int = 1 << 20) -> bytes | None:
     return read_small(path, Patience(patience), most)
 
 
-def blocks(path: Place, patience: float = 5.0, size: int = 1 << 20) -> bytes:
+def blocks(path: Place, patience: float = 1.0, size: int = 1 << 20) -> bytes:
     return b"".join(read_blocks(path, size, Patience(patience)))
 
 

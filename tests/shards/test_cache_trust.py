@@ -145,7 +145,12 @@ def test_a_digest_is_computed_once_per_node_and_file(
     files = [remote(server, number) for number in range(3)]
     computed: list[int] = []
     real = cache_module.sha256_of
-    monkeypatch.setattr(cache_module, "sha256_of", lambda d: computed.append(d) or real(d))
+
+    def counted(descriptor: int) -> str:
+        computed.append(descriptor)
+        return real(descriptor)
+
+    monkeypatch.setattr(cache_module, "sha256_of", counted)
     kept = cache(tmp_path)
     kept.fetch(files[0])  # as it comes
     (tmp_path / files[1].name).write_bytes(body(1))  # of an earlier version

@@ -12,7 +12,9 @@ from http_tools import BODY, blocks, got, refusal
 from misbehaving_server import Handler, MisbehavingServer, Writer, drip, endless, raw, reply, silence
 
 from shards.errors import UserError
+from shards.listing import list_posters, list_sizes
 from shards.places import place
+from shards.remote import remote_files
 from shards.remote_read import Patience, read_blocks
 
 pytest_plugins = ("http_tools",)
@@ -114,3 +116,20 @@ def test_who_is_slow_but_comes_is_waited_for(server: MisbehavingServer) -> None:
 def test_an_answer_that_is_not_http(server: MisbehavingServer) -> None:
     path = place(server.add("/file", raw(b"SSH-2.0-x\r\n")))
     assert "Bad status line" in refusal(lambda: got(path))
+
+
+def test_folders_in_folders_without_end(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers every path with a listing of one more folder."""
+
+    class Listings(dict[str, Handler]):
+        def get(self, path: str, default: object = None) -> Handler:  # type: ignore[override]
+            return reply(b'<a href="again/">again/</a> <a href="1.jpg">1.jpg</a>', Content_Type="text/html")
+
+    server.routes = Listings()
+    monkeypatch.setattr("shards.remote.MOST_FOLDERS", 20)
+    folder = place(server.url("/posters/"))
+    assert "over 20 folders" in refusal(lambda: list(remote_files(folder)))
+    asked = sum(server.requests.values())
+    assert set(list_posters(folder, ["1", "2"])) == {"1"}
+    assert set(list_sizes(folder, ["again/1.jpg", "2.jpg"])) == {"again/1.jpg"}
+    assert sum(server.requests.values()) < asked + 40
