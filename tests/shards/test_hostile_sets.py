@@ -162,7 +162,7 @@ def fuzz(examples: int) -> settings:
 @fuzz(80)
 @given(st.data(), st.booleans())
 def test_manifests(fuzzed: Fuzzed, data: st.DataObject, fitting: bool) -> None:
-    """``fitting``: the fingerprint and the tables' names are made to fit the change."""
+    """``fitting``: the fingerprint is made to fit the change."""
     fuzzed.renew()
     raw = fuzzed.raw()
     known = [path for path in places_in(raw) if path[:1] not in (("splits",), ("versions",), ("packing",))]
