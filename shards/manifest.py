@@ -160,7 +160,8 @@ class Manifest:
         """
         if problem := self._problem():
             raise UserError(f"{folder} cannot become a shard set: {problem}")
-        self.tables, digests = {}, {}
+        self.tables = {}
+        digests: dict[str, tuple[int, str]] = {}
         for split, shards in self.by_split.items():
             unknown = [replace(shard, index_sha256=None) for shard in shards]
             self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
