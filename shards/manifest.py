@@ -22,6 +22,7 @@ from shards.files import fingerprint, write_json
 from shards.labels import Genres, LabelSet, genres_problem
 from shards.places import Place, is_remote
 from shards.remote_read import FIRST_PATIENCE, Patience, read_small
+from shards.samples import SUFFIX as TABLE
 from shards.samples import SampleTable, remove_other_tables, table_name, write_sample_table
 from shards.schema import Count, Sha256, check_as, parse_as
 
@@ -129,6 +130,17 @@ class Manifest:
             raise UserError(f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
         return by_split[split]
 
+    def table_of(self, split: str) -> SampleTable | None:
+        """A split's table of samples; None in sets of earlier versions. Raises UserError if it is another split's."""
+        table = self.tables.get(split)
+        name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
+        if table is not None and table.name != name:
+            raise UserError(
+                f"the shard set's table {table.name!r} is not that of its split {split!r}, {name!r}: copy the set "
+                f"again, or build or index it again"
+            )
+        return table
+
     def split_summary(self) -> dict[str, dict[str, Any]]:
         """Per split: shards, samples, bytes, and the count of each genre."""
         return {
@@ -148,7 +160,8 @@ class Manifest:
         """
         if problem := self._problem():
             raise UserError(f"{folder} cannot become a shard set: {problem}")
-        self.tables, digests = {}, {}
+        self.tables = {}
+        digests: dict[str, tuple[int, str]] = {}
         for split, shards in self.by_split.items():
             unknown = [replace(shard, index_sha256=None) for shard in shards]
             self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
@@ -231,11 +244,11 @@ class Manifest:
         return f"{times} shards are named {name!r}" if times > 1 else ""
 
     def _tables_problem(self) -> str:
-        by_split = self.by_split
-        for split, table in self.tables.items():
-            digests = [shard.sha256 for shard in by_split.get(split, ())]
-            if not digests or table.name != table_name(split, digests, self.genres):
-                return f"{table.name!r} is not the table of samples of the split {split!r}"
+        for table in self.tables.values():
+            if not is_plain(table.name) or not table.name.endswith(TABLE):
+                return (
+                    f"the table {table.name!r} is not named like one plain {TABLE} file in the set's folder"
+                )
         return ""
 
 

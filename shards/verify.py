@@ -109,11 +109,11 @@ def _sound_table(
     folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
 ) -> SampleTable | None:
     """A split's table if there is one that can be opened; what is wrong with it is added to the ``problems``."""
-    table = manifest.tables.get(split)
-    if table is None:
-        return None
-    path = folder / table.name
     try:
+        table = manifest.table_of(split)
+        if table is None:
+            return None
+        path = folder / table.name
         with open_sample_table(path) as stream:
             records = map_sample_table(
                 stream, path, table, sum(s.samples for s in shards), len(manifest.genres)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from shards.errors import UserError, one_line
 from shards.files import atomic_write
 from shards.places import Place, told
+from shards.schema import parse_as
 from shards.text.stage import REPORT as NAME
 
 SCHEMA = pa.schema(
@@ -58,8 +59,18 @@ def read_report(folder: Place) -> pd.DataFrame:
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r}; run `posters clean` again")
+    facts = (table.schema.metadata or {}).get(b"text_removal", b"{}")
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(
+            f"{path} is not a valid report: {one_line(error)}; run `posters clean` again"
+        ) from None
+    if empty := [name for name in SCHEMA.names if table[name].null_count]:
+        raise UserError(f"{path} has empty values in column {empty[0]!r}; run `posters clean` again")
     frame = table.to_pandas()
-    frame.attrs["text_removal"] = json.loads((table.schema.metadata or {}).get(b"text_removal", b"{}"))
+    frame.attrs["text_removal"] = parse_as(facts, dict[str, Any], path, "report", "run `posters clean` again")
     return frame
 
 

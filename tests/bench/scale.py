@@ -258,7 +258,9 @@ def in_folder(work: Path | None, task: Callable[[Path, int], Row], count: int) -
 def measure_loading(folder: Path, samples: int) -> Loading:
     """Make a set and open it in fresh processes."""
     make_set(folder, samples)
-    unchecked, first, later = [], [], []
+    unchecked: list[Loading] = []
+    first: list[Loading] = []
+    later: list[Loading] = []
     for trial in range(TRIALS):
         node = folder / f"node-{trial}"  # what a node's first process leaves for the others
         node.mkdir()

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def read_all(fuzzed: Fuzzed, vouched: bool) -> None:
     in_one_line(lambda: verify_shards(folder, 1))
     in_one_line(lambda: splits_like(folder, ["p0000"], np.zeros(1, np.int64)))
     for split in manifest.split_names if manifest else ():
-        reader = in_one_line(lambda split=split: ShardReader.of_split(folder, split, manifest))
+        reader = in_one_line(partial(ShardReader.of_split, folder, split, manifest))
         if reader is None:
             continue
         widths, heights = reader.sizes(np.arange(len(reader)))
@@ -162,7 +163,7 @@ def fuzz(examples: int) -> settings:
 @fuzz(80)
 @given(st.data(), st.booleans())
 def test_manifests(fuzzed: Fuzzed, data: st.DataObject, fitting: bool) -> None:
-    """``fitting``: the fingerprint and the tables' names are made to fit the change."""
+    """``fitting``: the fingerprint is made to fit the change."""
     fuzzed.renew()
     raw = fuzzed.raw()
     known = [path for path in places_in(raw) if path[:1] not in (("splits",), ("versions",), ("packing",))]

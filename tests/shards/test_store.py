@@ -21,6 +21,7 @@ from shards.index import read_index, write_index
 from shards.manifest import Manifest
 from shards.places import place
 from shards.store import RemoteShards, ShardStore, open_store
+from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures", "remote_fixtures")
 
@@ -82,8 +83,9 @@ def test_tables_of_two_splits_are_not_exchanged(tmp_path: Path) -> None:
     assert val["bytes"] == test["bytes"]
     swapped = {**raw, "tables": {"val": test, "test": val}}
     (out / "manifest.json").write_text(json.dumps(swapped))
-    with pytest.raises(UserError, match="is not the table of samples of the split 'val'"):
-        open_store(out).manifest()
+    with pytest.raises(UserError, match="is not that of its split 'val'"):
+        open_store(out).manifest().table_of("val")
+    assert any("is not that of its split 'val'" in problem for problem in verify_shards(out, 1)[1])
     (out / "manifest.json").write_text(json.dumps(raw))
     shutil.move(out / val["name"], out / "keep")
     shutil.move(out / test["name"], out / val["name"])

@@ -73,7 +73,7 @@ class ShardReader:
         """All samples of a split of a shard set."""
         store = open_store(shards_at)
         manifest = manifest or store.manifest()
-        shards, table = manifest.of_split(split), manifest.tables.get(split)
+        shards, table = manifest.of_split(split), manifest.table_of(split)
         records = None if table is None else store.records(table, shards, len(manifest.labels))
         return cls(store, shards, manifest.labels, records)
 
