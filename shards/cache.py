@@ -200,7 +200,7 @@ class Cache:
     def _keep_private(self) -> None:
         """See to it that no other user writes to the usual folder; say so of one that the user named."""
         facts = self.folder.stat()
-        if not stat.S_IMODE(facts.st_mode) & 0o022 or facts.st_uid not in (self._ours.uid, 0):
+        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._ours.uid, 0):
             return
         if self.options.is_usual and facts.st_uid == self._ours.uid:
             self.folder.chmod(0o700)

@@ -62,7 +62,9 @@ class HttpClient:
 
     def __init__(self, **options: Any) -> None:
         # Sessions would send these to whatever server a redirect names.
-        self._own = {name: options.pop(name) for name in ("headers", "auth", "cookies") if name in options}
+        self._own: dict[str, Any] = {
+            key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options
+        }
         self._options = options
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}

@@ -14,7 +14,7 @@ from collections import defaultdict
 import aiohttp
 from yarl import URL
 
-from shards.errors import one_line
+from shards.errors import one_line, without_secrets
 from shards.fetch.addresses import Policy, PolicyResolver, PrivateAddress, literal_address
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
@@ -102,7 +102,7 @@ class Downloader:
             except BadLink as bad:
                 raise Unfetched("bad link", f"redirected to: {bad}" if seen else str(bad)) from None
             if url in seen:
-                raise Unfetched("redirect loop", str(url)[:200])
+                raise Unfetched("redirect loop", without_secrets(str(url))[:200])
             if len(seen) > MAX_REDIRECTS:
                 raise Unfetched("too many redirects", f"more than {MAX_REDIRECTS}")
             seen.add(url)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from shards.errors import one_line
+from shards.errors import one_line, without_secrets
 from shards.metadata import Rejection, id_problem
 from shards.table import open_table
 
@@ -99,9 +99,9 @@ def parse_link(text: str) -> URL:
     except ValueError as error:
         raise BadLink(one_line(error)) from None
     if url.scheme not in ("http", "https"):
-        raise BadLink(f"{text[:60]!r} does not begin with http:// or https://")
+        raise BadLink(f"{without_secrets(text)[:60]!r} does not begin with http:// or https://")
     if not host or not port or any(character.isspace() for character in host):
-        raise BadLink(f"{text[:60]!r} names no host")
+        raise BadLink(f"{without_secrets(text)[:60]!r} names no host")
     if url.raw_user is not None or url.raw_password is not None:
         raise BadLink("a user name or password in the link")
     return url

@@ -122,7 +122,7 @@ def test_folders_in_folders_without_end(server: MisbehavingServer, monkeypatch: 
     """A server that answers every path with a listing of one more folder."""
 
     class Listings(dict[str, Handler]):
-        def get(self, path: str, default: object = None) -> Handler:  # type: ignore[override]
+        def get(self, path: str, default: object = None) -> Handler:
             return reply(b'<a href="again/">again/</a> <a href="1.jpg">1.jpg</a>', Content_Type="text/html")
 
     server.routes = Listings()
