@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,7 +189,7 @@ def test_lists_survive_every_writer(values: list[str]) -> None:
 
 def test_what_pandas_writes_is_read(tmp_path: Path) -> None:
     wanted = [("Action", "Drama"), ("Children's",), ("Film-Noir", "Sci-Fi", "War")]
-    kinds = {
+    kinds: dict[str, Callable[..., Any]] = {
         "list": list,
         "tuple": tuple,
         "object": lambda g: np.array(g, object),
