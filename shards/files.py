@@ -85,6 +85,8 @@ def read_json(path: Place, what: str) -> Any:
         raise UserError(f"{what} not found: {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
+    except RecursionError:
+        raise UserError(f"{what} {path} cannot be read: its values are nested too deeply") from None
 
 
 def sha256_file(path: Place) -> str:

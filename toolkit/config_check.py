@@ -123,7 +123,9 @@ def check_config(config: Config) -> None:
     for key, good, wanted in checks:
         if not good:
             section, name = key.split(".")
-            raise UserError(f"{key} must be {wanted}, not {str(getattr(getattr(config, section), name))[:200]}")
+            raise UserError(
+                f"{key} must be {wanted}, not {str(getattr(getattr(config, section), name))[:200]}"
+            )
     if optim.name not in COMMON:
         _check_optimizer(optim.name)
     if train.fsdp:

@@ -160,7 +160,11 @@ def require_finite_outputs(
     if not len(bad):
         return
     shown = ", ".join(names(int(row)) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    remedy = "fp16 and bf16 may be too small for them: use --precision no" if reduced else "its weights are not usable: train again"
+    remedy = (
+        "fp16 and bf16 may be too small for them: use --precision no"
+        if reduced
+        else "its weights are not usable: train again"
+    )
     raise UserError(
         f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"
     )

@@ -88,12 +88,16 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     fixed = {id(p) for part in held for p in part.parameters}
     backbone = {id(p) for n, p in model.named_parameters() if not n.startswith(head_prefixes(model))}
     names = ", ".join(part.name for part in held)
-    if backbone <= fixed and not all(id(p) in fixed for p in model.parameters()):  # of all of it Freezing speaks
+    if backbone <= fixed and not all(
+        id(p) in fixed for p in model.parameters()
+    ):  # of all of it Freezing speaks
         raise UserError(
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
             f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn with --model.freeze []"
         )
-    return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
+    return (
+        f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
+    )
 
 
 def _part(model: nn.Module, entry: str) -> Part:

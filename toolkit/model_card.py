@@ -27,9 +27,7 @@ def write_card(folder: Path) -> None:
     labels = msgspec.to_builtins(read_labels(folder)[0])
     config["num_classes"] = len(labels["genres"])
     found = dict(_metrics(folder))
-    metrics = {
-        split: values for split, values in found.items() if values["decisions"] == labels["decisions"]
-    }
+    metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
         log.warning(
             "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split

@@ -179,7 +179,9 @@ def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dic
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
-            raise UserError(f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}")
+            raise UserError(
+                f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None

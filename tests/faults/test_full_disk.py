@@ -150,7 +150,11 @@ def test_find_lr(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 
 def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     options = train_options(
-        drawn_set, disk.folder / "run", "--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"
+        drawn_set,
+        disk.folder / "run",
+        "--model.freeze=[backbone]",
+        weights_option(),
+        "--train.feature_views=1",
     )
     with disk.full_during(toolkit.features.FeatureBank, "_compute"):
         status, line = command(options, capsys)

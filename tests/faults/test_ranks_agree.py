@@ -125,7 +125,11 @@ def test_what_the_first_process_cannot_write(
 @pytest.mark.parametrize(
     ("where", "options", "file"),
     [
-        ("toolkit.features:_write", ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"], ".npz"),
+        (
+            "toolkit.features:_write",
+            ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
+            ".npz",
+        ),
         ("toolkit.find_lr:save_curve", ["--find-lr"], "find-lr.csv"),
     ],
     ids=["features", "find-lr"],

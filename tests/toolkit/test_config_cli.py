@@ -100,7 +100,8 @@ def test_wrong_yaml(tmp_path: Path, text: str, words: list[str]):
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
 
 
@@ -128,7 +129,10 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train: {seed: 5000000000}", "train.seed must be from 0 to 4294967295, not 5000000000"),
         ("model: {hidden: [70000]}", "model.hidden must be at most 64 widths from 1 to 65536"),
         (f"model: {{hidden: {[1] * 70}}}", "model.hidden must be at most 64 widths"),
-        ("data: {image_size: 1000000}", "data.image_size must be 0 (the backbone's own) or from 16 to 4096 pixels"),
+        (
+            "data: {image_size: 1000000}",
+            "data.image_size must be 0 (the backbone's own) or from 16 to 4096 pixels",
+        ),
         ("data: {image_size: 4096, crop_pct: 0.2}", "data.crop_pct must be larger"),
         ("#" * 2**21, "has over 1048576 bytes"),
     ],
@@ -164,7 +168,12 @@ def test_anchors_and_merge_keys_are_yaml(tmp_path: Path):
         "optim: {<<: &o {lr: 0.5, name: sgd}, lr: 0.25}\nloss: {clip: &c 0.1, focal_gamma: *c}\n"
     )
     config = parse("--config", str(tmp_path / "c.yaml"))
-    assert (config.optim.lr, config.optim.name, config.loss.clip, config.loss.focal_gamma) == (0.25, "sgd", 0.1, 0.1)
+    assert (config.optim.lr, config.optim.name, config.loss.clip, config.loss.focal_gamma) == (
+        0.25,
+        "sgd",
+        0.1,
+        0.1,
+    )
 
 
 def test_folders_are_needed():

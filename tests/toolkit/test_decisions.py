@@ -174,7 +174,10 @@ def test_old_files_that_knew_thresholds_only_still_load():
         ({"calibration": {"method": "magic"}}, "calibration.method: invalid enum value 'magic'"),
         ({"calibration": {"method": "platt", "scale": [1.0, 0.0], "bias": [0, 0]}}, "expected float > 0"),
         ({"calibration": {"method": "platt", "scale": [1.0], "bias": [0, 0]}}, "1 scales for 2 genres"),
-        ({"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, float("inf")]}}, r"calibration\.bias\[1\]: expected float <= 1"),
+        (
+            {"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, float("inf")]}},
+            r"calibration\.bias\[1\]: expected float <= 1",
+        ),
         ({"chosen_on": 3}, "chosen_on: expected object, got int"),
         ({"chosen_on": {"held_out": {"none": {"loss": "low", "ece": 0}}}}, "loss: expected float, got str"),
     ],

@@ -121,7 +121,13 @@ def test_the_folder_holds_no_run_afterwards(searched: Path, shard_set: Path):
 def test_cached_features_stay_for_the_training_that_follows(
     shard_set: Path, tmp_path: Path, one_thread: None
 ):
-    probe = [*TINY, "--model.freeze=[backbone]", weights_option(), "--train.feature_views=2", "--train.epochs=1"]
+    probe = [
+        *TINY,
+        "--model.freeze=[backbone]",
+        weights_option(),
+        "--train.feature_views=2",
+        "--train.epochs=1",
+    ]
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     assert train(tiny_config(*probe), shard_set, out, search_lr=True) == 0
     assert {p.name for p in out.iterdir()} - {".lock"} == {"features", "find-lr.csv", "find-lr.png"}

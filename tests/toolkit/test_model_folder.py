@@ -234,7 +234,12 @@ def kill(*_: object, **__: object) -> None:
 
 
 def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    theirs = [tmp_path / "m.old", tmp_path / "m.notes.partial", tmp_path / "mm.1-2.partial", tmp_path / "m.5.partial.x"]
+    theirs = [
+        tmp_path / "m.old",
+        tmp_path / "m.notes.partial",
+        tmp_path / "mm.1-2.partial",
+        tmp_path / "m.5.partial.x",
+    ]
     for path in theirs:
         path.mkdir()
         (path / "mine.txt").write_text("mine")

@@ -167,7 +167,10 @@ def head_of(model: Any) -> torch.Tensor:
     ("theirs", "words"),
     [
         (GENRES, "its head is of the same 5 genres and was loaded"),
-        (LabelSet(tuple("abcdx")), "of other genres (only in the weights: 'x'; only in the shard set: 'e') and was dropped"),
+        (
+            LabelSet(tuple("abcdx")),
+            "of other genres (only in the weights: 'x'; only in the shard set: 'e') and was dropped",
+        ),
         (LabelSet(tuple("abced")), "same genres in another order, first at column 3"),
         (LabelSet(tuple("abcd")), "has another size and was dropped"),
     ],
@@ -186,7 +189,10 @@ def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(
 
 def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Path):
     source = build_model("resnet10t", 5, LINEAR, 64)
-    for labels, words in ((GENRES, "was loaded"), (LabelSet(tuple("vwxyz")), "of other genres (their fingerprint")):
+    for labels, words in (
+        (GENRES, "was loaded"),
+        (LabelSet(tuple("vwxyz")), "of other genres (their fingerprint"),
+    ):
         tensors = {"model": clean_state(source), "optimizer": {}, "scaler": {}, "ema": {}}
         folder = save_checkpoint(tmp_path, Progress(), {}, "set", labels.fingerprint, tensors, 1)
         model = build_model("resnet10t", 5, LINEAR, 64)

@@ -97,7 +97,9 @@ def test_any_array_and_any_open_file(model: toolkit.Predictor, paths: list[Path]
     assert found["error"].isna().all()
     values = found[list(model.genres)].to_numpy()
     np.testing.assert_allclose(values[[1, 3, 5, 6]], values[[0, 2, 4, 4]], rtol=1e-6)
-    np.testing.assert_array_equal(model.predict(np.array([str(p) for p in paths]))["image"], list(map(str, paths)))
+    np.testing.assert_array_equal(
+        model.predict(np.array([str(p) for p in paths]))["image"], list(map(str, paths))
+    )
     assert model.preprocess([]).shape == (0, 3, 32, 32)
 
 
@@ -181,7 +183,9 @@ def test_outputs_that_are_not_finite_end_with_a_line(folder: Path, paths: list[P
     model = toolkit.load_model(folder, device="cpu")
     with torch.no_grad():
         model.model.get_parameter("fc.bias")[1] = torch.inf  # behind the back of what loads it
-    with pytest.raises(UserError, match=r"outputs are not finite for 5 of 5 images \(.*p00000.jpg, .*, \.\.\.\): "):
+    with pytest.raises(
+        UserError, match=r"outputs are not finite for 5 of 5 images \(.*p00000.jpg, .*, \.\.\.\): "
+    ):
         model.predict(paths)
 
 
