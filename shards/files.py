@@ -9,9 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +18,6 @@ from shards.errors import UserError, one_line
 from shards.places import Place, is_remote, told
 from shards.remote import (
     downloaded,
-    host_name,
     puts_whole,
     read_many,
     remote_names,
@@ -32,7 +29,6 @@ from shards.remote import (
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
-DAY = 86_400.0
 
 
 @contextlib.contextmanager
@@ -83,10 +79,8 @@ def read_json(path: Place, what: str) -> Any:
             return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
-    except RecursionError:
-        raise UserError(f"{what} {path} cannot be read: its values are nested too deeply") from None
 
 
 def sha256_file(path: Place) -> str:
@@ -132,40 +126,6 @@ def remove_partials(folder: Place) -> None:
     for name in names_in(folder):
         if name.endswith(PARTIAL):
             remove_file(folder / name)
-
-
-def remove_dead_partials(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left half-written in a local folder, which live ones may be at work in.
-
-    name: a pattern of the names that the files were to have. Only names that `unique_name` makes are looked at: with a
-    process of this machine that is gone, or of another one and a day old. A half-written folder (of a model) is deleted
-    if it holds files alone.
-    """
-    for path in folder.glob(f"{name}.*{PARTIAL}"):
-        found = _WRITER.search(path.name)
-        with contextlib.suppress(OSError):
-            if found is None or path.is_symlink() or not _is_dead(found, path):
-                continue
-            if not path.is_dir():
-                path.unlink()
-            elif all(entry.is_file() for entry in path.iterdir()):
-                shutil.rmtree(path)
-
-
-_WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
-
-
-def _is_dead(writer: re.Match[str], path: Path) -> bool:
-    host, pid = writer[1] or host_name(), int(writer[2])
-    if host != host_name():
-        return time.time() - path.stat().st_mtime > DAY
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):  # of another user; none at all
-        pass
-    return False
 
 
 def remove_file(path: Place) -> None:

@@ -235,8 +235,8 @@ def _require_finite(found: Features, reader: ShardReader, title: str) -> None:
     if len(bad):
         shown = ", ".join(reader.sample_ids()[row] for row in bad[:3])
         raise UserError(
-            f"{title}, are not finite for {len(bad)} of {len(found.values)} samples ({shown}): half precision, in which "
-            f"they are kept, ends at 65504; take other weights, or --train.feature_views 0"
+            f"{title}, are not finite for {len(bad)} of {len(found.values)} samples ({shown}): half precision, in "
+            f"which they are kept, ends at 65504; take other weights, or --train.feature_views 0"
         )
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shards.errors import UserError
-from shards.files import atomic_write
-from toolkit.model_files import MetricsFile, read_as, read_config, read_labels
+from shards.files import atomic_write, read_json
+from toolkit.model_files import read_config, read_labels
 
 log = logging.getLogger(__name__)
-
-EVALUATE_AGAIN = "run `posters evaluate` again"
 
 
 def write_card(folder: Path) -> None:
@@ -26,24 +22,19 @@ def write_card(folder: Path) -> None:
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])
     config["num_classes"] = len(labels["genres"])
-    found = dict(_metrics(folder))
-    metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
+    found = {
+        path.stem.removeprefix("metrics-"): read_json(path, "metrics")
+        for path in sorted(folder.glob("metrics-*.json"))
+    }
+    metrics = {
+        split: values for split, values in found.items() if values.get("decisions") == labels.get("decisions")
+    }
     for split in found.keys() - metrics.keys():
         log.warning(
             "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split
         )
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
-
-
-def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, what is shown of it) of every metrics-SPLIT.json; one that is not valid is named and left out."""
-    for path in sorted(folder.glob("metrics-*.json")):
-        split = path.stem.removeprefix("metrics-")
-        try:
-            yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
-        except UserError as error:
-            log.warning("the model card leaves them out: %s", error)
 
 
 def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
@@ -156,7 +147,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     for name, row in named:
         m = row["metrics"]
         keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
-        rows.append(f"| {name} | " + " | ".join(_number(m.get(key)) for key in keys) + " |")
+        rows.append(f"| {name} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
     ranking = values["ranking"]
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
     beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
@@ -166,7 +157,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
         f"loss {_number(values['loss'])}.",
         "",
     ]
-    if values.get("calibration"):
+    if "calibration" in values:
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [
             f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "

@@ -1,4 +1,4 @@
-"""What a model folder's JSON files may hold: config.json, labels.json and metrics-*.json, read by schemas.
+"""What config.json and labels.json of a model folder may hold: schemas.
 
 A folder may come from strangers. Types, bounds, and that the files agree with each other, are checked here, before any
 work on weights. Folders of earlier versions lack some keys; those have defaults.
@@ -125,53 +125,6 @@ class ConfigFile(msgspec.Struct):
     num_classes: Count | None = None
     num_features: Count = 0
     label_names: list[Genre] | None = None
-
-
-class Metrics(msgspec.Struct):
-    """Of one set of thresholds. Keys of metrics are words, such as ``micro_f1``."""
-
-    label: Words
-    metrics: dict[str, Number | None | list[Number | None]]
-
-
-class Ranking(msgspec.Struct):
-    """Metrics without thresholds."""
-
-    mAP: Number | None = None
-    roc_auc: Number | None = None
-
-
-class Baseline(Metrics):
-    """What a guess without a model gives."""
-
-    ranking: Ranking | None = None
-
-
-class Errors(msgspec.Struct):
-    """Expected calibration errors."""
-
-    ece: Number
-    ece_macro: Number
-
-
-class BeforeAfter(msgspec.Struct):
-    """Calibration, without and with it."""
-
-    before: Errors
-    after: Errors
-
-
-class MetricsFile(msgspec.Struct):
-    """What the model card shows of metrics-SPLIT.json."""
-
-    num_samples: Count
-    thresholds: list[Metrics]
-    baselines: list[Baseline]
-    ranking: Ranking
-    loss: Number | None
-    calibration: BeforeAfter | None = None
-    shard_set: Words | None = None
-    decisions: Words | None = None
 
 
 def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dict[str, Any]]:

@@ -13,7 +13,6 @@ from shards.errors import UserError, one_line
 from toolkit.export_network import FACTS_KEY, INPUT, need
 from toolkit.model_folder import ModelFolder
 
-
 AGAIN = "run `posters export` again"
 
 

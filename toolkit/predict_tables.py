@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError, one_line
 from shards.files import atomic_write, read_json, write_json
-from shards.labels import LabelSet, column_names
+from shards.labels import LabelSet
 from toolkit.decisions import Decisions
 from toolkit.inference import Scored
 from toolkit.model_folder import ModelFolder
@@ -74,9 +74,30 @@ class Rows:
         return [[labels.genres[column] for column in np.flatnonzero(row)] for row in self.named]
 
 
-def genre_columns(labels: LabelSet) -> dict[str, str]:
-    """Genre → its column: the genre's own name, or ``genre:NAME`` where that is a column of ours."""
-    return column_names(labels.genres, OWN)
+def column_names(genres: Sequence[str], reserved: Collection[str]) -> list[str]:
+    """The column of each genre, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
+
+    Where a genre has that very name, the prefix is repeated. Reserved names are compared without regard to case.
+
+    >>> column_names(["Drama", "ID", "id", "genre:id"], ["id"])
+    ['Drama', 'genre:ID', 'genre:genre:id', 'genre:id']
+    """
+    own = {name.casefold() for name in reserved}
+    taken = set(genres)
+    columns = []
+    for genre in genres:
+        column = genre
+        if genre.casefold() in own:
+            while column in taken or column.casefold() in own:
+                column = f"genre:{column}"
+            taken.add(column)
+        columns.append(column)
+    return columns
+
+
+def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str, str]:
+    """Genre → its column (see column_names)."""
+    return dict(zip(labels.genres, column_names(labels.genres, reserved), strict=True))
 
 
 def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str, Any]:

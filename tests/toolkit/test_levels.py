@@ -12,7 +12,6 @@ import torch
 
 from shards.errors import UserError
 from shards.labels import LabelSet
-from shards.labels import LabelSet
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
 from toolkit.freezing import Freezing

@@ -347,7 +347,7 @@ def test_every_command_ends_with_the_tensors_name(
     assert not (tmp_path / "o.json").exists() and not (tmp_path / "out").exists()
 
 
-# --- older folders, and the card ---------------------------------------------------------------------------------------
+# --- older folders -----------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_the_first_version_is_read(folder: Path, whole: Path):
@@ -365,13 +365,3 @@ def test_a_folder_of_the_first_version_is_read(folder: Path, whole: Path):
     assert loaded.thresholds.tolist() == [0.3] * 3
     write_card(folder)
     assert "0.300, unknown" in (folder / "README.md").read_text()
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"num_samples": "many"}', "not json", "[" * 100_000])
-def test_metrics_that_are_none_are_left_out_of_the_card(
-    folder: Path, text: str, caplog: pytest.LogCaptureFixture
-):
-    (folder / "metrics-test.json").write_text(text)
-    write_card(folder)
-    assert "metrics-test.json is not a valid metrics file" in caplog.text
-    assert "Metrics on test" not in (folder / "README.md").read_text()
