@@ -42,7 +42,7 @@ PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 #: What conversions of hostile values to numbers raise.
 NOT_NUMBERS = (ValueError, TypeError, OverflowError)
 #: Of a genre.
-MAX_LETTERS = 1000
+MAX_LETTERS = 4096
 
 State = dict[str, torch.Tensor]
 

@@ -73,6 +73,7 @@ def infer_split(
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
+    ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
     model = folder.model.to(accelerator.device)
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
@@ -94,7 +95,6 @@ def infer_split(
             accelerator,
             on_batch=lambda count: bar.update(count * accelerator.num_processes),
         )
-    ids = reader.sample_ids()
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
         split,
