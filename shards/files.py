@@ -10,9 +10,7 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -22,7 +20,6 @@ from shards.errors import UserError, one_line
 from shards.places import Place, is_remote
 from shards.remote import (
     downloaded,
-    host_name,
     puts_whole,
     read_many,
     remote_names,
@@ -35,7 +32,6 @@ from shards.remote_read import FIRST_PATIENCE, Patience, read_small
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
-DAY = 86_400.0
 
 #: Bytes of a text at a URL, at most: a CSV of some ten million rows.
 LARGEST_TEXT = 1 << 30
@@ -186,40 +182,6 @@ def remove_partials(folder: Place) -> None:
     for name in names_in(folder):
         if name.endswith(PARTIAL):
             remove_file(folder / name)
-
-
-def remove_dead_partials(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left half-written in a local folder, which live ones may be at work in.
-
-    name: a pattern of the names that the files were to have. Only names that `unique_name` makes are looked at: with a
-    process of this machine that is gone, or of another one and a day old. A half-written folder (of a model) is deleted
-    if it holds files alone.
-    """
-    for path in folder.glob(f"{name}.*{PARTIAL}"):
-        found = _WRITER.search(path.name)
-        with contextlib.suppress(OSError):
-            if found is None or path.is_symlink() or not _is_dead(found, path):
-                continue
-            if not path.is_dir():
-                path.unlink()
-            elif all(entry.is_file() for entry in path.iterdir()):
-                shutil.rmtree(path)
-
-
-_WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
-
-
-def _is_dead(writer: re.Match[str], path: Path) -> bool:
-    host, pid = writer[1] or host_name(), int(writer[2])
-    if host != host_name():
-        return time.time() - path.stat().st_mtime > DAY
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):  # of another user; none at all
-        pass
-    return False
 
 
 def remove_file(path: Place) -> None:

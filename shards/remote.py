@@ -29,12 +29,8 @@ def unique_name(name: str, suffix: str) -> str:
     """A name beside ``name`` that no other process of any machine uses, at most 255 bytes long."""
     if len(name.encode()) >= 200:  # it may be as long as file systems allow: no room for more
         name = hashlib.sha256(name.encode()).hexdigest()
-    return f"{name}.{host_name()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
-
-
-def host_name() -> str:
-    """This machine's in such names."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname()[:20])
+    host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname()[:20])
+    return f"{name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
 
 def require_writable(folder: Place) -> None:

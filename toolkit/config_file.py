@@ -1,4 +1,4 @@
-"""YAML (or JSON) of options, looked at for what loaders pass over: keys that come twice, nesting and aliases without end.
+"""YAML (or JSON) of options, looked at for what loaders pass over: repeated keys, nesting and aliases without end.
 
 jsonargparse does the reading; of a key that comes twice it would keep the last, in silence.
 """

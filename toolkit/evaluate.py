@@ -20,7 +20,8 @@ from accelerate import Accelerator
 
 from shards.arguments import store_of
 from shards.errors import UserError
-from shards.files import remove_dead_partials, write_json
+from shards.files import write_json
+from shards.leftovers import remove_dead_partials
 from shards.manifest import Manifest
 from shards.store import ShardsAt
 from toolkit.agreement import command_facts, model_facts, set_facts

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from shards.errors import UserError
-from shards.files import atomic_write, remove_dead_partials
+from shards.files import atomic_write
+from shards.leftovers import remove_dead_partials
 from toolkit.export_check import Run, judge, measure, pictures_to_check
 from toolkit.export_network import OUTPUTS
 from toolkit.export_preprocess import NORMALISED

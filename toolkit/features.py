@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.files import atomic_write
 from shards.progress import progress
 from toolkit.config import Config
@@ -118,7 +119,7 @@ class FeatureBank:
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{split}-{name}.npz"
         if self._agreed(path):
-            return _read(path)
+            return _read(path, len(reader))
         what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
         title = f"features of {split}, {what}"
         stop, rows = StopSignal(self.accelerator), self.config.train.eval_batch_size
@@ -127,6 +128,7 @@ class FeatureBank:
                 found = self._compute(
                     reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
                 )
+            _require_finite(found, reader, title)
             by_main(self.accelerator, lambda: _write(path, found))
             stop.check(f"{title}, are kept")
         finally:
@@ -227,6 +229,34 @@ def _write(path: Path, features: Features) -> None:
         np.savez(stream, values=features.values, decoded=features.decoded)
 
 
-def _read(path: Path) -> Features:
-    with np.load(path) as stored:
-        return Features(stored["values"], stored["decoded"])
+def _require_finite(found: Features, reader: ShardReader, title: str) -> None:
+    """Raise UserError, on every rank, for features that half precision does not hold."""
+    bad = np.flatnonzero(~np.isfinite(found.values).all(axis=1))
+    if len(bad):
+        shown = ", ".join(reader.sample_ids()[row] for row in bad[:3])
+        raise UserError(
+            f"{title}, are not finite for {len(bad)} of {len(found.values)} samples ({shown}): half precision, in "
+            f"which they are kept, ends at 65504; take other weights, or --train.feature_views 0"
+        )
+
+
+def _read(path: Path, count: int) -> Features:
+    """What `_write` wrote of ``count`` samples. Raises UserError for anything else: the folder may be shared."""
+    problem = "its arrays are of other types or shapes"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file")
+        with np.load(path, allow_pickle=False) as stored:
+            values, decoded = stored["values"], stored["decoded"]
+        if (
+            (values.dtype, decoded.dtype, values.ndim) == (np.float16, np.bool_, 2)
+            and (len(values), decoded.shape) == (count, (count,))
+            and np.isfinite(values).all()
+        ):
+            return Features(values, decoded)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        problem = one_line(error)[:200]
+    raise UserError(
+        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again"
+    )

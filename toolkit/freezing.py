@@ -82,18 +82,18 @@ class Freezing:
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     """One line for the log if parts of a model with random weights would never learn; else None.
 
-    Raises UserError if that is all of its backbone. A classifier can learn little from what a random backbone gives, and the run would end as if all were well.
+    Raises UserError if that is all of its backbone: a classifier learns little from what random weights give, and the
+    run would end as if all were well.
     """
     held = [part for part in (_part(model, entry) for entry in entries) if part.epochs is None]
     fixed = {id(p) for part in held for p in part.parameters}
     backbone = {id(p) for n, p in model.named_parameters() if not n.startswith(head_prefixes(model))}
     names = ", ".join(part.name for part in held)
-    if backbone <= fixed and not all(
-        id(p) in fixed for p in model.parameters()
-    ):  # of all of it Freezing speaks
+    everything = all(id(p) in fixed for p in model.parameters())  # then Freezing says so
+    if backbone <= fixed and not everything:
         raise UserError(
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
-            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn with --model.freeze []"
+            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []"
         )
     return (
         f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None

@@ -20,8 +20,9 @@ import timm
 import torch
 
 from shards.errors import UserError, one_line
-from shards.files import remove_dead_partials, sha256_file
+from shards.files import sha256_file
 from shards.labels import LabelSet
+from shards.leftovers import remove_dead_partials
 from toolkit.config import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms import Preprocessing
 from toolkit.decisions import Decisions
@@ -41,7 +42,7 @@ PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 #: What conversions of hostile values to numbers raise.
 NOT_NUMBERS = (ValueError, TypeError, OverflowError)
 #: Of a genre.
-MAX_LETTERS = 1000
+MAX_LETTERS = 4096
 
 State = dict[str, torch.Tensor]
 
@@ -250,9 +251,8 @@ def _image_size(value: Any, path: Path) -> int:
     sides = list(value) if isinstance(value, (tuple, list)) else [value]
     good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
     if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
-        raise UserError(
-            f"{path}: its image_size {'x'.join(map(_shown, sides[:2]))} is not that of a square of 8 to {MAX_SIDE} pixels"
-        )
+        shown = "x".join(map(_shown, sides[:2]))
+        raise UserError(f"{path}: its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
     return int(sides[0])
 
 

@@ -185,7 +185,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
         f"loss {_number(values['loss'])}.",
         "",
     ]
-    if values.get("calibration"):
+    if "calibration" in values:
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [
             f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "

@@ -1,4 +1,4 @@
-"""What a model folder's JSON files may hold: config.json, labels.json and metrics-*.json, read by schemas.
+"""What config.json and labels.json of a model folder may hold: schemas.
 
 A folder may come from strangers. Types, bounds, and that the files agree with each other, are checked here, before any
 work on weights. Folders of earlier versions lack some keys; those have defaults.
@@ -26,7 +26,7 @@ DECIDE_AGAIN = "choose again with `posters tune`, or copy the whole folder again
 #: Bytes of a JSON file. The largest that a training writes, of 32,767 genres, has some ten MB.
 MAX_JSON = 64 * 2**20
 
-Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Words = Annotated[str, msgspec.Meta(max_length=10_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 #: Finite: comparisons with NaN are false.

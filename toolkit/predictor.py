@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 
 from shards.errors import UserError, one_line
-from shards.labels import column_names
 from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
@@ -28,7 +27,7 @@ from toolkit.distributed import DTYPES
 from toolkit.forward import Forward, ForwardOptions, Tta, ahead_for, rows_for
 from toolkit.inference import infer_shares
 from toolkit.model_folder import ModelFolder, best_device, load_model_folder
-from toolkit.predict_tables import OWN, Rows
+from toolkit.predict_tables import OWN, Rows, genre_columns
 
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
@@ -96,7 +95,7 @@ class Predictor:
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
-        labels, columns = self.folder.labels, column_names(self.folder.labels.genres, COLUMNS)
+        labels, columns = self.folder.labels, genre_columns(self.folder.labels, COLUMNS)
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns.values(), "error"])

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
 #: Of one pickle, in bytes, instructions, and tuples: of a checkpoint of 6,000 tensors 0.6 MB, 150,000 and 25,000.
 #: Python hashes a tuple within a tuple by calling itself without a look at its stack: 1,000,000 deep it crashes.
-MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 2_000_000, 75_000
+MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 500_000, 75_000
 ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 

@@ -95,7 +95,6 @@ def infer_split(
             accelerator,
             on_batch=lambda count: bar.update(count * accelerator.num_processes),
         )
-    ids = reader.sample_ids()
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
         split,

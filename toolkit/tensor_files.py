@@ -90,7 +90,7 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
 
 
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError that names the first tensor with NaN or infinity, with a variance under 0, or that is no plain one.
+    """Raise UserError that names the first tensor that is not finite, has a variance under 0, or is no plain one.
 
     Torch files may hold tensors without numbers (of the device "meta"), sparse ones, and views that show one number a
     billion times.
@@ -112,6 +112,6 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
         else:
             continue
         raise UserError(
-            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other weights, "
-            f"or train again"
+            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other "
+            f"weights, or train again"
         )

@@ -15,7 +15,8 @@ import logging
 
 from shards.arguments import store_of
 from shards.errors import UserError
-from shards.files import remove_dead_partials, write_json
+from shards.files import write_json
+from shards.leftovers import remove_dead_partials
 from toolkit.agreement import command_facts, model_facts, set_facts
 from toolkit.aims import parse_aim
 from toolkit.config import DecideConfig

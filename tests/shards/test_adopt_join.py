@@ -94,7 +94,11 @@ def test_samples_without_a_usable_row_are_rejected(tmp_path: Path) -> None:
     manifest = adopt(folder, metadata=table)
     assert found(folder) == {"1": ["A"]}
     assert rows_of(folder / "rejected.csv") == [
-        ["2", "unparsable genres", 'a.tar: CSV, line 3: a quote is not closed in "[\'A"; write [\'Action\', \'Drama\']'],
+        [
+            "2",
+            "unparsable genres",
+            "a.tar: CSV, line 3: a quote is not closed in \"['A\"; write ['Action', 'Drama']",
+        ],
         ["3", "no genres", "a.tar: CSV, line 4"],
         ["4", "not in the CSV", "a.tar"],
     ]

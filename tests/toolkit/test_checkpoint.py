@@ -6,22 +6,30 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from train_tools import tiny_config
 
 from shards.errors import UserError
+from shards.files import sha256_file
+from shards.manifest import Manifest
 from toolkit.checkpoint import (
     FIXED,
     Progress,
     check_resumable,
     checkpoints,
+    load_checkpoint,
     newest_checkpoint,
     remove_partial_checkpoints,
     save_checkpoint,
 )
 from toolkit.config import Config
 from toolkit.config_cli import config_dict, config_keys
+from toolkit.data.reader import ShardReader
+from toolkit.parts import build_parts
 
 
 def save(folder: Path, updates: int, keep: int = 3) -> Path:
@@ -202,3 +210,61 @@ def test_a_checkpoint_from_before_updates_could_be_skipped(tmp_path: Path):
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.progress.skipped == found.progress.skipped_samples == 0
     assert check_resumable(found, config_dict(Config()), "set") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"progress": {"epoch": -1}}, "progress.epoch: expected int >= 0"),
+        ({"progress": {"epoch": 1.5}}, "progress.epoch: expected int, got float"),
+        ({"progress": {"updates": 10**30}}, "progress.updates"),
+        ({"progress": {"loss_sum": "much"}}, "progress.loss_sum: expected float, got str"),
+        ({"progress": []}, "progress: expected object, got array"),
+        ({"config": {"train": 3}}, "config[...]: expected object, got int"),
+        ({"config": []}, "config: expected object, got array"),
+        ({"labels": ["a"]}, "labels: expected str, got array"),
+        ({"sha256": "../../x"}, "sha256: expected str matching"),
+        ({"sha256": None}, "sha256: expected str, got null"),
+    ],
+)
+def test_a_state_of_other_values_is_named(tmp_path: Path, change: dict[str, Any], words: str):
+    path = save(tmp_path, 5)
+    facts = json.loads((path / "state.json").read_text())
+    facts["progress"]["of_a_later_version"] = facts["of_a_later_version"] = {"a": [1]}
+    (path / "state.json").write_text(json.dumps(facts))
+    assert load_checkpoint(path).progress.updates == 5
+    (path / "state.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert words in str(caught.value) and "state.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"progress": ' * 100_000])
+def test_a_state_that_is_none_is_one_line(tmp_path: Path, text: str):
+    path = save(tmp_path, 5)
+    (path / "state.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert "state.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tensors", [[1], {"model": 3}, "text", {"model": {}, "optimizer": None}])
+def test_tensors_of_another_make_are_one_line(tmp_path: Path, tensors: Any):
+    path = save(tmp_path, 5)
+    torch.save(tensors, path / "state.pt")
+    facts = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**facts, "sha256": sha256_file(path / "state.pt")}))
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_checkpoint(path)
+
+
+def test_tensors_that_do_not_fit_the_run_are_one_line(shard_set: Path, tmp_path: Path):
+    manifest, config = Manifest.read(shard_set), tiny_config()
+    readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
+    for tensors in ({}, {"model": {"fc.weight": torch.zeros(1)}}, {"model": {"fc.weight": 3}}):
+        path = save_checkpoint(tmp_path, Progress(), config_dict(config), "set", "labels", tensors, 1)
+        with pytest.raises(
+            UserError, match=r"state\.pt does not fit this run \(.*start a new run in another --out"
+        ) as caught:
+            build_parts(Accelerator(cpu=True), config, manifest, readers, tmp_path, load_checkpoint(path))
+        assert "\n" not in str(caught.value)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
+from shards.errors import UserError
 from shards.manifest import Manifest
 from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.features import FeatureBank, backbone_features, backbone_hash, classifier_path
+from toolkit.features import _read as read_features
 from toolkit.models import HeadSpec, build_model
 
 SIZE = 32
@@ -97,3 +100,42 @@ def test_no_dropout_in_features(model: torch.nn.Module):
     images = torch.randn(3, 3, SIZE, SIZE)
     with torch.inference_mode():
         assert torch.equal(backbone_features(model, images), backbone_features(model, images))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"values": np.zeros((3, 4), np.float16)}, "decoded is not a file"),
+        ({"values": np.zeros((3, 4), np.float32), "decoded": np.ones(3, bool)}, "other types or shapes"),
+        ({"values": np.zeros((2, 4), np.float16), "decoded": np.ones(2, bool)}, "other types or shapes"),
+        (
+            {"values": np.full((3, 4), np.nan, np.float16), "decoded": np.ones(3, bool)},
+            "other types or shapes",
+        ),
+        ({"values": np.array([{}]), "decoded": np.ones(3, bool)}, "allow_pickle"),
+        (None, "not a zip file"),
+    ],
+)
+def test_a_cache_that_holds_something_else_is_one_line(
+    tmp_path: Path, arrays: dict[str, Any] | None, words: str
+):
+    path = tmp_path / "train-0.npz"
+    np.savez(path, **arrays) if arrays is not None else path.write_bytes(b"x")
+    with pytest.raises(UserError, match=words) as caught:
+        read_features(path, 3)
+    assert "remove it, to have them computed again" in str(caught.value) and "\n" not in str(caught.value)
+    np.savez_compressed(path, values=np.zeros((3, 10**6), np.float16), decoded=np.ones(3, bool))
+    with pytest.raises(UserError, match="larger than the file"):
+        read_features(path, 3)
+
+
+def test_features_that_half_precision_does_not_hold_are_named(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
+):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bn2.bias"):
+                parameter.fill_(1e5)
+    with pytest.raises(UserError, match=f"are not finite for {len(reader)} of {len(reader)} samples .*65504"):
+        bank(model, tmp_path).evaluation_view(reader, "val")
+    assert not list(tmp_path.iterdir())

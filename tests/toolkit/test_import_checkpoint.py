@@ -194,6 +194,75 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     assert_refused(folder, {**whole, "model_state_dict": narrow}, "neither one linear layer nor")
 
 
+def nested(times: int) -> list[Any]:
+    """A list that holds itself ``2 ** times`` times over once it is written out."""
+    value: list[Any] = [1, 1]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def test_hostile_values_are_one_line_each(tmp_path: Path):
+    whole = content(Script())
+    state = whole["model_state_dict"]
+    light = {**whole, "model_state_dict": {}}  # what is read before weights are looked at
+
+    def with_state(**changes: Any) -> dict[str, Any]:
+        renamed = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+        return {**whole, "model_state_dict": {**state, **renamed}}
+
+    bomb, huge = nested(200), 10**400
+    for value, words in (
+        ({**light, "epoch": float("inf")}, "its epoch is inf, not a number"),
+        ({**light, "epoch": -1}, "its epoch is -1, not a number"),
+        ({**light, "epoch": huge}, "its epoch is not a number"),
+        ({**light, "epoch": bomb}, "its epoch is not a number"),
+        ({**light, "num_classes": huge}, "num_classes is not a number"),
+        ({**light, "config": bomb}, "config is a list instead of a dict"),
+        ({**light, "config": {"image_size": bomb}}, "image_size listxlist is not that of a square"),
+        ({**light, "config": {"image_size": 0}}, "image_size 0 is not that of a square"),
+        (
+            {**light, "config": {"image_size": 10**6}},
+            "image_size 1000000 is not that of a square of 8 to 4096",
+        ),
+        ({**light, "config": {"image_size": huge}}, "image_size int is not that of a square"),
+        ({**light, "config": {"image_size": True}}, "image_size True is not that of a square"),
+        ({**light, "config": {"image_size": []}}, "image_size  is not that of a square"),
+        (
+            {**light, "config": {"image_size": 64, "fixed_threshold": "x" * 10**5}},
+            "fixed_threshold is not a number",
+        ),
+        ({**whole, "config": {"image_size": 64, "fixed_threshold": float("nan")}}, "not from 0 to 1"),
+        ({**light, "learned_thresholds": [huge] * 3}, "learned_thresholds cannot be read"),
+        ({**light, "learned_thresholds": bomb}, "learned_thresholds cannot be read"),
+        ({**light, "learned_thresholds": torch.zeros(1).expand(10**10)}, "learned_thresholds cannot be read"),
+        ({**light, "learned_thresholds": torch.zeros(3, device="meta")}, "learned_thresholds cannot be read"),
+        ({**light, "mlb": binarizer(("a", "b", ""))}, "not names of genres, e.g. ''"),
+        ({**light, "mlb": binarizer(("a", "b", "x" * 5000))}, "not names of genres"),
+        (with_state(model__fc__weight=torch.zeros(())), "neither one linear layer nor"),
+        (with_state(model__fc__weight=torch.zeros(3)), "neither one linear layer nor"),
+        (
+            with_state(model__fc__weight=torch.zeros(1).expand(10**6, 10**6)),
+            "'fc.weight' is no plain array of numbers",
+        ),
+        (
+            with_state(model__fc__weight=torch.zeros(3, 512).to_sparse()),
+            "'fc.weight' is no plain array of numbers",
+        ),
+        (
+            with_state(model__fc__weight=torch.zeros(3, 512, device="meta")),
+            "'fc.weight' is no plain array of numbers",
+        ),
+        (with_state(model__bn1__running_var=-torch.ones(64)), "'bn1.running_var' holds variances under 0"),
+        ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "holds tuple, which is no tensor"),
+        (
+            with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}),
+            "neither one linear layer",
+        ),
+    ):
+        assert_refused(tmp_path, value, words)
+
+
 def test_an_unfitted_binarizer(tmp_path: Path):
     from sklearn.preprocessing import MultiLabelBinarizer
 

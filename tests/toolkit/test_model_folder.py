@@ -19,9 +19,10 @@ from import_tools import Script, content
 from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.errors import UserError
-from shards.files import remove_dead_partials, write_json
+from shards.files import write_json
 from shards.labels import LabelSet
-from shards.remote import host_name, unique_name
+from shards.leftovers import machine, remove_dead_partials
+from shards.remote import unique_name
 from toolkit.cli import main
 from toolkit.metrics import sigmoid
 from toolkit.model_card import write_card
@@ -265,7 +266,7 @@ def test_what_killed_commands_left_in_a_folder_goes_at_the_next(copy: Path, monk
         killed_within(lambda: write_labels(copy, loaded.labels, loaded.decisions.at(0.1)))
     (left,) = copy.glob("labels.json.*.partial")
     alive = copy / unique_name("labels.json", ".partial")
-    elsewhere = copy / left.name.replace(host_name(), "another-host")
+    elsewhere = copy / left.name.replace(machine(), "another-host")
     users = copy / "notes.partial"
     for path in (alive, elsewhere, users):
         path.write_text("x")

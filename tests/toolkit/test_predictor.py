@@ -173,7 +173,7 @@ def test_a_genre_named_like_a_column_has_its_own(tmp_path: Path, paths: list[Pat
     folder = make_model_folder(tmp_path / "m", LabelSet(genres), HeadSpec("linear", (), 0.0))
     found = toolkit.load_model(folder, device="cpu").predict(paths[:2], embeddings=True, threshold=0)
     assert list(found.columns) == [
-        "image", "genres", "genre:image", "genre:genre:image", "genre:genre:genre:image", "genre:Error", "genre:id",
+        "image", "genres", "genre:genre:genre:image", "genre:image", "genre:genre:image", "genre:Error", "genre:id",
         "genre:embedding", "Drama", "genre:Drama", "error", "embedding",
     ]  # fmt: skip
     assert found["genres"][0] == list(genres)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,17 @@ import torch
 from import_tools import binarizer, rename_in_pickle
 
 from shards.errors import UserError
-from toolkit.safe_unpickle import ALLOWED, PickledArray, PickledBinarizer, safe_load, to_array, to_number
+from toolkit.import_checkpoint import read_checkpoint
+from toolkit.safe_unpickle import (
+    ALLOWED,
+    PickledArray,
+    PickledBinarizer,
+    PickledDtype,
+    PickledScalar,
+    safe_load,
+    to_array,
+    to_number,
+)
 
 WHAT = "checkpoint of that script"
 
@@ -202,3 +214,91 @@ def test_arrays_that_lie_about_themselves_are_not_read():
     ):
         with pytest.raises(ValueError):
             to_array(bad)
+
+
+def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip as torch.save makes it, of one pickle and a tensor's bytes."""
+    with zipfile.ZipFile(path, "w", compression) as made:
+        made.writestr("archive/data.pkl", pickled)
+        made.writestr("archive/version", b"3\n")
+        made.writestr("archive/byteorder", b"little")
+        made.writestr("archive/data/0", b"\0" * 2**20)
+    return path
+
+
+#: A dict whose key is a tuple within a tuple ...; a list within a list ...; numbers; a text; each without end.
+TUPLES = b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."
+LISTS = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+NUMBERS = b"\x80\x02](" + b"K\x01" * 600_000 + b"e."
+TEXT = b"\x80\x02X" + (9 * 2**20).to_bytes(4, "little") + b"x" * (9 * 2**20) + b"."
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("pickled", "words"), [(TUPLES, "is refused"), (NUMBERS, "is refused"), (TEXT, "is refused|not a file that")],
+    ids=["tuples", "numbers", "text"],
+)  # fmt: skip
+def test_pickles_without_end_are_refused_at_once(tmp_path: Path, pickled: bytes, words: str, zipped: bool):
+    path = tmp_path / "c.pth"
+    archive(path, pickled) if zipped else path.write_bytes(pickled)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=words) as caught:
+        load(path)
+    assert time.monotonic() - started < 30 and "\n" not in str(caught.value)
+
+
+def test_lists_nested_deeply_do_no_harm(tmp_path: Path):
+    """They are read, and are no checkpoint."""
+    assert isinstance(load(archive(tmp_path / "c.pth", LISTS)), list)
+    with pytest.raises(UserError, match="no model_state_dict"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path):
+    torch.save({"w": torch.zeros(10)}, tmp_path / "good.pth")
+    assert load(tmp_path / "good.pth")["w"].shape == (10,)
+    with pytest.raises(UserError, match=r"its parts are compressed, which torch\.save does not do"):
+        load(archive(tmp_path / "c.pth", b"\x80\x02}.", zipfile.ZIP_DEFLATED))
+    content = bytearray(archive(tmp_path / "c.pth", b"\x80\x02}.").read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (2**30).to_bytes(4, "little")  # a size that the list of parts claims
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"its pickles have 1073741824 bytes|its parts are larger than the file"
+    ):
+        load(tmp_path / "c.pth")
+    end = content.index(b"PK\x05\x06")
+    content[end + 12 : end + 16] = (2**28).to_bytes(4, "little")
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"its list of parts has 268435456 bytes|not a file that torch.save wrote|truncated"
+    ):
+        load(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (10**30,), PickledDtype("f8"), False, b""),
+        (1, (2**40, 2**40), PickledDtype("f8"), False, b""),
+        (1, (10**9,), PickledDtype("O"), False, []),
+        (1, (1,), PickledDtype("f8"), False, 10**15),
+        (1, "x", PickledDtype("f8"), False, b""),
+        (1, (1,), PickledDtype("V100"), False, b""),
+        (1, (1,), None, False, b""),
+        None,
+    ],
+)
+def test_arrays_that_are_none_are_one_kind_of_error(state: Any):
+    array = PickledArray()
+    array.state = state
+    with pytest.raises(ValueError):
+        to_array(array)
+
+
+@pytest.mark.parametrize(
+    "scalar", [PickledScalar(PickledDtype("f8"), b""), PickledScalar(), PickledScalar(3, 10**15)]
+)
+def test_numbers_that_are_none_too(scalar: Any):
+    with pytest.raises(ValueError):
+        to_number(scalar)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import logging
+import math
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from shards.errors import one_line
 from toolkit.report.plots import BLUE, GREEN, GREY, ORANGE, Plot, finish, new_figure, styled
+
+log = logging.getLogger(__name__)
 
 EPOCHS = "epochs.csv"
 METRICS = {
@@ -21,14 +26,23 @@ Course = dict[str, list[float | None]]
 
 
 def read_course(model: Path) -> Course | None:
-    """Column -> values, an epoch a row, from the run that holds the model folder; None where there is no such file."""
+    """Column -> values, an epoch a row, from the run that holds the model folder; None where there is no such file.
+
+    One that is no such table is named in a warning and left out.
+    """
     path = model.resolve().parent / EPOCHS
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = [
-            row for row in csv.DictReader(stream) if None not in row.values()
-        ]  # a killed run's last row is half
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = [
+                row for row in csv.DictReader(stream) if None not in row.values()
+            ]  # a killed run's last row is half
+    except (OSError, ValueError, csv.Error) as error:
+        log.warning(
+            "the course of the training is left out: %s is no table of epochs (%s)", path, one_line(error)
+        )
+        return None
     if not rows or "epoch" not in rows[0]:
         return None
     return {name: [_number(row[name]) for row in rows] for name in rows[0] if name}
@@ -36,9 +50,10 @@ def read_course(model: Path) -> Course | None:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def course_plots(course: Course, saved: int | None) -> list[Plot]:
