@@ -10,11 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shards.errors import printable_line
+import msgspec
+
+from shards.errors import UserError, printable_line
 from shards.files import atomic_write, read_json
+from shards.schema import Count, check_as
 
 log = logging.getLogger(__name__)
-
 
 #: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
 #: underscore within a word means nothing, and names of architectures are full of them.
@@ -31,6 +33,33 @@ def plain(value: object) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
+Numbers = dict[str, float | None]
+
+
+class _Row(msgspec.Struct):
+    label: str
+    metrics: Numbers
+    ranking: Numbers | None = None
+
+
+class _Calibration(msgspec.Struct):
+    before: Numbers
+    after: Numbers
+
+
+class _Figures(msgspec.Struct):
+    """What the card shows of a metrics file (toolkit/report_tables.py writes them)."""
+
+    num_samples: Count
+    thresholds: list[_Row]
+    baselines: list[_Row]
+    ranking: Numbers
+    loss: float | None
+    calibration: _Calibration | None = None
+    shard_set: str | None = None  # files of older versions do not say
+    decisions: str | None = None
+
+
 def write_card(folder: Path) -> None:
     """(Re)write the model card from config.json, labels.json and every metrics-*.json of the present decisions.
 
@@ -38,10 +67,15 @@ def write_card(folder: Path) -> None:
     """
     config = read_json(folder / "config.json", "model config")
     labels = read_json(folder / "labels.json", "labels file")
-    found = {
-        path.stem.removeprefix("metrics-"): read_json(path, "metrics")
-        for path in sorted(folder.glob("metrics-*.json"))
-    }
+    found = {}
+    for path in sorted(folder.glob("metrics-*.json")):
+        try:
+            values = read_json(path, "metrics")
+            check_as(values, _Figures, path, "metrics file", "delete it")
+        except UserError as error:  # the model is as good without: its card says less
+            log.warning("left out of the model card: %s", error)
+        else:
+            found[path.stem.removeprefix("metrics-")] = values
     metrics = {
         split: values for split, values in found.items() if values.get("decisions") == labels.get("decisions")
     }
@@ -63,23 +97,24 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     made = "imported by" if "imported_sha256" in ours else "trained with"
     thresholds = sorted(set(labels["thresholds"]))
     span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
+    architecture = plain(config["architecture"])
     lines = [
         "---",
         "library_name: timm",
         "pipeline_tag: image-classification",
         "tags: [image-classification, multi-label, movie-posters, poster-toolkit]",
         "---",
-        f"# {plain(config['architecture'])} for {config['num_classes']} genres",
+        f"# {architecture} for {plain(config['num_classes'])} genres",
         "",
-        f"A multi-label classifier: {plain(config['architecture'])} with {_head(config)}, {made} poster-toolkit; "
-        f"the weights are those of epoch {ours['epoch']}{average}.",
+        f"A multi-label classifier: {architecture} with {plain(_head(config))}, {made} poster-toolkit; "
+        f"the weights are those of epoch {plain(ours['epoch'])}{average}.",
         "",
         f"- **Genres** ({plain(labels['fingerprint'])}): {', '.join(map(plain, labels['genres']))}",
         f"- **Thresholds**: {span}, {plain(labels['threshold_source'])}",
         f"- **Calibration**: {_calibration(labels)}",
-        f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
+        f"- **Input**: RGB, {plain(cfg['input_size'][1])}x{plain(cfg['input_size'][2])} pixels "
         f"({'the whole image, made a square' if squashed else shape}), "
-        f"mean {cfg['mean']}, std {cfg['std']}",
+        f"mean {_listed(cfg['mean'])}, std {_listed(cfg['std'])}",
         f"- **Training data**: shard set {plain(ours['shard_set'])}",
         "",
     ]
@@ -146,42 +181,47 @@ def _calibration(labels: dict[str, Any]) -> str:
 
 
 def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
-    rows = [f"## Metrics on {plain(split)} ({values['num_samples']} samples)", ""]
-    measured_on = values.get("shard_set")  # files of older versions do not say
-    if measured_on and measured_on != trained_on:
+    figures = msgspec.convert(values, _Figures)
+    rows = [f"## Metrics on {plain(split)} ({figures.num_samples} samples)", ""]
+    if figures.shard_set and figures.shard_set != trained_on:
         rows += [
-            f"Measured on shard set {plain(measured_on)}, **not the one of training**: samples of that training may be "
-            "among these.",
+            f"Measured on shard set {plain(figures.shard_set)}, **not the one of training**: samples of that training "
+            "may be among these.",
             "",
         ]
     rows += [
         "| | precision | recall | micro-F1 | macro-F1 | F0.5 | subset accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    named = [(f"model @ {row['label']}", row) for row in values["thresholds"]]
-    named += [(row["label"], row) for row in values["baselines"]]
-    for name, row in named:
-        m = row["metrics"]
-        keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
-        rows.append(f"| {plain(name)} | " + " | ".join(f"{m[key]:.3f}" for key in keys) + " |")
-    ranking = values["ranking"]
-    chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
-    beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
+    named = [(f"model @ {row.label}", row.metrics) for row in figures.thresholds]
+    named += [(row.label, row.metrics) for row in figures.baselines]
+    keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
+    for name, metrics in named:
+        rows.append(f"| {plain(name)} | " + " | ".join(_number(metrics.get(key)) for key in keys) + " |")
+    ranking = figures.ranking
+    chance = next((row.ranking for row in figures.baselines if row.ranking), None)
+    beside = f" (label prevalence: {_number(chance.get('mAP'))})" if chance else ""
     rows += [
         "",
-        f"mAP {_number(ranking['mAP'])}{beside}, ROC-AUC {_number(ranking['roc_auc'])}, "
-        f"loss {_number(values['loss'])}.",
+        f"mAP {_number(ranking.get('mAP'))}{beside}, ROC-AUC {_number(ranking.get('roc_auc'))}, "
+        f"loss {_number(figures.loss)}.",
         "",
     ]
-    if "calibration" in values:
-        before, after = values["calibration"]["before"], values["calibration"]["after"]
+    if figures.calibration is not None:
+        before, after = ((_number(n.get("ece"), 4), _number(n.get("ece_macro"), 4))
+                         for n in (figures.calibration.before, figures.calibration.after))  # fmt: skip
         rows += [
-            f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "
-            f"before calibration {before['ece']:.4f} ({before['ece_macro']:.4f}).",
+            f"Expected calibration error {after[0]} (mean of genres {after[1]}); "
+            f"before calibration {before[0]} ({before[1]}).",
             "",
         ]
     return rows
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _listed(values: Any) -> str:
+    """``[0.5, 0.5, 0.5]``, whose brackets are ours."""
+    return f"[{', '.join(map(plain, values))}]"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
