@@ -85,18 +85,14 @@ def load_folder(path: Path, threshold: float | None) -> ModelFolder:
     return folder
 
 
-def onnx_path(args: argparse.Namespace, folder: ModelFolder) -> Path:
-    """The file that --onnx names."""
-    return Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-
-
 def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
     """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
     options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
     if args.onnx is not None:
         from toolkit.onnx_model import OnnxModel
 
-        network = OnnxModel(onnx_path(args, folder), folder, accelerator.device)
+        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
+        network = OnnxModel(path, folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
     model = folder.model.to(accelerator.device)
     if args.channels_last:

@@ -296,7 +296,7 @@ def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
 
 
 #: Facts that files of earlier versions do not state. They are taken for what is wanted.
-ADDED = ("preprocessing", "onnx")
+ADDED = ("preprocessing",)
 
 #: What a fact that differs is called in messages, the weightiest first.
 WORDS = {
@@ -308,7 +308,6 @@ WORDS = {
     "thresholds": "other thresholds",
     "preprocessing": "another preprocessing",
     "precision": "another precision",
-    "onnx": "another choice of --onnx",
     "tta": "another --tta",
     "embeddings": "another choice of --embeddings",
 }

@@ -33,7 +33,7 @@ from toolkit.predict_tables import (
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
     "version": 2, "labels": "f", "weights": "w", "content": "c", "calibration": {}, "thresholds": [0.5] * 3,
-    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {}, "onnx": None,
+    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
     "columns": {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"},
 }  # fmt: skip
 
@@ -152,7 +152,6 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
         ("precision", "another precision"),
         ("tta", "--tta"),
         ("preprocessing", "another preprocessing"),
-        ("onnx", "--onnx"),
         ("columns", "other columns"),
         ("embeddings", "--embeddings"),
     ):
@@ -162,9 +161,7 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
 
 def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_rows(
-        path, rows, LABELS, {k: v for k, v in FACTS.items() if k not in ("preprocessing", "onnx")}, "parquet"
-    )
+    write_rows(path, rows, LABELS, {k: v for k, v in FACTS.items() if k != "preprocessing"}, "parquet")
     assert is_finished(path, FACTS)
 
 
