@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -14,8 +14,6 @@ import msgspec
 from shards.errors import UserError
 from shards.files import fingerprint
 
-#: Of a genre's column where its name is taken.
-PREFIX = "genre:"
 MAX_GENRES = 32_767  # the index holds columns as int16
 
 #: These join letters in Persian and emoji, so they are part of a name, though invisible.
@@ -144,25 +142,6 @@ def _most_frequent(found: dict[str, int]) -> str:
 def _shown(genre: str) -> str:
     """In quotes; letters that look like others of theirs, such as decomposed ones, as escapes."""
     return repr(genre) if genre == unicodedata.normalize("NFKC", genre) else ascii(genre)
-
-
-def column_names(genres: Iterable[str], reserved: Collection[str]) -> dict[str, str]:
-    """Genre → name of its column in a table that also has the ``reserved`` columns (in lower case).
-
-    That is the genre's own name, or ``genre:NAME`` where it, or what follows its own ``genre:``, is reserved. So no two
-    genres share a column, and a genre's column does not depend on the others. Databases do not tell Error from error.
-
-    >>> column_names(["Drama", "Error", "genre:error", "genre:Drama"], ["error"])
-    {'Drama': 'Drama', 'Error': 'genre:Error', 'genre:error': 'genre:genre:error', 'genre:Drama': 'genre:Drama'}
-    """
-
-    def taken(genre: str) -> bool:
-        name = genre.lower()
-        while name not in reserved and name.startswith(PREFIX):
-            name = name.removeprefix(PREFIX)
-        return name in reserved
-
-    return {genre: PREFIX + genre if taken(genre) else genre for genre in genres}
 
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:

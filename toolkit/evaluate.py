@@ -44,6 +44,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
     thresholds = parse_thresholds(args.thresholds)
     if args.batch_size < 0 or args.workers < 0:
         raise UserError("--batch-size and --workers must be 0 (automatic) or more")
+    if args.out is not None and args.out.suffix.lower() not in ("", ".json"):
+        raise UserError(f"--out {args.out} must end in .json; the predictions go into an .npz file beside it")
     report = _report_run(args)
     # All that is read from here on is what the processes compare.
     folder = report.model if report else load_model_folder(args.model)

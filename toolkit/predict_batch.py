@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from shards.arguments import store_of
 from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.files import remove_partials, sha256_file
+from shards.files import remove_partials
 from shards.image_files import holds_images
 from shards.labels import require_same
 from shards.manifest import NAME
@@ -116,12 +116,7 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     accelerator = make_accelerator(args.precision, facts)
     forward = forward_of(args, folder, accelerator)
     precision = accelerator.mixed_precision if args.onnx is None else "no"
-    how = {
-        "precision": precision,
-        "tta": args.tta,
-        "embeddings": bool(args.embeddings),
-        "onnx": None if args.onnx is None else sha256_file(onnx_path(args, folder)),
-    }
+    how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
     job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
     return predict_parts(job, accelerator)
 

@@ -96,7 +96,8 @@ def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accel
     if args.onnx is not None:
         from toolkit.onnx_model import OnnxModel
 
-        network = OnnxModel(onnx_path(args, folder), folder, accelerator.device)
+        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
+        network = OnnxModel(path, folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
     model = folder.model.to(accelerator.device)
     if args.channels_last:

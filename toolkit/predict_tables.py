@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from shards.csv_text import write_exact
 from shards.errors import UserError, one_line, printable, printable_line
 from shards.files import atomic_write, names_in, read_json, write_json
-from shards.labels import LabelSet, column_names
+from shards.labels import LabelSet
 from toolkit.decisions import Decisions
 from toolkit.inference import Scored
 from toolkit.model_folder import ModelFolder
@@ -84,9 +84,30 @@ def error_text(error: str | None) -> str | None:
     return None if error is None else printable_line(error)
 
 
+def column_names(genres: Sequence[str], reserved: Collection[str]) -> list[str]:
+    """The column of each genre, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
+
+    Where a genre has that very name, the prefix is repeated. Reserved names are compared without regard to case.
+
+    >>> column_names(["Drama", "ID", "id", "genre:id"], ["id"])
+    ['Drama', 'genre:ID', 'genre:genre:id', 'genre:id']
+    """
+    own = {name.casefold() for name in reserved}
+    taken = set(genres)
+    columns = []
+    for genre in genres:
+        column = genre
+        if genre.casefold() in own:
+            while column in taken or column.casefold() in own:
+                column = f"genre:{column}"
+            taken.add(column)
+        columns.append(column)
+    return columns
+
+
 def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Genre → its column: the genre's own name, or ``genre:NAME`` where that is a column of ours."""
-    return column_names(labels.genres, reserved)
+    """Genre → its column (see column_names)."""
+    return dict(zip(labels.genres, column_names(labels.genres, reserved), strict=True))
 
 
 def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str, Any]:
@@ -275,7 +296,7 @@ def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
 
 
 #: Facts that files of earlier versions do not state. They are taken for what is wanted.
-ADDED = ("preprocessing", "onnx")
+ADDED = ("preprocessing",)
 
 #: What a fact that differs is called in messages, the weightiest first.
 WORDS = {
@@ -287,7 +308,6 @@ WORDS = {
     "thresholds": "other thresholds",
     "preprocessing": "another preprocessing",
     "precision": "another precision",
-    "onnx": "another choice of --onnx",
     "tta": "another --tta",
     "embeddings": "another choice of --embeddings",
 }

@@ -205,6 +205,23 @@ def test_an_unknown_split_and_a_missing_model(model_folder: Path, shard_set: Pat
     assert run.returncode == 2 and "nowhere" in error_lines(run)[0]
 
 
+def test_metrics_do_not_take_the_place_of_another_file(model_folder: Path, shard_set: Path, tmp_path: Path):
+    for name in ("x.npz", "x.csv", "x.JSON.txt"):
+        with pytest.raises(UserError, match=rf"{name} must end in \.json"):
+            main(
+                [
+                    "evaluate",
+                    "--model",
+                    str(model_folder),
+                    "--shards",
+                    str(shard_set),
+                    "--out",
+                    str(tmp_path / name),
+                ]
+            )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["evaluate", "tune"])
 @pytest.mark.parametrize("end", ["a reader that has gone", "a full disk"])
 def test_stdout_that_takes_nothing_loses_no_results(

@@ -12,7 +12,7 @@ from toolkit_helpers import make_model_folder
 
 from shards.errors import printable_line
 from shards.labels import LabelSet
-from toolkit.model_card import plain, render_card
+from toolkit.model_card import plain, render_card, write_card
 from toolkit.models import HeadSpec
 
 
@@ -56,10 +56,8 @@ def test_names_from_outside_are_no_markdown(model_folder: Path):
     def card_with(name: str) -> str:
         labels["genres"][0] = labels["threshold_source"] = config["architecture"] = name
         config["poster_toolkit"]["shard_set"] = name
-        figures = ("precision", "recall", "f1", "f0.5")
-        metrics = {f"micro_{figure}": 0.5 for figure in figures} | {"macro_f1": 0.5, "subset_accuracy": 0.5}
-        row, ranking = {"label": name, "metrics": metrics}, {"mAP": None, "roc_auc": None}
-        values = {"num_samples": 1, "thresholds": [row], "baselines": [row], "ranking": ranking, "loss": None}
+        row = {"label": name, "metrics": {"micro_f1": 0.5}}
+        values = {"num_samples": 1, "thresholds": [row], "baselines": [row], "ranking": {}, "loss": None}
         return render_card(config, labels, {name: values | {"shard_set": f"x{name}"}})
 
     plain_kinds, _ = parsed(card_with("name"))
@@ -70,3 +68,13 @@ def test_names_from_outside_are_no_markdown(model_folder: Path):
     assert not set(card_with(EVIL)) & set("<>\x1b\u202e") and "http://" not in card_with(EVIL)
     for name in ("Sci-Fi & Fantasy", "resnet18_x", "Children's", "日本"):
         assert plain(name) == name
+
+
+def test_metrics_that_cannot_be_shown_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = make_model_folder(tmp_path / "m", LabelSet(("a", "b")), HeadSpec("linear", (), 0.0))
+    for text in ("[", "[]", "{}", '{"num_samples": "1"}', "[" * 100_000):
+        (folder / "metrics-test.json").write_text(text)
+        caplog.clear()
+        write_card(folder)
+        assert "left out of the model card" in caplog.text and "metrics-test.json" in caplog.text
+        assert "Metrics on test" not in (folder / "README.md").read_text()

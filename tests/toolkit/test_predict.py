@@ -170,7 +170,7 @@ def test_a_file_is_written_by_its_ending(model_folder: Path, images: Path, tmp_p
 def test_genres_named_like_columns_are_columns_of_their_own(images: Path, tmp_path: Path):
     genres = ("Drama", "error", "genre:id", "genres", "id", "image")
     model = make_model_folder(tmp_path / "m", LabelSet(genres), HeadSpec("linear", (), 0.0))
-    columns = ["Drama", "genre:error", "genre:genre:id", "genre:genres", "genre:id", "genre:image"]
+    columns = ["Drama", "genre:error", "genre:id", "genre:genres", "genre:genre:id", "genre:image"]
     for name in ("x.csv", "x.parquet"):
         arguments = ["predict", "-i", images / "p00000.jpg", "-m", model, "-o", tmp_path / name, "-t", "0"]
         assert main([str(a) for a in arguments]) == 0

@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.errors import UserError
 from shards.labels import LabelSet
 from toolkit.predict_tables import (
     KEY,
     Rows,
+    column_names,
     csv_of,
     genre_columns,
     is_finished,
@@ -30,7 +33,7 @@ from toolkit.predict_tables import (
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
     "version": 2, "labels": "f", "weights": "w", "content": "c", "calibration": {}, "thresholds": [0.5] * 3,
-    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {}, "onnx": None,
+    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
     "columns": {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"},
 }  # fmt: skip
 
@@ -68,6 +71,21 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     assert frame["embedding"][0].tolist() == [0, 1, 2, 3] and frame["embedding"][1] is None
     assert json.loads(pq.read_schema(path).metadata[KEY]) == FACTS
     assert frame.query("`Sci-Fi` > 0.5")["id"].tolist() == [rows.ids[0], "third"]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.sampled_from(["id", "Id", "image", "genre:id", "genre:Id", "genre:genre:id", "x"]), unique=True
+    ),
+    st.sets(st.sampled_from(["id", "image", "error", "genre:id"])),
+)
+def test_columns_are_never_two_of_one_name(genres: list[str], reserved: set[str]) -> None:
+    columns = column_names(genres, reserved)
+    assert len({*columns, *reserved}) == len(genres) + len(reserved)
+    assert not {column.lower() for column in columns} & reserved
+    # a name that clashes with nothing is kept, whatever the others are
+    assert all(c == g for c, g in zip(columns, genres, strict=True) if g.lower() not in reserved)
 
 
 ODD_IDS = ["007", "1e5", "66773.0", "=1+1", 'a,"b', "a\nb", "a\rb", "\x1b[2J\x9b", "-0", "a\x00b", "'x", "NA"]
@@ -134,7 +152,6 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
         ("precision", "another precision"),
         ("tta", "--tta"),
         ("preprocessing", "another preprocessing"),
-        ("onnx", "--onnx"),
         ("columns", "other columns"),
         ("embeddings", "--embeddings"),
     ):
@@ -144,9 +161,7 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
 
 def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_rows(
-        path, rows, LABELS, {k: v for k, v in FACTS.items() if k not in ("preprocessing", "onnx")}, "parquet"
-    )
+    write_rows(path, rows, LABELS, {k: v for k, v in FACTS.items() if k != "preprocessing"}, "parquet")
     assert is_finished(path, FACTS)
 
 
