@@ -16,6 +16,7 @@ import re
 import socket
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,7 +27,6 @@ from shards.errors import one_line, printable
 from shards.files import fingerprint, sha256_file
 from shards.schema import parse_as
 from toolkit.config import Config
-from toolkit.config_cli import config_dict
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -103,6 +103,11 @@ def record_of(
     )
 
 
+def problem_record(problem: str) -> Record:
+    """Of a process that cannot begin."""
+    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem))
+
+
 def _sendable(text: str) -> str:
     """Names that are not UTF-8 hold lone surrogates, which JSON has not."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
@@ -133,7 +138,7 @@ def command_facts(command: str, options: Mapping[str, object] | Namespace) -> Fa
 def config_facts(config: Config) -> Facts:
     """A resolved configuration, by its dotted keys; of a file of weights its content."""
     facts: Facts = {}
-    for section, values in config_dict(config).items():
+    for section, values in asdict(config).items():
         facts |= {f"{section}.{key}": _fact(value) for key, value in values.items()}
     if (weights := config.model.weights) is not None:
         facts["model.weights"] = file_fact(Path(weights))

@@ -13,6 +13,7 @@ Faults, as "NAME ARGUMENTS", several with ; between them:
     oom WHERE ROWS    passes of over ROWS rows fail as CUDA's allocator does; WHERE: training, validation
     memory MIB        the process gets so much more address space than it has, and the system refuses the rest
     full WHERE FOLDER the disk of FOLDER is full from the call of WHERE (module:function) on
+    hub RANK          weights of timm's hub are this machine's own random ones, and this rank's are others
     gate FILE         wait for FILE before anything else, everything loaded
 """
 
@@ -248,6 +249,21 @@ def _full(rank: int, where: str, folder: str) -> None:
     setattr(owner, name, in_vain)
 
 
+def _hub(rank: int, other: str) -> None:
+    import toolkit.parts
+
+    build = toolkit.parts.build_model
+
+    def from_hub(*arguments: Any, pretrained: bool, **options: Any) -> nn.Module:
+        model = build(*arguments, pretrained=False, **options)
+        if pretrained and rank == int(other):
+            with torch.no_grad():
+                next(model.parameters()).add_(1)
+        return model
+
+    toolkit.parts.build_model = from_hub
+
+
 def _gate(rank: int, file: str) -> None:
     import toolkit.train  # noqa: F401 (so that nothing is left to be loaded)
 
@@ -269,5 +285,6 @@ FAULTS: dict[str, Callable[..., None]] = {
     "oom": _oom,
     "memory": _memory,
     "full": _full,
+    "hub": _hub,
     "gate": _gate,
 }

@@ -93,6 +93,23 @@ def test_the_first_process_chooses_for_all(drawn_set: Path, two_checkpoints: Pat
     assert contents(tmp_path / "run-1") == contents(two_checkpoints)  # only the first process writes
 
 
+# --- which weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("other", "statuses"), [(1, [2, 2]), (9, [0, 0])])
+def test_ranks_whose_caches_of_the_hub_differ(
+    other: int, statuses: list[int], drawn_set: Path, tmp_path: Path
+):
+    """What the options do not tell; tests/toolkit/test_agreement.py has what they do."""
+    options = train_options(drawn_set, tmp_path / "run", "--model.pretrained=true")
+    run = ended(options, tmp_path / "said", 2, f"hub {other}")
+    assert run.statuses == statuses, run.said
+    if any(statuses):
+        line = one_line_of_both(run)
+        assert "rank 1 has weights of test_resnet from the hub " in line and ", the first process " in line
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 # --- what the first process does alone --------------------------------------------------------------------------------
 
 
