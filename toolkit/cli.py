@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import NoReturn
 
 from shards.clean.cli import add_clean_parser
@@ -152,16 +153,17 @@ def _run(argv: Sequence[str], streams: Streams) -> NoReturn:
         if problem := streams.problem():
             raise UserError(problem)
     except UserError as error:
-        _fail(str(error), error.status, argv, error)
+        _fail(str(error), error.status, partial(_farewell, argv, error))
     except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
-        _fail(one_line(error), 2, argv, error)
-    except RuntimeError as error:
-        lost = _lost_peer(error)
-        if lost is None:
-            raise
-        _fail(str(lost), lost.status)
+        _fail(one_line(error), 2, partial(_farewell, argv, error))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except Exception as error:
+        lost = _lost_peer(error) if isinstance(error, RuntimeError) else None
+        if lost is None:
+            _farewell(argv, error)
+            raise
+        _fail(str(lost), lost.status)
     sys.exit(status)
 
 
@@ -189,20 +191,17 @@ def _rank() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _fail(
-    message: str, status: int, argv: Sequence[str] = (), error: UserError | OSError | None = None
-) -> NoReturn:
-    """Say why and exit. The other processes of a launch of ``argv`` hear of ``error``, if they do not know it."""
+def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None) -> NoReturn:
+    """Say why and exit; ``farewell`` tells the other processes of a launch."""
     rank = _rank()
-    told = error if argv and argv[0] in LAUNCHED else None
     if rank:
-        _farewell(told)
+        farewell()
         # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
         time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
     print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
     if not rank:
-        _farewell(told)
+        farewell()
     if "toolkit.meeting" in sys.modules:
         from toolkit.meeting import leave
 
@@ -210,9 +209,10 @@ def _fail(
     sys.exit(status)
 
 
-def _farewell(error: UserError | OSError | None) -> None:
-    if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":
-        from toolkit.meeting import farewell  # only a launch needs torch for an error
+def _farewell(argv: Sequence[str], error: Exception) -> None:
+    """Let the other processes of a launch of this command know of an error, if they would wait for this one."""
+    if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
+        from toolkit.meeting import farewell  # torch, which only a launch needs for that
 
         farewell(error)
 

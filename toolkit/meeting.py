@@ -26,7 +26,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from shards.errors import UserError, one_line
-from toolkit.agreement import Record, disagreement, other_versions, parse_record
+from toolkit.agreement import Record, disagreement, other_versions, parse_record, problem_record
 
 log = logging.getLogger(__name__)
 
@@ -198,21 +198,18 @@ def _taken(store: dist.Store, key: str) -> bytes:
     return value
 
 
-def farewell(error: UserError | OSError) -> None:
+def farewell(error: Exception) -> None:
     """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call
-    with contextlib.suppress(
-        UserError, dist.DistError
-    ):  # without a launch, or if they do not come, it ends alone
+    problem = one_line(error)
+    if not isinstance(error, (UserError, OSError)):
+        problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
+    # Without a launch, or if the others do not come, it ends alone.
+    with contextlib.suppress(UserError, dist.DistError):
         if (wanted := processes_of(os.environ)) > 1:
-            rank = int(os.environ["RANK"])
-            compare(
-                open_store(wanted, FAREWELL),
-                rank,
-                wanted,
-                Record(problem=one_line(error), host=socket.gethostname()),
-            )
+            store = open_store(wanted, FAREWELL)
+            compare(store, int(os.environ["RANK"]), wanted, problem_record(problem))
 
 
 def leave() -> None:

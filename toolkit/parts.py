@@ -248,12 +248,6 @@ def _model(
             drop_path=wanted.drop_path,
             scratch="backbone" not in wanted.freeze,
         )
-    if (
-        hub and accelerator.num_processes > 1
-    ):  # each node has its own cache of the hub; not all copy the first rank
-        require_same_everywhere(
-            accelerator, f"weights of {wanted.name} from the hub", backbone_hash(model)[:16]
-        )
     trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.
     if wanted.prior and not trained:
@@ -267,6 +261,9 @@ def _model(
         said = load_weights(model, Path(wanted.weights), labels)
         # A file without a head, or with one of another size, leaves ours as it was.
         trained = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
+    if accelerator.num_processes > 1 and (hub or said):
+        # Each node has its own cache of the hub, or copy of the file, and not every kind of run takes the first one's.
+        require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
     if accelerator.is_main_process:
         if said:
             log.info("%s", said)

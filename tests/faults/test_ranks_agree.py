@@ -106,7 +106,7 @@ def test_ranks_whose_caches_of_the_hub_differ(
     assert run.statuses == statuses, run.said
     if any(statuses):
         line = one_line_of_both(run)
-        assert "rank 1 has weights of test_resnet from the hub " in line and ", the first process " in line
+        assert "rank 1 has weights of test_resnet " in line and ", the first process " in line
         assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -8,6 +8,7 @@ for}. Prints a line of JSON with the status, stderr and seconds of each.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -15,6 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import toolkit.agreement
 import toolkit.evaluate
@@ -28,6 +30,12 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     cli.HEAD_START = 0.0  # no launcher waits to end the others
     environment, versions = dict(os.environ), toolkit.agreement.versions
+    facts = toolkit.evaluate.command_facts
+
+    def buggy(command: str, options: argparse.Namespace) -> Any:
+        return facts(command, options) if options.split != "BUG" else 1 / 0
+
+    toolkit.evaluate.command_facts = buggy  # type: ignore[assignment]
     for case in json.loads(Path(sys.argv[1]).read_text()):
         os.environ.clear()
         os.environ.update(environment | case["env"][rank], MASTER_PORT=str(case["port"]))
@@ -39,6 +47,8 @@ def main() -> None:
                 cli.run(case["argv"][rank])
             except SystemExit as end:
                 status = end.code
+            except ZeroDivisionError as bug:
+                status = type(bug).__name__
         saw = {"status": status, "said": said.getvalue(), "seconds": time.monotonic() - began}
         # One write: both ranks share the file.
         os.write(1, f"SAW {rank} {json.dumps(saw)}\n".encode())

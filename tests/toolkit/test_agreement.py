@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +277,8 @@ class Case:
     own: tuple[str, str] = ("", "")
     """What a rank says in other words than the other one."""
     status: int = 2
-    more: dict[str, Any] = field(default_factory=dict)
+    bug: bool = False
+    """Of rank 1: its traceback comes through."""
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -498,6 +499,17 @@ def test_two_processes_that_differ(
             other=one_cannot_parse.first,
             own=("error: rank 1 cannot begin: unknown key", "error: [rank 1] unknown key"),
         ),
+        pair(
+            evaluate,
+            [],
+            [],
+            ["--split=BUG"],
+            bug=True,
+            own=(
+                "error: rank 1 cannot begin: a bug, whose traceback is in what it said (ZeroDivisionError",
+                "",
+            ),
+        ),
         # What may differ: this one ends well, and says of another version.
         pair(
             on_set,
@@ -535,6 +547,9 @@ def test_two_processes_that_differ(
         assert len(saw) == len(cases)
         for case, end in zip(cases, saw, strict=True):
             said = end["said"]
+            if case.bug and rank:
+                assert end["status"] == "ZeroDivisionError" and not said
+                continue
             assert end["status"] == case.status and "Traceback" not in said, (rank, case, said)
             assert end["seconds"] < SOON, (rank, case, end)
             errors = [line for line in said.splitlines() if line.startswith("error: ")]
