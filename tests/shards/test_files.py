@@ -129,3 +129,9 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
 def test_one_line() -> None:
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(ValueError()) == "ValueError"
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"facts .*x\.json cannot be read"):
+        read_json(tmp_path / "x.json", "facts")
