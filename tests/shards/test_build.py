@@ -298,3 +298,25 @@ def test_the_conventional_folder_is_found(
     monkeypatch.chdir(tmp_path)
     build_shards(BuildOptions(metadata=few.csv, out=tmp_path / "out", workers=1))
     assert set(samples(tmp_path / "out")) == set(few.good)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"genres": [["Drama"]]}',
+        '{"genres": [1, 2]}',
+        '{"genres": ["Drama", "Drama"]}',
+        '{"genres": ["Drama", " "]}',
+        '{"labels": {"genres": [""]}}',
+        '{"labels": null}',
+        '{"genres": {"Drama": 1}}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_given_labels_that_are_no_genres_are_one_line(few: Source, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        build(few, tmp_path / "out", labels=tmp_path / "labels.json")
+    assert "labels.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

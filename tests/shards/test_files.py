@@ -148,3 +148,9 @@ def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "x.html", "w") as stream:
         stream.write("<p>caf\udce9")
     assert (tmp_path / "x.html").read_text() == r"<p>caf\udce9"
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"facts .*x\.json cannot be read"):
+        read_json(tmp_path / "x.json", "facts")

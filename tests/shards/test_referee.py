@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +19,12 @@ from shard_tools import Source, encoded, only_error, write_file
 from text_tools import LOOKS, gradient, one_line_error, poster, titled_posters, write_meta, write_words
 
 from shards.clean.run import CleanOptions, clean_posters
+from shards.errors import UserError
 from shards.images import ImageOptions
 from shards.text.detector import DetectorOptions
 from shards.text.referee import CLEAN_ENOUGH, RefereeOptions, findings, judge, text_area
 from shards.text.report import NAME as REPORT
-from shards.text.report import read_report, write_report
+from shards.text.report import SCHEMA, read_report, write_report
 from shards.text.stage import TextRemoval
 
 pytest_plugins = ("shard_fixtures",)
@@ -166,3 +170,29 @@ def test_clean_enough(before: float, after: float, passes: bool) -> None:
     figures = findings([("a", before, after)])
     assert figures["clean_enough"] == float(passes)
     assert figures["text_after_of_before"] == (after / before if before else 0.0)
+
+
+def report_bytes(table: pa.Table, facts: bytes = b"{}") -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"text_removal": facts}), out)
+    return out.getvalue()
+
+
+def test_a_report_with_values_that_none_has_is_one_line(tmp_path: Path) -> None:
+    row = {name: [] if pa.types.is_list(SCHEMA.field(name).type) else 1 for name in SCHEMA.names}
+    good = pa.Table.from_pylist([{**row, "id": "a", "fill": "flat"}], schema=SCHEMA)
+    path = tmp_path / REPORT
+    path.write_bytes(report_bytes(good))
+    assert list(read_report(tmp_path)["id"]) == ["a"]
+    at = SCHEMA.get_field_index("width")
+    for bad in (
+        report_bytes(good.set_column(at, "width", pa.array(["wide"]))),
+        report_bytes(good.set_column(at, SCHEMA.field("width"), pa.array([None], pa.int32()))),
+        report_bytes(good, b"[]"),
+        report_bytes(good, b"{"),
+        b"PAR1",
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(UserError) as caught:
+            read_report(tmp_path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
