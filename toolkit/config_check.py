@@ -28,13 +28,11 @@ def check_config(config: Config) -> None:
     """Raise UserError for values that no run could use, naming the key."""
     data, augment, model, loss = config.data, config.augment, config.model, config.loss
     optim, train, decide = config.optim, config.train, config.decide
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        for option in dataclasses.fields(values):
-            value = getattr(values, option.name)
+    for part in dataclasses.fields(config):
+        for option, value in vars(getattr(config, part.name)).items():
             numbers = value if isinstance(value, (tuple, list)) else [value]
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-                raise UserError(f"{section.name}.{option.name} must be finite, not {value}")
+                raise UserError(f"{part.name}.{option} must be finite, not {value}")
     checks = [
         (
             "data.image_size",

@@ -31,7 +31,7 @@ from toolkit.predict_tables import OWN, Rows, genre_columns
 
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
-ImageLike = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, np.ndarray]
+ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
 #: Our own columns; "id" for genres to have the columns that they have in files of predictions.
 COLUMNS = ("image", *OWN)
 HUB = "hf://"

@@ -14,7 +14,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
-from toolkit_helpers import ROOT
+from toolkit_helpers import ROOT, weights_option
 from train_tools import TINY_VIT, tiny_config
 
 from toolkit.config import Config
@@ -74,8 +74,12 @@ def tiny_relative(name: str) -> str:
 @recipes
 def test_a_small_run_of_all_else_that_it_says(path: Path, shard_set: Path, tmp_path: Path, one_thread: None):
     written = read(path)
-    changed: dict[str, Any] = {**SMALL, "model.name": tiny_relative(written.model.name)}
-    options = [f"--{key}={str(value).lower()}" for key, value in changed.items()]
+    name = tiny_relative(written.model.name)
+    weights = weights_option(name).partition("=")[2]  # frozen backbones must have some
+    changed: dict[str, Any] = {**SMALL, "model.name": name, "model.weights": weights}
+    options = [
+        f"--{key}={value if isinstance(value, str) else str(value).lower()}" for key, value in changed.items()
+    ]
     assert train(read(path, *options), shard_set, tmp_path / "run") == 0
     with open(tmp_path / "run" / "epochs.csv") as stream:
         rows = list(csv.DictReader(stream))

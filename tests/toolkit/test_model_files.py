@@ -90,7 +90,7 @@ def answer(folder: Path) -> tuple[Any, ...]:
     config, _ = read_config(folder)
     check_agreement(config, labels.genres, folder)
     cfg, head = config.pretrained_cfg, config.poster_toolkit.head
-    numbers = [
+    numbers: list[Any] = [
         decisions.thresholds,
         decisions.scale,
         decisions.bias,
@@ -98,7 +98,7 @@ def answer(folder: Path) -> tuple[Any, ...]:
         cfg.mean,
         cfg.std,
     ]
-    assert all(np.isfinite(values).all() for values in numbers)
+    assert all(np.isfinite(np.asarray(values, np.float64)).all() for values in numbers)
     assert ((decisions.thresholds >= 0) & (decisions.thresholds <= 1)).all() and (decisions.scale > 0).all()
     assert min(cfg.std) > 0 and 0 < cfg.crop_pct <= 1 and cfg.input_size[1] == cfg.input_size[2] <= 4096
     assert labels.genres == GENRES and head.kind in ("mlp", "linear", "levels", "ensemble")

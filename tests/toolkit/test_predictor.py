@@ -91,7 +91,14 @@ def test_any_array_and_any_open_file(model: toolkit.Predictor, paths: list[Path]
     pixels = np.asarray(Image.open(paths[0]).convert("RGB"))
     solid = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     with open(paths[0], "rb") as stream, open(paths[1], "rb") as alone:
-        alike = [pixels, solid, pixels[..., :1], pixels[..., 0], stream, io.BytesIO(paths[0].read_bytes())]
+        alike: list[Any] = [
+            pixels,
+            solid,
+            pixels[..., :1],
+            pixels[..., 0],
+            stream,
+            io.BytesIO(paths[0].read_bytes()),
+        ]
         found = model.predict([*alike, bytearray(paths[0].read_bytes())], batch_size=4)
         assert len(model.predict(alone)) == len(model.predict(bytearray(paths[0].read_bytes()))) == 1
     assert found["error"].isna().all()

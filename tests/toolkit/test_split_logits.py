@@ -35,5 +35,5 @@ def test_outputs_that_are_no_numbers_are_one_line(
     assert good.logits.shape == good.targets.shape and len(good.ids) == len(good.logits)
     broken = np.full_like(good.logits, np.inf)
     monkeypatch.setattr(split_logits, "infer_all", lambda *_, **__: (broken, np.ones(len(broken), bool)))
-    with pytest.raises(UserError, match="outputs on val are not finite"):
+    with pytest.raises(UserError, match="the model's outputs are not finite for 18 of 18 images"):
         infer_split(accelerator, folder, shard_set, manifest, "val", workers=1)
