@@ -181,7 +181,7 @@ def test_a_manifest_that_lies_about_a_size_takes_nothing_away(
     assert kept.has(file)
 
 
-@pytest.mark.parametrize("at", [4_070_908_800, 0, -1, time.time()])
+@pytest.mark.parametrize("at", [4_070_908_800, 0, -1, time.time()], ids=["2099", "1970", "before", "now"])
 @pytest.mark.parametrize("said", [b"", b"\xff\xfe\x00", b"it failed\nand failed", b"x" * 100_000])
 def test_a_marker_of_another_time_blocks_nobody(
     server: MisbehavingServer, tmp_path: Path, at: float, said: bytes
