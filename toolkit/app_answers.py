@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.images import BadImage
 from shards.text.stage import TextRemoval, clean_image
 from toolkit.app_decoder import Decoder, Opened, Refused, jpeg_of
-from toolkit.forward import Forward, rows_for
+from toolkit.forward import Forward, require_finite_outputs, rows_for
 from toolkit.grad_cam import GradCam, NoHeatMap
 from toolkit.metrics import FloatArray
 from toolkit.model_folder import ModelFolder, best_device
@@ -134,8 +134,8 @@ class Answers:
         return answers
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
-        """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures."""
-        logits = []
+        """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. Raises UserError if some are not finite."""
+        logits: list[np.ndarray] = []
         step = rows_for(0, self.device)
         for start in range(0, len(squares), step):
             pixels = torch.from_numpy(np.stack(squares[start : start + step])).to(self.device)
@@ -143,7 +143,9 @@ class Answers:
                 logits.append(self._forward(pixels).arrays()[0])
         if not logits:
             return np.empty((0, len(self.folder.labels)))
-        return self.folder.decisions.probabilities(np.concatenate(logits))
+        found = np.concatenate(logits)
+        require_finite_outputs((found,), lambda row: f"picture {row + 1}")
+        return self.folder.decisions.probabilities(found)
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
         """All genres, most probable first."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toolkit_helpers import make_model_folder, some_decisions
 
@@ -22,7 +23,7 @@ from toolkit.app_pictures import heat_picture, scale_colours, seen_box
 from toolkit.cli import main
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import make_accelerator
-from toolkit.forward import CPU_ROWS
+from toolkit.forward import CPU_ROWS, Answer
 from toolkit.model_folder import load_model_folder
 from toolkit.models import HeadSpec
 from toolkit.predict import predict_files
@@ -68,6 +69,21 @@ def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path,
     ):
         assert said in reason and "\n" not in reason
     assert [isinstance(item, Refused) for item in found] == [True, False, True, True, True, True]
+
+
+def test_outputs_that_are_not_finite_are_no_answer(answers: Answers, monkeypatch: pytest.MonkeyPatch):
+    forward = answers._forward
+
+    def broken(pixels: torch.Tensor) -> Answer:
+        logits = torch.from_numpy(forward(pixels).arrays()[0].copy())
+        logits[1:] = torch.nan
+        return Answer(logits, None)
+
+    monkeypatch.setattr(answers, "_forward", broken)
+    squares = [np.zeros((96, 96, 3), np.uint8)] * 3
+    with pytest.raises(UserError, match=r"outputs are not finite for 2 of 3 images \(picture 2, picture 3\)"):
+        answers.probabilities(squares)
+    assert np.isfinite(answers.probabilities(squares[:1])).all()
 
 
 def test_no_more_files_than_promised(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
