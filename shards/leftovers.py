@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 
+import psutil
+
 from shards.files import PARTIAL
 from shards.remote import unique_name
 
 DAY = 86_400.0
+#: Seconds by which the clocks of files and of processes may differ.
+CLOCKS = 2.0
 #: The end of a half-written file's name: machine and process, as `unique_name` makes it; earlier, the process alone.
 _WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
 
@@ -44,9 +47,9 @@ def _is_dead(writer: re.Match[str], path: Path) -> bool:
     if writer[1] not in (None, machine()):
         return time.time() - path.stat().st_mtime > DAY
     try:
-        os.kill(int(writer[2]), 0)
-    except ProcessLookupError:
+        # Numbers come again, soon where a machine has few: what began after the last write is another process.
+        return psutil.Process(int(writer[2])).create_time() > path.stat().st_mtime + CLOCKS
+    except psutil.NoSuchProcess:
         return True
-    except (PermissionError, OverflowError):  # of another user; no process's number
-        pass
-    return False
+    except (psutil.Error, OverflowError):  # of another user; no process's number
+        return False

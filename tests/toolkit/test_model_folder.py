@@ -275,3 +275,12 @@ def test_what_killed_commands_left_in_a_folder_goes_at_the_next(copy: Path, monk
     os.utime(elsewhere, (0, 0))
     remove_dead_partials(copy)
     assert not elsewhere.exists() and (copy / "labels.json").read_bytes() == before
+
+
+def test_the_number_of_a_killed_process_may_be_anothers_by_now(tmp_path: Path):
+    left, alive = (tmp_path / unique_name("labels.json", ".partial") for _ in range(2))
+    left.write_text("x")
+    alive.write_text("x")
+    os.utime(left, (0, 0))  # before the process of this number, which is this one, began
+    remove_dead_partials(tmp_path)
+    assert not left.exists() and alive.exists()
