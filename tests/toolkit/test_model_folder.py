@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forked import run_forked
 from import_tools import Script, content
-from toolkit_helpers import make_model_folder, some_decisions
+from toolkit_helpers import clean_env, make_model_folder, some_decisions
 
 from shards.errors import UserError
 from shards.files import write_json
@@ -234,7 +235,16 @@ def kill(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+KILLED_IMPORT = """
+import os, signal, sys
+from toolkit import model_folder
+from toolkit.cli import main
+model_folder.write_labels = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path):
     theirs = [
         tmp_path / "m.old",
         tmp_path / "m.notes.partial",
@@ -246,9 +256,9 @@ def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path, monkeypatch:
         (path / "mine.txt").write_text("mine")
     torch.save(content(Script()), tmp_path / "c.pth")
     command = ["import", "--checkpoint", str(tmp_path / "c.pth"), "--out", str(tmp_path / "m")]
-    with monkeypatch.context() as patch:
-        patch.setattr("toolkit.model_folder.write_labels", kill)
-        killed_within(lambda: main(command))
+    # A process of its own: torch's threads do not come along in a fork of this one, which then waits for them.
+    (script := tmp_path / "killed.py").write_text(KILLED_IMPORT)
+    assert run_forked([script, *command], [clean_env()], 60).returncode == -signal.SIGKILL
     (left,) = (path for path in tmp_path.glob("m.*.partial") if path not in theirs)
     assert (left / "model.safetensors").exists() and not (tmp_path / "m").exists()
     alive = tmp_path / unique_name("m", ".partial")  # of this process, as of another one at work
