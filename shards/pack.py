@@ -111,7 +111,8 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
     A poster whose text cannot be looked for is left out; its row says why, under ``rejected``.
     """
     rows: list[dict[str, Any] | None] = []
-    samples, sizes = [], []
+    samples: list[Sample] = []
+    sizes = []
     with open(tar, "wb") as stream:
         # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -91,7 +92,7 @@ def _scale(image: Image.Image) -> bool:
     """Whether grey levels go up to 65535 instead of 255."""
     if image.mode not in _DEEP:
         return False
-    low, high = image.getextrema()
+    low, high = cast(tuple[float, float], image.getextrema())  # of one band
     if not (low >= 0 and high <= 65535) or image.mode == "F":
         raise ValueError(f"32-bit pixels from {low} to {high}: save it with 8 or 16 bits")
     return bool(high > 255)

@@ -245,8 +245,8 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
     """One line about libraries that ``other`` has in other versions; empty if there are none."""
-    ours = {name: (value, "") for name, value in first.versions.items()}
-    theirs = {name: (value, "") for name, value in other.versions.items()}
+    ours: Facts = {name: (value, "") for name, value in first.versions.items()}
+    theirs: Facts = {name: (value, "") for name, value in other.versions.items()}
     keys = _differing(ours, theirs)
     if not keys:
         return ""

@@ -161,7 +161,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
-        store.set(f"record/{rank}", record.to_json())
+        store.set(f"record/{rank}", record.to_json().decode())
         return _taken(store, f"verdict/{rank}").decode()
     verdict, wanted = _judged(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]

@@ -214,7 +214,8 @@ def _clean(
     todo = [task for task in tasks if task.answer not in answers]
     if answers:
         log.info("%d of %d posters were cleaned before and are kept", len(ids) - _count(todo), len(ids))
-    failed, good = [], len(ids) - _count(todo)
+    failed: list[Rejection] = []
+    good = len(ids) - _count(todo)
     with progress(_count(todo), "cleaning posters") as bar:
         for task, rows in executor.run(clean_chunk, todo):
             answers[task.answer] = rows

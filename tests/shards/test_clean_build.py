@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from shard_tools import (
@@ -30,7 +31,7 @@ from shards import pack, split_like
 from shards.clean.run import CleanOptions, clean_posters
 from shards.errors import UserError
 from shards.images import ImageOptions, decode, shrunk
-from shards.manifest import Manifest
+from shards.manifest import Manifest, Shard
 from shards.split import SPLITS
 from shards.split_like import splits_like
 from shards.text.masks import MaskOptions
@@ -339,14 +340,13 @@ def test_a_set_with_a_poster_in_two_splits_is_no_model(
     model_set: tuple[Source, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, model = model_set
-    real = split_like.read_index
+    real = split_like.read_index_of
 
-    def twice(tar: Path) -> tuple:
-        table, facts = real(tar)
-        at = table.column_names.index("id")
-        return table.set_column(at, "id", [["p0000"] * len(table)]), facts
+    def twice(root: Path, shard: Shard) -> pa.Table:
+        table = real(root, shard)
+        return table.set_column(table.column_names.index("id"), "id", [["p0000"] * len(table)])
 
-    monkeypatch.setattr(split_like, "read_index", twice)
+    monkeypatch.setattr(split_like, "read_index_of", twice)
     message = one_line_error(lambda: build(source, tmp_path / "out", split_like=model))
     assert "has sample 'p0000' in train and in val" in message
 

@@ -144,10 +144,12 @@ def test_building_ends_if_none_can_be_cleaned(source: Source, detector: Moody, t
 
 
 def test_whose_fault_an_exception_is() -> None:
-    for error in (ValueError("x"), MemoryError(), OSError("encoder error -2"), IndexError(3)):
+    pictures = (ValueError("x"), MemoryError(), OSError("encoder error -2"), IndexError(3))
+    for fault in pictures:
         with pytest.raises(BadImage, match="why"), blamed_on_the_picture("why"):
-            raise error
-    for error in (OSError(errno.EIO, "disk"), UserError("x"), KeyboardInterrupt(), BadImage("truncated")):
+            raise fault
+    others = (OSError(errno.EIO, "disk"), UserError("x"), KeyboardInterrupt(), BadImage("truncated"))
+    for error in others:
         with pytest.raises(type(error)) as caught, blamed_on_the_picture("why"):
             raise error
         assert caught.value is error

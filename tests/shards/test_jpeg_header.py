@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,8 @@ def test_orientation_is_pillows(order: str, kind: int) -> None:
 def test_orientation_of_xmp_counts_where_exif_has_none() -> None:
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
     for exif, expected in ((None, 8), (tiff("<", 3, 6), 6)):
-        data = encoded(PICTURE, xmp=xmp, **({"exif": exif} if exif else {}))
+        options: dict[str, Any] = {"exif": exif} if exif else {}
+        data = encoded(PICTURE, xmp=xmp, **options)
         header = read_jpeg_header(data)
         assert header is not None and header.orientation == expected == pillows(data)
         image = Image.open(io.BytesIO(data))
@@ -161,7 +163,7 @@ def test_long_exif_of_one_segment_passes() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_missing_scans_are_noticed(mode: str, options: dict[str, int]) -> None:
+def test_missing_scans_are_noticed(mode: str, options: dict[str, Any]) -> None:
     data = encoded(PICTURE.convert(mode), progressive=True, **options)
     header = read_jpeg_header(data)
     assert header is not None and missing_scans(data, header) == ""

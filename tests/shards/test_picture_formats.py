@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_cut_and_closed_is_refused(name: str, share: float) -> None:
         {"progressive": True, "restart_marker_rows": 1},
     ],
 )
-def test_a_jpeg_cut_and_closed_is_truncated(mode: str, how: dict[str, object]) -> None:
+def test_a_jpeg_cut_and_closed_is_truncated(mode: str, how: dict[str, Any]) -> None:
     data = encoded(NOISE.convert(mode), **how)
     assert reason_of(data) == ""
     for share in (0.4, 0.5, 0.7, 0.9, 0.98):

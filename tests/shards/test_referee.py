@@ -179,7 +179,9 @@ def report_bytes(table: pa.Table, facts: bytes = b"{}") -> bytes:
 
 
 def test_a_report_with_values_that_none_has_is_one_line(tmp_path: Path) -> None:
-    row = {name: [] if pa.types.is_list(SCHEMA.field(name).type) else 1 for name in SCHEMA.names}
+    row: dict[str, Any] = {
+        name: [] if pa.types.is_list(SCHEMA.field(name).type) else 1 for name in SCHEMA.names
+    }
     good = pa.Table.from_pylist([{**row, "id": "a", "fill": "flat"}], schema=SCHEMA)
     path = tmp_path / REPORT
     path.write_bytes(report_bytes(good))

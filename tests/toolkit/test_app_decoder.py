@@ -73,7 +73,12 @@ def test_one_visitors_slow_file_does_not_hold_up_another(
     decoder.open([picture])
     monkeypatch.setattr(app_decoder, "FILE_SECONDS", 3.0)
     ended = threading.Event()
-    slow = threading.Thread(target=lambda: (decoder.open([endless]), ended.set()))
+
+    def visit() -> None:
+        decoder.open([endless])
+        ended.set()
+
+    slow = threading.Thread(target=visit)
     slow.start()
     (found,) = decoder.open([picture])
     assert isinstance(found, Opened) and not ended.is_set()

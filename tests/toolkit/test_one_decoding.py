@@ -7,6 +7,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,13 +35,13 @@ PLAIN = Preprocessing(32, 0.9, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SIZE = (90, 140)
 
 
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
 
 
-def turned(orientation: int, kind: str = "JPEG", **options: object) -> bytes:
+def turned(orientation: int, kind: str = "JPEG", **options: Any) -> bytes:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return encoded(picture(*SIZE), kind, exif=exif, **options)
@@ -169,7 +170,7 @@ def test_another_size_is_no_turn() -> None:
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("geometry", ["cpu", "device"])
-def test_a_jpeg_cut_and_closed_is_damage(how: dict[str, object], geometry: str) -> None:
+def test_a_jpeg_cut_and_closed_is_damage(how: dict[str, Any], geometry: str) -> None:
     whole = encoded(picture(*SIZE), **how)
     cut = whole[: len(whole) // 2] + b"\xff\xd9"
     with pytest.raises(ValueError, match="truncated"):
