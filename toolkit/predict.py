@@ -17,7 +17,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from shards.errors import UserError
+from shards.errors import UserError, printable_line
 from toolkit.data.cuts import file_cutter
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import FileSource, RawTransform, file_id, list_images
@@ -60,7 +60,7 @@ def run_predict(args: argparse.Namespace) -> int:
     failed = sum(p.error is not None for p in predictions)
     for prediction in predictions:
         if prediction.error is not None:
-            log.error("cannot read %s: %s", prediction.name, prediction.error)
+            log.error("cannot read %s: %s", printable_line(prediction.name), printable_line(prediction.error))
     if failed:
         rest = "the others were predicted" if failed < len(predictions) else "nothing was predicted"
         log.error("%d of %d images could not be read; %s", failed, len(predictions), rest)
