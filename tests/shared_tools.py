@@ -24,6 +24,7 @@ def build_small_set(posters: Path, out: Path, seed: int = 0) -> Path:
             fractions=(0.6, 0.2, 0.2),
             samples_per_shard=20,
             seed=seed,
+            max_rejected=1.0,  # some are bad on purpose
             workers=1,
         )
     )

@@ -62,7 +62,7 @@ def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
         except UserError as error:
-            log.warning("the model card leaves them out: %s", error)
+            log.warning("left out of the model card: %s", error)
 
 
 def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
@@ -178,14 +178,14 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
         rows.append(f"| {plain(name)} | " + " | ".join(_number(m.get(key)) for key in keys) + " |")
     ranking = values["ranking"]
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
-    beside = f" (label prevalence: {_number(chance['mAP'])})" if chance else ""
+    beside = f" (label prevalence: {_number(chance.get('mAP'))})" if chance else ""
     rows += [
         "",
-        f"mAP {_number(ranking['mAP'])}{beside}, ROC-AUC {_number(ranking['roc_auc'])}, "
+        f"mAP {_number(ranking.get('mAP'))}{beside}, ROC-AUC {_number(ranking.get('roc_auc'))}, "
         f"loss {_number(values['loss'])}.",
         "",
     ]
-    if "calibration" in values:
+    if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [
             f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "

@@ -44,8 +44,8 @@ LACKS = "rank 1 has not the checkpoint that the first process goes on from, step
 @pytest.mark.parametrize(
     ("rank", "change", "words"),
     [
-        (1, lambda run: shutil.rmtree(run / NEWEST), [LACKS, "checkpoint not found: ", "state.json"]),
-        (1, lambda run: shutil.rmtree(run), [LACKS, "checkpoint not found: ", "state.json"]),
+        (1, lambda run: shutil.rmtree(run / NEWEST), [LACKS, "checkpoint's state not found: ", "state.json"]),
+        (1, lambda run: shutil.rmtree(run), [LACKS, "checkpoint's state not found: ", "state.json"]),
         (1, _damage, [LACKS, "the sha256 of ", "is not the one that was saved"]),
         (1, _another, [LACKS, "the sha256 of ", " instead of "]),
         (

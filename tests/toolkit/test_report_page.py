@@ -256,11 +256,9 @@ def test_the_course_leaves_out_half_a_row(tmp_path: Path):
 def test_a_course_that_is_no_table_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "epochs.csv").write_text("epoch,val_loss\n0,nan\n1,inf\n2,-\n3,0.5\n")
     assert read_course(tmp_path / "model") == {"epoch": [0, 1, 2, 3], "val_loss": [None, None, None, 0.5]}
-    for content in (b"epoch,\xff\n0,1\n", b"epoch,x\n0," + b"9" * 200_000 + b"\n"):
-        (tmp_path / "epochs.csv").write_bytes(content)
-        caplog.clear()
-        assert read_course(tmp_path / "model") is None
-        assert "epochs.csv is no table of epochs" in caplog.text
+    (tmp_path / "epochs.csv").write_bytes(b"epoch,\xff\n0,1\n")
+    assert read_course(tmp_path / "model") is None
+    assert "epochs.csv is no table of epochs" in caplog.text
 
 
 def test_a_model_outside_a_run_has_no_training_section():
