@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+from shards.errors import printable_line
+
 #: Endings of picture files, in lower case; a name may have them in any case. Where an id has several files, the first
 #: of these counts.
 IMAGE_ENDINGS = (
@@ -47,7 +49,7 @@ def others_text(others: Counter[str]) -> str:
     """
     shown = others.most_common(8)
     rest = others.total() - sum(count for _, count in shown)
-    kinds = [f"{count} {kind or 'without an ending'}" for kind, count in shown]
+    kinds = [f"{count} {printable_line(kind) or 'without an ending'}" for kind, count in shown]
     kinds += [f"{rest} more"] if rest else []
     what = (
         "1 file of another kind was" if others.total() == 1 else f"{others.total()} files of other kinds were"

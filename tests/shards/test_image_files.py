@@ -133,7 +133,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_names_that_are_not_utf8_harm_no_other(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_harm_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = draw_posters(tmp_path, 8)
     os.makedirs(os.fsencode(source.images) + b"/fr\xe9d\xe9ric")
     for name in (b"caf\xe9.jpg", b"fr\xe9d\xe9ric/x.png", b"x.j\xffg"):
@@ -141,6 +141,7 @@ def test_names_that_are_not_utf8_harm_no_other(tmp_path: Path) -> None:
             stream.write(JPEG)
     assert sum(shard.samples for shard in build(source, tmp_path / "out").shards) == 8
     assert len(list(walk_images(source.images, Walk()))) == 10
+    assert "1 file of another kind was left out: 1 .j\\udcffg" in caplog.text
 
 
 @pytest.fixture
