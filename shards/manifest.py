@@ -29,8 +29,8 @@ from shards.schema import Count, Sha256, check_as, parse_as
 NAME = "manifest.json"
 FORMAT = 1
 LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
-#: Bytes of a shard's name: with the longer endings of its index and its predictions it still is a file's name.
-NAME_BYTES = 245
+#: Bytes of a shard's name: with the longest ending in place of its own (.jsonl.facts.json) it still is a file's name.
+NAME_BYTES = 242
 # A slash leads elsewhere, a backslash and a colon do so on Windows, control characters end names or lines.
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _REMEDY = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
@@ -232,9 +232,9 @@ class Manifest:
             return "it has no shard with samples"
         for shard in self.shards:
             if not is_plain(shard.name) or not shard.name.endswith(".tar"):
-                return f"the shard {shard.name!r} is not named like one plain .tar file in the set's folder"
+                return f"the shard {shard.name[:100]!r} is not named like one plain .tar file in the set's folder"
             if not is_plain(shard.split):
-                return f"the split {shard.split!r} is not one plain word: files are named by it"
+                return f"the split {shard.split[:100]!r} is not one plain word: files are named by it"
             if len(shard.genre_counts) != len(self.genres):
                 return f"the shard {shard.name!r} has not one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
@@ -247,7 +247,7 @@ class Manifest:
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
                 return (
-                    f"the table {table.name!r} is not named like one plain {TABLE} file in the set's folder"
+                    f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
                 )
         return ""
 

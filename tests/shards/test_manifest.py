@@ -250,13 +250,13 @@ def test_plain_names() -> None:
     assert all(
         map(
             is_plain,
-            ("train-00000.tar", "00000.tar", ".hidden.tar", "a b (1).tar", "映.tar", "..a", "x" * 245),
+            ("train-00000.tar", "00000.tar", ".hidden.tar", "a b (1).tar", "映.tar", "..a", "x" * 242),
         )
     )
     assert not any(
         map(
             is_plain,
-            ("", ".", "..", "a/b", "a\\b", "a:b", "a\0", "a\n", "a\x7f", "\ud800", "x" * 246, "映" * 82),
+            ("", ".", "..", "a/b", "a\\b", "a:b", "a\0", "a\n", "a\x7f", "\ud800", "x" * 243, "映" * 82),
         )
     )
 
