@@ -71,10 +71,13 @@ class _Labels(msgspec.Struct):
     genres: Genres
 
 
-class _Source(msgspec.Struct):
+class Source(msgspec.Struct):
     """What commands read of ``source``; the rest is for people."""
 
     indexed: bool = False
+    genre_field: str | None = None
+    """Of an indexed set's JSONs; unknown in sets of earlier versions."""
+    genre_separator: str = "|"
     rejected: dict[str, Count] = {}
     duplicate_groups: Count = 0
     samples_in_duplicate_groups: Count = 0
@@ -215,7 +218,7 @@ class Manifest:
                 f"{path} has format {head.format}, this version reads {FORMAT}; build the set again"
             )
         raw = parse_as(data, _Document, path, "manifest", _REMEDY)
-        check_as(raw.source, _Source, path, "manifest", _REMEDY)
+        check_as(raw.source, Source, path, "manifest", _REMEDY)
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables)
         if raw.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
@@ -246,9 +249,7 @@ class Manifest:
     def _tables_problem(self) -> str:
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
-                return (
-                    f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
-                )
+                return f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
         return ""
 
 

@@ -32,8 +32,8 @@ from toolkit.predict_tables import (
 
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
-    "version": 2, "labels": "f", "weights": "w", "content": "c", "index": "i", "calibration": {}, "thresholds": [0.5] * 3,
-    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
+    "version": 2, "labels": "f", "weights": "w", "content": "c", "index": "i", "calibration": {},
+    "thresholds": [0.5] * 3, "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
     "columns": {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"},
 }  # fmt: skip
 
