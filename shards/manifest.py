@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from shards.errors import UserError
-from shards.files import fingerprint, write_json
+from shards.files import fingerprint, small_bytes, write_json
 from shards.labels import Genres, LabelSet, genres_problem
 from shards.places import Place, is_remote
-from shards.remote_read import FIRST_PATIENCE, Patience, read_small
+from shards.remote_read import FIRST_PATIENCE, SMALL, Patience, read_small
 from shards.samples import SUFFIX as TABLE
 from shards.samples import SampleTable, remove_other_tables, table_name, write_sample_table
 from shards.schema import Count, Sha256, check_as, parse_as
@@ -58,7 +58,7 @@ class Shard:
     max_width: Count
     genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
-    index_bytes: Count = 0
+    index_bytes: Annotated[int, msgspec.Meta(ge=0, le=SMALL)] = 0
     """Of its index (shards/index.py); this and the next are unknown in sets of earlier versions."""
     index_sha256: Sha256 | None = None
 
@@ -202,7 +202,7 @@ class Manifest:
         if is_remote(folder):
             data = read_small(path, Patience(patience))
         elif folder.is_dir():
-            data = path.read_bytes() if path.is_file() else None
+            data = small_bytes(path) if path.is_file() else None
         else:
             raise UserError(
                 f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
