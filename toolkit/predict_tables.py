@@ -285,13 +285,7 @@ def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
                 columns = csv_header(list(facts["columns"].values()))
                 return next(csv.reader(stream), columns) == columns
             record = json.loads(stream.readline() or "{}")
-            return isinstance(record, dict) and record.keys() <= {
-                "id",
-                "genres",
-                "probabilities",
-                "error",
-                "embedding",
-            }
+            return isinstance(record, dict) and record.keys() <= {*OWN, "probabilities"}
     except (OSError, ValueError, csv.Error, RecursionError):
         return False
 
