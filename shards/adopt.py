@@ -66,6 +66,11 @@ class AdoptOptions:
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
             raise UserError(f"--split takes a name of letters, digits, dots and dashes, not {self.split!r}")
 
+    @property
+    def json_genres(self) -> str | None:
+        """Field of each sample's JSON that is asked for its genres."""
+        return self.genre_field if self.metadata is None else None
+
 
 def index_folder(options: AdoptOptions) -> Manifest:
     """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars stay as they are.
@@ -158,8 +163,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
-    field = options.genre_field if options.metadata is None else None
-    tasks = [ReadTask(tar, field, options.genre_separator) for tar in tars]
+    tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
     found: dict[Path, Contents] = {}
     with progress(len(tars), "reading tars", unit="tar") as bar:
         for task, contents in run(read_contents, tasks, options.workers):
@@ -200,6 +204,8 @@ def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[
             "samples": sum(shard.samples for shard in shards),
             "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
             "other_members": _members(others),
+            "genre_field": options.json_genres,
+            "genre_separator": options.genre_separator,
         },
         versions=library_versions(),
     )

@@ -85,7 +85,7 @@ class Contents:
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """A sample that cannot be taken for another reason than its image."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -105,12 +105,12 @@ def read_contents(task: ReadTask) -> Contents:
         for member in samples.members:
             try:
                 if len(member.key.encode()) > MAX_NAME:
-                    raise _Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
+                    raise Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
                 size = _image_size(stream, member)
                 record = _record(stream, member)
-                sample_id = _id(record, member.key)
-                own = _genres(record.get(task.genre_field), task.separator) if task.genre_field else ()
-            except (BadImage, _Unusable) as bad:
+                sample_id = id_of(record, member.key)
+                own = genres_of(record, task.genre_field, task.separator)
+            except (BadImage, Unusable) as bad:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
             members.append(member)
@@ -147,14 +147,14 @@ def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
     if member.json_offset < 0:
         return {}
     if member.json_size > MAX_JSON:
-        raise _Unusable("unreadable JSON", f"{member.json_size} bytes, over {MAX_JSON}")
+        raise Unusable("unreadable JSON", f"{member.json_size} bytes, over {MAX_JSON}")
     stream.seek(member.json_offset)
     try:
         record = json.loads(stream.read(member.json_size), object_pairs_hook=_once)
     except RecursionError:
-        raise _Unusable("unreadable JSON", "its values are nested too deeply") from None
+        raise Unusable("unreadable JSON", "its values are nested too deeply") from None
     except ValueError as error:
-        raise _Unusable("unreadable JSON", one_line(error)[:200]) from None
+        raise Unusable("unreadable JSON", one_line(error)[:200]) from None
     return record if isinstance(record, dict) else {}
 
 
@@ -165,31 +165,34 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _id(record: dict[str, Any], key: str) -> str:
+def id_of(record: dict[str, Any], key: str) -> str:
+    """A sample's id: its JSON's, else its key. Raises Unusable."""
     found = record.get("id")  # img2dataset's own JSON has none, only the key
     if found is None:
         return key
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
         found = int(found)  # JSON knows one kind of number; pandas writes 42.0
     if isinstance(found, bool) or not isinstance(found, (str, int)):
-        raise _Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
+        raise Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
     text = str(found)
     if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
-        raise _Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
+        raise Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
     if not text.strip() or "\n" in text or printable(text) != text:
-        raise _Unusable("bad id", f"the JSON's id is empty or holds control characters: {text[:60]!a}")
+        raise Unusable("bad id", f"the JSON's id is empty or holds control characters: {text[:60]!a}")
     return text
 
 
-def _genres(value: Any, separator: str) -> tuple[str, ...]:
+def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
+    """The genres that a sample's JSON states in ``field``; none without one. Raises Unusable."""
+    value = record.get(field) if field else None
     if value is None:
         return ()
     if not isinstance(value, (list, str)):
-        raise _Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")
+        raise Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")
     try:
         genres = parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
     except ValueError as error:
-        raise _Unusable("unparsable genres", one_line(error)) from None
+        raise Unusable("unparsable genres", one_line(error)) from None
     if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):
-        raise _Unusable("unparsable genres", f"a genre of {longest} characters, over {MAX_NAME}")
+        raise Unusable("unparsable genres", f"a genre of {longest} characters, over {MAX_NAME}")
     return genres

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+import msgspec
 import pyarrow as pa
 
 from shards.errors import UserError
@@ -13,6 +14,7 @@ from shards.index import SUFFIX, index_path, read_index, tar_path
 from shards.manifest import Shard
 from shards.pack import PackTask, describe, sample_key
 from shards.places import Place
+from shards.schema import Sha256
 from shards.split import SPLITS
 from shards.tarsamples import read_members
 
@@ -69,9 +71,17 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     table, facts = read_index(task.tar)
     if facts.get("plan") != task.plan():
         raise OtherShards(task.out, task.tar.name, "was built from other posters or options")
-    if not there or task.tar.stat().st_size != facts.get("bytes") or not _says_what_was_packed(task, table):
+    whole = there and _is_digest(facts.get("sha256")) and task.tar.stat().st_size == facts.get("bytes")
+    if not whole or not _says_what_was_packed(task, table):
         return None
     return describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def _is_digest(value: object) -> bool:
+    try:
+        return bool(msgspec.convert(value, Sha256))
+    except msgspec.ValidationError:
+        return False
 
 
 def _says_what_was_packed(task: PackTask, table: pa.Table) -> bool:

@@ -28,7 +28,7 @@ from shards.remote import (
     unique_name,
     uploaded,
 )
-from shards.remote_read import FIRST_PATIENCE, Patience, read_small
+from shards.remote_read import FIRST_PATIENCE, SMALL, Patience, read_small
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
@@ -95,6 +95,16 @@ def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
     if data is None:
         raise FileNotFoundError(str(path))
     yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
+
+
+def small_bytes(path: Path, most: int = SMALL) -> bytes:
+    """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(
+            f"{path} cannot be read: it has {size} bytes, over the limit of {most}; copy it again"
+        )
+    return path.read_bytes()
 
 
 def read_json(path: Place, what: str) -> Any:

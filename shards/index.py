@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, atomic_write
+from shards.files import PARTIAL, atomic_write, small_bytes
 from shards.labels import MAX_GENRES
 from shards.places import Place, is_remote, told
 from shards.schema import parse_as
@@ -147,8 +147,10 @@ def index_bytes(tar: Place) -> bytes:
     """The bytes of a tar's index. Raises UserError if it is absent."""
     path = index_path(tar)
     try:
-        if not is_remote(path) and path.exists():
-            require_index(tar)  # a device or a pipe has no end
+        if not is_remote(path):
+            if path.exists():
+                require_index(tar)  # a device or a pipe has no end
+            return small_bytes(path)
         with told("read the index", path):
             return path.read_bytes()
     except FileNotFoundError:

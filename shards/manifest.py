@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from shards.errors import UserError
-from shards.files import fingerprint, write_json
+from shards.files import fingerprint, small_bytes, write_json
 from shards.labels import Genres, LabelSet, genres_problem
 from shards.places import Place, is_remote
-from shards.remote_read import FIRST_PATIENCE, Patience, read_small
+from shards.remote_read import FIRST_PATIENCE, SMALL, Patience, read_small
 from shards.samples import SUFFIX as TABLE
 from shards.samples import SampleTable, remove_other_tables, table_name, write_sample_table
 from shards.schema import Count, Sha256, check_as, parse_as
@@ -29,8 +29,8 @@ from shards.schema import Count, Sha256, check_as, parse_as
 NAME = "manifest.json"
 FORMAT = 1
 LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
-#: Bytes of a shard's name: with the longer endings of its index and its predictions it still is a file's name.
-NAME_BYTES = 245
+#: Bytes of a shard's name: with the longest ending in place of its own (.jsonl.facts.json) it still is a file's name.
+NAME_BYTES = 242
 # A slash leads elsewhere, a backslash and a colon do so on Windows, control characters end names or lines.
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _REMEDY = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
@@ -58,7 +58,7 @@ class Shard:
     max_width: Count
     genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
-    index_bytes: Count = 0
+    index_bytes: Annotated[int, msgspec.Meta(ge=0, le=SMALL)] = 0
     """Of its index (shards/index.py); this and the next are unknown in sets of earlier versions."""
     index_sha256: Sha256 | None = None
 
@@ -71,10 +71,13 @@ class _Labels(msgspec.Struct):
     genres: Genres
 
 
-class _Source(msgspec.Struct):
+class Source(msgspec.Struct):
     """What commands read of ``source``; the rest is for people."""
 
     indexed: bool = False
+    genre_field: str | None = None
+    """Of an indexed set's JSONs; unknown in sets of earlier versions."""
+    genre_separator: str = "|"
     rejected: dict[str, Count] = {}
     duplicate_groups: Count = 0
     samples_in_duplicate_groups: Count = 0
@@ -199,7 +202,7 @@ class Manifest:
         if is_remote(folder):
             data = read_small(path, Patience(patience))
         elif folder.is_dir():
-            data = path.read_bytes() if path.is_file() else None
+            data = small_bytes(path) if path.is_file() else None
         else:
             raise UserError(
                 f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
@@ -215,7 +218,7 @@ class Manifest:
                 f"{path} has format {head.format}, this version reads {FORMAT}; build the set again"
             )
         raw = parse_as(data, _Document, path, "manifest", _REMEDY)
-        check_as(raw.source, _Source, path, "manifest", _REMEDY)
+        check_as(raw.source, Source, path, "manifest", _REMEDY)
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables)
         if raw.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
@@ -232,9 +235,9 @@ class Manifest:
             return "it has no shard with samples"
         for shard in self.shards:
             if not is_plain(shard.name) or not shard.name.endswith(".tar"):
-                return f"the shard {shard.name!r} is not named like one plain .tar file in the set's folder"
+                return f"the shard {shard.name[:100]!r} is not named like one plain .tar file in the set's folder"
             if not is_plain(shard.split):
-                return f"the split {shard.split!r} is not one plain word: files are named by it"
+                return f"the split {shard.split[:100]!r} is not one plain word: files are named by it"
             if len(shard.genre_counts) != len(self.genres):
                 return f"the shard {shard.name!r} has not one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
@@ -246,9 +249,7 @@ class Manifest:
     def _tables_problem(self) -> str:
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
-                return (
-                    f"the table {table.name!r} is not named like one plain {TABLE} file in the set's folder"
-                )
+                return f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
         return ""
 
 

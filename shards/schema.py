@@ -6,11 +6,13 @@ ignored, because later versions add some. msgspec was chosen by import time: 0.0
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Annotated, TypeVar
 
 import msgspec
 
-from shards.errors import UserError, one_line, printable
+from shards.errors import UserError, one_line, printable, printable_line
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ def parse_as(data: bytes | str, schema: type[T], where: object, what: str, remed
     try:
         return msgspec.json.decode(data, type=schema)
     except (msgspec.MsgspecError, ValueError) as error:
-        problem = problem_of(error)
+        problem = _not_finite(data) or problem_of(error)
     except RecursionError:
         problem = "its values are nested too deeply"
     raise UserError(f"{where} is not a valid {what}: {problem}; {remedy}") from None
@@ -53,3 +55,24 @@ def problem_of(error: Exception) -> str:
     field = at.removesuffix("`").removeprefix(".")
     text = f"{field}: {text[:1].lower()}{text[1:]}" if field else text
     return printable(text[:300])
+
+
+def _not_finite(data: bytes | str) -> str:
+    """The first number that is not finite, which Python writes and other JSON has not; empty if there is none.
+
+    >>> _not_finite('{"mean": [0.5, NaN]}')
+    'mean[1]: expected a finite number, got nan'
+    """
+    try:
+        left = [("", json.loads(data))]
+    except (ValueError, RecursionError):
+        return ""
+    while left:
+        field, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return printable_line(f"{field.removeprefix('.')[-200:]}: expected a finite number, got {value}")
+        if isinstance(value, dict):
+            left += [(f"{field}.{key}", inner) for key, inner in reversed(value.items())]
+        elif isinstance(value, list):
+            left += [(f"{field}[{at}]", value[at]) for at in range(len(value) - 1, -1, -1)]
+    return ""

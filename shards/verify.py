@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
+from shards.adopt_read import Unusable, genres_of, id_of
 from shards.errors import UserError
 from shards.executor import run
 from shards.files import sha256_file
@@ -23,8 +26,8 @@ from shards.index import (
     misfit_of,
     parse_index,
 )
-from shards.labels import LabelSet
-from shards.manifest import Manifest, Shard
+from shards.labels import LabelSet, merge_spellings
+from shards.manifest import Manifest, Shard, Source
 from shards.progress import progress
 from shards.samples import (
     SampleTable,
@@ -42,8 +45,8 @@ class _Check:
     folder: Path
     shard: Shard
     labels: LabelSet
-    built: bool
-    """By our own packing, whose JSON states id and genres."""
+    source: Source
+    """An indexed set's JSONs are another tool's; those of our own packing state id and genres."""
     decode: bool
     """The images, too."""
     table: SampleTable | None
@@ -81,13 +84,13 @@ def check_set(
     """(problems, bytes and SHA-256 of the index by the shard's name). ``decode``: look at every image, too."""
     tasks: list[_Check] = []
     problems: list[str] = []
-    built = not manifest.source.get("indexed")
+    source = msgspec.convert(manifest.source, Source)
     for split, shards in manifest.by_split.items():
         samples = sum(shard.samples for shard in shards)
         table = _sound_table(folder, manifest, split, shards, problems)
         first = 0
         for shard in shards:
-            tasks.append(_Check(folder, shard, manifest.labels, built, decode, table, first, samples))
+            tasks.append(_Check(folder, shard, manifest.labels, source, decode, table, first, samples))
             first += shard.samples
     found: dict[str, Checked] = {}
     with progress(sum(shard.samples for shard in manifest.shards), "verifying") as bar:
@@ -195,11 +198,14 @@ def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task
     if task.decode:
         stream.seek(member.image_offset)
         problem = _image_problem(stream.read(member.image_size), row["width"], row["height"])
-    if not problem and member.json_offset >= 0:
-        stream.seek(member.json_offset)
-        problem = _json_problem(stream.read(member.json_size), row, task)
-    elif not problem and task.built:
-        problem = "it has no JSON with its id and genres"
+    if not problem:
+        data = b"{}"
+        if member.json_offset >= 0:
+            stream.seek(member.json_offset)
+            data = stream.read(member.json_size)
+        elif not task.source.indexed:
+            return "it has no JSON with its id and genres"
+        problem = _json_problem(data, row, task)
     return problem or ("its bytes changed since it was packed (crc32)" if changed else "")
 
 
@@ -222,13 +228,22 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
         record = json.loads(data)
     except (ValueError, RecursionError):
         return "its JSON does not parse"
-    # Only our own packing writes multi_hot; foreign JSON is free in its layout.
-    stated = record.get("multi_hot") if isinstance(record, dict) else None
-    if stated is None:
-        return "its JSON is not that of a poster" if task.built else ""
-    if record.get("id") != row["id"]:
-        return "its id is not that of the index"
+    record = record if isinstance(record, dict) else {}
+    indexed, field = task.source.indexed, task.source.genre_field
+    if not indexed and "multi_hot" not in record:
+        return "its JSON is not that of a poster"
     genres = [task.labels.genres[column] for column in row["labels"]]
-    if stated != task.labels.multi_hot(row["labels"]) or (task.built and record.get("genres") != genres):
-        return "its labels are not those of the index"
-    return ""
+    stated = row["key"] if record.get("id") is None else str(record["id"])
+    try:
+        if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
+            return "its id is not that of the index"
+        if not indexed:
+            same = (
+                record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
+            )
+        else:  # whose JSONs may spell a genre in several ways, and whose genres may be a CSV's
+            own = genres_of(record, field, task.source.genre_separator)
+            same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
+    except Unusable as bad:
+        return f"{bad.reason} ({bad.detail})"
+    return "" if same else "its labels are not those of the index"

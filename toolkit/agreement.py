@@ -37,6 +37,8 @@ Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
 #: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
 PLACES = ("model", "shards", "directory", "image", "output", "out", "report", "compare", "onnx")
+#: Of these, the one where every process writes: the processes of one machine must name one folder.
+WRITTEN = "output"
 #: Options and configuration that change no result.
 OWN = ("command", "run", "workers", "cache_dir", "cache_limit", "patience", "data.workers", "data.prefetch")
 #: Variables that change numbers, with their usual values.
@@ -128,10 +130,11 @@ def command_facts(command: str, options: Mapping[str, object] | Namespace) -> Fa
     """The command and its options, under their names on the command line."""
     facts: Facts = {"command": (command, "")}
     for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
+        place = str(value.absolute()) if name == WRITTEN and isinstance(value, Path) else ""
         if name in PLACES:
             value = None if value is None else "given"
         if name not in OWN:
-            facts[f"--{name.replace('_', '-')}"] = _fact(value)
+            facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
     return facts
 
 
@@ -226,6 +229,9 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
             f"it has GPUs (--num_processes), or run on the CPU (launch/accelerate/cpu_2.yaml)"
         )
     keys = _differing(first.facts, other.facts)
+    written = f"--{WRITTEN}"
+    if not keys and first.host == other.host and first.facts.get(written) != other.facts.get(written):
+        keys = [written]
     if not keys:
         return ""
     own, place = other.facts.get(keys[0], (None, ""))

@@ -43,6 +43,7 @@ from toolkit.inference import Scored, joined, score
 from toolkit.model_folder import ModelFolder
 from toolkit.predict_options import forward_of, load_folder, onnx_path
 from toolkit.predict_parts import (
+    Content,
     OpenPart,
     Part,
     PartsSource,
@@ -86,7 +87,7 @@ class Job:
         """The file of a part."""
         return output_path(self.out, part.name, self.format)
 
-    def facts(self, content: str) -> dict[str, Any]:
+    def facts(self, content: Content) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
         return facts_of(self.folder, content, self.how)
 

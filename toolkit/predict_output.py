@@ -69,7 +69,9 @@ def write_predictions(
     """Write all results to ``output``, or to the screen, in one of predict_options.FILE_FORMATS."""
     if format == "parquet":
         assert output is not None  # see file_format
-        table = table_of(_rows(predictions, folder), folder.labels, facts_of(folder, "", {}), KEY_COLUMN)
+        table = table_of(
+            _rows(predictions, folder), folder.labels, facts_of(folder, {"content": ""}, {}), KEY_COLUMN
+        )
         with atomic_write(output) as stream:
             pq.write_table(table, stream, compression="zstd")
     else:

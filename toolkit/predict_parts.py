@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 FILES_PER_PART = 512
 _SHIFT = 32
 
+#: Digests of what a part is made of, by their names among a file's facts; None where one is not known.
+Content: TypeAlias = dict[str, str | None]
+
 
 class OpenPart(Protocol):
     """A part at work."""
@@ -47,8 +50,8 @@ class OpenPart(Protocol):
         ...
 
     @property
-    def content(self) -> str:
-        """Its part's fingerprint, as it was before anything was read."""
+    def content(self) -> Content:
+        """Its part's, as it was before anything was read."""
         ...
 
     def ids(self) -> list[str]:
@@ -73,8 +76,8 @@ class Part(Protocol):
         """Samples."""
         ...
 
-    def content(self) -> str:
-        """A fingerprint of what is predicted: a finished file of other content is not taken for this part's."""
+    def content(self) -> Content:
+        """What is predicted: a finished file of other content is not taken for this part's."""
         ...
 
     def open(self) -> OpenPart:
@@ -100,9 +103,9 @@ class ShardPart:
         """See Part."""
         return self.shard.samples
 
-    def content(self) -> str:
-        """See Part."""
-        return self.shard.sha256
+    def content(self) -> Content:
+        """See Part: the images are the tar's, the ids its index's."""
+        return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self) -> OpenPart:
         """See Part."""
@@ -114,7 +117,7 @@ class ShardPart:
 @dataclass(frozen=True)
 class _OpenShard:
     source: ShardReader
-    content: str
+    content: Content
 
     def ids(self) -> list[str]:
         return self.source.sample_ids()
@@ -141,7 +144,7 @@ class FilesPart:
         """See Part."""
         return len(self.files)
 
-    def content(self) -> str:
+    def content(self) -> Content:
         """See Part: names, sizes and times of change, for reading everything twice would be too much."""
         facts: list[tuple[str, int, int]] = []
         for file in self.files:
@@ -151,7 +154,7 @@ class FilesPart:
                 facts.append((file, -1, -1))
             else:
                 facts.append((file, state.st_size, state.st_mtime_ns))
-        return fingerprint(facts)
+        return {"content": fingerprint(facts)}
 
     def open(self) -> OpenPart:
         """See Part."""
@@ -162,7 +165,7 @@ class FilesPart:
 @dataclass(frozen=True)
 class _OpenFiles:
     source: FileSource
-    content: str
+    content: Content
     files: tuple[str, ...]
 
     def ids(self) -> list[str]:

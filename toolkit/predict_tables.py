@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,8 +110,8 @@ def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str
     return dict(zip(labels.genres, column_names(labels.genres, reserved), strict=True))
 
 
-def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the rows of a part, as JSON types."""
+def facts_of(folder: ModelFolder, content: Mapping[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides the rows of a part, as JSON types. ``content``: digests of what is predicted."""
     decisions = folder.decisions.to_dict()
     return {
         "version": VERSION,
@@ -122,7 +122,7 @@ def facts_of(folder: ModelFolder, content: str, how: dict[str, Any]) -> dict[str
         "calibration": decisions["calibration"],
         "thresholds": decisions["thresholds"],
         "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
-        "content": content,
+        **content,
         **how,
     }
 
@@ -263,7 +263,8 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
     else:
         raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
     if isinstance(found, dict):
-        found = {**{name: wanted.get(name) for name in ADDED}, **found}
+        unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
+        found = {**found, **{name: wanted[name] for name in unknown}}
     return found
 
 
@@ -284,19 +285,13 @@ def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
                 columns = csv_header(list(facts["columns"].values()))
                 return next(csv.reader(stream), columns) == columns
             record = json.loads(stream.readline() or "{}")
-            return isinstance(record, dict) and record.keys() <= {
-                "id",
-                "genres",
-                "probabilities",
-                "error",
-                "embedding",
-            }
+            return isinstance(record, dict) and record.keys() <= {*OWN, "probabilities"}
     except (OSError, ValueError, csv.Error, RecursionError):
         return False
 
 
-#: Facts that files of earlier versions do not state. They are taken for what is wanted.
-ADDED = ("preprocessing",)
+#: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.
+ADDED = ("preprocessing", "index")
 
 #: What a fact that differs is called in messages, the weightiest first.
 WORDS = {
@@ -304,6 +299,7 @@ WORDS = {
     "labels": "a model with other genres",
     "weights": "another model",
     "content": "other images",
+    "index": "another index of the same images, with other ids or genres",
     "calibration": "another calibration",
     "thresholds": "other thresholds",
     "preprocessing": "another preprocessing",

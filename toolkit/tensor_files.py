@@ -18,6 +18,8 @@ from shards.schema import Count, check_as, parse_as
 #: Bytes of the header, which has some 100 for each tensor. The format allows 100 MB: a million tensors.
 MAX_HEADER = 8 * 2**20
 WHAT = "safetensors file"
+#: Endings of names of tensors that hold what was learnt. Others may count, as num_batches_tracked does.
+LEARNT = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
 
 Shape = tuple[int, ...]
@@ -103,6 +105,11 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
                 f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU"
             )
         if not tensor.is_floating_point():
+            if tensor.is_complex() or name.endswith(LEARNT):
+                raise UserError(
+                    f"{path}: its tensor {shown} holds {str(tensor.dtype).removeprefix('torch.')} numbers, and weights "
+                    f"are floating-point ones: save them as float32 or float16"
+                )
             continue
         bad = ~torch.isfinite(tensor)
         if bad.any():

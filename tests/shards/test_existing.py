@@ -69,6 +69,19 @@ def test_a_finished_shard_whose_index_was_changed_is_made_again(
         assert tree(out) == tree(few_shards)
 
 
+@pytest.mark.parametrize("digest", ["../../victim", "A" * 64, 5, None])
+def test_a_finished_shard_whose_digest_is_none_is_made_again(
+    few: Source, few_shards: Path, tmp_path: Path, digest: object
+) -> None:
+    """It would become the manifest's, and so a name in caches."""
+    out = shutil.copytree(few_shards, tmp_path / "out")
+    (out / "manifest.json").unlink()
+    table, facts = read_index(out / "train-00000.tar")
+    write_index(out / "train-00000.tar", table, {**facts, "sha256": digest})
+    build(few, out, samples_per_shard=8)
+    assert tree(out) == tree(few_shards)
+
+
 def test_a_finished_set_is_not_written_again(few: Source, few_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)

@@ -47,7 +47,12 @@ def test_unknown_keys_are_ignored():
         (b'{"parts": [{"name": "a", "size": 1, "digest": "' + b"0" * 64 + b'\\n"}]}', "parts[0].digest"),
         (b'{"parts": [{"name": "aaaaaaaaa", "size": 1}]}', "parts[0].name: expected str of length <= 8"),
         (b'{"parts": [], "rates": [1' + b"0" * 400 + b"]}", "rates[0]: number out of range"),
-        (b'{"parts": [], "rates": [NaN]}', "JSON is malformed"),
+        (b'{"parts": [], "rates": [0.5, NaN]}', "rates[1]: expected a finite number, got nan"),
+        (
+            b'{"parts": [], "later": {"x\\n": -1e400, "y": NaN}}',
+            "later.x\\n: expected a finite number, got -inf",
+        ),
+        (b'{"parts": [], "rates": [NaN}', "JSON is malformed"),
         (b"[]", "Expected object, got array"),
         (b"", "truncated"),
         (b'{"parts": [], "later": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ""),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shard_tools import Source, build, draw, encoded, only_error, tree, write_tar
+from shard_tools import Source, build, draw, encoded, only_error, tree, write_csv, write_tar
 
 from shards.adopt import AdoptOptions, index_folder
 from shards.index import index_path, read_index, write_index
@@ -280,6 +280,46 @@ def test_what_table_and_index_agree_on_is_compared_with_the_tar(
     as_a_stranger_would(copy, SHARD, column, lambda values: values[::-1])
     lines = problems(command, copy)
     assert lines and all(SHARD in line and line.endswith(message) for line in lines)
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    """Another tool's tar, whose JSONs spell a genre in two ways and write ids as pandas does."""
+    members: dict[str, bytes] = {}
+    for number, genres in enumerate((["Drama"], ["drama", "Comedy"], ["Comedy"])):
+        members[f"{number}.jpg"] = encoded(draw(number))
+        members[f"{number}.json"] = json.dumps({"id": number + 7.0, "tags": genres}).encode()
+    write_tar(tmp_path / "train-0.tar", members)
+    index_folder(AdoptOptions(tmp_path, genre_field="tags", workers=1))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("id", "its id is not that of the index"), ("labels", "its labels are not those of the index")],
+)
+def test_an_indexed_set_is_compared_with_its_jsons_too(
+    indexed: Path, command: Command, column: str, message: str
+) -> None:
+    assert verify_shards(indexed, workers=1)[1] == []
+    as_a_stranger_would(indexed, "train-0.tar", column, lambda values: [*values[1:], values[0]])
+    lines = problems(command, indexed)
+    assert len(lines) == 3 and all(line.endswith(message) for line in lines)
+
+
+def test_ids_without_a_json_are_the_keys(tmp_path: Path, command: Command) -> None:
+    write_tar(tmp_path / "a.tar", {f"{name}.jpg": encoded(draw(name)) for name in "xy"})
+    index_folder(AdoptOptions(tmp_path, workers=1))
+    as_a_stranger_would(tmp_path, "a.tar", "id", lambda values: values[::-1])
+    assert len(problems(command, tmp_path)) == 2
+
+
+def test_genres_of_a_csv_are_not_the_jsons(indexed: Path) -> None:
+    table = write_csv(
+        indexed / "meta.csv", [(number, "t", 1999, f"['War', 'G{number}']") for number in (7, 8, 9)]
+    )
+    index_folder(AdoptOptions(indexed, metadata=table, workers=1))
+    assert verify_shards(indexed, workers=1)[1] == []
 
 
 def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Command) -> None:

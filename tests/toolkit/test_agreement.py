@@ -221,6 +221,19 @@ def test_options_that_name_places_count_as_given():
     assert "has --out nothing, the first process given" in disagreement([Record(one)], Record(without))
 
 
+def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    one, same, other = (
+        Record(command_facts("predict", Namespace(output=out)), host="a")
+        for out in (Path("x"), tmp_path / "x", Path("y"))
+    )
+    assert disagreement([one], same) == ""
+    assert disagreement([one], other).startswith(
+        f"rank 1 has --output given ({tmp_path}/y), the first process given ({tmp_path}/x): start all processes"
+    )
+    assert disagreement([one], dataclasses_replace(other, host="b")) == ""  # where paths may lead elsewhere
+
+
 def test_a_url_is_shown_without_its_credentials():
     manifest = Manifest(["a"], [])
     ((_, place),) = {fact for key, fact in set_facts(manifest, "s3://user:secret@host/set?token=secret").items()
@@ -453,6 +466,7 @@ def test_two_processes_that_differ(
                 ("--ignore-labels", "false"),
             )
         ),
+        pair(on_set, own("--output", "given (", "given ("), [], ["--out", tmp_path / "elsewhere"]),
         one_of(tune, "--aim=f0.5", "--aim", "f0.5", "f1"),
         one_of(tune, "--slack=0.5", "--slack", "0.5", "0.01"),
         one_of(tune, "--calibration=none", "--calibration", "none", "auto"),

@@ -11,7 +11,7 @@ import pytest
 from toolkit_helpers import TINY
 
 from shards.errors import UserError
-from shards.files import fingerprint
+from shards.files import fingerprint, sha256_file
 from shards.index import read_index, write_index
 from shards.manifest import Manifest
 from toolkit.cli import main
@@ -117,6 +117,23 @@ def test_a_run_resumes_on_a_set_that_got_its_digests(
     assert all(shard.index_sha256 for shard in Manifest.read(copy).shards)
     assert main([*command, "--resume", "--train.epochs=2"]) == 0
     assert len((tmp_path / "run" / "epochs.csv").read_text().splitlines()) == 3
+
+
+def test_predictions_under_other_ids_are_refused(copy: Path, model: Path, tmp_path: Path):
+    predict = words("predict", model, copy, tmp_path / "out")
+    assert main(predict) == 0
+    reorder(copy, "test")
+    raw = json.loads((copy / "manifest.json").read_text())
+    shard = next(shard for shard in raw["shards"] if shard["split"] == "test")
+    index = copy / shard["name"].replace(".tar", ".index.parquet")
+    shard.update(index_bytes=index.stat().st_size, index_sha256=sha256_file(index))
+    (copy / "manifest.json").write_text(json.dumps(raw))
+    before = files(tmp_path)
+    with pytest.raises(
+        UserError, match=r"test-00000\.csv holds predictions of another index of the same images"
+    ):
+        main(predict)
+    assert files(tmp_path) == before
 
 
 def test_a_shard_without_samples_has_no_predictions(copy: Path, model: Path, tmp_path: Path):

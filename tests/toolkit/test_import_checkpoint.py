@@ -253,6 +253,14 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
             with_state(model__fc__weight=torch.zeros(3, 512, device="meta")),
             "'fc.weight' is no plain array of numbers",
         ),
+        (
+            with_state(model__fc__weight=torch.zeros(3, 512, dtype=torch.int64)),
+            "'fc.weight' holds int64 numbers, and weights are floating-point ones",
+        ),
+        (
+            with_state(model__conv1__weight=torch.zeros(64, 3, 7, 7, dtype=torch.complex64)),
+            "'conv1.weight' holds complex64 numbers",
+        ),
         (with_state(model__bn1__running_var=-torch.ones(64)), "'bn1.running_var' holds variances under 0"),
         ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "holds tuple, which is no tensor"),
         (

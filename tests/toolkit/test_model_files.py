@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import struct
 import time
@@ -183,6 +184,9 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("config.json", {"pretrained_cfg__crop_pct": 0}, "crop_pct: expected float >= 0.1"),
         ("config.json", {"pretrained_cfg__std": [0.2, -0.2, 0.2]}, "std[1]: expected float >= "),
         ("config.json", {"pretrained_cfg__std": [0.2, 0.2, 0]}, "std[2]: expected float >= "),
+        ("config.json", {"pretrained_cfg__mean": [0.2, math.nan, 0.2]},
+         "pretrained_cfg.mean[1]: expected a finite number, got nan"),
+        ("labels.json", {"thresholds": [0.5, math.inf, 0.5]}, "thresholds[1]: expected a finite number, got inf"),
         ("config.json", {"pretrained_cfg__mean": [0.2, 0.2]}, "mean: expected array of length 3"),
         ("config.json", {"pretrained_cfg__input_size": [3, 0, 0]}, "input_size[1]: expected int >= 8"),
         ("config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size[1]: expected int <= 4096"),
@@ -259,7 +263,7 @@ def header_of(header: bytes, data: bytes = b"") -> bytes:
         (header_of(b'{"a":' * 100_000), "is not a valid safetensors file"),
         (
             header_of(b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}'),
-            "umber out of range",
+            "a.shape[0]: expected a finite number, got inf",
         ),
         (
             header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'),

@@ -215,8 +215,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix:
     for name, value, words in (
         ("layer1.0.conv1.weight", torch.nan, "3 values that are not finite"),
         ("layer1.0.bn1.running_var", -1.0, "variances under 0"),
+        ("layer1.0.bn1.bias", 0, "int32 numbers, and weights are floating-point ones"),
     ):
         state = clean_state(build_model("resnet10t", 5, LINEAR, 64))
+        if isinstance(value, int):
+            state[name] = state[name].int()
         state[name].view(-1)[:3] = value
         path = tmp_path / f"w{suffix}"
         save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)

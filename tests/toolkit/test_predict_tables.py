@@ -32,8 +32,8 @@ from toolkit.predict_tables import (
 
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
-    "version": 2, "labels": "f", "weights": "w", "content": "c", "calibration": {}, "thresholds": [0.5] * 3,
-    "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
+    "version": 2, "labels": "f", "weights": "w", "content": "c", "index": "i", "calibration": {},
+    "thresholds": [0.5] * 3, "precision": "no", "tta": "none", "embeddings": False, "preprocessing": {},
     "columns": {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"},
 }  # fmt: skip
 
@@ -147,6 +147,7 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
         ("labels", "other genres"),
         ("weights", "another model"),
         ("content", "other images"),
+        ("index", "another index of the same images"),
         ("calibration", "another calibration"),
         ("thresholds", "other thresholds"),
         ("precision", "another precision"),
@@ -161,8 +162,18 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
 
 def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_rows(path, rows, LABELS, {k: v for k, v in FACTS.items() if k != "preprocessing"}, "parquet")
+    added = ("preprocessing", "index")
+    write_rows(path, rows, LABELS, {k: v for k, v in FACTS.items() if k not in added}, "parquet")
     assert is_finished(path, FACTS)
+    assert is_finished(path, {k: v for k, v in FACTS.items() if k != "index"})  # of a folder, which has none
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(None, "i"), ("i", None), (None, None)])
+def test_sets_of_earlier_versions_have_no_digest_of_an_index(
+    rows: Rows, tmp_path: Path, found: str | None, wanted: str | None
+) -> None:
+    write_rows(tmp_path / "a.csv", rows, LABELS, {**FACTS, "index": found}, "csv")
+    assert is_finished(tmp_path / "a.csv", {**FACTS, "index": wanted})
 
 
 def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Path) -> None:
