@@ -28,6 +28,7 @@ from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
 from shards.progress import progress
+from shards.scan import tell_of_films
 from shards.split import SPLITS
 from shards.vouch import vouch_for_indexes
 
@@ -96,6 +97,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
         else:
             _merge_spellings(options, found)
         require_genres(found)
+        tell_of_films([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:

@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa
 from shards.errors import UserError, one_line
 from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans
 from shards.metadata import Rejection
-from shards.picture_structure import check_structure
+from shards.picture_structure import check_structure, cut_off
 from shards.upright import orientation, rgb, turned
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
@@ -168,6 +168,8 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
         except Image.DecompressionBombError as error:
             raise BadImage("decompression bomb", one_line(error)) from None
         except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+            if cut_off(data):
+                raise BadImage("truncated", "the file ends before the picture does") from None
             raise BadImage("not an image", _without_address(error)) from None
     width, height = image.size
     most = options.max_pixels * _USUAL // _HEAVY.get(str(image.format), _USUAL)

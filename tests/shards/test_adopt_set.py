@@ -52,6 +52,13 @@ def test_the_summary_says_what_was_taken(tmp_path: Path, command: Command) -> No
     assert verify_shards(tmp_path, 1)[1] == []
 
 
+def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    film = encoded(draw("1"), "GIF", save_all=True, append_images=[draw("2")])
+    write_tar(tmp_path / "a.tar", {"a.gif": film, "b.gif": encoded(draw("1"), "GIF")})
+    adopt(tmp_path)
+    assert "1 posters have several frames or pages; the first is taken: a" in caplog.text
+
+
 def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(draw(1))} | {f"{n}.e{n}": b"" for n in range(30)})
     text = adopt(tmp_path).source["other_members"]

@@ -154,6 +154,15 @@ def test_cut_and_closed_is_refused(name: str, share: float) -> None:
     assert reason_of(CLOSED[name](share)) in ("truncated", "undecodable")
 
 
+@pytest.mark.parametrize(
+    "name", ["jpeg", "png", "webp", "webp lossless", "webp film", "avif", "bmp", "gif", "tiff", "tiff lzw"]
+)
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+def test_the_first_part_of_a_file_is_truncated(name: str, share: float) -> None:
+    data = SEEDS[name]
+    assert reason_of(data[: int(len(data) * share)]) == "truncated"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize(
     "how",
