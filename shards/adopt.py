@@ -30,6 +30,7 @@ from shards.metadata import Metadata, Rejection, first_reasons, read_metadata, w
 from shards.progress import progress
 from shards.scan import tell_of_films
 from shards.split import SPLITS
+from shards.table_checks import doubt_about_classes
 from shards.vouch import vouch_for_indexes
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _read_csv(options: AdoptOptions) -> Metadata | None:
 
 
 def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
-    """One spelling for each genre of the JSONs, as a CSV's genres have."""
+    """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
         raise UserError(
@@ -147,6 +148,12 @@ def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
         )
     for line in lines:
         log.warning("%s", line)
+    samples = [genres for genres in merged if genres]
+    labels = Counter(label for genres in samples for label in genres)
+    if doubt := doubt_about_classes(
+        f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples
+    ):
+        log.warning("%s; choose another with --genre-field, or --metadata, if these are not meant", doubt)
     left = iter(merged)
     for contents in found:
         contents.genres = [next(left) for _ in contents.genres]

@@ -170,13 +170,20 @@ def doubt_about(
     if chosen or known:
         return ""
     insist = f"choose another with --genre-column, or insist with --genre-column {at}; columns are {table.listing()}"
+    doubt = doubt_about_classes(column, labels, samples)
+    return f"{doubt}; {insist}" if doubt else ""
+
+
+def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
+    """Why these are hardly genres: numbers, years, all the same, or each poster's own; empty if they may be."""
+    shown = some([repr(label) for label, _ in labels.most_common()], 3)
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
-        return f"{column} holds {kind} instead of genres ({shown}); {insist}"
+        return f"{where} holds {kind} instead of genres ({shown})"
     if len(samples) > 1 and len({frozenset(genres) for genres in samples}) == 1:
-        return f"{column} gives all {len(samples)} posters the same: {shown}; {insist}"
+        return f"{where} gives all {len(samples)} posters the same: {shown}"
     if _mostly_own(samples, 0.9):
-        return f"{column} gives nearly every poster a label of its own ({shown}); {insist}"
+        return f"{where} gives nearly every poster a label of its own ({shown})"
     return ""
 
 
