@@ -163,6 +163,18 @@ def test_the_first_part_of_a_file_is_truncated(name: str, share: float) -> None:
     assert reason_of(data[: int(len(data) * share)]) == "truncated"
 
 
+def test_what_is_said_of_cuts() -> None:
+    half = {name: data[: len(data) // 2] for name, data in SEEDS.items()}
+    for data, words in (
+        (SEEDS["jpeg"][:-60] + b"\xff\xd9", "its pixels end before the picture does"),
+        (half["progressive"] + b"\xff\xd9", "its last scans are missing"),
+        (half["webp"], "the file ends before the picture does"),
+    ):
+        with pytest.raises(BadImage) as caught:
+            decode(data, ANY)
+        assert (caught.value.reason, caught.value.detail) == ("truncated", words)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize(
     "how",
