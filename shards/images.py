@@ -18,7 +18,14 @@ import simplejpeg
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registered only when asked
 
 from shards.errors import UserError, one_line
-from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans
+from shards.jpeg_header import (
+    JpegHeader,
+    TooMuchWork,
+    missing_scans,
+    most_scans,
+    read_jpeg_header,
+    without_junk,
+)
 from shards.metadata import Rejection
 from shards.picture_structure import check_structure, cut_off
 from shards.upright import orientation, rgb, turned
@@ -123,6 +130,10 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         fast = header.components != 4 and header.width * header.height <= FAST_PIXELS
         found = _whole_jpeg(data, header, smallest=not fast)
         pixels = Image.fromarray(found) if fast and found is not None else None
+    elif image.format == "JPEG" and target is None:
+        plain = without_junk(data)
+        if rules := read_jpeg_header(plain):
+            _whole_jpeg(plain, rules, smallest=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

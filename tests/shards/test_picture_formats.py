@@ -192,6 +192,7 @@ def test_a_jpeg_cut_and_closed_is_truncated(mode: str, how: dict[str, Any]) -> N
     assert reason_of(data) == ""
     for share in (0.4, 0.5, 0.7, 0.9, 0.98):
         assert reason_of(data[: int(len(data) * share)] + b"\xff\xd9") == "truncated", share
+        assert reason_of(data[:20] + b"junk" + data[20 : int(len(data) * share)] + b"\xff\xd9") == "truncated"
     # Harmless: bytes that stand between pixels and end mark, or behind it
     assert reason_of(data[:-2] + b"\0" * 40 + b"\xff\xd9") == "" == reason_of(data + b"\0" * 40)
 
