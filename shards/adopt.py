@@ -28,7 +28,9 @@ from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
 from shards.progress import progress
+from shards.scan import tell_of_films
 from shards.split import SPLITS
+from shards.table_checks import doubt_about_classes
 from shards.vouch import vouch_for_indexes
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
         else:
             _merge_spellings(options, found)
         require_genres(found)
+        tell_of_films([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
@@ -141,7 +144,7 @@ def _read_csv(options: AdoptOptions) -> Metadata | None:
 
 
 def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
-    """One spelling for each genre of the JSONs, as a CSV's genres have."""
+    """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
         raise UserError(
@@ -150,6 +153,12 @@ def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
         )
     for line in lines:
         log.warning("%s", line)
+    samples = [genres for genres in merged if genres]
+    labels = Counter(label for genres in samples for label in genres)
+    if doubt := doubt_about_classes(
+        f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples
+    ):
+        log.warning("%s; choose another with --genre-field, or --metadata, if these are not meant", doubt)
     left = iter(merged)
     for contents in found:
         contents.genres = [next(left) for _ in contents.genres]

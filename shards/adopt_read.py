@@ -18,6 +18,7 @@ from shards.images import BadImage, upright_size
 from shards.index import SCHEMA, Member, build_table
 from shards.labels import LabelSet
 from shards.metadata import Rejection
+from shards.picture_structure import more_frames
 from shards.tarsamples import read_tar
 
 MAX_IMAGE = 1 << 29
@@ -54,6 +55,8 @@ class Contents:
     """Members that are no part of a sample (shards/tarsamples.py)."""
     bytes: int
     sha256: str
+    films: list[str]
+    """Keys of images with several frames, of which the first is taken."""
 
     def names(self) -> list[tuple[str, str]]:
         """(id, key) of the samples that can be taken."""
@@ -100,13 +103,14 @@ def read_contents(task: ReadTask) -> Contents:
     """
     before = task.tar.stat()
     samples = read_tar(task.tar)
-    members, ids, sizes, genres = [], [], [], []
+    members, ids, sizes, genres, films = [], [], [], [], []
     with open(task.tar, "rb") as stream:
         for member in samples.members:
             try:
                 if len(member.key.encode()) > MAX_NAME:
                     raise Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
-                size = _image_size(stream, member)
+                data = _image(stream, member)
+                size = upright_size(data)
                 record = _record(stream, member)
                 sample_id = id_of(record, member.key)
                 own = genres_of(record, task.genre_field, task.separator)
@@ -114,6 +118,7 @@ def read_contents(task: ReadTask) -> Contents:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
             members.append(member)
+            films += [member.key] if more_frames(data) else []
             ids.append(sample_id)
             sizes.append(size)
             genres.append(own)
@@ -128,18 +133,18 @@ def read_contents(task: ReadTask) -> Contents:
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise UserError(f"{task.tar} changed while it was read; run the same command again")
-    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest)
+    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films)
 
 
-def _image_size(stream: IO[bytes], member: Member) -> tuple[int, int]:
-    """(width, height) of the upright image. Raises BadImage as a build does."""
+def _image(stream: IO[bytes], member: Member) -> bytes:
+    """The bytes of the image. Raises BadImage as a build does."""
     if member.image_size > MAX_IMAGE:
         raise BadImage("file too large", f"{member.image_size} bytes, over {MAX_IMAGE}")
     stream.seek(member.image_offset)
     data = stream.read(member.image_size)
     if not data:
         raise BadImage("zero bytes", "the image is empty")
-    return upright_size(data)
+    return data
 
 
 def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:

@@ -29,7 +29,8 @@ TOKEN = re.compile(
 )
 
 #: Pieces of a list that was cut up, or text that was quoted twice.
-QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]", re.DOTALL)
+#: Or a call, such as deque(['Drama']) and np.str_('Drama').
+QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened where it was printed; write all genres"
 

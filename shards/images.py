@@ -18,9 +18,16 @@ import simplejpeg
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registered only when asked
 
 from shards.errors import UserError, one_line
-from shards.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans
+from shards.jpeg_header import (
+    JpegHeader,
+    TooMuchWork,
+    missing_scans,
+    most_scans,
+    read_jpeg_header,
+    without_junk,
+)
 from shards.metadata import Rejection
-from shards.picture_structure import check_structure
+from shards.picture_structure import check_structure, cut_off
 from shards.upright import orientation, rgb, turned
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
@@ -123,6 +130,10 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         fast = header.components != 4 and header.width * header.height <= FAST_PIXELS
         found = _whole_jpeg(data, header, smallest=not fast)
         pixels = Image.fromarray(found) if fast and found is not None else None
+    elif image.format == "JPEG" and target is None:
+        plain = without_junk(data)
+        if rules := read_jpeg_header(plain):
+            _whole_jpeg(plain, rules, smallest=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -168,6 +179,8 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
         except Image.DecompressionBombError as error:
             raise BadImage("decompression bomb", one_line(error)) from None
         except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+            if cut_off(data):
+                raise BadImage("truncated", "the file ends before the picture does") from None
             raise BadImage("not an image", _without_address(error)) from None
     width, height = image.size
     most = options.max_pixels * _USUAL // _HEAVY.get(str(image.format), _USUAL)

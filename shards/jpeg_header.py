@@ -99,6 +99,21 @@ def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
     return JpegHeader(frame, width, height, components, orientation, at, one_scan)
 
 
+def without_junk(data: bytes) -> bytes:
+    """A JPEG without the bytes between the segments of its header, which decoders skip."""
+    kept, at = [data[:2]], 2
+    while len(kept) < MAX_SEGMENTS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
+        marker, size = _SEGMENT(data, at)
+        if marker == 0xFFDA:
+            break
+        if marker in _FRAMES or marker in _OTHERS:
+            kept.append(data[at : at + 2 + size])
+            at += 2 + size
+        else:
+            at += 1
+    return b"".join(kept) + data[max(at, 2) :]
+
+
 def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
     """The orientation, 1 to 8, that EXIF bytes say, else XMP bytes; 1 if neither does."""
     value = _exif_orientation(exif)

@@ -19,6 +19,11 @@ MAX_GENRES = 32_767  # the index holds columns as int16
 #: These join letters in Persian and emoji, so they are part of a name, though invisible.
 JOINERS = "\u200c\u200d"
 
+#: Invisible, too, though Unicode does not class them as format characters: fillers, blanks, variation selectors.
+FILLERS = frozenset(
+    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
+)
+
 #: Typographic forms of the hyphen and the apostrophe.
 PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {
     ord(c): "'" for c in "\u2018\u2019\u02bc"
@@ -129,7 +134,9 @@ def _essence(genre: str) -> str:
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(
         PLAIN_FORMS
     )
-    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf")
+    return "".join(
+        c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf" and c not in FILLERS
+    )
 
 
 def _most_frequent(found: dict[str, int]) -> str:
@@ -141,7 +148,8 @@ def _most_frequent(found: dict[str, int]) -> str:
 
 def _shown(genre: str) -> str:
     """In quotes; letters that look like others of theirs, such as decomposed ones, as escapes."""
-    return repr(genre) if genre == unicodedata.normalize("NFKC", genre) else ascii(genre)
+    plain = genre == unicodedata.normalize("NFKC", genre) and not FILLERS.intersection(genre)
+    return repr(genre) if plain else ascii(genre)
 
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:

@@ -52,13 +52,13 @@ class Listed:
     """Of a file at a URL: changes with its content; size and what the store calls its version."""
 
 
-def list_posters(folder: Place, ids: Iterable[str]) -> dict[str, Listed]:
+def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
     """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed.
 
-    Said in a line each: ids with several files, of which one counts; in a local folder also files of other kinds, and
-    folders that cannot be read.
+    Said in a line each, unless ``quiet``: ids with several files, of which one counts; in a local folder also files of
+    other kinds, and folders that cannot be read.
     """
-    groups = _remote_posters(folder, ids) if is_remote(folder) else _local_posters(folder, ids)
+    groups = _remote_posters(folder, ids) if is_remote(folder) else _local_posters(folder, ids, quiet)
     found, several = {}, []
     for members, files in groups:
         # Ids may have ./ and double slashes; two of them may then be one file's
@@ -70,7 +70,7 @@ def list_posters(folder: Place, ids: Iterable[str]) -> dict[str, Listed]:
                 found[sample_id] = Listed(names[0], _state(info) if info else "")
                 others = [name for name in names[1:] if name != own]
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
-    if several:
+    if several and not quiet:
         more = f" and {len(several) - 3} more" if len(several) > 3 else ""
         shown = "; ".join(several[:3])
         log.warning("%d posters have several files, of which one is taken: %s%s", len(several), shown, more)
@@ -82,7 +82,9 @@ def _remote_posters(folder: Any, ids: Iterable[str]) -> Iterator[tuple[Sequence[
     return _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
 
 
-def _local_posters(folder: Path, ids: Iterable[str]) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
+def _local_posters(
+    folder: Path, ids: Iterable[str], quiet: bool
+) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
     """Groups of ids that lie in one folder, with its files."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
@@ -98,7 +100,8 @@ def _local_posters(folder: Path, ids: Iterable[str]) -> Iterator[tuple[Sequence[
         if os.path.isdir(folder / below):  # behind a link, which the walk does not follow
             entries = list_folder(folder, f"{below}/", walk)
             yield members, {name: None for name, is_folder in entries if not is_folder}
-    walk.tell(folder)
+    if not quiet:
+        walk.tell(folder)
 
 
 def list_sizes(folder: Place, names: Iterable[str]) -> dict[str, int]:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
 
+#: Reasons of rows whose genres are not known.
+UNREADABLE = ("unparsable genres", "bad row")
+
 SPELLINGS = ("merge", "refuse")
 
 
@@ -109,7 +112,7 @@ def read_metadata(
         labels = {genre for entry in cells.entries for genre in entry.genres}
         named = genre_column is not None and genre_column in map(str.strip, table.header)
         if not named:
-            refuse_headless(table, genres_at, labels)
+            refuse_headless(table, genres_at, labels, separator)
     if genre_column is None and not is_named(table, genres_at):
         refuse_unless_lists(table, encoding, cells.written, cells.lists, [e.genres for e in cells.entries])
     genres, lines = merge_spellings([entry.genres for entry in cells.entries], known)
@@ -122,8 +125,10 @@ def read_metadata(
     metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
     _join(entries, cells.rejected, metadata)
     samples = [row.genres for row in metadata.rows]
-    doubt = doubt_about(table, encoding, genres_at, samples, separator, genre_column is not None, known)
+    doubt = doubt_about(table, encoding, genres_at, samples, genre_column is not None, known)
     if doubt:
+        bad = [r for _, r in cells.rejected if r.reason in UNREADABLE]
+        doubt += f" ({len(bad)} of {cells.rows} rows are unreadable: {first_reasons(bad)})" if bad else ""
         if strict:
             raise UserError(doubt)
         log.warning("%s", doubt)
@@ -198,7 +203,7 @@ def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out:
         by_id.setdefault(entry.id, []).append(entry)
     several = sum(len({frozenset(entry.genres) for entry in rows}) > 1 for rows in by_id.values())
     one_each = 10 * several >= len(by_id) and all(len(entry.genres) == 1 for entry in entries)
-    unreadable = {r.id: r for _, r in rejected if r.reason in ("unparsable genres", "bad row")}
+    unreadable = {r.id: r for _, r in rejected if r.reason in UNREADABLE}
     rejected = list(rejected)
     for sample_id, rows in by_id.items():
         if sample_id in unreadable:

@@ -16,6 +16,7 @@ MAX_CHUNKS, MAX_BLOCKS, MAX_ENTRIES = 100_000, 4_000, 4_000
 
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+AVIF = (b"ftypavif", b"ftypavis")
 #: Bytes of a value of each TIFF type.
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 #: Tags that point at further directories, which Pillow reads too: EXIF, GPS, interoperability.
@@ -65,6 +66,23 @@ def more_frames(data: bytes) -> bool:
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
         return len(data) > 20 and bool(data[20] & 2)
     return data[4:12] == b"ftypavis"
+
+
+def cut_off(data: bytes) -> bool:
+    """Whether a JPEG, WebP, TIFF or AVIF that no decoder opens says itself that it goes on behind its last byte."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _number(data, 4, "<I") + 8 > len(data)
+    if data.startswith(TIFF[:2]):
+        return _number(data, 4, f"{'<' if data[:1] == b'I' else '>'}I") + 2 > len(data)
+    at = 0
+    if data.startswith(b"\xff\xd8"):  # within its headers, whose number check_structure bounds
+        at = 2
+        while data[at : at + 1] == b"\xff":
+            at += 2 + _number(data, at + 2, ">H")
+        return at >= len(data)
+    while data[4:12] in AVIF and at + 8 <= len(data):
+        at += max(8, _number(data, at, ">I"))
+    return at > len(data)
 
 
 def _number(data: bytes, at: int, form: str) -> int:

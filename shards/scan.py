@@ -21,6 +21,7 @@ from shards.metadata import Rejection
 from shards.picture_structure import more_frames
 from shards.places import Place, is_remote
 from shards.progress import progress
+from shards.table_checks import some
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +121,15 @@ def scan_images(
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
                 films += [sample_id] if more else []
-    if films:
-        shown = ", ".join(films[:5]) + (", ..." if len(films) > 5 else "")
-        log.warning("%d posters have several frames or pages; the first is taken: %s", len(films), shown)
+    tell_of_films(films)
     return scan
+
+
+def tell_of_films(names: Sequence[str]) -> None:
+    """Say which posters have several frames."""
+    if names:
+        shown = some(names)
+        log.warning("%d posters have several frames or pages; the first is taken: %s", len(names), shown)
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:

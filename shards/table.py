@@ -88,7 +88,8 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
     """
     csv.field_size_limit(1 << 24)
     try:
-        codecs.lookup(encoding)
+        if codecs.lookup(encoding).name == "utf-8":
+            encoding = "utf-8-sig"  # the same, without the mark at its start
     except LookupError:
         raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
@@ -99,7 +100,8 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
             reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter)
             header = next(reader, None)
             if not header or not any(cell.strip() for cell in header):
-                raise UserError(f"{path} is empty: a CSV with a header line is needed")
+                what = "begins with an empty line" if first else "is empty"
+                raise UserError(f"{path} {what}: a CSV with a header line is needed")
             yield Table(path, header, ((reader.line_num, row) for row in reader if row), delimiter)
     except FileNotFoundError:
         raise UserError(f"metadata CSV not found: {path}") from None

@@ -18,7 +18,7 @@ GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
 #: The column that is looked at when none has such a name.
 FALLBACK = 3
 
-NUMBER = re.compile(r"[-+]?[\d.,\s]+%?")
+NUMBER = re.compile(r"[-+]?[\d.,\s/:-]+%?")
 YEAR = re.compile(r"(18[89]|19\d|20\d)\d(\.0)?")
 FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"})
 
@@ -58,6 +58,11 @@ def find_genres(table: Table, id_at: int) -> int:
         return named[0]
     if len(table.header) <= FALLBACK or id_at == FALLBACK:
         refuse_headless(table, None, ())
+        if is_named(table, id_at):
+            raise UserError(
+                f"{table.path}: column {table.name(id_at)} is named as genres are, and it would be that of the ids; "
+                f"choose the column of ids with --id-column; its columns are {table.listing()}"
+            )
         raise UserError(_no_column(table))
     return FALLBACK
 
@@ -67,11 +72,15 @@ def is_named(table: Table, at: int) -> bool:
     return tidy(table.header[at]).lower() in GENRE_NAMES
 
 
-def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str]) -> None:
-    """Raise UserError if the header line is a row: it holds a list, or a genre where the genres are."""
+def refuse_headless(
+    table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|"
+) -> None:
+    """Raise UserError if the header line is a row: it holds a list, or genres where the genres are."""
     header = [name.strip() for name in table.header]
     if any(LIST_CELL.fullmatch(name) for name in header) or (
-        genres_at is not None and header[genres_at] in labels
+        genres_at is not None
+        and labels
+        and {part.strip() for part in header[genres_at].split(separator)} <= set(labels)
     ):
         raise UserError(
             f"{table.path} has no header line: the first one is a row ({some([repr(name[:40]) for name in header])}); "
@@ -132,7 +141,6 @@ def doubt_about(
     encoding: str,
     at: int,
     samples: Sequence[Sequence[str]],
-    separator: str,
     chosen: bool,
     known: Sequence[str] = (),
 ) -> str:
@@ -152,7 +160,7 @@ def doubt_about(
             f"{column} holds no genres but flags ({shown}); {_multi_hot(table, flags or [at])}, or choose another "
             f"column with --genre-column"
         )
-    if glued := _glued(labels, len(samples), separator, known):
+    if glued := _glued(labels, len(samples), known):
         mark, examples = glued
         return (
             f"{column} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if "
@@ -162,13 +170,20 @@ def doubt_about(
     if chosen or known:
         return ""
     insist = f"choose another with --genre-column, or insist with --genre-column {at}; columns are {table.listing()}"
+    doubt = doubt_about_classes(column, labels, samples)
+    return f"{doubt}; {insist}" if doubt else ""
+
+
+def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
+    """Why these are hardly genres: numbers, years, all the same, or each poster's own; empty if they may be."""
+    shown = some([repr(label) for label, _ in labels.most_common()], 3)
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
-        return f"{column} holds {kind} instead of genres ({shown}); {insist}"
+        return f"{where} holds {kind} instead of genres ({shown})"
     if len(samples) > 1 and len({frozenset(genres) for genres in samples}) == 1:
-        return f"{column} gives all {len(samples)} posters the same: {shown}; {insist}"
+        return f"{where} gives all {len(samples)} posters the same: {shown}"
     if _mostly_own(samples, 0.9):
-        return f"{column} gives nearly every poster a label of its own ({shown}); {insist}"
+        return f"{where} gives nearly every poster a label of its own ({shown})"
     return ""
 
 
@@ -179,16 +194,12 @@ def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     return len(samples) >= MANY and own >= share * len(samples)
 
 
-def _glued(
-    labels: Counter[str], samples: int, separator: str, known: Sequence[str]
-) -> tuple[str, list[str]] | None:
-    """A separator that is not the one in use, but seems to separate genres in the labels of a tenth of the posters.
+def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[str, list[str]] | None:
+    """A separator that seems to separate genres in the labels of a tenth of the posters: another, or within lists.
 
     Returns it with those labels. See the tuples of separators for what is asked of the parts.
     """
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
-        if mark == separator:
-            continue
         parts = {
             label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1
         }

@@ -52,7 +52,7 @@ def problem_with_rows(
     `posters clean` listed in the folder's rejected.csv.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
-    there = list_posters(images, {r.id for r in named}) if named else {}
+    there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
     missing = [r.id for r in scan.rejected if r.reason == "missing file"]
     missing += [r.id for r in named if r.id not in there]
     present = [r for r in named if r.id in there] + [r for r in scan.rejected if r.reason != "missing file"]

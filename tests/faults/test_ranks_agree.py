@@ -100,7 +100,7 @@ def test_the_first_process_chooses_for_all(drawn_set: Path, two_checkpoints: Pat
 def test_ranks_whose_caches_of_the_hub_differ(
     other: int, statuses: list[int], drawn_set: Path, tmp_path: Path
 ):
-    """What the options do not tell; tests/toolkit/test_agreement.py has what they do."""
+    """What the options do not tell; test_agreement_processes.py has what they do."""
     options = train_options(drawn_set, tmp_path / "run", "--model.pretrained=true")
     run = ended(options, tmp_path / "said", 2, f"hub {other}")
     assert run.statuses == statuses, run.said

@@ -52,6 +52,30 @@ def test_the_summary_says_what_was_taken(tmp_path: Path, command: Command) -> No
     assert verify_shards(tmp_path, 1)[1] == []
 
 
+def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    film = encoded(draw("1"), "GIF", save_all=True, append_images=[draw("2")])
+    write_tar(tmp_path / "a.tar", {"a.gif": film, "b.gif": encoded(draw("1"), "GIF")})
+    adopt(tmp_path)
+    assert "1 posters have several frames or pages; the first is taken: a" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("genres", "words"),
+    [
+        (["7", "8", "9"], "'genres' holds numbers instead of genres ('7', '8', '9')"),
+        (["1990", "1991", "1992"], "'genres' holds years instead of genres"),
+        (["movie"] * 3, "'genres' gives all 3 posters the same: 'movie'"),
+        (["War", "Drama", "War"], ""),
+    ],
+)
+def test_classes_that_are_hardly_meant_are_warned_of(
+    tmp_path: Path, genres: list[str], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(tmp_path / "a.tar", "a b c", **{key: {"genres": [g]} for key, g in zip("abc", genres, strict=True)})
+    assert adopt(tmp_path).genres == sorted(set(genres))
+    assert words in caplog.text and ("--genre-field" in caplog.text) == bool(words)
+
+
 def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(draw(1))} | {f"{n}.e{n}": b"" for n in range(30)})
     text = adopt(tmp_path).source["other_members"]
@@ -164,7 +188,7 @@ CASES = {
     "latin1_name": ({"caf%E9": ["Drama"]}, {}, ""),
     "links": ({"0": ["Drama"], "1": ["Drama"], "2": ["Drama"]}, {"6": "link", "7": "link"}, ""),
     "name_twice": ({}, {}, "name_twice.tar: member 'a.jpg' is there twice"),
-    "one_broken_image": ({"0": ["Drama"], "2": ["War"]}, {"1": "not an image"}, ""),
+    "one_broken_image": ({"0": ["Drama"], "2": ["War"]}, {"1": "truncated"}, ""),
 }  # fmt: skip
 
 

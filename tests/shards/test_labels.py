@@ -72,6 +72,7 @@ def test_more_genres_than_an_index_can_hold() -> None:
         (["drama", "Drama"], "Drama"),  # else the first in alphabetical order
         (["Drama\u200b", "Drama"], "Drama"),
         (["\ufeffDrama", "Dra\u00adma", "\u2060Drama"], "Drama"),
+        (["Drama\ufe0f", "Dra\u034fma", "Drama\u3164", "\u2800Drama", "Drama"], "Drama"),
         (["Film\u00a0Noir", "Film  Noir", "film noir", " Film Noir\t"], "Film Noir"),
         (["FilmNoir", "Film Noir", "Film Noir"], "Film Noir"),
         (["Come\u0301die", "Comédie"], "Comédie"),

@@ -79,6 +79,7 @@ def test_bom_and_quoted_newlines(tmp_path: Path) -> None:
     metadata = read(tmp_path, text, id_column="id")
     assert metadata.rows == [Row("1", ("Drama", "War")), Row("2", ("War",))]
     assert metadata.rejected == []
+    assert read(tmp_path, text, id_column="id", encoding="utf-8").rows == metadata.rows
 
 
 def test_line_numbers_count_quoted_newlines(tmp_path: Path) -> None:

@@ -154,6 +154,27 @@ def test_cut_and_closed_is_refused(name: str, share: float) -> None:
     assert reason_of(CLOSED[name](share)) in ("truncated", "undecodable")
 
 
+@pytest.mark.parametrize(
+    "name", ["jpeg", "png", "webp", "webp lossless", "webp film", "avif", "bmp", "gif", "tiff", "tiff lzw"]
+)
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+def test_the_first_part_of_a_file_is_truncated(name: str, share: float) -> None:
+    data = SEEDS[name]
+    assert reason_of(data[: int(len(data) * share)]) == "truncated"
+
+
+def test_what_is_said_of_cuts() -> None:
+    half = {name: data[: len(data) // 2] for name, data in SEEDS.items()}
+    for data, words in (
+        (SEEDS["jpeg"][:-60] + b"\xff\xd9", "its pixels end before the picture does"),
+        (half["progressive"] + b"\xff\xd9", "its last scans are missing"),
+        (half["webp"], "the file ends before the picture does"),
+    ):
+        with pytest.raises(BadImage) as caught:
+            decode(data, ANY)
+        assert (caught.value.reason, caught.value.detail) == ("truncated", words)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize(
     "how",
@@ -171,6 +192,7 @@ def test_a_jpeg_cut_and_closed_is_truncated(mode: str, how: dict[str, Any]) -> N
     assert reason_of(data) == ""
     for share in (0.4, 0.5, 0.7, 0.9, 0.98):
         assert reason_of(data[: int(len(data) * share)] + b"\xff\xd9") == "truncated", share
+        assert reason_of(data[:20] + b"junk" + data[20 : int(len(data) * share)] + b"\xff\xd9") == "truncated"
     # Harmless: bytes that stand between pixels and end mark, or behind it
     assert reason_of(data[:-2] + b"\0" * 40 + b"\xff\xd9") == "" == reason_of(data + b"\0" * 40)
 

@@ -92,6 +92,7 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "years": ("id,tag", [(1990 + n % 5,) for n in range(24)], ["holds years instead of genres ('1990'"]),
     "all the same": ("id,genre", [("Drama",)] * 24, ["gives all 24 posters the same: 'Drama'"]),
     "all the same lists": ("id,genre", [("War|Drama",)] * 24, ["gives all 24 posters the same: 'War', 'Drama'"]),
+    "dates": ("id,tag", [(f"1990-0{n % 5 + 1}-17",) for n in range(24)], ["holds numbers", "insist with"]),
     "own labels": ("id,tag", [(f"Title {n}",) for n in range(24)], ["nearly every poster a label of its own"]),
     "semicolons": ("id,genre", [(";".join(g),) for g in GENRES], ["several genres in one", "--genre-separator ';'"]),
     "slashes": ("id,genre", [("/".join(g),) for g in GENRES], ["--genre-separator '/'"]),
@@ -100,12 +101,20 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "ampersands": ("id,genre", [(" & ".join(g),) for g in GENRES], ["--genre-separator ' & '", "--labels"]),
     "wide commas": ("id,genre", [("\uff0c".join(g),) for g in GENRES], ["--genre-separator '\uff0c'"]),
     "lists of one text": ("id,genre", [(repr([", ".join(g)]),) for g in GENRES], ["an item of its own"]),
+    "lists of one joined text": ("id,genre", [(repr(["|".join(g)]),) for g in GENRES], ["an item of its own"]),
+    "genres where the ids would be": ("genres,id,title", [], ["0 'genres' is named as genres are", "--id-column"]),
+    "the same, and unreadable ones": (
+        "id,genre",
+        [("Drama",), ("['War', 'Drama' 'Comedy']",)] * 12,
+        ["all 12 posters the same", "12 of 24 rows are unreadable", "lacks a comma"],
+    ),
     "one glued": (
         "id,genre",
         [("Action;Drama",), ("Action",), ("Drama",), ("War",)],
         ["'Action;Drama'", "--genre-separator ';'"],
     ),
     "no header": ("p9,Title,1999,['Drama']", [("T", 1999, "['War', 'Drama']")], ["has no header line", "id,genre"]),
+    "no header, joined": ("p9,T,1,War|Drama", [("T", 1, "|".join(g)) for g in (*GENRES, ["War"])], ["no header line"]),
 }  # fmt: skip
 
 
