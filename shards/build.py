@@ -31,7 +31,7 @@ from shards.files import atomic_write, read_json, remove_file, remove_partials, 
 from shards.image_files import default_image_folder, require_images
 from shards.images import ImageOptions
 from shards.index import index_path, tar_path
-from shards.labels import Genres, LabelSet, genres_problem
+from shards.labels import LabelSet, read_labels
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
 from shards.metadata import Rejection, Row, first_reasons, read_metadata, write_rejected
@@ -39,7 +39,6 @@ from shards.pack import PackTask, Sample, pack_shard, text_rows_path
 from shards.places import Place, told
 from shards.progress import progress
 from shards.scan import Scan, scan_images
-from shards.schema import check_as
 from shards.split import SPLITS, split_samples
 from shards.split_like import splits_like
 from shards.table_checks import some
@@ -110,7 +109,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
-    given = _given_labels(options.labels)
+    given = read_labels(options.labels) if options.labels else None
     metadata = read_metadata(
         options.metadata,
         options.id_column,
@@ -277,20 +276,6 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
         log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
     write_report(options.out / REPORT, [row for row in rows if "rejected" not in row], options.text.facts())
     return failed
-
-
-def _given_labels(path: Place | None) -> LabelSet | None:
-    if path is None:
-        return None
-    raw = read_json(path, "labels file")
-    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw  # a manifest, or a model's labels.json
-    remedy = "give a model's labels.json or a manifest.json"
-    if not isinstance(holder, dict) or not holder.get("genres"):
-        raise UserError(f"{path} has no list of genres; {remedy}")
-    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy)
-    if problem := genres_problem(genres):
-        raise UserError(f"{path} is not a valid list of genres: {problem}; {remedy}")
-    return LabelSet(tuple(genres))
 
 
 def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:

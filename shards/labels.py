@@ -12,7 +12,9 @@ from typing import Annotated
 import msgspec
 
 from shards.errors import UserError
-from shards.files import fingerprint
+from shards.files import fingerprint, read_json
+from shards.places import Place
+from shards.schema import check_as
 
 MAX_GENRES = 32_767  # the index holds columns as int16
 
@@ -182,3 +184,16 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
 def _some(genres: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(repr(g) for g in genres[:limit])
     return shown + (f" and {len(genres) - limit} more" if len(genres) > limit else "")
+
+
+def read_labels(path: Place) -> LabelSet:
+    """The genres of a manifest, of a model's labels.json, or of a file that has "genres". Raises UserError."""
+    raw = read_json(path, "labels file")
+    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
+    remedy = "give a model's labels.json or a manifest.json"
+    if not isinstance(holder, dict) or not holder.get("genres"):
+        raise UserError(f"{path} has no list of genres; {remedy}")
+    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy)
+    if problem := genres_problem(genres):
+        raise UserError(f"{path} is not a valid list of genres: {problem}; {remedy}")
+    return LabelSet(tuple(genres))

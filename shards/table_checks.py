@@ -160,13 +160,8 @@ def doubt_about(
             f"{column} holds no genres but flags ({shown}); {_multi_hot(table, flags or [at])}, or choose another "
             f"column with --genre-column"
         )
-    if glued := _glued(labels, len(samples), known):
-        mark, examples = glued
-        return (
-            f"{column} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if "
-            f"{mark!r} separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its "
-            f"own); if these are single genres, name them all in a file for --labels"
-        )
+    if doubt := _glued_text(column, labels, len(samples), known):
+        return f"{doubt}; if these are single genres, name them all in a file for --labels"
     if chosen or known:
         return ""
     insist = f"choose another with --genre-column, or insist with --genre-column {at}; columns are {table.listing()}"
@@ -175,7 +170,7 @@ def doubt_about(
 
 
 def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
-    """Why these are hardly genres: numbers, years, all the same, or each poster's own; empty if they may be."""
+    """Why these are hardly genres: numbers, years, one for all, one each, several in one; empty if they may be."""
     shown = some([repr(label) for label, _ in labels.most_common()], 3)
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
@@ -184,7 +179,18 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
         return f"{where} gives all {len(samples)} posters the same: {shown}"
     if _mostly_own(samples, 0.9):
         return f"{where} gives nearly every poster a label of its own ({shown})"
-    return ""
+    return _glued_text(where, labels, len(samples), ())
+
+
+def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
+    glued = _glued(labels, samples, known)
+    if glued is None:
+        return ""
+    mark, examples = glued
+    return (
+        f"{where} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if {mark!r} "
+        f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
+    )
 
 
 def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:

@@ -65,6 +65,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (["7", "8", "9"], "'genres' holds numbers instead of genres ('7', '8', '9')"),
         (["1990", "1991", "1992"], "'genres' holds years instead of genres"),
         (["movie"] * 3, "'genres' gives all 3 posters the same: 'movie'"),
+        (["War;Drama", "Drama", "War"], "'genres' seems to hold several genres in one: 'War;Drama'"),
         (["War", "Drama", "War"], ""),
     ],
 )
