@@ -64,7 +64,7 @@ class _Kept:
 class _ForPeople:
     """Text that is made printable on its way to ``exact``."""
 
-    def __init__(self, exact: _Kept) -> None:
+    def __init__(self, exact: TextIO) -> None:
         self.exact = exact
         #: rich asks for it: its own escape codes must pass (see console()).
         self.rich_proxied_file = exact
@@ -74,6 +74,11 @@ class _ForPeople:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.exact, name)
+
+
+def for_people(stream: TextIO) -> TextIO:
+    """``stream`` for what others print: all of it is made printable, so no progress bar goes there."""
+    return cast(TextIO, _ForPeople(stream))
 
 
 class Streams:
@@ -100,7 +105,7 @@ def standard_streams() -> Iterator[Streams]:
     before = sys.stdout, sys.stderr
     exact = _Kept(_encoding_all(sys.stdout))
     said = _Kept(_encoding_all(sys.stderr))
-    sys.stdout, sys.stderr = cast(TextIO, _ForPeople(exact)), cast(TextIO, said)
+    sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, said)
     try:
         with _printable_warnings():
             yield Streams(exact)

@@ -16,11 +16,12 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from shards.console import for_people
 from shards.errors import UserError, one_line
 from toolkit.app_answers import Answers, text_removal
 from toolkit.app_decoder import MAX_MB
@@ -68,7 +70,8 @@ def run_app(args: argparse.Namespace) -> int:
         for note in filter(None, (answers.no_text, answers.no_heat)):
             log.info(note)
         os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
-        _serve(answers, args.host, args.port, root)
+        with redirect_stderr(for_people(sys.stderr)):  # gradio prints there what visitors send
+            _serve(answers, args.host, args.port, root)
     return 0
 
 
@@ -177,6 +180,9 @@ def _serve(answers: Answers, host: str, port: int, root: str) -> None:
     except _Ended:
         pass  # the usual end
     finally:
+        # Requests that are under way end now, too: an upload would be stored after the folder is gone.
+        page.server.force_exit = True
+        logging.getLogger("uvicorn.error").disabled = True  # it would name each of them
         page.close(verbose=False)
 
 

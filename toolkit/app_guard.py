@@ -26,6 +26,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: Bytes that may be uploaded within KEPT seconds, after which the files are gone: by one client, and by all.
 PER_CLIENT, IN_ALL, KEPT = 500 << 20, 2 << 30, 3600.0
+#: Bytes that a file takes on a disk beside its content: a folder and what a last block has too many.
+A_FILE, _FILE = 8192, b"filename"
 #: The largest request that is no upload: a choice on the page, with its session's data.
 MESSAGE = 1 << 20
 API = "/gradio_api/"
@@ -57,7 +59,7 @@ class Guard:
             return
         refused = self._refusal(scope) if scope["type"] == "http" else None
         if refused is None:
-            await self.app(scope, receive, send)
+            await self.app(scope, self._counted(scope, receive), send)
         else:
             await _answer(send, *refused)
 
@@ -75,9 +77,25 @@ class Guard:
         if scope["method"] != "POST" or route not in WRITTEN:
             return 405, "not used by this page"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc not in (host, self.public or host):
-            return 403, "requests of other web pages are not taken"
+        if origin is not None and _server(origin) not in (host, self.public or host):
+            return 403, "requests of other web pages are not taken; --root-path https://NAME/ adds a proxy's"
         return self._size_refusal(scope, headers, route)
+
+    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+        """``receive``, which adds to the client's bytes what the files of a request take beside their content."""
+        client, end = (scope.get("client") or ("",))[0], b""
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal end
+            message = await receive()
+            text = end + message.get("body", b"").lower()
+            end = text[1 - len(_FILE) :]
+            if files := text.count(_FILE):
+                with self._lock:
+                    self._ledger.append((time.monotonic(), client, files * A_FILE))
+            return message
+
+        return counted
 
     def _size_refusal(self, scope: Scope, headers: dict[str, str], route: str) -> tuple[int, str] | None:
         length = headers.get("content-length", "")
@@ -111,6 +129,14 @@ class Guard:
         except ValueError:
             return False
         return self.anywhere or address.is_loopback
+
+
+def _server(origin: str) -> str:
+    """The host, and port, of an Origin; empty where there is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def check_root(root: str) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import nn
 
 from shards.errors import UserError, one_line
 from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
-from toolkit.data.files import RAW, RawTransform
+from toolkit.data.files import RAW, RawTransform, file_id
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan, Share
@@ -42,7 +43,7 @@ class Predictor:
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
         """``precision``: no, bf16 or fp16, for autocast."""
-        if precision not in DTYPES:
+        if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
         folder.model.to(device)
@@ -276,7 +277,14 @@ def _is_file(image: Any) -> bool:
 
 
 def _read(image: Any) -> Any:
-    """An image, or the bytes of an open file from where it stands."""
+    """An image, or the bytes of an open file from where it stands.
+
+    A JPEG that Pillow has opened and not decoded yet is such a file, too: Pillow looks neither at how many scans it has
+    nor whether it is cut.
+    """
+    if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
+        image.fp.seek(0)
+        image = image.fp
     if not _is_file(image):
         return image
     try:
@@ -287,4 +295,8 @@ def _read(image: Any) -> Any:
 
 
 def _name(image: ImageLike, number: int) -> str:
-    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else str(number)
+    """A path as files of predictions have it; else the number."""
+    try:
+        return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
+    except Exception:  # a path of the user's own class may raise anything; its row says what
+        return str(number)

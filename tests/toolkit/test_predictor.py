@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -110,12 +111,26 @@ def test_any_array_and_any_open_file(model: toolkit.Predictor, paths: list[Path]
     assert model.preprocess([]).shape == (0, 3, 32, 32)
 
 
+class BadPath(os.PathLike[str]):
+    def __fspath__(self) -> str:
+        raise TypeError("no path")
+
+
 def test_one_bad_image_is_one_row(model: toolkit.Predictor, paths: list[Path]) -> None:
     closed = io.BytesIO(b"")
     closed.close()
     gone = Image.open(paths[0])
     gone.close()
+    scans = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(scans, "JPEG", progressive=True)
+    whole_scans = scans.getvalue()
+    last = whole_scans[whole_scans.rindex(b"\xff\xda") : -2]
     bad: dict[str, Any] = {
+        "in 1[0-9]+ scans, over 100": Image.open(io.BytesIO(whole_scans[:-2] + 100 * last + b"\xff\xd9")),
+        "truncated": Image.open(io.BytesIO(whole_scans[: whole_scans.rindex(b"\xff\xda")] + b"\xff\xd9")),
+        "No such file|not allowed": "caf\udce9.jpg",
+        "not allowed": "\ud800.jpg",
+        "TypeError: no path": BadPath(),
         "empty array": np.zeros((0, 5, 3), np.uint8),
         "an empty array of shape": np.zeros((5, 0), np.uint8),
         "pixels must be uint8": np.zeros((4, 4, 3), np.float32),
@@ -143,6 +158,7 @@ def test_one_bad_image_is_one_row(model: toolkit.Predictor, paths: list[Path]) -
         assert error is not None and re.search(words, error) and "\n" not in error, (words, error)
         assert names == []
     assert found.loc[1 : len(bad), genres].isna().all(axis=None)
+    assert {r"caf\xe9.jpg", r"\ud800.jpg"} < set(found["image"])  # text that any file can hold
 
 
 @pytest.mark.parametrize(

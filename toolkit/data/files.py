@@ -60,7 +60,10 @@ def file_id(path: str) -> str:
     caf\xe9.jpg caf\x5cxe9.jpg a\b.jpg
     """
     text = _LIKE_ESCAPE.sub(r"\\x5c", path)
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file's name has
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
