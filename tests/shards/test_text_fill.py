@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,3 +172,26 @@ def test_a_membrane_is_harmonic() -> None:
 def test_an_unknown_fill_names_the_choices() -> None:
     message = one_line_error(lambda: make_fill("blur"))
     assert "'blur'" in message and all(name in message for name in FILLS) and "--fill-model" in message
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 90), (257, 61), (90, 300)])
+def test_strips_change_no_bit(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(height)
+    image = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    mask = random.random((height, width)) < 0.02
+    mask[height // 3 : height // 2, 5:-5] = True
+    whole = surround(image, mask)
+    monkeypatch.setattr("shards.text.fill.STRIP", 1)  # the least height
+    assert (surround(image, mask) == whole).all()
+
+
+def test_a_large_picture_takes_some_copies_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.text.fill.STRIP", 100_000)
+    image = np.zeros((2000, 2000, 3), np.uint8)
+    mask = np.zeros(image.shape[:2], bool)
+    mask[20:60, 20:-20] = mask[-60:-20, 20:-20] = True
+    tracemalloc.start()
+    surround(image, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 55 * mask.size  # bytes; three copies of four float32, and a little
