@@ -51,9 +51,10 @@ class _Parser(argparse.ArgumentParser):
         if not message.startswith("unrecognized arguments:"):
             return one_line(message)
         word = message.split(":", 1)[1].split()[0]
-        near = get_close_matches(
-            word.split("=")[0], [o for a in self._all_actions() for o in a.option_strings], n=1
-        )
+        name, known = word.split("=")[0], [o for a in self._all_actions() for o in a.option_strings]
+        if name in known:
+            return f"unknown argument {word}: other commands have it, this one has not"
+        near = get_close_matches(name, known, n=1)
         return f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "")
 
     def _all_actions(self) -> list[argparse.Action]:
