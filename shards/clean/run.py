@@ -13,15 +13,22 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from shards.claim import folder_lock
-from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, rejection_of
+from shards.clean.task import (
+    CHUNK,
+    CleanTask,
+    clean_chunk,
+    cleaned_path,
+    finished,
+    of_own_places,
+    rejection_of,
+)
 from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
 from shards.executor import Executor, open_executor
-from shards.files import place_key, read_json, read_present, remove_file, remove_partials, write_json
+from shards.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.image_files import holds_images, require_images
 from shards.images import ImageOptions
 from shards.listing import list_sizes
@@ -125,7 +132,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         if _ours(options.out) is None:
             write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
         work = options.out / WORK
-        ids, shared = _of_own_places([row.id for row in metadata.rows], options.out)
+        ours = (WORK, OURS, "rejected.csv", REPORT, ".lock")
+        ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
         scan = scan_images(options.images, ids, options.image, work, executor)
         rejected = metadata.rejected + shared + scan.rejected
         ids = [sample_id for sample_id in ids if sample_id in scan.digests]
@@ -285,30 +293,6 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
     write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
-
-
-def _of_own_places(ids: Sequence[str], out: Place) -> tuple[list[str], list[Rejection]]:
-    """The ids whose cleaned posters have places of their own in ``out``, and the others."""
-    key = place_key(out)
-    ours = {key(name) for name in (WORK, OURS, "rejected.csv", REPORT, ".lock")}
-    places: dict[str, str] = {}
-    for sample_id in ids:
-        places.setdefault(key(f"{sample_id}.jpg"), sample_id)
-    kept, others = [], []
-    for sample_id in ids:
-        other = places[key(f"{sample_id}.jpg")]
-        folders = [key(str(folder)) for folder in PurePosixPath(sample_id).parents]
-        if other != sample_id:
-            problem = f"its poster would lie where that of {other!r} lies"
-        elif ours.intersection(folders):
-            problem = "its place is taken by our own files"
-        elif taken := [places[folder] for folder in folders if folder in places]:
-            problem = f"its folder would lie where the poster of {taken[0]!r} lies"
-        else:
-            kept.append(sample_id)
-            continue
-        others.append(Rejection(sample_id, "bad id", problem))
-    return kept, others
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:

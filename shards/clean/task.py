@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
 
 from shards.errors import UserError, one_line
-from shards.files import atomic_write, fingerprint, remove_file, write_json
+from shards.files import atomic_write, fingerprint, place_key, remove_file, write_json
 from shards.image_files import read_image_file
 from shards.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
 from shards.metadata import Rejection
@@ -131,3 +132,27 @@ def _checked(task: CleanTask, sample_id: str, digest: str, name: str | None) -> 
             f"poster {sample_id} in {task.folder} changed while posters were cleaned ({problem}); run it again"
         )
     return data
+
+
+def of_own_places(ids: Sequence[str], out: Place, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
+    """The ids whose posters have places of their own in ``out``, and the others. ``ours``: names of our files."""
+    key = place_key(out)
+    taken = {key(name) for name in ours}
+    places: dict[str, str] = {}
+    for sample_id in ids:
+        places.setdefault(key(f"{sample_id}.jpg"), sample_id)
+    kept, others = [], []
+    for sample_id in ids:
+        other = places[key(f"{sample_id}.jpg")]
+        folders = [key(str(folder)) for folder in PurePosixPath(sample_id).parents]
+        if other != sample_id:
+            problem = f"its poster would lie where that of {other!r} lies"
+        elif taken.intersection(folders):
+            problem = "its place is taken by our own files"
+        elif above := [places[folder] for folder in folders if folder in places]:
+            problem = f"its folder would lie where the poster of {above[0]!r} lies"
+        else:
+            kept.append(sample_id)
+            continue
+        others.append(Rejection(sample_id, "bad id", problem))
+    return kept, others
