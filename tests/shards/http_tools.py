@@ -17,15 +17,15 @@ BODY = b"the right bytes"
 
 
 @pytest.fixture
-def server() -> Iterator[MisbehavingServer]:
+def hosts() -> Iterator[MisbehavingServer]:
     """On both hosts, with a file that is the private one's business."""
     with MisbehavingServer(PRIVATE) as running:
         running.add("/victim", reply(b"of this machine alone"))
         yield running
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once, and wait no longer than the patience says."""
     monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
     monkeypatch.setattr("shards.remote_read.LEAST", 0.5)

@@ -18,41 +18,42 @@ from shards.remote import remote_files
 from shards.remote_read import Patience, read_blocks
 
 pytest_plugins = ("http_tools",)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
-def test_an_endless_body_ends(server: MisbehavingServer) -> None:
-    path = place(server.add("/manifest.json", endless))
+def test_an_endless_body_ends(hosts: MisbehavingServer) -> None:
+    path = place(hosts.add("/manifest.json", endless))
     assert "more than the 1048576 bytes" in refusal(lambda: got(path, most=1 << 20))
     assert "more than" in refusal(lambda: blocks(path, size=100_000))
-    assert server.requests["/manifest.json"] <= 4  # what it says of its size is asked for, too
+    assert hosts.requests["/manifest.json"] <= 4  # what it says of its size is asked for, too
 
 
-def test_a_body_that_says_it_is_too_long_is_not_read(server: MisbehavingServer) -> None:
-    path = place(server.add("/manifest.json", reply(b"{", Content_Length=1 << 40)))
+def test_a_body_that_says_it_is_too_long_is_not_read(hosts: MisbehavingServer) -> None:
+    path = place(hosts.add("/manifest.json", reply(b"{", Content_Length=1 << 40)))
     assert f"it has {1 << 40} bytes where at most" in refusal(lambda: got(path, most=1 << 20))
 
 
-def test_a_bomb_that_is_sent_compressed(server: MisbehavingServer) -> None:
+def test_a_bomb_that_is_sent_compressed(hosts: MisbehavingServer) -> None:
     data = gzip.compress(bytes(64 << 20))
-    path = place(server.add("/manifest.json", reply(data, Content_Encoding="gzip")))
+    path = place(hosts.add("/manifest.json", reply(data, Content_Encoding="gzip")))
     assert len(data) < 1 << 20
     assert "more than the 1048576 bytes" in refusal(lambda: got(path, most=1 << 20))
 
 
-def test_a_shorter_file_of_a_server_that_knows_no_ranges(server: MisbehavingServer) -> None:
-    path = place(server.add("/file", reply(BODY)))
+def test_a_shorter_file_of_a_server_that_knows_no_ranges(hosts: MisbehavingServer) -> None:
+    path = place(hosts.add("/file", reply(BODY)))
     assert f"has {len(BODY)} bytes, the manifest says 1048576" in refusal(lambda: blocks(path))
-    assert server.requests["/file"] <= 4
+    assert hosts.requests["/file"] <= 4
 
 
-def test_what_goes_with_an_error_is_not_read(server: MisbehavingServer) -> None:
+def test_what_goes_with_an_error_is_not_read(hosts: MisbehavingServer) -> None:
     async def endless_refusal(writer: Writer, _: int) -> bool:
         writer.write(b"HTTP/1.1 404 Not Found\r\n\r\n")
         while True:
             writer.write(b"\xff" * 65536)
             await writer.drain()
 
-    path = place(server.add("/file", endless_refusal))
+    path = place(hosts.add("/file", endless_refusal))
     assert got(path) is None
 
 
@@ -67,9 +68,9 @@ async def slow_head(writer: Writer, _: int) -> bool:
 @pytest.mark.parametrize("handler", [drip, silence, slow_head], ids=["drip", "silence", "head"])
 @pytest.mark.parametrize("read", [got, blocks])
 def test_what_hardly_comes_ends_with_the_patience(
-    server: MisbehavingServer, read: Callable[..., object], handler: Handler
+    hosts: MisbehavingServer, read: Callable[..., object], handler: Handler
 ) -> None:
-    path = place(server.add("/file", handler))
+    path = place(hosts.add("/file", handler))
     began = time.monotonic()
     message = refusal(lambda: read(path, patience=1.0))
     assert "it was asked for during 1 s" in message
@@ -77,7 +78,7 @@ def test_what_hardly_comes_ends_with_the_patience(
 
 
 def test_a_little_each_time_is_not_progress_without_end(
-    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+    hosts: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One byte an answer: each block renews the patience, but the whole has its time."""
 
@@ -86,17 +87,17 @@ def test_a_little_each_time_is_not_progress_without_end(
         shown = f"bytes {number - 1}-{number - 1}/1000000"
         return await reply(b"x", 206, Content_Range=shown)(writer, number)
 
-    path = place(server.add("/file", a_byte))
+    path = place(hosts.add("/file", a_byte))
     monkeypatch.setattr("shards.remote_read.PATIENCES", 2)
     monkeypatch.setattr("shards.remote_read.SLOWEST", 1 << 20)
     with pytest.raises(UserError, match="cannot be read"):
         patience = Patience(0.5, size=1_000_000)
         patience.ends = time.monotonic() + 1.5
         list(read_blocks(path, 1_000_000, patience))
-    assert 5 < server.requests["/file"] < 40
+    assert 5 < hosts.requests["/file"] < 40
 
 
-def test_who_is_slow_but_comes_is_waited_for(server: MisbehavingServer) -> None:
+def test_who_is_slow_but_comes_is_waited_for(hosts: MisbehavingServer) -> None:
     body = bytes(range(256)) * 64
 
     async def slowly(writer: Writer, _: int) -> bool:
@@ -107,29 +108,29 @@ def test_who_is_slow_but_comes_is_waited_for(server: MisbehavingServer) -> None:
             await asyncio.sleep(0.1)
         return True
 
-    path = place(server.add("/file", slowly))
+    path = place(hosts.add("/file", slowly))
     began = time.monotonic()
     assert got(path, patience=0.5) == body
     assert time.monotonic() - began > 1.5
 
 
-def test_an_answer_that_is_not_http(server: MisbehavingServer) -> None:
-    path = place(server.add("/file", raw(b"SSH-2.0-x\r\n")))
+def test_an_answer_that_is_not_http(hosts: MisbehavingServer) -> None:
+    path = place(hosts.add("/file", raw(b"SSH-2.0-x\r\n")))
     assert "Bad status line" in refusal(lambda: got(path))
 
 
-def test_folders_in_folders_without_end(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_in_folders_without_end(hosts: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers every path with a listing of one more folder."""
 
     class Listings(dict[str, Handler]):
         def get(self, path: str, default: object = None) -> Handler:
             return reply(b'<a href="again/">again/</a> <a href="1.jpg">1.jpg</a>', Content_Type="text/html")
 
-    server.routes = Listings()
+    hosts.routes = Listings()
     monkeypatch.setattr("shards.remote.MOST_FOLDERS", 20)
-    folder = place(server.url("/posters/"))
+    folder = place(hosts.url("/posters/"))
     assert "over 20 folders" in refusal(lambda: list(remote_files(folder)))
-    asked = sum(server.requests.values())
+    asked = sum(hosts.requests.values())
     assert set(list_posters(folder, ["1", "2"])) == {"1"}
     assert set(list_sizes(folder, ["again/1.jpg", "2.jpg"])) == {"again/1.jpg"}
-    assert sum(server.requests.values()) < asked + 40
+    assert sum(hosts.requests.values()) < asked + 40

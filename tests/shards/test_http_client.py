@@ -27,6 +27,7 @@ from shards.http_client import MAX_REDIRECTS, HttpClient, Refused
 from shards.places import Place, place
 
 pytest_plugins = ("http_tools",)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 @pytest.fixture
@@ -50,46 +51,46 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_redirect_never_leads_from_a_public_address_to_a_private_one(
-    server: MisbehavingServer, host: str, read: Callable[[Place], object]
+    hosts: MisbehavingServer, host: str, read: Callable[[Place], object]
 ) -> None:
-    path = place(server.add("/set/train.tar", redirect(f"http://{host}:{server.port}/victim")))
+    path = place(hosts.add("/set/train.tar", redirect(f"http://{host}:{hosts.port}/victim")))
     began = time.monotonic()
     message = refusal(lambda: read(path))
     assert "an address of this machine or network" in message
-    assert not server.requests["/victim"] and server.requests["/set/train.tar"] == 1
+    assert not hosts.requests["/victim"] and hosts.requests["/set/train.tar"] == 1
     assert time.monotonic() - began < 4
 
 
 @pytest.mark.usefixtures("internet")
-def test_nor_by_several_steps(server: MisbehavingServer) -> None:
-    server.add("/second", redirect(f"http://{PRIVATE}:{server.port}/victim"))
-    path = place(server.add("/first", redirect("/second", 308)))
+def test_nor_by_several_steps(hosts: MisbehavingServer) -> None:
+    hosts.add("/second", redirect(f"http://{PRIVATE}:{hosts.port}/victim"))
+    path = place(hosts.add("/first", redirect("/second", 308)))
     assert "an address of this machine" in refusal(lambda: got(path))
-    server.add("/second", redirect(f"http://{PUBLIC}:{server.port}/third"))
-    server.add("/third", reply(BODY))
+    hosts.add("/second", redirect(f"http://{PUBLIC}:{hosts.port}/third"))
+    hosts.add("/third", reply(BODY))
     # What the user typed may be private, and lead to the internet; not back, whatever it was at first.
-    typed = place(server.url("/first", PRIVATE))
+    typed = place(hosts.url("/first", PRIVATE))
     assert got(typed) == BODY
-    server.add("/third", redirect(f"http://{PRIVATE}:{server.port}/victim"))
+    hosts.add("/third", redirect(f"http://{PRIVATE}:{hosts.port}/victim"))
     assert "an address of this machine" in refusal(lambda: got(typed))
-    assert not server.requests["/victim"]
+    assert not hosts.requests["/victim"]
 
 
-def test_between_addresses_of_this_machine_it_may(server: MisbehavingServer) -> None:
-    server.add("/there", reply(BODY))
-    path = place(server.add("/here", redirect(f"http://{PRIVATE}:{server.port}/there")))
+def test_between_addresses_of_this_machine_it_may(hosts: MisbehavingServer) -> None:
+    hosts.add("/there", reply(BODY))
+    path = place(hosts.add("/here", redirect(f"http://{PRIVATE}:{hosts.port}/there")))
     assert got(path) == whole(path) == blocks(path, size=len(BODY)) == BODY
-    link = place(server.add("/here", redirect("http://169.254.169.254/latest/meta-data/")))
+    link = place(hosts.add("/here", redirect("http://169.254.169.254/latest/meta-data/")))
     assert "169.254.169.254" in refusal(lambda: got(link))
 
 
 @pytest.mark.parametrize(
     "location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://h/", "http://[x/"]
 )
-def test_a_redirect_stays_with_http(server: MisbehavingServer, location: str) -> None:
-    path = place(server.add("/file", redirect(location)))
+def test_a_redirect_stays_with_http(hosts: MisbehavingServer, location: str) -> None:
+    path = place(hosts.add("/file", redirect(location)))
     assert "it redirects to" in refusal(lambda: got(path))
-    assert server.requests["/file"] == 1
+    assert hosts.requests["/file"] == 1
 
 
 def test_nor_does_it_leave_https() -> None:
@@ -99,10 +100,10 @@ def test_nor_does_it_leave_https() -> None:
     assert str(http_client._target(URL("http://h/a"), "//me:pw@other/c#d")) == "http://other/c"
 
 
-def test_redirects_end(server: MisbehavingServer) -> None:
-    path = place(server.add("/file", redirect("/file")))
+def test_redirects_end(hosts: MisbehavingServer) -> None:
+    path = place(hosts.add("/file", redirect("/file")))
     assert f"more than {MAX_REDIRECTS} times" in refusal(lambda: got(path))
-    assert server.requests["/file"] == MAX_REDIRECTS + 1
+    assert hosts.requests["/file"] == MAX_REDIRECTS + 1
 
 
 class Names(AbstractResolver):
@@ -124,17 +125,17 @@ class Names(AbstractResolver):
 
 @pytest.mark.usefixtures("internet")
 def test_a_name_is_judged_by_the_address_that_is_connected_to(
-    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+    hosts: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that leads elsewhere the next time gains nothing, in a redirect or without one."""
     monkeypatch.setattr(addresses, "ThreadedResolver", Names)
-    server.add("/file", reply(BODY, Connection="close"))
+    hosts.add("/file", reply(BODY, Connection="close"))
     for path, host in (("/away", "other.example"), ("/again", "set.example")):
-        to = f"http://{host}:{server.port}/victim"
-        server.add(path, reply(b"", 302, Location=to, Connection="close"))
+        to = f"http://{host}:{hosts.port}/victim"
+        hosts.add(path, reply(b"", 302, Location=to, Connection="close"))
 
     async def ask(client: HttpClient, path: str) -> bytes:
-        async with client.get(URL(f"http://set.example:{server.port}{path}")) as response:
+        async with client.get(URL(f"http://set.example:{hosts.port}{path}")) as response:
             return await response.read()
 
     async def ask_all() -> None:
@@ -156,7 +157,7 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
             await client.close()
 
     asyncio.run(ask_all())
-    assert not server.requests["/victim"]
+    assert not hosts.requests["/victim"]
 
 
 def test_kinds_of_addresses() -> None:
@@ -191,25 +192,25 @@ def test_kinds_of_addresses() -> None:
 # --- what a server hears of the user's secrets -----------------------------------------------------------------------
 
 
-def test_secrets_go_to_the_server_of_the_url_and_no_other(server: MisbehavingServer) -> None:
-    server.add("/set/manifest.json?token=hidden", redirect(f"http://{PRIVATE}:{server.port}/there"))
-    server.add("/there", redirect(f"http://{PUBLIC}:{server.port}/back"))
-    server.add("/back", reply(BODY))
-    url = f"http://me:pass%40word@{PUBLIC}:{server.port}/set?token=hidden"
+def test_secrets_go_to_the_server_of_the_url_and_no_other(hosts: MisbehavingServer) -> None:
+    hosts.add("/set/manifest.json?token=hidden", redirect(f"http://{PRIVATE}:{hosts.port}/there"))
+    hosts.add("/there", redirect(f"http://{PUBLIC}:{hosts.port}/back"))
+    hosts.add("/back", reply(BODY))
+    url = f"http://me:pass%40word@{PUBLIC}:{hosts.port}/set?token=hidden"
     path = pickle.loads(pickle.dumps(place(url))) / "manifest.json"  # as a task on another machine has it
     assert got(path) == BODY
     expected = base64.b64encode(b"me:pass@word").decode().lower()
-    heard = {asked: fields.get("authorization") for asked, fields in server.headers.items()}
+    heard = {asked: fields.get("authorization") for asked, fields in hosts.headers.items()}
     assert heard == {"/set/manifest.json?token=hidden": f"basic {expected}", "/there": None, "/back": None}
     for text in (str(path), repr(path), f"{path}", path.name, str(path.parent)):
         assert "word" not in text and "hidden" not in text and "me" not in text.replace("manifest", "")
 
 
-def test_they_go_on_to_another_path_of_that_server(server: MisbehavingServer) -> None:
-    server.add("/set", redirect("/other"))
-    server.add("/other", reply(BODY))
-    assert got(place(f"http://me:word@{PUBLIC}:{server.port}/set")) == BODY
-    assert "authorization" in server.headers["/other"]
+def test_they_go_on_to_another_path_of_that_server(hosts: MisbehavingServer) -> None:
+    hosts.add("/set", redirect("/other"))
+    hosts.add("/other", reply(BODY))
+    assert got(place(f"http://me:word@{PUBLIC}:{hosts.port}/set")) == BODY
+    assert "authorization" in hosts.headers["/other"]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -217,14 +218,14 @@ def test_they_go_on_to_another_path_of_that_server(server: MisbehavingServer) ->
     "answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")]
 )
 def test_no_error_shows_them(
-    server: MisbehavingServer,
+    hosts: MisbehavingServer,
     read: Callable[[Place], object],
     answer: Handler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shards.http_client.LEAST", 0.2)
-    server.add("/set?token=hidden", answer)
-    path = place(f"http://me:word@{PUBLIC}:{server.port}/set?token=hidden")
+    hosts.add("/set?token=hidden", answer)
+    path = place(f"http://me:word@{PUBLIC}:{hosts.port}/set?token=hidden")
     with pytest.raises((UserError, FileNotFoundError)) as caught:
         if read(path) is None:
             raise FileNotFoundError
