@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FILES_PER_PART = 512
 _SHIFT = 32
 
-#: Digests of what a part is made of, by their names among a file's facts; None where one is not known.
+#: Digests of the files that predictions depend on, by name of the fact; None where one is not known.
 Content: TypeAlias = dict[str, str | None]
 
 

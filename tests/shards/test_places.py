@@ -63,7 +63,7 @@ def test_what_is_not_secret_stays(text: str) -> None:
 
 def test_a_long_text_takes_no_long_time() -> None:
     for text in ("a" * 300_000 + ":/", "a:/" * 100_000, "http://" + "a@" * 100_000, "x:/y?" * 50_000):
-        without_secrets(text)
+        assert without_secrets(text)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_a_course_that_is_no_table_is_left_out(tmp_path: Path, caplog: pytest.Lo
     assert read_course(tmp_path / "model") == {"epoch": [0, 1, 2, 3], "val_loss": [None, None, None, 0.5]}
     (tmp_path / "epochs.csv").write_bytes(b"epoch,\xff\n0,1\n")
     assert read_course(tmp_path / "model") is None
-    assert "epochs.csv is no table of epochs" in caplog.text
+    assert "epochs.csv is not a table of epochs" in caplog.text
 
 
 def test_a_model_outside_a_run_has_no_training_section():

@@ -40,7 +40,7 @@ def read_course(model: Path) -> Course | None:
             ]  # a killed run's last row is half
     except (OSError, ValueError, csv.Error) as error:
         log.warning(
-            "the course of the training is left out: %s is no table of epochs (%s)", path, one_line(error)
+            "the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error)
         )
         return None
     if not rows or "epoch" not in rows[0]:
