@@ -248,6 +248,8 @@ def test_bad_folders_are_told_in_a_line(folder: Path, tmp_path: Path) -> None:
         toolkit.load_model(folder, device="tpu9")
     with pytest.raises(UserError, match="precision must be"):
         toolkit.load_model(folder, precision="fp8")
+    with pytest.raises(UserError, match="precision must be"):
+        toolkit.load_model(folder, precision=["no"])  # type: ignore[arg-type]
     changed = shutil.copytree(folder, tmp_path / "changed")
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
