@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.compat import change_class
 from toolkit.last_layer import Float32Linear
 from toolkit.model_folder import OURS, ModelFolder
 from toolkit.models import logits_and_features
@@ -39,7 +40,7 @@ class ExportNetwork(nn.Module):
         for module in self.model.modules():
             if type(module) is Float32Linear:
                 # All is float32 here: there is no autocast to leave, and exporters need not know of one.
-                module.__class__ = nn.Linear  # type: ignore[assignment]
+                change_class(module, nn.Linear)
         self.scale: torch.Tensor
         self.bias: torch.Tensor
         self.register_buffer("scale", torch.from_numpy(folder.decisions.scale).float())

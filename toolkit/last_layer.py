@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from toolkit.compat import change_class
 from toolkit.ensemble import linears, networks
 
 
@@ -35,7 +36,7 @@ def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
     """Make the last Linear below each of ``prefixes`` (``("fc.",)``) one that leaves autocast, in place."""
     for layer in last_linears(model, prefixes):
         if type(layer) is nn.Linear:  # a subclass knows what it does
-            layer.__class__ = Float32Linear
+            change_class(layer, Float32Linear)
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.errors import UserError, one_line
+from toolkit.compat import change_class
 
 STAGES = 2
 
@@ -53,7 +54,7 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     kind = type(model)
     if not hasattr(kind, "forward_intermediates"):
         raise UserError(_no_stages(kind))
-    model.__class__ = type(f"Levels{kind.__name__}", (_Levels, kind), {})
+    change_class(model, type(f"Levels{kind.__name__}", (_Levels, kind), {}))
     setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
     ghost = _ghost(model).eval()
     try:

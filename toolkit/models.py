@@ -19,6 +19,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from shards.errors import UserError, one_line
+from toolkit.compat import BatchNorm, in_backward
 from toolkit.config import ModelConfig
 from toolkit.ensemble import Ensemble, mlp
 from toolkit.last_layer import keep_float32, last_linears
@@ -152,7 +153,7 @@ def enable_checkpointing(model: nn.Module) -> None:
             f"save memory with --train.accumulation or --train.auto_batch true"
         ) from None
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             module.register_forward_pre_hook(_pause_statistics)
             # Recomputation ends early by an exception once it has what it needs; the hook must run all the same.
             module.register_forward_hook(_resume_statistics, always_call=True)
@@ -172,7 +173,7 @@ def _resume_statistics(module: Any, *_: Any) -> None:
 
 def _recomputing(module: Any) -> bool:
     """Whether this forward pass is part of a backward pass (as torch.utils.checkpoint asks) and would count."""
-    return torch._C._current_graph_task_id() != -1 and module.training and module.track_running_stats
+    return in_backward() and module.training and module.track_running_stats
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch._weights_only_unpickler import _get_allowed_globals
 from torch.serialization import safe_globals
 
 from shards.errors import UserError, one_line
+from toolkit.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def safe_load(path: Path, what: str) -> Any:
         raise UserError(f"{path} is truncated: copy it again")
     if zipped:
         _check_archive(path)
-    foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - _get_allowed_globals().keys())
+    foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - names_that_torch_allows())
     if foreign:
         raise UserError(_refusal(path, foreign, what))
     try:

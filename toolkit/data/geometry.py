@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from toolkit.compat import upsample_into
 from toolkit.data.scratch import scratch
 from toolkit.data.transforms import MOST_RESIZED, resized_window
 from toolkit.data.views import Views
 
-_upsample = (
-    torch.ops.aten._upsample_bilinear2d_aa.out
-)  # what interpolate(antialias=True) calls, which has no out=
 #: Pixels gathered at a time on the device; bounds the index tensor to 64 MB.
 CHUNK_PIXELS = 8_000_000
 
@@ -68,7 +66,7 @@ def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
     # into memory that is there already: fresh memory for every image costs as much as the resize.
     source = scratch("crop", pixels.size).reshape(pixels.shape)
     _copy(pixels, source, flip)
-    _upsample(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))
+    upsample_into(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))
 
 
 def _copy(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
