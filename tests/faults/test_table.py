@@ -1,4 +1,4 @@
-"""launch/FAULTS.md is true: its tests exist, and what it quotes is what they look for."""
+"""launch/FAULTS.md and RIGHT.md are true: their tests exist, and what FAULTS.md quotes is what they look for."""
 
 from __future__ import annotations
 
@@ -92,3 +92,20 @@ def test_what_is_quoted_is_looked_for(row: Row):
     words = {word for test in row.tests for word in words_of(test) if len(word.strip()) >= SHORTEST}
     for quote in row.quotes:
         assert any(word.strip(" :") in quote for word in words), quote
+
+
+def repaired() -> list[tuple[str, list[str]]]:
+    """(fault, its tests) of every row of launch/RIGHT.md."""
+    lines = (ROOT / "launch" / "RIGHT.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    found = [(row[0], re.findall(r"`([^`]+)`", row[-1])) for row in cells if row[0] not in ("---", "fault")]
+    assert all(len(row) == 4 for row in cells)
+    return found
+
+
+@pytest.mark.parametrize(("fault", "tests"), repaired(), ids=[fault[:50] for fault, _ in repaired()])
+def test_a_repaired_fault_has_a_test(fault: str, tests: list[str]):
+    assert tests
+    for test in tests:
+        path, _, name = test.partition("::")
+        assert name.startswith("test_") and name in functions(ROOT / path)[1], test

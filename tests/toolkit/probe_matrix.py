@@ -1,0 +1,96 @@
+"""Every combination of what cuts an update into parts, trained for two epochs in this process of a launch.
+
+python probe_matrix.py SHARDS OUT: writes OUT/<combination>.pt, with the loss of every update, each epoch's training
+loss and the last weights. Nothing is validated or saved between: other tests compare that.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from train_tools import TINY_VIT, tiny_config
+
+from shards.manifest import Manifest
+from toolkit.data.reader import ShardReader
+from toolkit.distributed import make_accelerator
+from toolkit.feed import train_plan
+from toolkit.parts import build_parts
+from toolkit.trainer import Trainer
+
+#: What each combination has one of: name → options.
+CHOICES: dict[str, dict[str, list[str]]] = {
+    "accumulation": {"1": [], "3": ["--train.accumulation=3"]},
+    "compile": {"off": [], "on": ["--train.compile=true"]},
+    "mixing": {"off": [], "on": ["--augment.mixup=0.4", "--augment.cutmix=1.0"]},
+    "sampling": {"uniform": [], "genre": ["--data.sampling=genre", "--data.repeat_below=0.4"]},
+    "left over": {"1": [], "2": [], "3": []},
+}
+OPTIONS = (
+    *TINY_VIT, "--optim.name=sgd", "--optim.lr=0.05", "--train.epochs=2", "--train.log_steps=1",
+)  # fmt: skip
+
+
+class Bare(Trainer):
+    """Training alone."""
+
+    def _validate(self, row: dict[str, Any]) -> None:
+        self.train_losses = [*getattr(self, "train_losses", []), row["train_loss"]]
+        self.state.epoch, self.state.step, self.state.loss_sum = self.state.epoch + 1, 0, 0.0
+
+
+def combinations() -> list[dict[str, str]]:
+    """All of them, each by its choices."""
+    return [dict(zip(CHOICES, names, strict=True)) for names in itertools.product(*CHOICES.values())]
+
+
+def title(combination: dict[str, str]) -> str:
+    """Its name, as a file's."""
+    return ", ".join(f"{key} {name}" for key, name in combination.items())
+
+
+def main() -> None:
+    """Train them one after the other."""
+    shards, out = Path(sys.argv[1]), Path(sys.argv[2])
+    # The wrapper is real, and so is what DistributedDataParallel makes of it; a compiler would take minutes.
+    torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    manifest = Manifest.read(shards)
+    readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
+    accelerator = make_accelerator("no")
+    for combination in combinations():
+        options = [option for key, name in combination.items() for option in CHOICES[key][name]]
+        config = tiny_config(*OPTIONS, *options)
+        samples = train_plan(config, readers[0]).num_samples
+        batch = next(b for b in range(12, samples) if samples % b == int(combination["left over"]))
+        config = replace(config, train=replace(config.train, batch_size=batch))
+        folder = out / title(combination)
+        parts = build_parts(accelerator, config, manifest, readers, folder, None)
+        trainer = Bare(accelerator, parts, config.train.accumulation)
+        assert trainer.run()
+        if accelerator.is_main_process:
+            found = {
+                "weights": trainer.updater.plain_model.state_dict(),
+                "losses": [float(row["loss"]) for row in rows(folder / "log.csv")],
+                "train_loss": trainer.train_losses,
+            }
+            torch.save(found, out / f"{title(combination)}.pt")
+        torch._dynamo.reset()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV."""
+    with open(path) as stream:
+        return list(csv.DictReader(stream))
+
+
+if __name__ == "__main__":
+    main()
