@@ -65,8 +65,8 @@ def make_updates(updater: Updater, plan: TrainPlan, count: int, lr: float, *, fi
     for number in range(first, first + count):
         epoch, step = divmod(number - 1, plan.steps_per_epoch)
         batches = drawn_batches(updater, plan, epoch, step)
-        total, samples = updater(batches, epoch, step, number, lr)
-        losses.append(float(total) / samples)
+        total, _ = updater(batches, epoch, step, number, lr)
+        losses.append(float(total[0] / total[1]))
     return losses
 
 
