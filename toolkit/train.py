@@ -247,7 +247,7 @@ def _say_what_runs(
         config.train.batch_size,
         accelerator.num_processes,
         accumulation,
-        plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max(),
+        int(plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max()),
         plan.steps_per_epoch,
     )
     if checkpoint is not None:

@@ -14,7 +14,6 @@ from train_tools import make_parts, make_updates, state_of, tiny_config
 
 from shards.errors import UserError
 from toolkit.auto_batch import fit_accumulation
-from toolkit.feed import train_plan
 from toolkit.update import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +24,7 @@ def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:
     """The accumulation found for a global batch of 16."""
     accelerator, parts = make_parts(shard_set, tiny_config(*options), out)
     limit_rows(parts.model, limit)
-    return fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+    return fit_accumulation(accelerator, parts, parts.plan)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_the_cpu_allocators_words_are_known_and_other_errors_are_not_taken_for_t
 
         parts.model.register_forward_pre_hook(fail)
         with pytest.raises(caught):
-            fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+            fit_accumulation(accelerator, parts, parts.plan)
 
 
 def test_everything_is_as_it_was(shard_set: Path, tmp_path: Path):
@@ -75,7 +74,7 @@ def test_everything_is_as_it_was(shard_set: Path, tmp_path: Path):
     seen: list[Any] = []
     parts.model.register_forward_pre_hook(lambda module, _: seen.append(trains(module)))
     before, flags, generator = state_of(parts.model), trains(parts.model), torch.get_rng_state()
-    fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+    fit_accumulation(accelerator, parts, parts.plan)
     assert all(torch.equal(value, before[name]) for name, value in parts.model.state_dict().items())
     assert all(p.grad is None for p in parts.model.parameters())
     assert trains(parts.model) == flags and torch.equal(torch.get_rng_state(), generator)
@@ -100,7 +99,7 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("toolkit.auto_batch.torch.empty", watched)
     accelerator, parts = make_parts(shard_set, tiny_config("--model.freeze=[]"), tmp_path)
-    plan = train_plan(parts.config, parts.train)
+    plan = parts.plan
     fit_accumulation(accelerator, parts, plan)
     weights = sum(p.numel() for p in parts.model.parameters())
     assert sizes[-1] == pytest.approx(8 * weights, rel=0.01)  # Adam's two averages

@@ -16,7 +16,6 @@ from toolkit.config_cli import parse_train
 from toolkit.data.loader import Batch
 from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
-from toolkit.feed import train_plan
 from toolkit.parts import Parts, build_parts
 from toolkit.update import Updater
 
@@ -44,7 +43,7 @@ def make_updater(
     config = tiny_config(*options)
     accelerator, parts = make_parts(shard_set, config, out)
     parts.freezing.training_mode(parts.model, 0)
-    plan = train_plan(config, parts.train)
+    plan = parts.plan
     return Updater(accelerator, parts, plan, accumulation), plan
 
 
