@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from probe_memory import limit_rows
-from toolkit_helpers import TINY, launch_2, run_script
+from toolkit_helpers import TINY, launch_2, run_script, weights_option
 from torch import nn
 from train_tools import make_parts, make_updates, state_of, tiny_config
 
@@ -21,8 +21,8 @@ PROBE = Path(__file__).with_name("probe_memory.py")
 
 
 def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:
-    """The accumulation found for a global batch of 16."""
-    accelerator, parts = make_parts(shard_set, tiny_config(*options), out)
+    """The accumulation found for a global batch of 14, which the set's 56 samples fill."""
+    accelerator, parts = make_parts(shard_set, tiny_config("--train.batch_size=14", *options), out)
     limit_rows(parts.model, limit)
     return fit_accumulation(accelerator, parts, parts.plan)
 
@@ -30,10 +30,10 @@ def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:
 @pytest.mark.parametrize(
     ("limit", "options", "expected"),
     [
-        (16, [], 1),
-        (15, [], 2),
-        (8, [], 2),
-        (7, [], 4),
+        (14, [], 1),
+        (13, [], 2),
+        (7, [], 2),
+        (6, [], 4),
         (2, [], 8),
         (3, ["--train.accumulation=3"], 6),
         (3, ["--augment.mixup=0.5"], 8),  # pairs stay together: four rows, then two
@@ -112,9 +112,9 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_is_that_of_the_explicit_accumulation(shard_set: Path, tmp_path: Path, processes: int):
     run = run_script if processes == 1 else launch_2
-    base = ["--shards", shard_set, *TINY, "--train.epochs=1", "--train.auto_batch=true"]
+    base = ["--shards", shard_set, *TINY, "--train.epochs=1", "--train.auto_batch=true", weights_option()]
     # In two processes rank 1 has less memory than rank 0: both take its need.
-    limits, accumulation = ("4", 4) if processes == 1 else ("8,3", 4)
+    limits, accumulation = ("5", 4) if processes == 1 else ("10,3", 4)
     found = run(PROBE, limits, *base, "--out", tmp_path / "found")
     assert found.returncode == 0, found.stderr
     assert f"automatic batch size: accumulation {accumulation} (1 configured)" in found.stderr

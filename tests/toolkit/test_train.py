@@ -249,6 +249,7 @@ def flat(evaluation: dict) -> dict[str, float]:
 def test_accumulation_clipping_cosine_and_a_linear_head(shard_set: Path, tmp_path: Path):
     run = posters_command(
         "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1", "--train.accumulation=3",
+        "--train.batch_size=28",
         "--optim.clip_norm=1", "--optim.schedule=cosine", "--model.head=linear", "--optim.name=adamw",
         "--train.precision=bf16", "--train.tensorboard=true", "--train.channels_last=false",
     )  # fmt: skip
