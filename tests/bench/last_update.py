@@ -1,7 +1,7 @@
 """What do the last three updates of an epoch do to a settled ResNet50? Full ones and what is left, or all of one size.
 
     posters shards build --images ../shared/posters/images --metadata ../shared/posters/meta_processed.csv \
-        --out SHARDS --fractions 0.85 0.1 0.05
+        --out SHARDS --splits 0.85,0.1,0.05
     python tests/bench/last_update.py --shards SHARDS --weights ../shared/weights/resnet50_imagenet_fp16.safetensors
 
 3,203 real posters, so that an epoch at batch 64 leaves 3 over; the reference recipe, but at 64 pixels and a tenth of its
