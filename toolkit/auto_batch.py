@@ -60,8 +60,9 @@ def fit_accumulation(accelerator: Accelerator, parts: Parts, plan: TrainPlan) ->
 
 
 def _largest(accelerator: Accelerator, plan: TrainPlan, accumulation: int) -> Share:
-    """This rank's largest micro-batch; the first update of an epoch is never smaller than another."""
-    shares = plan.micro_batches(0, 0, accelerator.process_index, accelerator.num_processes, accumulation)
+    """This rank's largest micro-batch of an epoch."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    shares = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
     return max(shares, key=lambda share: len(share.indices))
 
 

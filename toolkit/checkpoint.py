@@ -26,6 +26,7 @@ from shards.files import PARTIAL, atomic_write, read_json, sha256_file, write_js
 from shards.schema import Count, Sha256, check_as
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
+from toolkit.data.plan import Sizes
 from toolkit.model_files import Number
 from toolkit.safe_unpickle import safe_load
 
@@ -51,10 +52,14 @@ class Progress:
     """Epochs since the best one."""
     loss_sum: Number = 0.0
     """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
+    loss_rows: Count | None = None
+    """How many samples those are: neither masked nor of skipped updates. None: from before they were counted."""
     skipped: Count = 0
     """Updates of this epoch that were not made (train.on_nonfinite skip)."""
     skipped_samples: Count = 0
-    """Samples of those updates: they are not in loss_sum."""
+    """Samples of those updates, in checkpoints without loss_rows."""
+    sizes: Sizes = "tail"
+    """How the plan cuts an epoch into updates; checkpoints of earlier versions do not say so."""
 
 
 class StateFile(msgspec.Struct):

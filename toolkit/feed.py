@@ -22,7 +22,7 @@ from toolkit.data.loader import Batch, Loader, decode_threads, own_cores
 from toolkit.data.meter import Meter, verdict
 from toolkit.data.mix import mixes
 from toolkit.data.order import GlobalOrder, Order, WindowOrder
-from toolkit.data.plan import TrainPlan
+from toolkit.data.plan import Sizes, TrainPlan
 from toolkit.data.prefetch import check_room, pass_of
 from toolkit.data.reader import ShardReader
 from toolkit.data.repeats import RepeatOrder, repeat_factors
@@ -33,10 +33,10 @@ from toolkit.inference import infer_all
 FACTORS = 1 << 20
 
 
-def train_plan(config: Config, reader: ShardReader) -> TrainPlan:
+def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
     """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
     deal = 2 if mixes(config.augment) else 1  # partners must meet in a micro-batch at any world size
-    return TrainPlan(_order(config, reader), config.train.batch_size, deal)
+    return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 
 def _order(config: Config, reader: ShardReader) -> Order:
@@ -88,13 +88,13 @@ class Feed:
     def __init__(
         self,
         config: Config,
+        plan: TrainPlan,
         train: ShardReader,
         val: ShardReader,
         preprocessing: Preprocessing,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.accelerator = config, accelerator
-        self.plan = train_plan(config, train)
+        self.config, self.plan, self.accelerator = config, plan, accelerator
         self.threads = decode_threads(config.data.workers, accelerator.device)
         data = config.data
         self.policy = FaultPolicy(data.on_error, data.max_errors, config.train.seed)
@@ -121,7 +121,7 @@ class Feed:
             first_step=step,
         )
         cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
-        self._fetch_ahead(epoch, step * self.plan.global_batch)
+        self._fetch_ahead(epoch, self.plan.start(step))
         return self.train_loader.batches(shares, cutter, epoch)
 
     def _fetch_ahead(self, epoch: int, position: int) -> None:

@@ -116,8 +116,13 @@ def _run(accelerator: Accelerator, parts: Parts, accumulation: int) -> tuple[Flo
             with contextlib.closing(feed.batches(epoch, 0)) as batches:
                 for step in range(min(steps, len(rates) - len(losses))):
                     rate = float(rates[len(losses)])
-                    own, count = updater(batches, epoch, step, len(losses) + 1, rate)
-                    losses.append(float(sum_over_ranks(accelerator, own)) / count)
+                    own, _ = updater(batches, epoch, step, len(losses) + 1, rate)
+                    loss, rows = sum_over_ranks(accelerator, own).tolist()
+                    if not rows:
+                        raise UserError(
+                            "a whole update was of samples that could not be decoded: look at the shards' images"
+                        )
+                    losses.append(loss / rows)
                     bar.update(1)
                     if diverged(losses):
                         kept = np.isfinite(losses)

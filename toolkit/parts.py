@@ -21,12 +21,13 @@ from shards.manifest import Manifest
 from toolkit.checkpoint import Checkpoint, restoring
 from toolkit.config import Config
 from toolkit.data.mix import mixes
+from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import require_same_everywhere
 from toolkit.ema import build_ema, restore_ema
 from toolkit.features import FeatureBank, backbone_hash
-from toolkit.feed import Feed, RunFeed
+from toolkit.feed import Feed, RunFeed, train_plan
 from toolkit.freezing import Freezing, check_random
 from toolkit.fsdp import is_spread, spread, spread_state, spreads
 from toolkit.losses import build_loss
@@ -55,6 +56,7 @@ class Parts:
     manifest: Manifest
     train: ShardReader
     val: ShardReader
+    plan: TrainPlan
     model: nn.Module
     """Prepared: wrapped for several processes or spread over them, on its device."""
     optimizer: Any
@@ -77,8 +79,8 @@ def make_feed(accelerator: Accelerator, parts: Parts, accumulation: int) -> RunF
     """The run's feed, with the accumulation that was found to fit."""
     config = replace(parts.config, train=replace(parts.config.train, accumulation=accumulation))
     if parts.probe is not None:
-        return FeatureFeed(config, parts.train, parts.probe.views, parts.probe.val, accelerator)
-    return Feed(config, parts.train, parts.val, parts.preprocessing, accelerator)
+        return FeatureFeed(config, parts.plan, parts.probe.views, parts.probe.val, accelerator)
+    return Feed(config, parts.plan, parts.train, parts.val, parts.preprocessing, accelerator)
 
 
 def build_parts(
@@ -157,6 +159,7 @@ def build_parts(
         manifest,
         train,
         val,
+        train_plan(config, train, checkpoint.progress.sizes if checkpoint else "even"),
         model,
         optimizer,
         freezing,

@@ -20,10 +20,10 @@ from torch import nn
 from toolkit.config import Config
 from toolkit.data.loader import Batch
 from toolkit.data.meter import Meter
+from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
 from toolkit.ensemble import linears, networks
 from toolkit.features import Features, classifier_path
-from toolkit.feed import train_plan
 
 #: A feature that hardly varies is not blown up.
 LEAST_DEVIATION = 1e-3
@@ -142,13 +142,12 @@ class FeatureFeed:
     def __init__(
         self,
         config: Config,
-        train: ShardReader,
+        plan: TrainPlan,
         views: Sequence[Features],
         val: Features,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.accelerator, self.views, self.val = config, accelerator, views, val
-        self.plan = train_plan(config, train)
+        self.config, self.plan, self.accelerator, self.views, self.val = config, plan, accelerator, views, val
         self.meter = Meter()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:

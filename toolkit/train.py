@@ -30,13 +30,13 @@ from shards.manifest import Manifest
 from shards.store import ShardsAt, open_store
 from toolkit.agreement import Facts, command_facts, config_facts, set_facts
 from toolkit.auto_batch import fit_accumulation
+from toolkit.batch_norm import check_rows
 from toolkit.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.config import Config
 from toolkit.config_cli import save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.reader import ShardReader
 from toolkit.distributed import STOPPED, Stopped, by_main, make_accelerator
-from toolkit.feed import train_plan
 from toolkit.model_folder import recover_model_folder
 from toolkit.parts import Parts, build_parts
 from toolkit.resume import resumed_checkpoint
@@ -127,6 +127,7 @@ def _train(
         by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
     accumulation = _accumulation(accelerator, parts)
     _say_what_runs(accelerator, parts, accumulation, checkpoint)
+    _check_rows(accelerator, parts, accumulation, checkpoint)
     if not Trainer(accelerator, parts, accumulation, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
@@ -142,6 +143,7 @@ def _search_lr(
     parts = build_parts(accelerator, config, manifest, readers, out, None)
     accumulation = _accumulation(accelerator, parts)
     _say_what_runs(accelerator, parts, accumulation, None)
+    _check_rows(accelerator, parts, accumulation, None)
     find_lr(accelerator, parts, accumulation)
 
 
@@ -149,7 +151,21 @@ def _accumulation(accelerator: Accelerator, parts: Parts) -> int:
     config = parts.config
     if not config.train.auto_batch:
         return config.train.accumulation
-    return fit_accumulation(accelerator, parts, train_plan(config, parts.train))
+    return fit_accumulation(accelerator, parts, parts.plan)
+
+
+def _check_rows(
+    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
+) -> None:
+    """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
+    wanted = parts.config.model
+    trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
+    parts.freezing.training_mode(parts.model, None)  # of all that will ever learn; each epoch begins with its own
+    warning = check_rows(
+        parts.model, parts.plan, accelerator.num_processes, accumulation, trained=trained
+    )
+    if warning and accelerator.is_main_process:
+        log.warning("%s", warning)
 
 
 def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
@@ -206,7 +222,7 @@ def _say_what_runs(
     if not accelerator.is_main_process:
         return
     config = parts.config
-    plan = train_plan(config, parts.train)
+    plan = parts.plan
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     log.info(
         "%s, %s head, %.1f M trainable weights; %d genres",
@@ -231,9 +247,14 @@ def _say_what_runs(
         config.train.batch_size,
         accelerator.num_processes,
         accumulation,
-        -(-config.train.batch_size // (accelerator.num_processes * accumulation)),
+        int(plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max()),
         plan.steps_per_epoch,
     )
     if checkpoint is not None:
         state = checkpoint.progress
         log.info("resumed from %s: epoch %d, step %d", checkpoint.path, state.epoch + 1, state.step)
+        if plan.sizes == "tail":
+            log.info(
+                "the run began with an earlier version: its epochs end, as before, on an update of %d samples",
+                plan.count(plan.steps_per_epoch - 1),
+            )

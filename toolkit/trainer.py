@@ -48,7 +48,9 @@ class Trainer:
         self.plan = self.feed.plan
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
         self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard)
-        self.state = resumed.progress if resumed else Progress()
+        self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
+        if self.state.loss_rows is None:
+            self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
         self.run_log = RunLog(accelerator, parts.out, self.state.updates, self.state.epoch)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
@@ -79,36 +81,39 @@ class Trainer:
         """The rest of the current epoch and its validation. False if stopped between two updates, or validating."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
-        own_loss = torch.zeros((), device=accelerator.device)  # this rank's, since the start or a checkpoint
+        own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
         self._thaw()
         self.parts.freezing.training_mode(self.parts.model, state.epoch)
         recent = _Window(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 count = self.plan.count(state.step)
-                loss, counted = self._update(batches)
+                loss, _ = self._update(batches)
                 own_loss += loss
                 images += count
                 bar.update(count)
                 if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
-                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), counted, images)
+                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
                 due = config.train.checkpoint_steps and state.updates % config.train.checkpoint_steps == 0
                 stop = self.stop.agreed()
                 if stop or (due and state.step < self.plan.steps_per_epoch):
-                    state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
-                    own_loss.zero_()
+                    self._note_loss(own_loss)
                 if stop:
                     return False
                 if due and state.step < self.plan.steps_per_epoch:
                     self._save()
-        state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
+        self._note_loss(own_loss)
         self.guard.check()
-        counted = self.plan.num_samples - state.skipped_samples  # never none: the guard sees to it
+        if not state.loss_rows:
+            raise UserError(
+                f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
+                f"images, and lower --data.max_errors"
+            )
         seconds, account = watch.seconds, watch.account()
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         row = {
-            "train_loss": state.loss_sum / counted,
+            "train_loss": state.loss_sum / state.loss_rows,
             "skipped_updates": state.skipped,
             "images_per_s": images / seconds,
             **account,
@@ -119,6 +124,13 @@ class Trainer:
         except Stopped:  # the state is still that of the last update: a resumed run validates again
             return False
         return True
+
+    def _note_loss(self, own: torch.Tensor) -> None:
+        """Add this rank's (2,) sums to those of the epoch, over all ranks, and set them to 0. Collective; waits."""
+        loss, rows = sum_over_ranks(self.accelerator, own).tolist()
+        self.state.loss_sum += loss
+        self.state.loss_rows = (self.state.loss_rows or 0) + round(rows)
+        own.zero_()
 
     def _thaw(self) -> None:
         """Let gradients flow into what this epoch trains; the optimiser holds it already."""
@@ -132,13 +144,12 @@ class Trainer:
             log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """One update. Returns (this rank's sum of sample losses, samples over all ranks; both 0 if it was skipped)."""
+        """One update. Returns what the updater does; all of it is 0 if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.updates)
         loss, counted = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
         if not counted:
             state.skipped += 1
-            state.skipped_samples += self.plan.count(state.step)
             most = self.config.train.max_skipped
             self.guard.check_skipped(state.skipped, most, self.plan.steps_per_epoch)
         state.step += 1
@@ -147,18 +158,19 @@ class Trainer:
 
     def _bar(self) -> Any:
         state = self.state
-        done = min(state.step * self.plan.global_batch, self.plan.num_samples)
         return progress(
             self.plan.num_samples,
             f"epoch {state.epoch + 1}/{self.config.train.epochs}",
-            initial=done,
+            initial=self.plan.start(state.step),
             disable=not self.accelerator.is_main_process,
         )
 
-    def _log_step(self, recent: _Window, bar: Any, loss_sum: torch.Tensor, counted: int, images: int) -> None:
+    def _log_step(self, recent: _Window, bar: Any, sums: torch.Tensor, images: int) -> None:
+        """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped."""
         state = self.state
         self.guard.check()
-        loss = float(loss_sum) / counted if counted else None
+        total, rows = sums.tolist()
+        loss = total / rows if rows else None
         account = recent.measure(images)
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
         bar.set_postfix_str(
@@ -197,7 +209,7 @@ class Trainer:
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        state.skipped = state.skipped_samples = 0
+        state.loss_rows = state.skipped = 0
         self._save()
 
     def _judge(

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from toolkit.batch_norm import held_over_few_rows
 from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
@@ -47,12 +48,16 @@ class Updater:
     ) -> tuple[torch.Tensor, int]:
         """Update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
 
-        Returns (this rank's sum over its samples of their loss, mean over genres; samples of the update over all
-        ranks). Both are 0 for an update that the guard did not allow: it leaves weights, buffers, optimiser and moving
-        average as they were. The gradient, and with it optim.clip_norm, is of the sum over genres. Raises UserError
-        where the memory does not hold a micro-batch.
+        Returns ((2,) float32 of this rank: the sum over its rows that count of their loss, mean over genres, and how
+        many rows those are; samples of the update over all ranks, masked ones included). All are 0 for an update that
+        the guard did not allow: it leaves weights, buffers, optimiser and moving average as they were. The gradient,
+        and with it optim.clip_norm, is of the sum over genres and the mean over samples. Raises UserError where the
+        memory does not hold a micro-batch.
         """
-        with memory_told(self._memory_line):
+        hold = held_over_few_rows(
+            self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation
+        )
+        with memory_told(self._memory_line), hold:
             return self._update(batches, epoch, step, updates, lr)
 
     def _update(
@@ -65,7 +70,7 @@ class Updater:
         count = self.plan.count(step)
         if self.guard is not None:
             self.guard.begin(self.plain_model, epoch, step)
-        total = torch.zeros((), device=accelerator.device)
+        total = torch.zeros(2, device=accelerator.device)
         for part in range(self.accumulation):
             batch = next(batches)
             last = part == self.accumulation - 1
@@ -74,9 +79,11 @@ class Updater:
                 loss = (losses * valid).sum()
                 if self.guard is not None:
                     self.guard.note(losses, batch.share)
-                # DDP averages gradients over ranks; the mean over the update's samples is wanted.
+                # DDP averages gradients over ranks; the mean over the update's samples is wanted. Masked ones are among
+                # them: how many there are on other ranks is not known here, and asking would cost a wait.
                 accelerator.backward(loss * (accelerator.num_processes / count))
-            total += loss.detach()
+            total[0] += loss.detach() / len(parts.manifest.genres)
+            total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
         if self.guard is not None and not self.guard.allow(self.plain_model):
             optimizer.zero_grad()
             return torch.zeros_like(total), 0
@@ -86,7 +93,7 @@ class Updater:
         optimizer.zero_grad()
         if parts.ema is not None:
             parts.ema.update(self.plain_model, step=updates)
-        return total / len(parts.manifest.genres), count
+        return total, count
 
     def _memory_line(self) -> str:
         """What did not fit, and the ways out."""

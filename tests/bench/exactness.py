@@ -77,6 +77,16 @@ def judge_steps(run: Run) -> Verdict:
     return Verdict(False, f"ranks make {_and(counts)} steps")
 
 
+def judge_sizes(run: Run) -> Verdict:
+    """The updates of the epoch have as many samples over all ranks, give or take one."""
+    if run.problem:
+        return Verdict(False, run.problem)
+    sizes = [len(batch) for batch in global_batches(run)] or [0]
+    if max(sizes) - min(sizes) <= 1:
+        return Verdict(True)
+    return Verdict(False, f"from {min(sizes)} to {max(sizes)} samples")
+
+
 def judge_eval(run: Run, num_samples: int) -> Verdict:
     """Like judge_once. Unequal steps are no failure here, but they are said: a gather at every step would hang."""
     verdict, counts = judge_once(run, num_samples), [len(steps) for steps in run.ranks]
@@ -185,6 +195,7 @@ SAMPLES = sum(SHARD_SIZES)
 CHECKS: dict[str, Callable[[Runs], Verdict]] = {
     "training: each sample once": _each(lambda _, jobs: judge_once(jobs["train"], SAMPLES)),
     "same steps on every rank": _each(lambda _, jobs: judge_steps(jobs["train"])),
+    "updates of one size": _each(lambda _, jobs: judge_sizes(jobs["train"])),
     "evaluation: each sample once": _each(lambda _, jobs: judge_eval(jobs["eval"], SAMPLES)),
     "same batches at any world size": lambda runs: judge_same_batches(_all(runs, "train")),
     "resume, also at another world size": lambda runs: judge_resume(

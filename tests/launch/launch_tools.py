@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "toolkit"))  # no package, like all tests
 
-from toolkit_helpers import ROOT, TINY, accelerate_launch, clean_env, free_port, run_python
+from toolkit_helpers import ROOT, TINY, accelerate_launch, clean_env, free_port, run_python, weights_option
 
 __all__ = ["ROOT", "accelerate_launch", "clean_env", "free_port", "run_python"]
 
@@ -22,10 +22,13 @@ UPDATES = 10
 
 
 def options_of(launch_set: Path, out: Path, *more: str) -> list[str]:
-    """Options of ``posters train`` for a run of ten updates, with a checkpoint after each."""
+    """Options of ``posters train`` for a run of ten updates, with a checkpoint after each.
+
+    Weights come with statistics of BatchNorm, which a process's part of eight samples is too small to give.
+    """
     return [
         "--shards", str(launch_set), "--out", str(out), *TINY, "--train.batch_size=8", "--train.eval_batch_size=4",
-        f"--train.epochs={EPOCHS}", "--train.checkpoint_steps=1", "--train.log_steps=1", "--train.precision=no", *more,
+        f"--train.epochs={EPOCHS}", "--train.checkpoint_steps=1", "--train.log_steps=1", "--train.precision=no", weights_option(), *more,
     ]  # fmt: skip
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from probe_memory import limit_rows
-from toolkit_helpers import TINY, launch_2, run_script
+from toolkit_helpers import TINY, launch_2, run_script, weights_option
 from torch import nn
 from train_tools import make_parts, make_updates, state_of, tiny_config
 
 from shards.errors import UserError
 from toolkit.auto_batch import fit_accumulation
-from toolkit.feed import train_plan
 from toolkit.update import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,19 +21,19 @@ PROBE = Path(__file__).with_name("probe_memory.py")
 
 
 def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:
-    """The accumulation found for a global batch of 16."""
-    accelerator, parts = make_parts(shard_set, tiny_config(*options), out)
+    """The accumulation found for a global batch of 14, which the set's 56 samples fill."""
+    accelerator, parts = make_parts(shard_set, tiny_config("--train.batch_size=14", *options), out)
     limit_rows(parts.model, limit)
-    return fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+    return fit_accumulation(accelerator, parts, parts.plan)
 
 
 @pytest.mark.parametrize(
     ("limit", "options", "expected"),
     [
-        (16, [], 1),
-        (15, [], 2),
-        (8, [], 2),
-        (7, [], 4),
+        (14, [], 1),
+        (13, [], 2),
+        (7, [], 2),
+        (6, [], 4),
         (2, [], 8),
         (3, ["--train.accumulation=3"], 6),
         (3, ["--augment.mixup=0.5"], 8),  # pairs stay together: four rows, then two
@@ -66,7 +65,7 @@ def test_the_cpu_allocators_words_are_known_and_other_errors_are_not_taken_for_t
 
         parts.model.register_forward_pre_hook(fail)
         with pytest.raises(caught):
-            fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+            fit_accumulation(accelerator, parts, parts.plan)
 
 
 def test_everything_is_as_it_was(shard_set: Path, tmp_path: Path):
@@ -75,7 +74,7 @@ def test_everything_is_as_it_was(shard_set: Path, tmp_path: Path):
     seen: list[Any] = []
     parts.model.register_forward_pre_hook(lambda module, _: seen.append(trains(module)))
     before, flags, generator = state_of(parts.model), trains(parts.model), torch.get_rng_state()
-    fit_accumulation(accelerator, parts, train_plan(parts.config, parts.train))
+    fit_accumulation(accelerator, parts, parts.plan)
     assert all(torch.equal(value, before[name]) for name, value in parts.model.state_dict().items())
     assert all(p.grad is None for p in parts.model.parameters())
     assert trains(parts.model) == flags and torch.equal(torch.get_rng_state(), generator)
@@ -100,7 +99,7 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("toolkit.auto_batch.torch.empty", watched)
     accelerator, parts = make_parts(shard_set, tiny_config("--model.freeze=[]"), tmp_path)
-    plan = train_plan(parts.config, parts.train)
+    plan = parts.plan
     fit_accumulation(accelerator, parts, plan)
     weights = sum(p.numel() for p in parts.model.parameters())
     assert sizes[-1] == pytest.approx(8 * weights, rel=0.01)  # Adam's two averages
@@ -113,9 +112,9 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_is_that_of_the_explicit_accumulation(shard_set: Path, tmp_path: Path, processes: int):
     run = run_script if processes == 1 else launch_2
-    base = ["--shards", shard_set, *TINY, "--train.epochs=1", "--train.auto_batch=true"]
+    base = ["--shards", shard_set, *TINY, "--train.epochs=1", "--train.auto_batch=true", weights_option()]
     # In two processes rank 1 has less memory than rank 0: both take its need.
-    limits, accumulation = ("4", 4) if processes == 1 else ("8,3", 4)
+    limits, accumulation = ("5", 4) if processes == 1 else ("10,3", 4)
     found = run(PROBE, limits, *base, "--out", tmp_path / "found")
     assert found.returncode == 0, found.stderr
     assert f"automatic batch size: accumulation {accumulation} (1 configured)" in found.stderr

@@ -7,11 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toolkit_helpers import TINY, error_lines, launch_2, posters_command
+import torch
+from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_script, weights_option
+from torch.nn import functional as F
+from train_tools import TINY_VIT, make_parts, tiny_config
 
 from shards.errors import UserError
 from shards.index import read_index
 from toolkit.data.faults import FaultPolicy, Faults, check_limit
+from toolkit.data.loader import targets_of
+from toolkit.parts import make_feed
 
 
 def overwrite(tar: Path, row: int) -> str:
@@ -50,6 +55,51 @@ def test_a_run_goes_on_and_tells(damaged: tuple[Path, str, str], tmp_path: Path,
     assert said[0].endswith("replaced" if on_error == "replace" else "left out")
     assert "val-00000.tar" in said[1] and val_key in said[1] and said[1].endswith("left out")
     assert [row["data_errors"] for row in epochs(tmp_path / "run")] == ["2", "2"]
+
+
+#: Weights stay as they are, so that the loss of an epoch is that of the first weights.
+STILL = ["--optim.name=momentum", "--optim.momentum=0", "--optim.lr=1e-12", "--model.dropout=0", "--train.epochs=1"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (1, TINY_VIT),
+        (2, TINY_VIT),
+        (2, [*TINY_VIT, "--train.accumulation=3", "--train.checkpoint_steps=1"]),
+        (1, ["--model.head=linear", "--model.freeze=[backbone]", "--train.feature_views=1", weights_option()]),
+    ],
+    ids=["one", "two", "two, in parts", "cached features"],
+)
+def test_the_training_loss_is_the_mean_over_rows_that_count(
+    shard_set: Path, tmp_path: Path, processes: int, options: list[str]
+):
+    """Of 56 training samples half are damaged: they are neither in the sum nor in its divisor."""
+    folder = shutil.copytree(shard_set, tmp_path / "set")
+    for row in range(14):
+        overwrite(folder / "train-00000.tar", row)
+        overwrite(folder / "train-00001.tar", row)
+    options = [*options, *STILL, "--data.on_error=mask", "--data.max_errors=0.9", "--train.log_steps=1"]
+    launched = run_script if processes == 1 else launch_2
+    run = launched("launch/train.py", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
+    assert run.returncode == 0, run.stderr
+    accelerator, parts = make_parts(folder, tiny_config(*options), tmp_path / "again")
+    feed = make_feed(accelerator, parts, 1)
+    model, losses, updates = parts.model.eval(), [], []
+    for batch in feed.batches(0, 0):
+        inputs = batch.images if parts.probe else parts.preprocessing.normalize(batch.images)
+        with torch.no_grad():
+            logits = model(inputs)
+        targets = targets_of(batch.share, parts.train)
+        rows = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+        losses += rows[torch.from_numpy(batch.share.valid)].tolist()
+        updates.append(float(rows[torch.from_numpy(batch.share.valid)].mean()))
+    feed.close()
+    assert len(losses) == 56 - 28
+    (epoch,) = epochs(tmp_path / "run")
+    assert float(epoch["train_loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    with open(tmp_path / "run" / "log.csv") as stream:
+        assert [float(row["loss"]) for row in csv.DictReader(stream)] == pytest.approx(updates, rel=1e-4)
 
 
 def test_two_processes_count_together_and_agree(damaged: tuple[Path, str, str], tmp_path: Path):

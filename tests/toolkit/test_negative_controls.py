@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))  # no pac
 import exactness as ex
 from exactness import Run, Verdict
 
-ONCE, STEPS, EVAL, BATCHES, RESUME, FEW = ex.CHECKS
+ONCE, STEPS, SIZES, EVAL, BATCHES, RESUME, FEW = ex.CHECKS
 OURS = "poster-toolkit"
 
 #: What each peer fails on two ranks, as the table says; everything else it passes.
@@ -57,6 +57,13 @@ def test_judge_steps():
     assert ex.judge_steps(Run([[[0]], [[1], [2]], [[3]]])) == Verdict(False, "ranks make 1, 2 and 1 steps")
     assert ex.judge_steps(Run([[], []])) == Verdict(False, "ranks make 0 and 0 steps")
     assert ex.judge_steps(FAILED) == Verdict(False, "hangs")
+
+
+def test_judge_sizes():
+    assert ex.judge_sizes(GOOD) == Verdict(False, "from 2 to 4 samples")
+    assert ex.judge_sizes(Run([[[0, 1], [4]], [[2], [3, 5]]])) == Verdict(True)
+    assert ex.judge_sizes(Run([[[0, 1], [4]], [[2], [3]]])) == Verdict(True)
+    assert ex.judge_sizes(FAILED) == Verdict(False, "hangs")
 
 
 def test_judge_eval_says_unequal_steps_but_counts_samples():

@@ -19,6 +19,7 @@ from shards.manifest import Manifest
 from toolkit.config import Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.features import Features, backbone_features, classifier_path
+from toolkit.feed import train_plan
 from toolkit.models import HeadSpec, build_model, clean_state
 from toolkit.probe import FeatureFeed, Probe, build_head, merge
 
@@ -169,7 +170,8 @@ def feed(reader: ShardReader, **options: object) -> FeatureFeed:
         train=TrainConfig(batch_size=8),
     )
     views = [features(len(reader), 6, seed, decoded=False) for seed in range(3)]
-    return FeatureFeed(config, reader, views, features(7, 6, 9, decoded=False), Accelerator(cpu=True))
+    plan = train_plan(config, reader)
+    return FeatureFeed(config, plan, views, features(7, 6, 9, decoded=False), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "genre"])

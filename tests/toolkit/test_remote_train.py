@@ -37,7 +37,7 @@ from toolkit.data.loader import Loader
 from toolkit.data.plan import EvalPlan
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.feed import Feed
+from toolkit.feed import Feed, train_plan
 
 EPOCHS = ["--train.epochs", "2", "--train.batch_size", "8", "--train.precision", "no"]
 WINDOW = ["--data.order", "window", "--data.window", "1", "--data.prefetch", "1"]
@@ -246,7 +246,8 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
         config = tiny_config(*WINDOW, "--train.batch_size", "6")
         accelerator = Accelerator(cpu=True)
         train, val = (ShardReader.of_split(store, split, manifest) for split in ("train", "val"))
-        feed = Feed(config, train, val, Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3), accelerator)
+        plain = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
+        feed = Feed(config, train_plan(config, train), train, val, plain, accelerator)
         seen = []
         for epoch in range(3):
             for batch in feed.batches(epoch, 0):

@@ -139,7 +139,7 @@ def test_a_plan_of_repeats_resumes_at_another_world_size(factors, batch, world, 
     order = RepeatOrder(np.array(factors), 9, shards_of(n) if window else None, 2)
     plan = TrainPlan(order, batch, deal=2)
     step %= plan.steps_per_epoch
-    rest = order.keys(4, step * batch, len(order))
+    rest = order.keys(4, plan.start(step), len(order))
     seen: list[int] = []
     for rank in range(world):
         for share in plan.shares(4, rank, world, accumulation, first_step=step):

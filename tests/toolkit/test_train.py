@@ -178,6 +178,31 @@ def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
     assert seen == expected, steps
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_its_rule(
+    runs: Path, whole: Path, shard_set: Path, tmp_path: Path
+):
+    """Its checkpoints say nothing of sizes: updates of an epoch are full ones, then what is left."""
+    options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY]
+    first = run_script(PROBE, tmp_path / "spy1", "", *options, "--train.epochs=1")
+    assert first.returncode == 0, first.stderr
+    (path,) = (tmp_path / "run" / "checkpoints").glob("*/state.json")
+    state = json.loads(path.read_text())
+    assert state["progress"].pop("sizes") == "even" and state["progress"].pop("loss_rows") == 0
+    path.write_text(json.dumps(state))
+    more = [*options, "--train.epochs=2", "--train.checkpoint_steps=1", "--resume"]
+    killed = run_script(PROBE, tmp_path / "spy2", "kill 5", *more)
+    assert killed.returncode == -9 and "its epochs end, as before, on an update of 16 samples" in killed.stderr
+    last = run_script(PROBE, tmp_path / "spy3", "", *more)
+    assert last.returncode == 0, last.stderr
+    seen = read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
+    assert [len(seen[1, step]) for step in range(3)] == [20, 20, 16]
+    assert sorted(key for keys in seen.values() for key in keys) == train_keys(shard_set)
+    ours = read_spy(runs / "spy-whole")
+    assert [len(ours[1, step]) for step in range(3)] == [18, 19, 19]  # a run that begins now
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("*/state.json"))[-1]
+    assert json.loads(newest.read_text())["progress"]["sizes"] == "tail"
+
+
 def test_a_window_and_geometry_on_the_device_train_too(shard_set: Path, tmp_path: Path):
     run = run_script(
         PROBE, tmp_path / "spy", "", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1",
@@ -249,6 +274,7 @@ def flat(evaluation: dict) -> dict[str, float]:
 def test_accumulation_clipping_cosine_and_a_linear_head(shard_set: Path, tmp_path: Path):
     run = posters_command(
         "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1", "--train.accumulation=3",
+        "--train.batch_size=28",
         "--optim.clip_norm=1", "--optim.schedule=cosine", "--model.head=linear", "--optim.name=adamw",
         "--train.precision=bf16", "--train.tensorboard=true", "--train.channels_last=false",
     )  # fmt: skip

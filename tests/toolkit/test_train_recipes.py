@@ -181,7 +181,7 @@ def test_the_monitored_figure_picks_the_epoch(shard_set: Path, tmp_path: Path):
         out = tmp_path / monitor
         run = posters_command(
             "train", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=4", f"--train.monitor={monitor}",
-            "--train.patience=0", "--decide.slack=0",
+            "--train.patience=0", "--decide.slack=0", "--train.batch_size=14",
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         figures = [float(row[f"val_{monitor}"]) for row in epochs_of(out)]
@@ -192,13 +192,13 @@ def test_the_monitored_figure_picks_the_epoch(shard_set: Path, tmp_path: Path):
     assert len(set(picked.values())) > 1, picked  # else this says nothing
 
 
-@pytest.mark.parametrize("update", [2, 4, 6], ids=["while frozen", "before thawing", "thawed"])
+@pytest.mark.parametrize("update", [2, 3, 5], ids=["while frozen", "before thawing", "thawed"])
 def test_killed_and_resumed_to_the_bit(noisy: Path, shard_set: Path, tmp_path: Path, update: int):
     options = ["--shards", shard_set, "--out", tmp_path / "run", *NOISY]
     assert run_script(PROBE, tmp_path / "spy", f"kill {update}", *options).returncode == -9
     resumed = posters_command("train", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert ("thawed" in resumed.stderr) == (update <= 4)
+    assert ("thawed" in resumed.stderr) == (update <= 3)
     assert same(tensors(tmp_path / "run", -1), tensors(noisy, -1))
     ours, theirs = tmp_path / "run/model/model.safetensors", noisy / "model/model.safetensors"
     assert ours.read_bytes() == theirs.read_bytes()

@@ -16,7 +16,6 @@ from toolkit.config_cli import parse_train
 from toolkit.data.loader import Batch
 from toolkit.data.plan import TrainPlan
 from toolkit.data.reader import ShardReader
-from toolkit.feed import train_plan
 from toolkit.parts import Parts, build_parts
 from toolkit.update import Updater
 
@@ -44,7 +43,7 @@ def make_updater(
     config = tiny_config(*options)
     accelerator, parts = make_parts(shard_set, config, out)
     parts.freezing.training_mode(parts.model, 0)
-    plan = train_plan(config, parts.train)
+    plan = parts.plan
     return Updater(accelerator, parts, plan, accumulation), plan
 
 
@@ -65,8 +64,8 @@ def make_updates(updater: Updater, plan: TrainPlan, count: int, lr: float, *, fi
     for number in range(first, first + count):
         epoch, step = divmod(number - 1, plan.steps_per_epoch)
         batches = drawn_batches(updater, plan, epoch, step)
-        total, samples = updater(batches, epoch, step, number, lr)
-        losses.append(float(total) / samples)
+        total, _ = updater(batches, epoch, step, number, lr)
+        losses.append(float(total[0] / total[1]))
     return losses
 
 

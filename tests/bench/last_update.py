@@ -1,0 +1,142 @@
+"""What do the last three updates of an epoch do to a settled ResNet50? Full ones and what is left, or all of one size.
+
+    posters shards build --images ../shared/posters/images --metadata ../shared/posters/meta_processed.csv \
+        --out SHARDS --splits 0.85,0.1,0.05
+    python tests/bench/last_update.py --shards SHARDS --weights ../shared/weights/resnet50_imagenet_fp16.safetensors
+
+3,203 real posters, so that an epoch at batch 64 leaves 3 over; the reference recipe, but at 64 pixels and a tenth of its
+rate. The network settles over the first updates of an epoch. From there both rules make the last three updates, several
+times with other samples. After each the validation loss of 256 posters is taken, and how far it moved their evaluation
+features: the norm of the difference, divided by that of the features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from shards.manifest import Manifest
+from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.order import GlobalOrder
+from toolkit.data.plan import Sizes, TrainPlan
+from toolkit.data.reader import ShardReader
+from toolkit.models import logits_and_features
+from toolkit.parts import Parts, build_parts, make_feed
+from toolkit.update import Updater
+
+SAMPLES, BATCH, LAST, JUDGES = 3203, 64, 3, 256
+RULES: dict[Sizes, str] = {"tail": "full ones, then what is left", "even": "all of one size"}
+
+
+def settings(weights: Path, pixels: int) -> Config:
+    return Config(
+        data=DataConfig(image_size=pixels),
+        model=ModelConfig(weights=str(weights)),
+        optim=OptimConfig(lr=0.00015),
+        train=TrainConfig(batch_size=BATCH, precision="no", tensorboard=False),
+    )
+
+
+def updates(accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
+    """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
+    parts = replace(parts, plan=plan)
+    updater, lr = Updater(accelerator, parts, plan, 1), parts.config.optim.lr
+    with contextlib.closing(make_feed(accelerator, parts, 1)) as feed:
+        with contextlib.closing(feed.batches(epoch, first)) as batches:
+            for step in range(first, first + count):
+                parts.freezing.training_mode(parts.model, 0)
+                updater(batches, epoch, step, step + 1, lr)
+                yield plan.count(step)
+
+
+def judged(parts: Parts, images: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """(validation loss, features (n, F)) of the judges."""
+    parts.model.eval()
+    with torch.inference_mode():
+        pairs = [logits_and_features(parts.model, part) for part in images.split(64)]
+    logits, features = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return float(F.binary_cross_entropy_with_logits(logits, targets)), features
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("--shards", "--weights"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--pixels", type=int, default=64)
+    parser.add_argument("--settle", type=int, default=30, help="updates before the last three")
+    parser.add_argument("--repeats", type=int, default=5, help="times that the last three are made")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    with tempfile.TemporaryDirectory() as name:
+        manifest = Manifest.read(arguments.shards)
+        readers = [ShardReader.of_split(arguments.shards, split, manifest) for split in ("train", "val")]
+        config = settings(arguments.weights, arguments.pixels)
+        parts = build_parts(accelerator, config, manifest, readers, Path(name), None)
+        order = GlobalOrder(SAMPLES, 0)
+        plans = {rule: TrainPlan(order, BATCH, sizes=rule) for rule in RULES}
+        images, targets = judges(parts)
+        for _ in updates(accelerator, parts, plans["even"], 0, 0, arguments.settle):
+            pass
+        settled = copy.deepcopy(parts.model.state_dict()), copy.deepcopy(parts.optimizer.state_dict())
+        start, features = judged(parts, images, targets)
+        print(f"validation loss after {arguments.settle} updates: {start:.4f}")
+        rows: dict[str, list[dict[str, Any]]] = {rule: [] for rule in RULES}
+        for repeat in range(arguments.repeats):
+            for rule, plan in plans.items():
+                parts.model.load_state_dict(settled[0])
+                parts.optimizer.load_state_dict(copy.deepcopy(settled[1]))
+                before = features
+                row: dict[str, Any] = {"samples": [], "loss": [], "moved": []}
+                first = plan.steps_per_epoch - LAST
+                for count in updates(accelerator, parts, plan, repeat, first, LAST):
+                    loss, after = judged(parts, images, targets)
+                    row["samples"].append(count)
+                    row["loss"].append(loss)
+                    row["moved"].append(float((after - before).norm() / before.norm()))
+                    before = after
+                rows[rule].append(row)
+                print(rule, row["samples"], np.round(row["loss"], 4), np.round(row["moved"], 3), flush=True)
+    print(f"\n| updates | validation loss before, then after each of the last {LAST} | features moved by |")
+    print("| --- | --- | --- |")
+    for rule, name in RULES.items():
+        loss, moved = (np.array([row[key] for row in rows[rule]]) for key in ("loss", "moved"))
+        told = ", ".join(f"{value:.4f}" for value in [start, *loss.mean(axis=0)])
+        far = ", ".join(f"{value:.1%}" for value in moved.mean(axis=0))
+        print(f"| {name}: {rows[rule][0]['samples']} samples | {told} (last: {loss[:, -1].min():.4f} to "
+              f"{loss[:, -1].max():.4f}) | {far} (last: at most {moved[:, -1].max():.1%}) |")  # fmt: skip
+    if arguments.json:
+        setting = {"pixels": arguments.pixels, "settle": arguments.settle, "samples": SAMPLES, "batch": BATCH}
+        content = {"setting": setting, "torch": torch.__version__, "start": start, "rules": rows}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def judges(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """(normalised images, targets) of JUDGES validation samples."""
+    from toolkit.data.cuts import eval_cutter
+    from toolkit.data.loader import Loader
+    from toolkit.data.plan import EvalPlan
+
+    device = torch.device("cpu")
+    cutter = eval_cutter(parts.val, parts.preprocessing, "cpu", device)
+    with Loader(parts.val, 2, 2) as loader:
+        shares = EvalPlan(min(JUDGES, len(parts.val)), 64).shares(0, 1)
+        images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, cutter)]
+    return torch.cat(images), torch.from_numpy(parts.val.targets[: min(JUDGES, len(parts.val))]).float()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
