@@ -1,8 +1,8 @@
 """Posters and a CSV in, a shard set out.
 
     CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
-        ─ duplicates.group_duplicates, split.split_samples ─→ splits
-        ─ plan_shards ─→ tasks ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
+        ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
+        ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
         ─→ rejected.csv, duplicates.csv, manifest.json (last)
 
 Every stage is a pure function of the posters, the CSV, the seed and the options; paths, times and the number of
@@ -11,7 +11,6 @@ workers play no part. A build killed anywhere and started again skips what is fi
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,28 +21,26 @@ from pathlib import Path
 import numpy as np
 
 from shards.claim import folder_lock
-from shards.csv_text import write_for_people
 from shards.duplicates import MAX_DISTANCE
-from shards.errors import UserError, one_line
+from shards.errors import UserError
 from shards.executor import Executor, open_executor
 from shards.existing import OtherShards, survey
-from shards.files import atomic_write, read_json, remove_file, remove_partials, remove_tree
+from shards.files import read_json, remove_file, remove_partials, remove_tree
 from shards.image_files import default_image_folder, require_images
 from shards.images import ImageOptions
 from shards.index import index_path, tar_path
 from shards.labels import LabelSet, read_labels
 from shards.manifest import NAME as MANIFEST
 from shards.manifest import Manifest, Shard, library_versions
-from shards.metadata import Rejection, Row, first_reasons, read_metadata, write_rejected
-from shards.pack import PackTask, Sample, pack_shard, text_rows_path
+from shards.metadata import Rejection, first_reasons, read_metadata, write_rejected
+from shards.pack import PackTask, pack_shard, text_rows_path
 from shards.places import Place, told
+from shards.planning import duplicate_positions, plan_shards, write_duplicates
 from shards.progress import progress
-from shards.scan import Scan, scan_images
-from shards.split import SPLITS, split_samples
-from shards.split_like import splits_like
-from shards.table_checks import some
-from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
-from shards.usable import problem_with_rows
+from shards.scan import scan_images
+from shards.split import SPLITS
+from shards.text.stage import REPORT, TEXT_LIBRARIES, TextRemoval
+from shards.usable import problem_with_rows, with_known_genres
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +124,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         rejected = metadata.rejected + scan.rejected
         rows = [row for row in metadata.rows if row.id in scan.digests]
         labels = given or LabelSet.from_samples(row.genres for row in rows)
-        rows, unknown = _with_known_genres(rows, labels)
+        rows, unknown = with_known_genres(rows, labels)
         rejected += unknown
         limit = options.max_rejected if rows else 1.0
         problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
@@ -136,14 +133,8 @@ def build_shards(options: BuildOptions) -> Manifest:
             problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
             raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
         log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
-        groups = scan.duplicate_groups([row.id for row in rows], options.near_duplicates)
-        columns = [labels.columns(row.genres) for row in rows]
-        fractions = dict(zip(SPLITS, options.fractions, strict=True))
-        if options.split_like:
-            splits = splits_like(options.split_like, [row.id for row in rows], groups)
-        else:
-            splits = split_samples([row.id for row in rows], columns, groups, fractions, options.seed)
-        tasks, planned = plan_shards(options, images, rows, scan, splits, labels), rows
+        tasks, groups = plan_shards(options, images, rows, scan, labels)
+        planned = rows
         try:
             shards = _pack(options, tasks, executor)
         except OtherShards:
@@ -163,7 +154,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(options.out / "rejected.csv", rejected)
-        _write_duplicates(options.out / "duplicates.csv", planned, groups, splits)
+        write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
         sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
             genres=list(labels.genres),
@@ -183,9 +174,10 @@ def build_shards(options: BuildOptions) -> Manifest:
                 "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
                 "near_duplicates": options.near_duplicates,
                 "seed": options.seed,
-                "fractions": fractions,
+                "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
             },
             versions=library_versions(),
+            duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
         manifest.write_tables(options.out)
         manifest.write(options.out)
@@ -206,44 +198,6 @@ def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
         ):
             yield executor
         remove_partials(options.out)
-
-
-def plan_shards(
-    options: BuildOptions,
-    images: Place,
-    rows: Sequence[Row],
-    scan: Scan,
-    splits: np.ndarray,
-    labels: LabelSet,
-) -> list[PackTask]:
-    """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
-    tasks = []
-    known = removal_fingerprint(options.text) if options.text else ""
-    for number, split in enumerate(SPLITS):
-        members = sorted(
-            (row for row, of in zip(rows, splits, strict=True) if of == number),
-            key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
-        )
-        samples = [
-            Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members
-        ]
-        count = -(-len(samples) // options.samples_per_shard)
-        for shard in range(count):
-            part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
-            tasks.append(
-                PackTask(
-                    images,
-                    options.out,
-                    f"{split}-{shard:05d}",
-                    split,
-                    tuple(part),
-                    labels,
-                    options.image,
-                    options.text,
-                    known,
-                )
-            )
-    return tasks
 
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
@@ -276,33 +230,6 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
         log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
     write_report(options.out / REPORT, [row for row in rows if "rejected" not in row], options.text.facts())
     return failed
-
-
-def _with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
-    known, unknown = [], []
-    strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
-    if strange:
-        names = some([f"{genre} ({count})" for genre, count in strange.most_common()])
-        log.warning("genres that the given labels do not have are left out: %s", names)
-    for row in rows:
-        if labels.columns(row.genres):
-            known.append(row)
-        else:
-            unknown.append(
-                Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
-            )
-    return known, unknown
-
-
-def _write_duplicates(path: Place, rows: Sequence[Row], groups: np.ndarray, splits: np.ndarray) -> None:
-    """duplicates.csv: the posters that were taken for one another, for people to look at."""
-    members: dict[int, list[int]] = {}
-    for position, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(position)
-    doubles = (positions for positions in members.values() if len(positions) > 1)
-    cells = [(number, rows[p].id, SPLITS[splits[p]]) for number, group in enumerate(doubles) for p in group]
-    with atomic_write(path, "w") as stream:
-        write_for_people(stream, [("group", "id", "split"), *cells], end="\r\n")
 
 
 def _report_balance(manifest: Manifest) -> None:

@@ -56,6 +56,14 @@ def survey(
     return finished, [task for task in tasks if task.name not in finished], strangers
 
 
+def holds(out: Place, tasks: Sequence[PackTask]) -> bool:
+    """Whether ``out`` holds shards of this very build, and none of another."""
+    try:
+        return bool(survey(out, tasks, overwrite=False)[0])
+    except UserError:
+        return False
+
+
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """The shard's facts if this very task was finished before, None if it is to be (re)done.
 

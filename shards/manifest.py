@@ -1,4 +1,4 @@
-"""manifest.json: what a shard set holds. Its size grows with the number of shards, not of samples.
+"""manifest.json: what a shard set holds. Its size grows with the number of shards and of duplicates, not of samples.
 
 A set may come from a stranger. What its manifest says is checked where it is read, for every command: its names become
 paths, its digests names in a cache, its counts sizes of arrays.
@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.files import fingerprint, small_bytes, write_json
@@ -91,6 +93,7 @@ class _Document(msgspec.Struct):
     source: dict[str, Any]
     versions: dict[str, str]
     tables: dict[str, SampleTable] = {}
+    duplicates: dict[str, list[list[Count]]] | None = None
 
 
 @dataclass
@@ -104,6 +107,9 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     tables: dict[str, SampleTable] = field(default_factory=dict)
     """By split. Sets of earlier versions have none."""
+    duplicates: dict[str, list[list[int]]] | None = None
+    """By split: groups of samples that were taken for one, as positions in the split. Sets of earlier versions and of
+    other tools do not say."""
 
     @property
     def labels(self) -> LabelSet:
@@ -143,6 +149,15 @@ class Manifest:
                 f"again, or build or index it again"
             )
         return table
+
+    def units_of(self, split: str) -> NDArray[np.int64] | None:
+        """(n,) numbers from 0 of a split's samples, the same for duplicates; None where the set does not say."""
+        if self.duplicates is None:
+            return None
+        units = np.arange(sum(shard.samples for shard in self.of_split(split)))
+        for group in self.duplicates.get(split, ()):
+            units[group] = group[0]
+        return np.unique(units, return_inverse=True)[1].astype(np.int64)
 
     def split_summary(self) -> dict[str, dict[str, Any]]:
         """Per split: shards, samples, bytes, and the count of each genre."""
@@ -186,6 +201,7 @@ class Manifest:
                 "splits": self.split_summary(),
                 "tables": {split: dataclasses.asdict(table) for split, table in self.tables.items()},
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
+                **({} if self.duplicates is None else {"duplicates": self.duplicates}),
                 "packing": self.packing,
                 "source": self.source,
                 "versions": self.versions,
@@ -219,7 +235,9 @@ class Manifest:
             )
         raw = parse_as(data, _Document, path, "manifest", _REMEDY)
         check_as(raw.source, Source, path, "manifest", _REMEDY)
-        manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables)
+        manifest = cls(
+            raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates
+        )
         if raw.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
         if problem := manifest._problem():
@@ -228,7 +246,8 @@ class Manifest:
 
     def _problem(self) -> str:
         """What no set has: such names, counts and tables reach no path and no array. Empty if there is nothing."""
-        return genres_problem(self.genres) or self._shards_problem() or self._tables_problem()
+        problems = (self._shards_problem, self._tables_problem, self._duplicates_problem)
+        return genres_problem(self.genres) or next(filter(None, (problem() for problem in problems)), "")
 
     def _shards_problem(self) -> str:
         if not any(shard.samples for shard in self.shards):
@@ -250,6 +269,16 @@ class Manifest:
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
                 return f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
+        return ""
+
+    def _duplicates_problem(self) -> str:
+        for split, groups in (self.duplicates or {}).items():
+            samples = sum(shard.samples for shard in self.by_split.get(split, ()))
+            members = [position for group in groups for position in group]
+            if min(map(len, groups), default=2) < 2 or len(set(members)) < len(members):
+                return f"its duplicates in {split[:100]!r} are no groups of two or more samples, each in one"
+            if max(members, default=-1) >= samples:
+                return f"its duplicates in {split[:100]!r} are beyond its {samples} samples there"
         return ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hash, poster_signature
+from shards.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hashes, poster_signature
 from shards.executor import Executor
 from shards.files import fingerprint, write_json
 from shards.image_files import find_image, missing_file, read_image_file
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 256  # posters a task: some seconds of work, so that little is lost when the run is killed
 
-RULES = 2
-"""Of what is taken for a good poster. Answers of earlier versions, with other rules, are not used."""
+RULES = 3
+"""Of what is taken for a good poster and kept of its looks. Answers of earlier versions, with others, are not used."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,28 @@ class Scan:
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
+    mirrored: dict[str, int] = field(default_factory=dict)
+    """Perceptual hashes of their mirror images."""
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     """Where the good posters lie below the folder (see image_files.read_image_file)."""
 
-    def duplicate_groups(self, ids: Sequence[str], max_distance: int) -> np.ndarray:
-        """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates)."""
-        hashes = np.array([self.hashes[sample_id] for sample_id in ids], dtype=np.uint64)
+    def duplicate_groups(self, ids: Sequence[str], max_distance: int, mirrored: bool = True) -> np.ndarray:
+        """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates).
+
+        mirrored: mirrored copies, too.
+        """
+        hashes, turned = (
+            np.array([found[sample_id] for sample_id in ids], dtype=np.uint64)
+            for found in (self.hashes, self.mirrored)
+        )
         signatures = np.frombuffer(b"".join(self.signatures[sample_id] for sample_id in ids), dtype=np.uint8)
         return group_duplicates(
             [self.digests[sample_id] for sample_id in ids],
             hashes,
             signatures.reshape(len(ids), SIGNATURE_BYTES),
+            mirrored=turned if mirrored else None,
             max_distance=max_distance,
         )
 
@@ -117,7 +126,7 @@ def scan_images(
                 scan.rejected.append(Rejection(sample_id, reason, detail))
             else:
                 scan.digests[sample_id] = digest
-                scan.hashes[sample_id] = int(looks, 16)
+                scan.hashes[sample_id], scan.mirrored[sample_id] = int(looks[:16], 16), int(looks[16:], 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
                 films += [sample_id] if more else []
@@ -133,7 +142,7 @@ def tell_of_films(names: Sequence[str]) -> None:
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """[id, sha256, perceptual hash and signature in hex, reason, detail, more frames?] for each poster, in order."""
+    """[id, sha256, perceptual hashes and signature in hex, reason, detail, more frames?] for each poster, in order."""
     state = task.state()
     try:
         cached = json.loads(task.cache.read_bytes())
@@ -146,7 +155,8 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
         try:
             data = _read(task, number)
             image = decode(data, task.options)
-            looks, signature = f"{perceptual_hash(image):016x}", poster_signature(image).hex()
+            looks = "".join(f"{found:016x}" for found in perceptual_hashes(image))
+            signature = poster_signature(image).hex()
             digest = hashlib.sha256(data).hexdigest()
             answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
         except BadImage as bad:

@@ -6,15 +6,18 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from shards.endings import is_image_name
+from shards.errors import one_line
 from shards.files import names_in
+from shards.labels import LabelSet
 from shards.listing import list_posters
-from shards.metadata import Metadata, first_reasons, read_rejected
+from shards.metadata import Metadata, Rejection, Row, first_reasons, read_rejected
 from shards.places import Place, is_remote, told
 from shards.table import open_table
 from shards.table_checks import PEEK, some
@@ -124,3 +127,20 @@ def _names(images: Place) -> list[str]:
         if is_image_name(name)
     )
     return sorted(islice(paths, NAMES))
+
+
+def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
+    """(the rows with a genre that the labels have, the others)."""
+    known, unknown = [], []
+    strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
+    if strange:
+        names = some([f"{genre} ({count})" for genre, count in strange.most_common()])
+        log.warning("genres that the given labels do not have are left out: %s", names)
+    for row in rows:
+        if labels.columns(row.genres):
+            known.append(row)
+        else:
+            unknown.append(
+                Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
+            )
+    return known, unknown

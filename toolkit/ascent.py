@@ -80,12 +80,14 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
     """
     positions = start.copy()
     active = [g for g, sweep in enumerate(sweeps) if sweep.support > 0]
-    support = sum(float(sweep.smooth[-1]) for sweep in sweeps)
+    square = beta * beta
+    bottom = square * sum(float(sweep.smooth[-1]) for sweep in sweeps)
     hits = sum(float(sweep.smooth[p]) for sweep, p in zip(sweeps, positions, strict=True))
     named = sum(float(sweep.named[p]) for sweep, p in zip(sweeps, positions, strict=True))
+    # F-beta in counts, as in metrics.f_beta; genres with positives have no bottom of 0.
+    tops = {g: (1.0 + square) * sweeps[g].smooth for g in active}
     own = {
-        g: weight / len(active) * f_beta(sweeps[g].smooth, sweeps[g].named, sweeps[g].smooth[-1], beta)
-        for g in active
+        g: weight / len(active) * tops[g] / (square * sweeps[g].smooth[-1] + sweeps[g].named) for g in active
     }
     moved = True
     while moved:
@@ -93,10 +95,11 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
         for g in active:
             sweep, here = sweeps[g], positions[g]
             others = hits - sweep.smooth[here], named - sweep.named[here]
-            value = f_beta(others[0] + sweep.smooth, others[1] + sweep.named, support, beta) + own[g]
-            if value.max() <= value[here] + _NOTHING:
+            value = (tops[g] + (1.0 + square) * others[0]) / (sweep.named + (bottom + others[1])) + own[g]
+            highest = value.max()
+            if highest <= value[here] + _NOTHING:
                 continue
-            best = np.flatnonzero(value >= value.max() - _NOTHING)
+            best = np.flatnonzero(value >= highest - _NOTHING)
             there = best[np.argmin(np.abs(best - here))]
             positions[g], moved = there, True
             hits, named = others[0] + sweep.smooth[there], others[1] + sweep.named[there]

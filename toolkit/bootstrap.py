@@ -1,7 +1,9 @@
 """How sure are the figures? The bootstrap over samples (Efron 1979), with the same resamples for everyone.
 
 A resample draws N samples with replacement and measures again; the interval of a figure holds the middle 95% of what
-came out (the percentile interval of Efron & Tibshirani 1993, chapter 13). Two models, or a model and a baseline, are
+came out (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates say one thing several times:
+they are drawn together, as one unit of U, by which the interval is as wide as that of U different samples (the cluster
+bootstrap, Davison & Hinkley 1997, section 3.8). Two models, or a model and a baseline, are
 measured on the same resamples, so that what makes a resample hard cancels in their difference (a paired bootstrap).
 
 Resamples repeat samples, which flatters mAP and inflates calibration errors. So the resampled figures of a whole split
@@ -22,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics import FloatArray, check_targets
+from toolkit.metrics import FloatArray, IntArray, check_targets
 from toolkit.weighted_metrics import Answers, Measured, WeightedMetrics
 
 ROUNDS, COVERAGE = 1000, 0.95
@@ -63,8 +65,17 @@ class Draws:
     resampled: Measured
 
 
-def resample_weights(num_samples: int, rounds: int = ROUNDS, seed: int = 0) -> Iterator[FloatArray]:
-    """(b, N) whole weights, ``rounds`` rows in all: how often each sample is in each resample."""
+def resample_weights(
+    num_samples: int, rounds: int = ROUNDS, seed: int = 0, units: IntArray | None = None
+) -> Iterator[FloatArray]:
+    """(b, N) whole weights, ``rounds`` rows in all: how often each sample is in each resample.
+
+    units (N,): numbers from 0, each in use; samples of one are drawn together. By default each sample is one.
+    """
+    if units is not None:
+        for weights in resample_weights(int(np.max(units, initial=-1)) + 1, rounds, seed):
+            yield weights[:, units]
+        return
     if num_samples < 1 or rounds < 1:
         raise ValueError(f"need at least one sample and one round, got {num_samples} and {rounds}")
     rng = np.random.default_rng(seed)
@@ -78,13 +89,20 @@ def resample_weights(num_samples: int, rounds: int = ROUNDS, seed: int = 0) -> I
 
 
 def bootstrap(
-    targets: ArrayLike, answers: Mapping[str, Answers], rounds: int = ROUNDS, seed: int = 0
+    targets: ArrayLike,
+    answers: Mapping[str, Answers],
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    units: IntArray | None = None,
 ) -> dict[str, Draws]:
-    """Measure everyone in ``answers`` on the same resamples of ``targets``, (N, G) of 0 and 1."""
+    """Measure everyone in ``answers`` on the same resamples of ``targets``, (N, G) of 0 and 1.
+
+    units (N,): see `resample_weights`; a set's are `shards.manifest.Manifest.units_of`.
+    """
     truth = check_targets(targets)
     metrics = {name: WeightedMetrics(truth, said) for name, said in answers.items()}
     found: dict[str, list[Measured]] = {name: [] for name in metrics}
-    for weights in resample_weights(len(truth), rounds, seed):
+    for weights in resample_weights(len(truth), rounds, seed, units):
         for name, measure in metrics.items():
             found[name].append(measure(weights))
     ones = np.ones((1, len(truth)))

@@ -13,14 +13,16 @@ calibrate at all is decided by cross-validation inside the split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from toolkit.folds import CLEARLY, deal_folds, enough, standard_error
 from toolkit.metrics import BoolArray, FloatArray, IntArray, check_scores, check_targets, sigmoid
-from toolkit.reliability import expected_calibration_error
+from toolkit.reliability import calibration_influence
 
 Method = Literal["none", "temperature", "platt"]
 
@@ -30,7 +32,6 @@ SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
 #: Precision with which the shared two are drawn to the identity; it only tells where a split could be told apart
 #: without error, and any scale would do.
 SHARED_PRIOR = 0.1
-FOLDS = 5
 _ITERATIONS, _SETTLED = 100, 1e-10
 _LONGEST_STEP = 2.0  # in log(scale) and bias: exp must not overflow on the way
 
@@ -89,15 +90,16 @@ def _fit_lines(
     def line(own: FloatArray) -> FloatArray:
         return np.exp(own[0]) * scores + offset + (own[1] if with_bias else 0.0)
 
-    def cost(own: FloatArray, shared: FloatArray) -> float:
+    def cost(own: FloatArray, shared: FloatArray) -> tuple[float, FloatArray]:
+        """(cost, probabilities): one exponential gives both."""
         logits = line(own)
-        loss = (np.logaddexp(0.0, logits) - truth * logits).sum()
+        small = np.exp(-np.abs(logits))
+        loss = (np.maximum(logits, 0.0) + np.log1p(small) - truth * logits).sum()
         away = (prior @ (own - shared[:, None]) ** 2).sum() + SHARED_PRIOR * ((shared - identity) ** 2).sum()
-        return float(loss + 0.5 * away)
+        return float(loss + 0.5 * away), np.where(logits >= 0.0, 1.0, small) / (1.0 + small)
 
-    now = cost(own, shared)
+    now, probabilities = cost(own, shared)
     for _ in range(_ITERATIONS):
-        probabilities = sigmoid(line(own))
         rest, weight = probabilities - truth, probabilities * (1.0 - probabilities)
         tangents = [np.exp(own[0]) * scores, np.ones_like(scores)][:size]
         away = prior[:, None] * (own - shared[:, None])
@@ -111,7 +113,10 @@ def _fit_lines(
         step_shared = np.linalg.solve(left, pull)
         step = ahead + np.einsum("gij,j->ig", solved, prior * step_shared)
         length = min(1.0, _LONGEST_STEP / max(np.abs(step).max(), np.abs(step_shared).max(), 1e-12))
-        while (then := cost(own - length * step, shared - length * step_shared)) > now and length > 1e-9:
+        while True:
+            then, probabilities = cost(own - length * step, shared - length * step_shared)
+            if then <= now or length <= 1e-9:
+                break
             length /= 2.0
         if then > now:
             break  # no descent left within rounding
@@ -122,52 +127,51 @@ def _fit_lines(
 
 
 def choose_calibration(
-    targets: ArrayLike, logits: ArrayLike, wanted: Literal["auto"] | Method, seed: int = 0
+    targets: ArrayLike,
+    logits: ArrayLike,
+    wanted: Literal["auto"] | Method,
+    fold: IntArray | None = None,
+    units: IntArray | None = None,
+    fit: Callable[[int | None, Method], Calibration] | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """(the calibration fitted on all samples, what was found on held-out ones).
 
-    "auto" fits each method on all folds but one and measures it on that one. A method is chosen if the mean
-    cross-entropy per sample falls by more than the standard error of that difference (so that noise in a small split
-    chooses nothing) and the ECE does not rise; of several the one with the lowest cross-entropy.
+    "auto" fits each method on all folds but one and measures it on that one. A method is chosen if both the mean
+    cross-entropy per sample and the ECE fall by more than `CLEARLY` standard errors of that difference, so that noise
+    in a small split chooses nothing; of several the one with the lowest cross-entropy.
+
+    fold, units: (N,) of `toolkit.folds`, by default those of samples without duplicates. fit(k, method) gives the
+    calibration fitted on all but fold k, or on all (None), for who has fitted it already.
 
     The second result maps every method to its held-out {"loss", "ece"}; it is empty where nothing was compared.
     """
     truth = check_targets(targets)
     scores = check_scores(logits, truth.shape, "logits")
+    units = np.arange(len(truth)) if units is None else units
+    fold = deal_folds(truth, units) if fold is None else fold
+
+    def fit_here(k: int | None, method: Method) -> Calibration:
+        return fit_calibration(truth[fold != k], scores[fold != k], method)
+
+    fit = fit_here if fit is None else fit
     if wanted != "auto":
-        return fit_calibration(truth, scores, wanted), {}
-    if len(truth) < 2 * FOLDS:
-        return fit_calibration(truth, scores, "none"), {}
-    fold = _folds(truth, seed)
+        return fit(None, wanted), {}
+    if not enough(units):
+        return fit(None, "none"), {}
     found: dict[str, Any] = {}
     best: Method = "none"
     losses: dict[str, FloatArray] = {}
+    gaps: dict[str, FloatArray] = {}
     for method in get_args(Method):
         held_out = np.empty_like(scores)
-        for k in range(FOLDS):
-            fitted = fit_calibration(truth[fold != k], scores[fold != k], method)
-            held_out[fold == k] = fitted(scores[fold == k])
+        for k in np.unique(fold).tolist():
+            held_out[fold == k] = fit(k, method)(scores[fold == k])
         losses[method] = (np.logaddexp(0.0, held_out) - truth * held_out).mean(axis=1)
-        found[method] = {
-            "loss": float(losses[method].mean()),
-            "ece": expected_calibration_error(truth, sigmoid(held_out)),
-        }
+        ece, gaps[method] = calibration_influence(truth, sigmoid(held_out))
+        found[method] = {"loss": float(losses[method].mean()), "ece": ece}
         gain = losses["none"] - losses[method]
-        clear = gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain))
-        if (
-            clear
-            and found[method]["ece"] <= found["none"]["ece"]
-            and losses[method].mean() < losses[best].mean()
-        ):
+        surely = gain.mean() > CLEARLY * standard_error((gain - gain.mean()) / len(gain), units)
+        truer = found["none"]["ece"] - ece > CLEARLY * standard_error(gaps["none"] - gaps[method], units)
+        if surely and truer and found[method]["loss"] < found[best]["loss"]:
             best = method
-    return fit_calibration(truth, scores, best), found
-
-
-def _folds(truth: BoolArray, seed: int) -> IntArray:
-    """(N,) fold of every sample: dealt in turn after sorting by rarest genre, so that folds share rare positives."""
-    support = truth.sum(axis=0)
-    rarest = np.where(truth, support, len(truth) + 1).min(axis=1)
-    order = np.lexsort((np.random.default_rng(seed).random(len(truth)), rarest))
-    fold = np.empty(len(truth), dtype=np.int64)
-    fold[order] = np.arange(len(truth)) % FOLDS
-    return fold
+    return fit(None, best), found

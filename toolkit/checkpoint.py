@@ -47,6 +47,8 @@ class Progress:
     """Updates done in all."""
     best_score: Number | None = None
     """Best figure so far of what train.monitor names; its model is RUN/model."""
+    scored: str = ""
+    """How it was measured (validation.scoring_rule)."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
     bad_epochs: Count = 0
     """Epochs since the best one."""

@@ -218,14 +218,16 @@ class TrainConfig:
 class DecideConfig:
     """How probabilities become decisions: chosen on validation, saved in labels.json, used by predict."""
 
-    thresholds: Literal["global", "genre"] = "genre"
-    """One threshold for all genres, or one per genre, that of a rare one drawn toward the common one."""
+    thresholds: Literal["auto", "global", "genre"] = "auto"
+    """One for all genres (global), or one per genre, that of a rare one drawn toward the common one (genre); auto takes
+    one per genre where it helps clearly on held-out parts of validation."""
     aim: str = "f1"
     """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
-    """Makes probabilities mean what they say; auto takes what helps on held-out parts of validation, if anything."""
+    """Makes probabilities mean what they say; auto takes what helps clearly on held-out parts of validation, if any."""
     slack: float = 0.01
-    """Aims f1, f0.5, per genre: share of one threshold's micro-F that may be spent on macro-F; 0: none."""
+    """Aims f1, f0.5, per genre: share of one threshold's micro-F that may be spent on macro-F; 0: none. With thresholds
+    auto only where that helps, too."""
 
 
 @dataclass

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from shards.files import fingerprint
 from shards.schema import check_as
-from toolkit.aims import Aim, genre_thresholds, parse_aim, single_threshold
-from toolkit.calibration import choose_calibration, fit_calibration
+from toolkit.aims import Aim, parse_aim
 from toolkit.config import DecideConfig
-from toolkit.metrics import BoolArray, FloatArray, check_scores, check_targets, sigmoid
+from toolkit.cross_fit import SINGLE, Choice, CrossFit, way_of
+from toolkit.metrics import BoolArray, FloatArray, IntArray, check_scores, check_targets, sigmoid
 from toolkit.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
 
 
@@ -38,7 +38,7 @@ class Decisions:
     source: str = "given"
     """Where the thresholds come from, in words."""
     chosen_on: dict[str, Any] = field(default_factory=dict)
-    """JSON types: split, samples, held-out figures of the calibrations, weight of macro-F."""
+    """JSON types: split, samples, held-out figures of calibrations and thresholds, weight of macro-F, slack."""
 
     @classmethod
     def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
@@ -128,61 +128,75 @@ def choose_decisions(
     decide: DecideConfig | None = None,
     seed: int = 0,
     split: str = "val",
+    groups: IntArray | None = None,
 ) -> Decisions:
     """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
 
-    A function of the set of samples and the seed: neither their order nor the number of processes counts.
-    Raises ValueError on broken input, UserError on an unknown aim.
+    groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples and the
+    seed: neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an
+    unknown aim.
     """
+    fits = cross_fit_of(targets, logits, decide, seed, groups)
+    return decisions_of(fits.choose(), fits, split)
+
+
+def cross_fit_of(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    decide: DecideConfig | None = None,
+    seed: int = 0,
+    groups: IntArray | None = None,
+) -> CrossFit:
+    """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
     decide = decide if decide is not None else DecideConfig()
     aim = parse_aim(decide.aim)
     truth = check_targets(targets)
-    scores = check_scores(logits, truth.shape, "logits")
-    # Sums of floats depend on their order: one order for every order that samples may come in.
-    order = np.lexsort((*truth.T, *scores.T))
-    truth, scores = truth[order], scores[order]
+    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, seed, groups)
 
-    calibration, held_out = choose_calibration(truth, scores, decide.calibration, seed)
-    probabilities = sigmoid(calibration(scores))
-    single = single_threshold(aim, truth, probabilities)
-    thresholds, weight = np.full(truth.shape[1], single), None
-    if decide.thresholds == "genre":
-        fitted = calibration if calibration.method == "platt" else fit_calibration(truth, scores, "platt")
-        thresholds, weight = genre_thresholds(
-            aim, truth, probabilities, sigmoid(fitted(scores)), single, decide.slack
-        )
-    chosen_on: dict[str, Any] = {"split": split, "samples": len(truth)}
-    if held_out:
-        chosen_on["held_out"] = held_out
-    if weight is not None:
-        chosen_on["macro_weight"], chosen_on["slack"] = weight, decide.slack
+
+def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:
+    """A choice as it is saved."""
+    chosen_on: dict[str, Any] = {"split": split, "samples": len(fits.truth)}
+    if choice.calibrations:
+        chosen_on["held_out"] = choice.calibrations
+    if choice.ways:
+        chosen_on["cross_fit"] = choice.ways
+    if choice.thresholds.weight is not None:
+        chosen_on["macro_weight"], chosen_on["slack"] = choice.thresholds.weight, choice.slack
     return Decisions(
-        thresholds,
-        calibration.scale,
-        calibration.bias,
-        single,
-        str(aim),
-        calibration.method,
-        describe(aim, decide.thresholds, split),
+        choice.thresholds.values,
+        choice.calibration.scale,
+        choice.calibration.bias,
+        choice.thresholds.single,
+        str(fits.aim),
+        choice.calibration.method,
+        describe(fits.aim, choice, split),
         chosen_on,
     )
 
 
-def describe(aim: Aim, thresholds: str, split: str) -> str:
+def describe(aim: Aim, choice: Choice, split: str) -> str:
     """Where thresholds come from, for people."""
-    if thresholds == "global":
+    if choice.slack is None:
         goal = {
             "f": f"with the highest micro-F{aim.value:g}",
             "precision": f"lowest at which micro-precision reaches {aim.value:g}",
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
-        return f"the one threshold {goal} on the {_name(split)} split"
+        found = f"the one threshold {goal} on the {_name(split)} split"
+        return (
+            f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
+        )
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
         "precision": f"for precision of at least {aim.value:g} in each genre",
         "recall": f"for recall of at least {aim.value:g} in each genre",
     }[aim.kind]
-    return f"one per genre, {goal}, chosen on the {_name(split)} split"
+    found = f"one per genre, {goal}, chosen on the {_name(split)} split"
+    if not choice.ways:
+        return found
+    before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, way_of(choice.slack)))
+    return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
 
 
 def _name(split: str) -> str:

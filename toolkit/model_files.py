@@ -49,12 +49,20 @@ class HeldOut(msgspec.Struct):
     ece: Number
 
 
+class HeldOutF(msgspec.Struct):
+    """What one threshold, or one per genre, gave there: F-measures of the aim's beta."""
+
+    micro_f: Number
+    macro_f: Number
+
+
 class ChosenOn(msgspec.Struct):
     """Where decisions were chosen."""
 
     split: Words = "val"
     samples: Count = 0
     held_out: dict[Method, HeldOut] = made(default_factory=dict)
+    cross_fit: dict[Words, HeldOutF] = made(default_factory=dict)
     macro_weight: Number | None = None
     slack: Number | None = None
 

@@ -27,6 +27,19 @@ def expected_calibration_error(targets: ArrayLike, probabilities: ArrayLike, bin
     return _error(truth.ravel(), scores.ravel(), bins)
 
 
+def calibration_influence(
+    targets: ArrayLike, probabilities: ArrayLike, bins: int = BINS
+) -> tuple[float, FloatArray]:
+    """(ECE, (N,) its derivatives by the samples' weights, in sum 0) for `toolkit.folds.standard_error`."""
+    truth = check_targets(targets)
+    scores = check_probabilities(probabilities, truth.shape)
+    number = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(number.ravel(), weights=(scores - truth).ravel(), minlength=bins)
+    error = float(np.abs(gaps).sum() / truth.size)
+    signed = (np.sign(gaps)[number] * (scores - truth)).sum(axis=1)
+    return error, signed / truth.size - error / len(truth)
+
+
 def genre_calibration_errors(targets: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> FloatArray:
     """(G,) the same error of each genre alone; their mean is reported as ``ece_macro``."""
     truth = check_targets(targets)

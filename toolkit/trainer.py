@@ -32,7 +32,7 @@ from toolkit.out_of_memory import memory_told
 from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
-from toolkit.validation import export_model, judge
+from toolkit.validation import export_model, judge, monitored, score_again
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved)."""
         try:
+            if not self._over():
+                score_again(self.accelerator, self.parts, self.state)
             while not self._over():
                 if not self._epoch():
                     self._save()
@@ -220,7 +222,11 @@ class Trainer:
         ``whole`` is the judged model's state where it is spread over processes.
         """
         state, parts = self.state, self.parts
-        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide)
+        units = parts.manifest.units_of("val")
+        groups = None if units is None else units[decoded]
+        verdict = judge(
+            parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups
+        )
         if not np.isfinite(verdict.loss):
             raise UserError(
                 f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
@@ -274,17 +280,6 @@ class Trainer:
                 self.config.train.keep_checkpoints,
             ),
         )
-
-
-def monitored(row: dict[str, Any], monitor: str) -> float:
-    """The figure of an epoch's row that ``train.monitor`` names. Raises UserError if this split does not define it."""
-    name = f"val_{monitor}"
-    if row[name] is None:
-        raise UserError(
-            f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
-            f"use --train.monitor loss"
-        )
-    return float(row[name])
 
 
 def better(score: float, best: float | None, monitor: str) -> bool:

@@ -56,7 +56,10 @@ def run_tune(args: argparse.Namespace) -> int:
     outputs = infer_split(accelerator, folder, shards, manifest, SPLIT, args.batch_size, args.workers)
     if accelerator.is_main_process:
         decide = DecideConfig(args.thresholds, args.aim, args.calibration, args.slack)
-        folder.decisions = choose_decisions(outputs.targets, outputs.logits, decide, split=SPLIT)
+        groups = manifest.units_of(SPLIT)
+        folder.decisions = choose_decisions(
+            outputs.targets, outputs.logits, decide, split=SPLIT, groups=groups
+        )
         evaluation = evaluate_outputs(folder, manifest, outputs)
         evaluation.render()
         write_labels(args.model, folder.labels, folder.decisions)

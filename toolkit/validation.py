@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from accelerate import Accelerator
 from torch import nn
 
 from shards.errors import UserError
+from shards.files import fingerprint
 from shards.manifest import Manifest
 from toolkit.config import Config, DecideConfig
 from toolkit.config_cli import config_dict
+from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions, choose_decisions
-from toolkit.model_folder import save_model_folder
+from toolkit.decisions import Decisions, cross_fit_of, decisions_of
+from toolkit.distributed import by_main
+from toolkit.metrics import prediction_metrics
+from toolkit.model_folder import load_model_folder, save_model_folder
 from toolkit.models import HeadSpec
 from toolkit.report_tables import Evaluation, evaluate_arrays
+from toolkit.split_logits import infer_split
+
+if TYPE_CHECKING:
+    from toolkit.checkpoint import Progress
+    from toolkit.parts import Parts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,9 @@ class Verdict:
     evaluation: Evaluation
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
+    held_out: dict[str, float]
+    """Keys of `toolkit.metrics.prediction_metrics`: of decisions that are chosen without the fold they are measured on.
+    What the others have on this split, on which they were fitted, would flatter them."""
 
     @property
     def loss(self) -> float:
@@ -34,12 +50,11 @@ class Verdict:
 
     def row(self) -> dict[str, Any]:
         """Its columns of epochs.csv."""
-        chosen = self.evaluation.thresholds[-1].metrics
         return {
             "val_loss": self.loss,
             "val_mAP": self.evaluation.ranking["mAP"],
-            "val_micro_f1": chosen["micro_f1"],
-            "val_macro_f1": chosen["macro_f1"],
+            "val_micro_f1": self.held_out["micro_f1"],
+            "val_macro_f1": self.held_out["macro_f1"],
             "threshold": self.decisions.global_threshold,
         }
 
@@ -57,14 +72,17 @@ def judge(
     logits: np.ndarray,
     manifest: Manifest,
     decide: DecideConfig | None = None,
+    groups: np.ndarray | None = None,
 ) -> Verdict:
     """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1; ``decide`` is DecideConfig() by default.
 
-    The evaluation's loss is that of the logits as they are: it picks the best epoch, whatever calibration mends.
+    groups (n,): equal numbers for near-duplicates; None: there are none. The evaluation's loss is that of the logits
+    as they are: it picks the best epoch, whatever calibration changes.
     """
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
-    decisions = choose_decisions(targets, logits, decide)
+    fits = cross_fit_of(targets, logits, decide, groups=groups)
+    decisions = decisions_of(fits.choose(), fits)
     evaluation = evaluate_arrays(
         targets,
         logits,
@@ -74,7 +92,74 @@ def judge(
         split="val",
         shard_set=manifest.fingerprint,
     )
-    return Verdict(evaluation, decisions)
+    return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
+
+
+def score_again(accelerator: Accelerator, parts: Parts, state: Progress) -> None:
+    """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
+
+    A model that cannot be read any more is no longer the best.
+    """
+    config, before, rule = parts.config, state.best_score, scoring_rule(parts.config)
+    outdated, state.scored = state.scored != rule, rule
+    if before is None or not outdated:
+        return
+    problem = ""
+    try:
+        verdict = _judge_folder(accelerator, parts.out / "model", config, parts.val, parts.manifest)
+        state.best_score = monitored(verdict.row(), config.train.monitor)
+    except UserError as error:
+        state.best_score, problem = None, str(error)
+    if accelerator.is_main_process:
+        result = (
+            f"{state.best_score:.4f}"
+            if not problem
+            else f"not possible, so the next epoch is the best ({problem})"
+        )
+        log.info(
+            "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
+            "decide options); measured again: %s",
+            config.train.monitor,
+            before,
+            state.best_epoch + 1,
+            result,
+        )
+
+
+def _judge_folder(
+    accelerator: Accelerator, path: Path, config: Config, val: ShardReader, manifest: Manifest
+) -> Verdict:
+    """Verdict on a model folder, by a pass over the validation split. Raises UserError if it cannot be read."""
+    folder = load_model_folder(path)
+    rows, workers = config.train.eval_batch_size, config.data.workers
+    outputs = infer_split(accelerator, folder, val.store, manifest, "val", rows, workers)
+    folder.model.to("cpu")  # its memory is the trained model's again
+    return by_main(
+        accelerator,
+        lambda: judge(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
+    )
+
+
+def scoring_rule(config: Config) -> str:
+    """How the figure that train.monitor names is measured; figures of other rules do not compare.
+
+    Empty for what needs no decisions. Of F-measures it was empty, too, when decisions were fitted on the samples that
+    they were scored on.
+    """
+    if not config.train.monitor.endswith("_f1"):
+        return ""
+    return f"cross-fit {fingerprint(asdict(config.decide))[:16]}"
+
+
+def monitored(row: dict[str, Any], monitor: str) -> float:
+    """The figure of an epoch's row that ``train.monitor`` names. Raises UserError if this split does not define it."""
+    name = f"val_{monitor}"
+    if row[name] is None:
+        raise UserError(
+            f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
+            f"use --train.monitor loss"
+        )
+    return float(row[name])
 
 
 def export_model(

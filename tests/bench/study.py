@@ -4,7 +4,7 @@
 
 Builds the shards (one set per split seed), trains each recipe (study_recipes.py), chooses calibration and thresholds on
 validation and measures on test. Writes study/study.md, study.json and, for the first split, study/report (the best
-recipe beside the reference). Each interval is a bootstrap over test samples; where there are several splits, means are
+recipe beside the reference). Each interval is a bootstrap over test samples, near-duplicates together; where there are several splits, means are
 shown. A recipe that was trained is not trained again; one that was changed is another.
 """
 
@@ -150,7 +150,7 @@ def one_split(
         )
     assert outputs is not None
     answers.update(baseline_answers(manifest, outputs))
-    draws = bootstrap(outputs.targets, answers)
+    draws = bootstrap(outputs.targets, answers, units=manifest.units_of("test"))
     reference = draws.get("reference")
     rows = {name: figures(drawn, answers[name], reference) for name, drawn in draws.items()}
     return rows, models

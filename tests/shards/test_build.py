@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from shard_tools import (
     GENRES,
     Source,
@@ -35,6 +35,7 @@ from shards.build import BuildOptions, build_shards
 from shards.errors import UserError
 from shards.index import list_tars, read_index
 from shards.manifest import Manifest
+from shards.scan import Scan
 from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
@@ -89,6 +90,81 @@ def test_duplicates_are_in_one_split(source: Source, shard_set: Path) -> None:
     for rows in groups.values():
         assert len(rows) > 1 and {row["split"] for row in rows} == {found[rows[0]["id"]]["split"]}
     assert Manifest.read(shard_set).source["duplicate_groups"] == len(groups) == len(source.copies)
+
+
+def test_the_manifest_says_which_samples_are_duplicates(source: Source, shard_set: Path) -> None:
+    manifest, known = Manifest.read(shard_set), Counter[str]()
+    ids = {row["id"]: row["group"] for row in read_csv(shard_set / "duplicates.csv")}
+    for split in manifest.split_names:
+        names = [
+            i for s in manifest.of_split(split) for i in read_index(shard_set / s.name)[0]["id"].to_pylist()
+        ]
+        units = manifest.units_of(split)
+        assert (
+            units is not None
+            and len(units) == len(names)
+            and set(units.tolist()) == set(range(units.max() + 1))
+        )
+        together: dict[int, set[str]] = {}
+        for name, unit in zip(names, units.tolist(), strict=True):
+            together.setdefault(unit, set()).add(name)
+        for group in (group for group in together.values() if len(group) > 1):
+            assert len({ids[name] for name in group}) == 1
+            known.update(group)
+    assert set(known) == set(ids)
+    raw = json.loads((shard_set / "manifest.json").read_text())
+    del raw["duplicates"]  # as earlier versions wrote it
+    (old := shard_set.parent / "old").mkdir(exist_ok=True)
+    (old / "manifest.json").write_text(json.dumps(raw))
+    assert Manifest.read(old).units_of("train") is None
+    assert Manifest.read(old).fingerprint == manifest.fingerprint
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path) -> Source:
+    """40 posters; the last 20 are mirror images of the first, in another quality."""
+    own = draw_posters(tmp_path / "own", 40)
+    for number in range(20):
+        image = ImageOps.mirror(Image.open(own.images / f"p{number:04d}.jpg"))
+        image.save(own.images / f"p{number + 20:04d}.jpg", quality=70)
+    return own
+
+
+def test_mirrored_copies_are_in_one_split(mirrored: Source, tmp_path: Path) -> None:
+    build(mirrored, tmp_path / "out", fractions=(0.5, 0.25, 0.25))
+    split = {row["id"]: row["split"] for row in read_csv(tmp_path / "out" / "duplicates.csv")}
+    assert len(split) == 40
+    assert all(split[f"p{k:04d}"] == split[f"p{k + 20:04d}"] for k in range(20))
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_set_of_before_mirrored_copies_were_looked_for_keeps_its_splits(
+    mirrored: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    under_way: bool,
+) -> None:
+    out, groups = tmp_path / "out", Scan.duplicate_groups
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            Scan, "duplicate_groups", lambda scan, ids, bits, mirrored=0: groups(scan, ids, bits, False)
+        )
+        before = build(mirrored, out, samples_per_shard=5)
+    manifest = (out / "manifest.json").read_bytes()
+    if under_way:  # killed after some shards
+        for name in (
+            "manifest.json",
+            "train-00003.index.parquet",
+            "test-00000.index.parquet",
+            "test-00000.tar",
+        ):
+            (out / name).unlink()
+    after = build(mirrored, out, samples_per_shard=5)
+    assert "did not look for mirrored copies: its splits are kept, and 20 posters may" in caplog.text
+    assert after.fingerprint == before.fingerprint and (out / "manifest.json").read_bytes() == manifest
+    again = build(mirrored, out, samples_per_shard=5, overwrite=True)  # as the user says: by the new rule
+    assert again.source["duplicate_groups"] == 20 and again.fingerprint != before.fingerprint
 
 
 def shuffled(path: Path, to: Path, seed: int) -> Path:

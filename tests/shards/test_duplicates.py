@@ -15,7 +15,9 @@ from scipy.sparse.csgraph import connected_components
 from shards.duplicates import (
     SIGNATURE_BYTES,
     group_duplicates,
+    mirrored_signatures,
     perceptual_hash,
+    perceptual_hashes,
     poster_signature,
     signatures_agree,
 )
@@ -84,6 +86,39 @@ def test_partition_does_not_depend_on_row_order(seed: int, with_signatures: bool
     assert {frozenset(order[list(rows)].tolist()) for rows in partition(moved)} == partition(groups)
 
 
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(0, 15), st.booleans())
+def test_mirrored_copies_equal_brute_force_on_both_ways_round(
+    seed: int, n: int, distance: int, with_signatures: bool
+) -> None:
+    """Two pictures are one if any way round of the first is near any of the second."""
+    digests, hashes, signatures = planted(seed, n, with_signatures)
+    rng = np.random.default_rng(seed)
+    mirrored = rng.integers(0, 2**64, n, dtype=np.uint64)
+    for row in range(1, n, 3):  # mirrored copies of earlier ones
+        source = rng.integers(0, row)
+        hashes[row], mirrored[row] = mirrored[source] ^ np.uint64(1 << 5), hashes[source]
+        if signatures is not None:
+            signatures[row] = mirrored_signatures(signatures[[source]])[0]
+    turned = None if signatures is None else np.concatenate([signatures, mirrored_signatures(signatures)])
+    expected = brute_force(digests * 2, np.concatenate([hashes, mirrored]), turned, distance)
+    groups = group_duplicates(digests, hashes, signatures, mirrored=mirrored, max_distance=distance)
+    assert partition(groups) == {frozenset(row % n for row in rows) for rows in expected}
+    # Nor does it count which way round a picture is.
+    flip = rng.random(n) < 0.5
+    other = None
+    if signatures is not None:
+        other = np.where(flip[:, None], mirrored_signatures(signatures), signatures)
+    again = group_duplicates(
+        digests,
+        np.where(flip, mirrored, hashes),
+        other,
+        mirrored=np.where(flip, hashes, mirrored),
+        max_distance=distance,
+    )
+    assert again.tolist() == groups.tolist()
+
+
 def test_groups_are_numbered_by_first_appearance() -> None:
     hashes = np.array([2**40 - 1, 0, 2**40 - 1, 2**63 + 2**20 - 1, 0], dtype=np.uint64)
     groups = group_duplicates(list("abcde"), hashes)
@@ -130,16 +165,15 @@ def test_wrong_input_is_named(
         group_duplicates(["a", "b"], hashes, signatures, max_distance=distance)
 
 
-def features(images: list[Image.Image]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    signatures = b"".join(poster_signature(image) for image in images)
-    return (
-        np.array([perceptual_hash(image) for image in images], dtype=np.uint64),
-        np.frombuffer(signatures, np.uint8).reshape(-1, SIGNATURE_BYTES),
-    )
-
-
 def grouped(images: list[Image.Image]) -> NDArray[np.int64]:
-    return group_duplicates([str(k) for k in range(len(images))], *features(images))
+    hashes = np.array([perceptual_hashes(image) for image in images], dtype=np.uint64)
+    signatures = np.frombuffer(b"".join(poster_signature(image) for image in images), np.uint8)
+    return group_duplicates(
+        [str(k) for k in range(len(images))],
+        hashes[:, 0],
+        signatures.reshape(-1, SIGNATURE_BYTES),
+        mirrored=hashes[:, 1],
+    )
 
 
 def encoded(image: Image.Image, **options: int) -> Image.Image:
@@ -155,6 +189,35 @@ def test_a_hash_has_64_bits_and_ignores_the_mode() -> None:
     assert 2**63 <= code < 2**64
     assert perceptual_hash(image.convert("RGBA")) == code
     assert len(poster_signature(image.convert("L"))) == SIGNATURE_BYTES
+
+
+def test_the_second_hash_is_that_of_the_mirror_image() -> None:
+    for seed in range(20):
+        coarse = np.random.default_rng(seed).integers(0, 256, (7, 5, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((181, 268), Image.Resampling.BICUBIC)
+        (own, turned), (other, back) = perceptual_hashes(image), perceptual_hashes(ImageOps.mirror(image))
+        assert own == perceptual_hash(image) and own != turned
+        assert (turned ^ other).bit_count() <= 2 and (own ^ back).bit_count() <= 2  # but for rounding
+        signature = np.frombuffer(poster_signature(image), np.uint8)
+        mirrored = np.frombuffer(poster_signature(ImageOps.mirror(image)), np.uint8).astype(int)
+        # but for the columns between two cells
+        assert np.abs(mirrored_signatures(signature[None])[0] - mirrored).max() <= 4
+
+
+def test_a_symmetrical_picture_is_a_copy_of_itself_alone() -> None:
+    """Its hash and its mirror image's are one: what is unlike it must stay so."""
+    halves = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 3, 3)).astype(np.uint8))
+        for seed in range(12)
+    ]
+    whole = []
+    for half in halves:
+        half = half.resize((90, 268), Image.Resampling.BICUBIC)
+        sheet = Image.new("RGB", (180, 268))
+        sheet.paste(half, (0, 0))
+        sheet.paste(ImageOps.mirror(half), (90, 0))
+        whole.append(sheet)
+    assert grouped(whole).tolist() == list(range(12))
 
 
 def test_blank_pictures_match_blanks_of_their_colour_only() -> None:
@@ -195,6 +258,18 @@ def test_real_posters_are_grouped_with_their_variants_only() -> None:
             ImageEnhance.Contrast(image).enhance(1.1),
             image.convert("L"),
         ]
+        images += variants
+        owner += [k] * len(variants)
+    assert partition(grouped(images)) == partition(np.array(owner))
+
+
+def test_mirrored_real_posters_are_grouped_with_their_original() -> None:
+    originals = real_posters(60)
+    images, owner = list(originals), list(range(60))
+    for k, image in enumerate(originals):
+        other = ImageOps.mirror(image)
+        half = other.resize((other.width // 2, other.height // 2))
+        variants = [other, encoded(other, quality=50), half, ImageEnhance.Brightness(other).enhance(1.1)]
         images += variants
         owner += [k] * len(variants)
     assert partition(grouped(images)) == partition(np.array(owner))

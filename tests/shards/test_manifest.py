@@ -178,6 +178,13 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
     "source rejected": edit("source", "rejected", to=[1]),
     "source duplicates": edit("source", "duplicate_groups", to="many"),
     "source indexed": edit("source", "indexed", to="no"),
+    **{
+        f"duplicates {value!r}"[:60]: lambda raw, value=value: {**raw, "duplicates": value}
+        for value in (
+            [], {"train": 1}, {"train": [[0]]}, {"train": [[]]}, {"train": [[0, 0]]}, {"train": [[0, 1], [1, 2]]},
+            {"train": [[0, 10**7]]}, {"train": [[-1, 0]]}, {"none": [[0, 1]]}, {"train": [[0, "1"]]},
+        )
+    },
     "versions": edit("versions", to={"python": 3}),
     "deep": edit("packing", to={"x": [[[[]]]]}),
 }  # fmt: skip

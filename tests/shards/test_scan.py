@@ -90,6 +90,22 @@ def test_a_changed_file_or_option_is_checked_again(own: Source, tmp_path: Path) 
     assert [(r.id, r.reason) for r in scan(own, work).rejected] == [("p0002", "missing file")]
 
 
+def test_answers_of_other_rules_are_not_used(
+    own: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of earlier versions know one way round of a picture: none of them stands beside one of this version."""
+    work = tmp_path / "work"
+    first = scan(own, work, chunk=4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("shards.scan.RULES", 2)
+        scan(own, work, chunk=4)
+    old = work / "scan-000001.json"
+    raw = json.loads(old.read_text())
+    raw["answer"] = [[row[0], row[1], row[2][:16], *row[3:]] for row in raw["answer"]]
+    old.write_text(json.dumps(raw))
+    assert scan(own, work, chunk=4) == first
+
+
 def test_answers_are_whole_files(own: Source, tmp_path: Path) -> None:
     scan(own, tmp_path / "work", chunk=4)
     assert sorted(p.name for p in (tmp_path / "work").iterdir()) == [f"scan-{n:06d}.json" for n in range(3)]

@@ -159,6 +159,38 @@ def test_intervals_hold_the_value_and_shrink_with_more_samples():
         assert widths[1][name] < 0.5 * widths[0][name], name  # 16 times the samples: a quarter of the width
 
 
+@pytest.mark.parametrize("times", [2, 5])
+def test_a_set_with_every_poster_several_times_says_no_more_than_with_each_once(times: int):
+    targets, probabilities = simulate(150)
+    once = bootstrap(targets, {"model": Answers(probabilities >= 0.3, probabilities)}, rounds=200)["model"]
+    many, scores = np.tile(targets, (times, 1)), np.tile(probabilities, (times, 1))
+    units = np.tile(np.arange(150), times)
+    answers = {"model": Answers(scores >= 0.3, scores)}
+    together = bootstrap(many, answers, rounds=200, units=units)["model"]
+    alone = confidence_intervals(bootstrap(many, answers, rounds=200)["model"])
+    for name, interval in confidence_intervals(once).items():
+        assert confidence_intervals(together)[name] == pytest.approx(interval, abs=1e-9), name
+        low, high = interval.low, interval.high
+        assert alone[name].high - alone[name].low < 0.85 * (high - low), name  # type: ignore[operator]
+    for metric in ("ap", "f1"):
+        assert np.allclose(genre_intervals(together, metric), genre_intervals(once, metric))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(0, 100))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_samples_of_a_unit_are_drawn_together(numbers: list[int], seed: int):
+    units = np.unique(numbers, return_inverse=True)[1]
+    weights = np.concatenate(list(resample_weights(len(units), rounds=50, seed=seed, units=units)))
+    assert weights.shape == (50, len(units)) and (weights.sum(axis=1) > 0).all()
+    of_units = np.stack([weights[:, units == unit][:, 0] for unit in range(units.max() + 1)], axis=1)
+    assert (weights == of_units[:, units]).all() and (of_units.sum(axis=1) == units.max() + 1).all()
+    alone = np.concatenate(list(resample_weights(len(units), rounds=50, seed=seed)))
+    each = np.concatenate(
+        list(resample_weights(len(units), rounds=50, seed=seed, units=np.arange(len(units))))
+    )
+    assert (alone == each).all()
+
+
 def test_an_interval_is_about_as_wide_as_theory_has_it():
     targets, probabilities = simulate(500)
     answers = {"model": Answers(probabilities >= 0.5, probabilities)}

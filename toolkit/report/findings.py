@@ -72,7 +72,7 @@ def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[s
     if np.ptp(model.thresholds) > 0:
         named = np.asarray(model.probabilities >= model.global_threshold)
         everyone[SINGLE] = Answers(named, model.probabilities)
-    return bootstrap(material.targets, everyone, rounds, seed)
+    return bootstrap(material.targets, everyone, rounds, seed, material.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:

@@ -66,6 +66,7 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
         for said, beside in ((material.model, False), (material.other, True))
         if said is not None and material.may_have_seen(said)
     ]
+    found += _duplicates(material)
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW]
     if none:
@@ -86,6 +87,22 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     if not np.isfinite(material.model.logits).all():
         found.append("Some of the model's outputs are not finite.")
     return found
+
+
+def _duplicates(material: Material) -> list[str]:
+    """What the intervals make of near-duplicates."""
+    if material.units is None:
+        return [
+            "The shard set does not say which posters are near-duplicates (it was built by an earlier version, or "
+            "indexed): each counts as a poster of its own, and the intervals are too narrow if there are many."
+        ]
+    sizes = np.bincount(material.units)
+    if (sizes < 2).all():
+        return []
+    return [
+        f"{sizes[sizes > 1].sum()} posters are near-duplicates of others, in {(sizes > 1).sum()} groups: the intervals "
+        "take each group for one poster."
+    ]
 
 
 def _listed(names: list[str], limit: int = 8, last: str = "and") -> str:

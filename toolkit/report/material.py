@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.metrics import BoolArray, FloatArray, sigmoid
+from toolkit.metrics import BoolArray, FloatArray, IntArray, sigmoid
 from toolkit.model_folder import OURS, ModelFolder
 from toolkit.weighted_metrics import Answers
 
@@ -101,6 +101,8 @@ class Material:
     shard_set: dict[str, str]
     """Name -> value, for people: folder, fingerprints; `FINGERPRINT` is compared as well."""
     command: str
+    units: IntArray | None = None
+    """(N,) numbers from 0, the same for near-duplicates; None where the set does not say."""
 
     def may_have_seen(self, said: Said) -> bool:
         """Whether a model was trained on another shard set, whose training split may hold these samples."""

@@ -93,6 +93,7 @@ class ReportRun:
                 "labels fingerprint": self.manifest.labels.fingerprint,
             },
             self.command,
+            self.manifest.units_of(outputs.split),
         )
         return write_report(self.folder, build_report(material, label_errors=self.label_errors))
 
