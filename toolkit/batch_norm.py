@@ -42,7 +42,9 @@ def held_over_few_rows(
         if rows.min() < LEAST_ROWS:
             held = [module for module in _learning(model) if _least(rows, module) < LEAST_ROWS]
     for module in held:
-        module.training = False  # not eval(), which would reach modules within: timm puts activation and dropout there
+        module.training = (
+            False  # not eval(), which would reach modules within: timm puts activation and dropout there
+        )
     try:
         yield
     finally:

@@ -21,7 +21,6 @@ from toolkit.config import Config
 from toolkit.data.loader import Batch
 from toolkit.data.meter import Meter
 from toolkit.data.plan import TrainPlan
-from toolkit.data.reader import ShardReader
 from toolkit.ensemble import linears, networks
 from toolkit.features import Features, classifier_path
 

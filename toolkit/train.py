@@ -160,10 +160,10 @@ def _check_rows(
     """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
     wanted = parts.config.model
     trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
-    parts.freezing.training_mode(parts.model, None)  # of all that will ever learn; each epoch begins with its own
-    warning = check_rows(
-        parts.model, parts.plan, accelerator.num_processes, accumulation, trained=trained
-    )
+    parts.freezing.training_mode(
+        parts.model, None
+    )  # of all that will ever learn; each epoch begins with its own
+    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, accumulation, trained=trained)
     if warning and accelerator.is_main_process:
         log.warning("%s", warning)
 

@@ -4,10 +4,10 @@
         --out SHARDS --splits 0.85,0.1,0.05
     python tests/bench/last_update.py --shards SHARDS --weights ../shared/weights/resnet50_imagenet_fp16.safetensors
 
-3,203 real posters, so that an epoch at batch 64 leaves 3 over; the reference recipe, but at 64 pixels and a tenth of its
-rate. The network settles over the first updates of an epoch. From there both rules make the last three updates, several
-times with other samples. After each the validation loss of 256 posters is taken, and how far it moved their evaluation
-features: the norm of the difference, divided by that of the features.
+3,203 real posters, so that an epoch at batch 64 leaves 3 over; the reference recipe, but at 64 pixels and a tenth of
+its rate. The network settles over the first updates of an epoch. From there both rules make the last three updates,
+several times with other samples. After each the validation loss of 256 posters is taken, and how far it moved their
+evaluation features: the norm of the difference, divided by that of the features.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def settings(weights: Path, pixels: int) -> Config:
     )
 
 
-def updates(accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
+def updates(
+    accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int
+) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
     parts = replace(parts, plan=plan)
     updater, lr = Updater(accelerator, parts, plan, 1), parts.config.optim.lr

@@ -28,7 +28,8 @@ def options_of(launch_set: Path, out: Path, *more: str) -> list[str]:
     """
     return [
         "--shards", str(launch_set), "--out", str(out), *TINY, "--train.batch_size=8", "--train.eval_batch_size=4",
-        f"--train.epochs={EPOCHS}", "--train.checkpoint_steps=1", "--train.log_steps=1", "--train.precision=no", weights_option(), *more,
+        f"--train.epochs={EPOCHS}", "--train.checkpoint_steps=1", "--train.log_steps=1", "--train.precision=no",
+        weights_option(), *more,
     ]  # fmt: skip
 
 

@@ -39,7 +39,11 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> tu
         (["--train.batch_size=14"], 2, False),  # in halves of 7
         (["--train.batch_size=16"], 2, False),  # which does not make them larger
         (["--train.batch_size=19"], 2, True),  # 9 rows at least
-        (["--train.batch_size=14", "--model.checkpointing=true"], 2, False),  # nor do passes that are made again
+        (
+            ["--train.batch_size=14", "--model.checkpointing=true"],
+            2,
+            False,
+        ),  # nor do passes that are made again
         (["--train.batch_size=14", "--train.ema=0.9"], 2, False),
     ],
 )

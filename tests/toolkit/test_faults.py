@@ -58,7 +58,13 @@ def test_a_run_goes_on_and_tells(damaged: tuple[Path, str, str], tmp_path: Path,
 
 
 #: Weights stay as they are, so that the loss of an epoch is that of the first weights.
-STILL = ["--optim.name=momentum", "--optim.momentum=0", "--optim.lr=1e-12", "--model.dropout=0", "--train.epochs=1"]
+STILL = [
+    "--optim.name=momentum",
+    "--optim.momentum=0",
+    "--optim.lr=1e-12",
+    "--model.dropout=0",
+    "--train.epochs=1",
+]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,10 @@ STILL = ["--optim.name=momentum", "--optim.momentum=0", "--optim.lr=1e-12", "--m
         (1, TINY_VIT),
         (2, TINY_VIT),
         (2, [*TINY_VIT, "--train.accumulation=3", "--train.checkpoint_steps=1"]),
-        (1, ["--model.head=linear", "--model.freeze=[backbone]", "--train.feature_views=1", weights_option()]),
+        (
+            1,
+            ["--model.head=linear", "--model.freeze=[backbone]", "--train.feature_views=1", weights_option()],
+        ),
     ],
     ids=["one", "two", "two, in parts", "cached features"],
 )
