@@ -67,13 +67,14 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         "--thresholds",
         choices=get_args(get_type_hints(DecideConfig)["thresholds"]),
         default=default.thresholds,
-        help="one for all genres, or one per genre (default %(default)s)",
+        help="one for all genres (global) or one per genre (genre); auto takes one per genre where it helps clearly on "
+        "held-out parts of val (default %(default)s)",
     )
     parser.add_argument(
         "--calibration",
         choices=get_args(get_type_hints(DecideConfig)["calibration"]),
         default=default.calibration,
-        help="auto takes what helps on held-out parts of val, if anything (default %(default)s)",
+        help="auto takes what helps clearly on held-out parts of val, if any (default %(default)s)",
     )
     parser.add_argument(
         "--slack",

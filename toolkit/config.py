@@ -181,7 +181,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation figure that picks the best epoch; loss is plain BCE, which other losses do not aim at."""
+    """Validation figure that picks the best epoch; loss is plain BCE, which other losses do not aim at; macro_f1 is of
+    decisions that were chosen without the samples that it is measured on."""
     patience: int = 5
     """Epochs without a better validation figure before training stops; 0 never stops early."""
     ema: float = 0.0

@@ -149,7 +149,7 @@ def _calibration(labels: dict[str, Any]) -> str:
     if method not in held_out or "none" not in held_out:
         return words
     if method == "none":
-        return f"{words} (it did not help on held-out parts of validation)"
+        return f"{words} (it did not help clearly on held-out parts of validation)"
     before, after = held_out["none"], held_out[method]
     return (
         f"{words}; on held-out parts of it loss {before['loss']:.4f} → {after['loss']:.4f}, "

@@ -178,7 +178,9 @@ class Evaluation:
         for name, values in rows.items():
             table.add_row(name, *(format_number(values[key], 4) for key in ("loss", "ece", "ece_macro")))
         if len(rows) == 1:
-            table.caption = Text("not calibrated: it helped nothing on held-out samples, or was not wanted")
+            table.caption = Text(
+                "not calibrated: it did not help clearly on held-out samples, or was not wanted"
+            )
         return table
 
     def genre_table(self) -> Table:

@@ -58,7 +58,7 @@ def test_the_fingerprint_is_of_what_decides():
 
 
 @pytest.mark.parametrize("aim", ["f1", "f0.5", "precision>=0.5", "recall>=0.7"])
-@pytest.mark.parametrize("thresholds", ["global", "genre"])
+@pytest.mark.parametrize("thresholds", ["auto", "global", "genre"])
 def test_neither_the_order_of_samples_nor_a_second_run_changes_a_bit(aim: str, thresholds: Any):
     truth, logits = simulate(1, 250)
     decide = DecideConfig(thresholds, aim)
@@ -67,22 +67,22 @@ def test_neither_the_order_of_samples_nor_a_second_run_changes_a_bit(aim: str, t
     for seed in range(3):
         shuffle = np.random.default_rng(seed).permutation(len(truth))
         assert same(chosen, choose_decisions(truth[shuffle], logits[shuffle], decide))
-    assert chosen.per_genre == (thresholds == "genre") and chosen.aim == aim
+    assert chosen.aim == aim and (thresholds == "auto" or chosen.per_genre == (thresholds == "genre"))
     assert chosen.chosen_on["split"] == "val" and chosen.chosen_on["samples"] == 250
 
 
 def test_slack_moves_thresholds_where_the_single_one_is_lucky():
     """No other keeps all of its micro-F0.5 here."""
     truth, logits = simulate(1, 250)
-    assert not choose_decisions(truth, logits, DecideConfig(aim="f0.5", slack=0.0)).per_genre
-    chosen = choose_decisions(truth, logits, DecideConfig(aim="f0.5", slack=0.01))
+    assert not choose_decisions(truth, logits, DecideConfig("genre", "f0.5", slack=0.0)).per_genre
+    chosen = choose_decisions(truth, logits, DecideConfig("genre", "f0.5", slack=0.01))
     assert chosen.per_genre and chosen.chosen_on["slack"] == 0.01
 
 
 def test_a_genre_without_positives_has_the_single_threshold():
     for aim in ("f1", "f0.5", "recall>=0.7"):
         truth, logits = simulate(2, 300)
-        chosen = choose_decisions(truth, logits, DecideConfig(aim=aim))
+        chosen = choose_decisions(truth, logits, DecideConfig("genre", aim))
         assert not truth[:, -1].any() and chosen.thresholds[-1] == chosen.global_threshold
         assert np.count_nonzero(chosen.thresholds != chosen.global_threshold) >= 3  # others have their own
     nothing = choose_decisions(np.zeros_like(truth), logits)

@@ -36,14 +36,14 @@ def test_it_rewrites_what_depends_on_decisions_and_nothing_else(
     before = {name: (model / name).read_bytes() for name in ("model.safetensors", "config.json")}
     assert main(["evaluate", "--model", str(model), "--shards", str(shard_set), "--workers", "1"]) == 0
     assert "## Metrics on test" in (model / "README.md").read_text()
-    assert tune(model, shard_set, "--aim", "recall>=0.8", "--calibration", "platt") == 0
+    assert tune(model, shard_set, "--aim", "recall>=0.8", "--calibration", "platt") == 0  # per genre: a level
     assert "recall of at least 0.8" in capsys.readouterr().out
     assert {name: (model / name).read_bytes() for name in before} == before
 
     folder = load_model_folder(model)
     assert folder.decisions.aim == "recall>=0.8" and folder.decisions.calibration == "platt"
     kept = np.load(model / "predictions-val.npz", allow_pickle=False)
-    again = choose_decisions(kept["targets"], kept["logits"], DecideConfig("genre", "recall>=0.8", "platt"))
+    again = choose_decisions(kept["targets"], kept["logits"], DecideConfig("auto", "recall>=0.8", "platt"))
     assert again.to_dict() == folder.decisions.to_dict()  # a function of what the npz holds
     named = folder.decisions.named(kept["logits"])
     hits, support = (named & (kept["targets"] == 1)).sum(axis=0), kept["targets"].sum(axis=0)
@@ -68,8 +68,11 @@ def test_options_reach_the_choice(model: Path, shard_set: Path):
     assert tune(model, shard_set, "--calibration", "temperature") == 0
     other = load_labels(model)[1]
     assert other.calibration == "temperature" and (other.scale != 1).all()
-    assert other.chosen_on["slack"] == DecideConfig().slack
-    assert tune(model, shard_set, "--slack", "0") == 0
+    assert other.chosen_on["cross_fit"].keys() >= {"single", "per genre, slack 0.01"}
+    assert other.per_genre == ("slack" in other.chosen_on)
+    assert tune(model, shard_set, "--thresholds", "genre") == 0
+    assert load_labels(model)[1].chosen_on["slack"] == DecideConfig().slack
+    assert tune(model, shard_set, "--thresholds", "genre", "--slack", "0") == 0
     assert load_labels(model)[1].chosen_on["slack"] == 0
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from toolkit_helpers import TINY
 
 from shards.errors import UserError
 from shards.manifest import Manifest
+from toolkit.cli import main
 from toolkit.config import DecideConfig
-from toolkit.decisions import choose_decisions
-from toolkit.metrics import bce_from_logits, threshold_metrics
-from toolkit.validation import judge
+from toolkit.decisions import choose_decisions, cross_fit_of
+from toolkit.metrics import bce_from_logits, prediction_metrics, threshold_metrics
+from toolkit.validation import judge, monitored
 
 
 def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -30,14 +34,43 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
         verdict = judge(targets, logits, manifest, decide)
         assert verdict.decisions.to_dict() == choose_decisions(targets, logits, decide).to_dict()
         row = verdict.row()
-        expected = threshold_metrics(
+        held_out = prediction_metrics(targets, cross_fit_of(targets, logits, decide).named())
+        assert (row["val_micro_f1"], row["val_macro_f1"]) == (held_out["micro_f1"], held_out["macro_f1"])
+        saved = verdict.evaluation.thresholds[
+            -1
+        ].metrics  # of the decisions that are saved, on the same samples
+        assert saved == threshold_metrics(
             targets, verdict.decisions.probabilities(logits), verdict.decisions.thresholds
         )
-        assert (row["val_micro_f1"], row["val_macro_f1"]) == (expected["micro_f1"], expected["macro_f1"])
         assert row["threshold"] == verdict.decisions.global_threshold
         # the figure that picks the best epoch is the model's own, not the calibrated one
         assert row["val_loss"] == bce_from_logits(logits, targets)
     assert verdict.evaluation.calibration["after"]["loss"] < row["val_loss"]
+
+
+def test_what_is_monitored_does_not_reward_a_fit_to_the_split(shard_set: Path):
+    """Logits that say nothing: thresholds fitted on the same samples find macro-F1 in them that others have not."""
+    manifest = Manifest.read(shard_set)
+    flattered, monitored_ = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        targets = rng.random((60, len(manifest.genres))) < np.linspace(0.4, 0.1, len(manifest.genres))
+        verdict = judge(
+            targets, rng.normal(size=targets.shape), manifest, DecideConfig("genre", "f1", "none")
+        )
+        flattered.append(verdict.evaluation.thresholds[-1].metrics["macro_f1"])
+        monitored_.append(monitored(verdict.row(), "macro_f1"))
+    assert np.mean(flattered) > np.mean(monitored_) + 0.005
+
+
+def test_near_duplicates_are_not_measured_on_one_another(shard_set: Path):
+    """Every sample four times: with the copies in other folds, noise would be learnt by them."""
+    manifest = Manifest.read(shard_set)
+    targets, logits = outputs(manifest, 40)
+    copies, decide = np.arange(160) % 40, DecideConfig("genre", "f1", "platt")
+    alone = judge(targets[copies], logits[copies], manifest, decide, np.arange(160))
+    together = judge(targets[copies], logits[copies], manifest, decide, copies)
+    assert together.row()["val_macro_f1"] < alone.row()["val_macro_f1"]
 
 
 def test_outputs_that_are_no_numbers_are_one_line(shard_set: Path):
@@ -46,3 +79,54 @@ def test_outputs_that_are_no_numbers_are_one_line(shard_set: Path):
     logits[3, 1] = np.nan
     with pytest.raises(UserError, match=r"not finite: lower --optim\.lr"):
         judge(targets, logits, manifest)
+
+
+def edit_state(run: Path, **progress: Any) -> dict[str, Any]:
+    """The progress of a run's only checkpoint, and then with other values; None takes a key away."""
+    (path,) = (run / "checkpoints").glob("*/state.json")
+    raw = json.loads(path.read_text())
+    before = dict(raw["progress"])
+    raw["progress"] = {k: v for k, v in {**before, **progress}.items() if v is not None}
+    path.write_text(json.dumps(raw))
+    return before
+
+
+def last_progress(run: Path) -> dict[str, Any]:
+    newest = max((run / "checkpoints").glob("*/state.json"))
+    progress: dict[str, Any] = json.loads(newest.read_text())["progress"]
+    return progress
+
+
+@pytest.mark.parametrize("other", ["an earlier version", "another aim", "a lost model", "the loss"])
+def test_a_resumed_run_compares_figures_of_one_kind(
+    shard_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str
+):
+    """The score of earlier versions was that of a fit to the split: no later epoch would ever have beaten it."""
+    run, monitor = tmp_path / "run", "loss" if other == "the loss" else "macro_f1"
+    train = ["train", "--shards", str(shard_set), "--out", str(run), *TINY, f"--train.monitor={monitor}"]
+    assert main([*train, "--train.epochs=1"]) == 0
+    before = edit_state(run, best_score=0.99, scored=None)
+    options = ["--train.epochs=2", "--resume"]
+    if other == "another aim":
+        edit_state(run, **before)
+        options.append("--decide.aim=f0.5")
+    if other == "a lost model":
+        (run / "model" / "model.safetensors").unlink()
+    with caplog.at_level("INFO"):
+        assert main([*train, *options]) == 0
+    said = [r.getMessage() for r in caplog.records if "was measured in another way" in r.getMessage()]
+    after = last_progress(run)
+    if other == "the loss":  # what needs no decisions is what it was
+        assert not said and after["scored"] == before["scored"] == "" and after["best_epoch"] == 1
+        return
+    (line,) = said
+    assert "\n" not in line and after["scored"].startswith("cross-fit ")
+    if other == "a lost model":
+        assert "so the next epoch is the best" in line and after["best_epoch"] == 1
+        assert (run / "model" / "model.safetensors").exists()
+    else:
+        again = float(line.rpartition(": ")[2])
+        if other == "an earlier version":
+            assert again == pytest.approx(before["best_score"], abs=1e-4)
+        assert after["best_score"] >= again - 1e-4 and after["best_score"] < 0.99
+    assert (after["scored"] == before["scored"]) == (other != "another aim")
