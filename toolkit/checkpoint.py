@@ -28,10 +28,13 @@ from toolkit.config import Config
 from toolkit.config_cli import config_dict
 from toolkit.model_files import Number
 from toolkit.safe_unpickle import safe_load
+from toolkit.tensor_files import plain_names
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "state.pt", "state.json"
+#: Parts of state.pt that are state dicts of the plain model.
+MODELS = ("model", "ema")
 
 
 @dataclass
@@ -161,8 +164,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise UserError(one_line(error)) from error
     tensors = safe_load(path / TENSORS, "checkpoint")
-    if not isinstance(tensors, dict) or not all(isinstance(part, dict) for part in tensors.values()):
+    if (
+        not isinstance(tensors, dict)
+        or not all(isinstance(part, dict) for part in tensors.values())
+        or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
+    ):
         raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
+    # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
+    tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
     return Checkpoint(
         facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256
     )

@@ -22,7 +22,7 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, rewrap, sum_over_ranks
+from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
@@ -33,6 +33,7 @@ from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
 from toolkit.validation import export_model, judge
+from toolkit.wrapping import rewrap
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class Trainer:
         epoch, parts = self.state.epoch, self.parts
         if not parts.freezing.apply(epoch):
             return
-        parts.model = rewrap(self.accelerator, parts.model)
+        parts.model = rewrap(self.accelerator, parts.model, self.config.train)
         if self.accelerator.is_main_process:
             trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
             names = ", ".join(parts.freezing.thawing(epoch))
