@@ -22,7 +22,7 @@ import msgspec
 import torch
 
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
+from shards.files import PARTIAL, atomic_write, flush, read_json, sha256_file, write_json
 from shards.schema import Count, Sha256, check_as
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
@@ -50,6 +50,8 @@ class Progress:
     best_score: Number | None = None
     """Best figure so far of what train.monitor names; its model is RUN/model."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
+    best_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    """Of that model's weights; empty in checkpoints of earlier versions."""
     bad_epochs: Count = 0
     """Epochs since the best one."""
     loss_sum: Number = 0.0
@@ -114,6 +116,7 @@ def save_checkpoint(
             "sha256": sha256_file(fresh / TENSORS),
         }
         write_json(fresh / STATE, facts)
+        flush(fresh)
         # The same step may have been saved before its epoch was validated: in reach until the new one is there.
         older = _aside(path)
         shutil.rmtree(older, ignore_errors=True)
@@ -121,6 +124,7 @@ def save_checkpoint(
             os.replace(path, older)
         os.replace(fresh, path)
         otherwise.pop_all()
+    flush(folder)  # on the disk under its name before any other goes
     shutil.rmtree(older, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -211,44 +215,53 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: A resumed run with another value here would be another run, not the rest of this one: other samples in an update,
-#: other weights, other groups in the optimiser, or validation figures that do not compare with the best so far.
-FIXED = (
-    "data.image_size",
-    "data.crop_pct",
-    "data.fit",
-    "data.sampling",
-    "data.repeat_below",
-    "data.order",
-    "data.window",
-    "model.name",
-    "model.head",
-    "model.hidden",
-    "model.freeze",
-    "loss.name",
-    "optim.name",
-    "optim.layer_decay",
-    "optim.head_lr",
-    "train.batch_size",
-    "train.seed",
-    "train.monitor",
-    "train.ema",
-    "train.feature_views",
-    "train.standardize",
-    "model.prior",
-)
+#: What a resumed run may have otherwise. All else is fixed, also what later versions add: with other samples in an
+#: update, other weights, another loss, other groups in the optimiser or validation figures that do not compare with the
+#: best so far, it would be another run, not the rest of this one.
+MAY_CHANGE = frozenset(
+    {
+        # how long it goes on
+        "train.epochs", "train.patience",
+        # on which machine, how fast and in how much memory: the same updates, but for rounding
+        "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
+        "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp", "train.channels_last",
+        "train.compile", "train.feature_cache",
+        # statistics of a GPU's rows or of all: as with another number of processes, which may change too
+        "train.sync_batchnorm",
+        # what is done about damage, and what is written
+        "data.on_error", "data.max_errors", "train.on_nonfinite", "train.max_skipped", "train.checkpoint_steps",
+        "train.keep_checkpoints", "train.log_steps", "train.tensorboard",
+        # where the first weights came from: the checkpoint's are read in their place
+        "model.pretrained", "model.weights",
+        # what people change in the course of a training: rates, and how strongly it is regularised
+        "optim.lr", "optim.schedule", "optim.warmup_steps", "optim.min_lr", "optim.weight_decay", "optim.momentum",
+        "optim.clip_norm", "model.dropout", "model.drop_path", "data.crop_scale", "data.crop_ratio", "data.flip",
+        "augment.brightness", "augment.contrast", "augment.saturation", "augment.randaugment", "augment.magnitude",
+        "augment.erase", "augment.erase_area", "augment.mixup", "augment.cutmix", "augment.mix_prob",
+        # what is chosen anew after every epoch
+        "decide.thresholds", "decide.aim", "decide.calibration", "decide.slack",
+    }
+)  # fmt: skip
+
+
+def _may_change(config: dict[str, Any]) -> frozenset[str]:
+    """The keys that a resume of a run with this config may change."""
+    keys = MAY_CHANGE
+    if config["train"][
+        "feature_views"
+    ]:  # checkpoints hold the head alone, the backbone is that of the weights
+        keys -= {"model.pretrained", "model.weights"}
+    if config["train"]["monitor"] == "macro_f1":  # of the decisions
+        keys -= {key for key in keys if key.startswith("decide.")}
+    return keys
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
-    """Lines that say which options changed since the checkpoint. Raises UserError for one that must not change.
+    """Lines that say which options changed since the checkpoint. Raises UserError for one that may not (MAY_CHANGE).
 
     An option that the checkpoint's version did not know had its default.
     """
-    fixed: tuple[str, ...] = FIXED
-    if config["train"][
-        "feature_views"
-    ]:  # the checkpoint holds the head alone, the backbone is that of the weights
-        fixed = (*FIXED, "model.pretrained", "model.weights")
+    free = _may_change(config)
     if checkpoint.shard_set != shard_set:
         raise UserError(
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
@@ -264,7 +277,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
             before = checkpoint.config.get(section, {}).get(name, defaults[section][name])
             if value == before:
                 continue
-            if key in fixed:
+            if key not in free:
                 raise UserError(
                     f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
                     f"use that, or start a new run in another --out"

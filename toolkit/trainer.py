@@ -191,10 +191,13 @@ class Trainer:
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
         whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
-        summary, score, improved = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
-        if improved:
+        summary, score, model_sha256 = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
+        if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
-        else:
+            state.best_sha256 = model_sha256
+        elif (
+            state.epoch > state.best_epoch
+        ):  # else it is trained again, and RUN/model is of a later one (resume.py)
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -203,8 +206,8 @@ class Trainer:
 
     def _judge(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], float, bool]:
-        """On the main process: (row of epochs.csv, monitored figure, whether it is the best), and then its folder.
+    ) -> tuple[dict[str, Any], float, str]:
+        """On the main process: (row of epochs.csv, monitored figure, sha256 of RUN/model if it is the best, else "").
 
         ``whole`` is the judged model's state where it is spread over processes.
         """
@@ -216,8 +219,11 @@ class Trainer:
             )
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
+        # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
+        improved |= score == state.best_score and state.epoch == state.best_epoch
+        sha256 = ""
         if improved:
-            export_model(
+            sha256 = export_model(
                 parts.out / "model",
                 self.judged_model if parts.probe is None else parts.probe.merged(self.judged_model),
                 self.config,
@@ -225,6 +231,7 @@ class Trainer:
                 parts.preprocessing,
                 verdict,
                 epoch=state.epoch + 1,
+                score=score,
                 weights="raw" if parts.ema is None else "ema",
                 state=whole,
             )
@@ -237,7 +244,7 @@ class Trainer:
             100 * row["data_wait"],
         )
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        return {**row, **verdict.row(), "lr": lr}, score, improved
+        return {**row, **verdict.row(), "lr": lr}, score, sha256
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts

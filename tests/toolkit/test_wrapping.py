@@ -17,7 +17,7 @@ from probe_fsdp import Run
 from safetensors.torch import load_file, save_file
 from toolkit_helpers import free_port, launch_2, weights_option
 from torch import nn
-from train_tools import TINY_VIT, tiny_config
+from train_tools import tiny_config
 
 from shards.errors import UserError
 from shards.files import sha256_file
