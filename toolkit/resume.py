@@ -100,10 +100,8 @@ def settle(folder: Path, progress: Progress, monitor: str, shard_set: str) -> tu
     if progress.best_epoch < 0:
         known = "the checkpoint knows of none"
     if model.score is None or model.monitor != monitor or model.shard_set != shard_set:
-        return (
-            progress,
-            f"{what} and does not say its {monitor} on this set, {known}: it stays until an epoch is better",
-        )
+        lacking = f"does not say its {monitor} on this set"
+        return progress, f"{what} and {lacking}, {known}: it stays until an epoch is better than that one"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256)
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0

@@ -201,10 +201,10 @@ def test_decisions_that_are_monitored_are_fixed(tmp_path: Path):
 
 @pytest.mark.parametrize("head", ["ensemble", "mlp"])
 def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
-    """All at once but compiling, which takes a minute, and what a process that has run once keeps."""
+    """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
     config = tiny_config(f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd")
     assert train(config, shard_set, tmp_path) == 0
-    left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision"}
+    left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision", "train.fsdp"}
     changed = otherwise(config, *(MAY_CHANGE - left_out))
     assert train(changed, shard_set, tmp_path, resume=True) == 0
     found = newest_checkpoint(tmp_path / "checkpoints")

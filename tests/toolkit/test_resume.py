@@ -87,7 +87,7 @@ def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: floa
 def test_a_figure_that_does_not_compare_is_left_out_of_it(run_model: Path, facts: dict[str, Any]):
     says(run_model, **facts)
     after, line = settle(run_model, KNOWN, "loss", "set")
-    assert after == KNOWN and "it stays until an epoch is better than that" in line
+    assert after == KNOWN and "it stays until an epoch is better than that one" in line
 
 
 @pytest.mark.parametrize(
