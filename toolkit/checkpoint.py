@@ -267,20 +267,32 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
             f"give the same shards, or start a new run in another --out"
         )
-    defaults = config_dict(Config())
     changes = []
     if "loss" not in checkpoint.config:  # from before losses could be chosen
         changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
+    for key, before, value in _changes(checkpoint.config, config):
+        if key not in free:
+            raise UserError(
+                f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
+                f"use that, or start a new run in another --out"
+            )
+        changes.append(f"{key} {before!r} -> {value!r}")
+    return changes
+
+
+def same_run(before: Any, config: dict[str, Any]) -> bool:
+    """Whether ``before``, read from a file, is a config with which a run of ``config`` could be resumed."""
+    if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
+        return False
+    free = _may_change(config)
+    return all(key in free for key, _, _ in _changes(before, config))
+
+
+def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, now) of options that differ; one that an earlier version did not know had its default."""
+    defaults = config_dict(Config())
     for section, values in config.items():
         for name, value in values.items():
-            key = f"{section}.{name}"
-            before = checkpoint.config.get(section, {}).get(name, defaults[section][name])
-            if value == before:
-                continue
-            if key not in free:
-                raise UserError(
-                    f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
-                    f"use that, or start a new run in another --out"
-                )
-            changes.append(f"{key} {before!r} -> {value!r}")
-    return changes
+            old = before.get(section, {}).get(name, defaults[section][name])
+            if value != old:
+                yield f"{section}.{name}", old, value

@@ -235,6 +235,8 @@ class Best:
     monitor: str | None
     score: float | None
     """What train.monitor picked it by, and its figure; None in folders of earlier versions."""
+    training_config: Any
+    """As it was read."""
 
 
 def read_best(folder: Path) -> Best:
@@ -242,14 +244,16 @@ def read_best(folder: Path) -> Best:
     for name in (CONFIG, LABELS, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"the model folder {folder} lacks {name}")
-    ours = read_config(folder)[0].poster_toolkit
+    config, raw = read_config(folder)
+    ours = config.poster_toolkit
     try:
         digest = sha256_file(folder / WEIGHTS)
     except OSError as error:
         raise UserError(one_line(error)) from None
     if digest != ours.weights_sha256:
         raise UserError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
-    return Best(ours.epoch, digest, ours.shard_set, ours.monitor, ours.score)
+    training_config = raw[OURS].get("training_config")
+    return Best(ours.epoch, digest, ours.shard_set, ours.monitor, ours.score, training_config)
 
 
 def _instead(folder: Path, missing: str) -> str:

@@ -11,6 +11,7 @@ import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -25,6 +26,7 @@ from toolkit.checkpoint import (
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    same_run,
 )
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
@@ -62,9 +64,9 @@ def resumed_checkpoint(
         return None
     for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):
         log.info("resuming with %s", change)
-    before, monitor = own[0].progress, config.train.monitor
+    before = own[0].progress
     progress, line = by_main(
-        accelerator, lambda: settle(out / "model", before, monitor, manifest.fingerprint)
+        accelerator, lambda: settle(out / "model", before, config_dict(config), manifest.fingerprint)
     )
     if line and accelerator.is_main_process:
         log.warning("%s", line)
@@ -74,7 +76,7 @@ def resumed_checkpoint(
     return own[0]
 
 
-def settle(folder: Path, progress: Progress, monitor: str, shard_set: str) -> tuple[Progress, str]:
+def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
     """``progress`` whose best epoch is that of RUN/model (``folder``), and a line if the checkpoint says otherwise.
 
     The model is written before the checkpoint that knows of it, and both are whole or absent. They differ where a
@@ -82,33 +84,32 @@ def settle(folder: Path, progress: Progress, monitor: str, shard_set: str) -> tu
     had their hand in it. What lies there is what the run would leave: it alone is what later epochs must surpass. A
     model of an epoch that is to be trained again stays unless that epoch, or one that follows, is as good.
     """
-    if not folder.exists() and progress.best_epoch < 0:
+    if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
     try:
         model = read_best(folder)
     except UserError as error:
-        gone = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
+        lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
         return (
-            gone,
+            lost,
             f"the run's best model is lost ({error}): the best of the epochs that follow takes its place",
         )
-    epoch = model.epoch - 1
+    epoch, monitor = model.epoch - 1, config["train"]["monitor"]
     if model.sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
         return replace(progress, best_sha256=model.sha256), ""
     what = f"{folder} is of epoch {model.epoch}"
-    known = f"the checkpoint knows epoch {progress.best_epoch + 1} as the best"
+    known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
         known = "the checkpoint knows of none"
-    if model.score is None or model.monitor != monitor or model.shard_set != shard_set:
-        lacking = f"does not say its {monitor} on this set"
-        return progress, f"{what} and {lacking}, {known}: it stays until an epoch is better than that one"
+    comparable = model.monitor == monitor and model.shard_set == shard_set
+    if model.score is None or not comparable or not same_run(model.training_config, config):
+        what += f" and says no {monitor} that compares with this run's"
+        return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
+    what += f" with {monitor} {model.score:.6g}"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256)
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
-    return (
-        theirs,
-        f"{what} with {monitor} {model.score:.6g}, {known}: the model's figure is the one to surpass",
-    )
+    return theirs, f"{what}, {known}: the model's figure is the one to surpass"
 
 
 def _require_everywhere(

@@ -18,6 +18,8 @@ from shards.labels import LabelSet
 from toolkit import checkpoint as checkpoint_module
 from toolkit import model_folder as model_module
 from toolkit.checkpoint import Progress, save_checkpoint
+from toolkit.config import Config
+from toolkit.config_cli import config_dict
 from toolkit.model_folder import read_best, recover_model_folder
 from toolkit.models import HeadSpec
 from toolkit.resume import settle
@@ -26,6 +28,9 @@ from toolkit.resume import settle
 KNOWN = Progress(
     epoch=2, step=5, updates=19, best_score=0.5, best_epoch=1, best_sha256="a" * 64, bad_epochs=0
 )
+CONFIG = config_dict(Config())
+#: Of a start of which no checkpoint came.
+OTHER = {**CONFIG, "model": {**CONFIG["model"], "name": "resnet18"}}
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def run_model(model_folder: Path, tmp_path: Path) -> Path:
 def says(folder: Path, **facts: Any) -> str:
     """Have the folder say this of itself; its digest."""
     config = json.loads((folder / "config.json").read_text())
-    config["poster_toolkit"].update(facts)
+    config["poster_toolkit"].update({"training_config": CONFIG, **facts})
     (folder / "config.json").write_text(json.dumps(config))
     digest: str = config["poster_toolkit"]["weights_sha256"]
     return digest
@@ -47,13 +52,13 @@ def says(folder: Path, **facts: Any) -> str:
 def test_what_the_checkpoint_knows_is_left_as_it_is(run_model: Path):
     digest = says(run_model, epoch=2, monitor="loss", score=0.5, shard_set="set")
     known = replace(KNOWN, best_sha256=digest)
-    assert settle(run_model, known, "loss", "set") == (known, "")
+    assert settle(run_model, known, CONFIG, "set") == (known, "")
 
 
 def test_a_checkpoint_of_an_earlier_version_learns_the_digest(run_model: Path):
     digest = says(run_model, epoch=2)  # nor does the model of that version say its score
     before = replace(KNOWN, best_sha256="")
-    assert settle(run_model, before, "loss", "set") == (replace(KNOWN, best_sha256=digest), "")
+    assert settle(run_model, before, CONFIG, "set") == (replace(KNOWN, best_sha256=digest), "")
 
 
 @pytest.mark.parametrize(
@@ -68,11 +73,11 @@ def test_a_checkpoint_of_an_earlier_version_learns_the_digest(run_model: Path):
 def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: float, bad_epochs: int):
     digest = says(run_model, epoch=epoch, monitor="loss", score=score, shard_set="set")
     before = replace(KNOWN, bad_epochs=2)
-    after, line = settle(run_model, before, "loss", "set")
+    after, line = settle(run_model, before, CONFIG, "set")
     assert after == replace(
         before, best_epoch=epoch - 1, best_score=score, best_sha256=digest, bad_epochs=bad_epochs
     )
-    assert f"is of epoch {epoch} with loss {score:g}, the checkpoint knows epoch 2 as the best" in line
+    assert f"is of epoch {epoch} with loss {score:g}, the checkpoint's best is epoch 2: " in line
     assert before == replace(KNOWN, bad_epochs=2) and "\n" not in line
 
 
@@ -82,12 +87,15 @@ def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: floa
         {"epoch": 3, "monitor": "mAP", "score": 0.4, "shard_set": "set"},
         {"epoch": 3, "monitor": "loss", "score": 0.4, "shard_set": "another"},
         {"epoch": 3, "shard_set": "set"},
+        {"epoch": 3, "monitor": "loss", "score": 0.4, "shard_set": "set", "training_config": OTHER},
+        {"epoch": 3, "monitor": "loss", "score": 0.4, "shard_set": "set", "training_config": None},
+        {"epoch": 3, "monitor": "loss", "score": 0.4, "shard_set": "set", "training_config": {"model": 3}},
     ],
 )
 def test_a_figure_that_does_not_compare_is_left_out_of_it(run_model: Path, facts: dict[str, Any]):
     says(run_model, **facts)
-    after, line = settle(run_model, KNOWN, "loss", "set")
-    assert after == KNOWN and "it stays until an epoch is better than that one" in line
+    after, line = settle(run_model, KNOWN, CONFIG, "set")
+    assert after == KNOWN and "it stays until an epoch is better than the checkpoint's best" in line
 
 
 @pytest.mark.parametrize(
@@ -107,13 +115,13 @@ def test_a_lost_model_is_replaced_by_the_best_that_follows(run_model: Path, dama
         config.write_text(config.read_text()[:-20])
     else:
         says(run_model, score="much")
-    after, line = settle(run_model, KNOWN, "loss", "set")
+    after, line = settle(run_model, KNOWN, CONFIG, "set")
     assert after == replace(KNOWN, best_epoch=-1, best_score=None, best_sha256="")
     assert line.startswith("the run's best model is lost (") and "\n" not in line
 
 
 def test_a_run_without_a_best_epoch_lacks_no_model(tmp_path: Path):
-    assert settle(tmp_path / "model", Progress(updates=3), "loss", "set") == (Progress(updates=3), "")
+    assert settle(tmp_path / "model", Progress(updates=3), CONFIG, "set") == (Progress(updates=3), "")
 
 
 def test_a_model_says_its_score_to_the_last_digit(run_model: Path):
