@@ -90,11 +90,20 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
         raise UserError(
             "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false"
         )
-    if train.auto_batch:
-        raise UserError(
-            "train.sync_batchnorm does not go with train.auto_batch: processes try unequally often, and would wait for "
-            "each other; set --train.auto_batch false and --train.accumulation yourself"
-        )
+    for key, asked, why in (
+        (
+            "train.auto_batch",
+            train.auto_batch,
+            "processes try unequally often, and would wait for each other",
+        ),
+        (
+            "train.compile",
+            train.compile,
+            "what is compiled has not been tested with statistics over processes",
+        ),
+    ):
+        if asked:
+            raise UserError(f"train.sync_batchnorm does not go with {key}: {why}; set one of them to false")
     return True
 
 

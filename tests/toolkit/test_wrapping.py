@@ -236,12 +236,15 @@ def test_one_process_needs_none(shard_set: Path, tmp_path: Path, one_thread: Non
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_automatic_batches_would_wait_for_each_other():
+def test_what_statistics_over_processes_do_not_go_with():
     gpus: Any = SimpleNamespace(num_processes=8, device=torch.device("cuda"))
     assert check_synced(gpus, tiny_config("--train.sync_batchnorm=true"))
     assert not check_synced(gpus, tiny_config())
-    with pytest.raises(UserError, match=r"does not go with train\.auto_batch"):
-        check_synced(gpus, tiny_config("--train.sync_batchnorm=true", "--train.auto_batch=true"))
+    for key in ("train.auto_batch", "train.compile"):
+        with pytest.raises(UserError, match=f"train.sync_batchnorm does not go with {key}: "):
+            check_synced(gpus, tiny_config("--train.sync_batchnorm=true", f"--{key}=true"))
+    with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.sync_batchnorm"):
+        tiny_config("--train.sync_batchnorm=true", "--train.fsdp=true").validate()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet"])
