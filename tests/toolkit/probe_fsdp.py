@@ -142,8 +142,8 @@ def main() -> None:
     compiler = torch.compile
     for run in [Run(**facts) for facts in plan]:
         os.environ["MASTER_PORT"] = str(run.port)
-        torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler  # type: ignore[assignment]
-        wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[misc]
+        torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler
+        wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[assignment, misc]
         parts.spread = partial(_stray, run)
         entry.Trainer, seen = spied(run)  # type: ignore[misc]
         out = Path(run.out)

@@ -25,7 +25,7 @@ def main() -> None:
     torch.manual_seed(0)
     train = TrainConfig(compile=sys.argv[2] == "compiled")
     # All of torch.compile but its code generator, which takes a minute.
-    torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    torch.compile = partial(torch.compile, backend="eager")
     inner = build_model("test_vit", 3, HeadSpec("linear", (), 0.0), 32)
     names = list(inner.state_dict())
     freezing = Freezing(inner, ["stem@1", "blocks.0@1"])
@@ -51,7 +51,7 @@ def main() -> None:
     update()
     kept = inner.patch_embed.proj.weight.detach().clone()  # type: ignore[union-attr, operator]
     saw = {"wrapped": type(model).__name__, "agreed frozen": agreed()}
-    old, reducer = weakref.ref(model), weakref.ref(model.reducer)  # type: ignore[arg-type]
+    old, reducer = weakref.ref(model), weakref.ref(model.reducer)
     changed = freezing.apply(1)
     model = rewrap(accelerator, model, train)
     saw |= {

@@ -163,8 +163,8 @@ class Disk:
 
         monkeypatch.setattr(os, "fsync", flushing)
         for module in (checkpoint_module, model_module):
-            monkeypatch.setattr(module.os, "replace", renaming)  # type: ignore[attr-defined]
-            monkeypatch.setattr(module.shutil, "rmtree", removing)  # type: ignore[attr-defined]
+            monkeypatch.setattr(module.os, "replace", renaming)
+            monkeypatch.setattr(module.shutil, "rmtree", removing)
 
     def at(self, kind: str, path: Path) -> int:
         return self.events.index((kind, str(path)))
