@@ -6,6 +6,7 @@ All of it works on local paths and on URLs (shards/places.py); shards/remote.py 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -72,6 +73,27 @@ def atomic_write(path: Place, mode: str = "wb") -> Iterator[IO[Any]]:
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
         yield stream
+
+
+def flush(path: Path) -> None:
+    """Bring a local file, or the names in a local folder, to the disk. Raises OSError.
+
+    Some network file systems cannot do it for a folder, whose names their servers keep.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Bring a local folder and all that is in it to the disk. Raises OSError."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        flush(path)
 
 
 def write_json(path: Place, value: Any) -> None:

@@ -25,6 +25,7 @@ from toolkit.data.ring import GROWTH
 from toolkit.optim import state_per_weight
 from toolkit.parts import Parts
 from toolkit.update import Updater
+from toolkit.wrapping import plain
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _rest_of_a_run(accelerator: Accelerator, parts: Parts, share: Share) -> int:
 @contextlib.contextmanager
 def _untouched(accelerator: Accelerator, parts: Parts) -> Iterator[None]:
     """Train everything that will ever be trained, and afterwards be as if nothing had been."""
-    model = accelerator.unwrap_model(parts.model, keep_torch_compile=False)
+    model = plain(parts.model)
     kept = [buffer.clone() for buffer in model.buffers()]
     flowing = [p.requires_grad for p in model.parameters()]
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []

@@ -22,17 +22,20 @@ import msgspec
 import torch
 
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
+from shards.files import PARTIAL, atomic_write, flush, read_json, sha256_file, write_json
 from shards.schema import Count, Sha256, check_as
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
 from toolkit.data.plan import Sizes
 from toolkit.model_files import Number
 from toolkit.safe_unpickle import safe_load
+from toolkit.tensor_files import plain_names
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "state.pt", "state.json"
+#: Parts of state.pt that are state dicts of the plain model.
+MODELS = ("model", "ema")
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Progress:
     scored: str = ""
     """How it was measured (validation.scoring_rule)."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
+    best_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    """Of that model's weights; empty in checkpoints of earlier versions."""
     bad_epochs: Count = 0
     """Epochs since the best one."""
     loss_sum: Number = 0.0
@@ -118,6 +123,7 @@ def save_checkpoint(
             "sha256": sha256_file(fresh / TENSORS),
         }
         write_json(fresh / STATE, facts)
+        flush(fresh)
         # The same step may have been saved before its epoch was validated: in reach until the new one is there.
         older = _aside(path)
         shutil.rmtree(older, ignore_errors=True)
@@ -125,6 +131,7 @@ def save_checkpoint(
             os.replace(path, older)
         os.replace(fresh, path)
         otherwise.pop_all()
+    flush(folder)  # on the disk under its name before any other goes
     shutil.rmtree(older, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -168,8 +175,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise UserError(one_line(error)) from error
     tensors = safe_load(path / TENSORS, "checkpoint")
-    if not isinstance(tensors, dict) or not all(isinstance(part, dict) for part in tensors.values()):
+    if (
+        not isinstance(tensors, dict)
+        or not all(isinstance(part, dict) for part in tensors.values())
+        or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
+    ):
         raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
+    # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
+    tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
     return Checkpoint(
         facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256
     )
@@ -209,63 +222,81 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: A resumed run with another value here would be another run, not the rest of this one: other samples in an update,
-#: other weights, other groups in the optimiser, or validation figures that do not compare with the best so far.
-FIXED = (
-    "data.image_size",
-    "data.crop_pct",
-    "data.fit",
-    "data.sampling",
-    "data.repeat_below",
-    "data.order",
-    "data.window",
-    "model.name",
-    "model.head",
-    "model.hidden",
-    "model.freeze",
-    "loss.name",
-    "optim.name",
-    "optim.layer_decay",
-    "optim.head_lr",
-    "train.batch_size",
-    "train.seed",
-    "train.monitor",
-    "train.ema",
-    "train.feature_views",
-    "train.standardize",
-    "model.prior",
-)
+#: What a resumed run may have otherwise. All else is fixed, also what later versions add: with other samples in an
+#: update, other weights, another loss, other groups in the optimiser or validation figures that do not compare with the
+#: best so far, it would be another run, not the rest of this one.
+MAY_CHANGE = frozenset(
+    {
+        # how long it goes on
+        "train.epochs", "train.patience",
+        # on which machine, how fast and in how much memory: the same updates, but for rounding
+        "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
+        "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp", "train.channels_last",
+        "train.compile", "train.feature_cache",
+        # statistics of a GPU's rows or of all: as with another number of processes, which may change too
+        "train.sync_batchnorm",
+        # what is done about damage, and what is written
+        "data.on_error", "data.max_errors", "train.on_nonfinite", "train.max_skipped", "train.checkpoint_steps",
+        "train.keep_checkpoints", "train.log_steps", "train.tensorboard",
+        # where the first weights came from: the checkpoint's are read in their place
+        "model.pretrained", "model.weights",
+        # what people change in the course of a training: rates, and how strongly it is regularised
+        "optim.lr", "optim.schedule", "optim.warmup_steps", "optim.min_lr", "optim.weight_decay", "optim.momentum",
+        "optim.clip_norm", "model.dropout", "model.drop_path", "data.crop_scale", "data.crop_ratio", "data.flip",
+        "augment.brightness", "augment.contrast", "augment.saturation", "augment.randaugment", "augment.magnitude",
+        "augment.erase", "augment.erase_area", "augment.mixup", "augment.cutmix", "augment.mix_prob",
+        # what is chosen anew after every epoch (where train.monitor depends on it, the best so far is measured again)
+        "decide.thresholds", "decide.aim", "decide.calibration", "decide.slack",
+    }
+)  # fmt: skip
+
+
+def _may_change(config: dict[str, Any]) -> frozenset[str]:
+    """The keys that a resume of a run with this config may change."""
+    keys = MAY_CHANGE
+    # Checkpoints hold the head alone there, and the backbone is that of the weights.
+    if config["train"]["feature_views"]:
+        keys -= {"model.pretrained", "model.weights"}
+    return keys
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
-    """Lines that say which options changed since the checkpoint. Raises UserError for one that must not change.
+    """Lines that say which options changed since the checkpoint. Raises UserError for one that may not (MAY_CHANGE).
 
     An option that the checkpoint's version did not know had its default.
     """
-    fixed: tuple[str, ...] = FIXED
-    if config["train"][
-        "feature_views"
-    ]:  # the checkpoint holds the head alone, the backbone is that of the weights
-        fixed = (*FIXED, "model.pretrained", "model.weights")
+    free = _may_change(config)
     if checkpoint.shard_set != shard_set:
         raise UserError(
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
             f"give the same shards, or start a new run in another --out"
         )
-    defaults = config_dict(Config())
     changes = []
     if "loss" not in checkpoint.config:  # from before losses could be chosen
         changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
+    for key, before, value in _changes(checkpoint.config, config):
+        if key not in free:
+            raise UserError(
+                f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
+                f"use that, or start a new run in another --out"
+            )
+        changes.append(f"{key} {before!r} -> {value!r}")
+    return changes
+
+
+def same_run(before: Any, config: dict[str, Any]) -> bool:
+    """Whether ``before``, read from a file, is a config with which a run of ``config`` could be resumed."""
+    if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
+        return False
+    free = _may_change(config)
+    return all(key in free for key, _, _ in _changes(before, config))
+
+
+def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, now) of options that differ; one that an earlier version did not know had its default."""
+    defaults = config_dict(Config())
     for section, values in config.items():
         for name, value in values.items():
-            key = f"{section}.{name}"
-            before = checkpoint.config.get(section, {}).get(name, defaults[section][name])
-            if value == before:
-                continue
-            if key in fixed:
-                raise UserError(
-                    f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
-                    f"use that, or start a new run in another --out"
-                )
-            changes.append(f"{key} {before!r} -> {value!r}")
-    return changes
+            old = before.get(section, {}).get(name, defaults[section][name])
+            if value != old:
+                yield f"{section}.{name}", old, value

@@ -197,6 +197,8 @@ class TrainConfig:
     """Bring cached features to mean 0 and deviation 1 before the head; folded into its first layer when saved."""
     fsdp: bool = False
     """Spread weights, gradients and the optimiser's state over the processes, for a model that does not fit one GPU."""
+    sync_batchnorm: bool = False
+    """Statistics of BatchNorm over the rows of all GPUs, not of each: for fewer than some 32 rows a GPU."""
     channels_last: bool = True
     """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False

@@ -147,6 +147,12 @@ def _check_fsdp(config: Config) -> None:
             "set --train.compile false",
         ),
         (
+            "train.sync_batchnorm",
+            train.sync_batchnorm,
+            "statistics over processes have not been tested with spread weights",
+            "set --train.sync_batchnorm false",
+        ),
+        (
             "train.feature_views",
             train.feature_views > 0,
             "a head that learns alone is small",

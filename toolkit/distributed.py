@@ -17,7 +17,6 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError, one_line
 from toolkit.agreement import Facts, Record, disagreement, record_of
@@ -168,22 +167,6 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def rewrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """A prepared model, prepared anew after parameters were frozen or thawed; the weights stay the same objects.
-
-    DistributedDataParallel decides when it is made whose gradients it reduces. The wrapper that ``model`` was is let
-    go, with its hooks and buckets, once the caller lets go of it; a model without one is returned as it is.
-    """
-    if not isinstance(model, DistributedDataParallel):
-        return model
-    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    accelerator._models = [
-        known for known in accelerator._models if known is not plain and known is not model
-    ]
-    fresh: nn.Module = accelerator.prepare_model(plain)
-    return fresh
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:

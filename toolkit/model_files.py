@@ -111,6 +111,8 @@ class OursFile(msgspec.Struct):
     epoch: Count = 0
     weights: Words = "raw"
     shard_set: Words = "unknown"
+    monitor: Words | None = None
+    score: Number | None = None
     imported_sha256: Sha256 | None = None
 
 

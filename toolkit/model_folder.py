@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from shards.errors import UserError, one_line
-from shards.files import PARTIAL, sha256_file, write_json
+from shards.files import PARTIAL, flush, flush_tree, sha256_file, write_json
 from shards.labels import LabelSet
 from shards.remote import unique_name
 from toolkit.data.transforms import Preprocessing
@@ -74,11 +74,12 @@ def save_model_folder(
     facts: dict[str, Any],
     metrics: dict[str, dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write a model folder, replacing an older one only when the new one is whole.
+) -> str:
+    """Write a model folder, replacing an older one only when the new one is whole. Returns the weights' sha256.
 
     ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
     ``state`` are its weights, whole and on the CPU, where it does not hold them so itself.
+    On return it is on the disk under its name: what is written later does not outlive it in a power cut.
     Raises UserError or OSError where it cannot be written, and leaves nothing of it.
     """
     from toolkit.model_card import write_card
@@ -100,15 +101,25 @@ def save_model_folder(
         for split, values in metrics.items():
             write_json(fresh / f"metrics-{split}.json", values)
         write_card(fresh)
+        flush_tree(fresh)
         otherwise.pop_all()
+    digest: str = ours["weights_sha256"]
     if not folder.is_dir() or not any(folder.iterdir()):
         os.replace(fresh, folder)  # whatever lies beside it is of others
-        return
-    old = folder.with_name(f"{folder.name}.old")
+        flush(folder.parent)
+        return digest
+    old = _aside(folder)
     shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
     os.replace(fresh, folder)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+    return digest
+
+
+def _aside(folder: Path) -> Path:
+    """Where a model folder waits while another takes its name."""
+    return folder.with_name(f"{folder.name}.old")
 
 
 def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
@@ -121,9 +132,11 @@ def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
 
 def recover_model_folder(folder: Path) -> None:
     """Bring back the older model folder if a run was killed between the two renames, and sweep leftovers."""
-    old = folder.with_name(f"{folder.name}.old")
+    old = _aside(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
+    elif (folder / CONFIG).exists():  # the new one was there: killed before the old one went
+        shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -208,6 +221,39 @@ def load_model_folder(folder: Path) -> ModelFolder:
     model.load_state_dict(state, strict=True)
     model.eval()
     return ModelFolder(model, labels, decisions, preprocessing, raw, folder)
+
+
+@dataclass(frozen=True)
+class Best:
+    """What a run's model folder says of the epoch that it is of."""
+
+    epoch: int
+    """From 1."""
+    sha256: str
+    """Of its weights."""
+    shard_set: str
+    monitor: str | None
+    score: float | None
+    """What train.monitor picked it by, and its figure; None in folders of earlier versions."""
+    training_config: Any
+    """As it was read."""
+
+
+def read_best(folder: Path) -> Best:
+    """That of a model folder whose weights are whole. Raises UserError if it is damaged or lacks something."""
+    for name in (CONFIG, LABELS, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"the model folder {folder} lacks {name}")
+    config, raw = read_config(folder)
+    ours = config.poster_toolkit
+    try:
+        digest = sha256_file(folder / WEIGHTS)
+    except OSError as error:
+        raise UserError(one_line(error)) from None
+    if digest != ours.weights_sha256:
+        raise UserError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
+    training_config = raw[OURS].get("training_config")
+    return Best(ours.epoch, digest, ours.shard_set, ours.monitor, ours.score, training_config)
 
 
 def _instead(folder: Path, missing: str) -> str:

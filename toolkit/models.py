@@ -24,6 +24,7 @@ from toolkit.config import ModelConfig
 from toolkit.ensemble import Ensemble, mlp
 from toolkit.last_layer import keep_float32, last_linears
 from toolkit.levels import use_levels
+from toolkit.tensor_files import plain_names
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,6 @@ def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor,
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict as it is saved: contiguous CPU tensors under the names of the plain model."""
     return {
-        name.replace("_orig_mod.", ""): tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu").contiguous().clone()
+        for name, tensor in plain_names(model.state_dict()).items()
     }

@@ -44,6 +44,7 @@ from toolkit.models import (
 from toolkit.optim import build_optimizer, restore_optimizer
 from toolkit.probe import FeatureFeed, Probe
 from toolkit.weights import load_weights
+from toolkit.wrapping import check_synced, synced, wrap
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Parts:
     val: ShardReader
     plan: TrainPlan
     model: nn.Module
-    """Prepared: wrapped for several processes or spread over them, on its device."""
+    """Wrapped for several processes (wrapping.py) or spread over them (fsdp.py), on its device."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
@@ -93,7 +94,7 @@ def build_parts(
 ) -> Parts:
     """Everything of a run but its loaders; ``readers`` are of train and val. Called by every process."""
     train, val = readers
-    fsdp = spreads(accelerator, config)
+    fsdp, over_processes = spreads(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
     if probing:
@@ -123,6 +124,8 @@ def build_parts(
     if ema is not None and checkpoint is not None:
         with restoring(checkpoint):
             restore_ema(ema, checkpoint.tensors["ema"])
+    if over_processes:  # not the average, which is what is saved
+        model = synced(model)
     if fsdp:
         spread(accelerator, model)
         if ema is not None:
@@ -136,15 +139,10 @@ def build_parts(
     freezing.apply(None)
     optimizer = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
-    if config.train.compile:
-        model = torch.compile(model)
     # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
-    if fsdp:
-        # "evaluation" leaves out DistributedDataParallel, and nothing else.
-        model = accelerator.prepare_model(model, evaluation_mode=True)
-        optimizer = accelerator.prepare_optimizer(optimizer)
-    else:
-        model, optimizer = accelerator.prepare(model, optimizer)
+    if not fsdp:
+        model = wrap(accelerator, model, config.train)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     if ema is not None and not fsdp:
         ema.to(accelerator.device)
     if checkpoint is not None:
@@ -219,6 +217,7 @@ def _check_probe(config: Config) -> None:
         ("optim.layer_decay", config.optim.layer_decay < 1, "1"),
         ("model.drop_path", config.model.drop_path > 0, "0"),
         ("model.checkpointing", config.model.checkpointing, "false"),
+        ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
     ):
         if asked:
             raise UserError(

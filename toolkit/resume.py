@@ -1,4 +1,4 @@
-"""What a run goes on from: one checkpoint, the same on every rank, or nothing on all of them.
+"""What a run goes on from: one checkpoint, the same on every rank, or nothing on all of them; and its best model.
 
 The main process chooses, and says its choice by name and sha256. Were every rank to look for the newest one, those that
 see another folder, or an older state of it, would go on from other weights and optimiser states than the rest, and
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,11 +19,19 @@ from accelerate.utils import gather_object
 from shards.errors import UserError
 from shards.labels import require_same
 from shards.manifest import Manifest
-from toolkit.checkpoint import Checkpoint, check_resumable, checkpoints, load_checkpoint, newest_checkpoint
+from toolkit.checkpoint import (
+    Checkpoint,
+    Progress,
+    check_resumable,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    same_run,
+)
 from toolkit.config import Config
 from toolkit.config_cli import config_dict
 from toolkit.distributed import by_main
-from toolkit.model_folder import load_labels
+from toolkit.model_folder import load_labels, read_best
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +64,52 @@ def resumed_checkpoint(
         return None
     for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):
         log.info("resuming with %s", change)
+    before = own[0].progress
+    progress, line = by_main(
+        accelerator, lambda: settle(out / "model", before, config_dict(config), manifest.fingerprint)
+    )
+    if line and accelerator.is_main_process:
+        log.warning("%s", line)
+    if progress.best_epoch < 0 <= before.best_epoch and progress.epoch >= config.train.epochs:
+        raise UserError(f"{line}; but none follows: set --train.epochs to more than {progress.epoch}")
+    own[0].progress = progress
     return own[0]
+
+
+def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
+    """``progress`` whose best epoch is that of RUN/model (``folder``), and a line if the checkpoint says otherwise.
+
+    The model is written before the checkpoint that knows of it, and both are whole or absent. They differ where a
+    process ended between the two, where an older checkpoint took the place of a damaged one, and where somebody else
+    had their hand in it. What lies there is what the run would leave: it alone is what later epochs must surpass. A
+    model of an epoch that is to be trained again stays unless that epoch, or one that follows, is as good.
+    """
+    if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
+        return progress, ""
+    try:
+        model = read_best(folder)
+    except UserError as error:
+        lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
+        return (
+            lost,
+            f"the run's best model is lost ({error}): the best of the epochs that follow takes its place",
+        )
+    epoch, monitor = model.epoch - 1, config["train"]["monitor"]
+    if model.sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
+        return replace(progress, best_sha256=model.sha256), ""
+    what = f"{folder} is of epoch {model.epoch}"
+    known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
+    if progress.best_epoch < 0:
+        known = "the checkpoint knows of none"
+    comparable = model.monitor == monitor and model.shard_set == shard_set
+    if model.score is None or not comparable or not same_run(model.training_config, config):
+        what += f" and says no {monitor} that compares with this run's"
+        return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
+    what += f" with {monitor} {model.score:.6g}"
+    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256)
+    if epoch >= progress.epoch:
+        theirs.bad_epochs = 0
+    return theirs, f"{what}, {known}: the model's figure is the one to surpass"
 
 
 def _require_everywhere(

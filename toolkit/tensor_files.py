@@ -1,10 +1,11 @@
-"""A .safetensors file from outside: its header read and compared with a network's before any tensor is made."""
+"""Tensors from outside: a .safetensors file's header is compared with a network's before any tensor is made."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -21,8 +22,11 @@ WHAT = "safetensors file"
 #: Endings of names of tensors that hold what was learnt. Others may count, as num_batches_tracked does.
 LEARNT = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
+#: What wrappers put into the names of a state dict: DDP in front, torch.compile wherever it compiled something.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 Shape = tuple[int, ...]
+V = TypeVar("V")
 
 
 class Entry(msgspec.Struct):
@@ -32,8 +36,17 @@ class Entry(msgspec.Struct):
     shape: list[Count]
 
 
+def plain_names(state: Mapping[str, V]) -> dict[str, V]:
+    """A state dict under the names of the plain model, whatever wrapped the one that it was taken from.
+
+    Where two names would become one, all stay as they are: such a file is of another model.
+    """
+    plain = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    return plain if len(plain) == len(state) else dict(state)
+
+
 def read_header(path: Path) -> dict[str, Entry]:
-    """Name → type and shape of the tensors of a file. Raises UserError for a header that is none, or too long."""
+    """Plain name → type and shape of the tensors of a file. Raises UserError for a header that is none, or too long."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -47,13 +60,13 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     header: dict[str, Any] = parse_as(data, dict[str, Any], path, WHAT, REMEDY)
     header.pop("__metadata__", None)
-    return check_as(header, dict[str, Entry], path, WHAT, REMEDY)
+    return plain_names(check_as(header, dict[str, Entry], path, WHAT, REMEDY))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file whose header was read. Raises UserError."""
+    """The tensors of a file whose header was read, under plain names. Raises UserError."""
     try:
-        return load_file(path)
+        return plain_names(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a valid {WHAT}: {one_line(error)[:300]}; {REMEDY}") from None
 

@@ -22,7 +22,7 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, rewrap, sum_over_ranks
+from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
@@ -33,6 +33,7 @@ from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
 from toolkit.validation import export_model, judge, monitored, score_again
+from toolkit.wrapping import rewrap
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Trainer:
         epoch, parts = self.state.epoch, self.parts
         if not parts.freezing.apply(epoch):
             return
-        parts.model = rewrap(self.accelerator, parts.model)
+        parts.model = rewrap(self.accelerator, parts.model, self.config.train)
         if self.accelerator.is_main_process:
             trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
             names = ", ".join(parts.freezing.thawing(epoch))
@@ -204,10 +205,13 @@ class Trainer:
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
         whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
-        summary, score, improved = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
-        if improved:
+        summary, score, model_sha256 = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
+        if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
-        else:
+            state.best_sha256 = model_sha256
+        elif (
+            state.epoch > state.best_epoch
+        ):  # else it is trained again, and RUN/model is of a later one (resume.py)
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -216,8 +220,8 @@ class Trainer:
 
     def _judge(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], float, bool]:
-        """On the main process: (row of epochs.csv, monitored figure, whether it is the best), and then its folder.
+    ) -> tuple[dict[str, Any], float, str]:
+        """On the main process: (row of epochs.csv, monitored figure, sha256 of RUN/model if it is the best, else "").
 
         ``whole`` is the judged model's state where it is spread over processes.
         """
@@ -233,8 +237,11 @@ class Trainer:
             )
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
+        # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
+        improved |= score == state.best_score and state.epoch == state.best_epoch
+        sha256 = ""
         if improved:
-            export_model(
+            sha256 = export_model(
                 parts.out / "model",
                 self.judged_model if parts.probe is None else parts.probe.merged(self.judged_model),
                 self.config,
@@ -242,6 +249,7 @@ class Trainer:
                 parts.preprocessing,
                 verdict,
                 epoch=state.epoch + 1,
+                score=score,
                 weights="raw" if parts.ema is None else "ema",
                 state=whole,
             )
@@ -254,7 +262,7 @@ class Trainer:
             100 * row["data_wait"],
         )
         lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        return {**row, **verdict.row(), "lr": lr}, score, improved
+        return {**row, **verdict.row(), "lr": lr}, score, sha256
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts

@@ -22,6 +22,7 @@ from toolkit.nonfinite import Guard
 from toolkit.optim import set_lr
 from toolkit.out_of_memory import memory_told, training_line
 from toolkit.parts import Parts
+from toolkit.wrapping import plain
 
 
 class Updater:
@@ -110,8 +111,7 @@ class Updater:
     @property
     def plain_model(self) -> nn.Module:
         """The model without DDP and compile wrappers, sharing their weights."""
-        model: nn.Module = self.accelerator.unwrap_model(self.parts.model, keep_torch_compile=False)
-        return model
+        return plain(self.parts.model)
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
         """The sum of the losses of a micro-batch's valid samples, summed over genres; a float32 scalar."""

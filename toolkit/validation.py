@@ -171,15 +171,19 @@ def export_model(
     verdict: Verdict,
     *,
     epoch: int,
+    score: float,
     weights: str = "raw",
     state: dict[str, Any] | None = None,
-) -> None:
-    """Write the model folder of the best epoch so far; ``model`` is unwrapped, ``epoch`` counts from 1.
+) -> str:
+    """Write the model folder of the best epoch so far, and return the sha256 of its weights.
+
+    ``model`` is unwrapped, ``epoch`` counts from 1; ``score`` is the figure of train.monitor, by which a resume
+    compares what lies there with what its checkpoint knows.
 
     ``state`` is its whole state where ``model`` holds a part of each tensor only.
     ``weights`` says whose they are: "raw" (of the last update) or "ema" (their moving average).
     """
-    save_model_folder(
+    return save_model_folder(
         folder,
         model,
         HeadSpec.of(config.model),
@@ -188,6 +192,8 @@ def export_model(
         preprocessing,
         {
             "epoch": epoch,
+            "monitor": config.train.monitor,
+            "score": score,
             "weights": weights,
             "shard_set": manifest.fingerprint,
             "training_config": config_dict(config),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from toolkit.checkpoint import STATE, TENSORS, read_state
 from toolkit.model_files import LABELS, read_labels
 from toolkit.models import head_prefixes
 from toolkit.safe_unpickle import safe_load
-from toolkit.tensor_files import load_tensors, misfit, read_header, require_finite, shapes_of
+from toolkit.tensor_files import load_tensors, misfit, plain_names, read_header, require_finite, shapes_of
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -41,7 +40,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not state
     ):
         raise UserError(f"weights file {path} holds no state dict of tensors")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state.items()}
+    return plain_names(state)
 
 
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:

@@ -10,6 +10,8 @@ Faults, as "NAME ARGUMENTS", several with ; between them:
     hold UPDATE FILE  every rank touches FILE.RANK after that update and waits for ever
     kill-write BYTES UPDATE   the process kills itself when so many bytes of that update's state.pt are written
     kill-rename UPDATE        the process kills itself when that checkpoint's files are whole, before they have its name
+    kill-after WHERE          the process kills itself when WHERE (module:function) has been called
+    kill-between-models       the process kills itself when RUN/model is set aside and the new one has no name
     oom WHERE ROWS    passes of over ROWS rows fail as CUDA's allocator does; WHERE: training, validation
     memory MIB        the process gets so much more address space than it has, and the system refuses the rest
     full WHERE FOLDER the disk of FOLDER is full from the call of WHERE (module:function) on
@@ -201,6 +203,31 @@ def _kill_rename(rank: int, number: str) -> None:
     toolkit.checkpoint.os.replace = renaming  # type: ignore[assignment]
 
 
+def _kill_after(rank: int, where: str) -> None:
+    path, _, name = where.replace(":", ".").rpartition(".")
+    owner = pkgutil.resolve_name(path)
+    real = getattr(owner, name)
+
+    def last(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, last)
+
+
+def _kill_between_models(rank: int) -> None:
+    import toolkit.model_folder
+
+    replace = os.replace
+
+    def renaming(source: Any, target: Any) -> None:
+        replace(source, target)
+        if Path(target).name == "model.old":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    toolkit.model_folder.os.replace = renaming  # type: ignore[assignment]
+
+
 def _oom(rank: int, where: str, rows: str) -> None:
     import toolkit.parts
 
@@ -282,6 +309,8 @@ FAULTS: dict[str, Callable[..., None]] = {
     "hold": _hold,
     "kill-write": _kill_write,
     "kill-rename": _kill_rename,
+    "kill-after": _kill_after,
+    "kill-between-models": _kill_between_models,
     "oom": _oom,
     "memory": _memory,
     "full": _full,

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from torch.nn.parallel import DistributedDataParallel
 from train_tools import tiny_config
 
 import toolkit.train as entry
 from shards.errors import UserError
-from toolkit import parts
+from toolkit import parts, wrapping
 from toolkit.fsdp import local, spread
 from toolkit.meeting import leave
 from toolkit.nonfinite import Guard
@@ -50,6 +51,17 @@ class Run:
     """Update in which an element of rank 1's own part of the gradient is not finite; 0 none."""
     stray: bool = False
     """Whether rank 1 starts with other weights, as from another file."""
+    backend: str = ""
+    """What stands in for the compiler of train.compile, whose own takes a minute; all else of torch.compile is real."""
+    plain_ddp: bool = False
+    """Whether DDP is made with torch's own settings."""
+
+
+class PlainDDP(DistributedDataParallel):
+    """DDP that takes no settings."""
+
+    def __init__(self, module: torch.nn.Module, **settings: Any) -> None:
+        super().__init__(module)
 
 
 def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
@@ -74,6 +86,11 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
                     spoilt.enter_context(_spoilt_gradient(self.guard))
                 result = super()._update(watched())
             seen["samples"][number] = used
+            wrapper = self.parts.model
+            if isinstance(wrapper, DistributedDataParallel):
+                seen["ddp"] = {
+                    name: getattr(wrapper, name) for name in ("gradient_as_bucket_view", "static_graph")
+                }
             seen["parameters"] = sum(_bytes(p) for p in self.parts.model.parameters())
             states = self.parts.optimizer.state.values()
             seen["optimizer"] = sum(_bytes(t) for state in states for t in state.values() if t.dim())
@@ -122,8 +139,11 @@ def main() -> None:
     # Each run meets at a store of its own; the launcher's has the names of those before.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     torch.set_num_threads(1)
+    compiler = torch.compile
     for run in [Run(**facts) for facts in plan]:
         os.environ["MASTER_PORT"] = str(run.port)
+        torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler
+        wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[assignment, misc]
         parts.spread = partial(_stray, run)
         entry.Trainer, seen = spied(run)  # type: ignore[misc]
         out = Path(run.out)
@@ -132,6 +152,7 @@ def main() -> None:
         except UserError as error:
             seen["status"] = f"error: {error}"
             leave()
+        out.mkdir(parents=True, exist_ok=True)
         with open(out / f"rank{os.environ['RANK']}.jsonl", "a") as stream:
             stream.write(json.dumps(seen) + "\n")
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -29,7 +29,9 @@ RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 #: All that a test's run does not take from a recipe, besides the model. Two epochs: what is frozen for one thaws.
-SMALL = {"model.pretrained": False, "data.image_size": 32, "data.workers": 1, "train.epochs": 2}
+SMALL = {
+    "model.pretrained": False, "data.image_size": 32, "data.workers": 1, "train.epochs": 2, "train.precision": "no",
+}  # fmt: skip
 
 
 def read(path: Path, *options: str) -> Config:
@@ -38,8 +40,21 @@ def read(path: Path, *options: str) -> Config:
 
 def test_the_recipes_asked_for_are_there():
     names = {path.stem for path in RECIPES}
-    wanted = {"poster_resnet50", "poster_resnet50_best", "poster_convnext", "poster_vit_clip", "linear_probe"}
+    wanted = {
+        "poster_resnet50", "poster_resnet50_best", "poster_resnet50_gpus", "poster_convnext", "poster_vit_clip",
+        "linear_probe",
+    }  # fmt: skip
     assert wanted <= names
+
+
+def test_eight_gpus_have_rows_enough_for_batchnorm_and_a_rate_for_all_of_them():
+    recipe, reference = read(ROOT / "configs" / "poster_resnet50_gpus.yaml"), Config()
+    launched = yaml.safe_load((ROOT / "launch" / "accelerate" / "gpus.yaml").read_text())
+    rows = recipe.train.batch_size / recipe.train.accumulation / launched["num_processes"]
+    assert rows >= 64 and recipe.train.precision == launched["mixed_precision"] == "bf16"
+    times = recipe.train.batch_size / reference.train.batch_size
+    assert recipe.optim.lr == pytest.approx(reference.optim.lr * math.sqrt(times), rel=0.02)
+    assert recipe.optim.warmup_steps >= 100
 
 
 @recipes
