@@ -43,7 +43,7 @@ class Progress:
     step: Count = 0
     """Updates done in that epoch."""
     updates: Count = 0
-    """Updates done in all."""
+    """Updates done in all, skipped ones among them: it numbers the log's rows and the checkpoints."""
     best_score: Number | None = None
     """Best figure so far of what train.monitor names; its model is RUN/model."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
@@ -52,9 +52,21 @@ class Progress:
     loss_sum: Number = 0.0
     """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
     skipped: Count = 0
-    """Updates of this epoch that were not made (train.on_nonfinite skip)."""
+    """Updates of this epoch that were not made (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
     """Samples of those updates: they are not in loss_sum."""
+    overflowed: Count = 0
+    """Those of them that the gradient scaler left out."""
+    left_out: Count = 0
+    """Updates of all epochs that were not made."""
+
+    @property
+    def made(self) -> int:
+        """Updates made in all, which the learning rate and the moving average go by.
+
+        Earlier versions counted no update as left out, so that their runs go on with the rates they began with.
+        """
+        return self.updates - self.left_out
 
 
 class StateFile(msgspec.Struct):

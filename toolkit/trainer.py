@@ -66,6 +66,11 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
+            if not self.state.made:
+                raise UserError(
+                    f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
+                    f"fp16: use --train.precision bf16 or no"
+                )
             return True
         finally:
             self.feed.close()
@@ -103,12 +108,13 @@ class Trainer:
                     self._save()
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
         self.guard.check()
-        counted = self.plan.num_samples - state.skipped_samples  # never none: the guard sees to it
+        self._tell_skipped()
+        counted = self.plan.num_samples - state.skipped_samples  # none where fp16's scale took the epoch to find
         seconds, account = watch.seconds, watch.account()
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         row = {
-            "train_loss": state.loss_sum / counted,
+            "train_loss": state.loss_sum / counted if counted else None,
             "skipped_updates": state.skipped,
             "images_per_s": images / seconds,
             **account,
@@ -134,16 +140,40 @@ class Trainer:
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """One update. Returns (this rank's sum of sample losses, samples over all ranks; both 0 if it was skipped)."""
         state = self.state
-        lr = self.config.optim.lr * self.lr_factor(state.updates)
-        loss, counted = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
+        lr = self.config.optim.lr * self.lr_factor(state.made)
+        loss, counted = self.updater(batches, state.epoch, state.step, state.made + 1, lr)
         if not counted:
+            loss = torch.zeros_like(loss)
             state.skipped += 1
+            state.left_out += 1
             state.skipped_samples += self.plan.count(state.step)
-            most = self.config.train.max_skipped
-            self.guard.check_skipped(state.skipped, most, self.plan.steps_per_epoch)
+            if self.updater.overflows:
+                state.overflowed += 1
+            else:
+                most = self.config.train.max_skipped
+                self.guard.check_skipped(state.skipped - state.overflowed, most, self.plan.steps_per_epoch)
         state.step += 1
         state.updates += 1
         return loss, counted
+
+    def _rate(self) -> float:
+        """The learning rate of the last update that was made."""
+        return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
+
+    def _tell_skipped(self) -> None:
+        state, scaler = self.state, self.accelerator.scaler
+        if not state.skipped or not self.accelerator.is_main_process:
+            return
+        log.warning(
+            "epoch %d: %d of %d updates were skipped%s",
+            state.epoch + 1,
+            state.skipped,
+            self.plan.steps_per_epoch,
+            ""
+            if scaler is None
+            else f", {state.overflowed} of them for gradients that overflowed in fp16: some are normal while the "
+            f"gradient scale is found, which is {scaler.get_scale():g} now",
+        )
 
     def _bar(self) -> Any:
         state = self.state
@@ -160,7 +190,7 @@ class Trainer:
         self.guard.check()
         loss = float(loss_sum) / counted if counted else None
         account = recent.measure(images)
-        lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
+        lr, scaler = self._rate(), self.accelerator.scaler
         bar.set_postfix_str(
             f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
             f"waiting for data {account['data_wait']:.0%}",
@@ -174,6 +204,8 @@ class Trainer:
                 "loss": loss,
                 "lr": lr,
                 **account,
+                "skipped_updates": state.skipped,
+                "loss_scale": None if scaler is None else scaler.get_scale(),
             }
         )
 
@@ -197,7 +229,7 @@ class Trainer:
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        state.skipped = state.skipped_samples = 0
+        state.skipped = state.skipped_samples = state.overflowed = 0
         self._save()
 
     def _judge(
@@ -228,15 +260,14 @@ class Trainer:
                 state=whole,
             )
         log.info(
-            "epoch %d: train loss %.4f, %s; %.0f images/s, %.1f%% waiting for data",
+            "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
             state.epoch + 1,
-            row["train_loss"],
+            "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}",
             verdict,
             row["images_per_s"],
             100 * row["data_wait"],
         )
-        lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        return {**row, **verdict.row(), "lr": lr}, score, improved
+        return {**row, **verdict.row(), "lr": self._rate()}, score, improved
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
