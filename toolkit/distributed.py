@@ -15,12 +15,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError, one_line
 from toolkit.agreement import Facts, Record, disagreement, record_of
+from toolkit.environment import on, precision_of, require_plain
 from toolkit.meeting import join, patience, processes_of
 from toolkit.memory import keep_freed_memory
 
@@ -31,6 +37,9 @@ T = TypeVar("T")
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
 
+#: How accelerate may have processes work together.
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
 
 class Stopped(Exception):
     """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
@@ -40,21 +49,39 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     """An Accelerator for this process of a launch.
 
     facts: what decides the work of this process (agreement.py), to be the same on all; compared by the first call.
-    Raises UserError if the processes do not find each other, differ in facts, or were to have GPUs that are not there.
+    Raises UserError if the processes do not find each other, differ in facts, were to have GPUs that are not there, or
+    if the environment asks accelerate for something else than what we do (environment.py).
 
     On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
     for a run of its own, and all of them would write into the same folder.
     """
+    require_plain(os.environ)
     wanted = processes_of(os.environ)
+    on_cpu = not torch.cuda.is_available() or on(os.environ, "ACCELERATE_USE_CPU")
+    precision = precision_of(precision, os.environ, on_cpu)
     if not torch.cuda.is_available():
         require_no_gpus_wanted(os.environ)
         keep_freed_memory()
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     if wanted > 1 and not dist.is_initialized():
-        on_cpu = bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU")
         record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
         join(wanted, on_cpu, record)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            # Given, or the environment's would count.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            **options,
+        )
+    except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
+        raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
+            f"parallelism only (see launch/accelerate/)"
+        )
     if accelerator.num_processes != wanted:
         raise UserError(
             f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
@@ -75,7 +102,7 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     ACCELERATE_USE_CPU. launch/accelerate/cpu_2.yaml takes torchrun's way too, and hides all GPUs.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
-    told = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
+    told = on(env, "ACCELERATE_USE_CPU")
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if by_accelerate and not (told or hidden):
         raise UserError(
