@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -33,6 +35,9 @@ from toolkit.memory import keep_freed_memory
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: How long a process that ends waits for a vote that others have yet to give: they were hardly behind.
+LAST_VOTE = timedelta(seconds=10)
 
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
@@ -222,12 +227,15 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
 class StopSignal:
     """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
 
-    The first signal asks for a stop after the current step; a second SIGINT interrupts at once.
+    The first signal asks for a stop; a second SIGINT interrupts at once. Alone, a process stops after the current step.
+    Several vote after each step, and read a vote after the next one: it had that long to come in, and none waits for it.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.received = 0
         self._group: Any = None
+        self._vote: tuple[Any, torch.Tensor] | None = None
+        """Under way: its work, and where the answer will be. The same on every rank."""
         if accelerator.num_processes > 1:
             # A CPU group of its own: asking over NCCL would make every step wait for the GPU.
             self._group = dist.new_group(backend="gloo", timeout=patience())
@@ -238,21 +246,39 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = number
 
-    def agreed(self) -> bool:
-        """Whether any rank was told to stop. A collective call: every rank makes it at the same step."""
+    def agreed(self, now: bool = False) -> bool:
+        """Whether any rank had been told to stop by the call before; with ``now``, by this call, which then waits.
+
+        A collective call: every rank makes it at the same step.
+        """
         if self._group is None:
             return bool(self.received)
-        flag = torch.tensor([self.received])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        told = self._answer()
+        if not told:
+            flag = torch.tensor([self.received])
+            work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._vote = work, flag
+            told = now and self._answer()
+        return told
+
+    def _answer(self, limit: timedelta | None = None) -> bool:
+        """What the vote under way comes to; False if there is none."""
+        if self._vote is None:
+            return False
+        (work, flag), self._vote = self._vote, None
+        work.wait() if limit is None else work.wait(limit)
         return bool(flag.item())
 
-    def check(self, outcome: str = "") -> None:
+    def check(self, outcome: str = "", now: bool = False) -> None:
         """Raise Stopped with ``outcome`` on every rank if any was told to stop. A collective call, as ``agreed``."""
-        if self.agreed():
+        if self.agreed(now):
             raise Stopped(outcome)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back to whoever had them, and leave no vote under way."""
+        # Its answer is of no use any more. It fails where another rank was lost, which is said elsewhere.
+        with contextlib.suppress(RuntimeError):
+            self._answer(LAST_VOTE)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
