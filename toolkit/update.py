@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
+from toolkit.data.ring import to_device
 from toolkit.distributed import autocast_dtype, seed_step
 from toolkit.nonfinite import Guard, check_scale
 from toolkit.optim import set_lr
@@ -127,8 +128,8 @@ class Updater:
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
         device = self.accelerator.device
-        targets = targets_of(batch.share, self.parts.train).to(device, non_blocking=True)
-        valid = torch.from_numpy(batch.share.valid).to(device, non_blocking=True)
+        targets = to_device(targets_of(batch.share, self.parts.train), device)
+        valid = to_device(batch.share.valid, device)
         inputs = batch.images
         if self.parts.probe is None:  # cached features are the head's inputs as they are
             inputs, targets = self.augment(batch.images, targets, batch.share, epoch)
