@@ -110,6 +110,7 @@ def make_set(source: ShardReader, side: int, count: int, folder: Path) -> Path:
             fractions=(1 - VALIDATED, VALIDATED, 0.0),
             near_duplicates=0,
             image=AS_IS,
+            workers=1,  # others would each load torch first
         )
     )
     return folder / "shards"
