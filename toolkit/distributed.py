@@ -80,7 +80,11 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
             dynamo_backend="no",
             **options,
         )
-    except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
+    except (
+        ValueError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # what it wants of machine and environment
         raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(

@@ -109,7 +109,9 @@ class Trainer:
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
         self.guard.check()
         self._tell_skipped()
-        counted = self.plan.num_samples - state.skipped_samples  # none where fp16's scale took the epoch to find
+        counted = (
+            self.plan.num_samples - state.skipped_samples
+        )  # none where fp16's scale took the epoch to find
         seconds, account = watch.seconds, watch.account()
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())

@@ -47,7 +47,9 @@ def variables() -> set[str]:
 
 def test_every_variable_that_the_installed_accelerate_reads_is_known():
     found = variables()
-    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(found) > 60
+    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(
+        found
+    ) > 60
     known = [*REFUSED, *OURS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
     unknown = {name for name in found if not any(matches(name, entry) for entry in known)}
     assert not unknown, f"say in toolkit/environment.py what becomes of {sorted(unknown)}"
