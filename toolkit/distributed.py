@@ -232,7 +232,7 @@ class StopSignal:
     """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
 
     The first signal asks for a stop; a second SIGINT interrupts at once. Alone, a process stops after the current step.
-    Several vote after each step, and read a vote after the next one: it had that long to come in, and none waits for it.
+    Several vote after each step, and read a vote after the next one: it had that long to come in without a wait.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -251,7 +251,7 @@ class StopSignal:
         self.received = number
 
     def agreed(self, now: bool = False) -> bool:
-        """Whether any rank had been told to stop by the call before; with ``now``, by this call, which then waits.
+        """Whether any rank had been told to stop by the call before; with ``now`` by this call, which then waits.
 
         A collective call: every rank makes it at the same step.
         """

@@ -39,7 +39,7 @@ OURS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1", "auto"), "--train.accumulation"),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "auto", "0", "0.0"), "--optim.clip_norm"),
 }
-#: Variables that decide where and how processes run, and no number (ACCELERATE_MIXED_PRECISION does, see `precision_of`).
+#: Variables that decide where and how processes run, and no number (PRECISION does, see `precision_of`).
 #: Where there is a star: they are read only with a variable that is refused.
 HARMLESS = (
     "ACCELERATE_ALLOW_CP_STANDALONE",
@@ -83,9 +83,10 @@ def require_plain(env: Mapping[str, str]) -> None:
 
 
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
-    """no, bf16 or fp16: as an option asks for it, else as the launcher says. Raises UserError for the launcher's others.
+    """no, bf16 or fp16: as an option asks for it, else as the launcher says.
 
-    On a CPU accelerate would compute in fp16 without the gradient scaler that it needs.
+    Raises UserError for another precision of the launcher's, and for its fp16 on a CPU, where accelerate would compute
+    without the gradient scaler that it needs.
     """
     if asked is not None:
         return asked

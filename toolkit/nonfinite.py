@@ -214,6 +214,26 @@ def check_scale(
         )
 
 
+def require_made(made: int, updates: int) -> None:
+    """Raise UserError if a run that is over made none of its updates: too few to find a scale, or too broken."""
+    if not made:
+        raise UserError(
+            f"none of the {updates} updates of this run was made, since all gradients overflowed in fp16: use "
+            f"--train.precision bf16 or no"
+        )
+
+
+def skipped_line(skipped: int, overflowed: int, updates: int, scaler: torch.amp.GradScaler | None) -> str:
+    """What to say at the end of an epoch of the updates that were skipped, ``overflowed`` of them by the scaler."""
+    line = f"{skipped} of {updates} updates were skipped"
+    if scaler is not None:
+        line += (
+            f", {overflowed} of them for gradients that overflowed in fp16: some are normal while the gradient scale "
+            f"is found, which is {scaler.get_scale():g} now"
+        )
+    return line
+
+
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     """Go on with a checkpoint's scale, unless it was saved by a version that let it fall to nothing."""
     if state["scale"] >= LEAST_SCALE:

@@ -26,7 +26,7 @@ from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main,
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
-from toolkit.nonfinite import Guard
+from toolkit.nonfinite import Guard, require_made, skipped_line
 from toolkit.optim import lr_factor
 from toolkit.out_of_memory import memory_told
 from toolkit.parts import Parts, make_feed
@@ -66,11 +66,7 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
-            if not self.state.made:
-                raise UserError(
-                    f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
-                    f"fp16: use --train.precision bf16 or no"
-                )
+            require_made(self.state.made, self.state.updates)
             return True
         finally:
             self.feed.close()
@@ -108,7 +104,11 @@ class Trainer:
                     self._save()
         state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
         self.guard.check()
-        self._tell_skipped()
+        if state.skipped and accelerator.is_main_process:
+            many = skipped_line(
+                state.skipped, state.overflowed, self.plan.steps_per_epoch, accelerator.scaler
+            )
+            log.warning("epoch %d: %s", state.epoch + 1, many)
         counted = (
             self.plan.num_samples - state.skipped_samples
         )  # none where fp16's scale took the epoch to find
@@ -161,21 +161,6 @@ class Trainer:
     def _rate(self) -> float:
         """The learning rate of the last update that was made."""
         return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
-
-    def _tell_skipped(self) -> None:
-        state, scaler = self.state, self.accelerator.scaler
-        if not state.skipped or not self.accelerator.is_main_process:
-            return
-        log.warning(
-            "epoch %d: %d of %d updates were skipped%s",
-            state.epoch + 1,
-            state.skipped,
-            self.plan.steps_per_epoch,
-            ""
-            if scaler is None
-            else f", {state.overflowed} of them for gradients that overflowed in fp16: some are normal while the "
-            f"gradient scale is found, which is {scaler.get_scale():g} now",
-        )
 
     def _bar(self) -> Any:
         state = self.state

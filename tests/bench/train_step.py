@@ -2,9 +2,9 @@
 
     python tests/bench/train_step.py --shards SHARDS [--sides 182,256,500] [--batch 256] [--steps 50] [--json FILE]
 
-Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side (smaller
-ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of it without
-its first update and without validation. The bare steps are forward, loss, backward, optimiser and moving average alone,
+Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side (small
+ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of it, but
+for its first update and its validation. The bare steps are forward, loss, backward, optimiser and moving average alone,
 on a resident batch and on batches that timm's loader brings to the device as timm's train.py makes it (the wheel has no
 train.py), from the same posters as files. Blocks alternate; a ratio is the median over rounds of images/s against the
 resident batch (goal on a GPU: at least 0.97 for ours). The device is named, because the answer is about it.

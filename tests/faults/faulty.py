@@ -89,7 +89,7 @@ def _nan_gradient(rank: int, number: str, victim: str) -> None:
     call = Updater.__call__
 
     def spoiling(self: Any, batches: Iterator[Any], epoch: int, step: int, updates: int, lr: float) -> Any:
-        if number != "all" and (epoch, step) != (0, int(number)) or rank != int(victim):
+        if (number != "all" and (epoch, step) != (0, int(number))) or rank != int(victim):
             return call(self, batches, epoch, step, updates, lr)
         weight = next(p for p in self.plain_model.parameters() if p.requires_grad)
 

@@ -122,7 +122,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
         [*TINY_VIT, "--augment.randaugment=9", "--augment.erase=1"],
         [*TINY_VIT, "--augment.mixup=0.5", "--augment.cutmix=0.5"],
         [*TINY_VIT, "--model.drop_path=0.5", "--train.ema=0.9", "--optim.clip_norm=1", "--train.precision=bf16"],
-        *([*TINY_VIT, f"--loss.name={name}", "--loss.smoothing=0.1"] for name in ("weighted", "focal", "asl", "balanced")),
+        *([*TINY_VIT, f"--loss.name={name}"] for name in ("weighted", "focal", "asl", "balanced")),
         *([*TINY_VIT, f"--optim.name={name}"] for name in ("adamw", "momentum", "lamb")),
     ],
     ids=lambda options: " ".join(word.split(".")[-1] for word in options) or "resnet",
@@ -154,7 +154,7 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
     try:
         for epoch in range(2):  # kernels are chosen, memory and constants are found
             with contextlib.closing(trainer.feed.batches(epoch, 0)) as batches:
-                for step in range(trainer.plan.steps_per_epoch):
+                for _ in range(trainer.plan.steps_per_epoch):
                     strict = epoch == 1 and precision != "fp16"
                     torch.cuda.set_sync_debug_mode("error" if strict else "default")
                     with Copies() as seen:
