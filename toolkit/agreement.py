@@ -41,12 +41,8 @@ PLACES = ("model", "shards", "directory", "image", "output", "out", "report", "c
 WRITTEN = "output"
 #: Options and configuration that change no result.
 OWN = ("command", "run", "workers", "cache_dir", "cache_limit", "patience", "data.workers", "data.prefetch")
-#: Variables that change numbers, with their usual values.
+#: Variables that change numbers, with their usual values. Accelerate's are refused by each process: environment.py.
 VARIABLES = {
-    "ACCELERATE_DYNAMO_BACKEND": "no",
-    "ACCELERATE_DYNAMO_MODE": "default",
-    "ACCELERATE_DYNAMO_USE_DYNAMIC": "false",
-    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "false",
     "NVIDIA_TF32_OVERRIDE": "",
     "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",

@@ -47,7 +47,7 @@ class Progress:
     step: Count = 0
     """Updates done in that epoch."""
     updates: Count = 0
-    """Updates done in all."""
+    """Updates done in all, skipped ones among them: it numbers the log's rows and the checkpoints."""
     best_score: Number | None = None
     """Best figure so far of what train.monitor names; its model is RUN/model."""
     scored: str = ""
@@ -62,11 +62,23 @@ class Progress:
     loss_rows: Count | None = None
     """How many samples those are: neither masked nor of skipped updates. None: from before they were counted."""
     skipped: Count = 0
-    """Updates of this epoch that were not made (train.on_nonfinite skip)."""
+    """Updates of this epoch that were not made (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
     """Samples of those updates, in checkpoints without loss_rows."""
+    overflowed: Count = 0
+    """Skipped updates of this epoch that the gradient scaler left out."""
+    left_out: Count = 0
+    """Updates of all epochs that were not made."""
     sizes: Sizes = "tail"
     """How the plan cuts an epoch into updates; checkpoints of earlier versions do not say so."""
+
+    @property
+    def made(self) -> int:
+        """Updates made in all, which the learning rate and the moving average go by.
+
+        Earlier versions counted no update as left out, so that their runs go on with the rates they began with.
+        """
+        return self.updates - self.left_out
 
 
 class StateFile(msgspec.Struct):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -15,11 +17,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
 
 from shards.errors import UserError, one_line
 from toolkit.agreement import Facts, Record, disagreement, record_of
+from toolkit.environment import on, precision_of, require_plain
 from toolkit.meeting import join, patience, processes_of
 from toolkit.memory import keep_freed_memory
 
@@ -27,8 +35,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: How long a process that ends waits for a vote that others have yet to give: they were hardly behind.
+LAST_VOTE = timedelta(seconds=10)
+
 #: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
+
+#: How accelerate may have processes work together.
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 class Stopped(Exception):
@@ -39,21 +53,43 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     """An Accelerator for this process of a launch.
 
     facts: what decides the work of this process (agreement.py), to be the same on all; compared by the first call.
-    Raises UserError if the processes do not find each other, differ in facts, or were to have GPUs that are not there.
+    Raises UserError if the processes do not find each other, differ in facts, were to have GPUs that are not there, or
+    if the environment asks accelerate for something else than what we do (environment.py).
 
     On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
     for a run of its own, and all of them would write into the same folder.
     """
+    require_plain(os.environ)
     wanted = processes_of(os.environ)
+    on_cpu = not torch.cuda.is_available() or on(os.environ, "ACCELERATE_USE_CPU")
+    precision = precision_of(precision, os.environ, on_cpu)
     if not torch.cuda.is_available():
         require_no_gpus_wanted(os.environ)
         keep_freed_memory()
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     if wanted > 1 and not dist.is_initialized():
-        on_cpu = bool(cpu) or parse_flag_from_env("ACCELERATE_USE_CPU")
         record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
         join(wanted, on_cpu, record)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, **options)
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            # Given, or the environment's would count.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            **options,
+        )
+    except (
+        ValueError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # what it wants of machine and environment
+        raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
+            f"parallelism only (see launch/accelerate/)"
+        )
     if accelerator.num_processes != wanted:
         raise UserError(
             f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
@@ -74,7 +110,7 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     ACCELERATE_USE_CPU. launch/accelerate/cpu_2.yaml takes torchrun's way too, and hides all GPUs.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
-    told = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
+    told = on(env, "ACCELERATE_USE_CPU")
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if by_accelerate and not (told or hidden):
         raise UserError(
@@ -178,12 +214,15 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
 class StopSignal:
     """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
 
-    The first signal asks for a stop after the current step; a second SIGINT interrupts at once.
+    The first signal asks for a stop; a second SIGINT interrupts at once. Alone, a process stops after the current step.
+    Several vote after each step, and read a vote after the next one: it had that long to come in without a wait.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.received = 0
         self._group: Any = None
+        self._vote: tuple[Any, torch.Tensor] | None = None
+        """Under way: its work, and where the answer will be. The same on every rank."""
         if accelerator.num_processes > 1:
             # A CPU group of its own: asking over NCCL would make every step wait for the GPU.
             self._group = dist.new_group(backend="gloo", timeout=patience())
@@ -194,21 +233,39 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = number
 
-    def agreed(self) -> bool:
-        """Whether any rank was told to stop. A collective call: every rank makes it at the same step."""
+    def agreed(self, now: bool = False) -> bool:
+        """Whether any rank had been told to stop by the call before; with ``now`` by this call, which then waits.
+
+        A collective call: every rank makes it at the same step.
+        """
         if self._group is None:
             return bool(self.received)
-        flag = torch.tensor([self.received])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        told = self._answer()
+        if not told:
+            flag = torch.tensor([self.received])
+            work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._vote = work, flag
+            told = now and self._answer()
+        return told
+
+    def _answer(self, limit: timedelta | None = None) -> bool:
+        """What the vote under way comes to; False if there is none."""
+        if self._vote is None:
+            return False
+        (work, flag), self._vote = self._vote, None
+        work.wait() if limit is None else work.wait(limit)
         return bool(flag.item())
 
-    def check(self, outcome: str = "") -> None:
+    def check(self, outcome: str = "", now: bool = False) -> None:
         """Raise Stopped with ``outcome`` on every rank if any was told to stop. A collective call, as ``agreed``."""
-        if self.agreed():
+        if self.agreed(now):
             raise Stopped(outcome)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back to whoever had them, and leave no vote under way."""
+        # Its answer is of no use any more. It fails where another rank was lost, which is said elsewhere.
+        with contextlib.suppress(RuntimeError):
+            self._answer(LAST_VOTE)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
+
+from toolkit.data.ring import to_device
 
 
 class Ensemble(nn.Module):
@@ -31,12 +34,18 @@ class Ensemble(nn.Module):
         """(n, F) → (n, G) logits: in training each row's are those of a random member, otherwise the members' mean."""
         if not self.training:
             return torch.stack([member(x) for member in self.members]).mean(dim=0)
-        which = torch.randint(len(self.members), (len(x),), device=x.device)
-        order = which.argsort(stable=True)
-        rows = x[order].split(torch.bincount(which, minlength=len(self.members)).tolist())
+        return self._dealt(x)
+
+    @torch.compiler.disable  # the members' numbers of rows are others in every pass
+    def _dealt(self, x: torch.Tensor) -> torch.Tensor:
+        # Drawn on the host, which must know how many rows each gets and would wait for the device to say so.
+        which = torch.randint(len(self.members), (len(x),)).numpy()
+        order = np.argsort(which, kind="stable")
+        counts = np.bincount(which, minlength=len(self.members)).tolist()
+        rows = x[to_device(order, x.device)].split(counts)
         # A member without rows gets gradients of zero all the same: DistributedDataParallel waits for them.
         logits = torch.cat([member(own) for member, own in zip(self.members, rows, strict=True)])
-        return logits[order.argsort()]
+        return logits[to_device(np.argsort(order), x.device)]
 
 
 def mlp(width: int, hidden: Sequence[int], num_classes: int, dropout: float) -> list[nn.Module]:

@@ -130,7 +130,7 @@ class FeatureBank:
                 )
             _require_finite(found, reader, title)
             by_main(self.accelerator, lambda: _write(path, found))
-            stop.check(f"{title}, are kept")
+            stop.check(f"{title}, are kept", True)
         finally:
             stop.restore()
         return found

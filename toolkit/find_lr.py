@@ -107,26 +107,32 @@ def _run(accelerator: Accelerator, parts: Parts, accumulation: int) -> tuple[Flo
     steps = feed.plan.steps_per_epoch
     rates = np.geomspace(LOW, HIGH, min(MOST, max(FEWEST, steps)))
     losses: list[float] = []
+    epoch = 0
     parts.freezing.training_mode(parts.model, 0)
     with (
         contextlib.closing(feed),
         progress(len(rates), "find-lr", disable=not accelerator.is_main_process) as bar,
     ):
-        for epoch in range(-(-len(rates) // steps)):
+        while len(losses) < len(rates):
             with contextlib.closing(feed.batches(epoch, 0)) as batches:
-                for step in range(min(steps, len(rates) - len(losses))):
+                for step in range(steps):
+                    if len(losses) == len(rates):
+                        break
                     rate = float(rates[len(losses)])
-                    own, _ = updater(batches, epoch, step, len(losses) + 1, rate)
+                    own, made = updater(batches, epoch, step, len(losses) + 1, rate)
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
                             "a whole update was of samples that could not be decoded: look at the shards' images"
                         )
+                    if not made and np.isfinite(loss):
+                        continue  # fp16's gradient scale is being found: the same rate with the next samples
                     losses.append(loss / rows)
                     bar.update(1)
                     if diverged(losses):
                         kept = np.isfinite(losses)
                         return rates[: len(losses)][kept], np.array(losses)[kept]
+            epoch += 1
     return rates, np.array(losses)
 
 

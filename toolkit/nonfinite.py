@@ -5,7 +5,8 @@
                                                               └→ skip: looked at once per update; a bad one is not made
 
 Every rank makes the same calls and comes to the same answer. Under fp16 the gradient scaler answers to infinite
-gradients, which are how it finds its scale: only losses count then.
+gradients, which are how it finds its scale: of the above only losses count then. It leaves such updates out by itself
+and halves the scale; `check_scale` ends a run in which that helps no more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 SHOWN = 10
 #: Updates after which `allow` looks by itself: what is noted of each until then stays in memory.
 MOST = 1000
+#: Under fp16 a run ends with a scale below the first (DeepSpeed's and Megatron's least one), or when so many updates in
+#: a row overflowed. The scale begins at 2^16 and halves each time, so the first comes after 17; the second is for one
+#: that has grown meanwhile, and may have far to fall when a backbone thaws.
+LEAST_SCALE, MOST_OVERFLOWS = 1.0, 40
 REMEDY = "lower --optim.lr, set --optim.clip_norm 1 or use --train.precision bf16 or no"
 
 
@@ -87,7 +93,7 @@ class Guard:
             self._epoch = epoch
             self.skipped.clear()
         self._noted.append(_Noted(epoch, step))
-        if self.on_nonfinite == "skip":
+        if self.on_nonfinite == "skip" or self.accelerator.scaler is not None:
             self._buffers = [buffer.clone() for buffer in model.buffers()]
 
     def note(self, losses: torch.Tensor, share: Share) -> None:
@@ -111,12 +117,16 @@ class Guard:
         told = self._told()
         if told is None:
             return True
-        for buffer, before in zip(model.buffers(), self._buffers, strict=True):
-            buffer.copy_(before)
+        self.undo(model)
         self.skipped.append(self._story(told))
         if self.accelerator.is_main_process:
             log.warning("update skipped: %s", self.skipped[-1])
         return False
+
+    def undo(self, model: nn.Module) -> None:
+        """Give the model the buffers that it had before an update which is not made after all."""
+        for buffer, before in zip(model.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
 
     def check(self) -> None:
         """Raise UserError, on every rank, if an update since the last look was not finite. Collective; waits."""
@@ -184,6 +194,56 @@ class Guard:
         return (
             f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
         )
+
+
+def check_scale(
+    scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int
+) -> None:
+    """Raise UserError if the scaler, which left out this update and ``in_a_row`` in all, finds no scale. Waits.
+
+    Called only after such an update. Ranks have the same gradients, so that all of them raise it or none.
+    """
+    scale = scaler.get_scale()
+    if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:
+        if guard is not None:
+            guard.check()  # a loss that is not finite says more, and names samples
+        raise UserError(
+            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1}, whatever their scale: "
+            f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
+            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept"
+        )
+
+
+def require_made(made: int, updates: int) -> None:
+    """Raise UserError if a run that is over made none of its updates: too few to find a scale, or too broken."""
+    if not made:
+        raise UserError(
+            f"none of the {updates} updates of this run was made, since all gradients overflowed in fp16: use "
+            f"--train.precision bf16 or no"
+        )
+
+
+def skipped_line(skipped: int, overflowed: int, updates: int, scaler: torch.amp.GradScaler | None) -> str:
+    """What to say at the end of an epoch of the updates that were skipped, ``overflowed`` of them by the scaler."""
+    line = f"{skipped} of {updates} updates were skipped"
+    if scaler is not None:
+        line += (
+            f", {overflowed} of them for gradients that overflowed in fp16: some are normal while the gradient scale "
+            f"is found, which is {scaler.get_scale():g} now"
+        )
+    return line
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
+    """Go on with a checkpoint's scale, unless it was saved by a version that let it fall to nothing."""
+    if state["scale"] >= LEAST_SCALE:
+        scaler.load_state_dict(state)
+        return
+    log.warning(
+        "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g",
+        state["scale"],
+        scaler.get_scale(),
+    )
 
 
 def _on_host(noted: _Noted) -> _Told:

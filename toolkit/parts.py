@@ -41,6 +41,7 @@ from toolkit.models import (
     other_size,
     set_prior,
 )
+from toolkit.nonfinite import restore_scaler
 from toolkit.optim import build_optimizer, restore_optimizer
 from toolkit.probe import FeatureFeed, Probe
 from toolkit.weights import load_weights
@@ -150,7 +151,7 @@ def build_parts(
             state = checkpoint.tensors["optimizer"]
             restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
             if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
-                accelerator.scaler.load_state_dict(checkpoint.tensors["scaler"])
+                restore_scaler(accelerator.scaler, checkpoint.tensors["scaler"])
     criterion = build_loss(config.loss, train.positives, len(train))
     return Parts(
         config,

@@ -21,6 +21,7 @@ from toolkit.config import Config
 from toolkit.data.loader import Batch
 from toolkit.data.meter import Meter
 from toolkit.data.plan import TrainPlan
+from toolkit.data.ring import to_device
 from toolkit.ensemble import linears, networks
 from toolkit.features import Features, classifier_path
 
@@ -169,7 +170,7 @@ class FeatureFeed:
                 rows[own] = view.values[samples]
                 valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
             share.valid[:] = valid
-            yield Batch(torch.from_numpy(rows).to(accelerator.device), share, {})
+            yield Batch(to_device(rows, accelerator.device), share, {})
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None

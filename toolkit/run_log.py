@@ -16,6 +16,7 @@ from toolkit.distributed import by_main
 
 STEP_FIELDS = (
     "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",
+    "skipped_updates", "loss_scale",
 )  # fmt: skip
 EPOCH_FIELDS = (
     "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
@@ -44,7 +45,7 @@ class RunLog:
     def step(self, row: dict[str, Any]) -> None:
         """One row of log.csv."""
         self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
-                                      "train/data_wait": "data_wait"})  # fmt: skip
+                                      "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One row of epochs.csv."""

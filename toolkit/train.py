@@ -22,7 +22,6 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, parse_flag_from_env
 
 from shards.claim import folder_lock
 from shards.errors import UserError
@@ -172,26 +171,12 @@ def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):  # on CPUs accelerate would pass over it in silence
-            raise UserError(
-                f"accelerate was told to use {kind}; this version trains with data parallelism only: take a config "
-                f"with distributed_type MULTI_GPU, and for a model that does not fit one GPU --train.fsdp true (see "
-                f"launch/README.md)"
-            )
-    accelerator = make_accelerator(
+    return make_accelerator(
         None if precision == "auto" else precision,
         facts,
         log_with="tensorboard" if config.train.tensorboard else None,
         project_dir=str(out),
     )
-    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    if accelerator.distributed_type not in supported:
-        raise UserError(
-            f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
-            f"parallelism only (see launch/accelerate/)"
-        )
-    return accelerator
 
 
 def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:

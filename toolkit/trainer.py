@@ -26,7 +26,7 @@ from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main,
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
-from toolkit.nonfinite import Guard
+from toolkit.nonfinite import Guard, require_made, skipped_line
 from toolkit.optim import lr_factor
 from toolkit.out_of_memory import memory_told
 from toolkit.parts import Parts, make_feed
@@ -71,6 +71,7 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
+            require_made(self.state.made, self.state.updates)
             return True
         finally:
             self.feed.close()
@@ -107,7 +108,12 @@ class Trainer:
                     self._save()
         self._note_loss(own_loss)
         self.guard.check()
-        if not state.loss_rows:
+        if state.skipped and accelerator.is_main_process:
+            many = skipped_line(
+                state.skipped, state.overflowed, self.plan.steps_per_epoch, accelerator.scaler
+            )
+            log.warning("epoch %d: %s", state.epoch + 1, many)
+        if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
                 f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
                 f"images, and lower --data.max_errors"
@@ -116,7 +122,7 @@ class Trainer:
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         row = {
-            "train_loss": state.loss_sum / state.loss_rows,
+            "train_loss": state.loss_sum / state.loss_rows if state.loss_rows else None,
             "skipped_updates": state.skipped,
             "images_per_s": images / seconds,
             **account,
@@ -149,15 +155,24 @@ class Trainer:
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """One update. Returns what the updater does; all of it is 0 if the update was skipped."""
         state = self.state
-        lr = self.config.optim.lr * self.lr_factor(state.updates)
-        loss, counted = self.updater(batches, state.epoch, state.step, state.updates + 1, lr)
+        lr = self.config.optim.lr * self.lr_factor(state.made)
+        loss, counted = self.updater(batches, state.epoch, state.step, state.made + 1, lr)
         if not counted:
+            loss = torch.zeros_like(loss)
             state.skipped += 1
-            most = self.config.train.max_skipped
-            self.guard.check_skipped(state.skipped, most, self.plan.steps_per_epoch)
+            state.left_out += 1
+            if self.updater.overflows:
+                state.overflowed += 1
+            else:
+                most = self.config.train.max_skipped
+                self.guard.check_skipped(state.skipped - state.overflowed, most, self.plan.steps_per_epoch)
         state.step += 1
         state.updates += 1
         return loss, counted
+
+    def _rate(self) -> float:
+        """The learning rate of the last update that was made."""
+        return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
 
     def _bar(self) -> Any:
         state = self.state
@@ -175,7 +190,7 @@ class Trainer:
         total, rows = sums.tolist()
         loss = total / rows if rows else None
         account = recent.measure(images)
-        lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
+        lr, scaler = self._rate(), self.accelerator.scaler
         bar.set_postfix_str(
             f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
             f"waiting for data {account['data_wait']:.0%}",
@@ -189,6 +204,8 @@ class Trainer:
                 "loss": loss,
                 "lr": lr,
                 **account,
+                "skipped_updates": state.skipped,
+                "loss_scale": None if scaler is None else scaler.get_scale(),
             }
         )
 
@@ -215,7 +232,7 @@ class Trainer:
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        state.loss_rows = state.skipped = 0
+        state.loss_rows = state.skipped = state.overflowed = 0
         self._save()
 
     def _judge(
@@ -254,15 +271,14 @@ class Trainer:
                 state=whole,
             )
         log.info(
-            "epoch %d: train loss %.4f, %s; %.0f images/s, %.1f%% waiting for data",
+            "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
             state.epoch + 1,
-            row["train_loss"],
+            "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}",
             verdict,
             row["images_per_s"],
             100 * row["data_wait"],
         )
-        lr = self.config.optim.lr * self.lr_factor(state.updates - 1)
-        return {**row, **verdict.row(), "lr": lr}, score, sha256
+        return {**row, **verdict.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts

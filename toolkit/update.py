@@ -12,13 +12,15 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from toolkit.batch_norm import held_over_few_rows
 from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
+from toolkit.data.ring import to_device
 from toolkit.distributed import autocast_dtype, seed_step
-from toolkit.nonfinite import Guard
+from toolkit.nonfinite import Guard, check_scale
 from toolkit.optim import set_lr
 from toolkit.out_of_memory import memory_told, training_line
 from toolkit.parts import Parts
@@ -26,7 +28,7 @@ from toolkit.wrapping import plain
 
 
 class Updater:
-    """Makes updates, each a function of the weights and (epoch, step): nothing is remembered between them."""
+    """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
 
     def __init__(
         self,
@@ -39,6 +41,8 @@ class Updater:
         """``guard`` looks for losses and gradients that are not finite; without one they are made like any other."""
         self.accelerator, self.parts, self.plan, self.accumulation = accelerator, parts, plan, accumulation
         self.guard = guard
+        self.overflows = 0
+        """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
         config = parts.config
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
@@ -50,10 +54,11 @@ class Updater:
         """Update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
 
         Returns ((2,) float32 of this rank: the sum over its rows that count of their loss, mean over genres, and how
-        many rows those are; samples of the update over all ranks, masked ones included). All are 0 for an update that
-        the guard did not allow: it leaves weights, buffers, optimiser and moving average as they were. The gradient,
-        and with it optim.clip_norm, is of the sum over genres and the mean over samples. Raises UserError where the
-        memory does not hold a micro-batch.
+        many rows those are; samples of the update over all ranks, masked ones included). The second is 0 for an update
+        that was not made, because the guard did not allow it or its gradient overflowed in fp16: it leaves weights,
+        buffers, optimiser and moving average as they were. The gradient, and with it optim.clip_norm, is of the sum
+        over genres and the mean over samples. Raises UserError where the memory does not hold a micro-batch, or where
+        every gradient overflows.
         """
         hold = held_over_few_rows(
             self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation
@@ -87,11 +92,20 @@ class Updater:
             total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
         if self.guard is not None and not self.guard.allow(self.plain_model):
             optimizer.zero_grad()
+            self.overflows = 0
             return torch.zeros_like(total), 0
         if config.optim.clip_norm:
-            accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            if accelerator.scaler is not None:  # the norm is that of the gradient, not of the scaled one
+                accelerator.scaler.unscale_(optimizer.optimizer)
+            clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        self.overflows = self.overflows + 1 if optimizer.step_was_skipped else 0
+        if self.overflows:
+            if self.guard is not None:
+                self.guard.undo(self.plain_model)
+            check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
+            return total, 0
         if parts.ema is not None:
             parts.ema.update(self.plain_model, step=updates)
         return total, count
@@ -121,8 +135,8 @@ class Updater:
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
         device = self.accelerator.device
-        targets = targets_of(batch.share, self.parts.train).to(device, non_blocking=True)
-        valid = torch.from_numpy(batch.share.valid).to(device, non_blocking=True)
+        targets = to_device(targets_of(batch.share, self.parts.train), device)
+        valid = to_device(batch.share.valid, device)
         inputs = batch.images
         if self.parts.probe is None:  # cached features are the head's inputs as they are
             inputs, targets = self.augment(batch.images, targets, batch.share, epoch)

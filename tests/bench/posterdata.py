@@ -46,16 +46,17 @@ def short256(data: bytes) -> bytes:
     """Short side 256 at quality 90; smaller posters are enlarged, so that any folder gives comparable figures."""
     image = decode(data, AS_IS)
     scale = 256 / min(image.size)
-    return _encoded(image, scale, 90)
+    return resized(image, scale, 90)
 
 
 def large500(data: bytes) -> bytes:
     """500 wide at quality 87, smaller posters enlarged: as posters come from film databases."""
     image = decode(data, AS_IS)
-    return _encoded(image, 500 / image.width, 87)
+    return resized(image, 500 / image.width, 87)
 
 
-def _encoded(image: Image.Image, scale: float, quality: int) -> bytes:
+def resized(image: Image.Image, scale: float, quality: int) -> bytes:
+    """A JPEG of a decoded image, enlarged or shrunk by ``scale``. Raises BadImage if shards would not take it."""
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if min(size) < AS_IS.min_side or size[0] * size[1] > AS_IS.max_pixels:
         raise BadImage("too narrow", f"{size[0]}x{size[1]} pixels")  # the shard builder would leave it out

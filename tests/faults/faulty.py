@@ -2,8 +2,11 @@
 
 Faults, as "NAME ARGUMENTS", several with ; between them:
     nan ID            the pixels of the sample with this id become NaN before the network sees them; ID may be "all"
-    nan-gradient STEP RANK   this rank's gradient of update STEP (from 0) of the first epoch is NaN in one element
+    nan-gradient STEP RANK   this rank's gradient of update STEP (from 0; or "all") of the first epoch is NaN in one
+                      element
+    fp16 SCALE        half precision with a gradient scaler from that scale on, as on a GPU
     blind             gradients are not looked at, as under a gradient scaler, which needs a GPU
+    leave-out-first COUNT    so many updates of the first epoch are not made, in the same way
     leave-out ID      updates with this sample are not made: their batches are read, nothing else happens
     kill RANK UPDATE  this rank kills itself (SIGKILL) after that update
     term RANK UPDATE  this rank is told to stop (SIGTERM) there
@@ -88,13 +91,13 @@ def _nan_gradient(rank: int, number: str, victim: str) -> None:
     call = Updater.__call__
 
     def spoiling(self: Any, batches: Iterator[Any], epoch: int, step: int, updates: int, lr: float) -> Any:
-        if (epoch, step, rank) != (0, int(number), int(victim)):
+        if (number != "all" and (epoch, step) != (0, int(number))) or rank != int(victim):
             return call(self, batches, epoch, step, updates, lr)
         weight = next(p for p in self.plain_model.parameters() if p.requires_grad)
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
             spoilt = gradient.clone()
-            spoilt.view(-1)[0] = float("nan")
+            spoilt[(0,) * spoilt.dim()] = float("nan")
             return spoilt
 
         handle = weight.register_hook(spoil)
@@ -106,6 +109,20 @@ def _nan_gradient(rank: int, number: str, victim: str) -> None:
     Updater.__call__ = spoiling  # type: ignore[method-assign]
 
 
+def _fp16(rank: int, scale: str) -> None:
+    import toolkit.train
+
+    make = toolkit.train.make_accelerator
+
+    def scaled(*arguments: Any, **options: Any) -> Any:
+        accelerator = make(*arguments, **options)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float(scale))
+        return accelerator
+
+    toolkit.train.make_accelerator = scaled
+
+
 def _blind(rank: int) -> None:
     import toolkit.nonfinite
 
@@ -113,13 +130,24 @@ def _blind(rank: int) -> None:
 
 
 def _leave_out(rank: int, sample_id: str) -> None:
+    def chosen(updater: Any, epoch: int, step: int) -> bool:
+        indices = updater.plan.global_indices(epoch, step)
+        return sample_id in [updater.parts.train.sample_id(i) for i in indices]
+
+    _not_made(chosen)
+
+
+def _leave_out_first(rank: int, count: str) -> None:
+    _not_made(lambda _, epoch, step: epoch == 0 and step < int(count))
+
+
+def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
     from toolkit.update import Updater
 
     call = Updater.__call__
 
     def without(self: Any, batches: Iterator[Any], epoch: int, step: int, updates: int, lr: float) -> Any:
-        ids = [self.parts.train.sample_id(i) for i in self.plan.global_indices(epoch, step)]
-        if sample_id not in ids:
+        if not chosen(self, epoch, step):
             return call(self, batches, epoch, step, updates, lr)
         for _ in range(self.accumulation):
             next(batches)
@@ -302,8 +330,10 @@ def _gate(rank: int, file: str) -> None:
 FAULTS: dict[str, Callable[..., None]] = {
     "nan": _nan,
     "nan-gradient": _nan_gradient,
+    "fp16": _fp16,
     "blind": _blind,
     "leave-out": _leave_out,
+    "leave-out-first": _leave_out_first,
     "kill": _kill,
     "term": _term,
     "hold": _hold,

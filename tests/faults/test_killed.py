@@ -88,13 +88,14 @@ def test_a_stop_at_the_end_of_an_epoch_and_a_kill_when_it_is_saved_again(
 
 
 def test_one_of_two_ranks_is_told_to_stop(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
+    """After update 9; both vote then, and read the vote after the next one."""
     options = train_options(drawn_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     stopped = ended(options, tmp_path / "first", 2, "term 1 9")
     assert stopped.statuses == [75, 75] and stopped.errors == []
     assert "stopped by a signal; checkpoint saved: the same command with --resume goes on" in stopped.said[0]
-    assert newest(tmp_path / "run") == "step-00000009"
+    assert newest(tmp_path / "run") == "step-00000010"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
-    assert resumed.statuses == [0, 0] and "epoch 2, step 2" in resumed.said[0]
+    assert resumed.statuses == [0, 0] and "epoch 2, step 3" in resumed.said[0]
     assert_same_run(tmp_path / "run", unharmed[2])
 
 

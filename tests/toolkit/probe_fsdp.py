@@ -44,7 +44,7 @@ class Run:
     """Where the processes meet: one of its own for each run."""
     resume: bool = False
     term: int = 0
-    """Update after which rank 0 sends itself SIGTERM; 0 none."""
+    """Update after which rank 0 sends itself SIGTERM, and both stop after the next one; 0 none."""
     bad_loss: int = 0
     """Update in which a loss of rank 1 is not finite; 0 none."""
     bad_gradient: int = 0

@@ -155,7 +155,6 @@ def test_what_an_environment_decides():
     for name, value, key in (
         ("ACCELERATE_MIXED_PRECISION", "bf16", "precision bf16, the first process no"),
         ("WORLD_SIZE", "3", "processes 3, the first process 2"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "ACCELERATE_DYNAMO_BACKEND inductor, the first process no"),
         ("NVIDIA_TF32_OVERRIDE", "0", "NVIDIA_TF32_OVERRIDE 0, the first process"),
     ):
         line = disagreement([usual], record_of({}, {"WORLD_SIZE": "2", name: value}))

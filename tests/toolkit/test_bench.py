@@ -52,19 +52,26 @@ def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
         assert [line for line in run.stderr.splitlines() if line.startswith("error:")]
 
 
-def test_training_steps_are_fed_by_our_loader_and_by_timms(posters: Path, tmp_path: Path):
+def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: Path):
     build_shards(
         BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s")
     )
     run = run_script(
         "tests/bench/train_step.py", "--shards", tmp_path / "s", "--model", "test_resnet", "--batch", 8, "--size", 32,
-        "--steps", 2, "--rounds", 1, "--precision", "no", "--json", tmp_path / "out.json",
+        "--steps", 2, "--rounds", 1, "--precision", "no", "--sides", "64,80", "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["ratio"] == result["fed"] / result["resident"] > 0
-    assert result["timm_ratio"] == result["timm"] / result["resident"] > 0
-    assert result["verdict"].startswith("data ") or "limit" in result["verdict"]
+    assert list(result["sides"]) == ["64", "80"]
+    for found in result["sides"].values():
+        assert found["ratio"] == found["ours"] / found["resident"] > 0
+        assert found["timm_ratio"] == found["timm"] / found["resident"] > 0
+        assert found["verdict"].startswith("data ") or "limit" in found["verdict"]
+        assert found["updates"] >= 2 and found["posters"] > 2 * 8
+    assert "epoch 2/2" in run.stderr  # the trainer's own words
+    options = ["tests/bench/train_step.py", "--shards", tmp_path / "s", "--batch", 4000]
+    refused = run_script(*options)
+    assert refused.returncode == 2 and "fewer than two updates" in refused.stderr.splitlines()[-1]
 
 
 def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(

@@ -82,12 +82,12 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, options in (("everything", EVERYTHING), ("resnet", RESNET)):
         add(f"{name}-ddp", options)
         add(f"{name}-fsdp", [*options, FSDP])
-    add("stopped-fsdp", [*EVERYTHING, FSDP], term=3)
+    add("stopped-fsdp", [*EVERYTHING, FSDP], term=2)
     add("stopped-fsdp", [*EVERYTHING, FSDP], resume=True)
-    add("to-one", [*EVERYTHING, FSDP], term=3)
+    add("to-one", [*EVERYTHING, FSDP], term=2)
     add("from-ddp", EVERYTHING, term=STEPS + 1)
     add("from-ddp", [*EVERYTHING, FSDP], resume=True)
-    add("validates-first", [*RESNET, FSDP], term=STEPS)
+    add("validates-first", [*RESNET, FSDP], term=STEPS - 1)
     add("validates-first", [*RESNET, FSDP], resume=True)
     for name, more in (("skip-ddp", []), ("skip-fsdp", [FSDP])):
         add(name, [*SKIP, *more], bad_loss=2, bad_gradient=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,18 @@ def test_the_first_of_many_is_told_and_memory_stays_bounded(
     guard.check()  # and said once
 
 
+@contextlib.contextmanager
+def scaled(updater: Updater, scaler: Any) -> Iterator[Any]:
+    """Put a gradient scaler where accelerate has it under fp16 on a GPU."""
+    parts, accelerator = updater.parts, updater.accelerator
+    accelerator.scaler = scaler
+    parts.optimizer = AcceleratedOptimizer(parts.optimizer.optimizer, scaler=scaler)
+    try:
+        yield scaler
+    finally:
+        accelerator.scaler = None
+
+
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
     shard_set: Path, tmp_path: Path, on_nonfinite: str
@@ -208,16 +222,13 @@ def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
     updater, plan, guard = guarded(
         shard_set, tmp_path, on_nonfinite, *TINY_VIT, "--optim.clip_norm=1", "--train.batch_size=14"
     )
-    scaler = torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-30)
-    updater.accelerator.scaler = scaler
-    updater.parts.optimizer = AcceleratedOptimizer(updater.parts.optimizer.optimizer, scaler=scaler)
-    updater.accelerator._optimizers = [updater.parts.optimizer]
-    try:
+    with scaled(updater, torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-19)) as scaler:
         before = state_of(updater.plain_model)
-        make_updates(updater, plan, 1, 0.01)
+        _, counted = updater(drawn_batches(updater, plan, 0, 0), 0, 0, 1, 0.01)
+        assert (counted, updater.overflows) == (0, 1)
         guard.check()
         assert all(torch.equal(before[n], t) for n, t in updater.plain_model.state_dict().items())
-        assert scaler.get_scale() < 1e10
+        assert scaler.get_scale() < 1e20
         spoil(updater, int(plan.global_indices(0, 1)[0]))
         loss, counted = updater(drawn_batches(updater, plan, 0, 1), 0, 1, 2, 0.01)
         if on_nonfinite == "stop":
@@ -230,5 +241,29 @@ def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
             assert scaler.get_scale() == scale
             now = updater.plain_model.named_parameters()
             assert not any(torch.equal(before[name], p) for name, p in now if p.requires_grad)
-    finally:
-        updater.accelerator.scaler = None
+
+
+def test_clipping_is_of_the_gradient_and_not_of_the_scaled_one(shard_set: Path, tmp_path: Path):
+    """As without a scaler; and an update that overflows leaves BatchNorm's statistics as they were."""
+    moved = []
+    for scale in (0.0, 1024.0):
+        updater, plan = make_updater(shard_set, tmp_path, *PLAIN, "--optim.clip_norm=0.01")
+        before = state_of(updater.plain_model)
+        with scaled(updater, torch.amp.GradScaler("cpu", init_scale=scale) if scale else None):
+            make_updates(updater, plan, 1, 1.0)
+        after = updater.plain_model.state_dict()
+        moved.append(float(torch.sqrt(sum(((after[n] - before[n]) ** 2).sum() for n in before))))
+    assert moved == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_an_update_that_overflows_leaves_nothing_behind(shard_set: Path, tmp_path: Path):
+    """Of a network with BatchNorm and a moving average; and it says its loss, for whom that is of use."""
+    updater, plan, _ = guarded(shard_set, tmp_path, "stop", "--train.ema=0.9")
+    ema = updater.parts.ema
+    before, average = state_of(updater.plain_model), state_of(ema.module)
+    with scaled(updater, torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=0.99)):
+        for step in range(2):
+            loss, counted = updater(drawn_batches(updater, plan, 0, step), 0, step, 1, 0.01)
+            assert counted == 0 and float(loss) > 0 and updater.overflows == step + 1
+    for state, model in ((before, updater.plain_model), (average, ema.module)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())

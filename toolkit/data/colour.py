@@ -12,6 +12,7 @@ import torch
 
 from toolkit.config import AugmentConfig
 from toolkit.data.augment import Stream, uniforms
+from toolkit.data.ring import to_device
 
 WHITE = 255.0
 #: Steps of a grey level in which the mean is counted: whole numbers add up the same in any order.
@@ -36,7 +37,7 @@ def jitter(
     for column, (spread, change) in enumerate(changes):
         if spread > 0:
             factors = 1.0 - spread + 2.0 * spread * draws[:, column]
-            images = change(images, to_device(factors, images))
+            images = change(images, beside(factors, images))
     return images
 
 
@@ -68,9 +69,9 @@ def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return _blend(images, blurred, factors)
 
 
-def to_device(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
-    """Small float arrays from the CPU, as float32 beside ``images``."""
-    return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
+def beside(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
+    """A small float array of the host as float32 on the device of ``images``."""
+    return to_device(values.astype(np.float32), images.device)
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from toolkit.data.augment import ATTEMPTS, Stream, uniforms
+from toolkit.data.ring import to_device
 
 #: Smallest and largest height / width of a rectangle; timm's and the paper's.
 ASPECTS = (0.3, 1.0 / 0.3)
@@ -32,7 +33,7 @@ def erase(
     if len(hit) == 0:
         return images
     device, side = images.device, images.shape[3]
-    rows = torch.from_numpy(hit).to(device, non_blocking=True)
+    rows = to_device(hit, device)
     inside = box_masks(boxes[hit], side, device)
     pixels = noise(side, seed, epoch, keys[hit], device)
     out = images.clone()
@@ -68,9 +69,7 @@ def erased_boxes(
 
 def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tensor:
     """(n, 1, S, S) bool: inside of boxes (n, 4) given as left, top, right, bottom."""
-    left, top, right, bottom = (
-        torch.from_numpy(boxes).to(device, non_blocking=True)[:, :, None, None, None].unbind(dim=1)
-    )
+    left, top, right, bottom = to_device(boxes, device)[:, :, None, None, None].unbind(dim=1)
     x = torch.arange(side, device=device)
     y = x[:, None]
     return (x >= left) & (x < right) & (y >= top) & (y < bottom)
@@ -79,7 +78,7 @@ def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tenso
 def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
     """(n, 3, S, S) float32 whole levels from 0 to 255, each of (seed, epoch, key, pixel, channel) alone."""
     words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
-    starts = torch.from_numpy(words.astype(np.int64)).to(device, non_blocking=True)[:, None, None]
+    starts = to_device(words.astype(np.int64), device)[:, None, None]
     pixels = torch.arange(side * side, device=device).view(side, side)
     # one word for each pixel, a byte of it for each channel; only the low 32 bits of the 64 are used
     bits = _mix32((starts + pixels * 0x9E3779B9) & 0xFFFFFFFF)

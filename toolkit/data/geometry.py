@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from toolkit.compat import upsample_into
+from toolkit.data.ring import to_device
 from toolkit.data.scratch import scratch
 from toolkit.data.transforms import MOST_RESIZED, resized_window
 from toolkit.data.views import Views
@@ -112,7 +113,7 @@ class DeviceGeometry:
         """Packed (bytes,) uint8 RGB pixels → (n, S, S, 3) whole grey levels of ``dtype``, on packed's device."""
         pixels = packed.view(-1, 3)
         out = torch.empty((self.count, self.side, self.side, 3), dtype=dtype, device=packed.device)
-        facts = self.facts.to(packed.device, non_blocking=True)
+        facts = to_device(self.facts, packed.device)
         width, height = self.extents.max(axis=0).tolist()
         step = max(1, CHUNK_PIXELS // max(1, width * height))
         for start in range(0, self.count, step):

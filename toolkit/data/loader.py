@@ -29,7 +29,7 @@ from toolkit.data.jpeg import Turned, Undecodable
 from toolkit.data.meter import Meter
 from toolkit.data.plan import Share
 from toolkit.data.reader import ShardReader
-from toolkit.data.ring import Slot
+from toolkit.data.ring import Slot, to_device
 
 #: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.
 CHUNK = (4, 32)
@@ -115,7 +115,7 @@ class Loader:
             for work in works:
                 images = work.cut.images(work.slot.on_device(work.cut.size))
                 for row, square in work.squares.items():
-                    images[row] = torch.from_numpy(square).to(images.device, images.dtype)
+                    images[row] = to_device(square, images.device)
                 yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
 
     def decoded(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Work, None, None]:

@@ -15,9 +15,10 @@ from scipy.special import betaincinv
 
 from toolkit.config import AugmentConfig
 from toolkit.data.augment import Stream, mix64, uniforms
-from toolkit.data.colour import to_device
+from toolkit.data.colour import beside
 from toolkit.data.erase import box_masks
 from toolkit.data.plan import Share
+from toolkit.data.ring import to_device
 
 
 def mixes(config: AugmentConfig) -> bool:
@@ -71,11 +72,11 @@ def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torc
     if len(pairs.first) == 0:
         return images, targets
     device = images.device
-    kept = to_device(pairs.kept, images)
-    cut = torch.from_numpy(pairs.cut).to(device, non_blocking=True)[:, None, None, None]
+    kept = beside(pairs.kept, images)
+    cut = to_device(pairs.cut, device)[:, None, None, None]
     outside = ~box_masks(pairs.boxes, images.shape[3], device)
     weights = torch.where(cut, outside.float(), kept[:, None, None, None])
-    first = torch.from_numpy(pairs.first).to(device, non_blocking=True)
+    first = to_device(pairs.first, device)
     return _mixed(images, first, weights), _mixed(targets, first, kept[:, None].to(targets.dtype))
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from toolkit.data.augment import Stream, uniforms
-from toolkit.data.colour import WHITE, brightness, contrast, saturation, sharpness, to_device
+from toolkit.data.colour import WHITE, beside, brightness, contrast, saturation, sharpness
+from toolkit.data.ring import to_device
 
 #: torchvision's names; geometric ones side by side, so that samples sorted by operation have them in one slice.
 OPERATIONS = (
@@ -64,8 +65,8 @@ def apply_operations(
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")
     chosen, signs = chosen[order], signs[order]
-    rows = torch.from_numpy(order).to(images.device, non_blocking=True)
-    signs_there = to_device(signs, images)
+    rows = to_device(order, images.device)
+    signs_there = beside(signs, images)
     out = images.clone()
     for first, last in ((_FIRST, _LAST), *((one, one) for one in range(_LAST + 1, len(OPERATIONS)))):
         start, stop = np.searchsorted(chosen, [first, last + 1]).tolist()
@@ -101,7 +102,7 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
     """Bilinear, black outside. The grid is sums and products, not a matrix product: those may be less exact on GPUs."""
     side = images.shape[3]
-    a, b, c, d, e, f = to_device(matrices, images)[:, :, None, None].unbind(dim=1)
+    a, b, c, d, e, f = beside(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0
     x, y = places[None, None, :], places[None, :, None]
     grid = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) / (side / 2.0)

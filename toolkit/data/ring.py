@@ -1,4 +1,4 @@
-"""The memory that batches are decoded into: a few slots, used again and again.
+"""The memory that batches are decoded into: a few slots, used again and again; and how small arrays reach a device.
 
 On a GPU a slot is pinned host memory and a twin on the device. The thread that decodes the last image of a batch starts
 the copy on a side stream, so that it runs under the step before; the training stream waits for it by an event.
@@ -12,6 +12,15 @@ import numpy as np
 import torch
 
 GROWTH = 1.25  # batches differ in size: growing a little more than needed soon ends the growing
+
+
+def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small array of the host on ``device``, for the kernels that are queued next; nothing waits for it.
+
+    A GPU takes it from pinned memory: of other memory the driver may first wait for all that the device has to do.
+    """
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Slot:

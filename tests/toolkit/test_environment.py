@@ -1,0 +1,133 @@
+"""No variable of accelerate's changes a number behind our back: each is refused by name, ours, or of no consequence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from toolkit_helpers import TINY
+
+from shards.errors import UserError
+from toolkit.cli import main
+from toolkit.distributed import make_accelerator
+from toolkit.environment import HARMLESS, OURS, PRECISION, REFUSED, matches, precision_of, require_plain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: What else accelerate reads: how processes meet, what libraries and trackers are told, other hardware.
+OTHERS = (
+    "AWS_*", "CLEARML_*", "DEEPSPEED_USE_HPU", "FOO", "FORK_LAUNCHED", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+    "MASTER_*", "MLFLOW_*", "MPI_*", "MV2_*", "NCCL_*", "NODE_RANK", "NPROC", "OMPI_*", "OMP_NUM_THREADS",
+    "PJRT_DEVICE", "PMI_*", "PT_HPU_LAZY_MODE", "PYTORCH_ENABLE_MPS_FALLBACK", "RANK", "TPU_NAME", "USE_TORCH_XLA",
+    "WANDB_*", "WORLD_SIZE", "XLA_*",
+)  # fmt: skip
+NAME = r"[\"']([A-Z][A-Z0-9_]+)[\"']"
+READ = re.compile(rf"(?:environ(?:\.\w+)?|getenv|from_env)[\[(]\s*{NAME}")
+READ_ONE_OF = re.compile(r"from_env\(\s*\[([^\]]*)\]")
+
+
+def variables() -> set[str]:
+    """Every name or beginning of names that the installed accelerate looks up, or has in its own name space."""
+    found: set[str] = set()
+    root = Path(accelerate.__file__).parent
+    for path in root.rglob("*.py"):
+        if {"test_utils", "commands"} & set(path.relative_to(root).parts):
+            continue
+        text = path.read_text()
+        found |= set(READ.findall(text))
+        found |= {name for names in READ_ONE_OF.findall(text) for name in re.findall(NAME, names)}
+        found |= set(re.findall(r"\bACCELERATE_[A-Z0-9_]*[A-Z0-9]\b", text))
+        found |= {f"{prefix}X" for prefix in re.findall(r"prefix = [\"']([A-Z_]+_)[\"']", text)}
+    return found
+
+
+def test_every_variable_that_the_installed_accelerate_reads_is_known():
+    found = variables()
+    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(
+        found
+    ) > 60
+    known = [*REFUSED, *OURS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
+    unknown = {name for name in found if not any(matches(name, entry) for entry in known)}
+    assert not unknown, f"say in toolkit/environment.py what becomes of {sorted(unknown)}"
+    for entry in (*REFUSED, *OURS, *HARMLESS):  # and nothing is listed that is read no more
+        assert any(matches(name, entry) for name in found), entry
+
+
+@pytest.fixture
+def every_command(shard_set: Path, model_folder: Path) -> Any:
+    """(command, place) → the words of a command that writes there."""
+
+    def words(command: str, out: Path) -> list[str]:
+        common = [command, "--shards", str(shard_set), "--out", str(out)]
+        return [*common, *(TINY if command == "train" else ["--model", str(model_folder)])]
+
+    return words
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_DEEPSPEED", "True"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+        ("ACCELERATE_USE_SAGEMAKER", "true"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_FP8_BACKEND", "TE"),
+        ("ACCELERATE_FP8_FORMAT", "E4M3"),
+        ("ACCELERATE_DOWNCAST_BF16", "true"),
+        ("ACCELERATE_TORCH_DEVICE", "meta"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "int8"),
+        ("ACCELERATE_USE_CPU", "perhaps"),
+    ],
+)
+def test_what_would_change_numbers_is_refused_by_name(
+    command: str, name: str, value: str, every_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv(name, value)
+    out = tmp_path / ("out.json" if command == "evaluate" else "out")
+    with pytest.raises(UserError) as caught:
+        main(every_command(command, out))
+    said = str(caught.value)
+    assert "\n" not in said and (name in said or value == "perhaps") and value.lower() in said.lower()
+    assert not out.exists()
+
+
+def test_what_a_launcher_says_as_a_rule_is_fine(caplog: pytest.LogCaptureFixture):
+    env = {
+        "ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_DYNAMO_MODE": "default", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "ACCELERATE_USE_FSDP": "false",
+        "ACCELERATE_CPU_AFFINITY": "1", "ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    }  # fmt: skip
+    with caplog.at_level("WARNING"):
+        require_plain(env)
+    assert not caplog.records
+    assert precision_of(None, env, True) == "bf16" and precision_of("no", env, True) == "no"
+    assert precision_of(None, {PRECISION: "FP16"}, False) == "fp16" and precision_of(None, {}, True) == "no"
+
+
+def test_gradients_are_not_divided_by_a_variable(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Two runs, to the bit: what counts is our own accumulation, and a warning says so."""
+    weights = []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        out = tmp_path / steps
+        words = ["--optim.name=momentum", "--optim.lr=0.1", "--train.epochs=1", *TINY]
+        with caplog.at_level("WARNING"):
+            assert main(["train", "--shards", str(shard_set), "--out", str(out), *words]) == 0
+        weights.append((out / "model" / "model.safetensors").read_bytes())
+        named = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is '4'" in caplog.text
+        assert named == (steps == "4")
+    assert weights[0] == weights[1]
+    accelerator = make_accelerator()
+    accelerator.backward(torch.ones((), requires_grad=True) * 1)
+    assert accelerator.gradient_accumulation_steps == 1

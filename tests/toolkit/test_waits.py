@@ -1,0 +1,167 @@
+"""No part of an update waits for the device, or for a copy to it: seen on a device that answers nothing.
+
+Torch's "meta" device has shapes and no values. Asking it for one raises, where a GPU would have its host wait; and what
+is copied to it from the host is seen as on a GPU. Where there is a GPU, its own watch is set too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from train_tools import TINY_VIT, drawn_batches, make_updater, tiny_config
+
+from shards.manifest import Manifest
+from toolkit.data.loader import Batch
+from toolkit.data.plan import TrainPlan
+from toolkit.data.reader import ShardReader
+from toolkit.distributed import make_accelerator
+from toolkit.nonfinite import Guard
+from toolkit.optim import build_optimizer
+from toolkit.parts import build_parts
+from toolkit.trainer import Trainer
+from toolkit.update import Updater
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ELSEWHERE = torch.device("meta")
+#: As much of a step at once as goes together.
+RECIPE = [
+    "--model.head=ensemble", "--model.members=3", "--augment.randaugment=2", "--augment.erase=0.5",
+    "--augment.brightness=0.3", "--augment.contrast=0.3", "--augment.saturation=0.3", "--augment.mixup=0.5",
+    "--augment.cutmix=0.5", "--loss.name=balanced", "--train.ema=0.9", "--optim.clip_norm=1", "--optim.name=adamw",
+]  # fmt: skip
+#: Without a GPU no memory is pinned.
+ELSEWHERE_HAS_NONE = not torch.cuda.is_available()
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class Copies(TorchDispatchMode):
+    """Notes where the host's memory is copied to another device by other means than ring.to_device, which pins it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+        self.proper = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in COPIES:
+            source = args[0] if func is COPIES[0] else args[1]
+            if source.device.type == "cpu" and result.device.type != "cpu":
+                self._note(source)
+        return result
+
+    def _note(self, source: torch.Tensor) -> None:
+        frame = sys._getframe(2)
+        own = []
+        while frame is not None:
+            own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
+            frame = frame.f_back  # type: ignore[assignment]
+        pinned = source.is_pinned() or ELSEWHERE_HAS_NONE
+        if pinned and any(place.startswith(("ring.py:to_device", "ring.py:send")) for place in own):
+            self.proper += 1
+        else:
+            self.places.append(" < ".join(own[:4]))
+
+
+class There:
+    """An accelerator on the device that answers nothing."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator, self.device = accelerator, ELSEWHERE
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.accelerator, name)
+
+
+def moved(updater: Updater) -> Updater:
+    """``updater`` with all it works on there, and a guard."""
+    parts = updater.parts
+    updater.accelerator = There(updater.accelerator)  # type: ignore[assignment]
+    parts.model = parts.model.to(ELSEWHERE)
+    parts.criterion = parts.criterion.to(ELSEWHERE)
+    parts.optimizer = AcceleratedOptimizer(build_optimizer(parts.model, parts.config.optim))
+    if parts.ema is not None:
+        parts.ema.module.to(ELSEWHERE)
+    updater.guard = Guard(updater.accelerator, "stop", parts.train.sample_id)
+    return updater
+
+
+def batches_there(updater: Updater, plan: TrainPlan, step: int) -> Iterator[Batch]:
+    for batch in drawn_batches(updater, plan, 0, step):
+        yield Batch(batch.images.to(ELSEWHERE), batch.share, {})
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast knows nothing of that device, and is there to be left alone."""
+    real = torch.autocast
+
+    def autocast(device: str, *arguments: Any, **options: Any) -> Any:
+        return contextlib.nullcontext() if device == ELSEWHERE.type else real(device, *arguments, **options)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],  # BatchNorm, dropout, a head of three layers
+        [*TINY_VIT, "--model.head=levels"],
+        ["--model.head=ensemble", "--model.members=3", "--model.hidden=[8]"],
+        [*TINY_VIT, "--augment.brightness=0.5", "--augment.contrast=0.5", "--augment.saturation=0.5"],
+        [*TINY_VIT, "--augment.randaugment=9", "--augment.erase=1"],
+        [*TINY_VIT, "--augment.mixup=0.5", "--augment.cutmix=0.5"],
+        [*TINY_VIT, "--model.drop_path=0.5", "--train.ema=0.9", "--optim.clip_norm=1", "--train.precision=bf16"],
+        *([*TINY_VIT, f"--loss.name={name}"] for name in ("weighted", "focal", "asl", "balanced")),
+        *([*TINY_VIT, f"--optim.name={name}"] for name in ("adamw", "momentum", "lamb")),
+    ],
+    ids=lambda options: " ".join(word.split(".")[-1] for word in options) or "resnet",
+)  # fmt: skip
+def test_an_update_asks_the_device_for_nothing(options: list[str], shard_set: Path, tmp_path: Path):
+    updater, plan = make_updater(shard_set, tmp_path, *options, accumulation=2)
+    updater = moved(updater)
+    batches = [list(batches_there(updater, plan, step)) for step in range(3)]
+    updater(iter(batches[0]), 0, 0, 1, 0.01)  # what stays on the device comes there once
+    with Copies() as seen:
+        for step in (1, 2):
+            loss, count = updater(iter(batches[step]), 0, step, step + 1, 0.01)
+    assert count and loss.device == ELSEWHERE
+    assert not seen.places, seen.places
+    assert seen.proper >= 2 * 2 * 2  # targets and valid rows, of each micro-batch
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_path: Path):
+    """From the loader to the moving average; but for fp16's own look at overflows."""
+    options = [*RECIPE, f"--train.precision={precision}", "--train.epochs=3", "--train.log_steps=99"]
+    config = tiny_config(*options)
+    manifest = Manifest.read(shard_set)
+    readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
+    accelerator = make_accelerator(precision)
+    trainer = Trainer(accelerator, build_parts(accelerator, config, manifest, readers, tmp_path, None), 2)
+    trainer.parts.freezing.training_mode(trainer.parts.model, 0)
+    try:
+        for epoch in range(2):  # kernels are chosen, memory and constants are found
+            with contextlib.closing(trainer.feed.batches(epoch, 0)) as batches:
+                for _ in range(trainer.plan.steps_per_epoch):
+                    strict = epoch == 1 and precision != "fp16"
+                    torch.cuda.set_sync_debug_mode("error" if strict else "default")
+                    with Copies() as seen:
+                        trainer._update(batches)
+                    assert epoch == 0 or not seen.places, seen.places
+                    trainer.state.epoch = epoch
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.feed.close()
+        trainer.stop.restore()
