@@ -95,6 +95,10 @@ class Guard:
         self._noted[-1].shares.append(share)
         self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
 
+    def withdraw(self) -> None:
+        """The update that began last is not made, for a reason that is none of its numbers'."""
+        self._noted.pop()
+
     def allow(self, model: nn.Module) -> bool:
         """Whether the update is to be made, with the gradient in ``model`` (unwrapped). Collective with ``skip``.
 

@@ -22,7 +22,15 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, rewrap, sum_over_ranks
+from toolkit.distributed import (
+    LostData,
+    Stopped,
+    StopSignal,
+    broadcast_buffers,
+    by_main,
+    rewrap,
+    sum_over_ranks,
+)
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
@@ -60,13 +68,24 @@ class Trainer:
         return self.updater.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
-        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved)."""
+        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved).
+
+        Raises LostData, on every rank, where one of them cannot read its samples; a checkpoint was saved then, too.
+        """
+        began = self.state.updates
         try:
             while not self._over():
                 if not self._epoch():
                     self._save()
                     return False
             return True
+        except LostData as lost:
+            if self.state.updates == began:
+                raise
+            self._save()
+            raise LostData(
+                f"{lost}; checkpoint saved: the same command with --resume goes on", lost.status
+            ) from None
         finally:
             self.feed.close()
             self.stop.restore()
@@ -86,7 +105,11 @@ class Trainer:
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 count = self.plan.count(state.step)
-                loss, counted = self._update(batches)
+                try:
+                    loss, counted = self._update(batches)
+                except LostData:
+                    state.loss_sum += float(sum_over_ranks(accelerator, own_loss))
+                    raise
                 own_loss += loss
                 images += count
                 bar.update(count)
