@@ -2,8 +2,8 @@
 
 FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, to be saved
 
-All views are held in memory, by every process: 2 bytes x features x samples x views, which is 2.2 GB for 90,000 posters
-with 3,072 features each under 4 views.
+All views are mapped files, which the processes of a node share through its page cache: 4 bytes x features x samples x
+views, 4.4 GB on disk for 90,000 posters with 3,072 features each under 4 views. A process's own memory holds a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from toolkit.data.loader import Batch
 from toolkit.data.meter import Meter
 from toolkit.data.reader import ShardReader
 from toolkit.ensemble import linears, networks
-from toolkit.features import Features, classifier_path
+from toolkit.feature_files import Features
+from toolkit.features import classifier_path
 from toolkit.feed import train_plan
 
 #: A feature that hardly varies is not blown up.
@@ -68,8 +69,8 @@ def build_head(
     if standardize:
         total, squares, count = np.zeros(width), np.zeros(width), 0
         for view in views:
-            rows = view.values[view.decoded].astype(np.float64)
-            total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
+            for rows in (block.astype(np.float64) for block in view.blocks()):
+                total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
         average = total / count
         spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
         mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
@@ -163,15 +164,15 @@ class FeatureFeed:
         )
         for share in shares:
             which = (epoch + share.draws) % len(self.views)
-            rows = np.empty((len(which), self.val.values.shape[1]), dtype=np.float32)
-            valid = share.valid.copy()
+            inputs = _room(accelerator, len(which), self.val.values.shape[1])
+            rows, valid = inputs.numpy(), share.valid.copy()
             for number in np.unique(which):
                 own = which == number
                 view, samples = self.views[int(number)], share.indices[own]
                 rows[own] = view.values[samples]
                 valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
             share.valid[:] = valid
-            yield Batch(torch.from_numpy(rows).to(accelerator.device), share, {})
+            yield Batch(inputs.to(accelerator.device, non_blocking=True), share, {})
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
@@ -180,9 +181,12 @@ class FeatureFeed:
         size, out = self.config.train.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
-                rows = torch.from_numpy(self.val.values[start : start + size]).float()
+                part = self.val.values[start : start + size]
+                rows = _room(self.accelerator, *part.shape)
+                rows.numpy()[:] = part
                 with self.accelerator.autocast():
-                    out.append(model(rows.to(self.accelerator.device)).float().cpu().numpy())
+                    inputs = rows.to(self.accelerator.device, non_blocking=True)
+                    out.append(model(inputs).float().cpu().numpy())
                 if on_batch is not None:
                     on_batch(len(rows))
         logits = np.concatenate(out)
@@ -195,3 +199,8 @@ class FeatureFeed:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _room(accelerator: Accelerator, rows: int, width: int) -> torch.Tensor:
+    """(rows, width) float32 on the host, from where a copy to a GPU does not wait for what that is doing."""
+    return torch.empty((rows, width), dtype=torch.float32, pin_memory=accelerator.device.type == "cuda")
