@@ -35,7 +35,7 @@ ROWS = 4096
 #: Bytes of a file that go to other nodes at a time.
 BLOCK = 64 << 20
 #: Seconds within which a network file system shows what another node has written.
-SHOWS = 5.0
+SHOWS = 1.0
 
 
 @dataclass(frozen=True)
