@@ -270,7 +270,8 @@ class Vote:
         # A CPU group of its own: asking over NCCL would wait for the GPU.
         several = accelerator.num_processes > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=patience()) if several else None
-        self._flag, self._work = torch.zeros(1, dtype=torch.int64), None
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
 
     def ask(self, yes: bool) -> None:
         """Say this rank's word."""

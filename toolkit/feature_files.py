@@ -159,7 +159,10 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
 
 def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
     """The main process's file, on every rank."""
-    with open(path, "rb") if accelerator.is_main_process else contextlib.nullcontext() as stream:
+    with contextlib.ExitStack() as held:
+        stream: Any = None
+        if accelerator.is_main_process:
+            stream = held.enter_context(open(path, "rb"))
         while block := by_main(accelerator, lambda: stream.read(BLOCK)):
             yield block
 

@@ -50,7 +50,7 @@ def set_rule(rule: str, patch: Callable[[Any, str, Any], None] = setattr) -> Non
     if name == "none":
 
         def refused(descriptor: int, command: int, *arguments: Any) -> Any:
-            if command in (fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW):  # type: ignore[attr-defined]
+            if command in (fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW):
                 raise OSError(number, os.strerror(number))
             return _fcntl(descriptor, command, *arguments)
 
