@@ -39,7 +39,7 @@ class Stopped(Exception):
 class LostData(UserError):
     """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int = UserError.status) -> None:
         super().__init__(message)
         self.status = status
 
