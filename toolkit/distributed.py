@@ -270,21 +270,22 @@ class Vote:
         # A CPU group of its own: asking over NCCL would wait for the GPU.
         several = accelerator.num_processes > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=patience()) if several else None
-        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._flag = np.zeros(1, dtype=np.int64)
         self._work: Any = None
 
     def ask(self, yes: bool) -> None:
         """Say this rank's word."""
-        self._flag = torch.tensor([int(yes)])
+        self._flag = np.array([yes], dtype=np.int64)
         if self._group is not None:
-            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            flag = torch.from_numpy(self._flag)
+            self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self) -> bool:
         """Whether any rank said yes when it was last asked."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        return bool(self._flag.item())
+        return bool(self._flag[0])
 
 
 #: Names of precisions → what autocast lets matrix products and convolutions take.
