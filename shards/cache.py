@@ -5,7 +5,7 @@
     CACHE/SHA256.tar.failed    why it could not be fetched, for those who were waiting for it
     CACHE/.room                held while room is made and while a whole file gets its name
 
-Processes agree through locks of the operating system (flock), which it drops when a process dies:
+Processes agree through locks of the operating system (locks.py), which it drops when a process dies:
 
 - who fetches a file holds its partial exclusively; the others wait and then find it whole. A partial that nobody holds
   was left by a killed process and is deleted.
@@ -35,7 +35,6 @@ from shards.cache_files import (
     Ours,
     held_for_reading,
     held_partial,
-    partial_of,
     sha256_of,
     stamp,
     write_own,
@@ -45,6 +44,7 @@ from shards.cache_room import Room
 from shards.errors import UserError, one_line
 from shards.places import Place
 from shards.remote_read import SMALL, Patience, read_blocks, read_small
+from shards.retry import retried
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 class Cache:
     """The kept files of one folder. Safe to use from many threads and processes.
 
-    Whatever is wrong with the folder is a UserError: to readers an OSError means a damaged image.
+    Whatever is wrong with the folder is a UserError that names it. What fails in passing is tried again (retry.py).
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -90,17 +90,27 @@ class Cache:
         path = self.folder / file.name
         for _ in range(OPEN_TRIES):
             with self._own_errors():
-                descriptor = held_for_reading(path, self._ours)
-                if descriptor is not None:
-                    if self._is_whole(file, os.fstat(descriptor)):
-                        self._note(path, descriptor)
-                        return descriptor
-                    os.close(descriptor)
+                descriptor = retried(lambda: self._opened(path, file), f"{path} in the cache", stop)
+            if descriptor is not None:
+                return descriptor
             self.fetch(file, over_limit=True, stop=stop)
         raise UserError(
             f"the cache {self.folder} cannot be used: {file.name} is gone as soon as it is there; name another with "
             f"--cache-dir"
         )
+
+    def _opened(self, path: Path, file: RemoteFile) -> int | None:
+        """A descriptor of the file, held; None if it is not there, or not whole."""
+        descriptor = held_for_reading(path, self._ours)
+        if descriptor is None:
+            return None
+        with contextlib.ExitStack() as unless_whole:
+            unless_whole.callback(os.close, descriptor)
+            if self._is_whole(file, os.fstat(descriptor)):
+                self._note(path, descriptor)
+                unless_whole.pop_all()
+                return descriptor
+        return None
 
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
         """See to it that the file is there; True if this call brought it.
@@ -116,17 +126,20 @@ class Cache:
                 self._share_failure(path, before)
                 if not self._writable and self._check_kept(path, file):
                     break
-                with held_partial(path, self._ours) as descriptor:
-                    if descriptor is None:  # somebody else is at it
+                with held_partial(path, self._ours) as held:
+                    if held is None:  # somebody else is at it
                         Patience.rest(POLL, stop)
                         continue
+                    descriptor, partial = held
                     if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
                         break
                     self._share_failure(path, before)
                     self._room.take(file, descriptor, over_limit)
                     self._bring(file, descriptor, stop)
                     with self._room.held():  # who looks for room sees it under one of its names
-                        os.replace(partial_of(path), path)
+                        if not self._ours.locks and self.has(file):  # another brought it, and may read it
+                            break
+                        os.replace(partial, path)
                     return True
             self._note(path, path)
             return False

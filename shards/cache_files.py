@@ -1,5 +1,9 @@
 """Files of a cache: whose they are, whether they were checked, the locks on them, and what may be deleted.
 
+Locks are on the files themselves: shared for who reads one, exclusive for who deletes it. The latter opens it for
+writing, which NFS wants. Partials that this process fills are also noted here, for file systems whose locks belong to a
+process and not to an open file. Without locks every fetch has a partial of its own, and nothing is deleted.
+
 A folder may be one where other users write. So no name in it is followed or believed: a file counts if it is a regular
 one of this user (or root's), under one name only, that no other user may write. All else of that name is removed.
 """
@@ -8,15 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import logging
 import os
 import stat
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from shards.errors import one_line
 from shards.files import PARTIAL, atomic_path
+from shards.locks import NoLocks, locked
+from shards.remote import unique_name
+
+log = logging.getLogger(__name__)
 
 #: Marks the line that says why a file could not be fetched.
 FAILED = ".failed"
@@ -31,12 +42,30 @@ class Ours:
     """What a file of this user looks like in a folder: some file systems give all files one owner or one mode."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder, self.locks = folder, True
         try:
             with tempfile.TemporaryFile(dir=folder) as probe:
                 facts = os.fstat(probe.fileno())
+                self.lock(probe.fileno())
             self.uid, self._modes = facts.st_uid, not facts.st_mode & _WRITABLE_BY_OTHERS
         except OSError:  # on a disk that can only be read
             self.uid, self._modes = os.geteuid(), True
+
+    def lock(self, descriptor: int, shared: bool = False, wait: bool = False) -> bool:
+        """See ``locked``; also True where there are no locks, which ``locks`` then says."""
+        if not self.locks:
+            return True
+        try:
+            return locked(descriptor, shared, wait)
+        except NoLocks as error:
+            self.locks = False
+            log.warning(
+                "the cache %s is on a file system without locks (%s): processes may fetch a file twice, and nothing is "
+                "deleted there for --cache-limit; with a local disk as --cache-dir they share it",
+                self.folder,
+                one_line(error),
+            )
+            return True
 
     def owns(self, facts: os.stat_result) -> bool:
         """Whether no other user (but root) can have made or changed the file."""
@@ -66,6 +95,18 @@ class Ours:
         finally:
             os.close(descriptor)
         return None
+
+    def open_to_delete(self, path: Path) -> int | None:
+        """As ``open``, for writing if that is allowed (on NFS an exclusive lock needs it); nothing is written."""
+        descriptor = self.open(path)
+        if descriptor is None:
+            return None
+        with contextlib.suppress(OSError):  # root's, or on a disk that can only be read
+            writable = os.open(path, os.O_RDWR | _OPEN)
+            if os.path.sameopenfile(writable, descriptor):
+                descriptor, writable = writable, descriptor
+            os.close(writable)
+        return descriptor
 
     def make(self, path: Path) -> int:
         """A descriptor of our file, to read and write, made if need be."""
@@ -120,25 +161,46 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
+#: Partials that this process fills, and the locks of its threads on each lock file, by path.
+_filled: set[Path] = set()
+_alone: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+_mutex = threading.Lock()
+
+
 @contextlib.contextmanager
-def held_partial(path: Path, ours: Ours) -> Iterator[int | None]:
-    """A descriptor of the file's partial, held; None if another thread or process holds it.
+def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
+    """(descriptor, path) of the file's partial, held; None if another thread or process holds it.
 
     What is not under its final name when the block ends is deleted.
     """
     partial = partial_of(path)
+    with _mutex:  # before it is opened: closing it again may drop the lock of the thread that fills it
+        busy = partial in _filled
+        if not busy:
+            _filled.add(partial)
+    if busy:
+        yield None
+        return
+    try:
+        with _opened_partial(partial, path, ours) as found:
+            yield found
+    finally:
+        with _mutex:
+            _filled.discard(partial)
+
+
+@contextlib.contextmanager
+def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
+    if not ours.locks:
+        partial = path.with_name(unique_name(path.name, PARTIAL))
     descriptor = ours.make(partial)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        if not same(descriptor, partial):  # renamed or swept away before the lock was ours
+        # Not the same: renamed or swept away before the lock was ours
+        if not ours.lock(descriptor) or not same(descriptor, partial):
             yield None
             return
         try:
-            yield descriptor
+            yield descriptor, partial
         finally:
             if same(descriptor, partial):
                 partial.unlink(missing_ok=True)
@@ -149,15 +211,18 @@ def held_partial(path: Path, ours: Ours) -> Iterator[int | None]:
 @contextlib.contextmanager
 def held_alone(path: Path, ours: Ours) -> Iterator[None]:
     """Hold a lock file, once whoever has it lets go."""
-    while True:
-        descriptor = ours.make(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if same(descriptor, path):
-                yield
-                return
-        finally:
-            os.close(descriptor)
+    with _mutex:
+        own = _alone[path]
+    with own:
+        while True:
+            descriptor = ours.make(path)
+            try:
+                ours.lock(descriptor, wait=True)
+                if same(descriptor, path):
+                    yield
+                    return
+            finally:
+                os.close(descriptor)
 
 
 def held_for_reading(path: Path, ours: Ours) -> int | None:
@@ -167,24 +232,27 @@ def held_for_reading(path: Path, ours: Ours) -> int | None:
         return None
     with contextlib.ExitStack() as unless_there:
         unless_there.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for nothing but an eviction
-        if os.fstat(descriptor).st_nlink:
+        ours.lock(descriptor, shared=True, wait=True)  # waits for nothing but an eviction
+        if same(descriptor, path):  # NFS keeps a deleted file's links while it is open
             unless_there.pop_all()
             return descriptor
     return None
 
 
 def delete_unused(path: Path, ours: Ours) -> bool:
-    """Delete our file unless somebody holds it; whether it is gone."""
-    descriptor = ours.open(path)
+    """Delete our file unless somebody holds it, or none can say so; whether it is gone."""
+    if not ours.locks or path in _filled:
+        return False
+    descriptor = ours.open_to_delete(path)
     if descriptor is None:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locked(descriptor):
+            return False
         if same(descriptor, path):
             path.unlink(missing_ok=True)
         return True
-    except BlockingIOError:
+    except NoLocks:  # on NFS, a file that this user may not write
         return False
     finally:
         os.close(descriptor)

@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which nobody waits any more for what a failure was about.
 OLD = 3600.0
+#: Seconds after which a partial is left over that had a name of its own, for want of locks.
+LEFT = 86400.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
+_UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 
 
 class Room:
@@ -74,7 +77,8 @@ class Room:
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 # Not all that is half-written is fetched: small files have partials of their own, with other names.
-                whole = _KEPT.fullmatch(entry.name.removesuffix(PARTIAL))
+                name = entry.name.removesuffix(PARTIAL)
+                whole = _KEPT.fullmatch(name)
                 try:
                     facts = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # gone while we looked
@@ -85,6 +89,10 @@ class Room:
                     # Our own is held by another descriptor of this process, and so is in use like anybody's.
                     if not delete_unused(Path(entry.path), self._ours):
                         partials += facts.st_size
+                elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
+                    partials += facts.st_size
+                    if abs(now - facts.st_mtime) > LEFT:
+                        Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
                     if abs(now - facts.st_mtime) > OLD:  # clocks differ
                         Path(entry.path).unlink(missing_ok=True)
@@ -97,7 +105,8 @@ class Room:
         if not self._told.is_set():
             self._told.set()
             log.warning(
-                "the cache %s is over its limit (%.1f of %.1f GiB): all that is in it is in use; raise --cache-limit",
+                "the cache %s is over its limit (%.1f of %.1f GiB): what is in it is in use or cannot be deleted; "
+                "raise --cache-limit",
                 self.folder,
                 size / 2**30,
                 self.limit / 2**30,

@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
 from shards.files import fingerprint
+from shards.locks import held_file
 from shards.places import Place
 
 #: Seconds after which a file is checked again.
@@ -54,9 +53,9 @@ def _held(key: str) -> Iterator[Path | None]:
     """The mark of a key, while no other process of this user checks what it stands for; None without a safe folder."""
     with contextlib.ExitStack() as held:
         mark = None
-        with contextlib.suppress(OSError, NotImplementedError):  # a read-only or full disk; one without locks
+        with contextlib.suppress(OSError):  # a read-only or full disk; one without locks
             folder = _own_folder()
-            held.enter_context(FileLock(folder / f"{key[:2]}.lock"))
+            held.enter_context(held_file(folder / f"{key[:2]}.lock", wait=True))
             mark = folder / key
         yield mark
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from shards.errors import UserError, one_line
+from shards.locks import NoLocks, held_file
 from shards.places import Place, is_remote, remote_errors, told
 from shards.remote import read_whole, remove_remote_file, require_writable
 from shards.schema import parse_as
+
+log = logging.getLogger(__name__)
 
 CLAIM = ".lock"
 
@@ -76,19 +79,21 @@ def this_machine() -> str:
 @contextlib.contextmanager
 def _locked(file: Path, folder: Place) -> Iterator[None]:
     """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is at work in {folder}; wait for it or choose another folder"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            free = held.enter_context(held_file(file))
+        except NoLocks as error:
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second process from working there",
+                folder,
+                one_line(error),
+            )
+            free = True
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
+        if not free:
+            raise UserError(f"another process is at work in {folder}; wait for it or choose another folder")
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

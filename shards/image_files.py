@@ -15,6 +15,7 @@ from shards.errors import UserError, one_line
 from shards.images import BadImage
 from shards.places import Place, is_remote, told
 from shards.remote import read_whole, remote_files
+from shards.retry import of_one_file, retried, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -126,16 +127,18 @@ def find_image(folder: Path, sample_id: str) -> Path | None:
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # in a folder that cannot be read, or with a name that is too long
-        return False
+        return retried(path.is_file, str(path))
+    except OSError as error:
+        if not of_one_file(error):
+            raise unreadable(str(path), error) from None
+        return False  # in a folder that may not be read, or with a name that is too long
 
 
 def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> bytes:
-    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable.
+    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable (of one that may not be read).
 
     ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
-    arrive as they are; only a file that is not there is the poster's own fault.
+    arrive as they are; a disk's are tried again, and end in a UserError (retry.py): neither is the poster's fault.
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:
@@ -148,10 +151,12 @@ def _read_local(folder: Path, sample_id: str, name: str | None) -> tuple[str, by
     if path is None:
         raise missing_file(sample_id)
     try:
-        return path.name, path.read_bytes()
+        return path.name, retried(path.read_bytes, str(path))
     except (FileNotFoundError, IsADirectoryError):
         raise missing_file(sample_id) from None
     except OSError as error:
+        if not of_one_file(error):
+            raise unreadable(str(path), error) from None
         raise BadImage("unreadable file", one_line(error)) from None
 
 

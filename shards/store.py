@@ -29,6 +29,7 @@ from shards.index import index_bytes, index_of, index_path, read_index_of, requi
 from shards.manifest import Manifest, Shard
 from shards.places import Place, is_remote, place
 from shards.remote_read import FIRST_PATIENCE
+from shards.retry import may_pass
 from shards.samples import SampleTable, check_sample_table, map_sample_table, open_sample_table
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ShardStore(ABC):
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """A descriptor of a shard's tar; the caller closes it. Raises UserError if it cannot be had.
 
-        Soon after ``stop`` is set, Abandoned.
+        OSError if that may pass (retry.py); soon after ``stop`` is set, Abandoned.
         """
 
     @abstractmethod
@@ -119,6 +120,8 @@ class LocalShards(ShardStore):
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
+            if may_pass(error):
+                raise
             raise UserError(f"shard {path} cannot be opened: {one_line(error)}") from None
         try:
             self._require_unchanged(path, os.fstat(descriptor))

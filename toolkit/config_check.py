@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from shards.places import is_url
 from toolkit.config import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ def check_config(config: Config) -> None:
         ("train.patience", train.patience >= 0, "0 (never) or more"),
         ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),
         ("train.feature_views", train.feature_views >= 0, "0 (no cache) or more"),
+        (
+            "train.feature_cache",
+            not is_url(train.feature_cache or ""),
+            "a folder, whose files processes map, and no URL",
+        ),
         ("train.max_skipped", train.max_skipped >= 0, "0 (none) or more"),
         ("train.checkpoint_steps", train.checkpoint_steps >= 0, "0 (per epoch only) or more"),
         ("train.keep_checkpoints", train.keep_checkpoints >= 1, "at least 1"),

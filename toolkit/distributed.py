@@ -49,6 +49,14 @@ class Stopped(Exception):
     """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
 
 
+class LostData(UserError):
+    """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
+
+    def __init__(self, message: str, status: int = UserError.status) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
     """An Accelerator for this process of a launch.
 
@@ -189,6 +197,30 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     return result
 
 
+def require_read(
+    accelerator: Accelerator,
+    failure: UserError | None,
+    owed: int = 0,
+    call: Callable[[], object] = lambda: None,
+) -> None:
+    """Raise LostData, on every rank, if one of them has a ``failure``. A collective call.
+
+    owed: how often the others make the collective ``call`` that a rank with a failure has not come to make.
+    """
+    if failure is not None:
+        for _ in range(owed):
+            call()
+    found = [None if failure is None else (accelerator.process_index, str(failure), failure.status)]
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    failed = [each for each in found if each is not None]
+    if failed:
+        rank, reason, status = failed[0]
+        who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
+        more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
+        raise LostData(f"{who}{reason}{more}", status)
+
+
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all ranks."""
     return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
@@ -268,6 +300,32 @@ class StopSignal:
             self._answer(LAST_VOTE)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class Vote:
+    """Whether any rank says yes. Each asks, works on, and then waits for the answer, which has mostly come by then."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """A collective call, as ``ask`` and ``answer`` are."""
+        # A CPU group of its own: asking over NCCL would wait for the GPU.
+        several = accelerator.num_processes > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience()) if several else None
+        self._flag = np.zeros(1, dtype=np.int64)
+        self._work: Any = None
+
+    def ask(self, yes: bool) -> None:
+        """Say this rank's word."""
+        self._flag = np.array([yes], dtype=np.int64)
+        if self._group is not None:
+            flag = torch.from_numpy(self._flag)
+            self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def answer(self) -> bool:
+        """Whether any rank said yes when it was last asked."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return bool(self._flag[0])
 
 
 #: Names of precisions → what autocast lets matrix products and convolutions take.

@@ -1,10 +1,11 @@
 """Features of a frozen backbone, computed once and kept: a head then trains in minutes without a GPU.
 
-samples of a split ─ view v of the training augmentation, or the evaluation view ─→ backbone ─→ (n, F) float16, on disk
+samples of a split ─ view v of the training augmentation, or the evaluation view ─→ backbone ─→ (n, F) float32, on disk
 
 A backbone that does not learn gives the same features for the same pixels in every epoch. So a few augmented views per
 sample are taken once (view v has the crops of epoch v), and epoch e trains on view e mod views. Files are named by all
-that decides their content, so that runs which share it share them.
+that decides their content, so that runs which share it share them. While they are computed, memory holds the features
+of some thousand samples; afterwards the processes of a node map one file (feature_files.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,39 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from shards.errors import UserError, one_line
-from shards.files import atomic_write
+from shards.errors import UserError
 from shards.progress import progress
 from toolkit.config import Config
 from toolkit.data.cuts import Cutter, eval_cutter, train_cutter
 from toolkit.data.faults import FaultPolicy
 from toolkit.data.loader import Batch, Loader, decode_threads
 from toolkit.data.pixels import Augmenter
-from toolkit.data.plan import EvalPlan
+from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import StopSignal, autocast_dtype, by_main, gather_by_index
+from toolkit.distributed import (
+    StopSignal,
+    autocast_dtype,
+    by_main,
+    from_main,
+    gather_by_index,
+    require_read,
+)
+from toolkit.feature_files import Features, FeatureWriter, file_of, read_features, share_file
 from toolkit.forward import no_room, rows_for
 from toolkit.models import head_prefixes
 from toolkit.out_of_memory import memory_told
 
 log = logging.getLogger(__name__)
 
+#: Samples whose features all ranks send to the main process together.
+TOGETHER = 4096
 #: To be raised when the same facts give other features: files of an older version are then left alone.
 VERSION = 2
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of all samples of a split under one view."""
-
-    values: np.ndarray
-    """(n, F) float16; rows that could not be decoded are zero."""
-    decoded: np.ndarray
-    """(n,) bool."""
-
-
 class FeatureBank:
-    """Computes features of splits or reads them back. Every rank makes the same calls and gets the same arrays."""
+    """Computes features of splits or maps what is there. Every rank makes the same calls and gets the same arrays."""
 
     def __init__(
         self,
@@ -117,30 +116,49 @@ class FeatureBank:
             **facts,
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{split}-{name}.npz"
-        if self._agreed(path):
-            return _read(path, len(reader))
+        path = self.folder / f"{split}-{name}.npy"
         what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
-        title = f"features of {split}, {what}"
-        stop, rows = StopSignal(self.accelerator), self.config.train.eval_batch_size
+        there = from_main(self.accelerator, file_of(path))
+        if there is None:
+            self._fill(path, reader, f"features of {split}, {what}", cutter, pixels)
+        path = self.folder / (there or path.name)
+        share_file(self.accelerator, path)
+        failure: UserError | None = None
         try:
-            with memory_told(lambda: no_room(rows, self.accelerator.device, "--train.eval_batch_size")):
-                found = self._compute(
-                    reader, title, cutter, pixels, lambda: stop.check(f"{title}, are to be computed anew")
-                )
-            _require_finite(found, reader, title)
-            by_main(self.accelerator, lambda: _write(path, found))
-            stop.check(f"{title}, are kept", True)
+            features = read_features(path, len(reader))
+        except UserError as error:
+            failure = error
+        require_read(self.accelerator, failure)
+        return features
+
+    def _fill(
+        self,
+        path: Path,
+        reader: ShardReader,
+        title: str,
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+    ) -> None:
+        """Compute the features of a view into a file of the main process."""
+        accelerator, rows = self.accelerator, self.config.train.eval_batch_size
+        stop = StopSignal(accelerator)
+        try:
+            with contextlib.ExitStack() as kept:
+                writer = FeatureWriter(path, len(reader))
+                by_main(accelerator, lambda: kept.enter_context(writer))
+                with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
+                    self._compute(
+                        reader,
+                        title,
+                        cutter,
+                        pixels,
+                        lambda rows: by_main(accelerator, lambda: writer.add(rows)),
+                        lambda: stop.check(f"{title}, are to be computed anew"),
+                    )
+                by_main(accelerator, kept.close)
+            stop.check(f"{title}, are kept", now=True)
         finally:
             stop.restore()
-        return found
-
-    def _agreed(self, path: Path) -> bool:
-        """Whether every rank has the file: one that computes alone would wait for the others for ever."""
-        here = torch.tensor([float(path.is_file())], device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            here = self.accelerator.reduce(here, reduction="sum")
-        return int(here.item()) == self.accelerator.num_processes
 
     def _compute(
         self,
@@ -148,17 +166,52 @@ class FeatureBank:
         title: str,
         cutter: Cutter,
         pixels: Callable[[Batch], torch.Tensor],
+        add: Callable[[np.ndarray], object],
         on_batch: Callable[[], None],
-    ) -> Features:
-        accelerator, train = self.accelerator, self.config.train
-        shares = EvalPlan(len(reader), rows_for(train.eval_batch_size, accelerator.device)).shares(
-            accelerator.process_index, accelerator.num_processes
-        )
-        data = self.config.data
+    ) -> None:
+        """Give ``add`` the rows of a view, some at a time and in order, on every rank."""
+        accelerator = self.accelerator
+        plan = EvalPlan(len(reader), rows_for(self.config.train.eval_batch_size, accelerator.device))
+        world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
+        every = max(1, TOGETHER // (plan.batch * world))
+        shares = plan.shares(accelerator.process_index, world)
+        own: list[tuple[np.ndarray, np.ndarray]] = []
+        done, failure = 0, None
+        bad: list[int] = []
+        with (
+            contextlib.closing(self._own_rows(reader, shares, cutter, pixels)) as batches,
+            progress(len(reader), title, disable=not accelerator.is_main_process) as bar,
+        ):
+            for step in range(1, steps + 1):
+                try:
+                    if failure is None:
+                        own.append(next(batches))
+                except UserError as error:
+                    failure = error
+                on_batch()
+                if step % every and step < steps:
+                    continue
+                require_read(accelerator, failure)
+                end = min(step * world * plan.batch, len(reader))
+                indices, rows = (np.concatenate(part) for part in zip(*own, strict=True))
+                together = gather_by_index(accelerator, end - done, indices - done, rows)
+                bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
+                add(together)
+                bar.update(end - done)
+                own, done = [], end
+        _require_finite(bad, reader, title)
+
+    def _own_rows(
+        self,
+        reader: ShardReader,
+        shares: Iterable[Share],
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
+        accelerator, train, data = self.accelerator, self.config.train, self.config.data
         # Never replaced: a substitute's features would stand under the damaged sample's labels.
         policy = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
-        indices: list[np.ndarray] = []
-        rows: list[np.ndarray] = []
         dtype = autocast_dtype(accelerator)
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model.eval()
@@ -171,7 +224,6 @@ class FeatureBank:
                 policy=policy,
             ) as loader,
             reader.in_order(accelerator.is_local_main_process),
-            progress(len(reader), title, disable=not accelerator.is_main_process) as bar,
             torch.inference_mode(),
             contextlib.closing(loader.batches(shares, cutter)) as batches,
         ):
@@ -183,15 +235,10 @@ class FeatureBank:
                     out = backbone_features(self.model, images)
                 damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))
                 keep = batch.share.valid | damaged
-                values = out.half().cpu().numpy()
-                values[damaged] = 0
-                flags = (~damaged).astype(np.float16)[:, None]
-                indices.append(batch.share.indices[keep])
-                rows.append(np.concatenate([values, flags], axis=1)[keep])
-                bar.update(int(keep.sum()) * accelerator.num_processes)
-                on_batch()
-        everything = gather_by_index(accelerator, len(reader), np.concatenate(indices), np.concatenate(rows))
-        return Features(np.ascontiguousarray(everything[:, :-1]), everything[:, -1] > 0)
+                rows = np.ones((len(out), out.shape[1] + 1), dtype=np.float32)
+                rows[:, :-1] = out.float().cpu().numpy()
+                rows[damaged] = 0.0
+                yield batch.share.indices[keep], rows[keep]
 
 
 def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
@@ -223,40 +270,12 @@ def backbone_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as stream:
-        np.savez(stream, values=features.values, decoded=features.decoded)
-
-
-def _require_finite(found: Features, reader: ShardReader, title: str) -> None:
-    """Raise UserError, on every rank, for features that half precision does not hold."""
-    bad = np.flatnonzero(~np.isfinite(found.values).all(axis=1))
-    if len(bad):
-        shown = ", ".join(reader.sample_ids()[row] for row in bad[:3])
+def _require_finite(bad: Sequence[int], reader: ShardReader, title: str) -> None:
+    """Raise UserError, on every rank, for samples whose features are no numbers."""
+    if bad:
+        ids = reader.sample_ids()
+        shown = ", ".join(ids[row] for row in bad[:3])
         raise UserError(
-            f"{title}, are not finite for {len(bad)} of {len(found.values)} samples ({shown}): half precision, in "
-            f"which they are kept, ends at 65504; take other weights, or --train.feature_views 0"
+            f"{title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; use "
+            f"--train.precision no or bf16, take other weights, or set --train.feature_views 0"
         )
-
-
-def _read(path: Path, count: int) -> Features:
-    """What `_write` wrote of ``count`` samples. Raises UserError for anything else: the folder may be shared."""
-    problem = "its arrays are of other types or shapes"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-                raise ValueError("its parts are larger than the file")
-        with np.load(path, allow_pickle=False) as stored:
-            values, decoded = stored["values"], stored["decoded"]
-        if (
-            (values.dtype, decoded.dtype, values.ndim) == (np.float16, np.bool_, 2)
-            and (len(values), decoded.shape) == (count, (count,))
-            and np.isfinite(values).all()
-        ):
-            return Features(values, decoded)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        problem = one_line(error)[:200]
-    raise UserError(
-        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again"
-    )

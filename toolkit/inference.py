@@ -10,11 +10,12 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
+from shards.errors import UserError
 from toolkit.data.cuts import Cutter
 from toolkit.data.loader import Batch, Loader
 from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import autocast_dtype, gather_by_index
+from toolkit.distributed import autocast_dtype, gather_by_index, require_read
 from toolkit.forward import Answer, Forward, ForwardOptions, require_finite_outputs, rows_for
 
 
@@ -122,15 +123,29 @@ def infer_all(
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
     ``model`` is unwrapped, already on its device, in evaluation mode. Rows that are not decoded are zero; a loader
-    whose fault policy stops never leaves one.
+    whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read its samples.
     """
     count = len(loader.source)
     rows = rows_for(batch_size, accelerator.device)
-    shares = EvalPlan(count, rows).shares(accelerator.process_index, accelerator.num_processes)
+    plan, world = EvalPlan(count, rows), accelerator.num_processes
+    shares = plan.shares(accelerator.process_index, world)
     forward = Forward(
         model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
     )
-    scored = infer_shares(forward, loader, shares, cutter, on_batch, finite=False)
+    calls = 0
+    failure: UserError | None = None
+
+    def called(done: int) -> None:
+        nonlocal calls
+        calls += 1
+        if on_batch is not None:
+            on_batch(done)
+
+    try:
+        scored = infer_shares(forward, loader, shares, cutter, called, finite=False)
+    except UserError as error:
+        failure = error
+    require_read(accelerator, failure, plan.steps(world) - calls, lambda: called(0))
     # A last column says which rows are real; each sample comes exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)

@@ -85,26 +85,27 @@ class Guard:
         self._noted: list[_Noted] = []
         """Updates since the last look."""
         self._trouble = torch.zeros((), device=accelerator.device)
-        self._buffers: list[torch.Tensor] = []
 
-    def begin(self, model: nn.Module, epoch: int, step: int) -> None:
-        """Before the forward passes of an update, ``step`` counting from 0; ``model`` is unwrapped."""
+    def begin(self, epoch: int, step: int) -> None:
+        """Before the forward passes of an update, ``step`` counting from 0."""
         if epoch != self._epoch:
             self._epoch = epoch
             self.skipped.clear()
         self._noted.append(_Noted(epoch, step))
-        if self.on_nonfinite == "skip" or self.accelerator.scaler is not None:
-            self._buffers = [buffer.clone() for buffer in model.buffers()]
 
     def note(self, losses: torch.Tensor, share: Share) -> None:
         """The (n,) losses of a micro-batch. Does not wait for the device."""
         self._noted[-1].shares.append(share)
         self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
 
+    def withdraw(self) -> None:
+        """The update that began last is not made, for a reason that is none of its numbers'."""
+        self._noted.pop()
+
     def allow(self, model: nn.Module) -> bool:
         """Whether the update is to be made, with the gradient in ``model`` (unwrapped). Collective with ``skip``.
 
-        If not, the model's buffers are again what they were before, and a warning names the samples.
+        If not, a warning names the samples.
         """
         noted = self._noted[-1]
         if self.accelerator.scaler is None:
@@ -117,16 +118,10 @@ class Guard:
         told = self._told()
         if told is None:
             return True
-        self.undo(model)
         self.skipped.append(self._story(told))
         if self.accelerator.is_main_process:
             log.warning("update skipped: %s", self.skipped[-1])
         return False
-
-    def undo(self, model: nn.Module) -> None:
-        """Give the model the buffers that it had before an update which is not made after all."""
-        for buffer, before in zip(model.buffers(), self._buffers, strict=True):
-            buffer.copy_(before)
 
     def check(self) -> None:
         """Raise UserError, on every rank, if an update since the last look was not finite. Collective; waits."""

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from shards.arguments import store_of
 from shards.claim import folder_lock
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.files import remove_partials
 from shards.image_files import holds_images
 from shards.labels import require_same
@@ -36,7 +36,7 @@ from toolkit.agreement import Facts, command_facts, file_fact, images_facts, mod
 from toolkit.data.faults import KEEP_ERRORS
 from toolkit.data.files import list_images
 from toolkit.data.loader import Loader, decode_threads
-from toolkit.distributed import from_main, make_accelerator
+from toolkit.distributed import LostData, from_main, make_accelerator
 from toolkit.forward import Forward, ahead_for, rows_for
 from toolkit.handout import HandOut
 from toolkit.inference import Scored, joined, score
@@ -161,9 +161,22 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
         todo = from_main(accelerator, todo)  # one list for all: files appear from now on
         hand_out = HandOut(accelerator, len(todo))
         started = time.perf_counter()
-        own = _work(job, accelerator, hand_out, todo)
-        results = hand_out.end(own)
+        samples = failed = 0
+        problem: tuple[str, int] | None = None
+        try:
+            samples, failed = _work(job, accelerator, hand_out, todo)
+        except (UserError, OSError) as error:  # the others take the rest, and then say the same
+            problem = one_line(error), getattr(error, "status", 2)
+            if accelerator.num_processes > 1:
+                log.error("%s; the other processes go on", problem[0])
+        results = hand_out.end([samples, failed, problem])
         seconds = time.perf_counter() - started
+    for rank, (_, _, found) in enumerate(results):
+        if found is not None:
+            who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
+            raise LostData(
+                f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1]
+            )
     accelerator.wait_for_everyone()
     status = 0
     if main:
@@ -244,7 +257,7 @@ class Writer:
             self._pool.shutdown()
 
 
-def _tell(job: Job, done: int, results: Sequence[Sequence[int]], seconds: float) -> int:
+def _tell(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
     samples, failed = (sum(result[k] for result in results) for k in (0, 1))
     if failed:
         log.warning("%d images could not be decoded; their rows carry the error", failed)

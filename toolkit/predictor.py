@@ -20,7 +20,7 @@ from shards.errors import UserError, one_line
 from shards.upright import upright_rgb
 from toolkit.data.cuts import FileCut
 from toolkit.data.faults import KEEP_ERRORS
-from toolkit.data.files import RAW, RawTransform, file_id
+from toolkit.data.files import RAW, RawTransform, file_id, read_file
 from toolkit.data.jpeg import Undecodable
 from toolkit.data.loader import Loader, decode_threads
 from toolkit.data.plan import EvalPlan, Share
@@ -70,7 +70,7 @@ class Predictor:
         for number, image in enumerate(_listed(images)):
             try:
                 squares.append(_square(image, transform))
-            except (OSError, ValueError) as error:
+            except (Undecodable, ValueError) as error:
                 raise UserError(f"{_name(image, number)} cannot be read: {error}") from None
         side = self.folder.preprocessing.image_size
         pixels = torch.from_numpy(np.reshape(squares, (-1, side, side, 3)).astype(np.uint8)).to(self.device)
@@ -204,15 +204,15 @@ class _ImagesCut(FileCut):
         """See Cut."""
         try:
             return _square(self.pictures[row], self.raw)
-        except ValueError as error:  # the loader itself answers to OSError
+        except ValueError as error:
             raise Undecodable(str(error)) from error
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """(S, S, 3) uint8. Raises OSError, ValueError."""
+    """(S, S, 3) uint8. Raises Undecodable, ValueError; UserError for a file that cannot be read now."""
     try:
         if isinstance(image, (str, os.PathLike)):
-            return transform(Path(os.fsdecode(image)).read_bytes())
+            return transform(read_file(Path(os.fsdecode(image))))
         if isinstance(image, (bytes, bytearray, memoryview)):
             return transform(bytes(image))
         if isinstance(image, _Unread):
@@ -224,7 +224,7 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if not 0 < image.width * image.height <= RAW.max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {RAW.max_pixels}")
         return transform.square(upright_rgb(image))
-    except (OSError, ValueError):
+    except (Undecodable, UserError, ValueError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise ValueError(f"{type(error).__name__}: {one_line(error)[:200]}") from error

@@ -2,8 +2,8 @@
 
 FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, to be saved
 
-All views are held in memory, by every process: 2 bytes x features x samples x views, which is 2.2 GB for 90,000 posters
-with 3,072 features each under 4 views.
+All views are mapped files, which the processes of a node share through its page cache: 4 bytes x features x samples x
+views, 4.4 GB on disk for 90,000 posters with 3,072 features each under 4 views. A process's own memory holds a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from toolkit.data.meter import Meter
 from toolkit.data.plan import TrainPlan
 from toolkit.data.ring import to_device
 from toolkit.ensemble import linears, networks
-from toolkit.features import Features, classifier_path
+from toolkit.feature_files import Features
+from toolkit.features import classifier_path
 
 #: A feature that hardly varies is not blown up.
 LEAST_DEVIATION = 1e-3
@@ -68,8 +69,8 @@ def build_head(
     if standardize:
         total, squares, count = np.zeros(width), np.zeros(width), 0
         for view in views:
-            rows = view.values[view.decoded].astype(np.float64)
-            total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
+            for rows in (block.astype(np.float64) for block in view.blocks()):
+                total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
         average = total / count
         spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
         mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
@@ -179,9 +180,9 @@ class FeatureFeed:
         size, out = self.config.train.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
-                rows = torch.from_numpy(self.val.values[start : start + size]).float()
+                rows = self.val.values[start : start + size].astype(np.float32)  # out of the map
                 with self.accelerator.autocast():
-                    out.append(model(rows.to(self.accelerator.device)).float().cpu().numpy())
+                    out.append(model(to_device(rows, self.accelerator.device)).float().cpu().numpy())
                 if on_batch is not None:
                     on_batch(len(rows))
         logits = np.concatenate(out)

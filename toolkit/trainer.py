@@ -22,7 +22,7 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
+from toolkit.distributed import LostData, Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.feed import RunFeed, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
@@ -63,7 +63,11 @@ class Trainer:
         return self.updater.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
-        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved)."""
+        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved).
+
+        Raises LostData, on every rank, where one of them cannot read its samples; a checkpoint was saved then, too.
+        """
+        began = self.state.updates
         try:
             if not self._over():
                 score_again(self.accelerator, self.parts, self.state)
@@ -73,6 +77,13 @@ class Trainer:
                     return False
             require_made(self.state.made, self.state.updates)
             return True
+        except LostData as lost:
+            if self.state.updates == began:
+                raise
+            self._save()
+            raise LostData(
+                f"{lost}; checkpoint saved: the same command with --resume goes on", lost.status
+            ) from None
         finally:
             self.feed.close()
             self.stop.restore()
@@ -92,7 +103,11 @@ class Trainer:
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 count = self.plan.count(state.step)
-                loss, _ = self._update(batches)
+                try:
+                    loss, _ = self._update(batches)
+                except LostData:
+                    self._note_loss(own_loss)
+                    raise
                 own_loss += loss
                 images += count
                 bar.update(count)

@@ -7,19 +7,20 @@ grey levels → augment → normalise → model → loss, summed over genres →
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from shards.errors import UserError
 from toolkit.batch_norm import held_over_few_rows
 from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
 from toolkit.data.ring import to_device
-from toolkit.distributed import autocast_dtype, seed_step
+from toolkit.distributed import Vote, autocast_dtype, require_read, seed_step
 from toolkit.nonfinite import Guard, check_scale
 from toolkit.optim import set_lr
 from toolkit.out_of_memory import memory_told, training_line
@@ -44,6 +45,7 @@ class Updater:
         self.overflows = 0
         """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
         config = parts.config
+        self.lost = Vote(accelerator)
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -58,7 +60,8 @@ class Updater:
         that was not made, because the guard did not allow it or its gradient overflowed in fp16: it leaves weights,
         buffers, optimiser and moving average as they were. The gradient, and with it optim.clip_norm, is of the sum
         over genres and the mean over samples. Raises UserError where the memory does not hold a micro-batch, or where
-        every gradient overflows.
+        every gradient overflows; LostData, on every rank, where one of them cannot read its samples: the update is not
+        made, and all is as it was before.
         """
         hold = held_over_few_rows(
             self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation
@@ -75,11 +78,15 @@ class Updater:
         set_lr(optimizer, lr)
         count = self.plan.count(step)
         if self.guard is not None:
-            self.guard.begin(self.plain_model, epoch, step)
+            self.guard.begin(epoch, step)
         total = torch.zeros(2, device=accelerator.device)
+        restore = _kept_buffers(self.plain_model)
+        failure: UserError | None = None
         for part in range(self.accumulation):
-            batch = next(batches)
+            batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
+            if last:  # answered while this rank computes, and looked at before the step is made
+                self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
                 loss = (losses * valid).sum()
@@ -90,8 +97,15 @@ class Updater:
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total[0] += loss.detach() / len(parts.manifest.genres)
             total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
+        if self.lost.answer():
+            optimizer.zero_grad()
+            restore()
+            if self.guard is not None:
+                self.guard.withdraw()
+            require_read(accelerator, failure)
         if self.guard is not None and not self.guard.allow(self.plain_model):
             optimizer.zero_grad()
+            restore()
             self.overflows = 0
             return torch.zeros_like(total), 0
         if config.optim.clip_norm:
@@ -102,13 +116,33 @@ class Updater:
         optimizer.zero_grad()
         self.overflows = self.overflows + 1 if optimizer.step_was_skipped else 0
         if self.overflows:
-            if self.guard is not None:
-                self.guard.undo(self.plain_model)
+            restore()
             check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
             return total, 0
         if parts.ema is not None:
             parts.ema.update(self.plain_model, step=updates)
         return total, count
+
+    def _next(
+        self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
+    ) -> tuple[Batch, UserError | None]:
+        """The next micro-batch; one that weighs nothing, with the reason, if this rank cannot have its samples.
+
+        The others are in the middle of an update that ends only if this rank takes part in it.
+        """
+        try:
+            if failure is None:
+                return next(batches), None
+        except UserError as error:
+            failure = error
+        accelerator, side = self.accelerator, self.parts.config.data.image_size
+        rank, world = accelerator.process_index, accelerator.num_processes
+        share = self.plan.micro_batches(epoch, step, rank, world, self.accumulation)[part]
+        share.valid[:] = False
+        images = torch.zeros(
+            (len(share.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device
+        )
+        return Batch(images, share, {}), failure
 
     def _memory_line(self) -> str:
         """What did not fit, and the ways out."""
@@ -147,3 +181,19 @@ class Updater:
             logits = model(inputs)
         losses: torch.Tensor = self.parts.criterion(logits, targets)
         return losses, valid
+
+
+def _kept_buffers(model: nn.Module) -> Callable[[], None]:
+    """Copy a model's buffers (BatchNorm's statistics), all of a type at once; call the result to have them back."""
+    buffers: dict[torch.dtype, list[torch.Tensor]] = {}
+    for buffer in model.buffers():
+        buffers.setdefault(buffer.dtype, []).append(buffer)
+    kept = {dtype: torch.cat([buffer.reshape(-1) for buffer in own]) for dtype, own in buffers.items()}
+
+    def restore() -> None:
+        for dtype, own in buffers.items():
+            parts = kept[dtype].split([buffer.numel() for buffer in own])
+            for buffer, before in zip(own, parts, strict=True):
+                buffer.copy_(before.view_as(buffer))
+
+    return restore

@@ -19,6 +19,8 @@ Faults, as "NAME ARGUMENTS", several with ; between them:
     memory MIB        the process gets so much more address space than it has, and the system refuses the rest
     full WHERE FOLDER the disk of FOLDER is full from the call of WHERE (module:function) on
     hub RANK          weights of timm's hub are this machine's own random ones, and this rank's are others
+    read ERRNO RANK FROM TIMES NAME   this rank's reads of the file NAME fail with this error (EIO, ...; "end": its end;
+                      "short": a part comes) from its read number FROM (from 0) on, so many times or "always"
     gate FILE         wait for FILE before anything else, everything loaded
 """
 
@@ -28,6 +30,7 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -319,6 +322,33 @@ def _hub(rank: int, other: str) -> None:
     toolkit.parts.build_model = from_hub  # type: ignore[assignment]
 
 
+def _read(rank: int, error: str, victim: str, first: str, times: str, name: str) -> None:
+    import errno
+
+    import shards.retry
+
+    if rank != int(victim):
+        return
+    shards.retry.LONGEST = 1.0
+    read, counts, lock = os.preadv, [0, 0], threading.Lock()
+
+    def failing(file: int, buffers: Any, offset: int) -> int:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{file}")) == name:
+            with lock:
+                counts[0] += 1
+                fails = counts[0] > int(first) and (times == "always" or counts[1] < int(times))
+                counts[1] += fails
+            if fails and error == "end":
+                return 0
+            if fails and error == "short":
+                return read(file, [buffers[0][: max(1, len(buffers[0]) // 3)]], offset)
+            if fails:
+                raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+        return read(file, buffers, offset)
+
+    os.preadv = failing  # type: ignore[assignment]
+
+
 def _gate(rank: int, file: str) -> None:
     import toolkit.train  # noqa: F401 (so that nothing is left to be loaded)
 
@@ -345,5 +375,6 @@ FAULTS: dict[str, Callable[..., None]] = {
     "memory": _memory,
     "full": _full,
     "hub": _hub,
+    "read": _read,
     "gate": _gate,
 }

@@ -157,7 +157,7 @@ def test_flipped_bytes(
     status, line = command(train_options(shards, tmp_path / "run", "--data.on_error=stop"), capsys)
     assert status == 2 and f"{shards / TAR} member" in line and "cannot be decoded" in line
     options = ["--data.on_error=replace", "--data.max_errors=0.1"]
-    assert command(train_options(shards, tmp_path / "run", *options), capsys) == (0, "")
+    assert command(train_options(shards, tmp_path / "other", *options), capsys) == (0, "")
     status, line = command(
         ["evaluate", "--model", fault_model, "--shards", shards, "--split", "train"], capsys
     )

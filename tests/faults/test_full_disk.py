@@ -158,10 +158,10 @@ def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixt
     )
     with disk.full_during(toolkit.features.FeatureBank, "_compute"):
         status, line = command(options, capsys)
-        assert status == 2 and FULL in line and ".npz" in line
+        assert status == 2 and FULL in line and ".npy" in line
         assert not list((disk.folder / "run" / "features").iterdir())
     assert command(options, capsys) == (0, "")
-    assert len(list((disk.folder / "run" / "features").glob("*.npz"))) == 2
+    assert len(list((disk.folder / "run" / "features").glob("*.npy"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,9 @@ def test_what_the_first_process_cannot_write(
     ("where", "options", "file"),
     [
         (
-            "toolkit.features:_write",
+            "toolkit.feature_files:FeatureWriter.add",
             ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
-            ".npz",
+            ".npy",
         ),
         ("toolkit.find_lr:save_curve", ["--find-lr"], "find-lr.csv"),
     ],

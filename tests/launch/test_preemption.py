@@ -124,7 +124,7 @@ def test_stopped_while_computing_features(
     with caplog.at_level("WARNING"):
         assert main(["train", *options_of(launch_set, out, *CACHED)]) == 75
     assert "features of train, view 2, are to be computed anew" in caplog.text and "--resume" in caplog.text
-    assert len(list((out / "features").glob("train-*.npz"))) == 1 and not list(out.rglob("*.partial"))
+    assert len(list((out / "features").glob("train-*.npy"))) == 1 and not list(out.rglob("*.partial"))
     assert not (out / "checkpoints").exists()
 
     computed, compute = [], FeatureBank._compute
@@ -154,4 +154,4 @@ def test_a_signal_between_two_views_is_not_lost(
 
     monkeypatch.setattr(FeatureBank, "_compute", computed)
     assert main(["train", *options_of(launch_set, tmp_path / "run", *CACHED)]) == 75
-    assert len(struck) == 1 and len(list((tmp_path / "run" / "features").glob("*.npz"))) == 1
+    assert len(struck) == 1 and len(list((tmp_path / "run" / "features").glob("*.npy"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
@@ -200,3 +201,28 @@ def test_ids_may_come_from_any_csv(tmp_path: Path) -> None:
     assert find_image(tmp_path / "images", long) is None and list(
         list_posters(tmp_path / "images", ["a", long])
     ) == ["a"]
+
+
+def test_a_disk_that_fails_rejects_no_poster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again, and then the build ends: a set that lacks posters for that would look like any other."""
+    monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("shards.retry.LONGEST", 0.05)
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    real, fails = Path.read_bytes, [errno.EIO, errno.ESTALE]
+
+    def failing(self: Path) -> bytes:
+        if fails:
+            number = fails.pop()
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert read_image_file(tmp_path, "a") == JPEG
+    for number in (errno.EIO, errno.EMFILE):
+        fails[:] = [number] * 1000
+        with pytest.raises(UserError, match=rf"a.jpg cannot be read on .*\[Errno {number}\]"):
+            read_image_file(tmp_path, "a")
+    fails[:] = [errno.EACCES]
+    with pytest.raises(BadImage) as caught:
+        read_image_file(tmp_path, "a")
+    assert caught.value.reason == "unreadable file"

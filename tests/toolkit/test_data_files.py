@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from shards.errors import UserError
 from toolkit.data.cuts import SquareCut
 from toolkit.data.files import FileSource, RawTransform
+from toolkit.data.jpeg import Undecodable
 from toolkit.data.transforms import Preprocessing
 from toolkit.data.views import eval_views
 
@@ -82,3 +86,34 @@ def test_a_source_of_files(posters: Path) -> None:
     source = FileSource(paths)
     assert len(source) == len(paths) and bytes(source.read(2)) == paths[2].read_bytes()
     assert source.where(2) == str(paths[2])
+
+
+def test_what_is_wrong_with_a_file_and_what_is_not(
+    posters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is gone is a row's error; a disk that fails, or too many open files, is no file's."""
+    monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("shards.retry.LONGEST", 0.05)
+    path = posters / "images" / "p00000.jpg"
+    with pytest.raises(Undecodable, match="No such file"):
+        FileSource([tmp_path / "gone.jpg"]).read(0)
+    with pytest.raises(Undecodable, match="Is a directory"):
+        FileSource([tmp_path]).read(0)
+    real, fails = Path.read_bytes, [errno.EIO, errno.ESTALE]
+
+    def failing(self: Path) -> bytes:
+        if fails:
+            number = fails.pop()
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert bytes(FileSource([path]).read(0)) == real(path)
+    for number, words, status in (
+        (errno.EIO, r"cannot be read on .*: \[Errno 5\] Input/output error \(tried for", 69),
+        (errno.EMFILE, r"cannot be read on .*: \[Errno 24\] Too many open files; look", 2),
+    ):
+        fails[:] = [number] * 1000
+        with pytest.raises(UserError, match=f"p00000.jpg {words}") as caught:
+            FileSource([path]).read(0)
+        assert caught.value.status == status

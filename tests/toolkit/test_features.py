@@ -15,8 +15,8 @@ from shards.manifest import Manifest
 from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
+from toolkit.feature_files import read_features
 from toolkit.features import FeatureBank, backbone_features, backbone_hash, classifier_path
-from toolkit.features import _read as read_features
 from toolkit.models import HeadSpec, build_model
 
 SIZE = 32
@@ -53,7 +53,7 @@ def test_features_are_what_the_classifier_is_given(
     with torch.inference_mode():
         expected = model(images)
         classifier = model.get_submodule(classifier_path(model))
-        assert torch.allclose(classifier(torch.from_numpy(found.values).float()), expected, atol=0.02)
+        assert torch.allclose(classifier(torch.from_numpy(found.values.copy())), expected, atol=0.02)
     assert expected.std() > 0.05  # the tolerance is small beside what the logits say
 
 
@@ -106,7 +106,7 @@ def test_no_dropout_in_features(model: torch.nn.Module):
     ("arrays", "words"),
     [
         ({"values": np.zeros((3, 4), np.float16)}, "decoded is not a file"),
-        ({"values": np.zeros((3, 4), np.float32), "decoded": np.ones(3, bool)}, "other types or shapes"),
+        ({"values": np.zeros((3, 4), np.float64), "decoded": np.ones(3, bool)}, "other types or shapes"),
         ({"values": np.zeros((2, 4), np.float16), "decoded": np.ones(2, bool)}, "other types or shapes"),
         (
             {"values": np.full((3, 4), np.nan, np.float16), "decoded": np.ones(3, bool)},
@@ -129,13 +129,47 @@ def test_a_cache_that_holds_something_else_is_one_line(
         read_features(path, 3)
 
 
-def test_features_that_half_precision_does_not_hold_are_named(
+@pytest.mark.parametrize("scale", [1e6, 1e-9])
+def test_features_that_half_precision_does_not_hold_are_kept(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither an infinity nor 0 is made of them."""
+    plain = bank(model, tmp_path / "plain").evaluation_view(reader, "val").values
+    monkeypatch.setattr(
+        "toolkit.features.backbone_features", lambda *given: scale * backbone_features(*given)
+    )
+    found = bank(model, tmp_path / "scaled").evaluation_view(reader, "val").values
+    with np.errstate(over="ignore"):
+        half = (scale * plain).astype(np.float16)
+    assert np.isinf(half).any() if scale > 1 else (half == 0).all()
+    assert np.isfinite(found).all() and np.allclose(found, scale * plain, rtol=1e-4, atol=0)
+
+
+def test_features_that_are_no_numbers_are_named(
     model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
 ):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bn2.bias"):
-                parameter.fill_(1e5)
-    with pytest.raises(UserError, match=f"are not finite for {len(reader)} of {len(reader)} samples .*65504"):
+                parameter.fill_(float("inf"))
+    with pytest.raises(
+        UserError, match=f"are not finite for {len(reader)} of {len(reader)} samples .*overflows"
+    ):
         bank(model, tmp_path).evaluation_view(reader, "val")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_earlier_versions_are_read(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
+):
+    """And mapped where they lie: computing them again would take its time."""
+    first = bank(model, tmp_path).evaluation_view(reader, "val")
+    (path,) = tmp_path.iterdir()
+    old = path.with_suffix(".npz")
+    np.savez(old, values=first.values.astype(np.float16), decoded=first.decoded)
+    path.unlink()
+    again = bank(model, tmp_path).evaluation_view(reader, "val")
+    assert list(tmp_path.iterdir()) == [old]
+    assert again.values.dtype == np.float16 and (again.values == first.values.astype(np.float16)).all()
+    assert (again.decoded == first.decoded).all()
+    assert isinstance(again.values.base, np.memmap)

@@ -105,3 +105,22 @@ def test_a_file_that_does_not_open_leaves_nothing(tmp_path: Path) -> None:
     files.paths[0].write_bytes(b"x")
     with handles.use(0) as descriptor:
         assert os.pread(descriptor, 9, 0) == b"x"
+
+
+def test_what_failed_is_opened_anew_and_closed_once_unused(tmp_path: Path) -> None:
+    files = Counted(tmp_path, 2)
+    handles = Handles(files, 2)
+    first = handles.take(0)
+    second = handles.take(0)
+    assert first == second
+    handles.forget(0)
+    third = handles.take(0)
+    assert third != first and files.opened == [0, 0]
+    handles.give_back(0, first)
+    assert os.pread(second, 9, 0) == b"\0"  # still in use by the other
+    handles.give_back(0, second)
+    assert open_now(tmp_path) == 1
+    handles.give_back(0, third)
+    handles.forget(0)
+    handles.forget(0)
+    assert open_now(tmp_path) == 0

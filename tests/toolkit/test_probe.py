@@ -18,7 +18,8 @@ from train_tools import make_parts, tiny_config
 from shards.manifest import Manifest
 from toolkit.config import Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
-from toolkit.features import Features, backbone_features, classifier_path
+from toolkit.feature_files import Features
+from toolkit.features import backbone_features, classifier_path
 from toolkit.feed import train_plan
 from toolkit.models import HeadSpec, build_model, clean_state
 from toolkit.probe import FeatureFeed, Probe, build_head, merge

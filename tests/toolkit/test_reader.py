@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import webdataset
 from shards.errors import UserError
 from shards.index import index_path
 from shards.manifest import Manifest
+from shards.remote_read import Abandoned
 from toolkit.data.reader import ShardReader
 
 
@@ -167,3 +171,85 @@ def test_targets_sum_to_the_manifests_counts(shard_set: Path):
         reader = ShardReader.of_split(shard_set, split, manifest)
         assert reader.targets.sum(axis=0).tolist() == list(summary[split]["genre_counts"].values())
         assert reader.targets.dtype == np.uint8
+
+
+class Flaky:
+    """A function of os that fails for a shard's tar as often as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, tar: Path) -> None:
+        self.real, self.tar = getattr(os, name), tar
+        self.fails: list[int] = []
+        self.calls = 0
+        monkeypatch.setattr(os, name, self)
+        monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
+        monkeypatch.setattr("shards.retry.LONGEST", 0.1)
+
+    def __call__(self, file: Any, *arguments: Any, **options: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
+        if path == str(self.tar):
+            self.calls += 1
+            if self.fails:
+                number = self.fails.pop()
+                raise OSError(number, os.strerror(number))
+        return self.real(file, *arguments, **options)
+
+
+@pytest.mark.parametrize("name", ["open", "preadv"])
+@pytest.mark.parametrize("error", ["EIO", "ESTALE", "ETIMEDOUT", "ECONNRESET", "EAGAIN", "ENETDOWN"])
+def test_what_fails_in_passing_is_read_again(
+    name: str, error: str, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    expected = ShardReader.of_split(copy, "train").image_bytes(0)
+    reader = ShardReader.of_split(copy, "train")
+    flaky = Flaky(monkeypatch, name, copy / "train-00000.tar")
+    number = getattr(errno, error)
+    flaky.fails = [number, number]
+    assert reader.image_bytes(0) == expected and flaky.calls == 3
+    flaky.fails = [number] * 10_000
+    reader.rest()
+    reader._handles.close_idle()
+    with pytest.raises(UserError, match=rf"train-00000.tar cannot be read on .*\[Errno {number}\]") as caught:
+        reader.image_bytes(0)
+    assert caught.value.status == 69 and flaky.calls > 5
+    flaky.fails = []
+    assert reader.image_bytes(0) == expected
+
+
+@pytest.mark.parametrize("error", ["EACCES", "EMFILE", "ENOMEM"])
+def test_what_does_not_pass_is_said_at_once(error: str, copy: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = ShardReader.of_split(copy, "train")
+    flaky = Flaky(monkeypatch, "preadv", copy / "train-00000.tar")
+    flaky.fails = [getattr(errno, error)] * 10
+    with pytest.raises(UserError, match=r"train-00000.tar cannot be read on") as caught:
+        reader.image_bytes(0)
+    assert caught.value.status == 2 and flaky.calls == 1
+
+
+def test_a_tar_that_ends_early_is_its_shards_damage(copy: Path):
+    """Its index and the manifest say otherwise: no image is at fault."""
+    reader = ShardReader.of_split(copy, "train")
+    last = reader.shard_sizes[0] - 1
+    reader.image_bytes(0)
+    os.truncate(copy / "train-00000.tar", int(reader.records[last]["offset"]) + 10)
+    with pytest.raises(
+        UserError, match=r"shard .*train-00000.tar is truncated: it ends at byte \d+"
+    ) as caught:
+        reader.image_bytes(last)
+    assert "copy it again" in str(caught.value)
+
+
+def test_who_waits_for_a_file_that_fails_gives_up_when_nobody_reads(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reader = ShardReader.of_split(copy, "train")
+    flaky = Flaky(monkeypatch, "preadv", copy / "train-00000.tar")
+    monkeypatch.setattr("shards.retry.LONGEST", 60.0)
+    monkeypatch.setattr("shards.retry.PAUSES", (30.0, 30.0))
+    flaky.fails = [errno.EIO] * 10
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.image_bytes, 0)
+        while not flaky.calls:
+            time.sleep(0.01)
+        reader.abandon()
+        with pytest.raises(Abandoned):
+            waiting.result(timeout=20)

@@ -44,7 +44,7 @@ def test_the_model_on_pixels_gives_the_metrics_that_the_head_had_on_features(run
     assert done.returncode == 0, done.stderr
     best = float(before["val_loss"].min())
     found = json.loads((run / "model" / "metrics-val.json").read_text())
-    assert found["loss"] == pytest.approx(best, abs=2e-3)  # features are kept in half precision
+    assert found["loss"] == pytest.approx(best, abs=2e-3)
 
 
 def test_features_are_taken_once(run: Path, shard_set: Path, tmp_path: Path):

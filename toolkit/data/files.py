@@ -19,6 +19,7 @@ from shards.errors import UserError
 from shards.image_files import Walk, no_images, walk_images
 from shards.images import ANY
 from shards.picture_structure import more_frames
+from shards.retry import of_one_file, retried, unreadable
 from toolkit.data.cuts import SquareCut
 from toolkit.data.jpeg import Undecodable, decode_any, plain_jpeg
 from toolkit.data.transforms import Preprocessing
@@ -66,6 +67,20 @@ def file_id(path: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def read_file(path: Path) -> bytes:
+    """A user's file. What fails in passing is read again.
+
+    Raises Undecodable for a file that is gone or may not be read, which its row says; UserError for what is not the
+    file's own trouble: the rows of all others would say the same.
+    """
+    try:
+        return retried(path.read_bytes, str(path))
+    except OSError as error:
+        if of_one_file(error):
+            raise Undecodable(error.strerror or str(error)) from None
+        raise unreadable(str(path), error) from None
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files as a Loader's source. Those with several frames, of which the first is taken, are said."""
@@ -78,7 +93,7 @@ class FileSource:
 
     def read(self, index: int) -> memoryview:
         """See Source."""
-        data = self.paths[index].read_bytes()
+        data = read_file(self.paths[index])
         if more_frames(data):
             self.films.append(self.paths[index])
             if len(self.films) <= NAMED:

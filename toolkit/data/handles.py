@@ -24,6 +24,8 @@ class Handles:
         """``open_file`` opens the file of a number; at most ``capacity`` stay open besides those in use."""
         self._open_file, self.capacity = open_file, capacity
         self._files: OrderedDict[int, _Open] = OrderedDict()
+        self._forgotten: dict[int, _Open] = {}
+        """Descriptor → what was forgotten while somebody used it."""
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._files)
 
@@ -34,7 +36,7 @@ class Handles:
         try:
             yield descriptor
         finally:
-            self.give_back(number)
+            self.give_back(number, descriptor)
 
     def take(self, number: int) -> int:
         """As ``use``, for where every microsecond counts; to be given back whatever happens."""
@@ -47,12 +49,27 @@ class Handles:
         descriptor = self._open_file(number)  # may take its time: nobody else waits for it
         return self._added(number, descriptor).descriptor
 
-    def give_back(self, number: int) -> None:
+    def give_back(self, number: int, descriptor: int) -> None:
         """One user less of a file that was taken."""
         with self._lock:
-            self._files[number].users -= 1
-            if len(self._files) > self.capacity:
-                self._close(len(self._files) - self.capacity)
+            entry = self._forgotten.get(descriptor)
+            if entry is None:
+                self._files[number].users -= 1
+                if len(self._files) > self.capacity:
+                    self._close(len(self._files) - self.capacity)
+                return
+            entry.users -= 1
+            if not entry.users:
+                os.close(self._forgotten.pop(descriptor).descriptor)
+
+    def forget(self, number: int) -> None:
+        """Have the file opened anew when it is taken next: reading it failed."""
+        with self._lock:
+            entry = self._files.pop(number, None)
+            if entry is not None and entry.users:
+                self._forgotten[entry.descriptor] = entry
+            elif entry is not None:
+                os.close(entry.descriptor)
 
     def close_idle(self) -> None:
         """Close all that are not in use."""

@@ -47,7 +47,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> memoryview:
-        """Writable bytes of a sample, valid until this thread's next read. Raises Undecodable, OSError."""
+        """Writable bytes of a sample, valid until this thread's next read.
+
+        Raises Undecodable where there is no image, UserError where it cannot be read: that is no damage.
+        """
         ...
 
     def where(self, index: int) -> str: ...
@@ -109,7 +112,8 @@ class Loader:
     ) -> Generator[Batch, None, None]:
         """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
 
-        Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset.
+        Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
+        what the source raises for those that cannot be read.
         """
         with contextlib.closing(self.decoded(shares, cutter, epoch)) as works:
             for work in works:
@@ -186,8 +190,8 @@ class Loader:
             except Turned:
                 work.squares[row] = work.cut.square(row, data)
             return len(data)
-        except (Undecodable, OSError) as error:
-            problem = _reason(error)
+        except Undecodable as error:
+            problem = str(error)
         self.faults.report(sample, f"{self.source.where(sample)} cannot be decoded ({problem})")
         if self.faults.policy.on_error == "replace":
             for attempt in range(ATTEMPTS):
@@ -196,9 +200,8 @@ class Loader:
                 try:
                     data = self.source.read(other)
                     work.squares[row] = cutter(one).square(0, data)
-                except (Undecodable, OSError) as error:
-                    reason = _reason(error)
-                    self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({reason})")
+                except Undecodable as error:
+                    self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({error})")
                     continue
                 work.indices[row] = other
                 return len(data)
@@ -219,10 +222,6 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:

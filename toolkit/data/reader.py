@@ -22,10 +22,10 @@ import pyarrow as pa
 from shards.errors import UserError
 from shards.labels import LabelSet
 from shards.manifest import Manifest, Shard, column_sums
+from shards.retry import may_pass, retried, unreadable
 from shards.samples import multi_hot_of, records_of
 from shards.store import LocalShards, RemoteShards, ShardsAt, open_store
 from toolkit.data.handles import Handles
-from toolkit.data.jpeg import Undecodable
 from toolkit.data.prefetch import Prefetcher
 from toolkit.data.scratch import scratch
 
@@ -104,7 +104,25 @@ class ShardReader:
         return bisect.bisect_right(self._ends, index)
 
     def read(self, index: int) -> memoryview:
-        """The encoded image of a sample, writable, valid until this thread's next read."""
+        """The encoded image of a sample, writable, valid until this thread's next read.
+
+        What fails in passing is read again (shards/retry.py). Raises UserError, which names the shard, for one that
+        cannot be read or ends before the sample does: neither says anything of an image.
+        """
+        try:
+            return self._read(index)
+        except OSError as error:
+            number = self.shard_of(index)
+            what = f"shard {self.store.where(self.shards[number])}"
+            if not may_pass(error):
+                raise unreadable(what, error) from None
+            self._handles.forget(number)  # its server may not know the open file any more
+            try:
+                return retried(lambda: self._read(index), what, self._stop)
+            except OSError as other:
+                raise unreadable(what, other) from None
+
+    def _read(self, index: int) -> memoryview:
         number, size = self.shard_of(index), int(self._sizes[index])
         target = scratch("encoded", size).data
         descriptor = self._handles.take(number)
@@ -112,10 +130,17 @@ class ShardReader:
             if self._prefetcher is not None:  # after it is held: what comes next could take its room
                 self._prefetcher.reached(number)
             got = _read_at(descriptor, target, int(self._offsets[index]))
+        except OSError:
+            self._handles.forget(number)
+            raise
         finally:
-            self._handles.give_back(number)
+            self._handles.give_back(number, descriptor)
         if got < size:
-            raise Undecodable(f"the tar ends after {got} of {size} bytes")
+            tar, offset = self.store.where(self.shards[number]), int(self._offsets[index])
+            raise UserError(
+                f"shard {tar} is truncated: it ends at byte {offset + got}, and its index has an image of {size} bytes "
+                f"at {offset}; copy it again, or build the set again"
+            )
         return target
 
     @contextlib.contextmanager
@@ -158,7 +183,7 @@ class ShardReader:
         """Ask the system to have all of the tars' bytes in memory before they are read. Returns at once."""
         if hasattr(os, "posix_fadvise") and isinstance(self.store, LocalShards):
             for number in range(len(self.shards)):
-                with self._handles.use(number) as descriptor:
+                with contextlib.suppress(OSError), self._handles.use(number) as descriptor:
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def image_bytes(self, index: int) -> bytes:
@@ -193,6 +218,16 @@ _seek = threading.Lock()
 
 def _read_at(file: int, target: memoryview, offset: int) -> int:
     """Fill ``target`` from ``offset`` on; returns the bytes read, fewer only at the end of the file."""
+    done = _read_some(file, target, offset)
+    while 0 < done < len(target):  # a network file system may answer with a part
+        more = _read_some(file, target[done:], offset + done)
+        if not more:
+            break
+        done += more
+    return done
+
+
+def _read_some(file: int, target: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(file, [target], offset)
     with _seek:  # Windows has no positioned reads
