@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.compat import BatchNorm
 from toolkit.data.plan import TrainPlan
 
 #: Statistics over fewer rows are held.
@@ -24,8 +25,6 @@ LEAST_ROWS = 8
 #: Statistics over fewer rows are warned of. On ImageNet a ResNet50's error is 23.6% with 32 images a GPU, 24.8 with 8
 #: and 34.7 with 2 (Wu, He 2018, "Group normalization", table 2).
 FEW_ROWS = 32
-
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextlib.contextmanager
@@ -105,7 +104,7 @@ def _learning(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, _KINDS) and module.training and module.running_mean is not None
+        if isinstance(module, BatchNorm) and module.training and module.running_mean is not None
     ]
 
 
