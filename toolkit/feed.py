@@ -198,3 +198,16 @@ class Stopwatch:
         times = self.feed.meter.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
         return verdict(times, self.seconds, self.feed.threads, own_cores(), name)
+
+
+class SpeedWindow:
+    """Speed and account since the last measurement."""
+
+    def __init__(self, feed: RunFeed) -> None:
+        self.watch, self.images = Stopwatch(feed), 0
+
+    def measure(self, images: int) -> dict[str, float]:
+        """images_per_s and the stopwatch's account; ``images`` counts from the start of the epoch."""
+        result = {"images_per_s": (images - self.images) / self.watch.seconds, **self.watch.account()}
+        self.watch, self.images = Stopwatch(self.watch.feed), images
+        return result

@@ -23,7 +23,7 @@ from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
 from toolkit.distributed import LostData, Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
-from toolkit.feed import RunFeed, Stopwatch
+from toolkit.feed import SpeedWindow, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
 from toolkit.nonfinite import Guard, require_made, skipped_line
@@ -32,7 +32,7 @@ from toolkit.out_of_memory import memory_told
 from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
-from toolkit.validation import export_model, judge, monitored, score_again
+from toolkit.validation import better, export_model, judge, monitored, score_again
 from toolkit.wrapping import rewrap
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Trainer:
         own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
         self._thaw()
         self.parts.freezing.training_mode(self.parts.model, state.epoch)
-        recent = _Window(self.feed)
+        recent = SpeedWindow(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 count = self.plan.count(state.step)
@@ -198,7 +198,7 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
 
-    def _log_step(self, recent: _Window, bar: Any, sums: torch.Tensor, images: int) -> None:
+    def _log_step(self, recent: SpeedWindow, bar: Any, sums: torch.Tensor, images: int) -> None:
         """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped."""
         state = self.state
         self.guard.check()
@@ -319,21 +319,3 @@ class Trainer:
                 self.config.train.keep_checkpoints,
             ),
         )
-
-
-def better(score: float, best: float | None, monitor: str) -> bool:
-    """Whether ``score`` beats the best so far: a lower loss, or a higher figure of any other kind."""
-    return best is None or (score < best if monitor == "loss" else score > best)
-
-
-class _Window:
-    """Speed and account since the last measurement."""
-
-    def __init__(self, feed: RunFeed) -> None:
-        self.watch, self.images = Stopwatch(feed), 0
-
-    def measure(self, images: int) -> dict[str, float]:
-        """images_per_s and the stopwatch's account; ``images`` counts from the start of the epoch."""
-        result = {"images_per_s": (images - self.images) / self.watch.seconds, **self.watch.account()}
-        self.watch, self.images = Stopwatch(self.watch.feed), images
-        return result

@@ -162,6 +162,11 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
     return float(row[name])
 
 
+def better(score: float, best: float | None, monitor: str) -> bool:
+    """Whether ``score`` beats the best so far: a lower loss, or a higher figure of any other kind."""
+    return best is None or (score < best if monitor == "loss" else score > best)
+
+
 def export_model(
     folder: Path,
     model: nn.Module,
