@@ -86,7 +86,8 @@ def check_rows(
             f"came with the weights; to have it learn, {remedy}"
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in learning)
-    if not short and (most >= FEW_ROWS or not unsynced):
+    asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
+    if not short and (asked >= FEW_ROWS or not unsynced):  # a row less by even sizes is no news
         return None
     held = (
         f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, where it has under {LEAST_ROWS}"

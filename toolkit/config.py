@@ -171,7 +171,7 @@ class TrainConfig:
     epochs: int = 30
     """Upper bound; early stopping usually ends sooner."""
     batch_size: int = 64
-    """Global batch: samples per update over all processes and accumulation steps together."""
+    """Global batch: most samples of an update, over all processes and accumulation steps together."""
     accumulation: int = 1
     """Parts into which each process cuts its share of a global batch, to save memory; the update stays the same."""
     eval_batch_size: int = 0

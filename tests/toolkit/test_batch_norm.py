@@ -116,7 +116,9 @@ def test_what_lies_within_a_norm_is_left_alone():
     [
         (640, 64, 1, 1, None),
         (640, 64, 2, 1, None),
-        (3203, 64, 2, 1, None),  # 31 or 32 rows: as asked for
+        (3203, 64, 2, 1, None),  # 31 or 32 rows
+        (3203, 32, 1, 1, None),  # 31 or 32
+        (20, 64, 1, 1, ["up to 20 rows a process: "]),
         (640, 64, 4, 1, ["up to 16 rows a process:", "--train.sync_batchnorm true", "fewer processes"]),
         (640, 64, 1, 4, ["up to 16 rows a process:", "lower --train.accumulation"]),
         (31, 16, 2, 1, ["up to 8 rows a process, and keeps them in 1 of 2 updates an epoch"]),
