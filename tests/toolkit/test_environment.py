@@ -68,25 +68,29 @@ def every_command(shard_set: Path, model_folder: Path) -> Any:
     return words
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+#: Variables, with values that would change something.
+TELLING = [
+    ("ACCELERATE_USE_FSDP", "true"),
+    ("ACCELERATE_USE_DEEPSPEED", "True"),
+    ("ACCELERATE_USE_MEGATRON_LM", "true"),
+    ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+    ("ACCELERATE_USE_SAGEMAKER", "true"),
+    ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+    ("ACCELERATE_FP8_BACKEND", "TE"),
+    ("ACCELERATE_FP8_FORMAT", "E4M3"),
+    ("ACCELERATE_DOWNCAST_BF16", "true"),
+    ("ACCELERATE_TORCH_DEVICE", "meta"),
+    ("ACCELERATE_MIXED_PRECISION", "fp8"),
+    ("ACCELERATE_MIXED_PRECISION", "fp16"),
+    ("ACCELERATE_MIXED_PRECISION", "int8"),
+    ("ACCELERATE_USE_CPU", "perhaps"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ACCELERATE_USE_FSDP", "true"),
-        ("ACCELERATE_USE_DEEPSPEED", "True"),
-        ("ACCELERATE_USE_MEGATRON_LM", "true"),
-        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
-        ("ACCELERATE_USE_SAGEMAKER", "true"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
-        ("ACCELERATE_FP8_BACKEND", "TE"),
-        ("ACCELERATE_FP8_FORMAT", "E4M3"),
-        ("ACCELERATE_DOWNCAST_BF16", "true"),
-        ("ACCELERATE_TORCH_DEVICE", "meta"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8"),
-        ("ACCELERATE_MIXED_PRECISION", "fp16"),
-        ("ACCELERATE_MIXED_PRECISION", "int8"),
-        ("ACCELERATE_USE_CPU", "perhaps"),
-    ],
+    ("command", "name", "value"),
+    [("train", *one) for one in TELLING]
+    + [(command, *one) for command in ("evaluate", "predict") for one in TELLING[::5]],
 )
 def test_what_would_change_numbers_is_refused_by_name(
     command: str, name: str, value: str, every_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
