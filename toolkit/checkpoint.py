@@ -251,8 +251,6 @@ def _may_change(config: dict[str, Any]) -> frozenset[str]:
         "feature_views"
     ]:  # checkpoints hold the head alone, the backbone is that of the weights
         keys -= {"model.pretrained", "model.weights"}
-    if config["train"]["monitor"] == "macro_f1":  # of the decisions
-        keys -= {key for key in keys if key.startswith("decide.")}
     return keys
 
 

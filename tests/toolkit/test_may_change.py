@@ -127,14 +127,6 @@ def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pyte
         check_resumable(found, later, "set")
 
 
-def test_decisions_that_are_monitored_are_fixed(tmp_path: Path):
-    config = Config()
-    config.train.monitor = "macro_f1"
-    found = saved(tmp_path, config)
-    with pytest.raises(UserError, match=r"with decide\.slack 0\.0: it was trained with 0\.01"):
-        check_resumable(found, config_dict(otherwise(config, "decide.slack")), "set")
-
-
 @pytest.mark.parametrize("head", ["ensemble", "mlp"])
 def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
     """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
