@@ -265,11 +265,10 @@ MAY_CHANGE = frozenset(
 
 def _may_change(config: dict[str, Any]) -> frozenset[str]:
     """The keys that a resume of a run with this config may change."""
-    keys = MAY_CHANGE
-    # Checkpoints hold the head alone there, and the backbone is that of the weights.
-    if config["train"]["feature_views"]:
-        keys -= {"model.pretrained", "model.weights"}
-    return keys
+    if not config["train"]["feature_views"]:
+        return MAY_CHANGE
+    # Its checkpoints hold the head alone: the backbone is that of the weights.
+    return MAY_CHANGE - {"model.pretrained", "model.weights"}
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from shards.errors import UserError
 from shards.files import sha256_file
 from shards.manifest import Manifest
 from toolkit.checkpoint import (
-    MAY_CHANGE,
     Progress,
     check_resumable,
     checkpoints,
@@ -29,10 +26,9 @@ from toolkit.checkpoint import (
     save_checkpoint,
 )
 from toolkit.config import Config
-from toolkit.config_cli import config_dict, config_keys
+from toolkit.config_cli import config_dict
 from toolkit.data.reader import ShardReader
 from toolkit.parts import build_parts
-from toolkit.train import train
 
 
 def save(folder: Path, updates: int, keep: int = 3) -> Path:
@@ -98,172 +94,6 @@ def test_a_checkpoint_from_when_only_the_loss_was_monitored(tmp_path: Path):
     config.train.ema = 0.99
     with pytest.raises(UserError, match=r"train\.ema 0\.99: it was trained with 0\.0"):
         check_resumable(found, config_dict(config), "set")
-
-
-def test_what_may_change_on_resume(tmp_path: Path):
-    save(tmp_path, 5)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    config = Config()
-    assert check_resumable(found, config_dict(config), "set") == []
-    config.train.epochs = 50
-    assert check_resumable(found, config_dict(config), "set") == ["train.epochs 30 -> 50"]
-    with pytest.raises(UserError, match="shard set"):
-        check_resumable(found, config_dict(config), "another")
-    config.train.batch_size = 128
-    with pytest.raises(UserError, match=r"train\.batch_size 128: it was trained with 64"):
-        check_resumable(found, config_dict(config), "set")
-
-
-def test_a_head_on_cached_features_keeps_its_backbone(tmp_path: Path):
-    config = Config()
-    config.train.feature_views = 2
-    save_checkpoint(tmp_path, Progress(updates=5), config_dict(config), "set", "labels", {}, 1)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None and check_resumable(found, config_dict(config), "set") == []
-    config.model.weights = "other.safetensors"
-    with pytest.raises(UserError, match=r"model\.weights 'other.safetensors': it was trained with None"):
-        check_resumable(found, config_dict(config), "set")
-
-
-#: Another value of what is no switch, or of what not every other value goes with.
-OTHERWISE: dict[str, Any] = {
-    "data.image_size": 48, "data.crop_scale": (0.5, 1.0), "data.crop_ratio": (1.0, 1.2), "data.flip": 0.25,
-    "data.crop_pct": 0.9, "data.fit": "stretch", "data.sampling": "genre", "data.repeat_below": 0.2,
-    "data.geometry": "cpu", "data.order": "window", "data.on_error": "mask", "data.max_errors": 0.5,
-    "model.name": "test_vit", "model.weights": "other.safetensors", "model.head": "levels", "model.hidden": (8, 8),
-    "model.dropout": 0.25, "model.drop_path": 0.1, "model.freeze": (), "augment.brightness": 0.1,
-    "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.magnitude": 5.0, "augment.erase": 0.2,
-    "augment.erase_area": (0.1, 0.2), "augment.mixup": 0.2, "augment.cutmix": 0.5, "augment.mix_prob": 0.5,
-    "loss.name": "focal", "loss.smoothing": 0.1, "loss.clip": 0.1, "optim.name": "adamw", "optim.lr": 0.0001,
-    "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
-    "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
-    "train.feature_cache": "elsewhere", "train.on_nonfinite": "skip", "decide.thresholds": "global",
-    "decide.aim": "f0.5", "decide.calibration": "platt", "decide.slack": 0.0,
-}  # fmt: skip
-
-
-def otherwise(config: Config, *keys: str) -> Config:
-    """``config`` with other values of these keys. A new option that is no bool and no number belongs into OTHERWISE."""
-    config = copy.deepcopy(config)
-    for key in keys:
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        opposite = isinstance(value, bool) and not value
-        other = OTHERWISE[key] if key in OTHERWISE else opposite if isinstance(value, bool) else value + 1
-        assert other != value
-        setattr(getattr(config, section), name, other)
-    return config
-
-
-def test_keys_that_may_change_exist():
-    assert set(config_keys()) >= MAY_CHANGE
-
-
-@pytest.mark.parametrize("key", config_keys())
-def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
-    save(tmp_path, 5)
-    found, config = newest_checkpoint(tmp_path), otherwise(Config(), key)
-    config.validate()
-    assert found is not None
-    if key in MAY_CHANGE:
-        (change,) = check_resumable(found, config_dict(config), "set")
-        assert change.startswith(f"{key} ")
-    else:
-        with pytest.raises(
-            UserError, match=rf"cannot resume .* with {re.escape(key)} .*: it was trained with"
-        ) as e:
-            check_resumable(found, config_dict(config), "set")
-        assert "\n" not in str(e.value) and "start a new run in another --out" in str(e.value)
-
-
-def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save(tmp_path, 5)
-    found, later = newest_checkpoint(tmp_path), config_dict(Config())
-    assert found is not None
-    later["model"]["depth"] = 3
-    monkeypatch.setattr(
-        "toolkit.checkpoint.config_dict", lambda config: {**later, "model": {**later["model"], "depth": 2}}
-    )
-    with pytest.raises(UserError, match=r"with model\.depth 3: it was trained with 2"):
-        check_resumable(found, later, "set")
-
-
-def test_decisions_that_are_monitored_are_fixed(tmp_path: Path):
-    config = Config()
-    config.train.monitor = "macro_f1"
-    save_checkpoint(tmp_path, Progress(updates=5), config_dict(config), "set", "labels", {}, 1)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    with pytest.raises(UserError, match=r"with decide\.slack 0\.0: it was trained with 0\.01"):
-        check_resumable(found, config_dict(otherwise(config, "decide.slack")), "set")
-
-
-@pytest.mark.parametrize("head", ["ensemble", "mlp"])
-def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
-    """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
-    config = tiny_config(f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd")
-    assert train(config, shard_set, tmp_path) == 0
-    left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision", "train.fsdp"}
-    changed = otherwise(config, *(MAY_CHANGE - left_out))
-    assert train(changed, shard_set, tmp_path, resume=True) == 0
-    found = newest_checkpoint(tmp_path / "checkpoints")
-    assert found is not None and found.progress.epoch == 2 and found.config == config_dict(changed)
-
-
-def test_another_number_of_members_is_one_line(shard_set: Path, tmp_path: Path, one_thread: None):
-    config = tiny_config("--model.head=ensemble", "--model.members=2", "--train.epochs=1")
-    assert train(config, shard_set, tmp_path) == 0
-    before = (tmp_path / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"with model\.members 3: it was trained with 2"):
-        train(otherwise(config, "model.members"), shard_set, tmp_path, resume=True)
-    assert (tmp_path / "config.yaml").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("data.sampling", "genre"),
-        ("data.fit", "stretch"),
-        ("model.freeze", ("stem", "layer1@2")),
-        ("loss.name", "asl"),
-        ("optim.layer_decay", 0.7),
-        ("optim.head_lr", 5.0),
-        ("train.monitor", "mAP"),
-        ("train.ema", 0.9),
-    ],
-)
-def test_another_value_here_is_another_run(tmp_path: Path, key: str, value: object):
-    save(tmp_path, 5)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    config = Config()
-    section, name = key.split(".")
-    setattr(getattr(config, section), name, value)
-    with pytest.raises(UserError, match=f"cannot resume .* with {key} "):
-        check_resumable(found, config_dict(config), "set")
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "value"),
-    [
-        ("optim", "lr", 0.1),
-        ("optim", "weight_decay", 0.1),
-        ("augment", "mixup", 0.2),
-        ("model", "drop_path", 0.1),
-        ("model", "checkpointing", True),
-        ("train", "accumulation", 4),
-        ("train", "auto_batch", True),
-    ],
-)
-def test_these_may_change_and_are_named(tmp_path: Path, section: str, name: str, value: object):
-    save(tmp_path, 5)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    config = Config()
-    before = getattr(getattr(config, section), name)
-    setattr(getattr(config, section), name, value)
-    assert check_resumable(found, config_dict(config), "set") == [f"{section}.{name} {before!r} -> {value!r}"]
 
 
 def test_where_all_are_damaged_nothing_starts_from_the_beginning(tmp_path: Path):

@@ -1,0 +1,148 @@
+"""What a resumed run may have otherwise: a list; all else is fixed, in a line, and what is on it runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_tools import tiny_config
+
+from shards.errors import UserError
+from toolkit.checkpoint import (
+    MAY_CHANGE,
+    Checkpoint,
+    Progress,
+    check_resumable,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from toolkit.config import Config
+from toolkit.config_cli import config_dict, config_keys
+from toolkit.train import train
+
+
+def saved(folder: Path, config: Config) -> Checkpoint:
+    """A checkpoint of a run with this config."""
+    save_checkpoint(folder, Progress(updates=5), config_dict(config), "set", "labels", {}, 1)
+    found = newest_checkpoint(folder)
+    assert found is not None
+    return found
+
+
+def test_what_may_change_on_resume(tmp_path: Path):
+    config = Config()
+    found = saved(tmp_path, config)
+    assert check_resumable(found, config_dict(config), "set") == []
+    config.train.epochs = 50
+    assert check_resumable(found, config_dict(config), "set") == ["train.epochs 30 -> 50"]
+    with pytest.raises(UserError, match="shard set"):
+        check_resumable(found, config_dict(config), "another")
+    config.train.batch_size = 128
+    with pytest.raises(UserError, match=r"train\.batch_size 128: it was trained with 64"):
+        check_resumable(found, config_dict(config), "set")
+
+
+def test_a_head_on_cached_features_keeps_its_backbone(tmp_path: Path):
+    config = Config()
+    config.train.feature_views = 2
+    found = saved(tmp_path, config)
+    assert check_resumable(found, config_dict(config), "set") == []
+    config.model.weights = "other.safetensors"
+    with pytest.raises(UserError, match=r"model\.weights 'other.safetensors': it was trained with None"):
+        check_resumable(found, config_dict(config), "set")
+
+
+#: Another value of what is no switch, or of what not every other value goes with.
+OTHERWISE: dict[str, Any] = {
+    "data.image_size": 48, "data.crop_scale": (0.5, 1.0), "data.crop_ratio": (1.0, 1.2), "data.flip": 0.25,
+    "data.crop_pct": 0.9, "data.fit": "stretch", "data.sampling": "genre", "data.repeat_below": 0.2,
+    "data.geometry": "cpu", "data.order": "window", "data.on_error": "mask", "data.max_errors": 0.5,
+    "model.name": "test_vit", "model.weights": "other.safetensors", "model.head": "levels", "model.hidden": (8, 8),
+    "model.dropout": 0.25, "model.drop_path": 0.1, "model.freeze": (), "augment.brightness": 0.1,
+    "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.magnitude": 5.0, "augment.erase": 0.2,
+    "augment.erase_area": (0.1, 0.2), "augment.mixup": 0.2, "augment.cutmix": 0.5, "augment.mix_prob": 0.5,
+    "loss.name": "focal", "loss.smoothing": 0.1, "loss.clip": 0.1, "optim.name": "adamw", "optim.lr": 0.0001,
+    "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
+    "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
+    "train.feature_cache": "elsewhere", "train.on_nonfinite": "skip", "decide.thresholds": "global",
+    "decide.aim": "f0.5", "decide.calibration": "platt", "decide.slack": 0.0,
+}  # fmt: skip
+
+
+def otherwise(config: Config, *keys: str) -> Config:
+    """``config`` with other values of these keys. A new option that is no bool and no number belongs into OTHERWISE."""
+    config = copy.deepcopy(config)
+    for key in keys:
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        opposite = isinstance(value, bool) and not value
+        other = OTHERWISE[key] if key in OTHERWISE else opposite if isinstance(value, bool) else value + 1
+        assert other != value
+        setattr(getattr(config, section), name, other)
+    return config
+
+
+def test_keys_that_may_change_exist():
+    assert set(config_keys()) >= MAY_CHANGE
+
+
+def test_what_people_change_and_what_makes_another_run():
+    assert {
+        "train.epochs", "train.patience", "optim.lr", "optim.weight_decay", "augment.mixup", "model.drop_path",
+        "model.checkpointing", "train.accumulation", "train.auto_batch", "train.compile", "train.precision",
+        "data.workers", "data.on_error", "decide.aim",
+    } <= MAY_CHANGE  # fmt: skip
+    assert not MAY_CHANGE & {
+        "data.image_size", "data.sampling", "data.fit", "model.head", "model.hidden", "model.members", "model.freeze",
+        "loss.name", "loss.smoothing", "optim.name", "optim.layer_decay", "optim.head_lr", "train.batch_size",
+        "train.seed", "train.monitor", "train.ema", "train.feature_views", "train.standardize",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", config_keys())
+def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
+    found, config = saved(tmp_path, Config()), otherwise(Config(), key)
+    config.validate()
+    if key in MAY_CHANGE:
+        (change,) = check_resumable(found, config_dict(config), "set")
+        assert change.startswith(f"{key} ")
+    else:
+        with pytest.raises(
+            UserError, match=rf"cannot resume .* with {re.escape(key)} .*: it was trained with"
+        ) as e:
+            check_resumable(found, config_dict(config), "set")
+        assert "\n" not in str(e.value) and "start a new run in another --out" in str(e.value)
+
+
+def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found, later = saved(tmp_path, Config()), config_dict(Config())
+    later["model"]["depth"] = 3
+    monkeypatch.setattr(
+        "toolkit.checkpoint.config_dict", lambda config: {**later, "model": {**later["model"], "depth": 2}}
+    )
+    with pytest.raises(UserError, match=r"with model\.depth 3: it was trained with 2"):
+        check_resumable(found, later, "set")
+
+
+@pytest.mark.parametrize("head", ["ensemble", "mlp"])
+def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
+    """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
+    config = tiny_config(f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd")
+    assert train(config, shard_set, tmp_path) == 0
+    left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision", "train.fsdp"}
+    changed = otherwise(config, *(MAY_CHANGE - left_out))
+    assert train(changed, shard_set, tmp_path, resume=True) == 0
+    found = newest_checkpoint(tmp_path / "checkpoints")
+    assert found is not None and found.progress.epoch == 2 and found.config == config_dict(changed)
+
+
+def test_another_number_of_members_is_one_line(shard_set: Path, tmp_path: Path, one_thread: None):
+    config = tiny_config("--model.head=ensemble", "--model.members=2", "--train.epochs=1")
+    assert train(config, shard_set, tmp_path) == 0
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"with model\.members 3: it was trained with 2"):
+        train(otherwise(config, "model.members"), shard_set, tmp_path, resume=True)
+    assert (tmp_path / "config.yaml").read_bytes() == before
