@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,25 +24,15 @@ from torch import nn
 from shards.errors import UserError, one_line
 from toolkit.agreement import Facts, Record, disagreement, record_of
 from toolkit.environment import on, precision_of, require_plain
-from toolkit.meeting import join, patience, processes_of
+from toolkit.meeting import join, processes_of
 from toolkit.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How long a process that ends waits for a vote that others have yet to give: they were hardly behind.
-LAST_VOTE = timedelta(seconds=10)
-
-#: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
-STOPPED = 75
-
 #: How accelerate may have processes work together.
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-
-
-class Stopped(Exception):
-    """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
 
 
 class LostData(UserError):
@@ -241,91 +227,6 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed torch's generators from the step itself: dropout is the same after a resume, with no state to save."""
     text = f"{seed}/{epoch}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
-
-
-class StopSignal:
-    """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
-
-    The first signal asks for a stop; a second SIGINT interrupts at once. Alone, a process stops after the current step.
-    Several vote after each step, and read a vote after the next one: it had that long to come in without a wait.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.received = 0
-        self._group: Any = None
-        self._vote: tuple[Any, torch.Tensor] | None = None
-        """Under way: its work, and where the answer will be. The same on every rank."""
-        if accelerator.num_processes > 1:
-            # A CPU group of its own: asking over NCCL would make every step wait for the GPU.
-            self._group = dist.new_group(backend="gloo", timeout=patience())
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def agreed(self, now: bool = False) -> bool:
-        """Whether any rank had been told to stop by the call before; with ``now`` by this call, which then waits.
-
-        A collective call: every rank makes it at the same step.
-        """
-        if self._group is None:
-            return bool(self.received)
-        told = self._answer()
-        if not told:
-            flag = torch.tensor([self.received])
-            work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-            self._vote = work, flag
-            told = now and self._answer()
-        return told
-
-    def _answer(self, limit: timedelta | None = None) -> bool:
-        """What the vote under way comes to; False if there is none."""
-        if self._vote is None:
-            return False
-        (work, flag), self._vote = self._vote, None
-        work.wait() if limit is None else work.wait(limit)
-        return bool(flag.item())
-
-    def check(self, outcome: str = "", now: bool = False) -> None:
-        """Raise Stopped with ``outcome`` on every rank if any was told to stop. A collective call, as ``agreed``."""
-        if self.agreed(now):
-            raise Stopped(outcome)
-
-    def restore(self) -> None:
-        """Give the signals back to whoever had them, and leave no vote under way."""
-        # Its answer is of no use any more. It fails where another rank was lost, which is said elsewhere.
-        with contextlib.suppress(RuntimeError):
-            self._answer(LAST_VOTE)
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-class Vote:
-    """Whether any rank says yes. Each asks, works on, and then waits for the answer, which has mostly come by then."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        """A collective call, as ``ask`` and ``answer`` are."""
-        # A CPU group of its own: asking over NCCL would wait for the GPU.
-        several = accelerator.num_processes > 1
-        self._group: Any = dist.new_group(backend="gloo", timeout=patience()) if several else None
-        self._flag = np.zeros(1, dtype=np.int64)
-        self._work: Any = None
-
-    def ask(self, yes: bool) -> None:
-        """Say this rank's word."""
-        self._flag = np.array([yes], dtype=np.int64)
-        if self._group is not None:
-            flag = torch.from_numpy(self._flag)
-            self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-
-    def answer(self) -> bool:
-        """Whether any rank said yes when it was last asked."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        return bool(self._flag[0])
 
 
 #: Names of precisions → what autocast lets matrix products and convolutions take.

@@ -35,7 +35,6 @@ from toolkit.data.plan import EvalPlan, Share
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
 from toolkit.distributed import (
-    StopSignal,
     autocast_dtype,
     by_main,
     from_main,
@@ -46,6 +45,7 @@ from toolkit.feature_files import Features, FeatureWriter, file_of, read_feature
 from toolkit.forward import no_room, rows_for
 from toolkit.models import head_prefixes
 from toolkit.out_of_memory import memory_told
+from toolkit.votes import StopSignal
 
 log = logging.getLogger(__name__)
 

@@ -35,12 +35,13 @@ from toolkit.config import Config
 from toolkit.config_cli import save_config
 from toolkit.data.loader import decode_threads
 from toolkit.data.reader import ShardReader
-from toolkit.distributed import STOPPED, Stopped, by_main, make_accelerator
+from toolkit.distributed import by_main, make_accelerator
 from toolkit.model_folder import recover_model_folder
 from toolkit.parts import Parts, build_parts
 from toolkit.resume import resumed_checkpoint
 from toolkit.run_log import naming
 from toolkit.trainer import Trainer
+from toolkit.votes import STOPPED, Stopped
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from shards.progress import progress
 from toolkit.checkpoint import Checkpoint, Progress, save_checkpoint
 from toolkit.config_cli import config_dict
 from toolkit.data.loader import Batch
-from toolkit.distributed import LostData, Stopped, StopSignal, broadcast_buffers, by_main, sum_over_ranks
+from toolkit.distributed import LostData, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.feed import SpeedWindow, Stopwatch
 from toolkit.forward import no_room
 from toolkit.fsdp import gathered
@@ -33,6 +33,7 @@ from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
 from toolkit.validation import better, export_model, judge, monitored, score_again
+from toolkit.votes import Stopped, StopSignal
 from toolkit.wrapping import rewrap
 
 log = logging.getLogger(__name__)

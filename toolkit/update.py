@@ -20,11 +20,12 @@ from toolkit.data.loader import Batch, targets_of
 from toolkit.data.pixels import Augmenter
 from toolkit.data.plan import TrainPlan
 from toolkit.data.ring import to_device
-from toolkit.distributed import Vote, autocast_dtype, require_read, seed_step
+from toolkit.distributed import autocast_dtype, require_read, seed_step
 from toolkit.nonfinite import Guard, check_scale
 from toolkit.optim import set_lr
 from toolkit.out_of_memory import memory_told, training_line
 from toolkit.parts import Parts
+from toolkit.votes import Vote
 from toolkit.wrapping import plain
 
 

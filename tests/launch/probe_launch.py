@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cli import run
-from toolkit.distributed import StopSignal
 from toolkit.trainer import Trainer
+from toolkit.votes import StopSignal
 
 
 def main() -> None:

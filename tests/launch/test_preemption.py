@@ -24,8 +24,8 @@ from launch_tools import (
 from toolkit_helpers import weights_option
 
 from toolkit.cli import main
-from toolkit.distributed import StopSignal
 from toolkit.features import FeatureBank
+from toolkit.votes import StopSignal
 
 pytest_plugins = ("launch_fixtures",)
 

@@ -12,7 +12,8 @@ import time
 
 import torch.distributed as dist
 
-from toolkit.distributed import StopSignal, make_accelerator
+from toolkit.distributed import make_accelerator
+from toolkit.votes import StopSignal
 
 #: Seconds by which one is behind.
 LATE = 3.0
@@ -31,7 +32,7 @@ def main() -> None:
     if late:
         os.kill(os.getpid(), signal.SIGTERM)  # after its first vote
     answers += [stop.agreed(), stop.agreed()]
-    seen = {"answers": answers, "waited": waited, "pending": stop._vote is not None}
+    seen = {"answers": answers, "waited": waited, "pending": stop.vote.pending}
     stop.restore()
 
     stop = StopSignal(accelerator)
