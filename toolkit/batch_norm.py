@@ -2,10 +2,10 @@
 
 In training a BatchNorm normalises by the mean and deviation over the rows of a forward pass (a process's micro-batch;
 of a SyncBatchNorm all processes' together), and moves its running statistics toward them. Over a few rows both are
-mostly noise: one update over 3 rows moves the evaluation features of a settled ResNet50 further than 20 updates over
-62 do (tests/bench/last_update.py). So where a micro-batch of an update has under LEAST_ROWS rows, that update
-normalises by the running statistics and leaves them as they are, as parts do that model.freeze holds. Which updates do
-is the plan's arithmetic: all ranks hold the same ones, and a resumed run does.
+mostly noise (tests/bench/last_update.py measures what that does to a settled network). So where a micro-batch of an
+update has under LEAST_ROWS rows, that update normalises by the running statistics and leaves them as they are, as parts
+do that model.freeze holds. Which updates do is the plan's arithmetic: all ranks hold the same ones, and a resumed run
+does.
 """
 
 from __future__ import annotations
