@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ class Copies(TorchDispatchMode):
         return result
 
     def _note(self, source: torch.Tensor) -> None:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         own = []
         while frame is not None:
             own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
