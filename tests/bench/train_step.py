@@ -83,7 +83,7 @@ def recipe(options: argparse.Namespace) -> Config:
     """The defaults, with all weights trained and a moving average."""
     return Config(
         data=DataConfig(image_size=options.size, workers=options.threads),
-        model=ModelConfig(name=options.model, pretrained=False, head="linear", freeze=[]),
+        model=ModelConfig(name=options.model, pretrained=False, head="linear", freeze=()),
         augment=AugmentConfig(),
         train=TrainConfig(
             epochs=options.rounds + 1,

@@ -131,12 +131,18 @@ def test_a_loss_that_is_not_finite_is_named_whatever_the_scaler_does(drawn_set: 
 
 
 def test_the_range_test_tries_a_rate_until_an_update_is_made(drawn_set: Path, tmp_path: Path):
-    options = train_options(drawn_set, tmp_path / "run", "--find-lr")
-    run = ended(options, tmp_path / "said", 1, HIGH)
-    assert run.statuses == [0], run.said
-    tried = rows(tmp_path / "run" / "find-lr.csv")
-    assert [int(row["update"]) for row in tried] == list(range(1, len(tried) + 1)) and len(tried) > 20
-    assert float(tried[0]["lr"]) == 1e-6 and all(row["loss"] for row in tried)
+    curves = []
+    for name, fault in (("searching", HIGH), ("found", "fp16 1024")):
+        options = train_options(drawn_set, tmp_path / name, "--find-lr")
+        run = ended(options, tmp_path / f"{name}-said", 1, fault)
+        assert run.statuses == [0], run.said
+        tried = rows(tmp_path / name / "find-lr.csv")
+        assert [int(row["update"]) for row in tried] == list(range(1, len(tried) + 1)) and len(tried) > 20
+        assert float(tried[0]["lr"]) == 1e-6
+        curves.append([float(row["loss"]) for row in tried])
+    searching, found = curves
+    assert abs(searching[0] - found[0]) > 1e-3  # its first update was made with later samples
+    assert min(abs(searching[0] - loss) for loss in found[3:6]) < 1e-3
 
 
 def test_a_scale_that_an_earlier_version_let_vanish_is_not_gone_on_with(caplog: pytest.LogCaptureFixture):

@@ -51,7 +51,7 @@ def term_at(monkeypatch: pytest.MonkeyPatch) -> Any:
         check = StopSignal.check
         looks: list[int] = []
 
-        def checked(self: StopSignal, *arguments: str) -> None:
+        def checked(self: StopSignal, *arguments: Any) -> None:
             looks.append(len(looks))
             if len(looks) == number:
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -260,6 +260,7 @@ def test_an_update_that_overflows_leaves_nothing_behind(shard_set: Path, tmp_pat
     """Of a network with BatchNorm and a moving average; and it says its loss, for whom that is of use."""
     updater, plan, _ = guarded(shard_set, tmp_path, "stop", "--train.ema=0.9")
     ema = updater.parts.ema
+    assert ema is not None
     before, average = state_of(updater.plain_model), state_of(ema.module)
     with scaled(updater, torch.amp.GradScaler("cpu", init_scale=float("inf"))):
         for step in range(2):

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -60,11 +61,11 @@ class Copies(TorchDispatchMode):
         return result
 
     def _note(self, source: torch.Tensor) -> None:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         own = []
         while frame is not None:
             own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         pinned = source.is_pinned() or ELSEWHERE_HAS_NONE
         if pinned and any(place.startswith(("ring.py:to_device", "ring.py:send")) for place in own):
             self.proper += 1
@@ -85,7 +86,7 @@ class There:
 def moved(updater: Updater) -> Updater:
     """``updater`` with all it works on there, and a guard."""
     parts = updater.parts
-    updater.accelerator = There(updater.accelerator)  # type: ignore[assignment]
+    updater.accelerator = There(updater.accelerator)
     parts.model = parts.model.to(ELSEWHERE)
     parts.criterion = parts.criterion.to(ELSEWHERE)
     parts.optimizer = AcceleratedOptimizer(build_optimizer(parts.model, parts.config.optim))
