@@ -4,8 +4,8 @@
 
 Builds the shards (one set per split seed), trains each recipe (study_recipes.py), chooses calibration and thresholds on
 validation and measures on test. Writes study/study.md, study.json and, for the first split, study/report (the best
-recipe beside the reference). Each interval is a bootstrap over test samples, near-duplicates together; where there are several splits, means are
-shown. A recipe that was trained is not trained again; one that was changed is another.
+recipe beside the reference). Each interval is a bootstrap over test samples, near-duplicates together; where there are
+several splits, means are shown. A recipe that was trained is not trained again; one that was changed is another.
 """
 
 from __future__ import annotations
