@@ -25,9 +25,9 @@ from toolkit.metrics import sigmoid
 from toolkit.reliability import expected_calibration_error
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.examples import SHOWN, choose_groups, evidence
-from toolkit.report.findings import in_words
+from toolkit.report.findings import comparisons, headline, in_words, resampled
 from toolkit.report.genres import notes as build_notes
-from toolkit.report.material import FINGERPRINT
+from toolkit.report.material import FINGERPRINT, Said
 from toolkit.report.together import Instead, pairs, together
 
 ROUNDS = 100
@@ -178,6 +178,41 @@ def test_the_sweep_is_the_metric_at_each_threshold(report: Report):
         expected = f1_score(targets[:, :4], named[:, :4], average="macro", zero_division=0)
         assert swept["macro_f1"][place] == pytest.approx(expected)
     assert swept["micro_precision"][-1] is None or swept["micro_recall"][-1] > 0
+
+
+def test_near_duplicates_are_one_poster_to_the_intervals():
+    once = material()
+    twice = np.tile(np.arange(len(once.targets)), 2)
+
+    def double(one: Said) -> Said:
+        return replace(
+            one,
+            logits=one.logits[twice],
+            probabilities=one.probabilities[twice],
+            named=one.named[twice],
+        )
+
+    assert once.other is not None
+    doubled = replace(
+        once,
+        targets=once.targets[twice],
+        ids=[once.ids[row] for row in twice],
+        model=double(once.model),
+        other=double(once.other),
+        units=twice,
+    )
+    drawn = [resampled(given, ROUNDS) for given in (once, doubled)]
+    rows = [headline(draws) for draws in drawn]
+    compared = [
+        comparisons(given, draws)[-1]["rows"] for given, draws in zip((once, doubled), drawn, strict=True)
+    ]
+    for before, after in [*zip(*rows, strict=True), *zip(*compared, strict=True)]:
+        assert after["low"] == pytest.approx(before["low"]) and after["high"] == pytest.approx(before["high"])
+    words = " ".join(build_notes(doubled, []))
+    assert f"{len(twice)} posters are near-duplicates of others, in {len(once.targets)} groups" in words
+    assert "does not say which posters are near-duplicates" in " ".join(build_notes(once, []))
+    known = replace(once, units=np.arange(len(once.targets)))
+    assert not any("near-duplicates" in note for note in build_notes(known, []))
 
 
 def test_notes_say_what_limits_the_figures(report: Report):

@@ -72,6 +72,17 @@ def test_numbers_are_scikit_learns_on_the_saved_logits(made):
     assert (numbers["label_errors"] is not None) == have_cleanlab()
 
 
+def test_the_set_says_which_posters_are_near_duplicates(made, shard_set: Path):
+    _, folder, predictions = made
+    (shown,) = [n for n in json.loads((folder / "metrics.json").read_text())["notes"] if "near-dup" in n] or [
+        ""
+    ]
+    units = Manifest.read(shard_set).units_of("test")
+    assert units is not None and len(units) == len(predictions["ids"])
+    assert ("take each group for one poster" in shown) == (len(set(units.tolist())) < len(units))
+    assert "does not say" not in shown
+
+
 @pytest.mark.slow
 def test_two_processes_write_one_report_with_the_same_numbers(
     made, model_folder: Path, shard_set: Path, other_run: Path, tmp_path: Path
