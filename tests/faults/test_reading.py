@@ -18,7 +18,7 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("fault", ["EIO 0 3 2", "ESTALE 0 0 3", "ETIMEDOUT 0 5 2", "short 0 0 always"])
+@pytest.mark.parametrize("fault", ["EIO 0 3 2", "ESTALE 0 0 3", "short 0 0 always"])
 def test_what_fails_in_passing_is_read_again(
     fault: str, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
 ):
@@ -30,13 +30,13 @@ def test_what_fails_in_passing_is_read_again(
     assert_same_run(tmp_path / "run", unharmed[1])
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "accumulation"), [(0, 1), (1, 2)])
 def test_a_shard_that_one_of_two_ranks_cannot_read(
-    victim: int, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
+    victim: int, accumulation: int, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
 ):
     """Both stop before the update that lacks it, and save: resumed, it is as if nothing had happened."""
-    options = train_options(drawn_set, tmp_path / "run", "--train.epochs=2", "--train.accumulation=2")
-    whole = train_options(drawn_set, tmp_path / "whole", "--train.epochs=2", "--train.accumulation=2")
+    more = ["--train.epochs=2", f"--train.accumulation={accumulation}"]
+    options = train_options(drawn_set, tmp_path / "run", *more)
     stopped = ended(options, tmp_path / "first", 2, f"read EIO {victim} 4 always {TAR}")
     assert stopped.statuses == [69, 69], stopped.said
     assert len(stopped.errors) == 2
@@ -47,14 +47,16 @@ def test_a_shard_that_one_of_two_ranks_cannot_read(
     assert len(checkpoints(tmp_path / "run")) == 1
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0], resumed.said
-    assert ended(whole, tmp_path / "third", 2).statuses == [0, 0]
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    whole = unharmed[2]
+    if accumulation > 1:
+        whole = tmp_path / "whole"
+        assert ended(train_options(drawn_set, whole, *more), tmp_path / "third", 2).statuses == [0, 0]
+    assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (f"EACCES 1 4 always {TAR}", "cannot be read on"),
         (f"EMFILE 1 4 always {TAR}", "Too many open files"),
         (f"end 1 4 always {TAR}", f"{TAR} is truncated: it ends at byte"),
     ],
@@ -70,13 +72,12 @@ def test_what_does_not_pass_is_not_tried_again_and_is_no_damage(
     assert "replaced" not in "".join(stopped.said) and "read again" not in "".join(stopped.said)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_shard_of_validation(victim: int, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
+def test_a_shard_of_validation(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
-    stopped = ended(options, tmp_path / "first", 2, f"read EIO {victim} 0 always val-00000.tar")
+    stopped = ended(options, tmp_path / "first", 2, "read EIO 1 0 always val-00000.tar")
     assert stopped.statuses == [69, 69], stopped.said
     for line in stopped.errors:
-        assert f"rank {victim}: shard {drawn_set / 'val-00000.tar'}" in line and "checkpoint saved" in line
+        assert f"rank 1: shard {drawn_set / 'val-00000.tar'}" in line and "checkpoint saved" in line
     assert checkpoints(tmp_path / "run")[-1] == "step-00000007"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0] and "epoch 1, step 7" in resumed.said[0]

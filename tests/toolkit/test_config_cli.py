@@ -69,6 +69,7 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path):
         (["--data.crop_scale", "[0.9]"], ["data.crop_scale"]),
         (["--optim.lr", "-1"], ["optim.lr", "positive"]),
         (["--optim.lr", "nan"], ["optim.lr"]),
+        (["--train.feature_cache", "s3://b/f"], ["train.feature_cache", "a folder", "no URL"]),
         (["--optim.momentum", "-3"], ["optim.momentum", "at least 0"]),
         (["--optim.momentum", "1"], ["optim.momentum", "under 1"]),
         (["--augment.mixup", "0.2", "--train.batch_size", "1"], ["train.batch_size", "at least 2", "mixup"]),

@@ -118,12 +118,11 @@ def test_every_rank_has_the_file_whatever_its_folder_is(folder: str, drawn_set: 
     assert again.statuses == [0, 0] and "features of" not in again.said[0]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_cannot_read_a_shard_ends_all(victim: int, drawn_set: Path, tmp_path: Path) -> None:
+def test_a_rank_that_cannot_read_a_shard_ends_all(drawn_set: Path, tmp_path: Path) -> None:
     options = train_options(drawn_set, tmp_path / "run", *PROBE)
-    stopped = ended(options, tmp_path / "said", 2, f"read EIO {victim} 0 always train-00001.tar")
+    stopped = ended(options, tmp_path / "said", 2, "read EIO 1 0 always train-00001.tar")
     assert stopped.statuses == [69, 69], stopped.said
-    assert all(f"rank {victim}: shard " in line and "Input/output error" in line for line in stopped.errors)
+    assert all("rank 1: shard " in line and "Input/output error" in line for line in stopped.errors)
     assert not list((tmp_path / "run" / "features").iterdir())
     resumed = ended([*options, "--resume"], tmp_path / "resumed", 2)
     assert resumed.statuses == [0, 0], resumed.said
