@@ -97,7 +97,8 @@ def test_the_newest_checkpoint_is_damaged_and_the_best_model_is_of_its_epoch(
     (newest / "state.json").unlink()
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, SPOILT, "--resume")
     resumed = ended(options, tmp_path / "said")
-    assert resumed.statuses == [0] and "is of epoch 2 with loss" in resumed.said[0]
+    assert resumed.statuses == [0] and "is damaged and passed over: " in resumed.said[0]
+    assert "is of epoch 2 with loss" in resumed.said[0]
     assert model(tmp_path / "run") == before
     progress = last_progress(tmp_path / "run")
     assert (progress["best_epoch"], progress["best_score"]) == (1, before[1]["score"])
