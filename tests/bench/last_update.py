@@ -114,11 +114,11 @@ def main() -> int:
     print(f"\n| updates | validation loss before, then after each of the last {LAST} | features moved by |")
     print("| --- | --- | --- |")
     for rule, name in RULES.items():
-        loss, moved = (np.array([row[key] for row in rows[rule]]) for key in ("loss", "moved"))
-        told = ", ".join(f"{value:.4f}" for value in [start, *loss.mean(axis=0)])
-        far = ", ".join(f"{value:.1%}" for value in moved.mean(axis=0))
-        print(f"| {name}: {rows[rule][0]['samples']} samples | {told} (last: {loss[:, -1].min():.4f} to "
-              f"{loss[:, -1].max():.4f}) | {far} (last: at most {moved[:, -1].max():.1%}) |")  # fmt: skip
+        losses, moves = (np.array([row[key] for row in rows[rule]]) for key in ("loss", "moved"))
+        told = ", ".join(f"{value:.4f}" for value in [start, *losses.mean(axis=0)])
+        far = ", ".join(f"{value:.1%}" for value in moves.mean(axis=0))
+        print(f"| {name}: {rows[rule][0]['samples']} samples | {told} (last: {losses[:, -1].min():.4f} to "
+              f"{losses[:, -1].max():.4f}) | {far} (last: at most {moves[:, -1].max():.1%}) |")  # fmt: skip
     if arguments.json:
         setting = {"pixels": arguments.pixels, "settle": arguments.settle, "samples": SAMPLES, "batch": BATCH}
         content = {"setting": setting, "torch": torch.__version__, "start": start, "rules": rows}

@@ -100,7 +100,9 @@ def test_a_prediction_keeps_what_is_finished(ranks: int, drawn_set: Path, fault_
     stopped = ended(words, tmp_path / "first", ranks, fault)
     assert stopped.statuses == [69] * ranks, stopped.said
     assert all(f"shard {drawn_set / TAR} cannot be read on" in line for line in stopped.errors)
-    assert all("finished files are kept: the same command predicts the rest" in line for line in stopped.errors)
+    assert all(
+        "finished files are kept: the same command predicts the rest" in line for line in stopped.errors
+    )
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
     assert len(kept) < len(list(drawn_set.glob("*.tar")))
     assert not (tmp_path / "out" / "train-00001.parquet").exists()

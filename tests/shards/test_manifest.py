@@ -96,6 +96,10 @@ def edit(*path: Any, to: Any) -> Callable[[Any], Any]:
     return change
 
 
+DUPLICATES: list[Any] = [
+    [], {"train": 1}, {"train": [[0]]}, {"train": [[]]}, {"train": [[0, 0]]}, {"train": [[0, 1], [1, 2]]},
+    {"train": [[0, 10**7]]}, {"train": [[-1, 0]]}, {"none": [[0, 1]]}, {"train": [[0, "1"]]},
+]  # fmt: skip
 EDITS = {
     "another format": edit("format", to=99),
     "format missing": lambda raw: {k: v for k, v in raw.items() if k != "format"},
@@ -178,13 +182,7 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
     "source rejected": edit("source", "rejected", to=[1]),
     "source duplicates": edit("source", "duplicate_groups", to="many"),
     "source indexed": edit("source", "indexed", to="no"),
-    **{
-        f"duplicates {value!r}"[:60]: lambda raw, value=value: {**raw, "duplicates": value}
-        for value in (
-            [], {"train": 1}, {"train": [[0]]}, {"train": [[]]}, {"train": [[0, 0]]}, {"train": [[0, 1], [1, 2]]},
-            {"train": [[0, 10**7]]}, {"train": [[-1, 0]]}, {"none": [[0, 1]]}, {"train": [[0, "1"]]},
-        )
-    },
+    **{f"duplicates {value!r}"[:60]: edit("duplicates", to=value) for value in DUPLICATES},
     "versions": edit("versions", to={"python": 3}),
     "deep": edit("packing", to={"x": [[[[]]]]}),
 }  # fmt: skip

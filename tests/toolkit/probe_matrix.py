@@ -62,7 +62,7 @@ def main() -> None:
     """Train them one after the other."""
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
     # The wrapper is real, and so is what DistributedDataParallel makes of it; a compiler would take minutes.
-    torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    torch.compile = functools.partial(torch.compile, backend="eager")
     manifest = Manifest.read(shards)
     readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
     accelerator = make_accelerator("no")
