@@ -121,7 +121,7 @@ def _leave_out(rank: int, sample_id: str) -> None:
             return call(self, batches, epoch, step, updates, lr)
         for _ in range(self.accumulation):
             next(batches)
-        return torch.zeros(()), 0
+        return torch.zeros(2), 0
 
     Updater.__call__ = without  # type: ignore[method-assign]
 
