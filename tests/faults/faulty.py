@@ -154,7 +154,7 @@ def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
             return call(self, batches, epoch, step, updates, lr)
         for _ in range(self.accumulation):
             next(batches)
-        return torch.zeros(()), 0
+        return torch.zeros(2), 0
 
     Updater.__call__ = without  # type: ignore[method-assign]
 

@@ -127,11 +127,13 @@ def test_a_step_that_is_saved_again_is_in_reach_all_the_time(tmp_path: Path, mon
 def test_a_checkpoint_from_before_updates_could_be_skipped(tmp_path: Path):
     path = save(tmp_path, 5)
     facts = json.loads((path / "state.json").read_text())
-    del facts["progress"]["skipped"], facts["progress"]["skipped_samples"]
+    for later in ("skipped", "skipped_samples", "loss_rows", "sizes"):
+        del facts["progress"][later]
     del facts["config"]["train"]["on_nonfinite"], facts["config"]["train"]["max_skipped"]
     (path / "state.json").write_text(json.dumps(facts))
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.progress.skipped == found.progress.skipped_samples == 0
+    assert found.progress.loss_rows is None and found.progress.sizes == "tail"
     assert check_resumable(found, config_dict(Config()), "set") == []
 
 
