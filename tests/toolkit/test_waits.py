@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import TINY_VIT, drawn_batches, make_updater, tiny_config
 
@@ -149,11 +150,13 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
     config = tiny_config(*options)
     manifest = Manifest.read(shard_set)
     readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests' were on the CPU
     accelerator = make_accelerator(precision)
     trainer = Trainer(accelerator, build_parts(accelerator, config, manifest, readers, tmp_path, None), 2)
     trainer.parts.freezing.training_mode(trainer.parts.model, 0)
     try:
-        for epoch in range(2):  # kernels are chosen, memory and constants are found
+        for epoch in range(2):  # in the first, kernels are chosen, memory and constants are found
+            trainer.state.epoch, trainer.state.step = epoch, 0
             with contextlib.closing(trainer.feed.batches(epoch, 0)) as batches:
                 for _ in range(trainer.plan.steps_per_epoch):
                     strict = epoch == 1 and precision != "fp16"
@@ -161,8 +164,8 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
                     with Copies() as seen:
                         trainer._update(batches)
                     assert epoch == 0 or not seen.places, seen.places
-                    trainer.state.epoch = epoch
     finally:
         torch.cuda.set_sync_debug_mode("default")
         trainer.feed.close()
         trainer.stop.restore()
+        AcceleratorState._reset_state(reset_partial_state=True)
