@@ -181,8 +181,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation figure that picks the best epoch; loss is plain BCE, which other losses do not aim at; macro_f1 is of
-    decisions that were chosen without the samples that it is measured on."""
+    """Validation figure that picks the best epoch: plain BCE, mAP or cross-fit macro_f1; other losses do not aim at BCE."""
     patience: int = 5
     """Epochs without a better validation figure before training stops; 0 never stops early."""
     ema: float = 0.0
@@ -223,15 +222,13 @@ class DecideConfig:
     """How probabilities become decisions: chosen on validation, saved in labels.json, used by predict."""
 
     thresholds: Literal["auto", "global", "genre"] = "auto"
-    """One for all genres (global), or one per genre, that of a rare one drawn toward the common one (genre); auto takes
-    one per genre where it helps clearly on held-out parts of validation."""
+    """One for all genres (global) or one per genre; auto: per genre where held-out parts of validation gain clearly."""
     aim: str = "f1"
     """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Makes probabilities mean what they say; auto takes what helps clearly on held-out parts of validation, if any."""
     slack: float = 0.01
-    """Aims f1, f0.5, per genre: share of one threshold's micro-F that may be spent on macro-F; 0: none. With thresholds
-    auto only where that helps, too."""
+    """Aims f1, f0.5, per genre: share of one threshold's micro-F to spend on macro-F (auto: if it helps); 0: none."""
 
 
 @dataclass
