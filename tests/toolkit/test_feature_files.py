@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -14,6 +17,8 @@ from forked import forkserver
 from toolkit_helpers import weights_option
 
 from toolkit.config import Config, TrainConfig
+from toolkit.data.order import GlobalOrder
+from toolkit.data.plan import TrainPlan
 from toolkit.feature_files import FeatureWriter, read_features
 from toolkit.models import HeadSpec, build_model
 from toolkit.probe import FeatureFeed, build_head
@@ -27,12 +32,16 @@ SAMPLES, WIDTH, VIEWS = 1 << 16, 192, 4
 
 
 class Samples:
-    """As much of a split as a feed of features needs."""
+    """As much of a split, and of its plan, as a feed of features needs."""
 
     shard_sizes = (SAMPLES,)
+    plan = TrainPlan(GlobalOrder(SAMPLES, 0), 512)
 
     def __len__(self) -> int:
         return SAMPLES
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plan, name)
 
 
 def write_view(path: Path, count: int, width: int, seed: int) -> None:
@@ -87,7 +96,10 @@ def test_a_process_has_no_copy_of_its_own(tmp_path: Path) -> None:
     processes = [context.Process(target=be_a_rank, args=(str(tmp_path), ready, grown)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [grown.get(timeout=120) for _ in processes]
+    found: list[float] = []
+    while len(found) < 2 and not any(process.exitcode for process in processes):
+        with contextlib.suppress(queue.Empty):
+            found.append(grown.get(timeout=0.2))
     for process in processes:
         process.join()
         assert process.exitcode == 0
