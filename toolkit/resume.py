@@ -106,7 +106,7 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
         what += f" and says no {monitor} that compares with this run's"
         return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
-    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256)
+    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
     return theirs, f"{what}, {known}: the model's figure is the one to surpass"
