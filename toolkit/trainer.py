@@ -114,20 +114,20 @@ class Trainer:
                 bar.update(count)
                 if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
                     self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
-                due = config.train.checkpoint_steps and state.updates % config.train.checkpoint_steps == 0
+                every = config.train.checkpoint_steps
+                due = every and state.updates % every == 0 and state.step < self.plan.steps_per_epoch
                 stop = self.stop.agreed()
-                if stop or (due and state.step < self.plan.steps_per_epoch):
+                if stop or due:
                     self._note_loss(own_loss)
                 if stop:
                     return False
-                if due and state.step < self.plan.steps_per_epoch:
+                if due:
                     self._save()
         self._note_loss(own_loss)
         self.guard.check()
         if state.skipped and accelerator.is_main_process:
-            many = skipped_line(
-                state.skipped, state.overflowed, self.plan.steps_per_epoch, accelerator.scaler
-            )
+            steps, scaler = self.plan.steps_per_epoch, accelerator.scaler
+            many = skipped_line(state.skipped, state.overflowed, steps, scaler)
             log.warning("epoch %d: %s", state.epoch + 1, many)
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
