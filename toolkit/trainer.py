@@ -82,9 +82,8 @@ class Trainer:
             if self.state.updates == began:
                 raise
             self._save()
-            raise LostData(
-                f"{lost}; checkpoint saved: the same command with --resume goes on", lost.status
-            ) from None
+            line = f"{lost}; checkpoint saved: the same command with --resume goes on"
+            raise LostData(line, lost.status) from None
         finally:
             self.feed.close()
             self.stop.restore()
@@ -242,9 +241,7 @@ class Trainer:
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
-        elif (
-            state.epoch > state.best_epoch
-        ):  # else it is trained again, and RUN/model is of a later one (resume.py)
+        elif state.epoch > state.best_epoch:  # else it is trained again, and RUN/model is of a later one
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
