@@ -74,8 +74,8 @@ def judged(parts: Parts, images: torch.Tensor, targets: torch.Tensor) -> tuple[f
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name in ("--shards", "--weights"):
-        parser.add_argument(name, type=Path, required=True)
+    for option in ("--shards", "--weights"):
+        parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--pixels", type=int, default=64)
     parser.add_argument("--settle", type=int, default=30, help="updates before the last three")
     parser.add_argument("--repeats", type=int, default=5, help="times that the last three are made")
@@ -113,11 +113,11 @@ def main() -> int:
                 print(rule, row["samples"], np.round(row["loss"], 4), np.round(row["moved"], 3), flush=True)
     print(f"\n| updates | validation loss before, then after each of the last {LAST} | features moved by |")
     print("| --- | --- | --- |")
-    for rule, name in RULES.items():
+    for rule, title in RULES.items():
         losses, moves = (np.array([row[key] for row in rows[rule]]) for key in ("loss", "moved"))
         told = ", ".join(f"{value:.4f}" for value in [start, *losses.mean(axis=0)])
         far = ", ".join(f"{value:.1%}" for value in moves.mean(axis=0))
-        print(f"| {name}: {rows[rule][0]['samples']} samples | {told} (last: {losses[:, -1].min():.4f} to "
+        print(f"| {title}: {rows[rule][0]['samples']} samples | {told} (last: {losses[:, -1].min():.4f} to "
               f"{losses[:, -1].max():.4f}) | {far} (last: at most {moves[:, -1].max():.1%}) |")  # fmt: skip
     if arguments.json:
         setting = {"pixels": arguments.pixels, "settle": arguments.settle, "samples": SAMPLES, "batch": BATCH}
