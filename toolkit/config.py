@@ -181,7 +181,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation figure that picks the best epoch: plain BCE, mAP or cross-fit macro_f1; other losses do not aim at BCE."""
+    """Validation figure that picks the best epoch: plain BCE, which other losses do not aim at, or mAP, or macro_f1."""
     patience: int = 5
     """Epochs without a better validation figure before training stops; 0 never stops early."""
     ema: float = 0.0
