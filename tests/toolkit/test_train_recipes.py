@@ -25,7 +25,7 @@ RECIPE = [
     *TINY, *TINY_VIT, "--model.freeze=[stem@1, blocks.0@1]", "--loss.name=asl", "--augment.mixup=0.4",
     "--train.ema=0.9", "--optim.name=sgd", "--optim.lr=0.05", "--optim.layer_decay=0.8", "--optim.head_lr=2",
     "--train.epochs=2", "--train.keep_checkpoints=9", "--train.monitor=mAP", "--data.sampling=genre",
-    "--train.log_steps=1",
+    "--train.log_steps=1", "--decide.thresholds=genre",
 ]  # fmt: skip
 #: The same with BatchNorm, dropout, stochastic depth and recomputation: to be resumed to the bit.
 NOISY = [
