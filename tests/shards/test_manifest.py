@@ -122,6 +122,10 @@ def test_edited_manifests_are_user_errors(
     assert "\n" not in str(caught.value) and "manifest.json" in str(caught.value)
 
 
+def with_duplicates(value: Any) -> Callable[[Any], Any]:
+    return lambda raw: {**raw, "duplicates": value}
+
+
 #: What a stranger's manifest may say: every other field fits it.
 HOSTILE: dict[str, Callable[[Any], Any]] = {
     **{
@@ -179,7 +183,7 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
     "source duplicates": edit("source", "duplicate_groups", to="many"),
     "source indexed": edit("source", "indexed", to="no"),
     **{
-        f"duplicates {value!r}"[:60]: lambda raw, value=value: {**raw, "duplicates": value}
+        f"duplicates {value!r}"[:60]: with_duplicates(value)
         for value in (
             [], {"train": 1}, {"train": [[0]]}, {"train": [[]]}, {"train": [[0, 0]]}, {"train": [[0, 1], [1, 2]]},
             {"train": [[0, 10**7]]}, {"train": [[-1, 0]]}, {"none": [[0, 1]]}, {"train": [[0, "1"]]},
