@@ -126,10 +126,6 @@ def test_edited_manifests_are_user_errors(
     assert "\n" not in str(caught.value) and "manifest.json" in str(caught.value)
 
 
-def with_duplicates(value: Any) -> Callable[[Any], Any]:
-    return lambda raw: {**raw, "duplicates": value}
-
-
 #: What a stranger's manifest may say: every other field fits it.
 HOSTILE: dict[str, Callable[[Any], Any]] = {
     **{
