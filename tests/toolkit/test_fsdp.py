@@ -42,7 +42,7 @@ RESNET = [
 ]  # fmt: skip
 SKIP = [*TINY_VIT, "--model.freeze=[]", "--train.on_nonfinite=skip", "--train.epochs=1"]
 FSDP = "--train.fsdp=true"
-STEPS = 4
+STEPS = 3
 
 
 class Runs:
