@@ -14,6 +14,7 @@ from train_tools import TINY_VIT, make_parts, tiny_config
 
 from shards.errors import UserError
 from shards.index import read_index
+from shards.manifest import Manifest
 from toolkit.data.faults import FaultPolicy, Faults, check_limit
 from toolkit.data.loader import targets_of
 from toolkit.parts import make_feed
@@ -109,6 +110,19 @@ def test_the_training_loss_is_the_mean_over_rows_that_count(
     assert float(epoch["train_loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     with open(tmp_path / "run" / "log.csv") as stream:
         assert [float(row["loss"]) for row in csv.DictReader(stream)] == pytest.approx(updates, rel=1e-4)
+
+
+def test_an_epoch_without_a_sample_is_none(shard_set: Path, tmp_path: Path):
+    """Whatever share may be damaged: a mean over no row is not a loss of 0."""
+    folder = shutil.copytree(shard_set, tmp_path / "set")
+    manifest = Manifest.read(folder)
+    for shard in manifest.of_split("train"):
+        for row in range(shard.samples):
+            overwrite(folder / shard.name, row)
+    options = ["--data.on_error=mask", "--data.max_errors=1"]
+    run = posters_command("train", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
+    (line,) = error_lines(run)
+    assert run.returncode == 2 and "not one of the training samples of epoch 1 could be decoded" in line
 
 
 def test_two_processes_count_together_and_agree(damaged: tuple[Path, str, str], tmp_path: Path):
