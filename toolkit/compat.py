@@ -32,6 +32,12 @@ def names_that_torch_allows() -> set[str]:
     return set(_get_allowed_globals())
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that torch.compile returned a wrapper of."""
+    inner: nn.Module = model._orig_mod  # type: ignore[assignment]
+    return inner
+
+
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
     """Make ``module`` an object of ``kind``, which adds methods and no attributes to its class.
 

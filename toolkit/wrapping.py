@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError
+from toolkit.compat import uncompiled
 from toolkit.config import Config, TrainConfig
 
 
@@ -71,7 +72,7 @@ def plain(model: nn.Module) -> nn.Module:
     """
     while True:
         if is_compiled_module(model):
-            model = model._orig_mod  # type: ignore[assignment]
+            model = uncompiled(model)
         elif isinstance(model, (DistributedDataParallel, nn.DataParallel)):
             model = model.module
         else:

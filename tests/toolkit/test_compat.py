@@ -15,7 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.compat import BatchNorm, change_class, in_backward, names_that_torch_allows, upsample_into
+from toolkit.compat import (
+    BatchNorm,
+    change_class,
+    in_backward,
+    names_that_torch_allows,
+    uncompiled,
+    upsample_into,
+)
 
 ROOT = Path(__file__).parents[2]
 #: Packages of ours, and those whose underscores are public (namedtuples, ctypes) or ours to read.
@@ -31,6 +38,9 @@ LIBRARIES = {
     "webdataset",
     "dist",
 }
+
+#: What objects of theirs are called.
+OBJECTS = {"accelerator", "layer", "model", "module", "optimizer", "scaler"}
 
 
 @pytest.mark.parametrize("size", [(5, 9), (40, 31), (1, 1)])
@@ -80,6 +90,11 @@ def test_every_batchnorm_is_one():
     assert names and len(names) == sum(isinstance(m, BatchNorm) for m in model.modules())
 
 
+def test_what_was_compiled_is_found_in_its_wrapper():
+    layer = nn.Linear(1, 1)
+    assert uncompiled(torch.compile(layer)) is layer  # type: ignore[arg-type]
+
+
 def test_an_object_of_another_class_keeps_its_weights_and_hooks():
     class Doubled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +119,7 @@ def private_names(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.Attribute):
             whole = ast.unparse(node)
             private = node.attr.startswith("_") and not node.attr.endswith("__")
-            if (private and whole.split(".")[0] in LIBRARIES | {"accelerator", "optimizer", "scaler"}) or (
+            if (private and whole.split(".")[0] in LIBRARIES | OBJECTS) or (
                 node.attr == "__class__" and isinstance(node.ctx, ast.Store)
             ):
                 yield whole
