@@ -6,11 +6,10 @@ loss and the last weights. Nothing is validated or saved between: other tests co
 
 from __future__ import annotations
 
+import copy
 import csv
-import functools
 import itertools
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from train_tools import TINY_VIT, tiny_config
 
 from shards.manifest import Manifest
+from toolkit.config import Config
 from toolkit.data.reader import ShardReader
 from toolkit.distributed import make_accelerator
 from toolkit.feed import train_plan
 from toolkit.parts import build_parts
 from toolkit.trainer import Trainer
 
-#: What each combination has one of: name → options.
-CHOICES: dict[str, dict[str, list[str]]] = {
-    "accumulation": {"1": [], "3": ["--train.accumulation=3"]},
-    "compile": {"off": [], "on": ["--train.compile=true"]},
-    "mixing": {"off": [], "on": ["--augment.mixup=0.4", "--augment.cutmix=1.0"]},
-    "sampling": {"uniform": [], "genre": ["--data.sampling=genre", "--data.repeat_below=0.4"]},
-    "left over": {"1": [], "2": [], "3": []},
+#: What each combination has one of: name → keys of the config.
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "accumulation": {"1": {}, "3": {"train.accumulation": 3}},
+    "compile": {"off": {}, "on": {"train.compile": True}},
+    "mixing": {"off": {}, "on": {"augment.mixup": 0.4, "augment.cutmix": 1.0}},
+    "sampling": {"uniform": {}, "genre": {"data.sampling": "genre", "data.repeat_below": 0.4}},
+    "left over": {"1": {}, "2": {}, "3": {}},
 }
 OPTIONS = (
     *TINY_VIT, "--optim.name=sgd", "--optim.lr=0.05", "--train.epochs=2", "--train.log_steps=1",
@@ -58,20 +58,28 @@ def title(combination: dict[str, str]) -> str:
     return ", ".join(f"{key} {name}" for key, name in combination.items())
 
 
+def config_of(combination: dict[str, str], plain: Config) -> Config:
+    """``plain`` with the combination's choices."""
+    config = copy.deepcopy(plain)
+    for key, name in combination.items():
+        for option, value in CHOICES[key][name].items():
+            section, _, field = option.partition(".")
+            setattr(getattr(config, section), field, value)
+    return config
+
+
 def main() -> None:
     """Train them one after the other."""
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
     # The wrapper is real, and so is what DistributedDataParallel makes of it; a compiler would take minutes.
-    torch.compile = functools.partial(torch.compile, backend="eager")
+    torch.compiler.set_stance("force_eager")
     manifest = Manifest.read(shards)
     readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
-    accelerator = make_accelerator("no")
+    accelerator, plain = make_accelerator("no"), tiny_config(*OPTIONS)
     for combination in combinations():
-        options = [option for key, name in combination.items() for option in CHOICES[key][name]]
-        config = tiny_config(*OPTIONS, *options)
-        samples = train_plan(config, readers[0]).num_samples
-        batch = next(b for b in range(12, samples) if samples % b == int(combination["left over"]))
-        config = replace(config, train=replace(config.train, batch_size=batch))
+        config = config_of(combination, plain)
+        samples, rest = train_plan(config, readers[0]).num_samples, int(combination["left over"])
+        config.train.batch_size = next(b for b in range(12, samples) if samples % b == rest)
         folder = out / title(combination)
         parts = build_parts(accelerator, config, manifest, readers, folder, None)
         trainer = Bare(accelerator, parts, config.train.accumulation)
@@ -83,7 +91,6 @@ def main() -> None:
                 "train_loss": trainer.train_losses,
             }
             torch.save(found, out / f"{title(combination)}.pt")
-        torch._dynamo.reset()
 
 
 def rows(path: Path) -> list[dict[str, str]]:
