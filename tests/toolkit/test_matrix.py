@@ -44,9 +44,9 @@ def test_combinations_are_other_trainings(outs: dict[int, Path]):
         for c in combinations()
         if c["accumulation"] == "1" and c["compile"] == "off"
     ]
-    firsts = [next(iter(state.values())).flatten() for state in weights]
-    for number, one in enumerate(firsts):
-        assert not any(torch.allclose(one, other, rtol=0, atol=1e-6) for other in firsts[:number])
+    vectors = [torch.cat([tensor.flatten() for tensor in state.values()]) for state in weights]
+    for number, one in enumerate(vectors):
+        assert not any(torch.allclose(one, other, rtol=0, atol=1e-6) for other in vectors[:number])
 
 
 def read(out: Path, combination: dict[str, str]) -> dict[str, Any]:
