@@ -27,6 +27,7 @@ from toolkit.distributed import by_main, sum_over_ranks
 from toolkit.metrics import FloatArray
 from toolkit.parts import Parts, make_feed
 from toolkit.update import Updater
+from toolkit.votes import Vote
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def _suggest(curve: LrCurve, parts: Parts) -> None:
 def _run(accelerator: Accelerator, parts: Parts, accumulation: int) -> tuple[FloatArray, FloatArray]:
     """(rates, losses) of the updates until the loss diverged, the same on every rank."""
     feed = make_feed(accelerator, parts, accumulation)
-    updater = Updater(accelerator, parts, feed.plan, accumulation)
+    updater = Updater(accelerator, parts, feed.plan, accumulation, lost=Vote(accelerator))
     steps = feed.plan.steps_per_epoch
     rates = np.geomspace(LOW, HIGH, min(MOST, max(FEWEST, steps)))
     losses: list[float] = []

@@ -33,7 +33,7 @@ from toolkit.parts import Parts, make_feed
 from toolkit.run_log import RunLog
 from toolkit.update import Updater
 from toolkit.validation import better, export_model, judge, monitored, score_again
-from toolkit.votes import Stopped, StopSignal
+from toolkit.votes import Stopped, StopSignal, Vote
 from toolkit.wrapping import rewrap
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Trainer:
         self.feed = make_feed(accelerator, parts, accumulation)
         self.plan = self.feed.plan
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
-        self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard)
+        self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples

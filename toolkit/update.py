@@ -39,14 +39,17 @@ class Updater:
         plan: TrainPlan,
         accumulation: int,
         guard: Guard | None = None,
+        lost: Vote | None = None,
     ) -> None:
-        """``guard`` looks for losses and gradients that are not finite; without one they are made like any other."""
+        """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
+
+        ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
+        """
         self.accelerator, self.parts, self.plan, self.accumulation = accelerator, parts, plan, accumulation
-        self.guard = guard
+        self.guard, self.lost = guard, lost
         self.overflows = 0
         """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
         config = parts.config
-        self.lost = Vote(accelerator)
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -86,7 +89,9 @@ class Updater:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if last:  # answered while this rank computes, and looked at before the step is made
+            if (
+                last and self.lost is not None
+            ):  # answered while this rank computes, and looked at before the step
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
@@ -98,7 +103,7 @@ class Updater:
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total[0] += loss.detach() / len(parts.manifest.genres)
             total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
-        if self.lost.answer():
+        if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
             restore()
             if self.guard is not None:
@@ -135,6 +140,8 @@ class Updater:
             if failure is None:
                 return next(batches), None
         except UserError as error:
+            if self.lost is None:
+                raise
             failure = error
         accelerator, side = self.accelerator, self.parts.config.data.image_size
         rank, world = accelerator.process_index, accelerator.num_processes

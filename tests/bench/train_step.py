@@ -187,7 +187,8 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     with contextlib.closing(trainer.feed.batches(0, 0)) as batches:
         first = next(batches)
         held = parts.preprocessing.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
-        held_targets = targets_of(first.share, parts.train).to(device)
+        # Twice, for timm's batches may have a row more than an update of ours.
+        held_targets = targets_of(first.share, parts.train).to(device).repeat(2, 1)
     with contextlib.closing(timms(folder / "files", parts, device, dtype)) as peer:  # type: ignore[type-var]
         trainer.others = (block(lambda: held), block(lambda: next(peer)))
         trainer.run()

@@ -101,7 +101,7 @@ def test_ranks_whose_caches_of_the_hub_differ(
     other: int, statuses: list[int], drawn_set: Path, tmp_path: Path
 ):
     """What the options do not tell; test_agreement_processes.py has what they do."""
-    options = train_options(drawn_set, tmp_path / "run", "--model.pretrained=true")
+    options = train_options(drawn_set, tmp_path / "run", "--model.weights=null", "--model.pretrained=true")
     run = ended(options, tmp_path / "said", 2, f"hub {other}")
     assert run.statuses == statuses, run.said
     if any(statuses):
@@ -164,7 +164,8 @@ def test_what_it_cannot_write_beside_a_training(
 def test_what_the_first_process_finds_wrong_with_an_epoch(drawn_set: Path, tmp_path: Path):
     """A UserError of its own: the loss of training was a number, that of validation is none."""
     options = train_options(
-        drawn_set, tmp_path / "run", "--model.name=test_vit", "--model.head=linear", "--model.dropout=0",
+        drawn_set, tmp_path / "run", "--model.weights=null", "--model.name=test_vit", "--model.head=linear",
+        "--model.dropout=0",
         "--optim.name=momentum", "--optim.lr=1e18", "--train.batch_size=56", "--optim.schedule=constant",
     )  # fmt: skip
     line = one_line_of_both(ended(options, tmp_path / "said", 2))

@@ -51,11 +51,11 @@ def term_at(monkeypatch: pytest.MonkeyPatch) -> Any:
         check = StopSignal.check
         looks: list[int] = []
 
-        def checked(self: StopSignal, *arguments: Any) -> None:
+        def checked(self: StopSignal, *arguments: Any, **options: Any) -> None:
             looks.append(len(looks))
             if len(looks) == number:
                 os.kill(os.getpid(), signal.SIGTERM)
-            check(self, *arguments)
+            check(self, *arguments, **options)
 
         monkeypatch.setattr(StopSignal, "check", checked)
         return looks

@@ -86,6 +86,7 @@ def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
 
 def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_set: Path, tmp_path: Path):
     run, options = tmp_path / "run", ["--train.ema=0.9", "--train.epochs=3", "--train.keep_checkpoints=9"]
+    options.append("--optim.lr=0.01")
     assert main(["train", "--shards", str(shard_set), "--out", str(run), *TINY, *options]) == 0
     accelerator, parts = make_parts(shard_set, tiny_config(*options), tmp_path)
     feed = make_feed(accelerator, parts, 1)

@@ -270,7 +270,7 @@ def test_a_folder_holds_one_prediction(
     shutil.copytree(many_shards, fewer)
     manifest = Manifest.read(many_shards)
     kept = [shard for shard in manifest.shards if shard.split != "val"]
-    dataclasses.replace(manifest, shards=kept).write(fewer)
+    dataclasses.replace(manifest, shards=kept, duplicates={}).write(fewer)
     with pytest.raises(UserError, match=r": val-00000\.parquet.*; remove"):
         predict(model, "--shards", fewer, "--split", "test", "--out", out)
 

@@ -21,7 +21,16 @@ from accelerate import Accelerator
 from hub_server import running_hub
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset, slowly
 from safetensors.torch import load_file
-from toolkit_helpers import ROOT, TINY, clean_env, error_lines, free_port, launch_2, posters_command
+from toolkit_helpers import (
+    ROOT,
+    TINY,
+    clean_env,
+    error_lines,
+    free_port,
+    launch_2,
+    posters_command,
+    weights_option,
+)
 from train_tools import tiny_config
 
 from shards.cache_options import CacheOptions
@@ -118,7 +127,7 @@ def test_two_ranks_and_a_bad_network(
     url = server.url("/set")
     run = launch_2(
         "launch/train.py",
-        *[*TINY, *EPOCHS, *WINDOW, "--shards", url],
+        *[*TINY, *EPOCHS, *WINDOW, weights_option(), "--shards", url],
         *["--cache-dir", tmp_path / "cache", "--out", tmp_path / "run"],
     )
     assert run.returncode == 0, run.stderr
