@@ -79,7 +79,7 @@ def main() -> None:
     for combination in combinations():
         config = config_of(combination, plain)
         samples, rest = train_plan(config, readers[0]).num_samples, int(combination["left over"])
-        config.train.batch_size = next(b for b in range(12, samples) if samples % b == rest)
+        config.train.batch_size = next(b for b in range(9, samples) if samples % b == rest)
         folder = out / title(combination)
         parts = build_parts(accelerator, config, manifest, readers, folder, None)
         trainer = Bare(accelerator, parts, config.train.accumulation)
