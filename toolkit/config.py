@@ -205,7 +205,7 @@ class TrainConfig:
     on_nonfinite: OnNonfinite = "stop"
     """A loss or gradient that is not finite stops the run, or its update is skipped, which waits for each update."""
     max_skipped: int = 10
-    """Updates of an epoch that may be skipped (overflows in fp16 apart) before the run stops and lists their samples."""
+    """Updates of an epoch that may be skipped (fp16's overflows apart) before the run stops and lists their samples."""
     checkpoint_steps: int = 0
     """Save a checkpoint every so many updates, besides one per epoch; 0 only per epoch."""
     keep_checkpoints: int = 2
