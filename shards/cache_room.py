@@ -91,7 +91,8 @@ class Room:
                         partials += facts.st_size
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
                     partials += facts.st_size
-                    if abs(now - facts.st_mtime) > LEFT:
+                    # What is whole and checked, and about to get its name, has another time of writing (stamp).
+                    if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFT:
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
                     if abs(now - facts.st_mtime) > OLD:  # clocks differ

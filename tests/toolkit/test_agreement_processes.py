@@ -138,7 +138,7 @@ def test_two_processes_that_differ(
                 ("optim.lr", "0.1", "0.0015"),
                 ("optim.name", "sgd", "adam"),
                 ("train.seed", "7", "0"),
-                ("train.batch_size", "8", "16"),
+                ("train.batch_size", "8", "20"),
                 ("train.epochs", "2", "1"),
                 ("train.precision", "bf16", "auto"),
                 ("data.crop_pct", "0.875", "1.0"),
