@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -37,28 +37,30 @@ def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
     It lasts until the descriptor is closed. The file must be opened for writing, or for a ``shared`` lock for reading.
     Raises NoLocks, OSError.
     """
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        return True
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        if error.errno not in _NONE:
-            raise
-        reason = error
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    taken = _taken(lambda: fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB))
+    if isinstance(taken, bool):
+        return taken
     command = getattr(fcntl, "F_OFD_SETLKW" if wait else "F_OFD_SETLK", None)
-    if command is None or sys.maxsize < 2**32:
-        raise NoLocks(reason.errno, reason.strerror)
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    if command is not None and sys.maxsize >= 2**32:
+        lock = _FLOCK.pack(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        other = _taken(lambda: fcntl.fcntl(descriptor, command, lock))
+        if isinstance(other, bool):
+            return other
+    raise NoLocks(taken.errno, taken.strerror)
+
+
+def _taken(take: Callable[[], object]) -> bool | OSError:
+    """Whether ``take`` got the lock, or what it says where there are no locks of its kind. Raises other OSErrors."""
     try:
-        fcntl.fcntl(descriptor, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+        take()
         return True
     except OSError as error:
         if error.errno in _HELD:
             return False
         if error.errno not in _NONE:
             raise
-        raise NoLocks(reason.errno, reason.strerror) from None
+        return error
 
 
 @contextlib.contextmanager

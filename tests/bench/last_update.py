@@ -115,9 +115,9 @@ def main() -> int:
     print("| --- | --- | --- |")
     for rule, title in RULES.items():
         losses, moves = (np.array([row[key] for row in rows[rule]]) for key in ("loss", "moved"))
-        told = ", ".join(f"{value:.4f}" for value in [start, *losses.mean(axis=0)])
+        shown = ", ".join(f"{value:.4f}" for value in [start, *losses.mean(axis=0)])
         far = ", ".join(f"{value:.1%}" for value in moves.mean(axis=0))
-        print(f"| {title}: {rows[rule][0]['samples']} samples | {told} (last: {losses[:, -1].min():.4f} to "
+        print(f"| {title}: {rows[rule][0]['samples']} samples | {shown} (last: {losses[:, -1].min():.4f} to "
               f"{losses[:, -1].max():.4f}) | {far} (last: at most {moves[:, -1].max():.1%}) |")  # fmt: skip
     if arguments.json:
         setting = {"pixels": arguments.pixels, "settle": arguments.settle, "samples": SAMPLES, "batch": BATCH}
