@@ -189,15 +189,15 @@ class FeatureBank:
                 except UserError as error:
                     failure = error
                 on_batch()
+                end = min(step * world * plan.batch, len(reader))
+                bar.update(end - bar.n)
                 if step % every and step < steps:
                     continue
                 require_read(accelerator, failure)
-                end = min(step * world * plan.batch, len(reader))
                 indices, rows = (np.concatenate(part) for part in zip(*own, strict=True))
                 together = gather_by_index(accelerator, end - done, indices - done, rows)
                 bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
                 add(together)
-                bar.update(end - done)
                 own, done = [], end
         _require_finite(bad, reader, title)
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.progress import progress
 from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
@@ -66,6 +67,23 @@ def test_what_was_computed_is_read_back(
     again = bank(model, tmp_path).training_view(reader, 1)
     assert path.stat().st_mtime_ns == before and list(tmp_path.iterdir()) == [path]
     assert (again.values == first.values).all() and (again.decoded == first.decoded).all()
+
+
+def test_the_bar_moves_with_every_batch(
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+):
+    bars: list[Any] = []
+
+    def quiet(*args: Any, **options: Any) -> Any:
+        bars.append(progress(*args, **options | {"disable": True}))
+        bars[-1].update = lambda rows: moves.append(rows) or setattr(bars[-1], "n", bars[-1].n + rows)
+        return bars[-1]
+
+    moves: list[int] = []
+    monkeypatch.setattr("toolkit.features.progress", quiet)
+    bank(model, tmp_path).evaluation_view(reader, "val")
+    batches, last = divmod(len(reader), 4)
+    assert moves == [4] * batches + [last] * bool(last) and batches > 1
 
 
 def test_files_are_named_by_what_decides_them(
