@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # Test processes: a test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
-.PHONY: demo test lint bench study clean
+.PHONY: demo test test-long lint bench study clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,11 @@ demo: $(VENV)/installed
 	$(BIN)/posters demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not long'
+
+# The rest: benchmarks run small, networks that fail for minutes, every combination of what make test has some of.
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# As many processes run tests as there are cores. Threads beyond the number of cores mostly wait for one another, and
+# take three times the CPU seconds. Set before torch is loaded, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Whoever starts a shell job in the background has its Ctrl-C ignored, and every process below inherits that: the tests
 # that press Ctrl-C in a child would then wait for ever. A handler of our own is reset to the default in children.

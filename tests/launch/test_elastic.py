@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from launch_tools import (
     PROBE,
     ROOT,
@@ -61,6 +62,7 @@ def test_a_killed_worker_costs_updates_since_the_checkpoint_and_nothing_else(
     assert rows(out / "epochs.csv", *SPEED) == rows(pair / "epochs.csv", *SPEED)
 
 
+@pytest.mark.long
 def test_a_node_that_comes_later_is_taken_in_and_nothing_is_done_twice(launch_set: Path, tmp_path: Path):
     """torchrun stops the first node's process by SIGTERM: it saves, and both go on from there."""
     out = tmp_path / "run"

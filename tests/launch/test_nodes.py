@@ -104,6 +104,7 @@ def test_two_nodes_give_the_weights_of_two_processes_on_one(
     assert weights(tmp_path / "run") == weights(pair)
 
 
+@pytest.mark.long
 def test_a_pulled_cable_ends_both_sides_with_a_line_and_a_resume_finishes(
     nodes: Nodes, launch_set: Path, pair: Path, tmp_path: Path
 ):

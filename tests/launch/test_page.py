@@ -104,7 +104,7 @@ def test_the_config_for_one_gpu_trains(launch_set: Path, tmp_path: Path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("script", ["train", "predict"])
+@pytest.mark.parametrize("script", ["train", pytest.param("predict", marks=pytest.mark.long)])
 def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_set: Path, tmp_path: Path):
     """In one line of the first process, the launcher's report aside."""
     config = ROOT / "launch" / "accelerate" / "gpus.yaml"

@@ -96,6 +96,7 @@ def test_stopped_while_validating_the_last_epoch(launch_set: Path, tmp_path: Pat
     assert facts(out) == facts(uninterrupted)
 
 
+@pytest.mark.long
 def test_one_of_two_processes_is_told_while_both_validate(launch_set: Path, pair: Path, tmp_path: Path):
     out = tmp_path / "run"
     options = options_of(launch_set, out)

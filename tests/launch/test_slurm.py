@@ -65,7 +65,7 @@ def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     ("script", "shape"),
     [
         ("one_node.sbatch", ["--gpus-per-node=2"]),
-        ("nodes.sbatch", ["--nodes=2", "--gpus-per-node=1"]),
+        pytest.param("nodes.sbatch", ["--nodes=2", "--gpus-per-node=1"], marks=pytest.mark.long),
     ],
 )
 def test_two_processes_on_one_node_and_on_two(

@@ -108,7 +108,7 @@ def test_from_a_store_to_a_store(cluster: Cluster, source: Source, shard_set: Pa
     assert remote_tree(out) == tree(shard_set)
 
 
-@pytest.mark.parametrize("where", ["folder", "store"])
+@pytest.mark.parametrize("where", ["folder", pytest.param("store", marks=pytest.mark.long)])
 def test_a_worker_that_is_killed_in_the_middle(
     cluster: Cluster,
     large: Source,
@@ -135,6 +135,7 @@ def test_a_worker_that_is_killed_in_the_middle(
     assert victim not in cluster.workers().values()
 
 
+@pytest.mark.long
 def test_a_scheduler_without_workers_that_is_killed_in_the_middle(
     cluster: Cluster,
     large: Source,

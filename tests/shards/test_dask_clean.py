@@ -79,6 +79,7 @@ def test_on_a_cluster(cluster: Cluster, titled: Source, here: Path, tmp_path: Pa
     assert again.cleaned_now == 0 and rows(out) == rows(here)
 
 
+@pytest.mark.long
 def test_at_urls(cluster: Cluster, titled: Source, here: Path, bucket: str) -> None:
     source = at_url(titled, new_bucket())
     for number, scheduler in enumerate((None, str(cluster.file))):

@@ -170,6 +170,7 @@ def test_kill_9(
     finish(large, out, whole)
 
 
+@pytest.mark.long
 def test_kill_9_again_and_again(
     large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]
 ) -> None:

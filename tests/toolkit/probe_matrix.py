@@ -1,7 +1,7 @@
-"""Every combination of what cuts an update into parts, trained for two epochs in this process of a launch.
+"""Combinations of what cuts an update into parts, trained for two epochs in this process of a launch.
 
-python probe_matrix.py SHARDS OUT: writes OUT/<combination>.pt, with the loss of every update, each epoch's training
-loss and the last weights. Nothing is validated or saved between: other tests compare that.
+python probe_matrix.py SHARDS OUT few|all: writes OUT/<combination>.pt, with the loss of every update, each epoch's
+training loss and the last weights. Nothing is validated or saved between: other tests compare that.
 """
 
 from __future__ import annotations
@@ -53,6 +53,24 @@ def combinations() -> list[dict[str, str]]:
     return [dict(zip(CHOICES, names, strict=True)) for names in itertools.product(*CHOICES.values())]
 
 
+def few() -> list[dict[str, str]]:
+    """Some of them, in which every two choices meet."""
+    found: list[dict[str, str]] = []
+    met: set[tuple[tuple[str, str], ...]] = set()
+
+    def pairs(combination: dict[str, str]) -> set[tuple[tuple[str, str], ...]]:
+        return set(itertools.combinations(combination.items(), 2))
+
+    while left := set().union(*map(pairs, combinations())) - met:
+        found.append(max(combinations(), key=lambda combination: len(pairs(combination) & left)))
+        met |= pairs(found[-1])
+    return found
+
+
+#: By name, the combinations that a launch trains.
+SETS = {"few": few, "all": combinations}
+
+
 def title(combination: dict[str, str]) -> str:
     """Its name, as a file's."""
     return ", ".join(f"{key} {name}" for key, name in combination.items())
@@ -76,7 +94,7 @@ def main() -> None:
     manifest = Manifest.read(shards)
     readers = [ShardReader.of_split(shards, split, manifest) for split in ("train", "val")]
     accelerator, plain = make_accelerator("no"), tiny_config(*OPTIONS)
-    for combination in combinations():
+    for combination in SETS[sys.argv[3]]():
         config = config_of(combination, plain)
         samples, rest = train_plan(config, readers[0]).num_samples, int(combination["left over"])
         config.train.batch_size = next(b for b in range(9, samples) if samples % b == rest)

@@ -90,6 +90,7 @@ def other_tables(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.long
 def test_two_processes_that_differ(
     shard_set: Path,
     other_set: Path,

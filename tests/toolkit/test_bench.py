@@ -19,6 +19,7 @@ PEERS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_path: Path):
     run = run_python(
         "tests/bench/loader.py", "--images", posters / "images", "--json", tmp_path / "out.json",
@@ -52,6 +53,7 @@ def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
         assert [line for line in run.stderr.splitlines() if line.startswith("error:")]
 
 
+@pytest.mark.long
 def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: Path):
     build_shards(
         BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s")
@@ -74,6 +76,7 @@ def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: P
     assert refused.returncode == 2 and "fewer than two updates" in refused.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(
     posters: Path, tmp_path: Path
 ):
@@ -106,6 +109,7 @@ def test_shuffle_quality_is_that_of_chance_for_the_global_order_only():
     assert same > 3 and again > 1.5 and touched < 16
 
 
+@pytest.mark.long
 def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
     pytest.importorskip("rapidocr", reason="rapidocr is not installed (extra `clean`)")
     run = run_python(
@@ -133,6 +137,7 @@ def study(posters: Path, tmp_path: Path, *options: object) -> subprocess.Complet
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: Path):
     run = study(posters, tmp_path)
     assert run.returncode == 0, run.stderr
@@ -188,6 +193,7 @@ def test_every_recipe_of_the_study_is_a_valid_configuration():
     assert run.returncode == 0 and int(run.stdout) > 15, run.stderr
 
 
+@pytest.mark.long
 def test_growth_is_measured_on_sets_and_builds_of_several_sizes(tmp_path: Path):
     run = run_python(
         "tests/bench/scale.py", "--samples", "2000,50000", "--posters", 30, "--work", tmp_path,

@@ -70,7 +70,11 @@ def test_what_was_computed_is_read_back(
 
 
 def test_the_bar_moves_with_every_batch(
-    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+    model: torch.nn.Module,
+    reader: ShardReader,
+    tmp_path: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     bars: list[Any] = []
 

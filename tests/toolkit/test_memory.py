@@ -42,6 +42,7 @@ def run(how: str, **settings: str) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.long
 def test_what_is_freed_stays_with_the_process() -> None:
     usual, _ = run("not")
     if usual < 1000:

@@ -148,13 +148,11 @@ def verdicts(shards: Path) -> dict[str, dict[str, Verdict]]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", ex.CHECKS)
 def test_ours_keeps_every_promise(verdicts: dict[str, dict[str, Verdict]], check: str):
     assert verdicts[OURS][check] == Verdict(True, "yes")  # with no "but"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", ex.CHECKS)
 @pytest.mark.parametrize("peer", FAILS)
 def test_peers_fail_what_the_table_says(verdicts: dict[str, dict[str, Verdict]], peer: str, check: str):
@@ -174,7 +172,6 @@ def test_every_stack_is_judged():
     assert set(FAILS) | {OURS} == set(ex.STACKS)
 
 
-@pytest.mark.slow
 def test_processes_that_do_not_end_count_as_hanging(shards: Path):
     runs = ex.run_stack(OURS, 2, shards, timeout=0.0)
     assert runs["train"].problem == "hangs" and runs["eval"].problem == "not reached"

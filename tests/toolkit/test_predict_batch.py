@@ -358,6 +358,7 @@ def repeated(shards: Path, times: int, out: Path) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_set(shard_set: Path, model: Path, tmp_path: Path) -> None:
     peaks = []
     for times in (10, 150):

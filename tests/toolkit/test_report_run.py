@@ -83,7 +83,6 @@ def test_the_set_says_which_posters_are_near_duplicates(made, shard_set: Path):
     assert "does not say" not in shown
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_report_with_the_same_numbers(
     made, model_folder: Path, shard_set: Path, other_run: Path, tmp_path: Path
 ):

@@ -184,7 +184,6 @@ def furthest_by_chance(targets: np.ndarray, scores: np.ndarray, rounds: int = 50
 # --- what cannot be learnt, and what must be --------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_shuffled_labels_give_the_map_of_prevalence(shuffled: Trained):
     targets, logits = shuffled.predictions
     assert (np.ptp(logits, axis=0) > 0.1).all()  # it did learn something, by heart
@@ -192,7 +191,6 @@ def test_shuffled_labels_give_the_map_of_prevalence(shuffled: Trained):
     assert abs(shuffled.metrics["ranking"]["mAP"] - prevalence) <= furthest_by_chance(targets, logits)
 
 
-@pytest.mark.slow
 def test_shuffled_labels_do_not_beat_what_looks_at_no_picture(shuffled: Trained):
     targets, _ = shuffled.predictions
     probabilities, thresholds = shuffled.probabilities()
@@ -208,7 +206,6 @@ def test_shuffled_labels_do_not_beat_what_looks_at_no_picture(shuffled: Trained)
         assert difference.low is not None and difference.low <= 0, metric
 
 
-@pytest.mark.slow
 def test_labels_as_pixels_are_learnt_to_the_full(learnt: Trained):
     targets, logits = learnt.predictions
     assert learnt.metrics["ranking"]["mAP"] == 1.0
@@ -221,7 +218,6 @@ def test_labels_as_pixels_are_learnt_to_the_full(learnt: Trained):
 # --- the figures ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("run", ["learnt", "shuffled", "alone"])
 def test_metrics_are_scikit_learns(run: str, request: pytest.FixtureRequest):
     trained: Trained = request.getfixturevalue(run)
@@ -246,7 +242,6 @@ def test_metrics_are_scikit_learns(run: str, request: pytest.FixtureRequest):
 # --- test data are sealed ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_labels_of_test_change_no_bit_of_what_is_learnt_or_chosen(learnt: Trained, tmp_path: Path):
     other = shutil.copytree(learnt.shards, tmp_path / "set")
     reverse_labels(other, "test")
@@ -262,7 +257,6 @@ def test_labels_of_test_change_no_bit_of_what_is_learnt_or_chosen(learnt: Traine
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(alone: Trained, tmp_path: Path):
     together = Trained(alone.shards, tmp_path / "two")
     for script, arguments in (
