@@ -41,18 +41,23 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
 
 
 def run_forked(
-    command: Sequence[object], environments: Sequence[Mapping[str, str]], timeout: float
+    command: Sequence[object],
+    environments: Sequence[Mapping[str, str]],
+    timeout: float,
+    folder: Path = ROOT,
 ) -> CompletedProcess[str]:
     """Run ``command`` (a script or -m MODULE, and arguments) in a process for each environment, as a launcher does.
 
+    folder: where they run.
     Once one of several fails, the others are told to end. The exit status is the first failure's, and so is what they
     said, in one text. Raises Late.
     """
     words = [str(word) for word in command]
-    with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder) / "stdout", Path(folder) / "stderr"
+    with tempfile.TemporaryDirectory() as outputs:
+        said = Path(outputs) / "stdout", Path(outputs) / "stderr"
         processes = [
-            forkserver().Process(target=_be, args=(words, dict(env), *map(str, said))) for env in environments
+            forkserver().Process(target=_be, args=(words, dict(env), str(folder), *map(str, said)))
+            for env in environments
         ]
         for process in processes:
             process.start()
@@ -98,9 +103,9 @@ def _signal(process: ForkServerProcess, number: int) -> None:
         os.kill(process.pid, number)
 
 
-def _be(words: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _be(words: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> None:
     """Be a fresh interpreter that runs ``words``."""
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     for number, path in ((1, stdout), (2, stderr)):

@@ -1,0 +1,63 @@
+"""What earlier versions left on disks is read to the same end: forty commands on it come to what they came to then."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from commands import COMMANDS, HERE, results, unpack
+
+#: How far numbers may be from one another: another processor rounds in another way.
+CLOSE = {"rel_tol": 2e-3, "abs_tol": 2e-4}
+#: Columns of how fast it went.
+SPEED = ("images_per_s", "data_wait", "decode_cores", "copy", "seconds")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+EXPECTED: dict[str, dict[str, Any]] = json.loads((HERE / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the commands come to now."""
+    folder = tmp_path_factory.mktemp("kept")
+    unpack(folder)
+    return dict(results(folder))
+
+
+def test_nothing_was_left_out():
+    assert EXPECTED.keys() == COMMANDS.keys() and len(COMMANDS) == 40
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_comes_to_what_it_came_to(found: dict[str, dict[str, Any]], name: str):
+    differences = list(differing("", EXPECTED[name], found[name]))
+    assert not differences, differences[:5]
+
+
+def differing(where: str, then: Any, now: Any) -> Iterator[str]:
+    """Where two results differ, and how."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then.keys() | now.keys():
+            if key not in SPEED:
+                yield from differing(f"{where}/{key}", then.get(key, "absent"), now.get(key, "absent"))
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (one, other) in enumerate(zip(then, now, strict=True)):
+            yield from differing(f"{where}/{number}", one, other)
+    elif not same(then, now):
+        yield f"{where}: {then!r} → {now!r}"
+
+
+def same(then: Any, now: Any) -> bool:
+    """Numbers are close, also those in a text whose words are the same."""
+    if isinstance(then, str) and isinstance(now, str):
+        numbers = zip(NUMBER.findall(then), NUMBER.findall(now), strict=False)
+        return NUMBER.sub("#", then) == NUMBER.sub("#", now) and all(
+            same(float(a), float(b)) for a, b in numbers
+        )
+    if isinstance(then, float) and isinstance(now, (int, float)):
+        return math.isclose(then, now, **CLOSE) or (math.isnan(then) and math.isnan(now))
+    return bool(then == now)
