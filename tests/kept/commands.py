@@ -90,7 +90,8 @@ COMMANDS = {
         ("killed/epochs.csv", "killed/log.csv"),
     ),
     "resume on features": Command(
-        f"{TRAIN} {CACHED} --model.head=linear --model.hidden=[1024,512] --train.feature_views=2 --out=features --resume",
+        f"{TRAIN} {CACHED} --model.head=linear --model.hidden=[1024,512] --train.feature_views=2"
+        " --out=features --resume",
         ("features/cache/*", "features/epochs.csv"),
     ),
     "train on features": Command(

@@ -55,10 +55,8 @@ def run_forked(
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as outputs:
         said = Path(outputs) / "stdout", Path(outputs) / "stderr"
-        processes = [
-            forkserver().Process(target=_be, args=(words, dict(env), str(folder), *map(str, said)))
-            for env in environments
-        ]
+        command_of = (words, str(folder), *map(str, said))
+        processes = [forkserver().Process(target=_be, args=(dict(env), *command_of)) for env in environments]
         for process in processes:
             process.start()
         try:
@@ -103,7 +101,7 @@ def _signal(process: ForkServerProcess, number: int) -> None:
         os.kill(process.pid, number)
 
 
-def _be(words: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> None:
+def _be(environment: dict[str, str], words: list[str], folder: str, stdout: str, stderr: str) -> None:
     """Be a fresh interpreter that runs ``words``."""
     os.chdir(folder)
     os.environ.clear()

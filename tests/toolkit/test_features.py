@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from shards.errors import UserError
 from shards.manifest import Manifest
-from shards.progress import progress
 from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.reader import ShardReader
 from toolkit.data.transforms import Preprocessing
@@ -76,15 +77,16 @@ def test_the_bar_moves_with_every_batch(
     one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    bars: list[Any] = []
-
-    def quiet(*args: Any, **options: Any) -> Any:
-        bars.append(progress(*args, **options | {"disable": True}))
-        bars[-1].update = lambda rows: moves.append(rows) or setattr(bars[-1], "n", bars[-1].n + rows)
-        return bars[-1]
-
     moves: list[int] = []
-    monkeypatch.setattr("toolkit.features.progress", quiet)
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            moves.append(int(n or 0))
+            return super().update(n)
+
+    monkeypatch.setattr(
+        "toolkit.features.progress", lambda rows, *_, **__: Bar(total=rows, file=io.StringIO())
+    )
     bank(model, tmp_path).evaluation_view(reader, "val")
     batches, last = divmod(len(reader), 4)
     assert moves == [4] * batches + [last] * bool(last) and batches > 1
