@@ -79,7 +79,7 @@ def test_the_bar_moves_with_every_batch(
 ):
     moves: list[int] = []
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         def update(self, n: float | None = 1) -> bool | None:
             moves.append(int(n or 0))
             return super().update(n)
