@@ -2,7 +2,7 @@
 
 import sys
 
-from toolkit.cli import run
+from toolkit.cli.main import run
 
 if __name__ == "__main__":
     run(["evaluate", *sys.argv[1:]])

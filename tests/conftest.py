@@ -38,7 +38,7 @@ def bucket(s3_address: str) -> str:
 @pytest.fixture(scope="session")
 def drawn_posters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with images/ and metadata.csv of 90 drawn posters and ten bad rows. Read-only."""
-    from toolkit.demo_posters import draw_poster_set
+    from shards.inputs.synthetic import draw_poster_set
 
     folder = tmp_path_factory.mktemp("posters")
     draw_poster_set(folder, 90, seed=3)

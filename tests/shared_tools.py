@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
 
 
 def build_small_set(posters: Path, out: Path, seed: int = 0) -> Path:

@@ -44,7 +44,7 @@ def test_launchers_only_hand_over():
 
 
 def test_help_and_shard_commands_load_no_torch():
-    code = "import sys, toolkit.cli as c, shards.build; c.build_parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys, toolkit.cli.main as c, shards.build.run; c.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

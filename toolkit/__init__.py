@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.predictor import Predictor, load_model
+    from toolkit.prediction.api import Predictor, load_model
 
 __all__ = ["Predictor", "load_model"]
 
@@ -18,7 +18,7 @@ __all__ = ["Predictor", "load_model"]
 def __getattr__(name: str) -> Any:
     """Load what needs torch only when it is asked for: `posters --help` takes no seconds."""
     if name in __all__:
-        from toolkit import predictor
+        from toolkit.prediction import api as predictor
 
         return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

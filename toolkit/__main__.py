@@ -1,6 +1,6 @@
 """``python -m toolkit`` is the same as ``posters``."""
 
-from toolkit.cli import run
+from toolkit.cli.main import run
 
 if __name__ == "__main__":
     run()

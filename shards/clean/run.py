@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.claim import folder_lock
+from shards.clean.contact_sheet import write_sheet
 from shards.clean.task import (
     CHUNK,
     CleanTask,
@@ -25,22 +25,22 @@ from shards.clean.task import (
     of_own_places,
     rejection_of,
 )
-from shards.duplicates import MAX_DISTANCE
 from shards.errors import UserError
-from shards.executor import Executor, open_executor
-from shards.files import read_json, read_present, remove_file, remove_partials, write_json
-from shards.image_files import holds_images, require_images
-from shards.images import ImageOptions
-from shards.listing import list_sizes
-from shards.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
-from shards.places import Place, is_remote, told
+from shards.executors.local import Executor, open_executor
+from shards.inputs.duplicates import MAX_DISTANCE
+from shards.inputs.image_files import holds_images, require_images
+from shards.inputs.images import ImageOptions
+from shards.inputs.listing import list_sizes
+from shards.inputs.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
+from shards.inputs.scan import Scan, scan_images
+from shards.inputs.usable import problem_with_rows
 from shards.progress import progress
-from shards.scan import Scan, scan_images
+from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
+from shards.storage.lock import folder_lock
+from shards.storage.paths import Place, is_remote, told
+from shards.text.pipeline import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
-from shards.text.sheet import write_sheet
-from shards.text.stage import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
-from shards.usable import problem_with_rows
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 from PIL import Image
 
 from shards.errors import UserError, one_line
-from shards.files import atomic_write, fingerprint, place_key, remove_file, write_json
-from shards.image_files import read_image_file
-from shards.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
-from shards.metadata import Rejection
-from shards.places import Place
-from shards.text.stage import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
+from shards.inputs.image_files import read_image_file
+from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
+from shards.inputs.metadata import Rejection
+from shards.storage.files import atomic_write, fingerprint, place_key, remove_file, write_json
+from shards.storage.paths import Place
+from shards.text.pipeline import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
 
 JPEG_SIDE = 65_500
 """Longest side in pixels that libjpeg writes."""

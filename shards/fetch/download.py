@@ -15,9 +15,9 @@ import aiohttp
 from yarl import URL
 
 from shards.errors import one_line, without_secrets
-from shards.fetch.addresses import Policy, PolicyResolver, PrivateAddress, literal_address
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
+from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, literal_address
 
 MAX_REDIRECTS = 5
 

@@ -1,6 +1,6 @@
 """What became of each link, a line each: a file that a killed run leaves usable.
 
-On this machine that is one append-only file. Chunks of links (chunk.py) have parts of their own, in the folder
+On this machine that is one append-only file. Chunks of links (tasks.py) have parts of their own, in the folder
 ``PARTS`` beside it, which the client takes in at the end, or at the next start: several machines cannot append to one
 file, and to an object in a store nobody can.
 """
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shards.files import atomic_write, names_in, read_present, remove_tree
-from shards.metadata import Rejection
-from shards.places import Place
+from shards.inputs.metadata import Rejection
+from shards.storage.files import atomic_write, names_in, read_present, remove_tree
+from shards.storage.paths import Place
 
 PARTS = ".fetch"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from yarl import URL
 
 from shards.errors import one_line, without_secrets
-from shards.metadata import Rejection, id_problem
-from shards.table import open_table
+from shards.inputs.csv_table import open_table
+from shards.inputs.metadata import Rejection, id_problem
 
 #: Longer cells are no links.
 MAX_LINK_TEXT = 8000

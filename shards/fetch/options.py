@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from shards.errors import UserError
-from shards.images import ImageOptions
-from shards.places import Place
+from shards.inputs.images import ImageOptions
+from shards.storage.paths import Place
 
 
 @dataclass(frozen=True)

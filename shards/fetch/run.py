@@ -9,19 +9,19 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.executor import Executor, open_executor
+from shards.executors.local import Executor, open_executor
 from shards.fetch.options import FetchOptions
-from shards.files import place_key, remove_partials
-from shards.listing import NoFolder, list_posters
-from shards.metadata import Rejection, write_rejected
-from shards.places import Place, is_remote, told
+from shards.inputs.listing import NoFolder, list_posters
+from shards.inputs.metadata import Rejection, write_rejected
 from shards.progress import progress
+from shards.storage.files import place_key, remove_partials
+from shards.storage.lock import folder_lock
+from shards.storage.paths import Place, is_remote, told
 
 if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
-    from shards.fetch.addresses import Policy
     from shards.fetch.links import Link, Links
+    from shards.storage.address_policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
         import aiohttp  # noqa: F401
     except ImportError:
         raise UserError("`posters fetch` needs aiohttp: pip install -e '.[clean]'") from None
-    from shards.fetch.addresses import is_any, is_public
     from shards.fetch.links import read_links
-    from shards.fetch.store import REJECTED
+    from shards.fetch.poster_store import REJECTED
+    from shards.storage.address_policy import is_any, is_public
 
     links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
@@ -75,7 +75,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
 def _fetch_links(options: FetchOptions, allowed: Policy, links: Links) -> Fetched:
     """Fetch what is not there yet into ``options.out``, which the caller holds."""
     from shards.fetch.journal import take_in_parts
-    from shards.fetch.store import JOURNAL
+    from shards.fetch.poster_store import JOURNAL
 
     # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and again
     # when all is done.
@@ -88,7 +88,7 @@ def _fetch_links(options: FetchOptions, allowed: Policy, links: Links) -> Fetche
 
 def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executor: Executor) -> Fetched:
     from shards.fetch.journal import recall
-    from shards.fetch.store import JOURNAL
+    from shards.fetch.poster_store import JOURNAL
 
     result = Fetched(rejected=links.rejected)
     key = place_key(options.out)
@@ -109,8 +109,8 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
                 replaces.add(link.id)
     with progress(len(todo), "fetching posters") as bar:
         if options.scheduler or is_remote(options.out):
-            from shards.fetch.chunk import fetch_chunk, tasks_of
-            from shards.fetch.store import incoming
+            from shards.fetch.poster_store import incoming
+            from shards.fetch.tasks import fetch_chunk, tasks_of
 
             tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
             with nullcontext() if is_remote(options.out) else incoming(options.out):
@@ -147,9 +147,9 @@ def _fetch_here(
     done: Callable[[int], object],
 ) -> None:
     """In one event loop of this process, into a local folder."""
+    from shards.fetch.event_loop import bring_in
     from shards.fetch.journal import Journal
-    from shards.fetch.store import JOURNAL, FolderStore, incoming
-    from shards.fetch.workers import bring_in
+    from shards.fetch.poster_store import JOURNAL, FolderStore, incoming
 
     def settle(link: Link, rejection: Rejection | None) -> None:
         if rejection is None:
@@ -164,7 +164,7 @@ def _fetch_here(
 
 def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether an id has a poster in the folder."""
-    from shards.fetch.store import has_poster
+    from shards.fetch.poster_store import has_poster
 
     if not is_remote(folder):
         return lambda sample_id: has_poster(folder, sample_id)

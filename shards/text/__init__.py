@@ -2,5 +2,5 @@
 
     pixels ─ detector ─→ regions ─ masks ─→ mask, skipped ─ fill ─→ pixels, and again until nothing is found
 
-``removal.py`` is that loop for one poster; ``referee.py`` looks again, more strictly than the loop did.
+``remove.py`` is that loop for one poster; ``clean/verify.py`` looks again, more strictly than the loop did.
 """

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError, one_line
-from shards.files import sha256_file
-from shards.text.anchor import strip, strip_height
+from shards.storage.files import sha256_file
+from shards.text.anchor_strip import strip, strip_height
+from shards.text.backends import open_session
 from shards.text.detector import DetectorOptions, Region
-from shards.text.onnx import open_session
 from shards.text.opencv import cv2
 
 STRIDE = 32

@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class DetectorOptions:
     device: str = "cpu"
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
     anchor: bool = True
-    """Show the network a line of known text below the picture (anchor.py says why)."""
+    """Show the network a line of known text below the picture (anchor_strip.py says why)."""
 
     def __post_init__(self) -> None:
         if not self.looks or not all(
@@ -69,31 +67,3 @@ class DetectorOptions:
                 raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"--device must be cpu or cuda, not {self.device!r}")
-
-
-def make_detector(options: DetectorOptions) -> TextDetector:
-    """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
-    name = options.detector
-    if name != "rapidocr" and ":" in name and Path(name).suffix != ".onnx":
-        return _custom(name)
-    from shards.text.db_detector import DBDetector, packaged_model
-
-    path = packaged_model() if name == "rapidocr" else Path(name)
-    return DBDetector(path, options)
-
-
-def _custom(name: str) -> TextDetector:
-    module, _, attribute = name.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), attribute)()
-    except Exception as error:  # a user's own code may raise anything; the line names it
-        raise UserError(
-            f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
-        ) from None
-    name_of, looks = getattr(made, "name", None), getattr(made, "looks", None)
-    described = isinstance(name_of, str) and isinstance(looks, int) and looks >= 1
-    if not described or not callable(getattr(made, "detect", None)):
-        raise UserError(
-            f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
-        )
-    return made

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import UserError, one_line
-from shards.files import atomic_write
-from shards.places import Place, told
 from shards.schema import parse_as
-from shards.text.stage import REPORT as NAME
+from shards.storage.files import atomic_write
+from shards.storage.paths import Place, told
+from shards.text.pipeline import REPORT as NAME
 
 SCHEMA = pa.schema(
     [

@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from toolkit.agreement import Facts, command_facts, config_facts, record_of
-from toolkit.config import Config
+from toolkit.config.schema import Config
+from toolkit.distributed.agreement import Facts, command_facts, config_facts, record_of
 
 GENRES = 28
 
@@ -42,7 +42,7 @@ def compare_often(rank: int, processes: int, port: int, rounds: int, results: An
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    from toolkit.meeting import compare, open_store
+    from toolkit.distributed.launch import compare, open_store
 
     store = open_store(processes, timedelta(seconds=60))
     written, compared, size = [], [], 0

@@ -27,13 +27,13 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from shards.endings import is_image_name
-from shards.executor import available_cores
-from toolkit.config import DataConfig
-from toolkit.data.geometry import cut_on_cpu
-from toolkit.data.jpeg import decode_rows
-from toolkit.data.scratch import scratch
-from toolkit.data.views import Views, train_views
+from shards.executors.local import available_cores
+from shards.storage.endings import is_image_name
+from toolkit.config.schema import DataConfig
+from toolkit.data.sources.thread_buffer import scratch
+from toolkit.data.transforms.crops import Views, train_views
+from toolkit.data.transforms.geometry import cut_on_cpu
+from toolkit.data.transforms.jpeg import decode_rows
 
 SIDE = 224
 OURS = "ours, into memory that is there"

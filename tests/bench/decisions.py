@@ -20,10 +20,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from toolkit.config import DecideConfig  # noqa: E402
-from toolkit.decisions import Decisions, choose_decisions, cross_fit_of  # noqa: E402
-from toolkit.metrics import prediction_metrics  # noqa: E402
-from toolkit.reliability import expected_calibration_error  # noqa: E402
+from toolkit.config.schema import DecideConfig  # noqa: E402
+from toolkit.decisions.choose import Decisions, choose_decisions, cross_fit_of  # noqa: E402
+from toolkit.metrics.calibration_error import expected_calibration_error  # noqa: E402
+from toolkit.metrics.multilabel import prediction_metrics  # noqa: E402
 
 WAYS = {
     "single": DecideConfig("global", calibration="none"),

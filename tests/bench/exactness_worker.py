@@ -72,8 +72,8 @@ def ours_train_shares(
     num_samples: int, batch: int, seed: int, epoch: int, rank: int, world: int, first_step: int
 ) -> Iterator[tuple[Ids, list[bool]]]:
     """(positions, valid) of every step of one rank; sample ids are positions in the split."""
-    from toolkit.data.order import GlobalOrder
-    from toolkit.data.plan import TrainPlan
+    from toolkit.data.sampling.plan import TrainPlan
+    from toolkit.data.sampling.shuffle import GlobalOrder
 
     plan = TrainPlan(GlobalOrder(num_samples, seed), batch)
     for share in plan.shares(epoch, rank, world, first_step=first_step):
@@ -87,7 +87,7 @@ def ours_train(setup: Setup, first_step: int) -> Iterator[Ids]:
 
 
 def ours_eval(setup: Setup) -> Iterator[Ids]:
-    from toolkit.data.plan import EvalPlan
+    from toolkit.data.sampling.plan import EvalPlan
 
     for share in EvalPlan(setup.num_samples, setup.rank_batch).shares(setup.rank, setup.world):
         yield share.indices[share.valid].tolist()

@@ -27,14 +27,14 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from shards.manifest import Manifest
-from toolkit.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from toolkit.data.order import GlobalOrder
-from toolkit.data.plan import Sizes, TrainPlan
-from toolkit.data.reader import ShardReader
-from toolkit.models import logits_and_features
-from toolkit.parts import Parts, build_parts, make_feed
-from toolkit.update import Updater
+from shards.dataset.manifest import Manifest
+from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.sampling.plan import Sizes, TrainPlan
+from toolkit.data.sampling.shuffle import GlobalOrder
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.models.factory import logits_and_features
+from toolkit.training.setup import Parts, build_parts, make_feed
+from toolkit.training.train_step import Updater
 
 SAMPLES, BATCH, LAST, JUDGES = 3203, 64, 3, 256
 RULES: dict[Sizes, str] = {"tail": "full ones, then what is left", "even": "all of one size"}
@@ -128,9 +128,9 @@ def main() -> int:
 
 def judges(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
     """(normalised images, targets) of JUDGES validation samples."""
-    from toolkit.data.cuts import eval_cutter
-    from toolkit.data.loader import Loader
-    from toolkit.data.plan import EvalPlan
+    from toolkit.data.loader.loader import Loader
+    from toolkit.data.sampling.plan import EvalPlan
+    from toolkit.data.transforms.batch_transform import eval_cutter
 
     device = torch.device("cpu")
     cutter = eval_cutter(parts.val, parts.preprocessing, "cpu", device)

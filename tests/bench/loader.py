@@ -24,10 +24,10 @@ from measure import STACKS, Contest, StackFailed, StackProcess
 from peers import PEERS, python_of, status_of
 from posterdata import SETS, PosterSet, prepare_sets
 
-from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.executor import available_cores
-from shards.files import write_json
+from shards.executors.local import available_cores
+from shards.storage.files import write_json
+from shards.storage.lock import folder_lock
 
 BENCH = Path(__file__).resolve().parent
 BATCH = 64

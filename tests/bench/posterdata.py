@@ -22,13 +22,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from shards.build import BuildOptions, build_shards
-from shards.endings import ENDINGS_TEXT, is_image_name
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.index import list_tars, read_index
 from shards.errors import UserError
-from shards.executor import available_cores
-from shards.files import atomic_write, fingerprint, read_json, write_json
-from shards.images import BadImage, ImageOptions, decode, pack_image
-from shards.index import list_tars, read_index
+from shards.executors.local import available_cores
+from shards.inputs.images import BadImage, ImageOptions, decode, pack_image
+from shards.storage.endings import ENDINGS_TEXT, is_image_name
+from shards.storage.files import atomic_write, fingerprint, read_json, write_json
 
 #: Large enough that nothing is shrunk on its way into a shard: the sets below say how large posters are.
 AS_IS = ImageOptions(short_side=100_000, long_side=100_000)
@@ -127,7 +127,7 @@ def _found(images: Path) -> list[Path]:
 
 
 def _drawn(samples: int, work: Path, seed: int) -> list[Path]:
-    from toolkit.demo_posters import GENRES, draw_poster_set
+    from shards.inputs.synthetic import GENRES, draw_poster_set
 
     count = max(samples, len(GENRES))
     folder = work / f"drawn-{count}"

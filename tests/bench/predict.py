@@ -3,7 +3,7 @@
     [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--rounds 5] [--json FILE]
 
 The same posters and model for all: ``posters predict`` on shards and on files, the forward pass on a resident batch
-(how fast could it be?), timm's inference.py, transformers' image-classification pipeline. Each in a process of its own
+(how fast could it be?), timm's scoring.py, transformers' image-classification pipeline. Each in a process of its own
 (stacks/predict_*.py), taking turns; ratios are medians of the ratios within a round. Reading, decoding, calibration and
 writing the rows count; loading the model does not. ``python tests/bench/peers.py transformers`` installs the last one.
 """
@@ -26,16 +26,16 @@ from peers import PEERS, python_of
 from posterdata import PosterSet, prepare_sets
 from report import Rounds, rate
 
-from shards.claim import folder_lock
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.executor import available_cores
-from shards.files import write_json
-from shards.labels import LabelSet
-from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions
-from toolkit.forward import rows_for
-from toolkit.model_folder import load_model_folder, save_model_folder
-from toolkit.models import HeadSpec, build_model
+from shards.executors.local import available_cores
+from shards.storage.files import write_json
+from shards.storage.lock import folder_lock
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.device.defaults import rows_for
+from toolkit.model_folder.folder import load_model_folder, save_model_folder
+from toolkit.models.factory import HeadSpec, build_model
 
 ENTRIES: dict[str, Entry] = {
     "forward": Entry("predict_forward.py"),

@@ -35,9 +35,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from shards.files import write_json
-from shards.manifest import NAME, Manifest, Shard, library_versions
-from shards.samples import SampleTable, record_type, table_name
+from shards.dataset.manifest import NAME, Manifest, Shard
+from shards.dataset.sample_table import SampleTable, record_type, table_name
+from shards.storage.files import write_json
+from shards.versions import library_versions
 
 PER_SHARD = 1000
 Row = TypeVar("Row")
@@ -118,9 +119,9 @@ def make_set(folder: Path, samples: int) -> None:
 
 def open_set(folder: Path) -> Loading:
     """What a rank does before its first update, and what an update costs it besides reading and decoding."""
-    from toolkit.data.order import GlobalOrder, WindowOrder
-    from toolkit.data.plan import TrainPlan
-    from toolkit.data.reader import ShardReader
+    from toolkit.data.sampling.plan import TrainPlan
+    from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
+    from toolkit.data.sources.shard_reader import ShardReader
 
     before = resident()
     started = time.perf_counter()
@@ -301,9 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.unchecked:
-        import shards.store
+        import shards.dataset.store
 
-        shards.store.once_per_node = lambda *_: None
+        shards.dataset.store.once_per_node = lambda *_: None
     if options.open is not None:
         print(json.dumps(asdict(open_set(options.open))))
         return 0

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from toolkit.data.order import GlobalOrder, Order, WindowOrder
+from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
 
 WINDOWS = (1, 4, 16, 64)
 

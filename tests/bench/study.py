@@ -20,22 +20,23 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from shards.arguments import add_columns  # noqa: E402
-from shards.build import BuildOptions, build_shards  # noqa: E402
+from shards.build.run import BuildOptions, build_shards  # noqa: E402
+from shards.cli.arguments import add_columns  # noqa: E402
+from shards.dataset.manifest import Manifest  # noqa: E402
 from shards.errors import UserError  # noqa: E402
-from shards.files import fingerprint, write_json  # noqa: E402
-from shards.manifest import Manifest  # noqa: E402
-from toolkit.baselines import commonest_genres  # noqa: E402
-from toolkit.bootstrap import bootstrap  # noqa: E402
-from toolkit.cli import main as posters  # noqa: E402
-from toolkit.cli import set_up_logging  # noqa: E402
-from toolkit.config_cli import config_dict, parse_train  # noqa: E402
-from toolkit.distributed import make_accelerator  # noqa: E402
-from toolkit.model_folder import load_model_folder  # noqa: E402
-from toolkit.split_logits import SplitLogits, infer_split  # noqa: E402
-from toolkit.train import train  # noqa: E402
-from toolkit.validation import train_prevalence  # noqa: E402
-from toolkit.weighted_metrics import Answers  # noqa: E402
+from shards.storage.files import fingerprint, write_json  # noqa: E402
+from toolkit.cli.main import main as posters  # noqa: E402
+from toolkit.cli.main import set_up_logging  # noqa: E402
+from toolkit.cli.train import parse_train  # noqa: E402
+from toolkit.config.io import config_dict  # noqa: E402
+from toolkit.distributed.collectives import make_accelerator  # noqa: E402
+from toolkit.evaluation.results import train_prevalence  # noqa: E402
+from toolkit.inference.split_outputs import SplitLogits, infer_split  # noqa: E402
+from toolkit.metrics.baselines import commonest_genres  # noqa: E402
+from toolkit.metrics.bootstrap import bootstrap  # noqa: E402
+from toolkit.metrics.weighted import Answers  # noqa: E402
+from toolkit.model_folder.folder import load_model_folder  # noqa: E402
+from toolkit.training.run import train  # noqa: E402
 
 from study_recipes import Recipe, recipes  # noqa: E402 # isort: skip
 from study_tables import Row, against_reference, figures, table  # noqa: E402 # isort: skip

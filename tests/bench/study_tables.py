@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.bootstrap import Draws, confidence_intervals, paired_difference
-from toolkit.reliability import calibration_error_by_chance
-from toolkit.weighted_metrics import Answers
+from toolkit.metrics.bootstrap import Draws, confidence_intervals, paired_difference
+from toolkit.metrics.calibration_error import calibration_error_by_chance
+from toolkit.metrics.weighted import Answers
 
 METRICS = {
     "mAP": "mAP",

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.endings import is_image_name
+from shards.clean.verify import RefereeOptions, text_area
 from shards.errors import UserError
-from shards.images import BadImage, ImageOptions, decode
+from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.storage.endings import is_image_name
 from shards.text.db_detector import DBDetector, packaged_model
 from shards.text.detector import DetectorOptions
-from shards.text.fill import surround
+from shards.text.inpaint import surround
 from shards.text.masks import MaskOptions, text_mask
 from shards.text.opencv import cv2
-from shards.text.referee import RefereeOptions, text_area
-from shards.text.removal import remove_text
+from shards.text.remove import remove_text
 
 WORDS = ("MIDNIGHT", "The Long Way", "2049", "Part Two", "from the makers of", "LOVE", "Écran", "coming soon")
 Way = Callable[[np.ndarray], np.ndarray]

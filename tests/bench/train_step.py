@@ -28,18 +28,19 @@ import torch
 from posterdata import AS_IS, resized
 from timm.data import create_dataset, create_loader
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import write_json
-from shards.images import decode
-from shards.manifest import Manifest
-from toolkit.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
-from toolkit.data.loader import decode_threads, own_cores, targets_of
-from toolkit.data.reader import ShardReader
-from toolkit.distributed import DTYPES, autocast_dtype, make_accelerator
-from toolkit.feed import Stopwatch
-from toolkit.parts import Parts, build_parts
-from toolkit.trainer import Trainer
+from shards.inputs.images import decode
+from shards.storage.files import write_json
+from toolkit.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from toolkit.data.loader.loader import targets_of
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.device.defaults import DTYPES, autocast_dtype, decode_threads, own_cores
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.training.batches import Stopwatch
+from toolkit.training.setup import Parts, build_parts
+from toolkit.training.trainer import Trainer
 
 #: Of the posters, for a split that the trainer wants to have; it is never looked at.
 VALIDATED = 0.05

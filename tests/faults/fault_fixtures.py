@@ -14,8 +14,8 @@ from fault_tools import Disk, ended, train_options
 from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
-from shards.manifest import Manifest
-from toolkit.models import HeadSpec
+from shards.dataset.manifest import Manifest
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from faulty import run_rank
 from forked import forkserver
 from toolkit_helpers import TINY, free_port, weights_option
 
-from shards.files import PARTIAL
-from toolkit import cli
+from shards.storage.files import PARTIAL
+from toolkit.cli import main as cli
 
 #: Seconds within which any of these runs must end, however slow the machine: they take one or two.
 LIMIT = 120

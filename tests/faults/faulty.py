@@ -51,7 +51,7 @@ def run_rank(argv: list[str], rank: int, ranks: int, port: int, stderr: str, fau
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
     torch.set_num_threads(1)
-    from toolkit import cli
+    from toolkit.cli import main as cli
 
     cli.HEAD_START = 0.1  # no launcher waits to end the others
     install(fault, rank)
@@ -66,7 +66,7 @@ def install(fault: str, rank: int) -> None:
 
 
 def _nan(rank: int, sample_id: str) -> None:
-    from toolkit.update import Updater
+    from toolkit.training.train_step import Updater
 
     losses = Updater.losses
 
@@ -89,7 +89,7 @@ def _nan(rank: int, sample_id: str) -> None:
 
 
 def _nan_gradient(rank: int, number: str, victim: str) -> None:
-    from toolkit.update import Updater
+    from toolkit.training.train_step import Updater
 
     call = Updater.__call__
 
@@ -113,9 +113,9 @@ def _nan_gradient(rank: int, number: str, victim: str) -> None:
 
 
 def _fp16(rank: int, scale: str) -> None:
-    import toolkit.train
+    import toolkit.training.run
 
-    make = toolkit.train.make_accelerator
+    make = toolkit.training.run.make_accelerator
 
     def scaled(*arguments: Any, **options: Any) -> Any:
         accelerator = make(*arguments, **options)
@@ -123,13 +123,13 @@ def _fp16(rank: int, scale: str) -> None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float(scale))
         return accelerator
 
-    toolkit.train.make_accelerator = scaled
+    toolkit.training.run.make_accelerator = scaled
 
 
 def _blind(rank: int) -> None:
-    import toolkit.nonfinite
+    import toolkit.training.nonfinite
 
-    toolkit.nonfinite._size = lambda tensors, like: torch.zeros_like(like)
+    toolkit.training.nonfinite._size = lambda tensors, like: torch.zeros_like(like)
 
 
 def _leave_out(rank: int, sample_id: str) -> None:
@@ -145,7 +145,7 @@ def _leave_out_first(rank: int, count: str) -> None:
 
 
 def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
-    from toolkit.update import Updater
+    from toolkit.training.train_step import Updater
 
     call = Updater.__call__
 
@@ -160,7 +160,7 @@ def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
 
 
 def _after_update(number: str, do: Callable[[], object]) -> None:
-    from toolkit.trainer import Trainer
+    from toolkit.training.trainer import Trainer
 
     update = Trainer._update
 
@@ -193,7 +193,7 @@ def _hold(rank: int, number: str, file: str) -> None:
 
 
 def _kill_write(rank: int, size: str, number: str) -> None:
-    import toolkit.checkpoint
+    import toolkit.training.checkpoints.checkpoint
 
     save = torch.save
 
@@ -218,11 +218,11 @@ def _kill_write(rank: int, size: str, number: str) -> None:
         target: Any = Deadly(stream) if doomed else stream
         save(tensors, target)
 
-    toolkit.checkpoint.torch.save = saving  # type: ignore[assignment]
+    toolkit.training.checkpoints.checkpoint.torch.save = saving  # type: ignore[assignment]
 
 
 def _kill_rename(rank: int, number: str) -> None:
-    import toolkit.checkpoint
+    import toolkit.training.checkpoints.checkpoint
 
     replace = os.replace
 
@@ -231,7 +231,7 @@ def _kill_rename(rank: int, number: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    toolkit.checkpoint.os.replace = renaming  # type: ignore[assignment]
+    toolkit.training.checkpoints.checkpoint.os.replace = renaming  # type: ignore[assignment]
 
 
 def _kill_after(rank: int, where: str) -> None:
@@ -247,7 +247,7 @@ def _kill_after(rank: int, where: str) -> None:
 
 
 def _kill_between_models(rank: int) -> None:
-    import toolkit.model_folder
+    import toolkit.model_folder.folder
 
     replace = os.replace
 
@@ -256,13 +256,13 @@ def _kill_between_models(rank: int) -> None:
         if Path(target).name == "model.old":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    toolkit.model_folder.os.replace = renaming  # type: ignore[assignment]
+    toolkit.model_folder.folder.os.replace = renaming  # type: ignore[assignment]
 
 
 def _oom(rank: int, where: str, rows: str) -> None:
-    import toolkit.parts
+    import toolkit.training.setup
 
-    build = toolkit.parts.build_model
+    build = toolkit.training.setup.build_model
 
     def limited(*arguments: Any, **options: Any) -> nn.Module:
         model = build(*arguments, **options)
@@ -278,7 +278,7 @@ def _oom(rank: int, where: str, rows: str) -> None:
         next(m for m in model.modules() if not list(m.children())).register_forward_pre_hook(check)
         return model
 
-    toolkit.parts.build_model = limited
+    toolkit.training.setup.build_model = limited
 
 
 def _memory(rank: int, mebibytes: str) -> None:
@@ -308,9 +308,9 @@ def _full(rank: int, where: str, folder: str) -> None:
 
 
 def _hub(rank: int, other: str) -> None:
-    import toolkit.parts
+    import toolkit.training.setup
 
-    build = toolkit.parts.build_model
+    build = toolkit.training.setup.build_model
 
     def from_hub(*arguments: Any, pretrained: bool, **options: Any) -> nn.Module:
         model = build(*arguments, pretrained=False, **options)
@@ -319,17 +319,17 @@ def _hub(rank: int, other: str) -> None:
                 next(model.parameters()).add_(1)
         return model
 
-    toolkit.parts.build_model = from_hub  # type: ignore[assignment]
+    toolkit.training.setup.build_model = from_hub  # type: ignore[assignment]
 
 
 def _read(rank: int, error: str, victim: str, first: str, times: str, name: str) -> None:
     import errno
 
-    import shards.retry
+    import shards.storage.retry
 
     if rank != int(victim):
         return
-    shards.retry.LONGEST = 1.0
+    shards.storage.retry.LONGEST = 1.0
     read, counts, lock = os.preadv, [0, 0], threading.Lock()
 
     def failing(file: int, buffers: Any, offset: int) -> int:
@@ -350,7 +350,7 @@ def _read(rank: int, error: str, victim: str, first: str, times: str, name: str)
 
 
 def _gate(rank: int, file: str) -> None:
-    import toolkit.train  # noqa: F401 (so that nothing is left to be loaded)
+    import toolkit.training.run  # noqa: F401 (so that nothing is left to be loaded)
 
     Path(f"{file}.{os.getpid()}").touch()
     while not Path(file).exists():

@@ -34,7 +34,9 @@ def killed_between(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run whose first model is there, with the checkpoint of update 6 of 7 beside it. Read-only."""
     folder = tmp_path_factory.mktemp("between")
     options = train_options(drawn_set, folder / "run", *TWO_EPOCHS)
-    assert ended(options, folder / "said", 1, "kill-after toolkit.trainer:export_model").statuses == [-9]
+    assert ended(
+        options, folder / "said", 1, "kill-after toolkit.training.trainer:export_model"
+    ).statuses == [-9]
     assert last_progress(folder / "run")["updates"] == 6 and model(folder / "run")[1]["epoch"] == 1
     return folder / "run"
 

@@ -10,7 +10,7 @@ import pytest
 from fault_tools import assert_same_run, command, contents, train_options
 from shared_tools import build_small_set
 
-from toolkit.cli import main
+from toolkit.cli.main import main
 
 pytest_plugins = ("fault_fixtures",)
 pytestmark = pytest.mark.usefixtures("single_thread")

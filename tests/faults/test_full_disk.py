@@ -14,19 +14,19 @@ import pytest
 from fault_tools import SMALL, Disk, assert_no_half_files, assert_same_run, command, contents, train_options
 from toolkit_helpers import weights_option
 
-import toolkit.evaluate
-import toolkit.export
-import toolkit.features
-import toolkit.find_lr
-import toolkit.predict
-import toolkit.report.folder
-import toolkit.run_log
-import toolkit.train
-import toolkit.trainer
-import toolkit.tune
-from toolkit.cli import main
-from toolkit.model_folder import load_model_folder
-from toolkit.split_logits import SplitLogits
+import toolkit.evaluation.evaluate
+import toolkit.evaluation.tune
+import toolkit.export.run
+import toolkit.prediction.files
+import toolkit.report.output
+import toolkit.training.cached.feature_cache
+import toolkit.training.lr_finder
+import toolkit.training.run
+import toolkit.training.run_log
+import toolkit.training.trainer
+from toolkit.cli.main import main
+from toolkit.inference.split_outputs import SplitLogits
+from toolkit.model_folder.folder import load_model_folder
 
 pytest_plugins = ("fault_fixtures",)
 
@@ -47,10 +47,10 @@ def whole(drawn_set: Path, single_thread: None, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(
     ("owner", "name", "file"),
     [
-        (toolkit.trainer, "save_checkpoint", "state.pt"),
-        (toolkit.trainer, "export_model", "model"),
-        (toolkit.train, "save_config", "config.yaml"),
-        (toolkit.run_log, "_cut", "log.csv"),
+        (toolkit.training.trainer, "save_checkpoint", "state.pt"),
+        (toolkit.training.trainer, "export_model", "model"),
+        (toolkit.training.run, "save_config", "config.yaml"),
+        (toolkit.training.run_log, "_cut", "log.csv"),
     ],
     ids=["checkpoint", "model", "config", "log"],
 )
@@ -95,7 +95,7 @@ def test_a_row_of_a_log(
     """Half a row may be left, which the resumed run takes away."""
     out = disk.folder / "run"
     assert command(train_options(drawn_set, out), capsys) == (0, "")
-    real = getattr(toolkit.run_log.RunLog, kind)
+    real = getattr(toolkit.training.run_log.RunLog, kind)
 
     def in_vain(self: Any, row: dict[str, Any]) -> None:
         log = out / file
@@ -107,7 +107,7 @@ def test_a_row_of_a_log(
     resumed = train_options(drawn_set, out, "--train.epochs=2", "--resume")
     before = (out / file).read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(toolkit.run_log.RunLog, kind, in_vain)
+        patch.setattr(toolkit.training.run_log.RunLog, kind, in_vain)
         status, line = command(resumed, capsys)
     assert status == 2 and FULL in line and file in line
     assert (out / file).read_bytes().startswith(before)
@@ -139,7 +139,7 @@ def test_find_lr(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
     for file in ("find-lr.csv", "find-lr.png"):
         (out / file).parent.mkdir(exist_ok=True)
         (out / file).write_text("of an earlier test")
-    with disk.full_during(toolkit.find_lr, "save_curve"):
+    with disk.full_during(toolkit.training.lr_finder, "save_curve"):
         status, line = command(train_options(drawn_set, out, "--find-lr"), capsys)
     assert status == 2 and FULL in line and "find-lr.csv" in line
     assert {path.name: path.read_text() for path in out.glob("find-lr.*")} == {
@@ -156,7 +156,7 @@ def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixt
         weights_option(),
         "--train.feature_views=1",
     )
-    with disk.full_during(toolkit.features.FeatureBank, "_compute"):
+    with disk.full_during(toolkit.training.cached.feature_cache.FeatureBank, "_compute"):
         status, line = command(options, capsys)
         assert status == 2 and FULL in line and ".npy" in line
         assert not list((disk.folder / "run" / "features").iterdir())
@@ -167,11 +167,11 @@ def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("verb", "owner", "name", "file"),
     [
-        ("evaluate", toolkit.evaluate, "write_json", "metrics-test.json"),
+        ("evaluate", toolkit.evaluation.evaluate, "write_json", "metrics-test.json"),
         ("evaluate", SplitLogits, "save", "predictions-test.npz"),
-        ("evaluate", toolkit.evaluate, "write_card", "README.md"),
-        ("tune", toolkit.tune, "write_labels", "labels.json"),
-        ("tune", toolkit.tune, "write_json", "metrics-val.json"),
+        ("evaluate", toolkit.evaluation.evaluate, "write_card", "README.md"),
+        ("tune", toolkit.evaluation.tune, "write_labels", "labels.json"),
+        ("tune", toolkit.evaluation.tune, "write_json", "metrics-val.json"),
         ("tune", SplitLogits, "save", "predictions-val.npz"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_report(drawn_set: Path, fault_model: Path, disk: Disk, capsys: pytest
         drawn_set,
     ]
     words += ["--report", disk.folder / "report"]
-    with disk.full_during(toolkit.report.folder, "write_json"):
+    with disk.full_during(toolkit.report.output, "write_json"):
         status, line = command(words, capsys)
     assert status == 2 and FULL in line and "report/metrics.json" in line
     assert_no_half_files(disk.folder / "report")
@@ -227,7 +227,7 @@ def test_predictions_of_a_few_images(
     words = ["predict", "-m", fault_model, "-d", drawn_posters / "images", "-o", out]
     assert command(words, capsys) == (0, "")
     before = out.read_bytes()
-    with disk.full_during(toolkit.predict, "write_predictions"):
+    with disk.full_during(toolkit.prediction.files, "write_predictions"):
         status, line = command([*words, "--verbose"], capsys)
     assert status == 2 and FULL in line and out.name in line
     assert out.read_bytes() == before
@@ -239,7 +239,7 @@ def test_an_export(format: str, fault_model: Path, disk: Disk, capsys: pytest.Ca
     """The file of an earlier export stays."""
     out = disk.folder / "exported"
     out.write_text("of an earlier export")
-    with disk.full_during(toolkit.export, "_make"):
+    with disk.full_during(toolkit.export.run, "_make"):
         status, line = command(["export", "-m", fault_model, "--format", format, "--out", out], capsys)
     assert status == 2 and FULL in line and str(out) in line
     assert contents(disk.folder) == {"exported": b"of an earlier export"}

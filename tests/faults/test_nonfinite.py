@@ -9,9 +9,9 @@ import pytest
 import torch
 from fault_tools import assert_same_run, ended, last_tensors, train_options
 
-from toolkit.config_cli import parse_train
-from toolkit.data.reader import ShardReader
-from toolkit.feed import train_plan
+from toolkit.cli.train import parse_train
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.training.batches import train_plan
 
 pytest_plugins = ("fault_fixtures",)
 

@@ -13,9 +13,9 @@ from fault_tools import command, ended, train_options
 from toolkit_helpers import weights_option
 from torch import nn
 
-import toolkit.model_folder
+import toolkit.model_folder.folder
 from shards.errors import UserError
-from toolkit.out_of_memory import is_out_of_memory, memory_told
+from toolkit.device.out_of_memory import is_out_of_memory, memory_told
 
 pytest_plugins = ("fault_fixtures",)
 
@@ -170,7 +170,7 @@ def test_where_no_batch_is_at_fault(
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded models take at most eight images at a time."""
-    build = toolkit.model_folder.build_model
+    build = toolkit.model_folder.folder.build_model
 
     def check(module: nn.Module, inputs: Any) -> None:
         if len(inputs[0]) > 8:
@@ -181,7 +181,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         model.register_forward_pre_hook(check)
         return model
 
-    monkeypatch.setattr(toolkit.model_folder, "build_model", limited)
+    monkeypatch.setattr(toolkit.model_folder.folder, "build_model", limited)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "tune", "predict", "predict a set"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fault_tools import assert_same, assert_same_run, course, ended, last_tensors, train_options
 
-from toolkit.nonfinite import MOST_OVERFLOWS, restore_scaler
+from toolkit.training.nonfinite import MOST_OVERFLOWS, restore_scaler
 
 pytest_plugins = ("fault_fixtures",)
 

@@ -116,11 +116,11 @@ def test_ranks_whose_caches_of_the_hub_differ(
 @pytest.mark.parametrize(
     ("where", "file"),
     [
-        ("toolkit.train:save_config", "config.yaml"),
-        ("toolkit.run_log:_cut", "log.csv"),
-        ("toolkit.run_log:RunLog._append", "log.csv"),
-        ("toolkit.trainer:save_checkpoint", "state.pt"),
-        ("toolkit.trainer:export_model", "model"),
+        ("toolkit.training.run:save_config", "config.yaml"),
+        ("toolkit.training.run_log:_cut", "log.csv"),
+        ("toolkit.training.run_log:RunLog._append", "log.csv"),
+        ("toolkit.training.trainer:save_checkpoint", "state.pt"),
+        ("toolkit.training.trainer:export_model", "model"),
     ],
     ids=["config", "log", "row", "checkpoint", "model"],
 )
@@ -143,11 +143,11 @@ def test_what_the_first_process_cannot_write(
     ("where", "options", "file"),
     [
         (
-            "toolkit.feature_files:FeatureWriter.add",
+            "toolkit.training.cached.feature_files:FeatureWriter.add",
             ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
             ".npy",
         ),
-        ("toolkit.find_lr:save_curve", ["--find-lr"], "find-lr.csv"),
+        ("toolkit.training.lr_finder:save_curve", ["--find-lr"], "find-lr.csv"),
     ],
     ids=["features", "find-lr"],
 )

@@ -26,7 +26,7 @@ from forked import run_forked  # noqa: E402
 from toolkit_helpers import clean_env  # noqa: E402
 
 from shards.errors import UserError  # noqa: E402
-from shards.files import sha256_file  # noqa: E402
+from shards.storage.files import sha256_file  # noqa: E402
 
 CSV = "--metadata=posters/metadata.csv"
 ON_SET = "--shards=set --workers=1 --precision=no"
@@ -171,8 +171,9 @@ def said(text: str, folder: Path) -> list[str]:
 
 def options_of(words: list[str], folder: Path) -> Any:
     """What a command's parser makes of its words; None where it refuses them."""
-    from toolkit.cli import build_parser
-    from toolkit.config_cli import config_dict, parse_train
+    from toolkit.cli.main import build_parser
+    from toolkit.cli.train import parse_train
+    from toolkit.config.io import config_dict
 
     words = [word.replace("--config=", f"--config={folder}/") for word in words]
     try:

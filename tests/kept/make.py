@@ -80,7 +80,7 @@ def draw() -> None:
     """Posters of 160 x 240 pixels: they are for formats and not for the eye."""
     from PIL import Image
 
-    from toolkit.demo_posters import draw_poster_set
+    from shards.inputs.synthetic import draw_poster_set
 
     draw_poster_set(Path("posters"), 30, seed=3)
     for path in Path("posters", "images").iterdir():

@@ -11,7 +11,7 @@ import pytest
 from launch_tools import accelerate_launch, options_of
 from shared_tools import build_small_set
 
-from toolkit.demo_posters import draw_poster_set
+from shards.inputs.synthetic import draw_poster_set
 
 
 @pytest.fixture(scope="session")

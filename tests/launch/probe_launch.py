@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.cli import run
-from toolkit.trainer import Trainer
-from toolkit.votes import StopSignal
+from toolkit.cli.main import run
+from toolkit.distributed.votes import StopSignal
+from toolkit.training.trainer import Trainer
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launch_tools import PROBE, ROOT, clean_env, free_port, options_of, wait_until
 
 from shards.errors import UserError
-from toolkit.meeting import lost_peer, patience, processes_of, restarts_share_a_store
+from toolkit.distributed.launch import lost_peer, patience, processes_of, restarts_share_a_store
 
 pytest_plugins = ("launch_fixtures",)
 
@@ -72,7 +72,7 @@ def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):
 WATCHED = """
 import atexit, sys
 import torch.distributed as dist
-from toolkit.cli import run
+from toolkit.cli.main import run
 atexit.register(lambda: print("the group is", "there" if dist.is_initialized() else "left", file=sys.stderr))
 run(["train", *sys.argv[1:]])
 """

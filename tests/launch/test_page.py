@@ -15,11 +15,11 @@ from launch_tools import ROOT, UPDATES, free_port, newest_step, options_of, run_
 from toolkit_helpers import make_model_folder
 from torch.distributed.run import get_args_parser
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.manifest import Manifest
-from toolkit.cli import build_parser, main
-from toolkit.config_cli import parse_train
-from toolkit.models import HeadSpec
+from toolkit.cli.main import build_parser, main
+from toolkit.cli.train import parse_train
+from toolkit.models.factory import HeadSpec
 
 pytest_plugins = ("launch_fixtures",)
 

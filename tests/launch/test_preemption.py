@@ -23,9 +23,9 @@ from launch_tools import (
 )
 from toolkit_helpers import weights_option
 
-from toolkit.cli import main
-from toolkit.features import FeatureBank
-from toolkit.votes import StopSignal
+from toolkit.cli.main import main
+from toolkit.distributed.votes import StopSignal
+from toolkit.training.cached.feature_cache import FeatureBank
 
 pytest_plugins = ("launch_fixtures",)
 

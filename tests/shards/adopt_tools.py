@@ -8,9 +8,9 @@ from typing import Any
 
 from shard_tools import draw, encoded, rows_of, write_tar
 
-from shards.adopt import AdoptOptions, index_folder
-from shards.index import read_index
-from shards.manifest import Manifest
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.dataset.index import read_index
+from shards.dataset.manifest import Manifest
 
 
 def adopt(folder: Path, **options: Any) -> Manifest:

@@ -13,10 +13,10 @@ from pathlib import Path
 from misbehaving_server import Handler, MisbehavingServer, in_turn, reply
 from shard_tools import ROOT, environment
 
-from shards.cache import Cache
-from shards.cache_options import CacheOptions, RemoteFile
+from shards.dataset.cache import Cache
+from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.errors import UserError  # noqa: F401  # for code that runs in other processes
-from shards.places import place
+from shards.storage.paths import place
 
 SIZE = 10_000
 PATIENCE = 6.0  # of other processes, seconds
@@ -61,7 +61,7 @@ def start(code: str, folder: Path, limit: int, address: str, *arguments: object)
         from concurrent.futures import ThreadPoolExecutor
         from functools import partial
         from pathlib import Path
-        import cache_tools, shards.remote_read
+        import cache_tools, shards.storage.retrying_read
         from cache_tools import body
         shards.remote_read.PAUSES = (0.01, 0.05)
         kept = cache_tools.cache(Path(sys.argv[1]), int(sys.argv[2]), cache_tools.PATIENCE)

@@ -8,9 +8,9 @@ import pytest
 from misbehaving_server import MisbehavingServer, reply
 
 from shards.errors import UserError
-from shards.places import Place, told
-from shards.remote import read_whole
-from shards.remote_read import Patience, read_blocks, read_small
+from shards.storage.paths import Place, told
+from shards.storage.remote_files import read_whole
+from shards.storage.retrying_read import Patience, read_blocks, read_small
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
 BODY = b"the right bytes"
@@ -27,9 +27,9 @@ def hosts() -> Iterator[MisbehavingServer]:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once, and wait no longer than the patience says."""
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.remote_read.LEAST", 0.5)
-    monkeypatch.setattr("shards.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
+    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
 
 
 def refusal(call: Callable[[], object]) -> str:

@@ -18,5 +18,5 @@ def server() -> Iterator[MisbehavingServer]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once, and take silence for a cut line soon."""
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.places.HTTP_TIMEOUT", (5.0, 0.4))
+    monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
+    monkeypatch.setattr("shards.storage.paths.HTTP_TIMEOUT", (5.0, 0.4))

@@ -127,7 +127,7 @@ def few_shards(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """``posters ...`` in this process: (exit status, stdout, stderr)."""
-    from toolkit.cli import run
+    from toolkit.cli.main import run
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.build import BuildOptions, build_shards
-from shards.files import sha256_file
-from shards.manifest import Manifest
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.manifest import Manifest
+from shards.storage.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared"

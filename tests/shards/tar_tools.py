@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.endings import IMAGE_ENDINGS
-from shards.tarsamples import read_members
+from shards.build.tar_samples import read_members
+from shards.storage.endings import IMAGE_ENDINGS
 
 PYTHON = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 GNU = ("v7", "oldgnu", "gnu", "ustar", "posix")
@@ -95,7 +95,7 @@ def _make(place: str, file: File, tree: Path) -> None:
 
 @dataclass
 class Naive:
-    """What ``tarfile`` finds, by the rule of shards/tarsamples.py."""
+    """What ``tarfile`` finds, by the rule of shards/build/tar_samples.py."""
 
     taken: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
     """Image and JSON by key."""

@@ -26,13 +26,13 @@ from shard_tools import (
     write_tar,
 )
 
-from shards.adopt import AdoptOptions, index_folder
-from shards.adopt_read import MAX_JSON
+from shards.build.index_read import MAX_JSON
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.tar_samples import read_members
+from shards.build.verify import verify_shards
+from shards.dataset.index import index_path, read_index
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.index import index_path, read_index
-from shards.manifest import Manifest
-from shards.tarsamples import read_members
-from shards.verify import verify_shards
 
 Samples = dict[str, dict[str, Any]]
 
@@ -272,7 +272,7 @@ def test_keys_that_are_longer_than_a_path(tmp_path: Path) -> None:
 
 
 def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.adopt_read.MAX_IMAGE", 1000)
+    monkeypatch.setattr("shards.build.index_read.MAX_IMAGE", 1000)
     write_tar(tmp_path / "x.tar", {"a.jpg": b"x" * 1001, "b.png": encoded(draw("b", 9, 9), "PNG")})
     adopt(tmp_path)
     assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over 1000"]]

@@ -11,8 +11,8 @@ from adopt_tools import adopt, found, pack, rejected
 from shard_tools import draw, encoded, only_error, rows_of, tree, write_csv, write_tar
 from tar_tools import File, python_tar
 
+from shards.build.verify import verify_shards
 from shards.errors import UserError
-from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -18,10 +18,10 @@ from shard_tools import (
     write_tar,
 )
 
+from shards.build.verify import verify_shards
+from shards.dataset.index import index_path
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.index import index_path
-from shards.manifest import Manifest
-from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -131,7 +131,7 @@ def test_a_run_that_ends_amid_its_writes_leaves_no_set(
     write_file(tmp_path / "b.index.parquet.host-7-0a0b0c0d.partial", b"of a killed run")
     write_file(tmp_path / "c.tar.partial", b"of another tool")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("shards.adopt.write_rejected", interrupt)
+        patched.setattr("shards.build.index_tars.write_rejected", interrupt)
         adopt(tmp_path)
     with pytest.raises(UserError, match=r"holds no manifest\.json"):
         Manifest.read(tmp_path)
@@ -151,7 +151,7 @@ def test_a_tar_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest
         tar.write_bytes(tar.read_bytes() + b"\0" * 512)
         return "0" * 64
 
-    monkeypatch.setattr("shards.adopt_read.sha256_file", grow)
+    monkeypatch.setattr("shards.build.index_read.sha256_file", grow)
     with pytest.raises(UserError, match=r"a\.tar changed while it was read"):
         adopt(tmp_path)
 

@@ -31,12 +31,12 @@ from shard_tools import (
     write_file,
 )
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
+from shards.build.verify import verify_shards
+from shards.dataset.index import list_tars, read_index
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.index import list_tars, read_index
-from shards.manifest import Manifest
-from shards.scan import Scan
-from shards.verify import verify_shards
+from shards.inputs.scan import Scan
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -15,11 +15,12 @@ from shard_tools import Source, build, draw, draw_posters, encoded, posters, tre
 from text_tools import one_line_error
 from url_tools import at_url, remote_tree
 
-from shards import listing, remote
-from shards.claim import folder_lock
-from shards.files import PARTIAL
-from shards.listing import list_posters, list_sizes
-from shards.places import place
+from shards.inputs import listing
+from shards.inputs.listing import list_posters, list_sizes
+from shards.storage import remote_files as remote
+from shards.storage.files import PARTIAL
+from shards.storage.lock import folder_lock
+from shards.storage.paths import place
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -101,7 +102,7 @@ def test_answers_of_the_check_are_used_while_files_stay_as_they_are(
     local = draw_posters(tmp_path, 12)
     source = at_url(local, bucket)
     out = place(f"{bucket}/set")
-    monkeypatch.setattr("shards.build.plan_shards", _stop)
+    monkeypatch.setattr("shards.build.run.plan_shards", _stop)
     for changed, read in ((False, 12), (False, 0), (True, 12)):
         if changed:
             (source.images / "p0003.jpg").write_bytes(encoded(draw("another")))

@@ -15,11 +15,11 @@ from cache_tools import SIZE, body, cache, content, names, remote
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset
 from shared_tools import small_file_system
 
-from shards.cache_options import CacheOptions, NoRoom
+from shards.dataset.cache_options import CacheOptions, NoRoom
 from shards.errors import UserError
-from shards.files import atomic_write
-from shards.places import place
-from shards.remote_read import Abandoned
+from shards.storage.files import atomic_write
+from shards.storage.paths import place
+from shards.storage.retrying_read import Abandoned
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = [

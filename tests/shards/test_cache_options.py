@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.cache_options import RemoteFile
+from shards.dataset.cache_options import RemoteFile
 from shards.errors import UserError
-from shards.places import place
+from shards.storage.paths import place
 
 
 @pytest.mark.parametrize(

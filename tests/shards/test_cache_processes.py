@@ -17,7 +17,7 @@ from filelock import FileLock
 from misbehaving_server import MisbehavingServer, Writer, reply, reset, silence
 
 from shards.errors import UserError
-from shards.files import PARTIAL
+from shards.storage.files import PARTIAL
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = [

@@ -16,12 +16,12 @@ import pytest
 from cache_tools import SIZE, body, cache, content, finish, go, names, remote, start
 from misbehaving_server import MisbehavingServer, reply, reset
 
-from shards import cache as cache_module
-from shards.cache import Cache
-from shards.cache_files import stamp
-from shards.cache_options import CacheOptions, RemoteFile
+from shards.dataset import cache as cache_module
+from shards.dataset.cache import Cache
+from shards.dataset.cache_locks import stamp
+from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.errors import UserError
-from shards.places import place
+from shards.storage.paths import place
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = [

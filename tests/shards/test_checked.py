@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shard_tools import environment
 
-from shards.checked import REMEMBERED, once_per_node
+from shards.dataset.checked_files import REMEMBERED, once_per_node
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs users and modes")
 
@@ -102,7 +102,7 @@ def test_the_others_wait_for_the_first(file: Path, tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from shards.checked import once_per_node
+        from shards.dataset.checked_files import once_per_node
         path, ran = Path(sys.argv[1]), Path(sys.argv[2])
         def check():
             time.sleep(0.3)

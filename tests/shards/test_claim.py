@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shards.claim import CLAIM, claimed
 from shards.errors import UserError
-from shards.files import names_in, read_present, remove_file
-from shards.places import Place, place
+from shards.storage.files import names_in, read_present, remove_file
+from shards.storage.lock import CLAIM, claimed
+from shards.storage.paths import Place, place
 
 OTHER = {"token": "another", "machine": "there/1", "host": "there", "pid": 7, "since": "noon"}
 

@@ -30,13 +30,13 @@ from text_tools import (
     upright,
 )
 
+from shards.clean.contact_sheet import PAGE, caption, worst_first
 from shards.clean.task import CHUNK
-from shards.images import ImageOptions
-from shards.jpeg_header import ORIENTATION
+from shards.inputs.images import ImageOptions
+from shards.inputs.jpeg_header import ORIENTATION
 from shards.text.masks import mask_of
+from shards.text.pipeline import TextRemoval
 from shards.text.report import SCHEMA, read_report, summarize
-from shards.text.sheet import PAGE, caption, worst_first
-from shards.text.stage import TextRemoval
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]

@@ -27,18 +27,19 @@ from shard_tools import (
 )
 from text_tools import QUICK, gradient, one_line_error, poster, titled_posters, write_meta
 
-from shards import pack, split_like
+from shards.build import pack
+from shards.build import reuse_splits as split_like
+from shards.build.reuse_splits import splits_like
+from shards.build.split import SPLITS
+from shards.build.verify import verify_shards
 from shards.clean.run import CleanOptions, clean_posters
+from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError
-from shards.images import ImageOptions, decode, shrunk
-from shards.manifest import Manifest, Shard
-from shards.split import SPLITS
-from shards.split_like import splits_like
+from shards.inputs.images import ImageOptions, decode, shrunk
 from shards.text.masks import MaskOptions
+from shards.text.pipeline import TextRemoval, clean_image
 from shards.text.report import NAME as REPORT
 from shards.text.report import read_report
-from shards.text.stage import TextRemoval, clean_image
-from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]

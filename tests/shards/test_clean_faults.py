@@ -11,14 +11,14 @@ from PIL import Image
 from shard_tools import Source, build, draw, encoded, read_csv, samples, write_file
 from text_tools import Bright, one_line_error, run_clean, titled_posters, write_meta
 
+from shards.build.verify import verify_shards
 from shards.errors import UserError
-from shards.image_files import find_image
-from shards.images import BadImage, blamed_on_the_picture
+from shards.inputs.image_files import find_image
+from shards.inputs.images import BadImage, blamed_on_the_picture
 from shards.text.detector import Region
-from shards.text.fill import make_fill
+from shards.text.inpaint import make_fill
+from shards.text.pipeline import TextRemoval
 from shards.text.report import read_report
-from shards.text.stage import TextRemoval
-from shards.verify import verify_shards
 
 
 class Moody(Bright):
@@ -36,7 +36,7 @@ class Moody(Bright):
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Moody:
     moody = Moody()
-    monkeypatch.setattr("shards.text.stage._tools", lambda options: (moody, make_fill("surround", None)))
+    monkeypatch.setattr("shards.text.pipeline._tools", lambda options: (moody, make_fill("surround", None)))
     return moody
 
 

@@ -18,8 +18,8 @@ from text_tools import (
     write_meta,
 )
 
+from shards.clean.contact_sheet import PAGE
 from shards.text.report import read_report, write_report
-from shards.text.sheet import PAGE
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]

@@ -28,11 +28,11 @@ from text_tools import (
 
 from shards.clean.task import CHUNK, CleanTask, clean_chunk
 from shards.errors import UserError
-from shards.files import PARTIAL, sha256_file
-from shards.images import ImageOptions
+from shards.inputs.images import ImageOptions
+from shards.storage.files import PARTIAL, sha256_file
 from shards.text.masks import MaskOptions
+from shards.text.pipeline import TextRemoval, removal_fingerprint
 from shards.text.report import read_report
-from shards.text.stage import TextRemoval, removal_fingerprint
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SHOWN = r"a\x1b[2Jb\x9bc\u202ed\rf\udce9"
 
 COMMAND = f"""
 import logging, sys, warnings
-import toolkit.cli as cli
+import toolkit.cli.main as cli
 from shards.console import exact_stdout
 from shards.errors import UserError
 evil = {EVIL!r}
@@ -87,7 +87,7 @@ def test_a_full_disk_behind_stdout_is_one_line_after_the_work(tmp_path: Path) ->
         assert last.startswith("error: standard output cannot be written (No space left on device)")
         assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
         helped = subprocess.run(
-            [sys.executable, "-c", "from toolkit.cli import run; run()", "--help"],
+            [sys.executable, "-c", "from toolkit.cli.main import run; run()", "--help"],
             cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert helped.returncode == 2 and helped.stderr.count(b"\n") == 1

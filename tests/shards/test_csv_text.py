@@ -9,7 +9,7 @@ import pandas as pd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shards.csv_text import FORMULA, escaped, unescaped, write_exact, write_for_people
+from shards.storage.csv_text import FORMULA, escaped, unescaped, write_exact, write_for_people
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.text("=+-@\t\r\n',\"x ", max_size=6)
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)

@@ -26,9 +26,9 @@ from shard_tools import (
 )
 from url_tools import at_url, remote_tree
 
-from shards.files import names_in
-from shards.index import SUFFIX, tar_path
-from shards.places import place
+from shards.dataset.index import SUFFIX, tar_path
+from shards.storage.files import names_in
+from shards.storage.paths import place
 
 pytest_plugins = ("shard_fixtures", "cluster_fixtures")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -18,11 +18,11 @@ from url_tools import at_url, remote_tree
 
 from shards.clean import run as clean_run
 from shards.clean.task import CleanTask, clean_chunk
-from shards.images import ImageOptions
-from shards.places import place
+from shards.inputs.images import ImageOptions
+from shards.storage.paths import place
 from shards.text.detector import DetectorOptions
+from shards.text.pipeline import TextRemoval
 from shards.text.report import NAME as REPORT
-from shards.text.stage import TextRemoval
 
 pytest_plugins = ("cluster_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -25,10 +25,10 @@ from dask_tasks import (
 )
 from text_tools import one_line_error
 
-from shards import dask_executor
 from shards.errors import UserError
-from shards.executor import open_executor
-from shards.trials import HOPELESS, RETRIES
+from shards.executors import dask as dask_executor
+from shards.executors.local import open_executor
+from shards.executors.retries import HOPELESS, RETRIES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 

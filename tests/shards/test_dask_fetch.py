@@ -21,11 +21,11 @@ from shard_tools import draw, encoded, environment, posters
 from text_tools import one_line_error
 from url_tools import remote_tree
 
-from shards.fetch import chunk as chunk_module
+from shards.fetch import tasks as chunk_module
 from shards.fetch.journal import read_journal
+from shards.fetch.poster_store import JOURNAL
 from shards.fetch.run import Fetched, FetchOptions, fetch_posters
-from shards.fetch.store import JOURNAL
-from shards.places import place
+from shards.storage.paths import place
 
 pytest_plugins = ("cluster_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -145,7 +145,7 @@ def test_a_changed_link_in_a_store(server: MisbehavingServer, tmp_path: Path, bu
 SCRIPT = """
 import sys
 from shards.fetch.run import FetchOptions, fetch_posters
-from shards.places import place
+from shards.storage.paths import place
 fetch_posters(FetchOptions(place(sys.argv[1]), place(sys.argv[2]), "link", allow_private=True, concurrency=4))
 """
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.sparse.csgraph import connected_components
 
-from shards.duplicates import (
+from shards.errors import UserError
+from shards.inputs.duplicates import (
     SIGNATURE_BYTES,
     group_duplicates,
     mirrored_signatures,
@@ -21,7 +22,6 @@ from shards.duplicates import (
     poster_signature,
     signatures_agree,
 )
-from shards.errors import UserError
 
 POSTERS = Path(__file__).resolve().parents[3] / "shared" / "posters" / "images"
 

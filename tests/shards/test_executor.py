@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.executor import available_cores, open_executor, run
-from shards.trials import RETRIES
+from shards.executors.local import available_cores, open_executor, run
+from shards.executors.retries import RETRIES
 
 
 def square(number: int) -> int:
@@ -157,7 +157,7 @@ def test_an_error_that_cannot_travel_is_told_all_the_same() -> None:
 
 def test_a_cluster_without_its_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    for name in ("shards.dask_executor", "shards.dask_worker"):
+    for name in ("shards.executors.dask", "shards.executors.dask_worker"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(UserError, match=r"--executor dask needs another package.*'\.\[dask\]'"):
         open_executor(scheduler="tcp://127.0.0.1:1").__enter__()

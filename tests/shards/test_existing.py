@@ -21,10 +21,10 @@ from shard_tools import (
     write_file,
 )
 
+from shards.build.resume import OtherShards
+from shards.build.verify import verify_shards
+from shards.dataset.index import index_path, read_index, write_index
 from shards.errors import UserError
-from shards.existing import OtherShards
-from shards.index import index_path, read_index, write_index
-from shards.verify import verify_shards
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -28,10 +28,10 @@ from misbehaving_server import (
 from PIL import Image
 from shard_tools import bomb_png, draw, encoded, environment, rows_of
 
+from shards.cli.fetch import add_fetch_parser
 from shards.errors import UserError
-from shards.fetch.cli import add_fetch_parser
 from shards.fetch.run import FetchOptions
-from shards.image_files import find_image
+from shards.inputs.image_files import find_image
 
 
 @pytest.fixture
@@ -199,5 +199,5 @@ def test_without_aiohttp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_only_a_run_loads_aiohttp() -> None:
-    code = "import sys, shards.fetch.cli, shards.fetch.run; sys.exit('aiohttp' in sys.modules)"
+    code = "import sys, shards.cli.fetch, shards.fetch.run; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0

@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.fetch.addresses import PolicyResolver, PrivateAddress, is_public, literal_address
+from shards.storage.address_policy import PolicyResolver, PrivateAddress, is_public, literal_address
 
 #: IANA's special-purpose registry, multicast and the reserved rest.
 NOT_PUBLIC_IPV4 = tuple(

@@ -28,9 +28,9 @@ from misbehaving_server import (
     slowly,
 )
 
-from shards.fetch.addresses import IPAddress, Policy, is_any, is_public
 from shards.fetch.download import Downloader, Unfetched, open_session
 from shards.fetch.options import FetchOptions
+from shards.storage.address_policy import IPAddress, Policy, is_any, is_public
 
 BODY = b"not looked at here" * 100
 

@@ -9,7 +9,7 @@ from shard_tools import write_csv, write_file
 
 from shards.errors import UserError
 from shards.fetch.links import BadLink, parse_link, read_links
-from shards.metadata import Rejection
+from shards.inputs.metadata import Rejection
 
 
 def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from fetch_tools import JPEG, PNG, fetch, posters, reasons, table
 from misbehaving_server import MisbehavingServer, reply, silence, slowly
 from shard_tools import draw, encoded, environment, rows_of, tree, write_file
 
-from shards.fetch import store as store_module
+from shards.fetch import poster_store as store_module
 from shards.fetch.journal import Entry, Journal, read_journal
-from shards.images import ImageOptions
+from shards.inputs.images import ImageOptions
 
 
 @pytest.fixture

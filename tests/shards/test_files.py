@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from shard_tools import environment
 
-from shards.claim import folder_lock
 from shards.errors import UserError, one_line
-from shards.files import (
+from shards.storage.files import (
     PARTIAL,
     atomic_write,
     fingerprint,
@@ -22,6 +21,7 @@ from shards.files import (
     sha256_file,
     write_json,
 )
+from shards.storage.lock import folder_lock
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_only_partials_are_removed(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from shards.claim import folder_lock
+from shards.storage.lock import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

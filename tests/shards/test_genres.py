@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shard_tools import write_csv
 
-from shards.genres import NO_GENRE_WORDS, parse_genres
-from shards.labels import tidy
-from shards.metadata import Row, read_metadata
+from shards.dataset.labels import tidy
+from shards.inputs.genres import NO_GENRE_WORDS, parse_genres
+from shards.inputs.metadata import Row, read_metadata
 
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 

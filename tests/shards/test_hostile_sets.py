@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from shard_tools import tree
 from test_manifest import honest
 
+from shards.build.reuse_splits import splits_like
+from shards.build.verify import verify_shards
+from shards.dataset.index import SCHEMA, index_path
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import open_store
 from shards.errors import UserError
-from shards.files import sha256_file
-from shards.index import SCHEMA, index_path
-from shards.manifest import Manifest
-from shards.split_like import splits_like
-from shards.store import open_store
-from shards.verify import verify_shards
-from toolkit.data.reader import ShardReader
+from shards.storage.files import sha256_file
+from toolkit.data.sources.shard_reader import ShardReader
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -12,10 +12,10 @@ from http_tools import BODY, blocks, got, refusal
 from misbehaving_server import Handler, MisbehavingServer, Writer, drip, endless, raw, reply, silence
 
 from shards.errors import UserError
-from shards.listing import list_posters, list_sizes
-from shards.places import place
-from shards.remote import remote_files
-from shards.remote_read import Patience, read_blocks
+from shards.inputs.listing import list_posters, list_sizes
+from shards.storage.paths import place
+from shards.storage.remote_files import remote_files
+from shards.storage.retrying_read import Patience, read_blocks
 
 pytest_plugins = ("http_tools",)
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -88,8 +88,8 @@ def test_a_little_each_time_is_not_progress_without_end(
         return await reply(b"x", 206, Content_Range=shown)(writer, number)
 
     path = place(hosts.add("/file", a_byte))
-    monkeypatch.setattr("shards.remote_read.PATIENCES", 2)
-    monkeypatch.setattr("shards.remote_read.SLOWEST", 1 << 20)
+    monkeypatch.setattr("shards.storage.retrying_read.PATIENCES", 2)
+    monkeypatch.setattr("shards.storage.retrying_read.SLOWEST", 1 << 20)
     with pytest.raises(UserError, match="cannot be read"):
         patience = Patience(0.5, size=1_000_000)
         patience.ends = time.monotonic() + 1.5
@@ -127,7 +127,7 @@ def test_folders_in_folders_without_end(hosts: MisbehavingServer, monkeypatch: p
             return reply(b'<a href="again/">again/</a> <a href="1.jpg">1.jpg</a>', Content_Type="text/html")
 
     hosts.routes = Listings()
-    monkeypatch.setattr("shards.remote.MOST_FOLDERS", 20)
+    monkeypatch.setattr("shards.storage.remote_files.MOST_FOLDERS", 20)
     folder = place(hosts.url("/posters/"))
     assert "over 20 folders" in refusal(lambda: list(remote_files(folder)))
     asked = sum(hosts.requests.values())

@@ -20,11 +20,11 @@ from http_tools import BODY, PRIVATE, PUBLIC, READERS, blocks, got, refusal, who
 from misbehaving_server import Handler, MisbehavingServer, redirect, reply, reset
 from yarl import URL
 
-from shards import http_client
 from shards.errors import UserError
-from shards.fetch import addresses
-from shards.http_client import MAX_REDIRECTS, HttpClient, Refused
-from shards.places import Place, place
+from shards.storage import address_policy as addresses
+from shards.storage import http_client
+from shards.storage.http_client import MAX_REDIRECTS, HttpClient, Refused
+from shards.storage.paths import Place, place
 
 pytest_plugins = ("http_tools",)
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -223,7 +223,7 @@ def test_no_error_shows_them(
     answer: Handler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shards.http_client.LEAST", 0.2)
+    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.2)
     hosts.add("/set?token=hidden", answer)
     path = place(f"http://me:word@{PUBLIC}:{hosts.port}/set?token=hidden")
     with pytest.raises((UserError, FileNotFoundError)) as caught:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import build, draw, draw_posters, encoded, write_csv, write_file
 
-from shards.endings import IMAGE_ENDINGS, is_image_name, others_text
 from shards.errors import UserError
-from shards.executor import LocalExecutor
-from shards.image_files import Walk, find_image, read_image_file, require_images, walk_images
-from shards.images import BadImage, ImageOptions
-from shards.listing import list_posters
-from shards.scan import scan_images
+from shards.executors.local import LocalExecutor
+from shards.inputs.image_files import Walk, find_image, read_image_file, require_images, walk_images
+from shards.inputs.images import BadImage, ImageOptions
+from shards.inputs.listing import list_posters
+from shards.inputs.scan import scan_images
+from shards.storage.endings import IMAGE_ENDINGS, is_image_name, others_text
 
 JPEG = encoded(draw("files"))
 FORMATS = {
@@ -205,8 +205,8 @@ def test_ids_may_come_from_any_csv(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_rejects_no_poster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked again, and then the build ends: a set that lacks posters for that would look like any other."""
-    monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
-    monkeypatch.setattr("shards.retry.LONGEST", 0.05)
+    monkeypatch.setattr("shards.storage.retry.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("shards.storage.retry.LONGEST", 0.05)
     (tmp_path / "a.jpg").write_bytes(JPEG)
     real, fails = Path.read_bytes, [errno.EIO, errno.ESTALE]
 

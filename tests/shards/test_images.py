@@ -15,8 +15,8 @@ from PIL import Image, ImageCms
 from shard_tools import bomb_png, draw, encoded, write_file
 
 from shards.errors import UserError
-from shards.image_files import default_image_folder, find_image, holds_images, read_image_file
-from shards.images import (
+from shards.inputs.image_files import default_image_folder, find_image, holds_images, read_image_file
+from shards.inputs.images import (
     BadImage,
     ImageOptions,
     decode,

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from shard_tools import contents, write_tar
 
-from shards.errors import UserError
-from shards.index import (
+from shards.build.tar_samples import read_members
+from shards.dataset.index import (
     MAX_PIXELS,
     NAME_BYTES,
     SCHEMA,
@@ -30,8 +30,8 @@ from shards.index import (
     tar_path,
     write_index,
 )
-from shards.manifest import Manifest
-from shards.tarsamples import read_members
+from shards.dataset.manifest import Manifest
+from shards.errors import UserError
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from shards.build.info import render_info
 from shards.console import console
-from shards.info import render_info
-from shards.manifest import Manifest, Shard
+from shards.dataset.manifest import Manifest, Shard
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from shard_tools import draw, encoded, many_scans
 
-from shards.images import ANY, BadImage, decode, upright_size
-from shards.jpeg_header import (
+from shards.inputs.images import ANY, BadImage, decode, upright_size
+from shards.inputs.jpeg_header import (
     MAX_EXIF,
     MAX_SCANS,
     ORIENTATION,

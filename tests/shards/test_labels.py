@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.dataset.labels import MAX_GENRES, LabelSet, difference, merge_spellings, require_same
 from shards.errors import UserError
-from shards.labels import MAX_GENRES, LabelSet, difference, merge_spellings, require_same
 
 names = st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=8)
 

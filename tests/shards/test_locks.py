@@ -13,10 +13,10 @@ from cache_tools import SIZE, body, cache, content, finish, go, names, remote, s
 from lock_rules import set_rule
 from misbehaving_server import MisbehavingServer
 
-from shards.claim import folder_lock
 from shards.errors import UserError
-from shards.files import PARTIAL
-from shards.locks import NoLocks, held_file, locked
+from shards.storage.file_locks import NoLocks, held_file, locked
+from shards.storage.files import PARTIAL
+from shards.storage.lock import folder_lock
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = [

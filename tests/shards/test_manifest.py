@@ -14,11 +14,11 @@ import pytest
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import contents, only_error, tree
 
+from shards.dataset.index import index_path, read_index
+from shards.dataset.manifest import Manifest, Shard, is_plain
 from shards.errors import UserError
-from shards.files import fingerprint, sha256_file
-from shards.index import index_path, read_index
-from shards.manifest import Manifest, Shard, is_plain
-from shards.places import place
+from shards.storage.files import fingerprint, sha256_file
+from shards.storage.paths import place
 
 pytest_plugins = ("shard_fixtures", "remote_fixtures")
 

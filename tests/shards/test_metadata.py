@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
-from shards.csv_text import unescaped
 from shards.errors import UserError
-from shards.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
+from shards.inputs.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
+from shards.storage.csv_text import unescaped
 
 HEADER = "id,title,year,genre\n"
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")

@@ -14,7 +14,7 @@ import importlib, pkgutil, sys
 import shards
 for module in pkgutil.iter_modules(shards.__path__):
     importlib.import_module("shards." + module.name)
-from toolkit.cli import main
+from toolkit.cli.main import main
 for command in sys.argv[1:]:
     assert main(command.split("\\t")) == 0, command
 loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "torchvision", "timm"))

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import GENRES, Source, contents, draw, encoded, tree, write_file
 
+from shards.build.pack import PackTask, Sample, pack_shard, sample_key
+from shards.build.resume import finished_shard
+from shards.dataset.index import index_path, read_index
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.executor import run
-from shards.existing import finished_shard
-from shards.images import ImageOptions
-from shards.index import index_path, read_index
-from shards.labels import LabelSet
-from shards.metadata import id_problem
-from shards.pack import PackTask, Sample, pack_shard, sample_key
+from shards.executors.local import run
+from shards.inputs.images import ImageOptions
+from shards.inputs.metadata import id_problem
 
 pytest_plugins = ("shard_fixtures",)
 

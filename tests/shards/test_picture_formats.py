@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_tools import ROOT, draw, encoded, environment
 
-from shards.images import ANY, FORMATS, BadImage, ImageOptions, decode, pack_image, upright_size
-from shards.jpeg_header import ORIENTATION
-from shards.picture_structure import GIF, more_frames
-from shards.upright import TURNS
+from shards.inputs.image_structure import GIF, more_frames
+from shards.inputs.images import ANY, FORMATS, BadImage, ImageOptions, decode, pack_image, upright_size
+from shards.inputs.jpeg_header import ORIENTATION
+from shards.inputs.orientation import TURNS
 
 PICTURE, SECOND = draw("formats", 45, 60), draw("second", 45, 60)
 FILM = {"save_all": True, "append_images": [SECOND]}
@@ -255,7 +255,7 @@ def test_much_metadata_is_no_harm() -> None:
 LARGE = """
 import io, sys
 from PIL import Image
-from shards.images import ANY, decode
+from shards.inputs.images import ANY, decode
 kind, mode = sys.argv[1:]
 side = 6000
 out = io.BytesIO()
@@ -323,5 +323,5 @@ def test_strips_give_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch)
     kind = "TIFF" if mode == "CMYK" else "PNG"
     data = encoded(image, kind, **({"transparency": 3} if mode == "P" else {}))
     whole = np.asarray(decode(data, ANY))
-    monkeypatch.setattr("shards.upright.STRIP", 45 * 7)
+    monkeypatch.setattr("shards.inputs.orientation.STRIP", 45 * 7)
     assert np.array_equal(np.asarray(decode(data, ANY)), whole)

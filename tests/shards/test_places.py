@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UserError, one_line, without_secrets
-from shards.places import place
+from shards.storage.paths import place
 
 # What a user may have typed for a password: anything, percent-encoded or not, as far as a URL can have it.
 SECRET = st.text("abcXYZ019!$&*+,;=:@._~-%é\"'", min_size=6, max_size=12).map(lambda text: f"hush{text}hush")

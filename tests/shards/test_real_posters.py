@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from shard_tools import REAL, contents, posters, read_csv, write_csv
 
-from shards.index import list_tars, read_index
-from shards.manifest import Manifest
-from shards.verify import verify_shards
+from shards.build.verify import verify_shards
+from shards.dataset.index import list_tars, read_index
+from shards.dataset.manifest import Manifest
 
 ROWS = 400
 

@@ -19,13 +19,13 @@ from shard_tools import Source, encoded, only_error, write_file
 from text_tools import LOOKS, gradient, one_line_error, poster, titled_posters, write_meta, write_words
 
 from shards.clean.run import CleanOptions, clean_posters
+from shards.clean.verify import CLEAN_ENOUGH, RefereeOptions, findings, judge, text_area
 from shards.errors import UserError
-from shards.images import ImageOptions
+from shards.inputs.images import ImageOptions
 from shards.text.detector import DetectorOptions
-from shards.text.referee import CLEAN_ENOUGH, RefereeOptions, findings, judge, text_area
+from shards.text.pipeline import TextRemoval
 from shards.text.report import NAME as REPORT
 from shards.text.report import SCHEMA, read_report, write_report
-from shards.text.stage import TextRemoval
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]

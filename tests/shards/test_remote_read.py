@@ -20,8 +20,8 @@ from misbehaving_server import (
 )
 
 from shards.errors import UserError
-from shards.places import Place, place
-from shards.remote_read import Patience, read_blocks, read_small
+from shards.storage.paths import Place, place
+from shards.storage.retrying_read import Patience, read_blocks, read_small
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = pytest.mark.usefixtures("quick")
@@ -31,7 +31,7 @@ BODY = random.Random(1).randbytes(10_000)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote_read.BLOCK", 4_000)
+    monkeypatch.setattr("shards.storage.retrying_read.BLOCK", 4_000)
 
 
 def ranged(server: MisbehavingServer, body: bytes, most: int = 1 << 30) -> Handler:
@@ -114,7 +114,7 @@ def test_patience_ends() -> None:
 
 def test_progress_renews_patience(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """More failures in all than patience bears at a time."""
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.15, 0.15))
+    monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.15, 0.15))
     good = ranged(server, BODY, most=1_000)
     failing = [handler for _ in range(10) for handler in (reset, reset, good)]
     started = time.monotonic()

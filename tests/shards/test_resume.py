@@ -25,11 +25,11 @@ from shard_tools import (
     tree,
 )
 
-from shards.files import PARTIAL, sha256_file
-from shards.index import SUFFIX, read_index, tar_path
-from shards.samples import SUFFIX as TABLE
-from shards.tarsamples import read_members
-from shards.verify import verify_shards
+from shards.build.tar_samples import read_members
+from shards.build.verify import verify_shards
+from shards.dataset.index import SUFFIX, read_index, tar_path
+from shards.dataset.sample_table import SUFFIX as TABLE
+from shards.storage.files import PARTIAL, sha256_file
 
 pytest_plugins = ("shard_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -14,11 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.errors import UserError
-from shards.files import sha256_file
-from shards.index import SCHEMA, read_index
-from shards.manifest import Manifest, Shard
-from shards.samples import (
+from shards.dataset.index import SCHEMA, read_index
+from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.sample_table import (
     SampleTable,
     check_sample_table,
     map_sample_table,
@@ -29,6 +27,8 @@ from shards.samples import (
     table_name,
     write_sample_table,
 )
+from shards.errors import UserError
+from shards.storage.files import sha256_file
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -194,7 +194,7 @@ def test_every_record_is_compared_with_its_own_tar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
     """Tars of several sizes, one without samples among them, looked at some at a time."""
-    monkeypatch.setattr("shards.samples.CHECKED_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("shards.dataset.sample_table.CHECKED_AT_A_TIME", at_a_time)
     sizes = [(2, 1000), (0, 99), (4, 5000), (1, 300), (3, 2000)]
     shards = [Shard(f"{k}.tar", "train", n, size, "0" * 64, 1, 1, []) for k, (n, size) in enumerate(sizes)]
     limits = np.repeat([size for _, size in sizes], [n for n, _ in sizes])

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from shard_tools import Source, draw, draw_posters, encoded, mtimes, write_file
 
-from shards.duplicates import perceptual_hash
-from shards.executor import LocalExecutor
-from shards.images import ImageOptions
-from shards.scan import Scan, scan_images
+from shards.executors.local import LocalExecutor
+from shards.inputs.duplicates import perceptual_hash
+from shards.inputs.images import ImageOptions
+from shards.inputs.scan import Scan, scan_images
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -97,7 +97,7 @@ def test_answers_of_other_rules_are_not_used(
     work = tmp_path / "work"
     first = scan(own, work, chunk=4)
     with monkeypatch.context() as earlier:
-        earlier.setattr("shards.scan.RULES", 2)
+        earlier.setattr("shards.inputs.scan.RULES", 2)
         scan(own, work, chunk=4)
     old = work / "scan-000001.json"
     raw = json.loads(old.read_text())

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from shards.build.split import split_samples
 from shards.errors import UserError
-from shards.split import split_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -161,7 +161,7 @@ def test_a_huge_group_goes_where_it_fits() -> None:
 
 def test_result_does_not_depend_on_the_process() -> None:
     code = (
-        "import numpy as np; from shards.split import split_samples\n"
+        "import numpy as np; from shards.build.split import split_samples\n"
         "print(split_samples([f'a{k}' for k in range(90)], [[k % 4, k % 5] for k in range(90)],"
         " np.arange(90) // 2, {'train': .8, 'val': .1, 'test': .1}, 7).tolist())"
     )

@@ -14,14 +14,14 @@ import pytest
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import Source, draw, encoded, only_error, write_tar
 
-from shards.adopt import AdoptOptions, index_folder
-from shards.cache_options import CacheOptions
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.verify import verify_shards
+from shards.dataset.cache_options import CacheOptions
+from shards.dataset.index import read_index, write_index
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import RemoteShards, ShardStore, open_store
 from shards.errors import UserError
-from shards.index import read_index, write_index
-from shards.manifest import Manifest
-from shards.places import place
-from shards.store import RemoteShards, ShardStore, open_store
-from shards.verify import verify_shards
+from shards.storage.paths import place
 
 pytest_plugins = ("shard_fixtures", "remote_fixtures")
 

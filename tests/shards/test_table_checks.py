@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from shards.errors import UserError
-from shards.metadata import Metadata, read_metadata
-from shards.table_checks import NUMBER
+from shards.inputs.metadata import Metadata, read_metadata
+from shards.inputs.table_checks import NUMBER
 
 GENRES = (
     ("Drama",),

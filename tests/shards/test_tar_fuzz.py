@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from shard_tools import draw, encoded, read_csv
 from tar_tools import BSD, GNU, PYTHON, File, command_tar, header, pax_body, python_tar, ranges, read_naively
 
-from shards.adopt import AdoptOptions, index_folder
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.tar_reader import entries
+from shards.build.tar_samples import has_members, read_tar
+from shards.dataset.index import read_index
 from shards.errors import UserError
-from shards.index import read_index
-from shards.tarread import entries
-from shards.tarsamples import has_members, read_tar
 
 bounded = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

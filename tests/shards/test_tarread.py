@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from shard_tools import write_tar
 from tar_tools import header, pax_body, ranges
 
+from shards.build.tar_reader import entries
+from shards.build.tar_samples import read_members, read_tar
 from shards.errors import UserError
-from shards.tarread import entries
-from shards.tarsamples import read_members, read_tar
 
 SAMPLES = {"a.jpg": b"image a", "a.json": b"{}", "a.txt": b"text", "b.json": b"[]", "b.PNG": b"image b" * 200}
 

@@ -10,9 +10,9 @@ import pytest
 from shard_tools import write_tar
 from tar_tools import File, python_tar, ranges
 
+from shards.build.tar_samples import has_members, read_members, read_tar
+from shards.dataset.index import Member
 from shards.errors import UserError
-from shards.index import Member
-from shards.tarsamples import has_members, read_members, read_tar
 
 
 def files(text: str) -> dict[str, bytes]:

@@ -23,13 +23,14 @@ from text_tools import (
     write_words,
 )
 
-from shards.arguments import parse_aspect
-from shards.text.anchor import strip, strip_height
-from shards.text.arguments import parse_looks, show_looks
+from shards.cli.arguments import parse_aspect
+from shards.cli.text_options import parse_looks, show_looks
+from shards.text.anchor_strip import strip, strip_height
 from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
-from shards.text.detector import DetectorOptions, Region, TextDetector, make_detector
+from shards.text.detector import DetectorOptions, Region, TextDetector
 from shards.text.masks import text_mask
-from shards.text.stage import TextRemoval, removal_fingerprint
+from shards.text.pipeline import TextRemoval, removal_fingerprint
+from shards.text.registry import make_detector
 
 
 @cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from text_tools import one_line_error
 
-from shards.text.fill import FILLS, make_fill, membrane, surround
+from shards.text.inpaint import FILLS, make_fill, membrane, surround
 
 
 @st.composite
@@ -181,12 +181,12 @@ def test_strips_change_no_bit(height: int, width: int, monkeypatch: pytest.Monke
     mask = random.random((height, width)) < 0.02
     mask[height // 3 : height // 2, 5:-5] = True
     whole = surround(image, mask)
-    monkeypatch.setattr("shards.text.fill.STRIP", 1)  # the least height
+    monkeypatch.setattr("shards.text.inpaint.STRIP", 1)  # the least height
     assert (surround(image, mask) == whole).all()
 
 
 def test_a_large_picture_takes_some_copies_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.text.fill.STRIP", 100_000)
+    monkeypatch.setattr("shards.text.inpaint.STRIP", 100_000)
     image = np.zeros((2000, 2000, 3), np.uint8)
     mask = np.zeros(image.shape[:2], bool)
     mask[20:60, 20:-20] = mask[-60:-20, 20:-20] = True

@@ -18,8 +18,8 @@ from text_tools import (
     sized,
 )
 
-from shards.text.fill import make_fill
-from shards.text.fill_model import FillModel
+from shards.text.inpaint import make_fill
+from shards.text.inpaint_model import FillModel
 
 onnx = pytest.importorskip("onnx")
 

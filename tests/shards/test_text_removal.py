@@ -11,7 +11,7 @@ from text_tools import Bright, Scripted, region
 
 from shards.text.detector import Region
 from shards.text.masks import MaskOptions, mask_of, outlines, text_mask
-from shards.text.removal import Removal, remove_text
+from shards.text.remove import Removal, remove_text
 
 SHAPE = (120, 80)
 ABOVE, BELOW = region((10, 10, 70, 20)), region((10, 90, 70, 100))

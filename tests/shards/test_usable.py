@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from shard_tools import Source, draw_posters, only_error, read_csv, rows_of, samples, write_csv, write_file
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.manifest import Manifest
-from shards.metadata import Rejection, write_rejected
+from shards.inputs.metadata import Rejection, write_rejected
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]

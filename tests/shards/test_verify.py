@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_tools import Source, build, draw, encoded, only_error, tree, write_csv, write_tar
 
-from shards.adopt import AdoptOptions, index_folder
-from shards.index import index_path, read_index, write_index
-from shards.manifest import Manifest
-from shards.verify import verify_shards
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.verify import verify_shards
+from shards.dataset.index import index_path, read_index, write_index
+from shards.dataset.manifest import Manifest
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -205,7 +205,7 @@ def test_no_manifest(copy: Path, command: Command) -> None:
 
 def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier versions indexed such tars."""
-    monkeypatch.setattr("shards.adopt.require_names_of_one", lambda found: None)
+    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)
     for name in ("a", "b"):
         write_tar(
             tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))}
@@ -218,7 +218,9 @@ def test_images_that_were_broken_when_they_were_indexed(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indexing read headers alone in earlier versions; the check decodes every picture."""
-    monkeypatch.setattr("shards.adopt_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
+    monkeypatch.setattr(
+        "shards.build.index_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size
+    )
     cut = encoded(draw("cut", 120, 180))[:-300]
     write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
     index_folder(AdoptOptions(tmp_path, workers=1))
@@ -329,7 +331,9 @@ def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Co
 
 
 def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.adopt.require_names_of_one", lambda found: None)  # as earlier versions did
+    monkeypatch.setattr(
+        "shards.build.index_tars.require_names_of_one", lambda found: None
+    )  # as earlier versions did
     for name in ("a", "b"):
         members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
         write_tar(tmp_path / f"{name}.tar", members)

@@ -10,9 +10,9 @@ import pytest
 from shard_tools import Source, only_error, tree
 from test_store import reorder, roll, without_digests
 
-from shards.index import index_path
-from shards.manifest import Manifest
-from shards.verify import verify_shards
+from shards.build.verify import verify_shards
+from shards.dataset.index import index_path
+from shards.dataset.manifest import Manifest
 
 pytest_plugins = ("shard_fixtures",)
 

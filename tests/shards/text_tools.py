@@ -13,9 +13,9 @@ from shard_tools import Source, encoded, hash_of, posters, tree, write_csv, writ
 
 from shards.clean.run import CleanOptions, CleanResult, clean_posters
 from shards.errors import UserError
-from shards.jpeg_header import ORIENTATION
+from shards.inputs.jpeg_header import ORIENTATION
 from shards.text.detector import DetectorOptions, Region
-from shards.text.stage import TextRemoval
+from shards.text.pipeline import TextRemoval
 
 LOOKS = ((256,),)
 """One look at one size: a twentieth of a second for a small poster."""

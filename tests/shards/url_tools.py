@@ -8,7 +8,7 @@ from typing import Any
 
 from shard_tools import Source
 
-from shards.places import place
+from shards.storage.paths import place
 
 
 def upload(folder: Path, url: str) -> Any:

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from shards.labels import LabelSet
-from shards.text.fill import make_fill
+from shards.dataset.labels import LabelSet
+from shards.text.inpaint import make_fill
 from shards.text.masks import outlines
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
-from toolkit.audit import Audited, AuditOptions, audit_posters, fill_maker
-from toolkit.audit_posters import choose_posters, read_posters
-from toolkit.audit_report import build_report
-from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions
-from toolkit.distributed import make_accelerator
-from toolkit.model_folder import ModelFolder
+from toolkit.audit.results import build_report
+from toolkit.audit.run import Audited, AuditOptions, audit_posters, fill_maker
+from toolkit.audit.selection import choose_posters, read_posters
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.model_folder.folder import ModelFolder
 
 SIZE = 64
 SHAPE = (96, 64)

@@ -10,8 +10,8 @@ import torch
 from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
-from shards.labels import LabelSet
-from toolkit.models import HeadSpec
+from shards.dataset.labels import LabelSet
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def shard_set(drawn_set: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def labels(shard_set: Path) -> LabelSet:
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
 
     return Manifest.read(shard_set).labels
 

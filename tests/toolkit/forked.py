@@ -23,7 +23,7 @@ from subprocess import CompletedProcess
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What most of them import first.
-LOADED = ("toolkit.train", "toolkit.evaluate", "toolkit.predict_batch")
+LOADED = ("toolkit.training.run", "toolkit.evaluation.evaluate", "toolkit.prediction.batch")
 
 #: Seconds that processes have to end after SIGTERM, and to say where they are.
 GRACE = 30.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from toolkit.config import LossConfig
-from toolkit.losses import build_loss
+from toolkit.config.schema import LossConfig
+from toolkit.training.losses import build_loss
 
 POSITIVES = np.array([600, 250, 40, 3, 0])  # a head, a tail, and a genre that nobody has
 NUM_SAMPLES = 1000

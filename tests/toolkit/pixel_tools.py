@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.data.cuts import PackedCut, SquareCut
-from toolkit.data.transforms import center_crop
-from toolkit.data.views import Views
+from toolkit.data.transforms.batch_transform import PackedCut, SquareCut
+from toolkit.data.transforms.crops import Views
+from toolkit.data.transforms.preprocessing import center_crop
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -18,29 +18,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-import toolkit.agreement
-import toolkit.evaluate
-import toolkit.predict_batch
-import toolkit.train
-import toolkit.tune
-from toolkit import cli
+import toolkit.distributed.agreement
+import toolkit.evaluation.evaluate
+import toolkit.evaluation.tune
+import toolkit.prediction.batch
+import toolkit.training.run
+from toolkit.cli import main as cli
 
 
 def main() -> None:
     rank = int(os.environ["RANK"])
     cli.HEAD_START = 0.0  # no launcher waits to end the others
-    environment, versions = dict(os.environ), toolkit.agreement.versions
-    facts = toolkit.evaluate.command_facts
+    environment, versions = dict(os.environ), toolkit.distributed.agreement.versions
+    facts = toolkit.evaluation.evaluate.command_facts
 
     def buggy(command: str, options: argparse.Namespace) -> Any:
         return facts(command, options) if options.split != "BUG" else 1 / 0
 
-    toolkit.evaluate.command_facts = buggy  # type: ignore[assignment]
+    toolkit.evaluation.evaluate.command_facts = buggy  # type: ignore[assignment]
     for case in json.loads(Path(sys.argv[1]).read_text()):
         os.environ.clear()
         os.environ.update(environment | case["env"][rank], MASTER_PORT=str(case["port"]))
         other = case["versions"][rank]
-        toolkit.agreement.versions = lambda other=other: versions() | other  # type: ignore[misc]
+        toolkit.distributed.agreement.versions = lambda other=other: versions() | other  # type: ignore[misc]
         said, began, status = io.StringIO(), time.monotonic(), None
         with contextlib.redirect_stderr(said):
             try:

@@ -25,13 +25,14 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.nn.parallel import DistributedDataParallel
 from train_tools import tiny_config
 
-import toolkit.train as entry
+import toolkit.training.run as entry
 from shards.errors import UserError
-from toolkit import parts, wrapping
-from toolkit.fsdp import local, spread
-from toolkit.meeting import leave
-from toolkit.nonfinite import Guard
-from toolkit.trainer import Trainer
+from toolkit.distributed.fsdp import local, spread
+from toolkit.distributed.launch import leave
+from toolkit.models import wrapping
+from toolkit.training import setup as parts
+from toolkit.training.nonfinite import Guard
+from toolkit.training.trainer import Trainer
 
 
 @dataclasses.dataclass

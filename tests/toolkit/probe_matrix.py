@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from train_tools import TINY_VIT, tiny_config
 
-from shards.manifest import Manifest
-from toolkit.config import Config
-from toolkit.data.reader import ShardReader
-from toolkit.distributed import make_accelerator
-from toolkit.feed import train_plan
-from toolkit.parts import build_parts
-from toolkit.trainer import Trainer
+from shards.dataset.manifest import Manifest
+from toolkit.config.schema import Config
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.training.batches import train_plan
+from toolkit.training.setup import build_parts
+from toolkit.training.trainer import Trainer
 
 #: What each combination has one of: name → keys of the config.
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import toolkit.parts
-from toolkit.cli import run
+import toolkit.training.setup
+from toolkit.cli.main import run
 
 
 def limit_rows(model: nn.Module, limit: int) -> None:
@@ -28,14 +28,14 @@ def limit_rows(model: nn.Module, limit: int) -> None:
 
 def main() -> None:
     limit = int(sys.argv[1].split(",")[int(os.environ.get("RANK", "0"))])
-    build = toolkit.parts.build_model
+    build = toolkit.training.setup.build_model
 
     def limited(*arguments: Any, **options: Any) -> nn.Module:
         model = build(*arguments, **options)
         limit_rows(model, limit)
         return model
 
-    toolkit.parts.build_model = limited
+    toolkit.training.setup.build_model = limited
     run(["train", *sys.argv[2:]])
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import toolkit.predict_batch
-from toolkit.cli import main
+import toolkit.prediction.batch
+from toolkit.cli.main import main
 
 
 def die_after(number: int) -> None:
@@ -35,24 +35,24 @@ def die_after(number: int) -> None:
 
 
 def sleep_before_batches(seconds: float) -> None:
-    score = toolkit.predict_batch.score
+    score = toolkit.prediction.batch.score
 
     def slowly(*arguments: Any) -> Any:
         for scored in score(*arguments):
             time.sleep(seconds)
             yield scored
 
-    toolkit.predict_batch.score = slowly  # type: ignore[assignment]
+    toolkit.prediction.batch.score = slowly  # type: ignore[assignment]
 
 
 def say_files() -> None:
-    write = toolkit.predict_batch.write_rows
+    write = toolkit.prediction.batch.write_rows
 
     def told(path: Path, *arguments: Any) -> None:
         write(path, *arguments)
         sys.stdout.write(f"rank {os.environ.get('RANK', '0')} wrote {path.name}\n")
 
-    toolkit.predict_batch.write_rows = told  # type: ignore[assignment]
+    toolkit.prediction.batch.write_rows = told  # type: ignore[assignment]
 
 
 def run() -> int:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from toolkit.config import TrainConfig
-from toolkit.distributed import make_accelerator
-from toolkit.freezing import Freezing
-from toolkit.models import HeadSpec, build_model
-from toolkit.wrapping import plain, rewrap, wrap
+from toolkit.config.schema import TrainConfig
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.freezing import Freezing
+from toolkit.models.wrapping import plain, rewrap, wrap
 
 
 def main() -> None:

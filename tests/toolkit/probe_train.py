@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from toolkit.cli import run
-from toolkit.trainer import Trainer
+from toolkit.cli.main import run
+from toolkit.training.trainer import Trainer
 
 
 def main() -> None:

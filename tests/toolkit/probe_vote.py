@@ -12,8 +12,8 @@ import time
 
 import torch.distributed as dist
 
-from toolkit.distributed import make_accelerator
-from toolkit.votes import StopSignal
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.distributed.votes import StopSignal
 
 #: Seconds by which one is behind.
 LATE = 3.0

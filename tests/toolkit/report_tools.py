@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.decisions import Decisions
-from toolkit.model_folder import OURS
-from toolkit.report.material import Material, Said
+from toolkit.decisions.choose import Decisions
+from toolkit.model_folder.folder import OURS
+from toolkit.report.inputs import Material, Said
 
 #: What users may call a genre.
 NASTY = '<b>&"'

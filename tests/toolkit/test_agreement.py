@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
-from shards.manifest import Manifest
-from toolkit.agreement import (
+from toolkit.config.schema import Config, OptimConfig
+from toolkit.distributed.agreement import (
     WIDTH,
     Facts,
     Record,
@@ -27,8 +28,7 @@ from toolkit.agreement import (
     set_facts,
     told_apart,
 )
-from toolkit.config import Config, OptimConfig
-from toolkit.distributed import require_no_gpus_wanted
+from toolkit.distributed.collectives import require_no_gpus_wanted
 
 REMEDY = ": start all processes with the same command, files and configuration"
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from shared_tools import build_small_set
 from toolkit_helpers import TINY, free_port, launch_2
 
-from shards.files import sha256_file
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.decisions import Decisions
-from toolkit.model_folder import write_labels
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
+from shards.storage.files import sha256_file
+from toolkit.decisions.choose import Decisions
+from toolkit.model_folder.folder import write_labels
 
 PROBE = Path(__file__).with_name("probe_agree.py")
 #: Seconds within which two processes of a case must end, on a machine that does much else beside.

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from shards.errors import UserError
-from toolkit.aims import NEVER, Aim, genre_thresholds, parse_aim, single_threshold
-from toolkit.config import Config, DecideConfig
-from toolkit.metrics import prediction_metrics, threshold_metrics
-from toolkit.thresholds import choose_global_threshold
+from toolkit.config.schema import Config, DecideConfig
+from toolkit.config.validation import check_config
+from toolkit.decisions.global_threshold import choose_global_threshold
+from toolkit.decisions.objective import NEVER, Aim, genre_thresholds, parse_aim, single_threshold
+from toolkit.metrics.multilabel import prediction_metrics, threshold_metrics
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
 BAD = [
@@ -33,7 +34,7 @@ BAD = [
 def test_aims_are_read_back_as_they_are_written(text):
     aim = parse_aim(text)
     assert parse_aim(str(aim)) == aim
-    Config(decide=DecideConfig(aim=text)).validate()
+    check_config(Config(decide=DecideConfig(aim=text)))
 
 
 def test_what_they_mean():
@@ -46,7 +47,7 @@ def test_others_are_refused_in_one_line_here_and_in_a_config(text):
     with pytest.raises(UserError, match=r"an aim is f1, f0\.5, precision>=X or recall>=X"):
         parse_aim(text)
     with pytest.raises(UserError, match=r"decide\.aim"):
-        Config(decide=DecideConfig(aim=text)).validate()
+        check_config(Config(decide=DecideConfig(aim=text)))
 
 
 @st.composite

@@ -14,19 +14,23 @@ import torch
 from PIL import Image
 from toolkit_helpers import make_model_folder, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit import app, app_answers, app_decoder, app_markup
-from toolkit.app_answers import Answers, Line, Poster, first_genre, text_removal
-from toolkit.app_decoder import Refused
-from toolkit.app_pictures import heat_picture, scale_colours, seen_box
-from toolkit.cli import main
-from toolkit.data.transforms import Preprocessing
-from toolkit.distributed import make_accelerator
-from toolkit.forward import CPU_ROWS, Answer
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.predict import predict_files
+from toolkit.app import decoder as app_decoder
+from toolkit.app import html as app_markup
+from toolkit.app import server as app
+from toolkit.app import service as app_answers
+from toolkit.app.decoder import Refused
+from toolkit.app.overlays import heat_picture, scale_colours, seen_box
+from toolkit.app.service import Answers, Line, Poster, first_genre, text_removal
+from toolkit.cli.main import main
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.device.defaults import CPU_ROWS
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.inference.forward import Answer
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec
+from toolkit.prediction.files import predict_files
 
 
 @pytest.fixture(scope="module")

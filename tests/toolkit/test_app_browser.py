@@ -23,12 +23,12 @@ import pytest
 from PIL import Image
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_decisions
 
-from shards.labels import LabelSet
-from toolkit.app_decoder import MAX_MB
-from toolkit.distributed import make_accelerator
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.predict import predict_files
+from shards.dataset.labels import LabelSet
+from toolkit.app.decoder import MAX_MB
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec
+from toolkit.prediction.files import predict_files
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER, DRIVER = next(filter(None, map(shutil.which, NAMES)), ""), shutil.which("chromedriver") or ""

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from shards.errors import UserError
-from toolkit import app_decoder
-from toolkit.app_decoder import SHOWN, Decoder, Opened, Refused
-from toolkit.data.files import RawTransform
-from toolkit.data.transforms import Preprocessing
+from toolkit.app import decoder as app_decoder
+from toolkit.app.decoder import SHOWN, Decoder, Opened, Refused
+from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.preprocessing import Preprocessing
 
 OURS = Preprocessing(64, 0.9, (0.5,) * 3, (0.5,) * 3)
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from shards.errors import UserError
-from toolkit import app_guard
-from toolkit.app_guard import Guard, check_root
+from toolkit.app import guard as app_guard
+from toolkit.app.guard import Guard, check_root
 
 HOME = "127.0.0.1:7860"
 

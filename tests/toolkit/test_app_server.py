@@ -17,9 +17,9 @@ import pytest
 from forked import run_forked
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder
 
-from shards.labels import LabelSet
-from toolkit.app_guard import PER_CLIENT
-from toolkit.models import HeadSpec
+from shards.dataset.labels import LabelSet
+from toolkit.app.guard import PER_CLIENT
+from toolkit.models.factory import HeadSpec
 
 pytest.importorskip("gradio")
 
@@ -168,7 +168,7 @@ def test_a_signal_at_start_up_leaves_nothing(model: Path, tmp_path: Path):
 
 SECOND = """
 import os, signal, time
-from toolkit.app import _upload_folder
+from toolkit.app.server import _upload_folder
 with _upload_folder() as folder:
     (folder / "a.jpg").write_bytes(b"a")
     try:
@@ -190,7 +190,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path):
 def test_folders_of_running_programs_and_links_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from toolkit import app
+    from toolkit.app import server as app
 
     monkeypatch.setattr(app.tempfile, "gettempdir", lambda: str(tmp_path))
     (kept := tmp_path / "kept").mkdir()

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from toolkit.ascent import COMMON_EVIDENCE, MACRO_WEIGHTS, ascend, balanced_thresholds
-from toolkit.metrics import sigmoid, threshold_metrics
-from toolkit.sweeps import log_odds, make_sweep, smoothed_targets
+from toolkit.decisions.label_thresholds import COMMON_EVIDENCE, MACRO_WEIGHTS, ascend, balanced_thresholds
+from toolkit.decisions.sweep import log_odds, make_sweep, smoothed_targets
+from toolkit.metrics.multilabel import sigmoid, threshold_metrics
 
 
 def make_sweeps(truth, probabilities, expected=None):

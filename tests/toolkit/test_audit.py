@@ -33,15 +33,15 @@ from audit_tools import (
 )
 
 from shards.errors import UserError
-from shards.text.fill import make_fill
+from shards.text.inpaint import make_fill
 from shards.text.report import NAME as REPORT
-from toolkit.audit import AuditOptions, audit_posters, fill_maker
-from toolkit.audit_html import page
-from toolkit.audit_pictures import make_pictures, reencode
-from toolkit.audit_posters import choose_posters, read_posters
-from toolkit.audit_report import build_report
-from toolkit.distributed import make_accelerator
-from toolkit.metrics import sigmoid
+from toolkit.audit.html import page
+from toolkit.audit.images import make_pictures, reencode
+from toolkit.audit.results import build_report
+from toolkit.audit.run import AuditOptions, audit_posters, fill_maker
+from toolkit.audit.selection import choose_posters, read_posters
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.metrics.multilabel import sigmoid
 
 
 @pytest.fixture(scope="module")

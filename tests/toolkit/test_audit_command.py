@@ -21,16 +21,17 @@ pytest.importorskip("cv2")
 
 from audit_tools import GENRES, Folders, Reader, audit, write_anywhere, write_titles
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from shards.text.fill import make_fill
-from toolkit.audit import AuditOptions, fill_maker, run_audit
-from toolkit.audit_arguments import add_audit_arguments
-from toolkit.audit_html import page
-from toolkit.audit_posters import read_posters, read_targets
-from toolkit.metrics import sigmoid
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
+from shards.text.inpaint import make_fill
+from toolkit.audit.html import page
+from toolkit.audit.run import AuditOptions, fill_maker
+from toolkit.audit.selection import read_posters, read_targets
+from toolkit.cli.audit import add_audit_arguments
+from toolkit.cli.run_audit import run_audit
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_controls_of_a_network_are_painted_by_it_only_if_it_is_given(monkeypatch
         made.append((name, model))
         return lambda image, mask: image
 
-    monkeypatch.setattr("toolkit.audit.make_fill", make)
+    monkeypatch.setattr("toolkit.audit.run.make_fill", make)
     fill_maker(None)("model")
     with_network = fill_maker(Path("net.onnx"))
     with_network("model"), with_network("telea"), with_network("telea")
@@ -176,7 +177,7 @@ def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
     def absent() -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("toolkit.audit.cv2", absent)
+    monkeypatch.setattr("toolkit.audit.run.cv2", absent)
     args = arguments("--model", tmp_path, "--images", titles[0], "--cleaned", titles[1])
     with pytest.raises(UserError, match=r"needs opencv: pip install -e '.\[clean"):
         run_audit(args)

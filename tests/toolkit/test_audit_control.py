@@ -10,9 +10,9 @@ from PIL import Image
 
 pytest.importorskip("cv2")
 
-from toolkit import audit_control
-from toolkit.audit_control import MAX_PIECES, Places, generator, pieces_of, view_box, visible
-from toolkit.data.transforms import center_crop
+from toolkit.audit import control as audit_control
+from toolkit.audit.control import MAX_PIECES, Places, generator, pieces_of, visible
+from toolkit.data.transforms.preprocessing import center_crop, view_box
 
 WHOLE = (0, 0, 10_000, 10_000)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from toolkit.audit_measures import (
+from toolkit.audit.effects import (
     CLEANED,
     CONTROLS,
     RAW,
@@ -21,7 +21,7 @@ from toolkit.audit_measures import (
     sentence,
     times,
 )
-from toolkit.metrics import sigmoid
+from toolkit.metrics.multilabel import sigmoid
 
 HALF = np.full(3, 0.5)
 

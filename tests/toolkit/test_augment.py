@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from toolkit.data.augment import Stream, random_crops, uniforms
+from toolkit.data.sampling.rng import Stream, random_crops, uniforms
 
 SCALE, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 

@@ -13,8 +13,8 @@ from torch import nn
 from train_tools import make_parts, make_updates, state_of, tiny_config
 
 from shards.errors import UserError
-from toolkit.auto_batch import fit_accumulation
-from toolkit.update import Updater
+from toolkit.training.auto_batch import fit_accumulation
+from toolkit.training.train_step import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROBE = Path(__file__).with_name("probe_memory.py")
@@ -97,7 +97,7 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
             sizes.append(size[0])
         return empty(*size, **options)
 
-    monkeypatch.setattr("toolkit.auto_batch.torch.empty", watched)
+    monkeypatch.setattr("toolkit.training.auto_batch.torch.empty", watched)
     accelerator, parts = make_parts(shard_set, tiny_config("--model.freeze=[]"), tmp_path)
     plan = parts.plan
     fit_accumulation(accelerator, parts, plan)

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toolkit.baselines import baselines, commonest_genres, threshold_label
-from toolkit.decisions import Decisions
-from toolkit.metrics import bce_from_logits, sigmoid, threshold_metrics
-from toolkit.report_tables import evaluate_arrays, json_types, report_console
+from toolkit.decisions.choose import Decisions
+from toolkit.evaluation.results import evaluate_arrays
+from toolkit.evaluation.tables import json_types, report_console
+from toolkit.metrics.baselines import baselines, commonest_genres, threshold_label
+from toolkit.metrics.multilabel import bce_from_logits, sigmoid, threshold_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -12,9 +12,9 @@ from torch import nn
 from train_tools import TINY_VIT, make_updater, make_updates, state_of
 
 from shards.errors import UserError
-from toolkit.batch_norm import check_rows, held_over_few_rows
-from toolkit.data.order import GlobalOrder
-from toolkit.data.plan import Sizes, TrainPlan
+from toolkit.data.sampling.plan import Sizes, TrainPlan
+from toolkit.data.sampling.shuffle import GlobalOrder
+from toolkit.training.batch_norm import check_rows, held_over_few_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import timm
 from safetensors.torch import save_file
 from toolkit_helpers import run_python, run_script
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
 
 PEERS = {
     "decode_only", "webdataset_float", "webdataset_uint8", "timm", "litdata", "mosaic_streaming", "dali_cpu",
@@ -182,12 +182,12 @@ def test_every_recipe_of_the_study_is_a_valid_configuration():
     run = run_python(
         "-c",
         "import sys; sys.path.insert(0, 'tests/bench'); from study_recipes import recipes\n"
-        "from toolkit.config_cli import parse_train\n"
+        "from toolkit.cli.train import parse_train\n"
         "rows = recipes(fine_tune=True)\n"
         "assert len({r.name for r in rows}) == len(rows)\n"
         "for r in rows:\n"
         "    args = ['--config=configs/' + r.config, *r.overrides, '--shards=s', '--out=o']\n"
-        "    parse_train(args).config.validate()\n"
+        "    parse_train(args)\n"
         "print(len(rows))",
     )
     assert run.returncode == 0 and int(run.stdout) > 15, run.stderr

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.bootstrap import (
+from toolkit.metrics.bootstrap import (
     Difference,
     bootstrap,
     confidence_intervals,
@@ -27,9 +27,9 @@ from toolkit.bootstrap import (
     paired_difference,
     resample_weights,
 )
-from toolkit.metrics import bce_from_probabilities, ranking_metrics, threshold_metrics
-from toolkit.reliability import calibration_summary
-from toolkit.weighted_metrics import Answers, WeightedMetrics
+from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.multilabel import bce_from_probabilities, ranking_metrics, threshold_metrics
+from toolkit.metrics.weighted import Answers, WeightedMetrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -137,7 +137,7 @@ def test_a_resample_draws_as_many_samples_as_there_are():
 
 def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch):
     whole = np.concatenate(list(resample_weights(30, rounds=40, seed=2)))
-    monkeypatch.setattr("toolkit.bootstrap.CHUNK", 100)
+    monkeypatch.setattr("toolkit.metrics.bootstrap.CHUNK", 100)
     parts = list(resample_weights(30, rounds=40, seed=2))
     assert len(parts) > 10 and np.array_equal(np.concatenate(parts), whole)
 

@@ -11,9 +11,15 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from toolkit.calibration import BIAS_PRIOR, SCALE_PRIOR, SHARED_PRIOR, choose_calibration, fit_calibration
-from toolkit.metrics import bce_from_logits, sigmoid
-from toolkit.reliability import expected_calibration_error
+from toolkit.decisions.calibration import (
+    BIAS_PRIOR,
+    SCALE_PRIOR,
+    SHARED_PRIOR,
+    choose_calibration,
+    fit_calibration,
+)
+from toolkit.metrics.calibration_error import expected_calibration_error
+from toolkit.metrics.multilabel import bce_from_logits, sigmoid
 
 PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toolkit_helpers import TINY
 
+from shards.dataset.index import read_index, write_index
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import fingerprint, sha256_file
-from shards.index import read_index, write_index
-from shards.manifest import Manifest
-from toolkit.cli import main
-from toolkit.data.reader import ShardReader
+from shards.storage.files import fingerprint, sha256_file
+from toolkit.cli.main import main
+from toolkit.data.sources.shard_reader import ShardReader
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ import torch
 from accelerate import Accelerator
 from train_tools import tiny_config
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import sha256_file
-from shards.manifest import Manifest
-from toolkit.checkpoint import (
+from shards.storage.files import sha256_file
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.training.checkpoints.checkpoint import (
     Progress,
     check_resumable,
     checkpoints,
@@ -25,10 +28,7 @@ from toolkit.checkpoint import (
     remove_partial_checkpoints,
     save_checkpoint,
 )
-from toolkit.config import Config
-from toolkit.config_cli import config_dict
-from toolkit.data.reader import ShardReader
-from toolkit.parts import build_parts
+from toolkit.training.setup import build_parts
 
 
 def save(folder: Path, updates: int, keep: int = 3) -> Path:
@@ -113,7 +113,7 @@ def test_a_step_that_is_saved_again_is_in_reach_all_the_time(tmp_path: Path, mon
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("toolkit.checkpoint.os.replace", killed)
+        patch.setattr("toolkit.training.checkpoints.checkpoint.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 5, keep=1)
     assert newest_checkpoint(tmp_path) is None

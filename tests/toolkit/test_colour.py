@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import functional as TF
 
-from toolkit.config import AugmentConfig
-from toolkit.data.augment import Stream, uniforms
-from toolkit.data.colour import brightness, contrast, jitter, jitters, saturation, sharpness
+from toolkit.config.schema import AugmentConfig
+from toolkit.data.augment.color_jitter import brightness, contrast, jitter, jitters, saturation, sharpness
+from toolkit.data.sampling.rng import Stream, uniforms
 
 CHANGES: list[tuple[Callable, Callable]] = [
     (brightness, TF.adjust_brightness),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.compat import (
+from toolkit.device.compat import (
     BatchNorm,
     change_class,
     in_backward,
@@ -147,7 +147,7 @@ def test_a_private_name_is_seen(tmp_path: Path):
 
 def test_webdatasets_writer_comes_without_torch():
     code = (
-        "import sys; from shards.tarwriter import tar_writer; writer = tar_writer(); "
+        "import sys; from shards.build.tar_writer import tar_writer; writer = tar_writer(); "
         "print(writer.__name__, 'torch' in sys.modules, 'webdataset' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

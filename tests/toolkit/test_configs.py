@@ -17,13 +17,15 @@ from safetensors.torch import load_file
 from toolkit_helpers import ROOT, weights_option
 from train_tools import TINY_VIT, tiny_config
 
-from toolkit.config import Config
-from toolkit.config_cli import config_dict, parse_train
-from toolkit.freezing import Freezing
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec, build_model, enable_checkpointing
-from toolkit.optim import build_optimizer
-from toolkit.train import train, with_own_size
+from toolkit.cli.train import parse_train
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.activation_checkpointing import enable_checkpointing
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.freezing import Freezing
+from toolkit.training.optim import build_optimizer
+from toolkit.training.run import train, with_own_size
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

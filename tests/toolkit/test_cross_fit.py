@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from toolkit.aims import parse_aim, single_threshold
-from toolkit.bootstrap import bootstrap
-from toolkit.config import DecideConfig
-from toolkit.cross_fit import CrossFit, HeldOut
-from toolkit.decisions import choose_decisions, cross_fit_of
-from toolkit.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
-from toolkit.metrics import prediction_metrics, sigmoid
-from toolkit.reliability import calibration_influence, expected_calibration_error
-from toolkit.weighted_metrics import Answers
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.choose import choose_decisions, cross_fit_of
+from toolkit.decisions.cross_fit import CrossFit, HeldOut
+from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
+from toolkit.decisions.objective import parse_aim, single_threshold
+from toolkit.metrics.bootstrap import bootstrap
+from toolkit.metrics.calibration_error import calibration_influence, expected_calibration_error
+from toolkit.metrics.multilabel import prediction_metrics, sigmoid
+from toolkit.metrics.weighted import Answers
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02])
 WAYS = ["auto", "genre", "global"]

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from shards.errors import UserError
-from toolkit.data.cuts import SquareCut
-from toolkit.data.files import FileSource, RawTransform
-from toolkit.data.jpeg import Undecodable
-from toolkit.data.transforms import Preprocessing
-from toolkit.data.views import eval_views
+from toolkit.data.transforms.batch_transform import SquareCut
+from toolkit.data.transforms.crops import eval_views
+from toolkit.data.transforms.image_transform import FileSource, RawTransform
+from toolkit.data.transforms.jpeg import Undecodable
+from toolkit.data.transforms.preprocessing import Preprocessing
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -92,8 +92,8 @@ def test_what_is_wrong_with_a_file_and_what_is_not(
     posters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that is gone is a row's error; a disk that fails, or too many open files, is no file's."""
-    monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
-    monkeypatch.setattr("shards.retry.LONGEST", 0.05)
+    monkeypatch.setattr("shards.storage.retry.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("shards.storage.retry.LONGEST", 0.05)
     path = posters / "images" / "p00000.jpg"
     with pytest.raises(Undecodable, match="No such file"):
         FileSource([tmp_path / "gone.jpg"]).read(0)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from shards.errors import UserError
-from toolkit.config import DecideConfig
-from toolkit.decisions import Decisions, choose_decisions
-from toolkit.metrics import sigmoid, threshold_metrics
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.choose import Decisions, choose_decisions
+from toolkit.metrics.multilabel import sigmoid, threshold_metrics
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0])
 

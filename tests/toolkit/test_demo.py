@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from toolkit_helpers import posters_command
 
-import toolkit.demo
+import toolkit.cli.demo
 from shards.errors import UserError
-from toolkit.demo import demo_config, run_demo
-from toolkit.model_folder import load_model_folder
+from toolkit.cli.demo import demo_config, run_demo
+from toolkit.model_folder.folder import load_model_folder
 
 POSTERS = 60
 
@@ -71,7 +71,7 @@ def test_again_without_cleanlab_it_goes_on_and_a_line_says_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ):
     trained = (out / "run/model/model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(toolkit.demo, "have_cleanlab", lambda: False)
+    monkeypatch.setattr(toolkit.cli.demo, "have_cleanlab", lambda: False)
     assert run_demo(out, POSTERS, 0) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report ")]
     assert line.endswith("index.html (without likely label errors: pip install -e '.[report]')")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.errors import UserError
-from toolkit.demo_posters import GENRES, draw_poster_set
+from shards.inputs.synthetic import GENRES, draw_poster_set
 
 COUNT = 40
 BAD = ["zero_bytes", "truncated", "not_an_image", "missing_file", "no_genres", "unparsable_genre"]

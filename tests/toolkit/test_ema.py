@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from toolkit_helpers import TINY
 from train_tools import make_parts, make_updater, make_updates, state_of, tiny_config
 
-from toolkit.cli import main
-from toolkit.ema import build_ema, restore_ema
-from toolkit.metrics import bce_from_logits
-from toolkit.models import HeadSpec, build_model
-from toolkit.parts import make_feed
+from toolkit.cli.main import main
+from toolkit.metrics.multilabel import bce_from_logits
+from toolkit.models.ema import build_ema, restore_ema
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.training.setup import make_feed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards.labels import LabelSet
-from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions
-from toolkit.ensemble import Ensemble, linears, mlp, networks
-from toolkit.last_layer import Float32Linear, last_linears
-from toolkit.model_folder import load_model_folder, save_model_folder
-from toolkit.models import HeadSpec, build_model, head_prefixes, set_prior
+from shards.dataset.labels import LabelSet
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.model_folder.folder import load_model_folder, save_model_folder
+from toolkit.models.ensemble import Ensemble, linears, mlp, networks
+from toolkit.models.factory import HeadSpec, build_model, head_prefixes, set_prior
+from toolkit.models.last_layer import Float32Linear, last_linears
 
 SPEC = HeadSpec("ensemble", (5,), 0.0, 3)
 

@@ -12,9 +12,17 @@ import torch
 from toolkit_helpers import TINY
 
 from shards.errors import UserError
-from toolkit.cli import main
-from toolkit.distributed import make_accelerator
-from toolkit.environment import HARMLESS, OURS, PRECISION, REFUSED, matches, precision_of, require_plain
+from toolkit.cli.main import main
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.distributed.environment import (
+    HARMLESS,
+    OURS,
+    PRECISION,
+    REFUSED,
+    matches,
+    precision_of,
+    require_plain,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +60,7 @@ def test_every_variable_that_the_installed_accelerate_reads_is_known():
     ) > 60
     known = [*REFUSED, *OURS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
     unknown = {name for name in found if not any(matches(name, entry) for entry in known)}
-    assert not unknown, f"say in toolkit/environment.py what becomes of {sorted(unknown)}"
+    assert not unknown, f"say in toolkit/distributed/environment.py what becomes of {sorted(unknown)}"
     for entry in (*REFUSED, *OURS, *HARMLESS):  # and nothing is listed that is read no more
         assert any(matches(name, entry) for name in found), entry
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomErasing
 
-from toolkit.data.erase import ASPECTS, box_masks, erase, erased_boxes, noise
+from toolkit.data.augment.random_erasing import ASPECTS, box_masks, erase, erased_boxes, noise
 
 CPU = torch.device("cpu")
 AREA = (0.02, 0.33)

@@ -16,22 +16,26 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
 
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import write_json
-from shards.images import ANY, decode
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.cli import main, run
-from toolkit.data.cuts import eval_cutter
-from toolkit.data.loader import Loader
-from toolkit.data.plan import EvalPlan
-from toolkit.data.reader import ShardReader
-from toolkit.evaluate import parse_thresholds
-from toolkit.metrics import sigmoid
-from toolkit.model_card import write_card
-from toolkit.model_folder import OURS, load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.reliability import expected_calibration_error, genre_calibration_errors, reliability_curve
+from shards.inputs.images import ANY, decode
+from shards.storage.files import write_json
+from toolkit.cli.main import main, run
+from toolkit.cli.run_evaluate import parse_thresholds
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sampling.plan import EvalPlan
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.metrics.calibration_error import (
+    expected_calibration_error,
+    genre_calibration_errors,
+    reliability_curve,
+)
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.card import write_card
+from toolkit.model_folder.folder import OURS, load_model_folder
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.fixture(scope="module")

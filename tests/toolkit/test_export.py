@@ -14,14 +14,13 @@ import pytest
 import torch
 from toolkit_helpers import make_model_folder, posters_command, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.cli import main
-from toolkit.export_torch import load_torch_export
-from toolkit.features import backbone_features
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.onnx_model import open_session, read_facts, run_session
+from toolkit.cli.main import main
+from toolkit.export.torch_export import load_torch_export
+from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec, backbone_features
 
 LABELS = LabelSet(("a", "b", "c"))
 CPU = torch.device("cpu")
@@ -126,7 +125,7 @@ def test_the_command_is_quiet_and_says_the_difference(tmp_path: Path):
 
 def broken_export(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Exported networks from here on go through ``change`` first."""
-    from toolkit import export_network
+    from toolkit.export import network as export_network
 
     class Broken(export_network.ExportNetwork):
         def __init__(self, folder: Any) -> None:
@@ -134,8 +133,8 @@ def broken_export(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
             with torch.no_grad():
                 change(self)
 
-    monkeypatch.setattr("toolkit.export_onnx.ExportNetwork", Broken)
-    monkeypatch.setattr("toolkit.export_torch.ExportNetwork", Broken)
+    monkeypatch.setattr("toolkit.export.onnx_export.ExportNetwork", Broken)
+    monkeypatch.setattr("toolkit.export.torch_export.ExportNetwork", Broken)
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
@@ -195,19 +194,19 @@ def test_a_missing_extra_is_named(model_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_too_large_for_one_file(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.export_onnx.MAX_WEIGHTS", 1000)
+    monkeypatch.setattr("toolkit.export.onnx_export.MAX_WEIGHTS", 1000)
     with pytest.raises(UserError, match="use --format torch-export"):
         main(["export", "-m", str(model_folder)])
 
 
 def test_what_torch_cannot_export_is_one_line(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    from toolkit import export_network
+    from toolkit.export import network as export_network
 
     class Odd(export_network.ExportNetwork):
         def forward(self, images: torch.Tensor) -> Any:
             return images if images.sum() > 0 else -images
 
-    monkeypatch.setattr("toolkit.export_onnx.ExportNetwork", Odd)
+    monkeypatch.setattr("toolkit.export.onnx_export.ExportNetwork", Odd)
     with pytest.raises(UserError, match="torch cannot export test_resnet to ONNX") as caught:
         main(["export", "-m", str(model_folder)])
     assert "\n" not in str(caught.value)
@@ -217,14 +216,14 @@ def test_parsing_options_loads_neither_torch_nor_onnx():
     import subprocess
 
     code = (
-        "import sys, toolkit.cli as c; c.build_parser().parse_args(['export', '-m', 'x']); "
+        "import sys, toolkit.cli.main as c; c.build_parser().parse_args(['export', '-m', 'x']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'onnxruntime', 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_facts_are_json(model_folder: Path):
-    from toolkit.export_network import facts
+    from toolkit.export.network import facts
 
     assert json.loads(json.dumps(facts(load_model_folder(model_folder), False, 18)))["opset"] == 18
 

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from toolkit_helpers import make_model_folder, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.export_check import Differences, Run, judge, measure, pictures_to_check
-from toolkit.export_preprocess import NORMALISED
-from toolkit.features import backbone_features
-from toolkit.model_folder import ModelFolder, load_model_folder
-from toolkit.models import HeadSpec
+from toolkit.export.onnx_preprocessing import NORMALISED
+from toolkit.export.parity_check import Differences, Run, judge, measure, pictures_to_check
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.models.factory import HeadSpec, backbone_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

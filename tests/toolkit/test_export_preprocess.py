@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from toolkit.data.transforms import Preprocessing
-from toolkit.export_preprocess import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
-from toolkit.onnx_model import open_session, run_session
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.export.onnx_preprocessing import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
+from toolkit.inference.onnx_runtime import open_session, run_session
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides that round in all ways: odd and even spare, halves on both sides of an even number, squares, banners.

@@ -12,12 +12,12 @@ from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_sc
 from torch.nn import functional as F
 from train_tools import TINY_VIT, make_parts, tiny_config
 
+from shards.dataset.index import read_index
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.index import read_index
-from shards.manifest import Manifest
-from toolkit.data.faults import FaultPolicy, Faults, check_limit
-from toolkit.data.loader import targets_of
-from toolkit.parts import make_feed
+from toolkit.data.loader.faults import FaultPolicy, Faults, check_limit
+from toolkit.data.loader.loader import targets_of
+from toolkit.training.setup import make_feed
 
 
 def overwrite(tar: Path, row: int) -> str:

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from forked import forkserver
 from toolkit_helpers import weights_option
 
-from toolkit.config import Config, TrainConfig
-from toolkit.data.order import GlobalOrder
-from toolkit.data.plan import TrainPlan
-from toolkit.feature_files import FeatureWriter, read_features
-from toolkit.models import HeadSpec, build_model
-from toolkit.probe import FeatureFeed, build_head
+from toolkit.config.schema import Config, TrainConfig
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sampling.shuffle import GlobalOrder
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.training.cached.feature_files import FeatureWriter, read_features
+from toolkit.training.cached.probe import FeatureFeed, build_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
 

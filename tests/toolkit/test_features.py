@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.manifest import Manifest
-from toolkit.config import AugmentConfig, Config, DataConfig, TrainConfig
-from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing
-from toolkit.feature_files import read_features
-from toolkit.features import FeatureBank, backbone_features, backbone_hash, classifier_path
-from toolkit.models import HeadSpec, build_model
+from toolkit.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.models.factory import HeadSpec, backbone_features, build_model, classifier_path
+from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
+from toolkit.training.cached.feature_files import read_features
 
 SIZE = 32
 PREPROCESSING = Preprocessing(SIZE, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -85,7 +85,8 @@ def test_the_bar_moves_with_every_batch(
             return super().update(n)
 
     monkeypatch.setattr(
-        "toolkit.features.progress", lambda rows, *_, **__: Bar(total=rows, file=io.StringIO())
+        "toolkit.training.cached.feature_cache.progress",
+        lambda rows, *_, **__: Bar(total=rows, file=io.StringIO()),
     )
     bank(model, tmp_path).evaluation_view(reader, "val")
     batches, last = divmod(len(reader), 4)
@@ -160,7 +161,8 @@ def test_features_that_half_precision_does_not_hold_are_kept(
     """Neither an infinity nor 0 is made of them."""
     plain = bank(model, tmp_path / "plain").evaluation_view(reader, "val").values
     monkeypatch.setattr(
-        "toolkit.features.backbone_features", lambda *given: scale * backbone_features(*given)
+        "toolkit.models.factory.backbone_features",
+        lambda *given: scale * backbone_features(*given),
     )
     found = bank(model, tmp_path / "scaled").evaluation_view(reader, "val").values
     with np.errstate(over="ignore"):

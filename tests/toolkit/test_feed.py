@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.config import Config
-from toolkit.data.cuts import train_cutter
-from toolkit.data.loader import Loader
-from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.plan import Share
-from toolkit.data.reader import ShardReader
-from toolkit.data.repeats import RepeatOrder, repeat_factors
-from toolkit.feed import train_plan
+from toolkit.config.schema import Config
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
+from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import train_cutter
+from toolkit.training.batches import train_plan
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_each_order_is_the_configured_one(reader: ShardReader):
 
 @pytest.mark.parametrize("kind", ["global", "window"])
 def test_sampling_by_genre_repeats_rare_ones(reader: ShardReader, kind, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.feed.FACTORS", 17)  # factors come in parts, which do not show
+    monkeypatch.setattr("toolkit.training.batches.FACTORS", 17)  # factors come in parts, which do not show
     config = Config()
     config.data.order, config.data.window = kind, 2
     config.data.sampling, config.data.repeat_below = "genre", 0.9

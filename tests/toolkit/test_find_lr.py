@@ -15,8 +15,8 @@ from toolkit_helpers import TINY, error_lines, launch_2, posters_command, weight
 from train_tools import TINY_VIT, tiny_config
 
 from shards.errors import UserError
-from toolkit.find_lr import HIGH, LOW, LrCurve, diverged, save_curve
-from toolkit.train import train
+from toolkit.training.lr_finder import HIGH, LOW, LrCurve, diverged, save_curve
+from toolkit.training.run import train
 
 RECIPE = [*TINY, *TINY_VIT, "--optim.name=adamw", "--model.freeze=[]"]
 RATES = np.geomspace(LOW, HIGH, 100)

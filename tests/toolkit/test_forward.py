@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.data.transforms import Preprocessing
-from toolkit.features import classifier_path
-from toolkit.forward import Forward, ForwardOptions
-from toolkit.models import HeadSpec, build_model
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.models.factory import HeadSpec, build_model, classifier_path
 
 SIDE = 32
 PREPROCESSING = Preprocessing(SIDE, 1.0, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

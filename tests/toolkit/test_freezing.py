@@ -13,10 +13,10 @@ from torch import nn
 from train_tools import make_parts, tiny_config
 
 from shards.errors import UserError
-from toolkit.config import OptimConfig
-from toolkit.freezing import Freezing, check_random
-from toolkit.models import HeadSpec, build_model
-from toolkit.optim import build_optimizer, set_lr
+from toolkit.config.schema import OptimConfig
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.freezing import Freezing, check_random
+from toolkit.training.optim import build_optimizer, set_lr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,7 +184,7 @@ def test_the_hint_that_leads_there_is_not_given(
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr("toolkit.models.getproxies", dict)
+    monkeypatch.setattr("toolkit.models.factory.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for freeze, hinted in (("[backbone]", False), ("[stem]", True)):
         with pytest.raises(UserError, match="no pretrained weights of resnet18 from timm's hub") as caught:

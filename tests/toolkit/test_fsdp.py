@@ -21,10 +21,10 @@ from torch import nn
 from train_tools import TINY_VIT, tiny_config
 
 from shards.errors import UserError
-from toolkit.config_check import SPREADABLE
-from toolkit.fsdp import LEAST, is_spread, spread, spreads, units
-from toolkit.model_folder import load_model_folder
-from toolkit.train import train
+from toolkit.config.validation import SPREADABLE
+from toolkit.distributed.fsdp import LEAST, is_spread, spread, spreads, units
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.training.run import train
 
 PROBE = Path(__file__).with_name("probe_fsdp.py")
 

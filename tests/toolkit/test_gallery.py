@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from shards.errors import UserError
-from toolkit import gallery
-from toolkit.gallery import GalleryItem, save_gallery
+from shards.visuals import contact_sheet as gallery
+from shards.visuals.contact_sheet import GalleryItem, save_gallery
 
 GREEN, RED, AMBER, BLUE = (gallery.VERDICTS[v][0] for v in ("right", "wrong", "missed", "unknown"))
 LONG = "Donaudampfschifffahrtsgesellschaftskapitänswitwe"

@@ -13,11 +13,11 @@ from PIL import Image
 from pixel_tools import fast, jpeg, picture, reference_crops, reference_evals, sizes, worst
 from toolkit_helpers import ROOT
 
-from toolkit.config import DataConfig
-from toolkit.data import geometry
-from toolkit.data.cuts import PackedCut, SquareCut
-from toolkit.data.geometry import _weights
-from toolkit.data.views import Views, eval_views, train_views
+from toolkit.config.schema import DataConfig
+from toolkit.data.transforms import geometry
+from toolkit.data.transforms.batch_transform import PackedCut, SquareCut
+from toolkit.data.transforms.crops import Views, eval_views, train_views
+from toolkit.data.transforms.geometry import _weights
 
 REAL = ROOT.parent / "shared"
 CUTS = [SquareCut, PackedCut]

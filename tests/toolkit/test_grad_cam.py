@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from toolkit.grad_cam import GradCam, NoHeatMap
-from toolkit.models import HeadSpec, build_model
+from toolkit.app.grad_cam import GradCam, NoHeatMap
+from toolkit.models.factory import HeadSpec, build_model
 
 HEADS = [
     HeadSpec("linear", (), 0.0),

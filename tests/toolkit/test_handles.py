@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.handles import Handles
+from toolkit.data.sources.file_handles import Handles
 
 
 class Counted:

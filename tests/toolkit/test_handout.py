@@ -7,13 +7,13 @@ from pathlib import Path
 
 from toolkit_helpers import launch
 
-from toolkit.distributed import make_accelerator
-from toolkit.handout import HandOut
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.distributed.work_queue import HandOut
 
 SCRIPT = """
 import json, sys, time
-from toolkit.distributed import make_accelerator
-from toolkit.handout import HandOut
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.distributed.work_queue import HandOut
 accelerator = make_accelerator()
 for turn in range(2):
     hand_out = HandOut(accelerator, 40)

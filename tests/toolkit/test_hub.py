@@ -14,12 +14,12 @@ from hub_server import SHA, TOKEN, Hub, running_hub
 from huggingface_hub import constants
 from toolkit_helpers import error_lines, free_port, make_model_folder, run_python
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.cli import main
-from toolkit.hub import fetch_model
-from toolkit.model_folder import load_model_folder, write_labels
-from toolkit.models import HeadSpec
+from toolkit.cli.main import main
+from toolkit.export.hub import fetch_model
+from toolkit.model_folder.folder import load_model_folder, write_labels
+from toolkit.models.factory import HeadSpec
 
 KEPT = ["README.md", "config.json", "labels.json", "metrics-test.json", "model.safetensors"]
 

@@ -12,11 +12,11 @@ from timm.models import PretrainedCfg
 from toolkit_helpers import ROOT, TINY, error_lines, posters_command
 
 from shards.errors import UserError
-from toolkit.checkpoint import newest_checkpoint
-from toolkit.config import Config
-from toolkit.config_cli import parse_train
-from toolkit.model_folder import load_model_folder
-from toolkit.train import own_size, train, with_own_size
+from toolkit.cli.train import parse_train
+from toolkit.config.schema import Config
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.training.checkpoints.checkpoint import newest_checkpoint
+from toolkit.training.run import own_size, train, with_own_size
 
 #: An EfficientNet of 160 pixels, from random weights.
 NAME, OWN = "test_efficientnet", 160

@@ -15,9 +15,9 @@ from toolkit_helpers import error_lines, posters_command
 from torchvision.transforms import v2
 
 from shards.errors import UserError
-from toolkit.cli import main
-from toolkit.metrics import sigmoid
-from toolkit.model_folder import ModelFolder, load_model_folder
+from toolkit.cli.main import main
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,7 +89,7 @@ def test_other_depths_are_recognised(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
 def test_deep_ones_by_their_shapes(name: str):
-    from toolkit.import_checkpoint import recognise
+    from toolkit.export.legacy_checkpoint import recognise
 
     with torch.device("meta"):
         state = {key.removeprefix("model."): tensor for key, tensor in Script(name).state_dict().items()}

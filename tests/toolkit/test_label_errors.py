@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from shards.errors import UserError
-from toolkit import label_errors
-from toolkit.label_errors import find_label_errors
+from toolkit.report import label_errors
+from toolkit.report.label_errors import find_label_errors
 
 GENRES = ["Comedy", "Drama", "Horror", "War"]
 needs_cleanlab = pytest.mark.skipif(not label_errors.have_cleanlab(), reason="cleanlab is not installed")

@@ -10,15 +10,15 @@ import pytest
 import timm
 import torch
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions
-from toolkit.freezing import Freezing
-from toolkit.levels import use_levels
-from toolkit.model_folder import load_model_folder, save_model_folder
-from toolkit.models import HeadSpec, build_model, set_prior
-from toolkit.weights import load_weights
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.model_folder.folder import load_model_folder, save_model_folder
+from toolkit.models.factory import HeadSpec, build_model, set_prior
+from toolkit.models.freezing import Freezing
+from toolkit.models.multi_stage import use_levels
+from toolkit.training.checkpoints.weights import load_weights
 
 HEAD = HeadSpec("levels", (), 0.0)
 

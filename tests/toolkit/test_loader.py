@@ -14,17 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.dataset.index import read_index
 from shards.errors import UserError
-from shards.index import read_index
-from toolkit.config import DataConfig
-from toolkit.data.cuts import Cutter, eval_cutter, file_cutter, train_cutter
-from toolkit.data.faults import KEEP_ERRORS, FaultPolicy
-from toolkit.data.jpeg import Undecodable
-from toolkit.data.loader import GPU_THREADS, Batch, Loader, decode_threads
-from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.plan import EvalPlan, Share, TrainPlan
-from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing
+from toolkit.config.schema import DataConfig
+from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
+from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.sampling.plan import EvalPlan, Share, TrainPlan
+from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, file_cutter, train_cutter
+from toolkit.data.transforms.jpeg import Undecodable
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.device.defaults import GPU_THREADS, decode_threads
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(32, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -276,7 +277,7 @@ def test_the_meter_counts_what_was_done(shard_set: Path):
 
 
 def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.data.loader.available_cores", lambda: 16)
+    monkeypatch.setattr("toolkit.data.loader.loader.available_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert decode_threads(0) == 4 and decode_threads(3) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from loss_tools import BCE, GENRES, KINDS, LINEAR, NUM_SAMPLES, POSITIVES, example, loss_of
 
-from toolkit.losses import BALANCED_ALPHA, MultiLabelLoss, build_loss
+from toolkit.training.losses import BALANCED_ALPHA, MultiLabelLoss, build_loss
 
 
 def test_kinds_differ():

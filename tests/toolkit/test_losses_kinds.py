@@ -10,8 +10,8 @@ import pytest
 import torch
 from loss_tools import GENRES, KINDS, POSITIVES, loss_of
 
-from toolkit.config import LossConfig
-from toolkit.losses import (
+from toolkit.config.schema import LossConfig
+from toolkit.training.losses import (
     BALANCED_ALPHA,
     BALANCED_BETA,
     BALANCED_KAPPA,

@@ -16,8 +16,14 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
-from toolkit.config import LossConfig
-from toolkit.losses import BALANCED_ALPHA, BALANCED_BETA, BALANCED_KAPPA, BALANCED_LAMBDA, BALANCED_MU
+from toolkit.config.schema import LossConfig
+from toolkit.training.losses import (
+    BALANCED_ALPHA,
+    BALANCED_BETA,
+    BALANCED_KAPPA,
+    BALANCED_LAMBDA,
+    BALANCED_MU,
+)
 
 # --- the reference --------------------------------------------------------------------------------
 

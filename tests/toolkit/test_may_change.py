@@ -11,7 +11,11 @@ import pytest
 from train_tools import tiny_config
 
 from shards.errors import UserError
-from toolkit.checkpoint import (
+from toolkit.cli.train import config_keys
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config
+from toolkit.config.validation import check_config
+from toolkit.training.checkpoints.checkpoint import (
     MAY_CHANGE,
     Checkpoint,
     Progress,
@@ -19,9 +23,7 @@ from toolkit.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from toolkit.config import Config
-from toolkit.config_cli import config_dict, config_keys
-from toolkit.train import train
+from toolkit.training.run import train
 
 
 def saved(folder: Path, config: Config) -> Checkpoint:
@@ -105,7 +107,7 @@ def test_what_people_change_and_what_makes_another_run():
 @pytest.mark.parametrize("key", config_keys())
 def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
     found, config = saved(tmp_path, Config()), otherwise(Config(), key)
-    config.validate()
+    check_config(config)
     if key in MAY_CHANGE:
         (change,) = check_resumable(found, config_dict(config), "set")
         assert change.startswith(f"{key} ")
@@ -121,7 +123,8 @@ def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pyte
     found, later = saved(tmp_path, Config()), config_dict(Config())
     later["model"]["depth"] = 3
     monkeypatch.setattr(
-        "toolkit.checkpoint.config_dict", lambda config: {**later, "model": {**later["model"], "depth": 2}}
+        "toolkit.training.checkpoints.checkpoint.config_dict",
+        lambda config: {**later, "model": {**later["model"], "depth": 2}},
     )
     with pytest.raises(UserError, match=r"with model\.depth 3: it was trained with 2"):
         check_resumable(found, later, "set")

@@ -8,13 +8,13 @@ import sys
 import pytest
 from toolkit_helpers import ROOT, clean_env
 
-from toolkit.memory import SETTINGS
+from toolkit.device.allocator import SETTINGS
 
 FAULTS = """
 import resource, sys, torch
 from accelerate import Accelerator
-from toolkit.distributed import make_accelerator
-from toolkit.memory import keep_freed_memory
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.device.allocator import keep_freed_memory
 if sys.argv[1] == "accelerator":
     make_accelerator()
 elif sys.argv[1] == "asked":

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from toolkit.data.meter import Meter, Times, verdict
+from toolkit.data.loader.timing import Meter, Times, verdict
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.metrics import (
+from toolkit.metrics.multilabel import (
     bce_from_logits,
     bce_from_probabilities,
     per_genre_table,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from toolkit.config import AugmentConfig
-from toolkit.data.mix import draw_pairs, mix, mixes
-from toolkit.data.plan import Share
+from toolkit.config.schema import AugmentConfig
+from toolkit.data.augment.mixup import draw_pairs, mix, mixes
+from toolkit.data.sampling.plan import Share
 
 MIXUP, CUTMIX = AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)
 BOTH = AugmentConfig(mixup=0.4, cutmix=1.0)

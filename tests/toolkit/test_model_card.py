@@ -10,10 +10,10 @@ import pytest
 from markdown_it import MarkdownIt  # rich's
 from toolkit_helpers import make_model_folder
 
+from shards.dataset.labels import LabelSet
 from shards.errors import printable_line
-from shards.labels import LabelSet
-from toolkit.model_card import plain, render_card, write_card
-from toolkit.models import HeadSpec
+from toolkit.model_folder.card import plain, render_card, write_card
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "levels", "ensemble"])

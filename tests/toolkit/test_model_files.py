@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toolkit_helpers import make_model_folder, some_decisions
 
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import sha256_file, write_json
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.cli import main
-from toolkit.metrics import sigmoid
-from toolkit.model_card import write_card
-from toolkit.model_files import check_agreement, read_config
-from toolkit.model_folder import load_labels, load_model_folder
-from toolkit.models import HeadSpec
+from shards.storage.files import sha256_file, write_json
+from toolkit.cli.main import main
+from toolkit.config.model_files import check_agreement, read_config
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.card import write_card
+from toolkit.model_folder.folder import load_labels, load_model_folder
+from toolkit.models.factory import HeadSpec
 
 GENRES = ("Comedy", "Drama", "War")
 WEIGHTS = "model.safetensors"
@@ -369,7 +369,7 @@ def test_outputs_that_become_infinite_end_with_the_images_names(
     broken: Path, name: str, posters: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As an overflow in half precision does: no tensor is at fault when the folder is loaded."""
-    monkeypatch.setattr("toolkit.model_folder.require_finite", lambda *_: None)
+    monkeypatch.setattr("toolkit.model_folder.folder.require_finite", lambda *_: None)
     before = sorted(path.name for path in broken.iterdir())
     message = refusal(lambda: main(commands(broken, posters, shard_set, tmp_path / "out")[name]))
     assert "the model's outputs are not finite for " in message and "p000" in message

@@ -19,17 +19,17 @@ from forked import run_forked
 from import_tools import Script, content
 from toolkit_helpers import clean_env, make_model_folder, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.files import write_json
-from shards.labels import LabelSet
-from shards.leftovers import machine, remove_dead_partials
-from shards.remote import unique_name
-from toolkit.cli import main
-from toolkit.metrics import sigmoid
-from toolkit.model_card import write_card
-from toolkit.model_folder import load_model_folder, recover_model_folder, write_labels
-from toolkit.models import HeadSpec
-from toolkit.report_tables import evaluate_arrays
+from shards.storage.files import write_json
+from shards.storage.leftovers import machine, remove_dead_partials
+from shards.storage.remote_files import unique_name
+from toolkit.cli.main import main
+from toolkit.evaluation.results import evaluate_arrays
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.card import write_card
+from toolkit.model_folder.folder import load_model_folder, recover_model_folder, write_labels
+from toolkit.models.factory import HeadSpec
 
 
 def test_plain_timm_gives_the_same_logits(model_folder: Path):
@@ -238,7 +238,7 @@ def kill(*_: object, **__: object) -> None:
 KILLED_IMPORT = """
 import os, signal, sys
 from toolkit import model_folder
-from toolkit.cli import main
+from toolkit.cli.main import main
 model_folder.write_labels = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """

@@ -16,23 +16,17 @@ from timm.layers import DropPath
 from toolkit_helpers import make_model_folder
 from torch import nn
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.checkpoint import Progress, save_checkpoint
-from toolkit.config import LossConfig, OptimConfig
-from toolkit.freezing import Freezing
-from toolkit.losses import build_loss
-from toolkit.model_folder import load_model_folder, mean_std
-from toolkit.models import (
-    HeadSpec,
-    build_model,
-    clean_state,
-    enable_checkpointing,
-    head_prefixes,
-    other_size,
-)
-from toolkit.optim import build_optimizer, parameter_groups, set_lr
-from toolkit.weights import load_weights, read_weights
+from toolkit.config.schema import LossConfig, OptimConfig
+from toolkit.model_folder.folder import load_model_folder, mean_std
+from toolkit.models.activation_checkpointing import enable_checkpointing
+from toolkit.models.factory import HeadSpec, build_model, clean_state, head_prefixes, other_size
+from toolkit.models.freezing import Freezing
+from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
+from toolkit.training.checkpoints.weights import load_weights, read_weights
+from toolkit.training.losses import build_loss
+from toolkit.training.optim import build_optimizer, parameter_groups, set_lr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +66,7 @@ def test_unreachable_hub_is_one_quick_line_with_both_ways_out(
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr("toolkit.models.getproxies", dict)
+    monkeypatch.setattr("toolkit.models.factory.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""The promises of toolkit/data/plan.py, and the peers that do not make them, judged alike in real processes.
+"""The promises of toolkit/data/sampling/plan.py, and the peers that do not make them, judged alike in real processes.
 
 A check that every stack passes says little about ours, so the peers are negative controls: each fails here what the
 table of tests/bench/exactness.py says that it fails, and passes what the table credits it with.

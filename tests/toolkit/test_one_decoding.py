@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from pixel_tools import picture
 
-from shards.adopt import AdoptOptions, index_folder
-from shards.images import ANY, decode, upright_size
-from shards.jpeg_header import ORIENTATION
-from toolkit.cli import main
-from toolkit.config import DataConfig
-from toolkit.data.cuts import eval_cutter, train_cutter
-from toolkit.data.faults import KEEP_ERRORS, FaultPolicy
-from toolkit.data.files import RawTransform
-from toolkit.data.loader import Loader
-from toolkit.data.plan import EvalPlan, Share
-from toolkit.data.transforms import Preprocessing
-from toolkit.predictor import load_model
+from shards.build.index_tars import AdoptOptions, index_folder
+from shards.inputs.images import ANY, decode, upright_size
+from shards.inputs.jpeg_header import ORIENTATION
+from toolkit.cli.main import main
+from toolkit.config.schema import DataConfig
+from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.transforms.batch_transform import eval_cutter, train_cutter
+from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.prediction.api import load_model
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(32, 0.9, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -200,7 +200,7 @@ def test_a_ribbon_needs_little_memory(size: tuple[int, int]) -> None:
 def test_the_part_of_a_large_resize_is_the_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(700, 60)
     whole = PLAIN.square(image)
-    monkeypatch.setattr("toolkit.data.transforms.MOST_RESIZED", 100)
+    monkeypatch.setattr("toolkit.data.transforms.preprocessing.MOST_RESIZED", 100)
     assert np.abs(PLAIN.square(image).astype(int) - whole).max() <= 1
 
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 from toolkit_helpers import make_model_folder
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.cli import main
-from toolkit.features import backbone_features
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.onnx_model import OnnxModel
+from toolkit.cli.main import main
+from toolkit.inference.onnx_runtime import OnnxModel
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec, backbone_features
 
 CPU = torch.device("cpu")
 LABELS = LabelSet(("a", "b", "c"))

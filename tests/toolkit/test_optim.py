@@ -11,10 +11,10 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from shards.errors import UserError
-from toolkit.config import OptimConfig
-from toolkit.freezing import Freezing
-from toolkit.models import HeadSpec, build_model
-from toolkit.optim import (
+from toolkit.config.schema import OptimConfig
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.freezing import Freezing
+from toolkit.training.optim import (
     build_optimizer,
     lr_factor,
     parameter_groups,

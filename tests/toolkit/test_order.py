@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from toolkit.data.order import GlobalOrder, Order, WindowOrder, key_of, permute
+from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder, key_of, permute
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
 
@@ -66,7 +66,7 @@ def test_every_sample_lands_everywhere_beside_every_other_equally_often(n: int):
 
 
 def test_too_few_rounds_would_fail_these_tests(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.data.order.ROUNDS", 2)
+    monkeypatch.setattr("toolkit.data.sampling.shuffle.ROUNDS", 2)
     n, pairs = 300, np.zeros((300, 300))
     for epoch in range(3000):
         found = GlobalOrder(n, 7).indices(epoch, 0, n)

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.config import AugmentConfig
-from toolkit.data.erase import erased_boxes
-from toolkit.data.pixels import Augmenter
-from toolkit.data.plan import Share, TrainPlan
-from toolkit.data.repeats import RepeatOrder
+from toolkit.config.schema import AugmentConfig
+from toolkit.data.augment.pipeline import Augmenter
+from toolkit.data.augment.random_erasing import erased_boxes
+from toolkit.data.sampling.plan import Share, TrainPlan
+from toolkit.data.sampling.repeat_factor import RepeatOrder
 
 EVERYTHING = AugmentConfig(
     brightness=0.4,

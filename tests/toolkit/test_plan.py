@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.order import DRAW_STRIDE, GlobalOrder, WindowOrder
-from toolkit.data.plan import MIN_ROWS, EvalPlan, Share, Sizes, TrainPlan
+from toolkit.data.sampling.plan import MIN_ROWS, EvalPlan, Share, Sizes, TrainPlan
+from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, WindowOrder
 
 samples = st.integers(1, 300)
 batches = st.integers(1, 70)

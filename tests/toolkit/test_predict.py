@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from toolkit_helpers import error_lines, make_model_folder, posters_command, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError, printable_line
-from shards.labels import LabelSet
-from toolkit.cli import main
-from toolkit.data.files import list_images
-from toolkit.distributed import make_accelerator
-from toolkit.model_folder import load_model_folder
-from toolkit.models import HeadSpec
-from toolkit.predict import predict_files
-from toolkit.predict_options import load_folder
-from toolkit.predict_output import named_genres
+from toolkit.cli.main import main
+from toolkit.data.transforms.image_transform import list_images
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.models.factory import HeadSpec
+from toolkit.prediction.files import predict_files
+from toolkit.prediction.options import load_folder
+from toolkit.prediction.output import named_genres
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,15 @@ from toolkit_helpers import (
     some_decisions,
 )
 
-from shards.build import BuildOptions, build_shards
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.index import index_path, read_index
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import PARTIAL
-from shards.index import index_path, read_index
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.cli import main
-from toolkit.data.reader import ShardReader
-from toolkit.models import HeadSpec
+from shards.storage.files import PARTIAL
+from toolkit.cli.main import main
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.models.factory import HeadSpec
 
 PROBE = ROOT / "tests" / "toolkit" / "probe_predict.py"
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from toolkit_helpers import make_model_folder, some_decisions
 
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.labels import LabelSet
-from toolkit.cli import main
-from toolkit.models import HeadSpec
+from toolkit.cli.main import main
+from toolkit.models.factory import HeadSpec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -18,12 +18,12 @@ from PIL import Image
 from toolkit_helpers import ROOT, make_model_folder, some_decisions
 
 import toolkit
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.files import sha256_file
-from shards.labels import LabelSet
-from toolkit.distributed import make_accelerator
-from toolkit.models import HeadSpec
-from toolkit.predict import predict_files
+from shards.storage.files import sha256_file
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.models.factory import HeadSpec
+from toolkit.prediction.files import predict_files
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         asked.append((repository, revision))
         return folder
 
-    monkeypatch.setattr("toolkit.hub.fetch_model", fetch)
+    monkeypatch.setattr("toolkit.export.hub.fetch_model", fetch)
     assert toolkit.load_model("hf://user/name").folder.path == folder
     toolkit.load_model("hf://user/name@v2")
     assert asked == [("user/name", None), ("user/name", "v2")]

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.cache_options import CacheOptions, NoRoom
+from shards.dataset.cache_options import CacheOptions, NoRoom
+from shards.dataset.manifest import Shard
+from shards.dataset.store import RemoteShards
 from shards.errors import UserError
-from shards.manifest import Shard
-from shards.store import RemoteShards
-from toolkit.data.order import GlobalOrder, WindowOrder
-from toolkit.data.prefetch import Prefetcher, check_room, pass_of
-from toolkit.data.repeats import RepeatOrder
+from toolkit.data.sampling.repeat_factor import RepeatOrder
+from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
+from toolkit.data.sources.prefetch import Prefetcher, check_room, pass_of
 
 
 @given(
@@ -107,7 +107,7 @@ def test_never_more_than_ahead_of_the_readers(second: list[int]) -> None:
 
 
 def test_closing_lets_go_of_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.data.prefetch.LEAVE", 0.05)
+    monkeypatch.setattr("toolkit.data.sources.prefetch.LEAVE", 0.05)
     never = threading.Event()
 
     def answer(number: int) -> None:
@@ -121,7 +121,7 @@ def test_closing_lets_go_of_a_store_that_does_not_answer(monkeypatch: pytest.Mon
 
 
 def test_what_finds_no_room_is_tried_until_its_readers_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.data.prefetch.RETRY", 0.01)
+    monkeypatch.setattr("toolkit.data.sources.prefetch.RETRY", 0.01)
     full = threading.Event()
     full.set()
 

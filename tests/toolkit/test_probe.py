@@ -15,14 +15,13 @@ from safetensors.torch import save_file
 from toolkit_helpers import weights_option
 from train_tools import make_parts, tiny_config
 
-from shards.manifest import Manifest
-from toolkit.config import Config, DataConfig, TrainConfig
-from toolkit.data.reader import ShardReader
-from toolkit.feature_files import Features
-from toolkit.features import backbone_features, classifier_path
-from toolkit.feed import train_plan
-from toolkit.models import HeadSpec, build_model, clean_state
-from toolkit.probe import FeatureFeed, Probe, build_head, merge
+from shards.dataset.manifest import Manifest
+from toolkit.config.schema import Config, DataConfig, TrainConfig
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.models.factory import HeadSpec, backbone_features, build_model, classifier_path, clean_state
+from toolkit.training.batches import train_plan
+from toolkit.training.cached.feature_files import Features
+from toolkit.training.cached.probe import FeatureFeed, Probe, build_head, merge
 
 
 def features(n: int, width: Any, seed: int, decoded: bool = True) -> Features:

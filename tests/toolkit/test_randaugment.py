@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
-from toolkit.data.augment import Stream, uniforms
-from toolkit.data.randaugment import OPERATIONS, apply_operations, rand_augment
+from toolkit.data.augment.rand_augment import OPERATIONS, apply_operations, rand_augment
+from toolkit.data.sampling.rng import Stream, uniforms
 
 REFERENCE = RandAugment(interpolation=InterpolationMode.BILINEAR)
 #: torchvision has float formulas for all but these, whose thresholds and histograms are meant for whole levels.
@@ -123,7 +123,7 @@ def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch):
         seen.append(chosen * 2 + (signs > 0))
         return images
 
-    monkeypatch.setattr("toolkit.data.randaugment.apply_operations", note)
+    monkeypatch.setattr("toolkit.data.augment.rand_augment.apply_operations", note)
     rand_augment(torch.zeros(1), 2, 9.0, 0, 0, np.arange(20_000))
     for layer in seen:
         assert stats.chisquare(np.bincount(layer, minlength=28)).pvalue > 1e-4

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from shards.dataset.index import index_path
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.index import index_path
-from shards.manifest import Manifest
-from shards.remote_read import Abandoned
-from toolkit.data.reader import ShardReader
+from shards.storage.retrying_read import Abandoned
+from toolkit.data.sources.shard_reader import ShardReader
 
 
 def test_bytes_labels_and_names_are_what_webdataset_reads(shard_set: Path):
@@ -108,7 +108,7 @@ def test_sets_without_tables_are_read_by_their_indexes(copy: Path):
 
 
 def test_a_process_holds_few_tars_open_and_no_sample(copy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.data.reader.OPEN_TARS", 2)
+    monkeypatch.setattr("toolkit.data.sources.shard_reader.OPEN_TARS", 2)
     tars = {str(path) for path in copy.glob("train-*.tar")}
     reader = ShardReader.of_split(copy, "train")
     expected = [ShardReader.of_split(copy, "train").image_bytes(i) for i in range(len(reader))]
@@ -140,7 +140,7 @@ def test_no_manifest(tmp_path: Path):
 
 def test_a_tar_that_is_replaced_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch):
     """Tars are opened again and again: other pictures must not come under the old labels."""
-    monkeypatch.setattr("toolkit.data.reader.OPEN_TARS", 1)
+    monkeypatch.setattr("toolkit.data.sources.shard_reader.OPEN_TARS", 1)
     reader = ShardReader.of_split(copy, "train")
     last = len(reader) - 1
     for index in (0, last):  # the first tar is closed by now
@@ -181,8 +181,8 @@ class Flaky:
         self.fails: list[int] = []
         self.calls = 0
         monkeypatch.setattr(os, name, self)
-        monkeypatch.setattr("shards.retry.PAUSES", (0.001, 0.001))
-        monkeypatch.setattr("shards.retry.LONGEST", 0.1)
+        monkeypatch.setattr("shards.storage.retry.PAUSES", (0.001, 0.001))
+        monkeypatch.setattr("shards.storage.retry.LONGEST", 0.1)
 
     def __call__(self, file: Any, *arguments: Any, **options: Any) -> Any:
         path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
@@ -243,8 +243,8 @@ def test_who_waits_for_a_file_that_fails_gives_up_when_nobody_reads(
 ):
     reader = ShardReader.of_split(copy, "train")
     flaky = Flaky(monkeypatch, "preadv", copy / "train-00000.tar")
-    monkeypatch.setattr("shards.retry.LONGEST", 60.0)
-    monkeypatch.setattr("shards.retry.PAUSES", (30.0, 30.0))
+    monkeypatch.setattr("shards.storage.retry.LONGEST", 60.0)
+    monkeypatch.setattr("shards.storage.retry.PAUSES", (30.0, 30.0))
     flaky.fails = [errno.EIO] * 10
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reader.image_bytes, 0)

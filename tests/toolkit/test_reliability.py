@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from toolkit.reliability import (
+from toolkit.metrics.calibration_error import (
     calibration_error_by_chance,
     calibration_summary,
     expected_calibration_error,

@@ -33,20 +33,20 @@ from toolkit_helpers import (
 )
 from train_tools import tiny_config
 
-from shards.cache_options import CacheOptions
+from shards.dataset.cache_options import CacheOptions
+from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.store import RemoteShards, open_store
 from shards.errors import UserError
-from shards.manifest import Manifest, Shard
-from shards.places import place
-from shards.store import RemoteShards, open_store
-from toolkit.cli import main
-from toolkit.config import OnError
-from toolkit.data.cuts import eval_cutter
-from toolkit.data.faults import FaultPolicy
-from toolkit.data.loader import Loader
-from toolkit.data.plan import EvalPlan
-from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import Preprocessing
-from toolkit.feed import Feed, train_plan
+from shards.storage.paths import place
+from toolkit.cli.main import main
+from toolkit.config.schema import OnError
+from toolkit.data.loader.faults import FaultPolicy
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sampling.plan import EvalPlan
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.training.batches import Feed, train_plan
 
 EPOCHS = ["--train.epochs", "2", "--train.batch_size", "8", "--train.precision", "no"]
 WINDOW = ["--data.order", "window", "--data.window", "1", "--data.prefetch", "1"]
@@ -305,9 +305,9 @@ def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
     code = """
         import hashlib, sys
         from pathlib import Path
-        from shards.cache_options import CacheOptions
-        from shards.store import open_store
-        from toolkit.data.reader import ShardReader
+        from shards.dataset.cache_options import CacheOptions
+        from shards.dataset.store import open_store
+        from toolkit.data.sources.shard_reader import ShardReader
         at = open_store(sys.argv[1], CacheOptions(Path(sys.argv[2]), patience=5.0))
         for split in ("train", "test"):
             reader = ShardReader.of_split(at, split)

@@ -21,14 +21,14 @@ from misbehaving_server import (
 )
 from toolkit_helpers import TINY
 
-from shards.cache_options import CacheOptions
+from shards.dataset.cache_options import CacheOptions
+from shards.dataset.store import open_store
 from shards.errors import UserError
-from shards.fetch import addresses
-from shards.places import Place
-from shards.remote_read import Patience, read_small
-from shards.store import open_store
-from toolkit.cli import main
-from toolkit.data.reader import ShardReader
+from shards.storage import address_policy as addresses
+from shards.storage.paths import Place
+from shards.storage.retrying_read import Patience, read_small
+from toolkit.cli.main import main
+from toolkit.data.sources.shard_reader import ShardReader
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def server(shard_set: Path) -> Iterator[MisbehavingServer]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.remote_read.LEAST", 0.5)
-    monkeypatch.setattr("shards.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
+    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
     real = addresses.is_public
     monkeypatch.setattr(
         addresses, "is_public", lambda address: address == ip_address("127.0.0.1") or real(address)
@@ -78,8 +78,8 @@ ANSWERS: dict[str, tuple[Callable[[MisbehavingServer], Handler], str]] = {
 def test_any_file_of_a_set(
     answer: str, kind: str, server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.manifest.read_small", smaller)
-    monkeypatch.setattr("shards.cache.read_small", smaller)
+    monkeypatch.setattr("shards.dataset.manifest.read_small", smaller)
+    monkeypatch.setattr("shards.dataset.cache.read_small", smaller)
     read_all(server, tmp_path / "good")
     handler, words = ANSWERS[answer]
     server.add("/victim", reply(b"of this machine alone"))
@@ -129,7 +129,7 @@ def test_no_command_shows_what_is_secret_in_a_url(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shards.remote_read.Patience.over", property(lambda self: True))
+    monkeypatch.setattr("shards.storage.retrying_read.Patience.over", property(lambda self: True))
     url = f"{scheme}://me:{SECRET}@127.0.0.1:{closed_port()}/set?token={SECRET}"
     words = [
         word.replace("URL", url).replace("OUT", str(tmp_path)).replace("MODEL", str(model_folder))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from toolkit.data.order import DRAW_STRIDE, GlobalOrder, WindowOrder
-from toolkit.data.plan import TrainPlan
-from toolkit.data.repeats import RepeatOrder, repeat_factors
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
+from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, WindowOrder
 
 factor_lists = st.lists(st.one_of(st.just(1.0), st.floats(1.0, 9.0)), min_size=1, max_size=120)
 

@@ -19,16 +19,16 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.bootstrap import Difference
-from toolkit.label_errors import have_cleanlab
-from toolkit.metrics import sigmoid
-from toolkit.reliability import expected_calibration_error
+from toolkit.metrics.bootstrap import Difference
+from toolkit.metrics.calibration_error import expected_calibration_error
+from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report, calibration, facts
+from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import SHOWN, choose_groups, evidence
-from toolkit.report.findings import comparisons, headline, in_words, resampled
-from toolkit.report.genres import notes as build_notes
-from toolkit.report.material import FINGERPRINT, Said
-from toolkit.report.together import Instead, pairs, together
+from toolkit.report.inputs import FINGERPRINT, Said
+from toolkit.report.label_errors import have_cleanlab
+from toolkit.report.per_label import notes as build_notes
+from toolkit.report.summary import comparisons, headline, in_words, resampled
 
 ROUNDS = 100
 

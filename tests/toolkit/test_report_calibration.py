@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from report_tools import GENRES, SAMPLES, decisions, material, said, simulate
 
-from toolkit.metrics import sigmoid
+from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report, genre_calibration
-from toolkit.report.diagrams import ENOUGH, genre_bins
 from toolkit.report.page import render_page
+from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins
 
 
 @pytest.fixture(scope="module")

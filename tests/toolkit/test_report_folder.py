@@ -12,7 +12,7 @@ from report_tools import GENRES, NASTY, SAMPLES, material, simulate
 
 from shards.errors import UserError
 from toolkit.report.build import Report, build_report
-from toolkit.report.folder import check_report_folder, write_report
+from toolkit.report.output import check_report_folder, write_report
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,14 @@ from PIL import Image
 from report_tools import GENRES, NASTY, decisions, material, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
-from toolkit.metrics import sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import sigmoid, threshold_metrics
 from toolkit.report.build import Report, build_report
-from toolkit.report.course import read_course
-from toolkit.report.curves import precision_recall_steps, support_plot, sweep, sweep_plot
-from toolkit.report.diagrams import genre_bins, genre_reliability_plot
 from toolkit.report.examples import MOST_BYTES, picture_uri
 from toolkit.report.page import meter, percent, render_page, span
-from toolkit.report.plots import DENSITY, Plot, label_points, new_figure
+from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
+from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
+from toolkit.report.plots.threshold_plots import precision_recall_steps, support_plot, sweep, sweep_plot
+from toolkit.report.plots.training_curves import read_course
 
 COURSE = """epoch,update,train_loss,val_loss,val_mAP,val_micro_f1,val_macro_f1
 0,5,1.5,0.7,0.2,0.3,0.1

@@ -13,17 +13,17 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 from toolkit_helpers import ROOT, launch_2, make_model_folder, posters_command
 
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.files import write_json
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.arguments import add_evaluate_arguments
-from toolkit.cli import main
-from toolkit.label_errors import have_cleanlab
-from toolkit.metrics import sigmoid
-from toolkit.model_folder import OURS
-from toolkit.models import HeadSpec
+from shards.storage.files import write_json
+from toolkit.cli.evaluate import add_evaluate_arguments
+from toolkit.cli.main import main
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.folder import OURS
+from toolkit.models.factory import HeadSpec
 from toolkit.report import run as report_run
+from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
 
 
@@ -166,7 +166,7 @@ def test_a_foreign_folder_is_refused_before_the_work(
     def infer(*_: object) -> None:
         raise AssertionError("looked at the pictures first")
 
-    monkeypatch.setattr("toolkit.evaluate.infer_split", infer)
+    monkeypatch.setattr("toolkit.evaluation.evaluate.infer_split", infer)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes\.txt"):
         main(

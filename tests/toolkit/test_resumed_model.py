@@ -13,16 +13,16 @@ import pytest
 import torch
 from toolkit_helpers import make_model_folder
 
-from shards.files import PARTIAL, flush
-from shards.labels import LabelSet
-from toolkit import checkpoint as checkpoint_module
-from toolkit import model_folder as model_module
-from toolkit.checkpoint import Progress, save_checkpoint
-from toolkit.config import Config
-from toolkit.config_cli import config_dict
-from toolkit.model_folder import read_best, recover_model_folder
-from toolkit.models import HeadSpec
-from toolkit.resume import settle
+from shards.dataset.labels import LabelSet
+from shards.storage.files import PARTIAL, flush
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config
+from toolkit.model_folder import folder as model_module
+from toolkit.model_folder.folder import read_best, recover_model_folder
+from toolkit.models.factory import HeadSpec
+from toolkit.training.checkpoints import checkpoint as checkpoint_module
+from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
+from toolkit.training.checkpoints.resume import settle
 
 #: In the second half of the third epoch, the second one was the best.
 KNOWN = Progress(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.ring import Slot
+from toolkit.data.loader.buffers import Slot
 
 CPU = torch.device("cpu")
 

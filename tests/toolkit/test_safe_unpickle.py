@@ -18,8 +18,8 @@ import torch
 from import_tools import binarizer, rename_in_pickle
 
 from shards.errors import UserError
-from toolkit.import_checkpoint import read_checkpoint
-from toolkit.safe_unpickle import (
+from toolkit.export.legacy_checkpoint import read_checkpoint
+from toolkit.models.safe_unpickle import (
     ALLOWED,
     PickledArray,
     PickledBinarizer,
@@ -149,7 +149,7 @@ def test_other_names_are_refused_too(tmp_path: Path, name: bytes):
 
 
 def test_the_loader_refuses_what_the_list_of_names_overlooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.safe_unpickle.names_in", lambda path, zipped: set())
+    monkeypatch.setattr("toolkit.models.safe_unpickle.names_in", lambda path, zipped: set())
     canary, path = tmp_path / "canary", tmp_path / "c.pth"
     for function, shown in ((os.system, f"{os.name}.system"), (eval, "eval")):
         torch.save({"a": Runs(function, f"touch {canary}")}, path)
@@ -198,7 +198,7 @@ def test_arrays_that_lie_about_themselves_are_not_read():
         made.state = state
         return made
 
-    from toolkit.safe_unpickle import PickledDtype
+    from toolkit.models.safe_unpickle import PickledDtype
 
     floats, objects, odd = PickledDtype("f8"), PickledDtype("O8"), PickledDtype("V8")
     for bad in (

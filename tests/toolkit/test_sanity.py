@@ -22,17 +22,17 @@ from sklearn.metrics import average_precision_score, f1_score, fbeta_score
 from toolkit_helpers import TINY, launch_2, reverse_labels
 from train_tools import TINY_VIT
 
-from shards.build import BuildOptions, build_shards
-from shards.manifest import Manifest
-from toolkit.baselines import baselines
-from toolkit.bootstrap import bootstrap, paired_difference
-from toolkit.cli import main
-from toolkit.validation import train_prevalence
-from toolkit.weighted_metrics import Answers
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.manifest import Manifest
+from toolkit.cli.main import main
+from toolkit.evaluation.results import train_prevalence
+from toolkit.metrics.baselines import baselines
+from toolkit.metrics.bootstrap import bootstrap, paired_difference
+from toolkit.metrics.weighted import Answers
 
 SIDE = 48
 NUM_POSTERS = 320
-#: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training (shards/split.py).
+#: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training (shards/build/split.py).
 SQUARES = {
     "Action": ((220, 30, 30), 0.5),
     "Comedy": ((30, 200, 30), 0.35),

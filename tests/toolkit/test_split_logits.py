@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.manifest import Manifest
-from toolkit import split_logits
-from toolkit.distributed import make_accelerator
-from toolkit.model_folder import load_model_folder
-from toolkit.split_logits import SplitLogits, infer_split
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.inference import split_outputs as split_logits
+from toolkit.inference.split_outputs import SplitLogits, infer_split
+from toolkit.model_folder.folder import load_model_folder
 
 
 def test_the_file_keeps_every_bit_without_pickle(tmp_path: Path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from toolkit.sweeps import OWN_EVIDENCE, log_odds, make_sweep, smoothed_targets
+from toolkit.decisions.sweep import OWN_EVIDENCE, log_odds, make_sweep, smoothed_targets
 
 columns = st.integers(1, 30).flatmap(
     lambda count: st.tuples(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from toolkit.metrics import threshold_metrics
-from toolkit.thresholds import choose_global_threshold
+from toolkit.decisions.global_threshold import choose_global_threshold
+from toolkit.metrics.multilabel import threshold_metrics
 
 AIMS = ("micro_f1", "macro_f1")
 

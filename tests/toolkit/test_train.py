@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 from toolkit_helpers import TINY, accelerate_launch, error_lines, launch_2, posters_command, run_script
 
-from shards.manifest import Manifest
-from toolkit.data.reader import ShardReader
-from toolkit.model_folder import load_model_folder
+from shards.dataset.manifest import Manifest
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.model_folder.folder import load_model_folder
 
 PROBE = Path(__file__).with_name("probe_train.py")
 

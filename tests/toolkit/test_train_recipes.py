@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_script
 from train_tools import TINY_VIT, tiny_config
 
-from toolkit.data.reader import ShardReader
-from toolkit.feed import train_plan
-from toolkit.model_folder import load_model_folder
-from toolkit.optim import lr_factor
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.training.batches import train_plan
+from toolkit.training.optim import lr_factor
 
 PROBE = Path(__file__).with_name("probe_train.py")
 

@@ -1,4 +1,4 @@
-"""What the trainer is given (parts.py): first biases, a head on cached features; and when it stops."""
+"""What the trainer is given (setup.py): first biases, a head on cached features; and when it stops."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch import nn
 from train_tools import make_parts, tiny_config
 
 from shards.errors import UserError
-from toolkit import trainer, validation
-from toolkit.cli import main
-from toolkit.data.reader import ShardReader
-from toolkit.models import HeadSpec, build_model, clean_state, head_prefixes
-from toolkit.parts import Parts
-from toolkit.probe import Head
+from toolkit.cli.main import main
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.models.factory import HeadSpec, build_model, clean_state, head_prefixes
+from toolkit.training import trainer, validation
+from toolkit.training.cached.probe import Head
+from toolkit.training.setup import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def test_a_head_of_the_hub_is_kept_if_it_fits(
     save_file(clean_state(source), tmp_path / "hub.safetensors")
     overlay = {"file": str(tmp_path / "hub.safetensors"), "num_classes": genres}
     from_hub = partial(timm.create_model, pretrained_cfg_overlay=overlay)
-    monkeypatch.setattr("toolkit.models.timm.create_model", from_hub)
+    monkeypatch.setattr("toolkit.models.factory.timm.create_model", from_hub)
     options = ["--model.pretrained=true", "--model.prior=true"]
     linear = parts_of(shard_set, tmp_path, *options, "--model.head=linear").model
     assert torch.equal(linear.get_parameter("conv1.0.weight"), source.get_parameter("conv1.0.weight"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from toolkit.data.transforms import Preprocessing, center_crop, stretch
+from toolkit.data.transforms.preprocessing import Preprocessing, center_crop, stretch
 
 
 def noise(width: int, height: int) -> Image.Image:

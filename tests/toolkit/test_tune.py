@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from toolkit_helpers import launch_2, make_model_folder, reverse_labels
 
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.cli import main
-from toolkit.config import DecideConfig
-from toolkit.decisions import Decisions, choose_decisions
-from toolkit.model_folder import load_labels, load_model_folder, write_labels
-from toolkit.models import HeadSpec
+from toolkit.cli.main import main
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.choose import Decisions, choose_decisions
+from toolkit.model_folder.folder import load_labels, load_model_folder, write_labels
+from toolkit.models.factory import HeadSpec
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import TINY_VIT, drawn_batches, make_updater, make_updates, state_of
 
 from shards.errors import UserError
-from toolkit.data.loader import targets_of
-from toolkit.data.plan import TrainPlan
-from toolkit.nonfinite import Guard
-from toolkit.update import Updater
+from toolkit.data.loader.loader import targets_of
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.training.nonfinite import Guard
+from toolkit.training.train_step import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ def spoil(updater: Updater, sample: int) -> None:
 def test_the_first_of_many_is_told_and_memory_stays_bounded(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("toolkit.nonfinite.MOST", 3)
+    monkeypatch.setattr("toolkit.training.nonfinite.MOST", 3)
     updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=14")
     sample = int(plan.global_indices(0, 1)[2])
     spoil(updater, sample)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from toolkit_helpers import TINY
 
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.manifest import Manifest
-from toolkit.cli import main
-from toolkit.config import DecideConfig
-from toolkit.decisions import choose_decisions, cross_fit_of
-from toolkit.metrics import bce_from_logits, prediction_metrics, threshold_metrics
-from toolkit.validation import judge, monitored
+from toolkit.cli.main import main
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.choose import choose_decisions, cross_fit_of
+from toolkit.metrics.multilabel import bce_from_logits, prediction_metrics, threshold_metrics
+from toolkit.training.validation import judge, monitored
 
 
 def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarray]:

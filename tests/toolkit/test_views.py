@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_tools import decode_rgb, fast, jpeg, picture, sizes, worst
 
-from toolkit.config import DataConfig
-from toolkit.data.cuts import PackedCut, SquareCut, eval_cutter
-from toolkit.data.plan import Share
-from toolkit.data.reader import ShardReader
-from toolkit.data.transforms import FITS, Preprocessing, stretch
-from toolkit.data.views import Views, eval_views, resized_size, train_views
+from toolkit.config.schema import DataConfig
+from toolkit.data.sampling.plan import Share
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import PackedCut, SquareCut, eval_cutter
+from toolkit.data.transforms.crops import Views, eval_views, resized_size, train_views
+from toolkit.data.transforms.preprocessing import FITS, Preprocessing, stretch
 
 lengths = st.integers(1, 900)
 

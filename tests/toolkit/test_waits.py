@@ -20,16 +20,16 @@ from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import TINY_VIT, drawn_batches, make_updater, tiny_config
 
-from shards.manifest import Manifest
-from toolkit.data.loader import Batch
-from toolkit.data.plan import TrainPlan
-from toolkit.data.reader import ShardReader
-from toolkit.distributed import make_accelerator
-from toolkit.nonfinite import Guard
-from toolkit.optim import build_optimizer
-from toolkit.parts import build_parts
-from toolkit.trainer import Trainer
-from toolkit.update import Updater
+from shards.dataset.manifest import Manifest
+from toolkit.data.loader.loader import Batch
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.training.nonfinite import Guard
+from toolkit.training.optim import build_optimizer
+from toolkit.training.setup import build_parts
+from toolkit.training.train_step import Updater
+from toolkit.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +68,7 @@ class Copies(TorchDispatchMode):
             own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
             frame = frame.f_back
         pinned = source.is_pinned() or ELSEWHERE_HAS_NONE
-        if pinned and any(place.startswith(("ring.py:to_device", "ring.py:send")) for place in own):
+        if pinned and any(place.startswith(("buffers.py:to_device", "buffers.py:send")) for place in own):
             self.proper += 1
         else:
             self.places.append(" < ".join(own[:4]))

@@ -20,13 +20,13 @@ from torch import nn
 from train_tools import tiny_config
 
 from shards.errors import UserError
-from shards.files import sha256_file
-from toolkit.checkpoint import newest_checkpoint
-from toolkit.config import TrainConfig
-from toolkit.model_folder import WEIGHTS, load_model_folder
-from toolkit.tensor_files import plain_names
-from toolkit.train import train
-from toolkit.wrapping import check_synced, plain, rewrap, synced, wrap
+from shards.storage.files import sha256_file
+from toolkit.config.schema import TrainConfig
+from toolkit.model_folder.folder import WEIGHTS, load_model_folder
+from toolkit.models.tensor_files import plain_names
+from toolkit.models.wrapping import check_synced, plain, rewrap, synced, wrap
+from toolkit.training.checkpoints.checkpoint import newest_checkpoint
+from toolkit.training.run import train
 
 PROBE = Path(__file__).with_name("probe_fsdp.py")
 REWRAP = Path(__file__).with_name("probe_rewrap.py")
@@ -246,7 +246,7 @@ def test_what_statistics_over_processes_do_not_go_with():
         with pytest.raises(UserError, match=f"train.sync_batchnorm does not go with {key}: "):
             check_synced(gpus, tiny_config("--train.sync_batchnorm=true", f"--{key}=true"))
     with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.sync_batchnorm"):
-        tiny_config("--train.sync_batchnorm=true", "--train.fsdp=true").validate()
+        tiny_config("--train.sync_batchnorm=true", "--train.fsdp=true")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet"])

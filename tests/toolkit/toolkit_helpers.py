@@ -24,13 +24,13 @@ import torch
 from forked import run_forked
 from safetensors.torch import save_file
 
-from shards.index import read_index, write_index
-from shards.labels import LabelSet
-from shards.manifest import Manifest
-from toolkit.data.transforms import Preprocessing
-from toolkit.decisions import Decisions
-from toolkit.model_folder import save_model_folder
-from toolkit.models import HeadSpec, build_model, clean_state
+from shards.dataset.index import read_index, write_index
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.model_folder.folder import save_model_folder
+from toolkit.models.factory import HeadSpec, build_model, clean_state
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "launch" / "accelerate" / "cpu_2.yaml"

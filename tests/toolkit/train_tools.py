@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from toolkit_helpers import TINY
 
-from shards.manifest import Manifest
-from toolkit.config import Config
-from toolkit.config_cli import parse_train
-from toolkit.data.loader import Batch
-from toolkit.data.plan import TrainPlan
-from toolkit.data.reader import ShardReader
-from toolkit.parts import Parts, build_parts
-from toolkit.update import Updater
+from shards.dataset.manifest import Manifest
+from toolkit.cli.train import parse_train
+from toolkit.config.schema import Config
+from toolkit.data.loader.loader import Batch
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.training.setup import Parts, build_parts
+from toolkit.training.train_step import Updater
 
 #: A transformer of a few hundred thousand weights: neither BatchNorm nor dropout, so samples do not meet in it.
 TINY_VIT = ["--model.name=test_vit", "--model.head=linear", "--model.dropout=0"]

@@ -10,23 +10,28 @@ from typing import Any
 import numpy as np
 import yaml
 
-from shards.manifest import library_versions
-from toolkit.bootstrap import ROUNDS
-from toolkit.label_errors import LabelError, find_label_errors
-from toolkit.metrics import bce_from_logits, bce_from_probabilities
-from toolkit.model_folder import OURS
-from toolkit.reliability import calibration_summary
-from toolkit.report.course import course_plots, read_course
-from toolkit.report.curves import precision_recall_plot, support_plot, sweep, sweep_plot
-from toolkit.report.diagrams import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
+from shards.versions import library_versions
+from toolkit.evaluation.tables import json_types
+from toolkit.metrics.bootstrap import ROUNDS
+from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.multilabel import bce_from_logits, bce_from_probabilities
+from toolkit.model_folder.folder import OURS
+from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import Group, choose_groups, error_group
-from toolkit.report.findings import comparisons, headline, resampled, verdict
-from toolkit.report.genres import genre_comparison, genre_rows, notes
-from toolkit.report.heat import instead_plot, together_plot
-from toolkit.report.material import Material, Said
-from toolkit.report.plots import Plot
-from toolkit.report.together import Instead, pairs, together
-from toolkit.report_tables import json_types
+from toolkit.report.inputs import Material, Said
+from toolkit.report.label_errors import LabelError, find_label_errors
+from toolkit.report.per_label import genre_comparison, genre_rows, notes
+from toolkit.report.plots.common import Plot
+from toolkit.report.plots.matrix_plots import instead_plot, together_plot
+from toolkit.report.plots.reliability_plots import (
+    ENOUGH,
+    genre_bins,
+    genre_reliability_plot,
+    reliability_plot,
+)
+from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
+from toolkit.report.plots.training_curves import course_plots, read_course
+from toolkit.report.summary import comparisons, headline, resampled, verdict
 
 #: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.
 MOST_CURVES, MOST_IN_MATRIX, MOST_DIAGRAMS = 60, 40, 24

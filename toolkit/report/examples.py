@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from shards.images import ANY, BadImage, decode
-from toolkit.label_errors import LabelError
-from toolkit.metrics import PROBABILITY_CLIP, FloatArray
-from toolkit.report.material import Material
+from shards.inputs.images import ANY, BadImage, decode
+from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray
+from toolkit.report.inputs import Material
+from toolkit.report.label_errors import LabelError
 
 #: Posters per group.
 SHOWN = 12

@@ -13,14 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from toolkit.bootstrap import UNBOUNDED
-from toolkit.label_errors import INSTALL
-from toolkit.page_style import PAGE_STYLE
+from shards.visuals.page_style import PAGE_STYLE
+from toolkit.metrics.bootstrap import UNBOUNDED
 from toolkit.report.build import MOST_CURVES, MOST_DIAGRAMS, Report
-from toolkit.report.diagrams import ENOUGH
-from toolkit.report.findings import SURE
-from toolkit.report.genres import FEW
-from toolkit.report.plots import Plot
+from toolkit.report.label_errors import INSTALL
+from toolkit.report.per_label import FEW
+from toolkit.report.plots.common import Plot
+from toolkit.report.plots.reliability_plots import ENOUGH
+from toolkit.report.summary import SURE
 
 NONE = "\N{EN DASH}"
 MARKS = {"right": "✓", "wrong": "✗", "missed": "○", "neither": "?"}

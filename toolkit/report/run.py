@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from shards.arguments import store_of
+from shards.cli.arguments import store_of
+from shards.dataset.labels import require_same
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import ShardStore
 from shards.errors import UserError, without_secrets
-from shards.labels import require_same
-from shards.manifest import Manifest
-from shards.store import ShardStore
-from toolkit.data.reader import ShardReader
-from toolkit.evaluate import baseline_prevalence, warn_of_another_set
-from toolkit.label_errors import INSTALL, have_cleanlab
-from toolkit.model_folder import LABELS, ModelFolder, load_model_folder
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
+from toolkit.inference.split_outputs import SplitLogits, infer_split
+from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
-from toolkit.report.folder import check_report_folder, write_report
-from toolkit.report.material import FINGERPRINT, Material, Said
-from toolkit.split_logits import SplitLogits, infer_split
+from toolkit.report.inputs import FINGERPRINT, Material, Said
+from toolkit.report.label_errors import INSTALL, have_cleanlab
+from toolkit.report.output import check_report_folder, write_report
 
 
 @dataclass(frozen=True)

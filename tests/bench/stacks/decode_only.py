@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from protocol import Stack, Task, serve
 
-from shards.index import read_index
+from shards.dataset.index import read_index
 
 
 def prepare(task: Task) -> Stack:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from protocol import Stack, Task, serve
 
-from toolkit.config import DataConfig
-from toolkit.data.cuts import train_cutter
-from toolkit.data.loader import Loader
-from toolkit.data.order import GlobalOrder
-from toolkit.data.plan import TrainPlan
-from toolkit.data.reader import ShardReader
+from toolkit.config.schema import DataConfig
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sampling.shuffle import GlobalOrder
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import train_cutter
 
 WORK = {
     "device": "uint8 decoded up to the crop's last row, packed; crop, resize and flip left to the device",

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from protocol import Stack, Task, serve
 
-from toolkit.distributed import autocast_dtype, make_accelerator
-from toolkit.model_folder import load_model_folder
+from toolkit.device.defaults import autocast_dtype
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.model_folder.folder import load_model_folder
 
 
 def prepare(task: Task) -> Stack:

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from protocol import Stack, Task, serve
 
-from shards.manifest import Manifest
-from shards.store import LocalShards
-from toolkit.data.files import list_images
-from toolkit.distributed import autocast_dtype, make_accelerator
-from toolkit.forward import Forward, ForwardOptions
-from toolkit.model_folder import load_model_folder
-from toolkit.predict_batch import Job, predict_parts
-from toolkit.predict_parts import folder_parts, shard_parts
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import LocalShards
+from toolkit.data.transforms.image_transform import list_images
+from toolkit.device.defaults import autocast_dtype
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.model_folder.folder import load_model_folder
+from toolkit.prediction.batch import Job, predict_parts
+from toolkit.prediction.chunks import folder_parts, shard_parts
 
 
 def prepare(task: Task) -> Stack:

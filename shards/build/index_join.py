@@ -1,0 +1,118 @@
+"""Which name is whose: keys, ids and rows of a CSV stand for one sample of a set of tars that another tool wrote."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.build.index_read import Contents
+from shards.build.tar_reader import path_of
+from shards.errors import UserError
+from shards.inputs.metadata import Metadata
+from shards.storage.endings import is_image_name
+
+log = logging.getLogger(__name__)
+
+
+def require_names_of_one(found: Sequence[Contents]) -> None:
+    """Raise UserError if two samples of the set have one key, or one id: joins and predictions would mix them."""
+    keys: dict[str, Path] = {}
+    ids: dict[str, tuple[Path, str]] = {}
+    for contents in found:
+        for key in contents.all_keys():
+            if key in keys:
+                raise UserError(
+                    f"{keys[key]} and {contents.tar.name} both hold a sample {key!r}; give every sample a key of its "
+                    f"own, or index each tar in a folder of its own"
+                )
+            keys[key] = contents.tar
+        for sample_id, key in contents.names():
+            if sample_id in ids:
+                other, first = ids[sample_id]
+                raise UserError(
+                    f"{other}: the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id "
+                    f"{sample_id!r}; give every sample's JSON an id of its own, or none"
+                )
+            ids[sample_id] = contents.tar, key
+
+
+def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
+    """Give samples the genres of their CSV rows; those without a usable row are rejected.
+
+    Raises UserError if a row fits two samples.
+    """
+    rows = {row.id: row.genres for row in metadata.rows}
+    unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
+    find = RowFinder([*rows, *unusable])
+    owners: dict[str, str] = {}
+
+    def row_of(sample_id: str, key: str) -> str | None:
+        row = find.row(sample_id, key)
+        if row is not None and owners.setdefault(row, key) != key:
+            raise UserError(
+                f"row {row!r} of {path} fits two samples, {owners[row]!r} and {key!r}; write their ids with the "
+                f"folders into the CSV"
+            )
+        return row
+
+    for contents in found:
+        for rejection in contents.rejected:
+            row_of(rejection.id, rejection.id)  # its row must not go to another sample
+        taken = []
+        for sample_id, key in contents.names():
+            row = row_of(sample_id, key)
+            taken.append(rows.get(row, ()) if row else ())
+            if row is None:
+                contents.reject(key, "not in the CSV")
+            elif row not in rows:
+                contents.reject(key, unusable[row].reason, f"CSV, {unusable[row].detail}")
+        contents.genres = taken
+        contents.keep([bool(genres) for genres in taken])
+    log.info("%d of %d rows of %s have a sample", len(owners), len(rows) + len(unusable), path)
+
+
+class RowFinder:
+    """Which row of a CSV is a sample's: by its id, its key, or its key's file name without folders.
+
+    Rows' ids may begin with folders and end with an image's ending, as far as they still tell rows apart.
+
+    >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])
+    >>> [find.row(key, key) for key in ("x/p1", "p2", "posters/p2", "x/p2", "p3", "a/p3")]
+    ['p1', './posters/p2.jpg', './posters/p2.jpg', None, None, 'a/p3']
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._exact = set(ids)
+        self._paths: dict[str, str | None] = {}
+        self._files: dict[str, str | None] = {}
+        for row in ids:
+            path = "/".join(path_of(row))
+            path = path.rpartition(".")[0] if is_image_name(path) else path
+            for names, name in ((self._paths, path), (self._files, path.rpartition("/")[2])):
+                if name != row:
+                    names[name] = row if name not in names else None  # None: of several rows
+
+    def row(self, sample_id: str, key: str) -> str | None:
+        """The id of a sample's row; None if there is none, or if several fit."""
+        names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
+        names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names as NFD
+        for name in names:
+            if name in self._exact:
+                return name
+        for name in names:
+            if found := self._paths.get(name):
+                return found
+        return self._files.get(sample_id) or self._files.get(key)
+
+
+def require_genres(found: Sequence[Contents]) -> None:
+    """Reject samples without genres in a set with genres: they would be learned as "none of all"."""
+    if any(genres for contents in found for genres in contents.genres):
+        for contents in found:
+            for (_, key), genres in zip(contents.names(), contents.genres, strict=True):
+                if not genres:
+                    contents.reject(key, "no genres")
+            contents.keep([bool(genres) for genres in contents.genres])

@@ -1,0 +1,203 @@
+"""One tar that another tool wrote, read whole: which of its samples can be taken, their sizes, ids and genres."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from shards.build.tar_samples import read_tar
+from shards.dataset.index import SCHEMA, Member, build_table
+from shards.dataset.labels import LabelSet
+from shards.errors import UserError, one_line, printable
+from shards.inputs.genres import parse_genres
+from shards.inputs.image_structure import more_frames
+from shards.inputs.images import BadImage, upright_size
+from shards.inputs.metadata import Rejection
+from shards.storage.files import sha256_file
+
+MAX_IMAGE = 1 << 29
+MAX_JSON = 1 << 22
+"""Bytes of a sample's members; larger ones are not read. img2dataset's JSON has some hundred."""
+MAX_NAME = 4096
+"""Bytes of a key or an id, which systems allow for a path, and characters of a genre."""
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A tar to read."""
+
+    tar: Path
+    genre_field: str | None
+    """Field of each sample's JSON with its genres; None if they come from elsewhere."""
+    separator: str
+
+    def __str__(self) -> str:
+        return f"reading {self.tar.name}"
+
+
+@dataclass
+class Contents:
+    """A tar that was read: the samples that can be taken, in its order, and what cannot."""
+
+    tar: Path
+    table: pa.Table
+    """Its index, without labels until ``label`` is called."""
+    genres: list[tuple[str, ...]]
+    rejected: list[Rejection]
+    """Samples that cannot be taken, by key."""
+    others: Counter[str]
+    """Members that are no part of a sample (shards/build/tar_samples.py)."""
+    bytes: int
+    sha256: str
+    films: list[str]
+    """Keys of images with several frames, of which the first is taken."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """(id, key) of the samples that can be taken."""
+        return list(zip(self.table["id"].to_pylist(), self.table["key"].to_pylist(), strict=True))
+
+    def all_keys(self) -> Iterator[str]:
+        """Keys of all samples, taken or not."""
+        yield from self.table["key"].to_pylist()
+        yield from (rejection.id for rejection in self.rejected)
+
+    def reject(self, key: str, reason: str, detail: str = "") -> None:
+        """Note why a sample is not taken; ``keep`` then drops it."""
+        where = self.tar.name
+        self.rejected.append(Rejection(key, reason, f"{where}: {detail}" if detail else where))
+
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Drop the other samples."""
+        self.table = self.table.filter(pa.array(wanted, pa.bool_()))
+        self.genres = [genres for genres, keep in zip(self.genres, wanted, strict=True) if keep]
+
+    def label(self, labels: LabelSet) -> None:
+        """Put the columns of the samples' genres into the table."""
+        field = SCHEMA.field("labels")
+        columns = pa.array([labels.columns(genres) for genres in self.genres], field.type)
+        self.table = self.table.set_column(SCHEMA.get_field_index("labels"), field, columns)
+
+    def facts(self) -> dict[str, Any]:
+        """What the index says of the tar as a whole."""
+        return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
+
+
+class Unusable(Exception):
+    """A sample that cannot be taken for another reason than its image."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def read_contents(task: ReadTask) -> Contents:
+    """Read a tar: every image is decoded, every JSON parsed.
+
+    Raises UserError as tarsamples.read_tar does, and for a tar that changes meanwhile.
+    """
+    before = task.tar.stat()
+    samples = read_tar(task.tar)
+    members, ids, sizes, genres, films = [], [], [], [], []
+    with open(task.tar, "rb") as stream:
+        for member in samples.members:
+            try:
+                if len(member.key.encode()) > MAX_NAME:
+                    raise Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
+                data = _image(stream, member)
+                size = upright_size(data)
+                record = _record(stream, member)
+                sample_id = id_of(record, member.key)
+                own = genres_of(record, task.genre_field, task.separator)
+            except (BadImage, Unusable) as bad:
+                samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
+                continue
+            members.append(member)
+            films += [member.key] if more_frames(data) else []
+            ids.append(sample_id)
+            sizes.append(size)
+            genres.append(own)
+    columns: dict[str, Sequence[Any]] = {
+        "id": ids,
+        "height": [height for _, height in sizes],
+        "width": [width for width, _ in sizes],
+        "labels": [[] for _ in ids],
+    }
+    table = build_table(task.tar, members, columns)
+    digest = sha256_file(task.tar)
+    after = task.tar.stat()
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise UserError(f"{task.tar} changed while it was read; run the same command again")
+    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films)
+
+
+def _image(stream: IO[bytes], member: Member) -> bytes:
+    """The bytes of the image. Raises BadImage as a build does."""
+    if member.image_size > MAX_IMAGE:
+        raise BadImage("file too large", f"{member.image_size} bytes, over {MAX_IMAGE}")
+    stream.seek(member.image_offset)
+    data = stream.read(member.image_size)
+    if not data:
+        raise BadImage("zero bytes", "the image is empty")
+    return data
+
+
+def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
+    """The sample's JSON; empty if it has none, or one that is no object."""
+    if member.json_offset < 0:
+        return {}
+    if member.json_size > MAX_JSON:
+        raise Unusable("unreadable JSON", f"{member.json_size} bytes, over {MAX_JSON}")
+    stream.seek(member.json_offset)
+    try:
+        record = json.loads(stream.read(member.json_size), object_pairs_hook=_once)
+    except RecursionError:
+        raise Unusable("unreadable JSON", "its values are nested too deeply") from None
+    except ValueError as error:
+        raise Unusable("unreadable JSON", one_line(error)[:200]) from None
+    return record if isinstance(record, dict) else {}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+def id_of(record: dict[str, Any], key: str) -> str:
+    """A sample's id: its JSON's, else its key. Raises Unusable."""
+    found = record.get("id")  # img2dataset's own JSON has none, only the key
+    if found is None:
+        return key
+    if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
+        found = int(found)  # JSON knows one kind of number; pandas writes 42.0
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        raise Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
+    text = str(found)
+    if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
+        raise Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
+    if not text.strip() or "\n" in text or printable(text) != text:
+        raise Unusable("bad id", f"the JSON's id is empty or holds control characters: {text[:60]!a}")
+    return text
+
+
+def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
+    """The genres that a sample's JSON states in ``field``; none without one. Raises Unusable."""
+    value = record.get(field) if field else None
+    if value is None:
+        return ()
+    if not isinstance(value, (list, str)):
+        raise Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")
+    try:
+        genres = parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
+    except ValueError as error:
+        raise Unusable("unparsable genres", one_line(error)) from None
+    if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):
+        raise Unusable("unparsable genres", f"a genre of {longest} characters, over {MAX_NAME}")
+    return genres

@@ -1,0 +1,258 @@
+"""Index and manifest for tars that another tool wrote: plain WebDataset, img2dataset.
+
+    tars ─ adopt_read.read_contents, a task each ─→ samples that can be taken, with ids and genres; the others
+         ─ index_join.py ─→ genres from a CSV; no key, id or row stands for two samples
+         ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
+
+What is not taken is a row of rejected.csv, with its reason. What is ambiguous is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.build.index_digests import vouch_for_indexes
+from shards.build.index_join import join_csv, require_genres, require_names_of_one
+from shards.build.index_read import Contents, ReadTask, read_contents
+from shards.build.split import SPLITS
+from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
+from shards.dataset.labels import LabelSet, merge_spellings
+from shards.dataset.manifest import NAME as MANIFEST
+from shards.dataset.manifest import Manifest, Shard
+from shards.errors import UserError, printable
+from shards.executors.local import run
+from shards.inputs.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.scan import tell_of_films
+from shards.inputs.table_checks import doubt_about_classes
+from shards.progress import progress
+from shards.storage.files import PARTIAL, names_in, remove_file
+from shards.storage.lock import folder_lock
+from shards.versions import library_versions
+
+log = logging.getLogger(__name__)
+
+REJECTED = "rejected.csv"
+NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
+"""Reasons of files, not of samples."""
+MAX_TAR_NAME = 240
+"""Bytes: with the longer ending of its index it still is a file's name."""
+SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
+LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """What ``posters shards index`` is told."""
+
+    folder: Path
+    split: str = "train"
+    """Split of tars whose name does not begin with train-, val- or test-."""
+    genre_field: str = "genres"
+    """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
+    metadata: Path | None = None
+    """A CSV with the genres, joined by the sample's JSON ``id``, its key or file name; the JSON's are not asked."""
+    id_column: str | None = None
+    genre_column: str | None = None
+    genre_separator: str = "|"
+    encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    """See metadata.read_metadata, as for the columns; for genres of JSONs, too."""
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
+            raise UserError(f"--split takes a name of letters, digits, dots and dashes, not {self.split!r}")
+
+    @property
+    def json_genres(self) -> str | None:
+        """Field of each sample's JSON that is asked for its genres."""
+        return self.genre_field if self.metadata is None else None
+
+
+def index_folder(options: AdoptOptions) -> Manifest:
+    """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars stay as they are.
+
+    Labels are optional: a set without genres can be predicted on, not trained on. In a set with genres, samples that
+    have none are rejected. Raises UserError for a folder without tars, a damaged tar, samples that cannot be told
+    apart, and if no sample can be taken.
+    """
+    if not options.folder.is_dir():
+        raise UserError(f"no such folder: {options.folder}")
+    tars, rejected = _tars(options.folder)
+    metadata = _read_csv(options)
+    with folder_lock(options.folder):
+        if (options.folder / MANIFEST).exists():
+            before = Manifest.read(options.folder)
+            if not before.source.get("indexed"):
+                if options.metadata is not None:
+                    raise UserError(
+                        f"{options.folder} has its genres from `posters shards build`: leave --metadata out, or build "
+                        f"a set with that CSV"
+                    )
+                return vouch_for_indexes(options.folder, before, options.workers)
+        _sweep(options.folder)
+        found = _read(options, tars)
+        require_names_of_one(found)
+        if metadata is not None:
+            join_csv(found, metadata, options.metadata)
+        else:
+            _merge_spellings(options, found)
+        require_genres(found)
+        tell_of_films([key for contents in found for key in contents.films])
+        for contents in found:
+            rejected += contents.rejected
+            if not contents.genres and not contents.rejected:
+                rejected.append(
+                    Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty")
+                )
+        return _write_set(options, found, rejected)
+
+
+def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
+    """The tars to read; files that look like tars and are not read. Raises UserError if there is none to read."""
+    tars = list_tars(folder)
+    like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
+    rejected = [
+        Rejection(printable(name), NO_TAR, "decompress it, or rename it to end with .tar")
+        for name in sorted(like - {tar.name for tar in tars})
+    ]
+    if not tars:
+        raise UserError(f"no .tar file in {folder}" + (f": {first_reasons(rejected)}" if rejected else ""))
+    for tar in tars:
+        name = tar.name
+        if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
+            raise UserError(f"{str(tar)!r} has characters that not every system allows: rename it")
+    return tars, rejected
+
+
+def _read_csv(options: AdoptOptions) -> Metadata | None:
+    if options.metadata is None:
+        return None
+    return read_metadata(
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        spellings=options.spellings,
+    )
+
+
+def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
+    """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
+    merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
+    if lines and options.spellings == "refuse":
+        raise UserError(
+            f"the JSONs of {options.folder} spell a genre in several ways: {'; '.join(lines[:3])}; repair them, or "
+            f"pass --spellings merge"
+        )
+    for line in lines:
+        log.warning("%s", line)
+    samples = [genres for genres in merged if genres]
+    labels = Counter(label for genres in samples for label in genres)
+    if doubt := doubt_about_classes(
+        f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples
+    ):
+        log.warning("%s; choose another with --genre-field, or --metadata, if these are not meant", doubt)
+    left = iter(merged)
+    for contents in found:
+        contents.genres = [next(left) for _ in contents.genres]
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a killed run left half-written, and no other tool's ``.partial`` files."""
+    for name in names_in(folder):
+        if OWN_PARTIAL.fullmatch(name):
+            remove_file(folder / name)
+
+
+def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
+    tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
+    found: dict[Path, Contents] = {}
+    with progress(len(tars), "reading tars", unit="tar") as bar:
+        for task, contents in run(read_contents, tasks, options.workers):
+            found[task.tar] = contents
+            bar.update()
+    return [found[tar] for tar in tars]
+
+
+def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
+    """Write the set's files. Indexes that are there already keep their time of change."""
+    folder, others = options.folder, Counter[str]()
+    for contents in found:
+        others.update(contents.others)
+    if not any(contents.genres for contents in found):
+        write_rejected(folder / REJECTED, rejected)
+        raise UserError(
+            f"no sample of {folder} can be taken: {first_reasons(rejected)}; all are in {folder / REJECTED}"
+        )
+    labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
+    for contents in found:
+        contents.label(labels)
+    todo = [contents for contents in found if not _is_indexed(contents)]
+    if todo:
+        remove_file(folder / MANIFEST)  # from here to the end the folder is no finished set
+    for contents in todo:
+        if contents.genres:
+            write_index(contents.tar, contents.table, contents.facts())
+        else:
+            remove_file(index_path(contents.tar))  # of an earlier run
+    shards = [_shard(contents, len(labels), options.split) for contents in found if contents.genres]
+    order = {split: position for position, split in enumerate(SPLITS)}
+    shards.sort(key=lambda shard: (order.get(shard.split, len(order)), shard.split, shard.name))
+    manifest = Manifest(
+        genres=list(labels.genres),
+        shards=shards,
+        source={
+            "indexed": True,
+            "samples": sum(shard.samples for shard in shards),
+            "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+            "other_members": _members(others),
+            "genre_field": options.json_genres,
+            "genre_separator": options.genre_separator,
+        },
+        versions=library_versions(),
+    )
+    write_rejected(folder / REJECTED, rejected)
+    manifest.write_tables(folder)
+    manifest.write(folder)
+    return manifest
+
+
+def _is_indexed(contents: Contents) -> bool:
+    """Whether the files of an earlier run say of a tar what this one would."""
+    if not contents.genres:
+        return not index_path(contents.tar).exists()
+    try:
+        table, facts = read_index(contents.tar)
+    except UserError:
+        return False
+    return facts == contents.facts() and table.equals(contents.table)
+
+
+def _shard(contents: Contents, genres: int, default_split: str) -> Shard:
+    named = SPLIT_NAME.match(contents.tar.name)
+    counts = Counter(column for row in contents.table["labels"].to_pylist() for column in row)
+    return Shard(
+        name=contents.tar.name,
+        split=named.group(1).lower().replace("validation", "val") if named else default_split,
+        samples=contents.table.num_rows,
+        bytes=contents.bytes,
+        sha256=contents.sha256,
+        max_height=max(contents.table["height"].to_pylist()),
+        max_width=max(contents.table["width"].to_pylist()),
+        genre_counts=[counts[column] for column in range(genres)],
+    )
+
+
+def _members(others: Counter[str], limit: int = 10) -> str:
+    """``12 txt, 3 hidden``: members that are no part of a sample."""
+    shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in others.most_common(limit))
+    rest = sum(others.values()) - sum(count for _, count in others.most_common(limit))
+    return shown + (f" and {rest} of other kinds" if rest else "")

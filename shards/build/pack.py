@@ -1,0 +1,186 @@
+"""Write one shard: a tar of posters and labels, then its index. The unit of work of a build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from shards.build.tar_samples import read_members
+from shards.build.tar_writer import tar_writer
+from shards.dataset.index import build_table, write_index
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Shard
+from shards.errors import UserError, one_line
+from shards.inputs.image_files import read_image_file
+from shards.inputs.images import BadImage, ImageOptions, Packed, decode, pack_image, shrunk
+from shards.storage.files import atomic_path, fingerprint, sha256_file, write_json
+from shards.storage.paths import Place
+from shards.text.pipeline import HOPELESS, TextRemoval, clean_image, require_same_removal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked poster on its way into a shard."""
+
+    id: str
+    digest: str
+    """SHA-256 of the source file, so that a file that changed since it was checked is noticed."""
+    genres: tuple[str, ...]
+    name: str | None = None
+    """The file below a remote image folder."""
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """Everything that decides a shard's bytes."""
+
+    folder: Place
+    out: Place
+    name: str
+    split: str
+    samples: tuple[Sample, ...]
+    labels: LabelSet
+    options: ImageOptions
+    text: TextRemoval | None = None
+    """Paint the posters' text over on their way in."""
+    text_facts: str = ""
+    """Fingerprint of ``text``."""
+
+    def __str__(self) -> str:
+        return f"shard {self.name}"
+
+    @property
+    def tar(self) -> Place:
+        return self.out / f"{self.name}.tar"
+
+    def plan(self) -> str:
+        """Fingerprint of the content to be packed; paths and times play no part in it."""
+        samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
+        content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
+        return fingerprint([*content, self.text_facts] if self.text else content)
+
+    @property
+    def text_rows(self) -> Place:
+        """The shard's own part of the cleaning report."""
+        return text_rows_path(self.tar)
+
+
+def text_rows_path(tar: Place) -> Place:
+    """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
+    return tar.with_name(f"{tar.stem}.cleaning.json")
+
+
+def sample_key(sample_id: str) -> str:
+    """The id as a WebDataset key: dots and slashes would split it, so they are percent-encoded.
+
+    >>> sample_key("tt0324127"), sample_key("se7en/v1.2")
+    ('tt0324127', 'se7en%2Fv1%2E2')
+    """
+    key = quote(sample_id, safe="").replace(".", "%2E")
+    # WebDataset skips __names__ as metadata
+    return "%5F" + key[1:] if key.startswith("__") else key
+
+
+def pack_shard(task: PackTask) -> Shard:
+    """Write the tar, then its index. Both appear under their final names only when whole.
+
+    Raises UserError if a poster changed since it was checked.
+    """
+    if task.text:
+        require_same_removal(task.text, task.text_facts)
+    with atomic_path(task.tar) as tar:
+        table, rows = _write_tar(task, tar)
+        facts = {"plan": task.plan(), "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
+    if task.text:
+        write_json(task.text_rows, rows)  # before the index, which says that the shard is done
+    write_index(task.tar, table, facts)
+    return describe(task.name, task.split, table, facts, len(task.labels))
+
+
+def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
+    """Write the samples to a local file; returns its index table, and the samples' rows of the cleaning report.
+
+    A poster whose text cannot be looked for is left out; its row says why, under ``rejected``.
+    """
+    rows: list[dict[str, Any] | None] = []
+    samples: list[Sample] = []
+    sizes = []
+    with open(tar, "wb") as stream:
+        # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
+        with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
+            for sample in task.samples:
+                try:
+                    packed, row = _pack_sample(task, sample)
+                except BadImage as bad:
+                    rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
+                    if not samples and len(rows) == HOPELESS:
+                        raise UserError(
+                            f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
+                        ) from None
+                    continue
+                rows.append(row)
+                samples.append(sample)
+                columns = task.labels.columns(sample.genres)
+                record = {
+                    "id": sample.id,
+                    "genres": [task.labels.genres[c] for c in columns],
+                    "multi_hot": task.labels.multi_hot(columns),
+                }
+                text = json.dumps(record, ensure_ascii=False).encode()
+                writer.write({"__key__": sample_key(sample.id), "jpg": packed.data, "json": text})
+                sizes.append((packed.height, packed.width))
+    table = build_table(
+        tar,
+        read_members(tar),
+        {
+            "id": [s.id for s in samples],
+            "height": [h for h, _ in sizes],
+            "width": [w for _, w in sizes],
+            "labels": [task.labels.columns(s.genres) for s in samples],
+        },
+    )
+    return table, rows
+
+
+def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
+    """The poster as the shard holds it, and its row of the cleaning report if its text was looked for.
+
+    Raises BadImage if its text cannot be looked for, and UserError if the poster changed since it was checked.
+    """
+    try:
+        data = read_image_file(task.folder, sample.id, sample.name)
+        problem = "" if hashlib.sha256(data).hexdigest() == sample.digest else "its bytes differ"
+    except BadImage as error:
+        problem = one_line(f"{error.reason} {error.detail}")
+    if problem:
+        raise UserError(
+            f"poster {sample.id} in {task.folder} changed while the shards were built ({problem}); run the build again"
+        )
+    if task.text is None:
+        return pack_image(data, task.options), None
+    cleaned = clean_image(sample.id, decode(data, task.options), task.text)
+    # Painted at full size, then shrunk and encoded once; what was not painted keeps its bytes if they fit.
+    packed = shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
+    return packed, cleaned.row
+
+
+def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
+    counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
+    return Shard(
+        name=f"{name}.tar",
+        split=split,
+        samples=table.num_rows,
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        max_height=int(np.max(table["height"].to_numpy(), initial=0)),
+        max_width=int(np.max(table["width"].to_numpy(), initial=0)),
+        genre_counts=[counts[column] for column in range(genres)],
+    )

@@ -1,0 +1,246 @@
+"""Posters and a CSV in, a shard set out.
+
+    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
+        ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
+        ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
+        ─→ rejected.csv, duplicates.csv, manifest.json (last)
+
+Every stage is a pure function of the posters, the CSV, the seed and the options; paths, times and the number of
+workers play no part. A build killed anywhere and started again skips what is finished and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.build.pack import PackTask, pack_shard, text_rows_path
+from shards.build.planning import duplicate_positions, plan_shards, write_duplicates
+from shards.build.resume import OtherShards, survey
+from shards.build.split import SPLITS
+from shards.dataset.index import index_path, tar_path
+from shards.dataset.labels import LabelSet, read_labels
+from shards.dataset.manifest import NAME as MANIFEST
+from shards.dataset.manifest import Manifest, Shard
+from shards.errors import UserError
+from shards.executors.local import Executor, open_executor
+from shards.inputs.duplicates import MAX_DISTANCE
+from shards.inputs.image_files import default_image_folder, require_images
+from shards.inputs.images import ImageOptions
+from shards.inputs.metadata import Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.scan import scan_images
+from shards.inputs.usable import problem_with_rows, with_known_genres
+from shards.progress import progress
+from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
+from shards.storage.lock import folder_lock
+from shards.storage.paths import Place, told
+from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
+from shards.versions import library_versions
+
+log = logging.getLogger(__name__)
+
+WORK = ".work"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``posters shards build`` is told."""
+
+    metadata: Place
+    out: Place
+    images: Place | None = None
+    """Folder of posters; None looks in the conventional places below the current folder."""
+    id_column: str | None = None
+    genre_column: str | None = None
+    genre_separator: str = "|"
+    encoding: str = "utf-8-sig"
+    spellings: str = "merge"
+    """See metadata.read_metadata, as for the columns."""
+    labels: Place | None = None
+    """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of train, val and test."""
+    seed: int = 0
+    samples_per_shard: int = 1000
+    """Upper bound; the samples of a split are spread evenly over as few shards as it allows."""
+    max_rejected: float = 0.05
+    """Largest share of unreadable rows, of genres or pixels, among those whose image is there."""
+    near_duplicates: int = MAX_DISTANCE
+    """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
+    image: ImageOptions = field(default_factory=ImageOptions)
+    text: TextRemoval | None = None
+    """Paint the posters' text over on their way into the shards."""
+    split_like: Place | None = None
+    """A shard set whose splits are used: its posters go where they are there, others where their duplicates are, and
+    the rest to train."""
+    workers: int = 0
+    """Worker processes; 0 means one per core."""
+    scheduler: str | None = None
+    """A Dask scheduler, by address or scheduler file, whose workers do the work instead."""
+    take_over: bool = False
+    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
+        if not 0 <= self.near_duplicates <= 15:
+            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
+        if self.workers < 0:
+            raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
+        if len(self.fractions) != len(SPLITS):
+            raise UserError(f"--splits needs three shares (train, val, test), not {len(self.fractions)}")
+        if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
+            shares = ",".join(f"{share:g}" for share in self.fractions)
+            raise UserError(f"--splits needs shares of 0 or more that sum to 1, not {shares}")
+
+
+def build_shards(options: BuildOptions) -> Manifest:
+    """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
+    images = options.images or default_image_folder(Path.cwd())
+    require_images(images)
+    given = read_labels(options.labels) if options.labels else None
+    metadata = read_metadata(
+        options.metadata,
+        options.id_column,
+        options.genre_column,
+        options.genre_separator,
+        options.encoding,
+        known=given.genres if given else (),
+        spellings=options.spellings,
+    )
+    if not metadata.rows:
+        raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+    with _at_work(options, images) as executor:
+        work = options.out / WORK
+        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, executor)
+        rejected = metadata.rejected + scan.rejected
+        rows = [row for row in metadata.rows if row.id in scan.digests]
+        labels = given or LabelSet.from_samples(row.genres for row in rows)
+        rows, unknown = with_known_genres(rows, labels)
+        rejected += unknown
+        limit = options.max_rejected if rows else 1.0
+        problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
+        if problem or not rows:
+            write_rejected(options.out / "rejected.csv", rejected)
+            problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+            raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+        log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+        tasks, groups = plan_shards(options, images, rows, scan, labels)
+        planned = rows
+        try:
+            shards = _pack(options, tasks, executor)
+        except OtherShards:
+            remove_tree(work)  # a refused build leaves the folder as it was
+            raise
+        if options.text:
+            failed = _write_text_report(options, tasks)
+            rejected += failed
+            rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
+            if not rows:
+                write_rejected(options.out / "rejected.csv", rejected)
+                raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
+            for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
+                shards.remove(shard)
+                for path in (index_path(options.out / shard.name), options.out / shard.name):
+                    remove_file(path)
+        else:
+            remove_file(options.out / REPORT)  # of the set that was here before
+        write_rejected(options.out / "rejected.csv", rejected)
+        write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
+        sizes = np.unique(groups, return_counts=True)[1]
+        manifest = Manifest(
+            genres=list(labels.genres),
+            shards=shards,
+            packing={
+                **asdict(options.image),
+                "samples_per_shard": options.samples_per_shard,
+                "text_removal": options.text.facts() if options.text else None,
+            },
+            source={
+                "rows": metadata.posters,
+                "samples": len(rows),
+                "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+                "id_column": metadata.id_column,
+                "genre_column": metadata.genre_column,
+                "duplicate_groups": int((sizes > 1).sum()),
+                "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
+                "near_duplicates": options.near_duplicates,
+                "seed": options.seed,
+                "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
+            },
+            versions=library_versions(),
+            duplicates=duplicate_positions(tasks, planned, groups, rows),
+        )
+        manifest.write_tables(options.out)
+        manifest.write(options.out)
+        remove_tree(work)
+    _report_balance(manifest)
+    return manifest
+
+
+@contextmanager
+def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
+    """Hold the folder, without what a killed run or worker left half-written, and have somebody to do the work."""
+    libraries = TEXT_LIBRARIES if options.text else ()
+    with folder_lock(options.out, options.take_over):
+        remove_partials(options.out)
+        with (
+            open_executor(options.workers, options.scheduler, [images], [options.out], libraries) as executor,
+            told("build shards", options.out),
+        ):
+            yield executor
+        remove_partials(options.out)
+
+
+def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
+    """Write the shards that are not finished yet; return all, in plan order."""
+    shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+    if todo or strangers:
+        # From here to the end the folder is no finished set, and must not look like one.
+        remove_file(options.out / MANIFEST)
+    for path in strangers + [index_path(task.tar) for task in todo]:
+        # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
+        for name in (path, tar_path(path), text_rows_path(tar_path(path))):
+            remove_file(name)
+    if shards:
+        log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
+    with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
+        for task, shard in executor.run(pack_shard, todo):
+            shards[task.name] = shard
+            bar.update(shard.samples)
+    return [shards[task.name] for task in tasks]
+
+
+def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Rejection]:
+    """clean_report.parquet of the whole set, of its shards' own parts. Returns who could not be cleaned."""
+    from shards.text.report import write_report  # pandas: only when text was removed
+
+    assert options.text is not None
+    rows = [row for task in tasks for row in read_json(task.text_rows, "cleaning rows of a shard")]
+    failed = [Rejection(row["id"], *row["rejected"]) for row in rows if "rejected" in row]
+    if failed:
+        log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
+    write_report(options.out / REPORT, [row for row in rows if "rejected" not in row], options.text.facts())
+    return failed
+
+
+def _report_balance(manifest: Manifest) -> None:
+    """Say where a genre with enough posters is off its due share, which large duplicate groups can force."""
+    summary = manifest.split_summary()
+    for column, genre in enumerate(manifest.genres):
+        total = sum(shard.genre_counts[column] for shard in manifest.shards)
+        for split, share in manifest.source["fractions"].items():
+            count = summary[split]["genre_counts"][genre] if split in summary else 0
+            if total >= 30 and share > 0 and abs(count - share * total) > 0.2 * share * total:
+                log.warning(
+                    "%s has %d of %d %s posters, due are %.1f", split, count, total, genre, share * total
+                )

@@ -1,0 +1,130 @@
+"""The samples of a tar by WebDataset's rule, and what is not taken, by reason.
+
+Members of one sample share their path up to the first dot of the file name, as in WebDataset; they need not follow
+each other. A sample has one image and at most one JSON. ``x.jpg`` goes before ``x.seg.jpg``, which is then another
+member; ``x.seg.jpg`` is the image where it is the only one. ``./x`` and ``x`` are one key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.build.tar_reader import Entry, entries, path_of
+from shards.dataset.index import Member
+from shards.errors import UserError
+from shards.inputs.metadata import Rejection
+from shards.storage.endings import IMAGE_ENDINGS
+
+
+@dataclass
+class TarContents:
+    """A tar by samples: those that can be taken, those that cannot, and members that are no part of one."""
+
+    members: list[Member] = field(default_factory=list)
+    """In the order in which their first members come."""
+    rejected: list[Rejection] = field(default_factory=list)
+    """By key."""
+    others: Counter[str] = field(default_factory=Counter)
+    """By extension, or in words: ``txt``, ``hidden``."""
+
+
+@dataclass
+class _Sample:
+    images: list[Entry] = field(default_factory=list)
+    records: list[Entry] = field(default_factory=list)
+
+
+def read_members(tar: Path) -> list[Member]:
+    """Byte ranges of every sample that can be taken. Raises UserError as ``read_tar`` does."""
+    return read_tar(tar).members
+
+
+def read_tar(tar: Path) -> TarContents:
+    """The samples of a tar, and what is not taken.
+
+    Raises UserError for a tar that is truncated, damaged, compressed or sparse, that goes on behind its end mark, or
+    that holds an image or JSON of one name twice.
+    """
+    contents = TarContents()
+    samples: dict[str, _Sample] = {}
+    for entry in entries(tar):
+        if problem := _no_part(entry):
+            contents.others[problem] += 1
+            continue
+        sample = samples.setdefault(entry.key, _Sample())
+        ending = entry.extension.rpartition(".")[2]
+        if ending != "json" and f".{ending}" not in IMAGE_ENDINGS:
+            contents.others[entry.kind or entry.extension] += 1
+            continue
+        parts = sample.records if ending == "json" else sample.images
+        if any(part.path == entry.path for part in parts):
+            raise UserError(
+                f"{tar}: member {entry.name!r} is there twice, and one may belong to another poster; pack the tar "
+                f"again, with each file once"
+            )
+        parts.append(entry)
+    for key, sample in samples.items():
+        if sample.images or sample.records:
+            _add(contents, tar, key, sample)
+    return contents
+
+
+def has_members(tar: Path, members: Sequence[Member]) -> bool:
+    """Whether these are byte ranges of the tar's own members, under their keys. It may hold others.
+
+    Raises UserError as ``read_tar`` does.
+    """
+    there = {(e.offset, e.size, e.key) for e in entries(tar) if e.path and not e.kind}
+    for member in members:
+        key = "/".join(path_of(member.key))  # earlier versions kept ./ in it
+        if (member.image_offset, member.image_size, key) not in there:
+            return False
+        if member.json_offset >= 0 and (member.json_offset, member.json_size, key) not in there:
+            return False
+    return True
+
+
+def _no_part(entry: Entry) -> str:
+    """Why a member can be no part of a sample, in a word or two; empty if it can."""
+    name = entry.path[-1] if entry.path else ""
+    stem, _, extension = name.partition(".")
+    if not stem:
+        return "hidden"  # macOS: ._x.jpg
+    if any(part.startswith("__") and part.endswith("__") for part in (entry.path[0], stem)):
+        return "__name__ (WebDataset's own)"
+    return "" if extension else (entry.kind or "without an extension")
+
+
+def _add(contents: TarContents, tar: Path, key: str, sample: _Sample) -> None:
+    images = [e for e in sample.images if "." not in e.extension] or sample.images
+    wanted = {"json", f"{images[0].extension.rpartition('.')[0]}.json" if images else ""}
+    records = [e for e in sample.records if e.extension in wanted]
+    records = [e for e in records if e.extension == "json"] or records
+    reason, detail = "", ""
+    if not images:
+        reason, detail = "no image", _some(sample.records)
+    elif len(images) > 1:
+        detail = f"{_some(images)} have one key, which ends at the first dot: rename or remove some of them"
+        reason = "several images"
+    elif len(records) > 1:
+        reason, detail = "several JSON", _some(records)
+    elif linked := [e for e in (*images, *records) if e.kind]:
+        reason = "link" if "link" in linked[0].kind else "no regular file"
+        detail = f"{linked[0].name} is a {linked[0].kind}"
+        if linked[0].target:
+            detail += f" to {linked[0].target}: pack the tar again with --dereference --hard-dereference"
+    if reason:
+        contents.rejected.append(Rejection(key, reason, f"{tar.name}: {detail}"))
+        return
+    image, record = images[0], records[0] if records else None
+    contents.others.update(e.extension for e in (*sample.images, *sample.records) if e not in (image, record))
+    found = (record.offset, record.size) if record else (-1, -1)
+    contents.members.append(Member(key, image.offset, image.size, *found))
+
+
+def _some(parts: Sequence[Entry], limit: int = 10) -> str:
+    names = ", ".join(e.name for e in parts[:limit])
+    return names + (f" and {len(parts) - limit} more" if len(parts) > limit else "")

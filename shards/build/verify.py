@@ -1,0 +1,249 @@
+"""Check a shard set against its manifest: every byte, count and image; table, index and tar against each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from shards.build.index_read import Unusable, genres_of, id_of
+from shards.build.tar_samples import has_members
+from shards.dataset.index import (
+    Member,
+    foreign_to,
+    index_bytes,
+    index_path,
+    member_checksum,
+    misfit_of,
+    parse_index,
+)
+from shards.dataset.labels import LabelSet, merge_spellings
+from shards.dataset.manifest import Manifest, Shard, Source
+from shards.dataset.sample_table import (
+    SampleTable,
+    check_sample_table,
+    map_sample_table,
+    open_sample_table,
+    records_of,
+)
+from shards.dataset.store import warn_of_unknown_indexes
+from shards.errors import UserError
+from shards.executors.local import run
+from shards.inputs.images import BadImage, upright_size
+from shards.progress import progress
+from shards.storage.files import sha256_file
+
+
+@dataclass(frozen=True)
+class _Check:
+    folder: Path
+    shard: Shard
+    labels: LabelSet
+    source: Source
+    """An indexed set's JSONs are another tool's; those of our own packing state id and genres."""
+    decode: bool
+    """The images, too."""
+    table: SampleTable | None
+    """Of its split, if the set has tables and this one can be opened."""
+    first: int
+    """Where the shard's samples begin in it."""
+    samples: int
+    """Of the split."""
+
+
+@dataclass
+class Checked:
+    """What was found in one shard."""
+
+    problems: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    index: tuple[int, str] = (0, "")
+    """Bytes and SHA-256 of the index that was looked at."""
+
+
+def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
+    """(manifest, problems): one line a problem, naming shard and member; an empty list is a sound set.
+
+    Raises UserError if there is no sound manifest to check against.
+    """
+    manifest = Manifest.read(folder)
+    warn_of_unknown_indexes(folder, manifest)
+    return manifest, check_set(folder, manifest, workers)[0]
+
+
+def check_set(
+    folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
+) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """(problems, bytes and SHA-256 of the index by the shard's name). ``decode``: look at every image, too."""
+    tasks: list[_Check] = []
+    problems: list[str] = []
+    source = msgspec.convert(manifest.source, Source)
+    for split, shards in manifest.by_split.items():
+        samples = sum(shard.samples for shard in shards)
+        table = _sound_table(folder, manifest, split, shards, problems)
+        first = 0
+        for shard in shards:
+            tasks.append(_Check(folder, shard, manifest.labels, source, decode, table, first, samples))
+            first += shard.samples
+    found: dict[str, Checked] = {}
+    with progress(sum(shard.samples for shard in manifest.shards), "verifying") as bar:
+        for task, checked in run(check_shard, tasks, workers):
+            found[task.shard.name] = checked
+            bar.update(task.shard.samples)
+    problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
+    # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set
+    keys = Counter(key for checked in found.values() for key in checked.keys)
+    ids = Counter(name for checked in found.values() for name in checked.ids)
+    problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
+    problems += [
+        f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > max(keys[i], 1)
+    ]
+    return problems, {name: checked.index for name, checked in found.items()}
+
+
+def _sound_table(
+    folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
+) -> SampleTable | None:
+    """A split's table if there is one that can be opened; what is wrong with it is added to the ``problems``."""
+    try:
+        table = manifest.table_of(split)
+        if table is None:
+            return None
+        path = folder / table.name
+        with open_sample_table(path) as stream:
+            records = map_sample_table(
+                stream, path, table, sum(s.samples for s in shards), len(manifest.genres)
+            )
+            try:
+                check_sample_table(stream, path, records, table, shards)
+            except UserError as error:
+                problems.append(str(error))
+            return table
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def check_shard(task: _Check) -> Checked:
+    """All that is wrong with one shard."""
+    shard, labels, found = task.shard, task.labels, Checked()
+    tar, problems = task.folder / shard.name, found.problems
+    if not tar.is_file():
+        problems.append(f"{tar.name}: the file is missing")
+        return found
+    size = tar.stat().st_size
+    if size != shard.bytes:
+        problems.append(f"{tar.name}: {size} bytes, the manifest says {shard.bytes}")
+    elif sha256_file(tar) != shard.sha256:
+        problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")
+    try:
+        data = index_bytes(tar)
+        found.index = len(data), hashlib.sha256(data).hexdigest()
+        if shard.index_sha256 not in (None, found.index[1]):
+            problems.append(f"{tar.name}: its index changed (sha256 differs from the manifest)")
+        table, facts = parse_index(data, index_path(tar))
+    except UserError as error:
+        problems.append(f"{tar.name}: {error}")
+        return found
+    if foreign := foreign_to(table, facts, shard):
+        problems.append(f"{tar.name}: the index {foreign}")
+    if table.num_rows != shard.samples:
+        problems.append(
+            f"{tar.name}: the index has {table.num_rows} samples, the manifest says {shard.samples}"
+        )
+    if misfit := misfit_of(table, shard):
+        problems.append(f"{tar.name}: in its index, {misfit}")
+        return found
+    if task.table is not None:
+        path = task.folder / task.table.name
+        with open_sample_table(path) as stream:
+            records = map_sample_table(stream, path, task.table, task.samples, len(labels))
+        own = records[task.first : task.first + shard.samples]
+        if records_of(table, len(labels)).tobytes() != own.tobytes():
+            problems.append(f"{tar.name}: {task.table.name} does not say of it what its index says")
+    rows = table.to_pylist()
+    counts = Counter(column for row in rows for column in row["labels"])
+    if [counts[column] for column in range(len(labels))] != shard.genre_counts:
+        problems.append(f"{tar.name}: the manifest's counts of genres are not those of the index")
+    largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
+    if largest != (shard.max_height, shard.max_width):
+        problems.append(f"{tar.name}: the manifest's largest image is not that of the index")
+    indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
+    try:
+        if not has_members(tar, indexed):
+            problems.append(f"{tar.name}: its members are not those of the index")
+    except UserError as error:
+        problems.append(str(error))
+    with open(tar, "rb") as stream:
+        for member, row in zip(indexed, rows, strict=True):
+            problem = _member_problem(stream, member, row, task)
+            if problem:
+                problems.append(
+                    f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}"
+                )
+    found.keys, found.ids = [row["key"] for row in rows], [row["id"] for row in rows]
+    return found
+
+
+def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task: _Check) -> str:
+    changed = member_checksum(stream, member) != row["crc32"]
+    problem = ""
+    if task.decode:
+        stream.seek(member.image_offset)
+        problem = _image_problem(stream.read(member.image_size), row["width"], row["height"])
+    if not problem:
+        data = b"{}"
+        if member.json_offset >= 0:
+            stream.seek(member.json_offset)
+            data = stream.read(member.json_size)
+        elif not task.source.indexed:
+            return "it has no JSON with its id and genres"
+        problem = _json_problem(data, row, task)
+    return problem or ("its bytes changed since it was packed (crc32)" if changed else "")
+
+
+def _image_problem(data: bytes, width: int, height: int) -> str:
+    try:
+        size = upright_size(data)
+    except BadImage as bad:
+        return f"the image does not decode ({bad.reason}{': ' if bad.detail else ''}{bad.detail})"
+    if size == (width, height):
+        return ""
+    turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
+    return (
+        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
+        f"{turned if size == (height, width) else ''}"
+    )
+
+
+def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return "its JSON does not parse"
+    record = record if isinstance(record, dict) else {}
+    indexed, field = task.source.indexed, task.source.genre_field
+    if not indexed and "multi_hot" not in record:
+        return "its JSON is not that of a poster"
+    genres = [task.labels.genres[column] for column in row["labels"]]
+    stated = row["key"] if record.get("id") is None else str(record["id"])
+    try:
+        if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
+            return "its id is not that of the index"
+        if not indexed:
+            same = (
+                record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
+            )
+        else:  # whose JSONs may spell a genre in several ways, and whose genres may be a CSV's
+            own = genres_of(record, field, task.source.genre_separator)
+            same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
+    except Unusable as bad:
+        return f"{bad.reason} ({bad.detail})"
+    return "" if same else "its labels are not those of the index"

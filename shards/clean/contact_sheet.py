@@ -1,0 +1,165 @@
+"""The contact sheet of cleaning: before | mask | after, worst posters first, as one HTML page and as PNGs."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from shards.inputs.image_files import read_image_file
+from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.storage.files import atomic_write, names_in, remove_file
+from shards.storage.paths import Place
+from shards.text.masks import mask_of
+from shards.text.report import summarize
+
+PAGE = "contact_sheet.html"
+HEIGHT = 320
+"""Height of a picture in pixels."""
+PER_PNG, COLUMNS = 8, 2
+PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
+"""Colours of what was painted over and of what was left alone, on the mask picture."""
+
+STYLE = """
+:root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:16px}
+h1{font-size:1.3rem}table{border-collapse:collapse}td{padding:2px 14px 2px 0;vertical-align:top}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px}
+figure{margin:0}figure div{display:grid;grid-template-columns:repeat(3,1fr);gap:3px}
+img{width:100%;height:auto;display:block}
+figcaption{font-size:.85rem;overflow-wrap:anywhere}i{font-style:normal;padding:0 .4em;border-radius:3px;color:#000}
+"""
+
+
+def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The posters that most need a look: text left, then regions left alone, then the most altered."""
+    order = sorted(rows, key=lambda r: (-r["text_after"], -len(r["skipped"]), -r["altered"], r["id"]))
+    return order[:count]
+
+
+def write_sheet(
+    out: Place,
+    rows: Sequence[dict[str, Any]],
+    raw: Place,
+    cleaned: Place,
+    image: ImageOptions,
+    count: int,
+    facts: dict[str, Any],
+) -> None:
+    """Write the sheet of the ``count`` worst posters to the folder ``out``; old pages go."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names_in(out):
+        if name.startswith("contact_sheet-") and name.endswith(".png"):
+            remove_file(out / name)
+    worst = [(row, tiles(row, raw, cleaned, image)) for row in worst_first(rows, count)]
+    for number, start in enumerate(range(0, len(worst), PER_PNG), 1):
+        with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
+            _png(worst[start : start + PER_PNG]).save(stream, "PNG")
+    with atomic_write(out / PAGE, "w") as stream:
+        stream.write(_html(worst, summarize(rows), facts))
+
+
+def tiles(row: dict[str, Any], raw: Place, cleaned: Place, image: ImageOptions) -> list[Image.Image]:
+    """before, mask and after of one poster, HEIGHT pixels high."""
+    found = []
+    for folder in (raw, cleaned):
+        try:
+            found.append(decode(read_image_file(folder, row["id"]), image))
+        except BadImage:  # deleted since: the sheet is of what is there
+            found.append(Image.new("RGB", (row["width"], row["height"]), "grey"))
+    before, after = found
+    shown = np.asarray(before.convert("L").convert("RGB")).astype(np.float32) * 0.55 + 60
+    for polygons, colour in ((row["polygons"], PAINTED), (row["skipped_polygons"], SKIPPED)):
+        mask = mask_of(polygons, shown.shape[:2])
+        shown[mask] = shown[mask] * 0.45 + np.array(colour, np.float32) * 0.55
+    mask_image = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
+    width = max(1, round(row["width"] * HEIGHT / row["height"]))
+    return [picture.resize((min(width, 3 * HEIGHT), HEIGHT)) for picture in (before, mask_image, after)]
+
+
+def caption(row: dict[str, Any]) -> str:
+    """What is said of a poster."""
+    left = f"{row['boxes_after']} left ({row['text_after']:.1%})" if row["boxes_after"] else "nothing left"
+    words = (
+        f"text {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
+        f"({row['fill']}, {row['passes']} {'pass' if row['passes'] == 1 else 'passes'})"
+    )
+    return words + "".join(f"; left alone: {reason}" for reason in dict.fromkeys(row["skipped"]))
+
+
+def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Image:
+    font = ImageFont.load_default(15)
+    gap, text = 12, 46
+    cells = []
+    for row, pictures in page:
+        cell = Image.new("RGB", (max(690, sum(p.width + 4 for p in pictures)), HEIGHT + text), "white")
+        left = 0
+        for picture in pictures:
+            cell.paste(picture, (left, 0))
+            left += picture.width + 4
+        words = f"{row['id']}: {caption(row)}"
+        lines = textwrap.wrap(words, 96, max_lines=2, placeholder=" ...")
+        ImageDraw.Draw(cell).multiline_text((2, HEIGHT + 4), "\n".join(lines), "black", font)
+        cells.append(cell)
+    wide = max((cell.width for cell in cells), default=1)
+    rows = -(-len(cells) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (wide + gap) + gap, rows * (HEIGHT + text + gap) + gap), "white")
+    for number, cell in enumerate(cells):
+        sheet.paste(
+            cell, (gap + number % COLUMNS * (wide + gap), gap + number // COLUMNS * (HEIGHT + text + gap))
+        )
+    return sheet
+
+
+def _html(
+    worst: Sequence[tuple[dict[str, Any], list[Image.Image]]], summary: dict[str, Any], facts: dict[str, Any]
+) -> str:
+    figures = []
+    for row, pictures in worst:
+        images = "".join(
+            f'<img src="{_data_uri(picture)}" alt="{word}" loading="lazy">'
+            for picture, word in zip(pictures, ("before", "mask", "after"), strict=True)
+        )
+        figures.append(
+            f"<figure><div>{images}</div><figcaption><b>{html.escape(row['id'])}</b> "
+            f"{html.escape(caption(row))}</figcaption></figure>"
+        )
+    lines = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary_lines(summary)
+    )
+    how = html.escape(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Cleaned posters</title><style>{STYLE}</style><h1>Before, mask, after: the "
+        f'{len(worst)} posters that most need a look</h1><p><i style="background:rgb{PAINTED}">painted over</i> '
+        f'<i style="background:rgb{SKIPPED}">found but left alone</i></p><table>{lines}</table>'
+        f"<p><small>{how}</small></p><main>{''.join(figures)}</main></html>\n"
+    )
+
+
+def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of ``summarize``'s figures, for people."""
+    return [
+        ("posters", f"{summary['posters']}, {summary['with_text']} with text"),
+        ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),
+        (
+            "text left",
+            f"{summary['text_after_of_before']:.2%} of that by cleaning's own eye, "
+            f"on {summary['posters_with_text_after']} posters",
+        ),
+        ("painted over", f"{summary['altered_median']:.1%} of the picture (median of posters with text)"),
+        ("passes", f"{summary['passes_mean']:.2f} on average"),
+        ("left alone", f"regions on {summary['posters_with_skipped']} posters: too large or too much"),
+        ("seconds", f"{summary['seconds_mean']:.2f} a poster and core"),
+    ]
+
+
+def _data_uri(picture: Image.Image) -> str:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,169 @@
+"""The referee: RapidOCR's own detection call on an enlarged copy, with thresholds below those that cleaning used.
+
+It shares the network with the cleaner, and nothing else: another size, other preparation, other outlines, every box
+believed however large. Like the cleaner it shows the network a line of known text below the picture (anchor_strip.py tells
+why); without it the network "finds" text in pictures that hold none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.executors.local import run
+from shards.inputs.image_files import read_image_file
+from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.progress import progress
+from shards.text.anchor_strip import strip, strip_height
+from shards.text.opencv import cv2
+from shards.text.report import read_report
+
+CHUNK = 8  # posters a task
+ANY = ImageOptions(min_side=1, max_pixels=1 << 40)
+"""Which posters are good enough was cleaning's decision."""
+CLEAN_ENOUGH = 0.1
+"""A poster passes when at most this share of its text area is left."""
+
+
+@dataclass(frozen=True)
+class RefereeOptions:
+    """How the referee looks."""
+
+    side: int = 1152
+    """Short side of the searched copy in pixels."""
+    pixel_threshold: float = 0.15
+    region_threshold: float = 0.25
+    anchor: bool = True
+    """Show a line of known text below the picture."""
+
+    def __post_init__(self) -> None:
+        if not 64 <= self.side <= 4096:
+            raise UserError(f"--side must be from 64 to 4096 pixels, not {self.side}")
+        for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
+            if not 0.0 < value < 1.0:
+                raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+
+
+@dataclass(frozen=True)
+class RefereeTask:
+    """Posters to look at, raw and cleaned."""
+
+    raw: Path
+    cleaned: Path
+    ids: tuple[str, ...]
+    options: RefereeOptions
+
+
+def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
+    """(h, w) bool: pixels of (h, w, 3) uint8 RGB inside of the boxes that the referee finds."""
+    height, width = image.shape[:2]
+    scale = options.side / min(height, width)
+    size = round(width * scale), round(height * scale)
+    copy = cv2().resize(image, size, interpolation=cv2().INTER_CUBIC)
+    if options.anchor:
+        copy = np.concatenate([copy, strip(size[0], strip_height(options.side))])
+    found = _engine(options)(
+        np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False
+    )
+    mask = np.zeros((height, width), np.uint8)
+    for box in () if found.boxes is None else found.boxes:
+        cv2().fillPoly(mask, [np.rint(np.asarray(box) / scale).astype(np.int32)], 1)
+    return mask.astype(bool)
+
+
+def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
+    """(id, share of text in the raw poster, share of text in the cleaned one) of each."""
+    answer = []
+    for sample_id in task.ids:
+        shares = []
+        for folder in (task.raw, task.cleaned):
+            try:
+                image = decode(read_image_file(folder, sample_id), ANY)
+            except BadImage as bad:
+                raise UserError(
+                    f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"
+                ) from None
+            shares.append(float(text_area(np.asarray(image), task.options).mean()))
+        answer.append((sample_id, shares[0], shares[1]))
+    return answer
+
+
+def judge(
+    raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0
+) -> dict[str, Any]:
+    """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
+    if not raw.is_dir():
+        raise UserError(f"image folder not found: {raw}")
+    report = read_report(cleaned)
+    cv2()  # what is missing is told at the start
+    _engine(options)
+    ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
+    ids = ids[: sample or None]
+    if not ids:
+        raise UserError(f"{cleaned} holds no cleaned poster")
+    tasks = [
+        RefereeTask(raw, cleaned, tuple(ids[at : at + CHUNK]), options) for at in range(0, len(ids), CHUNK)
+    ]
+    found: list[tuple[str, float, float]] = []
+    with progress(len(ids), "looking again") as bar:
+        for _, answer in run(look_at_chunk, tasks, workers):
+            found += answer
+            bar.update(len(answer))
+    altered = report.set_index("id").loc[ids, "altered"]
+    return {
+        "referee": {
+            "side": options.side,
+            "pixel_threshold": options.pixel_threshold,
+            "region_threshold": options.region_threshold,
+            "anchor": options.anchor,
+        },
+        "cleaning": report.attrs["text_removal"],
+        "altered_median": float(altered.median()),
+        "seconds_mean": float(report.set_index("id").loc[ids, "seconds"].mean()),
+        **findings(sorted(found)),
+    }
+
+
+def findings(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
+    """Figures of (id, share before, share after)."""
+    before, after = (np.array([row[column] for row in found]) for column in (1, 2))
+    worst = sorted(found, key=lambda row: (-row[2], row[0]))[:20]
+    return {
+        "posters": len(found),
+        "posters_with_text": int((before > 0).sum()),
+        "text_before_mean": float(before.mean()),
+        "text_after_mean": float(after.mean()),
+        "text_after_of_before": float(after.sum() / before.sum()) if before.sum() else 0.0,
+        # no text before and some after is a failure, none after never is
+        "clean_enough": float((after <= CLEAN_ENOUGH * before).mean()),
+        "worst": [{"id": row[0], "before": row[1], "after": row[2]} for row in worst if row[2] > 0],
+    }
+
+
+@cache
+def _engine(options: RefereeOptions) -> Any:
+    try:
+        from rapidocr import RapidOCR
+    except ImportError:
+        raise UserError("the referee needs rapidocr: pip install -e '.[clean]'") from None
+    engine = RapidOCR(
+        params={
+            "Global.log_level": "error",  # it warns of every picture without text
+            "Global.max_side_len": 1 << 14,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "Det.limit_side_len": options.side,
+            "Det.thresh": options.pixel_threshold,
+            "Det.box_thresh": options.region_threshold,
+        }
+    )
+    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+    return engine

@@ -1,0 +1,303 @@
+"""A folder of this node that keeps remote files: fetched once, whole and checked, the least recently used go first.
+
+    CACHE/SHA256.tar           a file under the name of its content: sets, builds and jobs share what is the same
+    CACHE/SHA256.tar.partial   one that is being fetched, in its full size from the start: its room is taken
+    CACHE/SHA256.tar.failed    why it could not be fetched, for those who were waiting for it
+    CACHE/.room                held while room is made and while a whole file gets its name
+
+Processes agree through locks of the operating system (file_locks.py), which it drops when a process dies:
+
+- who fetches a file holds its partial exclusively; the others wait and then find it whole. A partial that nobody holds
+  was left by a killed process and is deleted.
+- who reads a file holds it shared. A file that is held is in use and stays.
+
+No file is believed for its name and size (cache_locks.py): it must be this user's, and its digest is checked once per
+node and file, when it comes or when it is first used; the time of its last change says so afterwards. The time of last
+use is its time of access.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from shards.dataset.cache_locks import (
+    FAILED,
+    Ours,
+    held_for_reading,
+    held_partial,
+    sha256_of,
+    stamp,
+    write_own,
+)
+from shards.dataset.cache_options import CacheOptions, RemoteFile
+from shards.dataset.cache_room import Room
+from shards.errors import UserError, one_line
+from shards.storage.paths import Place
+from shards.storage.retry import retried
+from shards.storage.retrying_read import SMALL, Patience, read_blocks, read_small
+
+log = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
+
+#: Seconds between two looks at what another process holds.
+POLL = 0.05
+#: A file's time of last use is noted no more often than this, in seconds: a note is a write.
+NOTE = 1.0
+#: Times that a whole file is fetched because its digest was another than the manifest's.
+WHOLE_TRIES = 3
+#: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
+HOPELESS = 30.0
+#: Times that a file is opened that is gone again: others may need its room.
+OPEN_TRIES = 100
+_SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
+
+
+class Cache:
+    """The kept files of one folder. Safe to use from many threads and processes.
+
+    Whatever is wrong with the folder is a UserError that names it. What fails in passing is tried again (retry.py).
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.options = options
+        self.folder = options.path
+        self._noted: dict[str, float] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+        self._checked: set[tuple[int, int, int, int]] = set()
+        with self._own_errors():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._ours = Ours(self.folder)
+            self._keep_private()
+        self._room = Room(self.folder, options.limit, self._ours)
+        self._writable = os.access(self.folder, os.W_OK)
+
+    def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
+        """A descriptor of the whole file, which is in use until it is closed. Fetches the file if need be.
+
+        Raises UserError if it cannot be had.
+        """
+        path = self.folder / file.name
+        for _ in range(OPEN_TRIES):
+            with self._own_errors():
+                descriptor = retried(lambda: self._opened(path, file), f"{path} in the cache", stop)
+            if descriptor is not None:
+                return descriptor
+            self.fetch(file, over_limit=True, stop=stop)
+        raise UserError(
+            f"the cache {self.folder} cannot be used: {file.name} is gone as soon as it is there; name another with "
+            f"--cache-dir"
+        )
+
+    def _opened(self, path: Path, file: RemoteFile) -> int | None:
+        """A descriptor of the file, held; None if it is not there, or not whole."""
+        descriptor = held_for_reading(path, self._ours)
+        if descriptor is None:
+            return None
+        with contextlib.ExitStack() as unless_whole:
+            unless_whole.callback(os.close, descriptor)
+            if self._is_whole(file, os.fstat(descriptor)):
+                self._note(path, descriptor)
+                unless_whole.pop_all()
+                return descriptor
+        return None
+
+    def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
+        """See to it that the file is there; True if this call brought it.
+
+        Where the limit leaves no room, NoRoom is raised, or (``over_limit``) a warning given. Raises UserError if the
+        file cannot be had; Abandoned soon after ``stop`` is set. A file that was there counts as used: it is wanted
+        soon.
+        """
+        path = self.folder / file.name
+        with self._own_errors():
+            before = _version(path.with_name(path.name + FAILED))
+            while not self.has(file):
+                self._share_failure(path, before)
+                if not self._writable and self._check_kept(path, file):
+                    break
+                with held_partial(path, self._ours) as held:
+                    if held is None:  # somebody else is at it
+                        Patience.rest(POLL, stop)
+                        continue
+                    descriptor, partial = held
+                    if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
+                        break
+                    self._share_failure(path, before)
+                    self._room.take(file, descriptor, over_limit)
+                    self._bring(file, descriptor, stop)
+                    with self._room.held():  # who looks for room sees it under one of its names
+                        if not self._ours.locks and self.has(file):  # another brought it, and may read it
+                            break
+                        os.replace(partial, path)
+                    return True
+            self._note(path, path)
+            return False
+
+    def checked(self, source: Place, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """What ``parse`` makes of a small file that no manifest vouches for; it raises UserError for wrong bytes.
+
+        Kept as ``name``; what was damaged here is fetched anew.
+        """
+        if not _SMALL.fullmatch(name):
+            raise UserError(f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
+        kept = self.folder / name
+        with self._own_errors():
+            data = self._ours.read(kept, SMALL)
+            if data is not None:
+                try:
+                    return parse(data)
+                except UserError:
+                    kept.unlink(missing_ok=True)
+            data = read_small(source, Patience(self.options.patience, option="--patience"))
+            if data is None:
+                raise UserError(f"{source} is missing; upload the set again")
+            result = parse(data)
+            if self._writable:
+                write_own(kept, data)
+            return result
+
+    def has(self, file: RemoteFile) -> bool:
+        """Whether the file is there, ours, and was checked."""
+        try:
+            return self._is_whole(file, (self.folder / file.name).lstat())
+        except FileNotFoundError:
+            return False
+
+    def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
+        return (
+            self._ours.owns(facts)
+            and facts.st_size == file.bytes
+            and (facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked)
+        )
+
+    def _check_kept(self, path: Path, file: RemoteFile) -> bool:
+        """Whether a file that was not checked yet is the one; one that is not is deleted. Reads all of it."""
+        descriptor = self._ours.open(path)
+        if descriptor is None:
+            return False
+        try:
+            facts = os.fstat(descriptor)
+            if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
+                raise UserError(
+                    f"{file.place} has {facts.st_size} bytes by its sha256, the manifest says {file.bytes}: the "
+                    f"manifest is damaged; upload the set again"
+                )
+            if facts.st_size == file.bytes and sha256_of(descriptor) == file.sha256:
+                self._mark_checked(descriptor, file)
+                return True
+            log.warning("%s in the cache %s was damaged: it is fetched again", file.place, self.folder)
+            path.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
+        """Note, for all processes of this node, that the open file has the digest."""
+        facts = os.fstat(descriptor)
+        with contextlib.suppress(OSError):  # root's, on a disk that can only be read
+            os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
+        # For this process, in case that the file system keeps other times.
+        self._checked.add(_key(os.fstat(descriptor)))
+
+    def _keep_private(self) -> None:
+        """See to it that no other user writes to the usual folder; say so of one that the user named."""
+        facts = self.folder.stat()
+        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._ours.uid, 0):
+            return
+        if self.options.is_usual and facts.st_uid == self._ours.uid:
+            self.folder.chmod(0o700)
+        else:
+            log.warning(
+                "other users may write to the cache %s: what is not yours there is not used; "
+                "with a folder of your own as --cache-dir they cannot delete or block files",
+                self.folder,
+            )
+
+    @contextlib.contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the cache {self.folder} cannot be used: {one_line(error)}; repair it, or name another with "
+                f"--cache-dir"
+            ) from None
+
+    def _note(self, path: Path, file: Path | int) -> None:
+        """Note that the file was used now."""
+        now = time.time()
+        if now - self._noted.get(path.name, 0.0) >= NOTE:
+            self._noted[path.name] = now
+            # Gone again, root's, on a disk that can only be read: the file is no worse for it.
+            with contextlib.suppress(OSError):
+                facts = os.stat(file) if isinstance(file, int) else file.lstat()
+                if self._ours.owns(facts):
+                    os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
+
+    def _share_failure(self, path: Path, before: tuple[int, int] | None) -> None:
+        """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader.
+
+        before: the marker's version when we began, whatever its date says.
+        """
+        at, message = self._failures.get(path.name, (-HOPELESS, ""))
+        if time.monotonic() - at < HOPELESS:
+            raise UserError(message)
+        marker = path.with_name(path.name + FAILED)
+        if _version(marker) in (None, before):
+            return
+        said = (self._ours.read(marker, 4096) or b"").decode("utf-8", "replace").strip()
+        if said:
+            raise UserError(one_line(said))
+
+    def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
+        """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
+        marker = self.folder / (file.name + FAILED)
+        try:
+            self._download(file, descriptor, Patience(self.options.patience, stop, "--patience", file.bytes))
+        except UserError as error:
+            self._failures[file.name] = (time.monotonic(), str(error))
+            write_own(marker, str(error).encode())
+            raise
+        marker.unlink(missing_ok=True)
+
+    def _download(self, file: RemoteFile, descriptor: int, patience: Patience) -> None:
+        for _ in range(WHOLE_TRIES):
+            digest = hashlib.sha256()
+            position = 0
+            for block in read_blocks(file.place, file.bytes, patience):
+                digest.update(block)
+                position += os.pwrite(descriptor, block, position)
+            if digest.hexdigest() == file.sha256:
+                os.fsync(descriptor)
+                self._mark_checked(descriptor, file)
+                return
+            log.warning("%s came with other bytes than the manifest's", file.place)
+            patience.wait()
+        raise UserError(
+            f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times): the set is being "
+            f"replaced or was damaged; run `posters shards verify` where it was built, and upload it again"
+        )
+
+
+def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is written anew; None if there is none."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns

@@ -1,0 +1,199 @@
+"""The ordered genres: one list, one fingerprint, shared by shards, checkpoints and models; spellings of one genre."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import msgspec
+
+from shards.errors import UserError
+from shards.schema import check_as
+from shards.storage.files import fingerprint, read_json
+from shards.storage.paths import Place
+
+MAX_GENRES = 32_767  # the index holds columns as int16
+
+#: These join letters in Persian and emoji, so they are part of a name, though invisible.
+JOINERS = "\u200c\u200d"
+
+#: Invisible, too, though Unicode does not class them as format characters: fillers, blanks, variation selectors.
+FILLERS = frozenset(
+    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
+)
+
+#: Typographic forms of the hyphen and the apostrophe.
+PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {
+    ord(c): "'" for c in "\u2018\u2019\u02bc"
+}
+
+#: Of JSON from outside (shards/schema.py). ``genres_problem`` says the rest.
+Genres = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]], msgspec.Meta(max_length=MAX_GENRES)
+]
+
+
+def genres_problem(genres: Sequence[str]) -> str:
+    """What is wrong with a list of genres as names of columns; empty if nothing is."""
+    if not all(genre.strip() for genre in genres):
+        return "a genre has no visible character"
+    if len(set(genres)) < len(genres):
+        return "it names a genre twice"
+    return ""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Genres in the order of the multi-hot vector's columns."""
+
+    genres: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.genres) > MAX_GENRES:
+            raise UserError(
+                f"{len(self.genres)} different genres are over the limit of {MAX_GENRES}; "
+                f"is --genre-column the right column?"
+            )
+
+    @classmethod
+    def from_samples(cls, genre_lists: Iterable[Sequence[str]]) -> LabelSet:
+        """All genres that occur, in alphabetical order (as scikit-learn's MultiLabelBinarizer has them)."""
+        return cls(tuple(sorted({genre for genres in genre_lists for genre in genres})))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any genre or with their order."""
+        return fingerprint(list(self.genres))[:16]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Genre to column."""
+        return {genre: column for column, genre in enumerate(self.genres)}
+
+    def __len__(self) -> int:
+        return len(self.genres)
+
+    def columns(self, genres: Iterable[str]) -> list[int]:
+        """Sorted columns of the genres that this set knows; others are left out."""
+        return sorted(self.index[genre] for genre in genres if genre in self.index)
+
+    def multi_hot(self, columns: Iterable[int]) -> list[int]:
+        """A list of 0 and 1, one per genre."""
+        row = [0] * len(self.genres)
+        for column in columns:
+            row[column] = 1
+        return row
+
+
+def tidy(genre: str) -> str:
+    """A genre as it is kept: composed (NFC), without invisible characters, with single spaces inside and none around.
+
+    >>> tidy(" Film\\u00a0 Noir\\u200b ")
+    'Film Noir'
+    """
+    seen = "".join(c for c in genre if c in JOINERS or unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", seen).split()).strip(JOINERS)
+
+
+def merge_spellings(
+    samples: Sequence[tuple[str, ...]], known: Sequence[str] = ()
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """One spelling for genres that differ only in case, spaces, invisible characters or Unicode form.
+
+    samples: the genres of every sample; known: labels that are given, such as a model's, which are kept as they are.
+    Returns the samples with one spelling each, and a line for each genre that was spelt otherwise somewhere: the
+    spellings, their numbers of samples, and the one that is kept. That is the known label, else the most frequent
+    tidy spelling, else the first in alphabetical order; so the order of samples plays no part.
+    """
+    counts = Counter(genre for genres in samples for genre in set(genres))
+    spellings: dict[str, dict[str, int]] = {}
+    for genre in sorted(counts):
+        spellings.setdefault(_essence(genre), {})[genre] = counts[genre]
+    labels: dict[str, list[str]] = {}
+    for label in known:
+        labels.setdefault(_essence(label), []).append(label)
+    kept: dict[str, str] = {}
+    lines = []
+    for essence, found in spellings.items():
+        given = labels.get(essence, [])
+        if len(given) > 1:  # a list of labels may hold two spellings: each keeps its own samples
+            continue
+        label = given[0] if given else _most_frequent(found)
+        kept.update(dict.fromkeys(found, label))
+        if others := [f"{_shown(genre)} ({count})" for genre, count in found.items() if genre != label]:
+            lines.append(
+                f"genre {_shown(label)} ({found.get(label, 0)} samples) is also written {', '.join(others)}: merged"
+            )
+    return [tuple(dict.fromkeys(kept.get(genre, genre) for genre in genres)) for genres in samples], lines
+
+
+def _essence(genre: str) -> str:
+    """What spellings of one genre have in common."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(
+        PLAIN_FORMS
+    )
+    return "".join(
+        c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf" and c not in FILLERS
+    )
+
+
+def _most_frequent(found: dict[str, int]) -> str:
+    counts: Counter[str] = Counter()
+    for genre, count in found.items():
+        counts[tidy(genre)] += count
+    return min(counts, key=lambda genre: (-counts[genre], genre))
+
+
+def _shown(genre: str) -> str:
+    """In quotes; letters that look like others of theirs, such as decomposed ones, as escapes."""
+    plain = genre == unicodedata.normalize("NFKC", genre) and not FILLERS.intersection(genre)
+    return repr(genre) if plain else ascii(genre)
+
+
+def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:
+    """What differs between two label sets, in a few words."""
+    only_left = [g for g in left.genres if g not in right.index]
+    only_right = [g for g in right.genres if g not in left.index]
+    parts = []
+    if only_left:
+        parts.append(f"only in {left_name}: {_some(only_left)}")
+    if only_right:
+        parts.append(f"only in {right_name}: {_some(only_right)}")
+    if not parts:
+        first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
+        parts.append(
+            f"same genres in another order, first at column {first}: "
+            f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
+        )
+    return "; ".join(parts)
+
+
+def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:
+    """Refuse to go on with two different label sets: probabilities would be read under wrong names."""
+    if left.fingerprint != right.fingerprint:
+        raise UserError(
+            f"labels differ: {left_name} has {len(left)} genres ({left.fingerprint}), {right_name} has "
+            f"{len(right)} ({right.fingerprint}); {difference(left_name, left, right_name, right)}"
+        )
+
+
+def _some(genres: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(repr(g) for g in genres[:limit])
+    return shown + (f" and {len(genres) - limit} more" if len(genres) > limit else "")
+
+
+def read_labels(path: Place) -> LabelSet:
+    """The genres of a manifest, of a model's labels.json, or of a file that has "genres". Raises UserError."""
+    raw = read_json(path, "labels file")
+    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
+    remedy = "give a model's labels.json or a manifest.json"
+    if not isinstance(holder, dict) or not holder.get("genres"):
+        raise UserError(f"{path} has no list of genres; {remedy}")
+    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy)
+    if problem := genres_problem(genres):
+        raise UserError(f"{path} is not a valid list of genres: {problem}; {remedy}")
+    return LabelSet(tuple(genres))

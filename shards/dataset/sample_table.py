@@ -1,0 +1,197 @@
+"""The samples of a split as one file of fixed-width records, which readers map instead of reading.
+
+    SPLIT-FINGERPRINT.samples.npy      a NumPy array of one record a sample, in shard order then index order
+
+Made from the Parquet indexes at the end of a build. A record says where the image lies, its size in pixels, and its
+genres as bits: 20 bytes and one for every eight genres. Start-up is then a matter of opening the file, and memory that
+of the pages that are looked at, which all processes of a node share. The fingerprint in the name is that of the
+split's shards: a table can not be taken for another build's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.dataset.index import MAX_PIXELS, index_bytes, index_of, index_path
+from shards.errors import UserError, one_line
+from shards.schema import Count, Sha256
+from shards.storage.files import atomic_write, fingerprint, names_in, remove_file, sha256_stream
+from shards.storage.paths import Place
+
+if TYPE_CHECKING:
+    from shards.dataset.manifest import Shard
+
+SUFFIX = ".samples.npy"
+#: Records that are looked at together.
+CHECKED_AT_A_TIME = 1 << 18
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """A split's table, as the manifest names it."""
+
+    name: str
+    """``table_name`` of its shards and nothing else; the manifest's reader sees to that."""
+    bytes: Count
+    sha256: Sha256
+
+
+def record_type(genres: int) -> np.dtype[Any]:
+    """Of one sample: offset and size of its image in the tar (bytes), height and width (pixels), genres (bits)."""
+    return np.dtype(
+        [
+            ("offset", "<u8"),
+            ("size", "<u4"),
+            ("height", "<u4"),
+            ("width", "<u4"),
+            ("genres", "u1", (max(1, -(-genres // 8)),)),
+        ]
+    )
+
+
+def records_of(table: pa.Table, genres: int) -> np.ndarray:
+    """(n,) records of the samples of an index table (shards/dataset/index.py)."""
+    records = np.zeros(table.num_rows, dtype=record_type(genres))
+    records["offset"] = table["image_offset"].to_numpy()
+    records["size"] = table["image_size"].to_numpy()
+    records["height"] = table["height"].to_numpy()
+    records["width"] = table["width"].to_numpy()
+    records["genres"][:, : -(-genres // 8)] = np.packbits(
+        _multi_hot(table["labels"].combine_chunks(), genres), axis=1
+    )
+    return records
+
+
+def multi_hot_of(records: np.ndarray, genres: int) -> np.ndarray:
+    """(n, G) uint8 of 0 and 1 of some records."""
+    return np.unpackbits(records["genres"], axis=1, count=genres) if genres else _none(records)
+
+
+def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str:
+    """Name of a split's table; another one for any other shards, order of shards, or genres."""
+    return f"{split}-{fingerprint([list(genres), list(sha256s)])[:12]}{SUFFIX}"
+
+
+def write_sample_table(
+    folder: Place, split: str, shards: Sequence[Shard], genres: Sequence[str]
+) -> tuple[SampleTable, list[tuple[int, str]]]:
+    """Write a split's table from the indexes of its shards; returns it and (bytes, sha256) of each index read.
+
+    Memory O(one shard). Raises UserError for an index that is absent, not sound or of another shard.
+    """
+    total = sum(shard.samples for shard in shards)
+    path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
+    digests = []
+    with atomic_write(path) as stream:
+        out = _Counted(stream)
+        header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for shard in shards:
+            tar = folder / shard.name
+            data = index_bytes(tar)
+            out.write(records_of(index_of(data, index_path(tar), shard), len(genres)).tobytes())
+            digests.append((len(data), hashlib.sha256(data).hexdigest()))
+    return SampleTable(path.name, out.bytes, out.digest.hexdigest()), digests
+
+
+def remove_other_tables(folder: Place, wanted: Sequence[SampleTable]) -> None:
+    """Delete tables of an earlier build."""
+    names = {table.name for table in wanted}
+    for name in names_in(folder):
+        if name.endswith(SUFFIX) and name not in names:
+            remove_file(folder / name)
+
+
+def open_sample_table(path: Path) -> IO[bytes]:
+    """The file of a table. Raises UserError if it cannot be had."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy it again, or run the set's build again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {one_line(error)}") from None
+
+
+def map_sample_table(
+    stream: IO[bytes], path: Place, table: SampleTable, samples: int, genres: int
+) -> np.memmap[Any, Any]:
+    """(n,) records, mapped read-only, of an open file. Raises UserError if its layout is not as the manifest says.
+
+    path: for the error. What the file holds is ``check_sample_table``'s matter.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if size != table.bytes:
+        raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
+    kind = record_type(genres)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # a parser of damaged headers may raise anything; it becomes the error's line
+        raise _damaged(path, one_line(error)) from None
+    start = stream.tell()
+    whole = start + samples * kind.itemsize == size
+    if version != (1, 0) or fortran or found != kind or shape != (samples,) or not whole:
+        raise _damaged(path, "another layout than the manifest's")
+    return np.memmap(stream, dtype=kind, mode="r", offset=start, shape=(samples,))
+
+
+def check_sample_table(
+    stream: IO[bytes], path: Place, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
+) -> None:
+    """Raise UserError if the file's bytes are not the manifest's, or a record says what cannot be of its tar.
+
+    Reads all of it: 1 to 2 s a GB.
+    """
+    if sha256_stream(stream) != table.sha256:
+        raise _damaged(path, "its sha256 differs from the manifest's")
+    filled = [shard for shard in shards if shard.samples]
+    ends = np.cumsum([shard.samples for shard in filled])
+    limits = np.array([shard.bytes for shard in filled], dtype=np.uint64)
+    first = shard = 0
+    while shard < len(filled):  # some whole shards at a time
+        after = max(shard + 1, int(np.searchsorted(ends, first + CHECKED_AT_A_TIME, side="right")))
+        part = records[first : ends[after - 1]]
+        starts = np.concatenate([[0], ends[shard : after - 1] - first])
+        reach = np.maximum.reduceat(part["offset"] + part["size"], starts)
+        if part["offset"].max() > limits.max() or (reach > limits[shard:after]).any():
+            raise _damaged(path, "a sample lies outside of its tar")
+        pixels = part["height"].astype(np.uint64) * part["width"]
+        if not pixels.min() or pixels.max() > MAX_PIXELS:
+            raise _damaged(path, f"a sample has no pixels, or over {MAX_PIXELS}")
+        first, shard = int(ends[after - 1]), after
+
+
+def _damaged(path: Place, problem: str) -> UserError:
+    return UserError(f"{path} is damaged ({problem}); copy it again, or delete it and run the build again")
+
+
+class _Counted:
+    """Writes on and keeps count and digest of what was written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.bytes, self.digest = stream, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.stream.write(data)
+
+
+def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
+    """(n, G) uint8 from lists of columns."""
+    counts = np.diff(labels.offsets.to_numpy())
+    targets = np.zeros((len(labels), width), dtype=np.uint8)
+    targets[np.repeat(np.arange(len(labels)), counts), labels.flatten().to_numpy()] = 1
+    return targets
+
+
+def _none(records: np.ndarray) -> np.ndarray:
+    return np.zeros((len(records), 0), dtype=np.uint8)

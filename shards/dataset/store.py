@@ -1,0 +1,269 @@
+"""Where a shard set's files lie and how they are opened: in a folder, or at a URL with a cache on this node.
+
+open_store("data/set")           → LocalShards    the files where they are
+open_store("s3://bucket/set")    → RemoteShards   each file brought to the cache when it is first asked for
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from shards.dataset.cache_options import CacheOptions, RemoteFile
+from shards.dataset.checked_files import once_per_node
+from shards.dataset.index import SUFFIX as INDEX
+from shards.dataset.index import (
+    index_bytes,
+    index_of,
+    index_path,
+    read_index_of,
+    require_digest,
+    require_index,
+)
+from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table
+from shards.errors import UserError, one_line
+from shards.storage.files import fingerprint
+from shards.storage.paths import Place, is_remote, place
+from shards.storage.retry import may_pass
+from shards.storage.retrying_read import FIRST_PATIENCE
+
+if TYPE_CHECKING:
+    from shards.dataset.cache import Cache
+
+log = logging.getLogger(__name__)
+
+
+class ShardStore(ABC):
+    """The files of one shard set."""
+
+    def __init__(self, root: Place) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def where(self, shard: Shard) -> str:
+        """A shard's tar, for messages."""
+        return str(self.root / shard.name)
+
+    def manifest(self) -> Manifest:
+        """The set's manifest, read anew."""
+        manifest = self._manifest()
+        warn_of_unknown_indexes(self.root, manifest)
+        return manifest
+
+    @abstractmethod
+    def _manifest(self) -> Manifest: ...
+
+    @abstractmethod
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """A glance at files before work begins; ``indexes``: they will all be needed.
+
+        Raises UserError for what is known to be missing or changed.
+        """
+
+    @abstractmethod
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        """A descriptor of a shard's tar; the caller closes it. Raises UserError if it cannot be had.
+
+        OSError if that may pass (retry.py); soon after ``stop`` is set, Abandoned.
+        """
+
+    @abstractmethod
+    def index(self, shard: Shard) -> pa.Table:
+        """A shard's index. Raises UserError if it is missing, not sound, or not the manifest's."""
+
+    @abstractmethod
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+        """(n,) records of a split's table, mapped (shards/dataset/sample_table.py); ``shards`` are the split's.
+
+        The node's first process checks its digest. Raises UserError if the file is missing or not the manifest's.
+        """
+
+
+class LocalShards(ShardStore):
+    """A folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
+
+    def _manifest(self) -> Manifest:
+        return Manifest.read(self.root)
+
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """See ShardStore: sizes are compared with the manifest's, so that no hour of work comes before the error."""
+        for shard in shards:
+            path = self.root / shard.name
+            self._require_unchanged(path, check_files(path, shard))
+        if indexes:
+            vouched = [shard for shard in shards if shard.index_sha256 is not None]
+            paths = [index_path(self.root / shard.name) for shard in vouched]
+            expected = fingerprint([shard.index_sha256 for shard in vouched])
+            once_per_node(
+                [(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched)
+            )
+
+    def _check_indexes(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            tar = self.root / shard.name
+            require_digest(index_bytes(tar), index_path(tar), shard)
+
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        """See ShardStore. Tars are opened again and again: one that was replaced meanwhile is another's pictures."""
+        path = self.root / shard.name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            if may_pass(error):
+                raise
+            raise UserError(f"shard {path} cannot be opened: {one_line(error)}") from None
+        try:
+            self._require_unchanged(path, os.fstat(descriptor))
+        except UserError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
+        now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        if self._seen.setdefault(path.name, now) != now:
+            raise UserError(
+                f"shard {path} was replaced while it was read: start again, with the set as it is now"
+            )
+
+    def index(self, shard: Shard) -> pa.Table:
+        """See ShardStore."""
+        check_files(self.root / shard.name, shard)
+        return read_index_of(self.root, shard)
+
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+        """See ShardStore."""
+        path = self.root / table.name
+        with open_sample_table(path) as stream:
+            return _records(stream, path, table, shards, genres)
+
+
+class RemoteShards(ShardStore):
+    """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
+
+    def __init__(self, root: Place, cache: Cache) -> None:
+        super().__init__(root)
+        self.cache = cache
+
+    def _manifest(self) -> Manifest:
+        return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
+
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """See ShardStore: every answer of a store takes time, so files are checked when they come."""
+
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        """See ShardStore."""
+        return self.cache.open(self._file(shard), stop)
+
+    def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
+        """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none, Abandoned."""
+        return self.cache.fetch(self._file(shard), stop=stop)
+
+    def index(self, shard: Shard) -> pa.Table:
+        """See ShardStore."""
+        source = index_path(self.root / shard.name)
+        if shard.index_sha256 is not None:
+            file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
+            with os.fdopen(self.cache.open(file), "rb") as stream:
+                return index_of(stream.read(), source, shard)
+        # Nothing vouches for it: it is kept for this very shard of the set at this very place, and for no other set.
+        name = fingerprint([str(self.root), asdict(shard)]) + INDEX
+        return self.cache.checked(source, name, lambda data: index_of(data, source, shard))
+
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+        """See ShardStore."""
+        file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
+        # A mapped file keeps its bytes, whoever deletes its name.
+        with os.fdopen(self.cache.open(file), "rb") as stream:
+            return _records(stream, file.place, table, shards, genres)
+
+    def _file(self, shard: Shard) -> RemoteFile:
+        return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
+
+
+#: How a shard set is named: a path or URL, or its store where the cache is another than the usual one.
+ShardsAt: TypeAlias = str | Place | ShardStore
+
+
+def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStore:
+    """The store of a shard set. Raises UserError for a URL that cannot be used here."""
+    if isinstance(shards, ShardStore):
+        return shards
+    root = place(shards)
+    if not is_remote(root):
+        return LocalShards(root)
+    if sys.platform == "win32":
+        raise UserError(f"{root}: shards at a URL need a POSIX system; copy them to a folder first")
+    from shards.dataset.cache import Cache
+
+    return RemoteShards(root, Cache(cache or CacheOptions()))
+
+
+def check_files(path: Path, shard: Shard) -> os.stat_result:
+    """A glance at a shard's files: what the tar is now.
+
+    Raises UserError if it is missing, truncated or changed, or has no index.
+    """
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is missing; copy it again, or build the set again") from None
+    size = facts.st_size
+    if size != shard.bytes:
+        state = "truncated" if size < shard.bytes else "changed"
+        raise UserError(
+            f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
+            f"its index and run `posters shards build` again"
+        )
+    require_index(path)
+    return facts
+
+
+def _records(
+    stream: IO[bytes], path: Place, table: SampleTable, shards: Sequence[Shard], genres: int
+) -> np.ndarray:
+    """The mapped records of an open table, checked once per node."""
+    records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
+    limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
+    expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
+    seen = [(path, os.fstat(stream.fileno()))]
+    once_per_node(seen, expected, lambda: check_sample_table(stream, path, records, table, shards))
+    return records
+
+
+_warned: set[str] = set()
+
+
+def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
+    """Say once, in the main process, that a set of an earlier version has no digests of its indexes."""
+    if str(root) in _warned or os.environ.get("RANK", "0") != "0":
+        return
+    if any(shard.index_sha256 is None for shard in manifest.shards):
+        _warned.add(str(root))
+        how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
+        where = "the folder it was uploaded from" if is_remote(root) else root
+        log.warning(
+            "%s is of an earlier version: its manifest has no digests of its indexes, and one that was changed may go "
+            "unnoticed; add them with `posters shards index %s`%s",
+            root,
+            where,
+            how,
+        )

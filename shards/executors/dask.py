@@ -1,0 +1,286 @@
+"""Tasks on the workers of a Dask scheduler: the same functions, tasks and results as on this machine.
+
+Only a task, which is small, travels to a worker, and only its result back; posters and shards go between the workers
+and the store, or the shared file system. Results cannot depend on the cluster, because a worker is asked before its
+first task, whenever it joins: does it have the versions on which bytes depend, does it see the same folders?
+
+distributed itself runs a lost worker's tasks again elsewhere, and reports a task whose workers died several times
+(``distributed.scheduler.allowed-failures``); shards/executors/retries.py says what becomes of that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import queue
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Client, Future, Security
+from distributed.client import ClosedClientError
+from distributed.comm import connect
+from distributed.scheduler import KilledWorker
+
+from shards.errors import UserError, one_line
+from shards.executors.dask_worker import Terms, meet, on_worker, versions_of
+from shards.executors.retries import Failure, Lane, Outcome, drive
+from shards.storage.files import fingerprint, names_in
+
+log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+CONNECT = 15
+"""Seconds after which a scheduler that does not answer is given up."""
+
+PATIENCE = 5
+"""Seconds between two looks at a cluster that has nothing to report."""
+
+NO_WORKERS = 4
+"""Tasks that wait on a scheduler without workers: they start the first ones that come."""
+
+
+SEEN = ".seen-"
+"""Begins the name of a file that workers must see in a folder where results go."""
+
+
+class DaskExecutor:
+    """A connection to a scheduler, for the length of a ``with`` block.
+
+    ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must see the local
+    folders ``reads`` and ``writes``. Raises UserError if the scheduler is not there, a worker does not fit, or, later,
+    the scheduler is lost.
+    """
+
+    def __init__(
+        self,
+        scheduler: str,
+        reads: Sequence[Path] = (),
+        writes: Sequence[Path] = (),
+        libraries: Sequence[str] = (),
+    ) -> None:
+        self._scheduler = scheduler
+        self._reads, self._writes, self._libraries = reads, writes, libraries
+        self._stack = contextlib.ExitStack()
+        self._run_key = f"posters-{fingerprint([str(path) for path in writes])[:12]}"
+        self._threads: dict[str, int] = {}
+        self._looked = 0.0
+        self._told_to_wait = False
+
+    def __enter__(self) -> DaskExecutor:
+        with self._stack:
+            self._terms = Terms(tuple(versions_of(self._libraries).items()), tuple(self._witnesses()))
+            self._client = _connect(self._scheduler)
+            self._stack.callback(self._close)
+            self.look()
+            self._meet_workers()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def slots(self) -> int:
+        """See Executor."""
+        return max(1, sum(self._threads.values()))
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        """See Executor."""
+        lane = _Cluster(self, function, tasks)
+        with contextlib.closing(lane):
+            yield from drive(tasks, lane)
+
+    def submit(self, function: Callable[[Any], Any], task: Any, avoid: set[str]) -> Future:
+        """Run a task on a worker; on none of those to ``avoid``, if there are others."""
+        others = sorted(self._threads.keys() - avoid) if avoid else []
+        key = f"{self._run_key}-{function.__name__}-{secrets.token_hex(8)}"
+        with self.told():
+            return self._client.submit(
+                on_worker, function, task, self._terms,
+                key=key, pure=False, workers=others or None, allow_other_workers=bool(others),
+            )  # fmt: skip
+
+    def look(self) -> int:
+        """How many tasks the workers that are there now can run at once; every few seconds a new look."""
+        if time.monotonic() - self._looked >= PATIENCE:
+            with self.told():
+                self._threads = self._client.nthreads()
+            self._looked = time.monotonic()
+            if not self._threads and not self._told_to_wait:
+                log.warning("no worker at %s yet: waiting for one (dask worker ...)", self._scheduler)
+            self._told_to_wait = not self._threads
+        return sum(self._threads.values())
+
+    def cancel(self, futures: Sequence[Future]) -> None:
+        """Take tasks back that nobody waits for any more."""
+        with contextlib.suppress(OSError, asyncio.TimeoutError, concurrent.futures.CancelledError):
+            self._client.cancel(list(futures), force=True)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Turn the loss of the scheduler into one line."""
+        try:
+            yield
+        except (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError) as error:
+            raise self._lost(error) from None
+        except (RuntimeError, ClosedClientError) as error:
+            # Of a client that is closed, or was while it asked.
+            if self._client.status == "running":
+                raise
+            raise self._lost(error) from None
+
+    def require_connection(self) -> None:
+        """Raise UserError if the scheduler is lost."""
+        if self._client.status != "running":
+            raise self._lost("the connection was closed")
+
+    def _lost(self, why: object) -> UserError:
+        return UserError(
+            f"the Dask scheduler {self._scheduler} is gone ({one_line(why)}); finished work is kept: start it and its "
+            f"workers, and run the same command again"
+        )
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            self._client.close(timeout=3)
+
+    def _witnesses(self) -> Iterator[tuple[str, str, int]]:
+        for folder in self._reads:
+            below = (Path(parent) / name for parent, _, names in os.walk(folder.resolve()) for name in names)
+            path = next((path for path in below if path.is_file()), None)
+            if path is not None:
+                yield str(folder), str(path), path.stat().st_size
+        for folder in self._writes:
+            for name in names_in(folder):
+                if name.startswith(SEEN):  # a killed run's; the caller holds the folder
+                    (folder / name).unlink(missing_ok=True)
+            path = folder.resolve() / f"{SEEN}{secrets.token_hex(8)}"
+            path.write_text(self._run_key)
+            self._stack.callback(path.unlink, missing_ok=True)
+            yield str(folder), str(path), path.stat().st_size
+
+    def _meet_workers(self) -> None:
+        """Refuse workers that do not fit; wait for those that still work for an earlier run on the same folder."""
+        waited = False
+        while True:
+            with self.told():
+                answers = self._client.run(meet, self._terms, self._run_key, on_error="return")
+            for address, answer in sorted(answers.items()):
+                if isinstance(answer, Exception):
+                    raise UserError(_cannot(f"worker {address}", answer))
+                if answer[0]:
+                    raise UserError(answer[0])
+            busy = [address for address, answer in answers.items() if answer[1]]
+            if not busy:
+                break
+            if not waited:
+                log.warning("%d workers are still at work for an earlier run: waiting for them", len(busy))
+                waited = True
+            time.sleep(0.5)
+
+
+class _Cluster(Lane):
+    """One run's tasks on the workers."""
+
+    this_machine = False
+
+    def __init__(self, executor: DaskExecutor, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+        self._executor, self._function, self._tasks = executor, function, tasks
+        self._running: dict[str, tuple[int, Future]] = {}
+        self._failed_on: defaultdict[int, set[str]] = defaultdict(set)
+        self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def room(self) -> int:
+        return 2 * self._executor.look() or NO_WORKERS
+
+    def submit(self, number: int) -> None:
+        avoid = self._failed_on.get(number, set())
+        future = self._executor.submit(self._function, self._tasks[number], avoid)
+        self._running[str(future.key)] = (number, future)
+        done = self._done
+        future.add_done_callback(lambda future: done.put(str(future.key)))
+
+    def wait(self) -> Sequence[Outcome]:
+        keys = []
+        try:
+            keys.append(self._done.get(timeout=PATIENCE))
+            while True:
+                keys.append(self._done.get_nowait())
+        except queue.Empty:
+            self._executor.require_connection()
+            self._executor.look()
+        return [self._outcome(*self._running.pop(key)) for key in keys]
+
+    def close(self) -> None:
+        if self._running:
+            self._executor.cancel([future for _, future in self._running.values()])
+
+    def _outcome(self, number: int, future: Future) -> Outcome:
+        try:
+            with self._executor.told():
+                result, failure = future.result()
+        except UserError:
+            raise
+        except KilledWorker as killed:
+            workers, last = killed.allowed_failures + 1, killed.last_worker.address
+            line = f"{workers} workers were killed while it ran, the last was {last}: out of memory?"
+            return number, None, Failure(line, "killed")
+        except (
+            Exception
+        ) as error:  # our side of the worker never came to run: it cannot load what it was sent
+            return number, None, Failure(_cannot("a worker", error), "user")
+        if failure is not None:
+            self._failed_on[number].add(failure.worker)
+        return number, result, failure
+
+
+def _cannot(worker: str, error: Exception) -> str:
+    return (
+        f"{worker} cannot run this program's tasks ({one_line(error)}); install poster-toolkit there, the same "
+        f"version with the same extras"
+    )
+
+
+def _connect(scheduler: str) -> Client:
+    # What they would say of a lost scheduler is said once, in our own line. The second has a level of its own.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = _address(scheduler)
+    try:
+        # Client's own timeout ends with the connection: it would wait for ever for a peer that never speaks.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may have a running event loop
+            thread.submit(asyncio.run, _greet(address)).result()
+        return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at {scheduler} ({one_line(error)}); start one with `dask scheduler`, "
+            f"or name its address, such as tcp://host:8786"
+        ) from None
+
+
+async def _greet(address: str) -> None:
+    """Raise OSError or TimeoutError unless a peer answers that speaks distributed's protocol."""
+    arguments = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(address, timeout=CONNECT, **arguments), CONNECT + 1)
+    await comm.close()
+
+
+def _address(scheduler: str) -> str:
+    if "://" in scheduler:
+        return scheduler
+    try:
+        return str(json.loads(Path(scheduler).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--scheduler {scheduler} is no address such as tcp://host:8786, and no scheduler file either "
+            f"({one_line(error)})"
+        ) from None

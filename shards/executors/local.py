@@ -1,0 +1,177 @@
+"""Run many repeatable tasks: on all cores of this machine, or on a cluster's workers (shards/executors/dask.py).
+
+A task is a pure function of its arguments that leaves a file under a final name; it may be run again at any time, and
+twice at once. ``str(task)`` names it for people. What becomes of failures is the same everywhere (shards/executors/retries.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol, TypeVar
+
+from shards.errors import UserError, one_line
+from shards.executors.retries import Lane, Outcome, attempt, drive
+from shards.storage.paths import Place, is_remote
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Runs tasks somewhere."""
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        """Yield (task, result) in completion order. Raises UserError as shards/executors/retries.py says."""
+        ...
+
+    def slots(self) -> int:
+        """How many tasks run at a time, at least 1."""
+        ...
+
+
+@contextlib.contextmanager
+def open_executor(
+    workers: int = 0,
+    scheduler: str | None = None,
+    reads: Sequence[Place] = (),
+    writes: Sequence[Place] = (),
+    libraries: Sequence[str] = (),
+) -> Iterator[Executor]:
+    """The executor that the options ask for.
+
+    ``workers`` processes of this machine (0: one per core), or the workers of a Dask ``scheduler``. Each of those must
+    see those of the folders ``reads`` and ``writes`` that are no URLs, and have this machine's versions of
+    ``libraries`` and of manifest.LIBRARIES.
+    """
+    if scheduler is None:
+        yield LocalExecutor(workers)
+        return
+    try:
+        from shards.executors.dask import DaskExecutor
+    except ImportError as error:
+        raise UserError(
+            f"--executor dask needs another package: pip install -c constraints.txt -e '.[dask]' ({one_line(error)})"
+        ) from None
+    shared, results = ([place for place in places if not is_remote(place)] for places in (reads, writes))
+    with DaskExecutor(scheduler, shared, results, libraries) as executor:
+        yield executor
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0
+) -> Iterator[tuple[Task, Result]]:
+    """``LocalExecutor(workers).run``."""
+    return LocalExecutor(workers).run(function, tasks)
+
+
+def available_cores() -> int:
+    """Cores this process may use: the scheduler's affinity (containers, Slurm), not the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class LocalExecutor:
+    """Processes of this machine; ``workers`` 0 means one per available core.
+
+    One worker, or one task, runs in this process. Raises UserError if a worker is killed from outside (usually by the
+    kernel, out of memory): whatever had finished stays on disk.
+    """
+
+    def __init__(self, workers: int = 0) -> None:
+        if workers < 0:
+            raise UserError(f"--workers must be 0 (all cores) or more, not {workers}")
+        self._workers = workers
+
+    def slots(self) -> int:
+        """See Executor."""
+        return self._workers or available_cores()
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        """See Executor."""
+        workers = min(self.slots(), len(tasks))
+        lane: _Here | _Pool = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
+        with contextlib.closing(lane):
+            yield from drive(tasks, lane)
+
+
+class _Here(Lane):
+    """This process, a task at a time."""
+
+    this_machine = True
+
+    def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+        self._function, self._tasks = function, tasks
+        self._next = 0
+
+    def room(self) -> int:
+        return 1
+
+    def submit(self, number: int) -> None:
+        self._next = number
+
+    def wait(self) -> Sequence[Outcome]:
+        return [(self._next, *attempt(self._function, self._tasks[self._next]))]
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class _Pool(Lane):
+    """Processes of this machine."""
+
+    this_machine = True
+
+    def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> None:
+        self._function, self._tasks, self._workers = function, tasks, workers
+        # spawn: a forked child would inherit the locks of the parent's threads in whatever state they are
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        self._running: dict[Future[Any], int] = {}
+
+    def room(self) -> int:
+        return 2 * self._workers
+
+    def submit(self, number: int) -> None:
+        with _told_of_a_killed_worker():
+            self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
+
+    def wait(self) -> Sequence[Outcome]:
+        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        with _told_of_a_killed_worker():
+            return [(self._running.pop(future), *future.result()) for future in done]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _told_of_a_killed_worker() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed from outside (out of memory?); finished work is kept: "
+            "run the same command again, with fewer --workers if memory is short"
+        ) from None
+
+
+def _start_worker() -> None:
+    # Ctrl-C belongs to the parent, which then shuts the pool down in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """Without this, workers of a parent killed by SIGKILL would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,152 @@
+"""The poster folder: which posters are there, and how a new one gets in, whole and checked."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from shards.fetch.journal import PARTS, Entry, EntryLog
+from shards.fetch.links import Link
+from shards.inputs.image_files import USUAL_ENDINGS
+from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.storage.files import atomic_write, remove_file, remove_tree
+from shards.storage.paths import Place
+
+#: Posters on their way in. Short names there: an id may be as long as a file name can be.
+INCOMING = ".incoming"
+
+JOURNAL = ".fetch.jsonl"
+
+REJECTED = "rejected.csv"
+
+#: No id may make folders of these.
+OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
+
+
+@contextmanager
+def incoming(folder: Place) -> Iterator[None]:
+    """An empty place for posters on their way into a local folder, gone when the block ends."""
+    remove_tree(folder / INCOMING)
+    (folder / INCOMING).mkdir()
+    try:
+        yield
+    finally:
+        remove_tree(folder / INCOMING)
+
+
+class PosterStore(Protocol):
+    """Posters by id in a folder, which the caller, or who sent it, holds."""
+
+    def save(self, link: Link, data: bytes) -> None:
+        """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
+
+        The link is in the journal before the poster gets its name, and an older poster is gone before
+        that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
+        """
+        ...
+
+    def remove(self, link: Link) -> None:
+        """Delete the poster of an earlier link."""
+        ...
+
+
+class FolderStore(PosterStore):
+    """A folder of this machine or of a file system that several machines share."""
+
+    def __init__(self, folder: Path, journal: EntryLog, options: ImageOptions) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._options = options
+
+    def save(self, link: Link, data: bytes) -> None:
+        """See PosterStore."""
+        extension, data = _usable(link, data, self._options)
+        # A chunk may be in work twice, on two machines.
+        incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
+        with atomic_write(incoming) as stream:
+            stream.write(data)
+        final = self._folder / f"{link.id}{extension}"
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self.remove(link)
+            self._journal.add(Entry(link.id, link.url))
+            os.replace(incoming, final)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
+
+    def remove(self, link: Link) -> None:
+        """See PosterStore."""
+        for path in poster_paths(self._folder, link.id):
+            if path.is_file():
+                path.unlink()
+
+
+class RemoteStore(PosterStore):
+    """A folder at a URL. ``replaces`` are the ids that have a poster of an earlier link."""
+
+    def __init__(
+        self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
+    ) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._options = options
+        self._replaces = replaces
+
+    def save(self, link: Link, data: bytes) -> None:
+        """See PosterStore."""
+        extension, data = _usable(link, data, self._options)
+        self.remove(link)
+        self._journal.add(Entry(link.id, link.url))
+        with atomic_write(self._folder / f"{link.id}{extension}") as stream:
+            stream.write(data)
+
+    def remove(self, link: Link) -> None:
+        """See PosterStore."""
+        if link.id in self._replaces:
+            for path in poster_paths(self._folder, link.id):
+                remove_file(path)
+
+
+def has_poster(folder: Path, sample_id: str) -> bool:
+    """Whether a local folder has an id's poster."""
+    return any(path.is_file() for path in poster_paths(folder, sample_id))
+
+
+def _usable(link: Link, data: bytes, options: ImageOptions) -> tuple[str, bytes]:
+    if outer_folder(link.id) in OUR_NAMES:
+        raise BadImage("bad id", "its place is taken by our own files")
+    return checked(data, options)
+
+
+def poster_paths(folder: Place, sample_id: str) -> list[Place]:
+    """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
+    return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
+
+
+def outer_folder(sample_id: str) -> str:
+    """The outermost folder of an id's poster below the poster folder; empty if it has none."""
+    parts = PurePosixPath(sample_id).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def checked(data: bytes, options: ImageOptions) -> tuple[str, bytes]:
+    """Extension and bytes under which a poster is kept. Raises BadImage for what is no usable picture.
+
+    The bytes decide, not what the link or the server call them. JPEG and PNG are kept as they are; other formats become
+    PNGs of the same pixels, which every tool reads.
+    """
+    if not data:
+        raise BadImage("zero bytes")
+    image = decode(data, options)
+    if data.startswith(b"\xff\xd8"):
+        return ".jpg", data
+    if data.startswith(b"\x89PNG"):
+        return ".png", data
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return ".png", out.getvalue()

@@ -1,0 +1,94 @@
+"""Links in chunks, for folders at URLs and for the workers of a cluster: the unit of work there.
+
+    links ─ tasks_of ─→ FetchTask ─ fetch_chunk on a worker ─→ posters in the folder, a part of the journal
+
+Each chunk has an event loop of its own, the same as that of a whole download on this machine. Politeness is shared out:
+a worker asks a host for its part of ``per_host`` links at a time, at least one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from shards.fetch.event_loop import bring_in
+from shards.fetch.journal import PARTS, Entry, EntryLog, Journal, RemoteJournal
+from shards.fetch.links import Link
+from shards.fetch.options import FetchOptions
+from shards.fetch.poster_store import FolderStore, PosterStore, RemoteStore
+from shards.inputs.metadata import Rejection
+from shards.storage.address_policy import Policy
+from shards.storage.paths import is_remote
+
+CHUNK = 256
+"""Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker."""
+
+CHUNK_HERE = 2048
+"""Links a task of this process, which keeps fewer hosts waiting at the chunks' ends."""
+
+
+@dataclass(frozen=True)
+class FetchTask:
+    """A chunk of links to fetch."""
+
+    options: FetchOptions
+    allowed: Policy
+    links: tuple[Link, ...]
+    replaces: frozenset[str]
+    """Ids among them that have a poster of an earlier link."""
+
+    def __str__(self) -> str:
+        return f"fetching lines {self.links[0].line} to {self.links[-1].line}"
+
+
+@dataclass(frozen=True)
+class FetchedChunk:
+    """What became of a chunk."""
+
+    fetched: int
+    rejected: dict[int, Rejection]
+    """By line."""
+
+
+def tasks_of(
+    options: FetchOptions, allowed: Policy, links: Sequence[Link], replaces: Collection[str], slots: int
+) -> list[FetchTask]:
+    """Chunks for ``slots`` that work at the same time."""
+    size = CHUNK if options.scheduler else CHUNK_HERE
+    # A task runs where it is: it has no scheduler of its own.
+    polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
+    tasks = []
+    for start in range(0, len(links), size):
+        part = tuple(links[start : start + size])
+        tasks.append(
+            FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
+        )
+    return tasks
+
+
+def fetch_chunk(task: FetchTask) -> FetchedChunk:
+    """Bring in the posters of a chunk."""
+    out = task.options.out
+    path = out / PARTS / f"{task.links[0].line:09d}-{secrets.token_hex(4)}.jsonl"
+    journal: EntryLog
+    store: PosterStore
+    if is_remote(out):
+        new = [Entry(link.id, link.url) for link in task.links if link.id not in task.replaces]
+        journal = RemoteJournal(path, new)
+        store = RemoteStore(out, journal, task.options.image, task.replaces)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        journal = Journal(path)
+        store = FolderStore(out, journal, task.options.image)
+    rejected: dict[int, Rejection] = {}
+
+    def settle(link: Link, rejection: Rejection | None) -> None:
+        if rejection is not None:
+            rejected[link.line] = rejection
+
+    try:
+        bring_in(task.links, task.options, task.allowed, store, journal, settle)
+    finally:
+        journal.close()
+    return FetchedChunk(len(task.links) - len(rejected), rejected)

@@ -1,0 +1,119 @@
+"""Open a user's CSV: its header, the columns that are asked for, its rows with their line numbers."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from shards.dataset.labels import tidy
+from shards.errors import UserError, one_line
+from shards.storage.files import opened_text
+from shards.storage.paths import Place
+
+#: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
+ROW_NUMBERS = ("", "unnamed: 0")
+
+#: Other separators of columns. One is used if the header line has it and no comma.
+DELIMITERS = ";\t|"
+
+#: How files begin that are no text: ZIP and Excel, Parquet, gzip.
+OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open CSV."""
+
+    path: Place
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+    """(line number, cells) of every row that is not empty. A row may be shorter or longer than the header."""
+    delimiter: str = ","
+
+    def column(self, wanted: str, option: str) -> int:
+        """Position of a column given by header name or by number. Raises UserError with the nearest name."""
+        names = [name.strip() for name in self.header]
+        if names.count(wanted) > 1:
+            raise UserError(
+                f"{self.path} has several columns {wanted!r}; its columns are {self.listing()}; "
+                f"choose one by its number with {option}"
+            )
+        if wanted in names:
+            return names.index(wanted)
+        if wanted.isdecimal():
+            if int(wanted) < len(names):
+                return int(wanted)
+            raise UserError(
+                f"{self.path} has no column number {wanted}; its columns are {self.listing()}; "
+                f"choose one with {option}"
+            )
+        lowered = {name.lower(): name for name in names}
+        near = get_close_matches(wanted.lower(), lowered, n=1, cutoff=0.5)
+        hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
+        raise UserError(
+            f"{self.path} has no column {wanted!r}; {hint}its columns are {self.listing()}; choose one with {option}"
+        )
+
+    def listing(self) -> str:
+        """All columns, by number and name."""
+        return ", ".join(self.name(position) for position in range(len(self.header)))
+
+    def name(self, position: int) -> str:
+        """A column for a message: ``3 'genre'``."""
+        return f"{position} {self.header[position].strip()[:60]!r}"
+
+    def refuse_row_numbers(self, position: int, ids: Sequence[str]) -> None:
+        """Raise UserError if the column of ids that nobody chose is the one of row numbers that pandas writes."""
+        if tidy(self.header[position]).lower() in ROW_NUMBERS and all(
+            re.fullmatch(r"\d+(\.0)?", i) for i in ids
+        ):
+            raise UserError(
+                f"{self.path}: column {self.name(position)} has no name of its own and holds numbers, as pandas writes "
+                f"row numbers; choose the column of ids with --id-column (--id-column {position} if these are "
+                f"the ids); its columns are {self.listing()}"
+            )
+
+
+@contextlib.contextmanager
+def open_table(path: Place, encoding: str) -> Iterator[Table]:
+    """Open a CSV with a header line. Columns are separated by commas, or by what the header has instead.
+
+    Raises UserError if the file is missing, and for whatever is no CSV in that encoding, while the rows are read too.
+    """
+    csv.field_size_limit(1 << 24)
+    try:
+        if codecs.lookup(encoding).name == "utf-8":
+            encoding = "utf-8-sig"  # the same, without the mark at its start
+    except LookupError:
+        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
+    try:
+        with opened_text(path, encoding) as stream:
+            first = stream.readline()
+            found = [delimiter for delimiter in DELIMITERS if delimiter in first]
+            delimiter = found[0] if len(found) == 1 and "," not in first else ","
+            reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter)
+            header = next(reader, None)
+            if not header or not any(cell.strip() for cell in header):
+                what = "begins with an empty line" if first else "is empty"
+                raise UserError(f"{path} {what}: a CSV with a header line is needed")
+            yield Table(path, header, ((reader.line_num, row) for row in reader if row), delimiter)
+    except FileNotFoundError:
+        raise UserError(f"metadata CSV not found: {path}") from None
+    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
+        raise UserError(f"{path} is not {encoding} text ({one_line(error)}); {_remedy(error)}") from None
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+
+
+def _remedy(error: UnicodeError) -> str:
+    start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
+    if start.startswith(OTHER_FILES):
+        return "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
+    utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"

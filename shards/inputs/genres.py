@@ -1,0 +1,146 @@
+"""One cell of genres, as Python, NumPy, pandas and JSON write lists, or as names with a separator between them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+import warnings
+from typing import Any
+
+from shards.dataset.labels import tidy
+
+#: MovieLens writes this where a film has no genre.
+NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
+
+#: Longer cells are no genres; they are not given to a parser.
+MAX_GENRE_TEXT = 100_000
+
+#: What lists are wrapped into: ``array([...], dtype=object)``, ``list([...])``, ``{'a', 'b'}``'s other name.
+WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
+DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
+
+STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+#: NumPy's own strings, since version 2.
+NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
+TOKEN = re.compile(
+    rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL
+)
+
+#: Pieces of a list that was cut up, or text that was quoted twice.
+#: Or a call, such as deque(['Drama']) and np.str_('Drama').
+QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
+
+SHORTENED = "{!r} was shortened where it was printed; write all genres"
+
+PARTNERS = {"[": "]", "(": ")", "{": "}"}
+
+
+def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
+    """Genres from ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
+
+    Also from sets, tuples, ``array([...], dtype=object)``, and lists of dicts with a ``name`` (TMDB). Nothing is ever
+    evaluated but literals. Order is kept, doubles are dropped. Raises ValueError for what is none of these, or could
+    be read in two ways; the message says what to write instead.
+    """
+    text = text.strip()
+    if len(text) > MAX_GENRE_TEXT:
+        raise ValueError(f"{len(text)} characters of genres")
+    if text.lower() in NO_GENRE_WORDS:
+        return ()
+    if is_list(text):
+        values = _parse_list(text)
+    elif separator in text or "," not in text:
+        values = text.split(separator)
+        if any(QUOTED.fullmatch(value.strip()) for value in values):
+            raise ValueError(
+                f"{text[:60]!r} holds quotes as a list does, but is none; write ['Action', 'Drama']"
+            )
+    else:
+        raise ValueError(
+            f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
+        )
+    genres = [value.strip(" \t\r\n\f\v") for value in values]
+    _check_characters(genres, text)
+    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
+
+
+def is_list(text: str) -> bool:
+    """Whether a cell (without spaces around) is written as a list."""
+    return text[:1] in PARTNERS or WRAPPER.match(text) is not None
+
+
+def _check_characters(genres: list[str], text: str) -> None:
+    categories = {unicodedata.category(character) for genre in genres for character in genre}
+    if "Cs" in categories:
+        raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
+    if "Cc" in categories:
+        raise ValueError(
+            f"{text[:60]!r} holds a line break or another control character in a genre; separate genres by | "
+            f"(or is the text in another encoding, such as --encoding cp1252?)"
+        )
+    if any(genre in ("...", "\u2026") for genre in genres):
+        raise ValueError(SHORTENED.format(text[:60]))
+
+
+def _parse_list(text: str) -> list[str]:
+    if wrapper := WRAPPER.match(text):
+        text = DTYPE.sub("", text[wrapper.end() : -1]).strip() if text.endswith(")") else text
+        if not text:
+            return []  # set()
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return _parse_python(NUMPY_STRING.sub(r"\1", text))
+    return _names(values, text)
+
+
+def _parse_python(text: str) -> list[str]:
+    """A list as Python or NumPy prints it.
+
+    Python glues strings that stand side by side: ``['Action' 'Drama']`` would be one genre, so they come first.
+    """
+    tokens = []
+    for match in TOKEN.finditer(text[1:-1]):
+        if match.lastgroup == "open":  # a quote that nothing closes; looking on would take quadratic time
+            raise ValueError(f"a quote is not closed in {text[:60]!r}; write ['Action', 'Drama']")
+        if match[0] == "...":
+            raise ValueError(SHORTENED.format(text[:60]))
+        tokens.append((match.lastgroup, match[0]))
+    kinds = "".join({"space": " ", "comma": ",", "string": "s"}.get(kind or "", "x") for kind, _ in tokens)
+    flat = PARTNERS.get(text[0]) == text[-1] and "x" not in kinds
+    strings = [token for kind, token in tokens if kind == "string"]
+    if "ss" in kinds:
+        raise ValueError(
+            f'{text[:60]!r} has two quotes side by side: write "Children\'s" for a quote inside a name, and a comma '
+            f"between names"
+        )
+    if flat and text[0] == "[" and "," not in kinds and len(strings) > 1:
+        return [_literal(string, text) for string in strings]  # NumPy writes no commas
+    if "s s" in kinds:
+        raise ValueError(f"{text[:60]!r} lacks a comma between two names; write ['Action', 'Drama']")
+    if flat and re.fullmatch(r"(s(,s)*,?)?", kinds.replace(" ", "")):
+        return [_literal(string, text) for string in strings]  # a set keeps its order only so
+    return _names(_literal(text, text), text)
+
+
+def _literal(part: str, text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown escapes such as \d
+            return ast.literal_eval(part)
+    # literal_eval's documented failures on malformed or hostile text
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(
+            f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama"
+        ) from None
+
+
+def _names(values: Any, text: str) -> list[str]:
+    if isinstance(values, (list, tuple)):
+        if all(isinstance(value, str) for value in values):
+            return list(values)
+        if all(isinstance(value, dict) and isinstance(value.get("name"), str) for value in values):
+            return [value["name"] for value in values]  # TMDB: [{'id': 18, 'name': 'Drama'}]
+    raise ValueError(f"not a list of strings: {text[:60]!r}; write names, such as ['Action', 'Drama']")

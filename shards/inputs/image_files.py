@@ -1,0 +1,211 @@
+"""Poster files: where they lie, which of them belong to an id, and what else lies there. inputs/images.py looks inside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.errors import UserError, one_line
+from shards.inputs.images import BadImage
+from shards.storage.endings import ENDINGS_TEXT, IMAGE_ENDINGS, ending, is_image_name, others_text
+from shards.storage.paths import Place, is_remote, told
+from shards.storage.remote_files import read_whole, remote_files
+from shards.storage.retry import of_one_file, retried, unreadable
+
+log = logging.getLogger(__name__)
+
+#: Where cleaned posters lie by convention, in the order in which they are looked for.
+DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
+
+#: Endings as they are usually written, in the order in which an id's files are preferred. Those of the first row were
+#: once the only ones: a set that is built again keeps its files.
+USUAL_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"),
+    *IMAGE_ENDINGS[3:],
+    *(kind.upper() for kind in IMAGE_ENDINGS[3:]),
+)
+
+
+@dataclass
+class Walk:
+    """What was met on a walk through a folder, beside pictures."""
+
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no pictures, by ending."""
+    unreadable: list[str] = field(default_factory=list)
+    """What is said of each folder that cannot be listed."""
+
+    def tell(self, folder: Place) -> None:
+        """Say so: one line for files of other kinds, and one for each of the first folders that cannot be read."""
+        if self.others:
+            log.warning("%s: %s", folder, others_text(self.others))
+        for problem in self.unreadable[:5]:
+            log.warning("%s; what is in it is left out", problem)
+        if len(self.unreadable) > 5:
+            log.warning(
+                "%d more folders cannot be read; what is in them is left out", len(self.unreadable) - 5
+            )
+
+
+def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
+    """Paths, below a local folder, of all files that are pictures by their names. Links to folders are not followed."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        for name, is_folder in list_folder(folder, below, walk):
+            if is_folder:
+                waiting.append(f"{name}/")
+            elif is_image_name(name):
+                yield name
+
+
+def list_folder(folder: Path, below: str, walk: Walk) -> list[tuple[str, bool]]:
+    """(path below ``folder``, whether it is a folder) of what is in ``below``, a path with its slash at the end.
+
+    Files of other kinds are counted, hidden ones apart; a folder that cannot be listed is noted, and is empty.
+    """
+    found = []
+    try:
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                found.append((below + entry.name, is_folder))
+                if not is_folder and not is_image_name(entry.name) and not entry.name.startswith("."):
+                    walk.others[ending(entry.name)] += 1
+    except OSError as error:
+        walk.unreadable.append(f"{folder / below} cannot be read ({error.strerror or one_line(error)})")
+    return found
+
+
+def image_names(sample_id: str) -> Iterator[str]:
+    """Names, below the image folder, that an id's poster usually has; the first one that is there counts.
+
+    The id with one of the endings, and an id that is itself a file name (``x.jpg``).
+    """
+    for kind in USUAL_ENDINGS:
+        yield f"{sample_id}{kind}"
+    if is_image_name(sample_id):
+        yield sample_id
+
+
+def files_of(ids: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Those of the files that belong to an id, the one that counts first; an ending may be in any case."""
+    found: dict[str, list[str]] = {}
+    wanted = set(ids)
+    for name in names:
+        if is_image_name(name):
+            for own in (name[: -len(ending(name))], name):
+                if own in wanted:
+                    found.setdefault(own, []).append(name)
+    for own, files in found.items():
+        files.sort(key=lambda name, own=own: _rank(own, name))  # type: ignore[misc]
+    return found
+
+
+def _rank(sample_id: str, name: str) -> tuple[int, str]:
+    kind, last = name[len(sample_id) :], len(USUAL_ENDINGS)
+    return (USUAL_ENDINGS.index(kind) if kind in USUAL_ENDINGS else last + (not kind)), name
+
+
+def find_image(folder: Path, sample_id: str) -> Path | None:
+    """The file of an id's poster in a local folder, or None. (shards/inputs/listing.py finds those of many ids.)"""
+    for name in image_names(sample_id):
+        path = folder / name
+        if _is_file(path):
+            return path
+    # Endings in mixed case: only the folder's listing knows them.
+    parent, own = (folder / sample_id).parent, PurePosixPath(sample_id).name
+    names = [name for name, is_folder in list_folder(parent, "", Walk()) if not is_folder]
+    files = files_of([own], [name for name in names if name.startswith(own)]).get(own, [])
+    return next((parent / name for name in files if _is_file(parent / name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return retried(path.is_file, str(path))
+    except OSError as error:
+        if not of_one_file(error):
+            raise unreadable(str(path), error) from None
+        return False  # in a folder that may not be read, or with a name that is too long
+
+
+def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> bytes:
+    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable (of one that may not be read).
+
+    ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
+    arrive as they are; a disk's are tried again, and end in a UserError (retry.py): neither is the poster's fault.
+    """
+    path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
+    if not data:
+        raise BadImage("zero bytes", path)
+    return data
+
+
+def _read_local(folder: Path, sample_id: str, name: str | None) -> tuple[str, bytes]:
+    path = folder / name if name else find_image(folder, sample_id)
+    if path is None:
+        raise missing_file(sample_id)
+    try:
+        return path.name, retried(path.read_bytes, str(path))
+    except (FileNotFoundError, IsADirectoryError):
+        raise missing_file(sample_id) from None
+    except OSError as error:
+        if not of_one_file(error):
+            raise unreadable(str(path), error) from None
+        raise BadImage("unreadable file", one_line(error)) from None
+
+
+def _read_remote(folder: Any, sample_id: str, name: str | None) -> tuple[str, bytes]:
+    for candidate in (name,) if name else image_names(sample_id):
+        try:
+            path = folder / candidate
+            return path.name, read_whole(path)
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+    raise missing_file(sample_id)
+
+
+def missing_file(sample_id: str) -> BadImage:
+    """What is said of a poster that has no file."""
+    return BadImage("missing file", f"no {sample_id}{ENDINGS_TEXT}")
+
+
+def default_image_folder(start: Path) -> Path:
+    """The conventional folder of cleaned posters that holds images. Raises UserError if none does."""
+    for name in DEFAULT_FOLDERS:
+        folder = start / name
+        if folder.is_dir() and holds_images(folder):
+            return folder
+    tried = " and ".join(DEFAULT_FOLDERS)
+    raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
+
+
+def require_images(folder: Place) -> None:
+    """Raise UserError unless there is such a folder, with images."""
+    with told("look for posters", folder):
+        if not folder.is_dir():
+            raise UserError(f"image folder not found: {folder}")
+        # A remote folder is listed by the ids anyway, and walking through a million others takes long.
+        if not is_remote(folder):
+            walk = Walk()
+            if next(walk_images(folder, walk), None) is None:
+                raise no_images(folder, walk)
+
+
+def no_images(folder: Place, walk: Walk) -> UserError:
+    """What is said of a folder without pictures."""
+    found = [others_text(walk.others)] if walk.others else []
+    found += walk.unreadable[:1]
+    return UserError(f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
+
+
+def holds_images(folder: Place) -> bool:
+    """Whether at least one file with an image extension lies below the folder."""
+    if is_remote(folder):
+        return any(map(is_image_name, remote_files(folder)))
+    return next(walk_images(folder, Walk()), None) is not None

@@ -1,0 +1,300 @@
+"""Users' CSVs: which poster has which genres. Every row becomes a sample, part of one, or a rejection with a reason."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from shards.dataset.labels import merge_spellings
+from shards.errors import UserError, one_line
+from shards.inputs.csv_table import Table, open_table
+from shards.inputs.genres import is_list, parse_genres
+from shards.inputs.table_checks import (
+    doubt_about,
+    find_genres,
+    is_named,
+    refuse_headless,
+    refuse_unless_lists,
+    some,
+)
+from shards.storage.csv_text import unescaped, write_for_people
+from shards.storage.files import atomic_write
+from shards.storage.paths import Place
+
+log = logging.getLogger(__name__)
+
+REJECTED_COLUMNS = ("id", "reason", "detail")
+
+#: Reasons of rows whose genres are not known.
+UNREADABLE = ("unparsable genres", "bad row")
+
+SPELLINGS = ("merge", "refuse")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row or image that was left out, and why. ``reason`` is one of few words, ``detail`` is free."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable poster of the CSV."""
+
+    id: str
+    genres: tuple[str, ...]
+
+
+@dataclass
+class Metadata:
+    """A CSV that was read: usable posters in file order, and the rejected rows."""
+
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    id_column: str = ""
+    genre_column: str = ""
+    joined: int = 0
+    """Rows of one genre that were joined to an earlier row with their id."""
+
+    @property
+    def posters(self) -> int:
+        """Rows of the CSV, where joined ones count as one."""
+        return len(self.rows) + len(self.rejected)
+
+
+def read_metadata(
+    path: Place,
+    id_column: str | None = None,
+    genre_column: str | None = None,
+    separator: str = "|",
+    encoding: str = "utf-8-sig",
+    *,
+    known: Sequence[str] = (),
+    spellings: str = "merge",
+    strict: bool = True,
+) -> Metadata:
+    """Read ids and genre lists from a CSV with a header line, and log what was read.
+
+    Columns are named by header or by number from 0. None for ids: the first column, unless it holds row numbers. None
+    for genres: the one named genre(s), label(s) or tag(s), else column 3 if it holds lists.
+    known: labels that are given, such as a model's: other spellings of them are read as them.
+    spellings: "merge" genres that differ only in spelling (see labels.merge_spellings), or "refuse" such a table.
+    strict: refuse classes that are hardly meant, such as numbers (see table_checks.doubt_about), or only warn. Numbers,
+    years and a single class pass if ``genre_column`` is given, and every class passes that is ``known``.
+
+    Raises UserError if the file or a column is missing, if the genres' column cannot be told, and for such classes;
+    a bad row is a Rejection, never an error.
+    """
+    if not separator:
+        raise UserError("--genre-separator must not be empty")
+    with open_table(path, encoding) as table:
+        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
+        genres_at = (
+            find_genres(table, id_at)
+            if genre_column is None
+            else table.column(genre_column, "--genre-column")
+        )
+        if genres_at == id_at:
+            raise UserError(
+                f"{path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
+                f"and --genre-column; its columns are {table.listing()}"
+            )
+        cells = _read_cells(table, id_at, genres_at, separator)
+        if id_column is None and cells.entries:
+            table.refuse_row_numbers(id_at, [entry.id for entry in cells.entries])
+        labels = {genre for entry in cells.entries for genre in entry.genres}
+        named = genre_column is not None and genre_column in map(str.strip, table.header)
+        if not named:
+            refuse_headless(table, genres_at, labels, separator)
+    if genre_column is None and not is_named(table, genres_at):
+        refuse_unless_lists(table, encoding, cells.written, cells.lists, [e.genres for e in cells.entries])
+    genres, lines = merge_spellings([entry.genres for entry in cells.entries], known)
+    if lines and spellings == "refuse":
+        raise UserError(
+            f"{path} spells a genre in several ways: {'; '.join(lines[:3]).replace(': merged', '')}; "
+            f"repair the column {table.name(genres_at)}, or pass --spellings merge"
+        )
+    entries = [_Entry(e.line, e.id, g) for e, g in zip(cells.entries, genres, strict=True)]
+    metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
+    _join(entries, cells.rejected, metadata)
+    samples = [row.genres for row in metadata.rows]
+    doubt = doubt_about(table, encoding, genres_at, samples, genre_column is not None, known)
+    if doubt:
+        bad = [r for _, r in cells.rejected if r.reason in UNREADABLE]
+        doubt += f" ({len(bad)} of {cells.rows} rows are unreadable: {first_reasons(bad)})" if bad else ""
+        if strict:
+            raise UserError(doubt)
+        log.warning("%s", doubt)
+    _say(table, id_at, genres_at, metadata, cells.rows, lines)
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row with genres."""
+
+    line: int
+    id: str
+    genres: tuple[str, ...]
+
+
+@dataclass
+class _Cells:
+    """What the rows hold."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    rejected: list[tuple[int, Rejection]] = field(default_factory=list)
+    """By line."""
+    rows: int = 0
+    written: int = 0
+    """Rows whose cell of genres is not empty."""
+    lists: int = 0
+    """Those that are written as lists."""
+
+
+def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
+    out = _Cells()
+    for line, row in table.rows:
+        out.rows += 1
+        sample_id = row[id_at].strip() if id_at < len(row) else ""
+        cell = row[genres_at].strip() if genres_at < len(row) else ""
+        out.written += bool(cell)
+        out.lists += is_list(cell) or separator in cell
+        reason = detail = ""
+        if problem := id_problem(sample_id):
+            reason, detail = "bad id", problem
+        elif genres_at >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
+            reason = "bad row"
+            detail = (
+                f"{len(row)} cells under {len(table.header)} names of columns; "
+                f"texts that hold {table.delimiter!r} need quotes"
+            )
+        else:
+            try:
+                genres = parse_genres(cell, separator)
+            except ValueError as error:
+                reason, detail = "unparsable genres", one_line(error)
+            else:
+                if genres:
+                    out.entries.append(_Entry(line, sample_id, genres))
+                    continue
+                reason = "no genres"
+        detail = f"line {line}: {detail}" if detail else f"line {line}"
+        out.rejected.append((line, Rejection(sample_id, reason, detail)))
+    return out
+
+
+def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
+    """One poster per id.
+
+    Rows of one id are joined where the table has one row per genre: each row has a single genre, and at least a tenth
+    of the ids have several. Elsewhere two posters may share the id by mistake: the first row counts. An id with an
+    unreadable row has no other rows either: its genres would be incomplete.
+    """
+    by_id: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        by_id.setdefault(entry.id, []).append(entry)
+    several = sum(len({frozenset(entry.genres) for entry in rows}) > 1 for rows in by_id.values())
+    one_each = 10 * several >= len(by_id) and all(len(entry.genres) == 1 for entry in entries)
+    unreadable = {r.id: r for _, r in rejected if r.reason in UNREADABLE}
+    rejected = list(rejected)
+    for sample_id, rows in by_id.items():
+        if sample_id in unreadable:
+            why = f"another row with this id is unreadable ({unreadable[sample_id].detail})"
+            rejected += [
+                (e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows
+            ]
+            continue
+        first, genres = rows[0], list(rows[0].genres)
+        for entry in rows[1:]:
+            where = f"line {entry.line}"
+            if set(entry.genres) <= set(genres) and (one_each or set(entry.genres) == set(genres)):
+                rejected.append(
+                    (entry.line, Rejection(sample_id, "repeated id", f"{where}; the same genres as above"))
+                )
+            elif one_each:
+                genres += entry.genres
+                out.joined += 1
+            else:
+                detail = (
+                    f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
+                )
+                rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
+        out.rows.append(Row(sample_id, tuple(genres)))
+    out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
+
+
+def _say(
+    table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]
+) -> None:
+    first = metadata.rows[0] if metadata.rows else Row("", ())
+    log.info(
+        "%s: %d rows%s; ids in column %s, genres in column %s; the first is %r: %s",
+        table.path,
+        rows,
+        "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}",
+        table.name(id_at),
+        table.name(genres_at),
+        first.id,
+        ", ".join(first.genres) or "none",
+    )
+    if metadata.joined:
+        log.info(
+            "ids stand on several rows with one genre each: %d rows were joined to the first row with their id",
+            metadata.joined,
+        )
+    for line in lines:
+        log.warning("%s", line)
+    counts = Counter(genre for row in metadata.rows for genre in row.genres)
+    log.info("%d labels: %s", len(counts), some([f"{genre} ({n})" for genre, n in counts.most_common()], 20))
+
+
+def id_problem(sample_id: str) -> str:
+    """Why this id cannot name a file inside the image folder; empty if it can."""
+    if not sample_id:
+        return "empty id"
+    if any(unicodedata.category(character) == "Cc" for character in sample_id):
+        return "control characters in the id"
+    if "\\" in sample_id or sample_id[1:2] == ":":
+        return "the id would leave the image folder"
+    parts = PurePosixPath(sample_id).parts
+    if sample_id.startswith("/") or ".." in parts or not parts:
+        return "the id would leave the image folder"
+    if len(sample_id.encode()) > 240:
+        return "the id is too long for a file name"
+    return ""
+
+
+def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
+    """Write rejected.csv (id, reason, detail), atomically; its text is read back by csv_text.unescaped."""
+    rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
+    with atomic_write(path, "w") as stream:
+        write_for_people(stream, rows, end="\r\n")
+
+
+def read_rejected(path: Place) -> dict[str, str]:
+    """Id → reason of a rejected.csv that a command of ours left; empty if there is none, or it is another's table."""
+    if not path.is_file():
+        return {}
+    with open_table(path, "utf-8") as table:
+        if tuple(table.header) != REJECTED_COLUMNS:
+            return {}
+        return {unescaped(row[0]): row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
+
+
+def first_reasons(rejected: Sequence[Rejection]) -> str:
+    """The rejections in one line: counts by reason, and the first one of each of the most frequent three."""
+    if not rejected:
+        return "the file has a header line and nothing else"
+    first = {rejection.reason: rejection for rejection in reversed(rejected)}
+    reasons = Counter(rejection.reason for rejection in rejected).most_common()
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    examples = [f"id {first[reason].id!r}: {reason} ({first[reason].detail})" for reason, _ in reasons[:3]]
+    return f"{counts}; the first is {', and '.join(examples)}"

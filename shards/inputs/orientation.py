@@ -1,0 +1,104 @@
+"""RGB pixels of any picture that Pillow can open: upright, alpha on white, 16 bits scaled to 8. In strips if large."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import cast
+
+import numpy as np
+from PIL import Image
+
+from shards.inputs.jpeg_header import orientation_of
+
+#: The transposition that undoes each EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: Pixels that are converted at a time.
+STRIP = 2_000_000
+
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_LAYERED = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels of any picture: turned as its EXIF says, alpha on white, 16-bit greys scaled.
+
+    Raises ValueError for 32-bit pixels whose scale is not known.
+    """
+    turn = orientation(image)  # a PNG's may stand behind its pixels: they are loaded by then
+    return turned(rgb(image), turn)
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture with its orientation undone."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation, 1 to 8, of an opened picture, whose pixels get loaded. (A TIFF has its own undone by Pillow.)"""
+    image.load()
+    if image.format == "TIFF":
+        return 1
+    exif, profile = image.info.get("exif"), image.info.get("Raw profile type exif")
+    if exif is None and isinstance(profile, str):  # as ImageMagick writes it into PNGs
+        try:
+            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            exif = None
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    return orientation_of(exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b"")
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels as they are stored. The picture itself if it is RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    scale = _scale(image)
+    rows = max(1, STRIP // max(1, image.width))
+    if rows >= image.height:
+        return _strip(image, scale)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        whole.paste(_strip(image.crop(box), scale), box)
+    return whole
+
+
+def _strip(image: Image.Image, scale: bool) -> Image.Image:
+    if image.mode in _DEEP:
+        pixels = np.asarray(image)
+        # 16-bit scans: convert() would clip at 255 and leave a white sheet
+        grey = _levels()[pixels] if scale else pixels.astype(np.uint8)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey[pixels == key] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in _LAYERED or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        paper = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(paper, layered).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scale(image: Image.Image) -> bool:
+    """Whether grey levels go up to 65535 instead of 255."""
+    if image.mode not in _DEEP:
+        return False
+    low, high = cast(tuple[float, float], image.getextrema())  # of one band
+    if not (low >= 0 and high <= 65535) or image.mode == "F":
+        raise ValueError(f"32-bit pixels from {low} to {high}: save it with 8 or 16 bits")
+    return bool(high > 255)
+
+
+@cache
+def _levels() -> np.ndarray:
+    """(65536,) uint8: the grey level of each 16-bit number."""
+    return (np.arange(65536) * (255.0 / 65535.0)).astype(np.uint8)

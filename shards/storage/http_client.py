@@ -1,0 +1,292 @@
+"""The client behind ``http://`` and ``https://`` places: what a server may make us ask, hold in memory and wait for.
+
+fsspec's HTTP file system asks it instead of an aiohttp session (its option ``get_client``). A server may be anybody's:
+
+- a redirect never leads nearer to this machine than the server that gave it (fetch/addresses.py), by the addresses that
+  are really connected to; not to another scheme than HTTP's, not from https to http, and not on and on;
+- the user's password, query and headers go to the server that the user named, and to no other;
+- a body ends: by its bytes, by a least rate, by a time in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Generator
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import ResolveResult
+from yarl import URL
+
+from shards.errors import without_secrets
+from shards.storage.address_policy import (
+    PUBLIC,
+    PolicyResolver,
+    PrivateAddress,
+    kind_of,
+    literal_address,
+    reachable_from,
+)
+
+MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
+
+#: The most bytes of one answer that are taken, unless less is asked for.
+MOST = 1 << 30
+#: Seconds for an answer to begin, and for which it may come at less than RATE, unless less is asked for.
+PATIENCE = 90.0
+#: Bytes a second, the least over each PATIENCE.
+RATE = 1024
+
+#: Headers that another server than the one that the user named may see, and options whose content it may not.
+_HARMLESS = ("range", "accept", "accept-encoding", "user-agent")
+_SECRET = ("auth", "cookies", "params")
+
+
+class Refused(PermissionError):
+    """A redirect that is not followed."""
+
+
+async def open_client(**options: Any) -> HttpClient:
+    """What fsspec calls for a session; ``options`` are those of aiohttp.ClientSession."""
+    return HttpClient(**options)
+
+
+class HttpClient:
+    """Asks one user's servers. Its ``get`` and ``head`` are used as those of an aiohttp session."""
+
+    def __init__(self, **options: Any) -> None:
+        # Sessions would send these to whatever server a redirect names.
+        self._own: dict[str, Any] = {
+            key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options
+        }
+        self._options = options
+        self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
+        self._kinds: dict[str, set[str]] = {}
+
+    def get(self, url: URL | str, **request: Any) -> _Asked:
+        """Ask for a file. Beside aiohttp's options as ``_follow``."""
+        return _Asked(self._follow("GET", url, **request))
+
+    def head(self, url: URL | str, **request: Any) -> _Asked:
+        """Ask for what is known of a file."""
+        return _Asked(self._follow("HEAD", url, **request))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for session in self._sessions.values():
+            await session.close()
+
+    async def _follow(
+        self,
+        method: str,
+        asked: URL | str,
+        *,
+        query: str = "",
+        most: int = MOST,
+        seconds: float = PATIENCE,
+        ends: float = float("inf"),
+        allow_redirects: bool = True,
+        **request: Any,
+    ) -> aiohttp.ClientResponse:
+        """The last answer of a chain of redirects.
+
+        query: what the user's URL had after its question mark; most: bytes of the body; seconds: to begin, and for
+        which less than RATE may come; ends: when it must be there, by time.monotonic.
+        """
+        own: dict[str, Any] = {**self._own, **request}
+        headers: dict[str, str] = {"Accept-Encoding": "identity"}  # what is kept is compressed already
+        for given in (self._own, request):
+            headers.update(given.get("headers") or {})
+        own = {name: value for name, value in own.items() if value is not None} | {"headers": headers}
+        url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
+        seconds, first, sources = max(seconds, LEAST), url, set[str]()
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._ask(method, url, sources, seconds, own)
+            location = response.headers.get("Location")
+            if response.status not in REDIRECTS or location is None or not allow_redirects:
+                body = _Body(response, most, seconds, ends)
+                # All of the file, where its middle was asked for: of use if it is the file that is expected.
+                body.is_whole = response.status == 200 and not own["headers"].get(
+                    "Range", "bytes=0-"
+                ).startswith("bytes=0-")
+                response.content = body  # type: ignore[assignment]
+                return response
+            response.release()
+            sources |= self._kinds_of(url)
+            url = _target(url, location)
+            if not _same_server(first, url):
+                own["headers"] = {k: text for k, text in own["headers"].items() if k.lower() in _HARMLESS}
+                own = {name: value for name, value in own.items() if name not in _SECRET}
+        raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
+
+    async def _ask(
+        self, method: str, url: URL, sources: set[str], seconds: float, request: dict[str, Any]
+    ) -> aiohttp.ClientResponse:
+        allowed = reachable_from(sources)
+        literal = literal_address(url.raw_host or "")  # these never reach the resolver
+        if literal is not None and kind_of(literal) not in allowed:
+            raise _refused(url, str(literal))
+        try:
+            asked = self._session(allowed).request(method, url, allow_redirects=False, **request)
+            return await asyncio.wait_for(asked, seconds)
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, PrivateAddress):
+                raise _refused(url, str(error.os_error)) from None
+            raise
+
+    def _session(self, allowed: frozenset[str]) -> aiohttp.ClientSession:
+        """The session whose connections lead to such addresses only: none is used again under another rule."""
+        if allowed not in self._sessions:
+            options = dict(self._options)
+            # A proxy that the user asked for is who connects: its own address is not to be judged.
+            if not any(map(options.get, ("trust_env", "proxy", "connector"))):
+                options["connector"] = aiohttp.TCPConnector(resolver=_Resolver(allowed, self._kinds))
+            self._sessions[allowed] = aiohttp.ClientSession(**options)
+        return self._sessions[allowed]
+
+    def _kinds_of(self, url: URL) -> set[str]:
+        host = url.raw_host or ""
+        literal = literal_address(host)
+        # A name that was not looked up here was by a proxy: what is beyond it counts as the open internet.
+        return {kind_of(literal)} if literal is not None else self._kinds.get(host, {PUBLIC})
+
+
+class _Resolver(PolicyResolver):
+    """Name lookup that tells only addresses of certain kinds, and keeps in mind of what kinds a name's were."""
+
+    def __init__(self, allowed: frozenset[str], kinds: dict[str, set[str]]) -> None:
+        super().__init__(lambda address: kind_of(address) in allowed)
+        self._kinds = kinds
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """As PolicyResolver. A name that was public stays so: its next answer may be made to lead here."""
+        found = await super().resolve(host, port, family)
+        known = self._kinds.setdefault(host, set())
+        if PUBLIC in known:
+            public = [one for one in found if kind_of(ip_address(one["host"])) == PUBLIC]
+            if found and not public:
+                raise PrivateAddress(f"{host} was public and is now {found[0]['host']}")
+            found = public
+        known.update(kind_of(ip_address(one["host"])) for one in found)
+        return found
+
+
+class _Body:
+    """An answer's content, as much and as slow as is allowed; all else is the stream's."""
+
+    def __init__(self, response: aiohttp.ClientResponse, most: int, seconds: float, ends: float) -> None:
+        self._stream = response.content
+        self._most, self._seconds, self._ends = most, seconds, ends
+        self._got = 0
+        self.is_whole = False
+        self._silent = response.status >= 400 or response.method == "HEAD"
+        length = 0 if self._silent else response.content_length or 0
+        if length > most:
+            response.close()
+            raise TooMuch(f"it has {length} bytes where at most {most} are expected")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def read(self, wanted: int = -1) -> bytes:
+        """All bytes that are left, or as many as are wanted; what servers say beside an error is not read."""
+        if self._silent:
+            return b""
+        blocks: list[bytes] = []
+        while True:
+            before = self._got
+            now = time.monotonic()
+            try:
+                await asyncio.wait_for(
+                    self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0)
+                )
+                if self.is_whole and self._got != self._most:
+                    raise OSError(f"it knows no ranges, and has {self._got} bytes, not {self._most}")
+                return b"".join(blocks)
+            except aiohttp.ServerTimeoutError:
+                raise
+            except asyncio.TimeoutError:
+                if self._got - before < RATE * self._seconds or time.monotonic() >= self._ends:
+                    raise TooSlow(
+                        f"only {self._got - before} bytes came in {time.monotonic() - now:.0f} s"
+                    ) from None
+
+    async def _fill(self, blocks: list[bytes], wanted: int) -> None:
+        """Add to ``blocks`` until the end, or until they have as much as is wanted. May be called off and on."""
+        left = wanted - sum(map(len, blocks)) if wanted >= 0 else -1
+        while left:
+            block = await (self._stream.readany() if left < 0 else self._stream.read(left))
+            if not block:
+                return
+            blocks.append(block)
+            self._got += len(block)
+            if self._got > self._most:
+                raise TooMuch(f"it has more than the {self._most} bytes that are expected")
+            left = left - len(block) if left > 0 else left
+
+
+class _Asked:
+    """An answer to be waited for, or a block in which it is open."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, None, aiohttp.ClientResponse]:
+        answer: Generator[Any, None, aiohttp.ClientResponse] = self._answer.__await__()
+        return answer
+
+    async def __aenter__(self) -> aiohttp.ClientResponse:
+        self._response: aiohttp.ClientResponse = await self._answer
+        return self._response
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._response.release()
+
+
+def _target(url: URL, location: str) -> URL:
+    """Where a redirect leads. Raises Refused for what is no address of HTTP, and from https to http."""
+    try:
+        target = url.join(URL(location)).with_fragment(None)
+        target = target.with_user(None) if target.raw_host else target
+    except ValueError:
+        raise Refused("it redirects to what is not a URL") from None
+    if target.scheme not in ("http", "https") or not target.raw_host:
+        raise Refused(f"it redirects to {target.scheme}:, not to http:// or https://")
+    if url.scheme == "https" and target.scheme == "http":
+        raise Refused(f"it redirects from https to {without_secrets(str(target))}")
+    return target
+
+
+def _same_server(first: URL, other: URL) -> bool:
+    """Whether both are one server, as HTTP has it; also where it sends us from http to its own https."""
+    return first.origin() == other.origin() or (
+        first.host == other.host and first.is_default_port() and other.is_default_port()
+    )
+
+
+def _refused(url: URL, what: str) -> Refused:
+    return Refused(
+        f"it leads to {without_secrets(str(url))} ({what}), an address of this machine or network to which a server "
+        f"elsewhere may not redirect"
+    )
+
+
+#: The least of seconds that one request may take: a patience of 0 means one try.
+LEAST = 5.0
+
+
+class TooMuch(OSError):
+    """A body with more bytes than were asked for."""
+
+
+class TooSlow(OSError):
+    """A body that hardly comes."""

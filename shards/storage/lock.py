@@ -1,0 +1,174 @@
+"""Who is at work in a folder: one process at a time, by a lock, or at a URL by a claim that stands for one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from shards.errors import UserError, one_line
+from shards.schema import parse_as
+from shards.storage.file_locks import NoLocks, held_file
+from shards.storage.paths import Place, is_remote, remote_errors, told
+from shards.storage.remote_files import read_whole, remove_remote_file, require_writable
+
+log = logging.getLogger(__name__)
+
+CLAIM = ".lock"
+
+#: Bytes of a claim, at most.
+LARGEST = 1 << 16
+
+#: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
+NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
+
+
+_Text = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who is at work at a URL."""
+
+    token: _Text = ""
+    machine: _Text = ""
+    host: _Text = ""
+    pid: int = 0
+    since: _Text = ""
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
+    """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
+
+    The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
+    claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (claimed).
+    """
+    if is_remote(folder):
+        with claimed(folder, take_over):
+            yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
+    with _locked(folder / ".lock", folder):
+        yield
+
+
+def this_machine() -> str:
+    """The same text for all processes that see each other's locks, another one elsewhere (in a container, too)."""
+    parts = [socket.gethostname()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
+        with contextlib.suppress(OSError):
+            path = Path(source)
+            parts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
+    return "/".join(parts)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, folder: Place) -> Iterator[None]:
+    """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
+    with contextlib.ExitStack() as held:
+        try:
+            free = held.enter_context(held_file(file))
+        except NoLocks as error:
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second process from working there",
+                folder,
+                one_line(error),
+            )
+            free = True
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
+        if not free:
+            raise UserError(f"another process is at work in {folder}; wait for it or choose another folder")
+        yield
+
+
+@contextlib.contextmanager
+def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
+    """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
+
+    On one machine a lock file, named after the URL, comes first: whoever has it knows that a claim from this machine
+    is a dead process's. A claim from another machine is respected, unless ``take_over`` says that it is dead.
+    Raises UserError at once if the folder is held.
+    """
+    require_writable(folder)
+    name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    with _locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
+        token = secrets.token_hex(8)
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        claim = Claim(token, this_machine(), socket.gethostname(), os.getpid(), since)
+        path = folder / CLAIM
+        try:
+            with told("write", folder):
+                _take(path, claim, take_over)
+        except FileNotFoundError as error:
+            raise UserError(f"cannot write to {folder}: {one_line(error)}; make the bucket first") from None
+        try:
+            yield
+        finally:
+            # Where the store fails now, the next run on this machine takes over.
+            with contextlib.suppress(*remote_errors()):
+                if _holder(path).token == token:
+                    remove_remote_file(path)
+
+
+def _take(path: Any, claim: Claim, take_over: bool) -> None:
+    data = msgspec.json.encode(claim)
+    if not _created(path, data):
+        holder = _holder(path)
+        if holder.token and holder.machine != claim.machine and not take_over:
+            raise _held(path, holder)
+        path.fs.pipe_file(path.path, data)
+    holder = _holder(path)
+    if holder.token != claim.token:  # two began in the same moment: the last writer has it
+        raise _held(path, holder)
+
+
+def _created(path: Any, data: bytes) -> bool:
+    """Whether the store made the object because there was none; False also where it cannot do so."""
+    try:
+        path.fs.pipe_file(path.path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NOT_EXCLUSIVE:
+            raise  # a passing failure says nothing of what the store knows
+        return False
+    except (ValueError, TypeError, NotImplementedError):
+        # What fsspec's clients say to a mode that they do not know.
+        return False
+    return True
+
+
+def _held(path: Any, holder: Claim) -> UserError:
+    who = f"process {holder.pid} on {holder.host}, since {holder.since}"
+    return UserError(
+        f"{path.parent} is claimed by another run ({who}); wait for it, choose another folder, or, if that run is "
+        f"dead, pass --take-over"
+    )
+
+
+def _holder(path: Any) -> Claim:
+    """Who holds the folder; an empty claim if there is none that can be read."""
+    try:
+        data = read_whole(path, LARGEST)
+    except FileNotFoundError:
+        return Claim()
+    try:
+        return parse_as(data, Claim, path, "claim", "delete it")
+    except UserError:
+        return Claim()

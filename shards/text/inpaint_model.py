@@ -1,0 +1,101 @@
+"""A user's in-painting network in an ONNX file: image and mask in, image out.
+
+Inputs: an image (n, 3, h, w) and a mask (n, 1, h, w), told apart by their channels; both float32. Output: an image of
+that size. Fixed h and w in the file are honoured: the picture is resized there and back. Exports differ in whether
+values are 0..1 or 0..255, some take one and give the other: a grey picture with a hole tells.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError, one_line
+from shards.text.backends import open_session
+from shards.text.opencv import cv2
+
+MULTIPLE = 8
+"""Sides given to a network of free size are multiples of this (most halve their input three times)."""
+PROBE = 64
+"""Side of the picture on which a network of free size is tried."""
+
+
+class FillModel:
+    """See fill.Fill. Pixels outside of the mask are the original's, whatever the network does with them."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and try the network. Raises UserError if it is no in-painting network."""
+        self.path = path
+        self._session = open_session(path, "cpu", "fill model")
+        inputs = self._session.get_inputs()
+        by_channels = {i.shape[1]: i for i in inputs if len(i.shape) == 4}
+        if len(inputs) != 2 or set(by_channels) != {1, 3}:
+            raise UserError(
+                f"fill model {path} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}; an in-painting network "
+                f"takes an image (n, 3, h, w) and a mask (n, 1, h, w)"
+            )
+        image, mask = by_channels[3], by_channels[1]
+        if image.type != "tensor(float)" or mask.type != "tensor(float)":
+            raise UserError(
+                f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)"
+            )
+        self._names = image.name, mask.name
+        sides = [side if isinstance(side, int) else None for side in image.shape[2:]]
+        height, width = sides
+        self._size = (width, height) if width and height else None
+        self._takes, self._gives = self._ranges()
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """See fill.Fill."""
+        if not mask.any():
+            return image.copy()
+        cv = cv2()
+        height, width = mask.shape
+        size = self._size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in (width, height))
+        seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
+        # Area, and anything above nothing: a hole must not lose a line of letters on its way to a smaller picture.
+        shrunk = size[0] < width or size[1] < height
+        hole = cv.resize(
+            mask.astype(np.float32), size, interpolation=cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
+        )
+        painted = self._run(seen.astype(np.float32) * (self._takes / 255.0), (hole > 0).astype(np.float32))
+        levels = np.clip(np.rint(painted * (255.0 / self._gives)), 0, 255).astype(np.uint8)
+        levels = cv.resize(levels, (width, height), interpolation=cv.INTER_LINEAR)
+        out = image.copy()
+        out[mask] = levels[mask]
+        return out
+
+    def _run(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+        feed = {self._names[0]: planes, self._names[1]: mask[None, None]}
+        try:
+            out: Any = self._session.run(None, feed)[0]
+        except Exception as error:  # onnxruntime has no error class of its own
+            raise UserError(
+                f"fill model {self.path} failed on a {mask.shape[1]}x{mask.shape[0]} picture: {one_line(error)[:300]}"
+            ) from None
+        if out.shape != planes.shape:
+            raise UserError(
+                f"fill model {self.path} gives {tuple(out.shape)} for an image of {tuple(planes.shape)}; "
+                f"an in-painting network gives the shape that it takes"
+            )
+        if not np.isfinite(out).all():
+            raise UserError(f"fill model {self.path} gives values that are no numbers")
+        return out[0].astype(np.float32).transpose(1, 2, 0)
+
+    def _ranges(self) -> tuple[float, float]:
+        """(white of the input, white of the output), 1 or 255: with these a hole in a grey picture turns grey."""
+        width, height = self._size or (PROBE, PROBE)
+        hole = np.zeros((height, width), np.float32)
+        hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1
+        errors: dict[tuple[float, float], float] = {}
+        for takes in (1.0, 255.0):
+            grey = np.full((height, width, 3), 0.5 * takes, np.float32)
+            out = self._run(grey, hole)[hole > 0]  # around it many copy their input, in whatever range
+            for gives in (takes, 256.0 - takes):
+                errors[takes, gives] = abs(float(out.mean()) / gives - 0.5)
+        best = min(errors.values())
+        # A network that any range fits gets 0..1, the commoner one, which comes first.
+        return next(ranges for ranges, error in errors.items() if error <= best + 0.02)

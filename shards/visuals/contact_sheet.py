@@ -1,0 +1,214 @@
+"""Contact sheets: posters in a grid, each with its true and its predicted genres, as one PNG.
+
+Marks say what colours say (a tick, a cross, a ring), for readers who cannot tell red from green.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from shards.errors import UserError
+from shards.inputs.images import ANY, BadImage, decode
+from shards.storage.files import atomic_write
+
+Color = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# Pixels of the sheet, which is made for twice the density of an ordinary screen: 26 pixels read like 13.
+MARGIN, GAP, PADDING = 48, 28, 14
+THUMB = (320, 480)
+CARD_WIDTH = THUMB[0] + 2 * PADDING
+TEXT, TITLE = 26, 48
+LINE = 36
+MARK = 34  # the column of marks, left of the text
+
+PAPER, CARD, FRAME, TILE = (244, 244, 241), (255, 255, 255), (221, 221, 216), (234, 234, 230)
+INK, GREY = (34, 36, 40), (104, 106, 112)
+#: What can be said of a genre -> its colour and its words in the legend.
+VERDICTS: dict[str, tuple[Color, str]] = {
+    "right": ((20, 122, 58), "predicted, right"),
+    "wrong": ((192, 36, 40), "predicted, wrong"),
+    "missed": ((160, 98, 0), "missed"),
+    "unknown": ((36, 86, 166), "predicted, true genres unknown"),
+}
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """One poster of the sheet."""
+
+    image: Image.Image | bytes
+    """The picture, or the bytes of an encoded one (JPEG, PNG, ...)."""
+    true: list[str] | None
+    """The genres it has; None where nobody knows."""
+    predicted: list[tuple[str, float]]
+    """The genres that the model says it has, each with its probability."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line under a poster: a mark (a verdict or none), text, and a number at the right edge."""
+
+    text: str
+    color: Color
+    verdict: str = ""
+    number: str = ""
+
+
+def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, title: str = "") -> None:
+    """Draw the contact sheet of ``items``, row by row in their order, and write it to ``path`` as a PNG.
+
+    The file appears whole or not at all. Bytes that are no picture leave a tile that says so.
+    Raises UserError if ``columns`` is under 1.
+    """
+    if columns < 1:
+        raise UserError(f"a gallery needs at least 1 column, not {columns}")
+    columns = min(columns, max(1, len(items)))
+    legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
+    legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
+    # A single narrow column still has room for the widest entry of the legend.
+    inner = max(columns * (CARD_WIDTH + GAP) - GAP, round(max(legend_widths)))
+    headline = wrap_text(title, inner, TITLE)
+
+    notes = [list(_lines(item)) for item in items]
+    heights = [
+        max(len(lines) for lines in notes[start : start + columns]) * LINE + THUMB[1] + 3 * PADDING
+        for start in range(0, len(items), columns)
+    ]
+    places = list(_flow(legend_widths, inner))
+    legend_top = MARGIN + len(headline) * (TITLE + 18)
+    grid_top = legend_top + (places[-1][1] + 1) * LINE + GAP
+    bottom = grid_top + (sum(heights) + GAP * (len(heights) - 1) if items else LINE)
+
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, bottom + MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, words in enumerate(headline):
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
+    for verdict, (x, row) in zip(legend, places, strict=True):
+        color, words = VERDICTS[verdict]
+        _draw_line(pen, MARGIN + x, legend_top + row * LINE, _Line(words, color, verdict))
+    if not items:
+        _draw_line(pen, MARGIN, grid_top, _Line("no posters", GREY))
+    top = grid_top
+    for row, height in enumerate(heights):
+        for column, item in enumerate(items[row * columns : (row + 1) * columns]):
+            left = MARGIN + column * (CARD_WIDTH + GAP)
+            box = (left, top, left + CARD_WIDTH - 1, top + height - 1)
+            pen.rounded_rectangle(box, radius=12, fill=CARD, outline=FRAME, width=2)
+            sheet.paste(poster_tile(item.image), (left + PADDING, top + PADDING))
+            for number, line in enumerate(notes[row * columns + column]):
+                y = top + 2 * PADDING + THUMB[1] + number * LINE
+                _draw_line(pen, left + PADDING, y, line)
+        top += height + GAP
+    with atomic_write(path) as stream:
+        sheet.save(stream, "PNG", optimize=False)
+
+
+def _lines(item: GalleryItem) -> Iterator[_Line]:
+    """What is written under a poster: its true genres, then every predicted and every missed one."""
+    truth = "unknown" if item.true is None else ", ".join(item.true) or "none"
+    for text in wrap_text(f"True: {truth}", THUMB[0]):
+        yield _Line(text, GREY)
+    for genre, probability in sorted(item.predicted, key=lambda pair: -pair[1]):
+        verdict = "unknown" if item.true is None else "right" if genre in item.true else "wrong"
+        yield from _marked(genre, verdict, f"{probability:.0%}")
+    named = {genre for genre, _ in item.predicted}
+    if not named:
+        yield _Line("nothing predicted", GREY)
+    for genre in item.true or []:
+        if genre not in named:
+            yield from _marked(genre, "missed", "")
+
+
+def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
+    """A genre with its mark and number; a long name goes on below, indented, without either."""
+    room = THUMB[0] - MARK - _width("100%") - 12
+    for position, text in enumerate(wrap_text(genre, room)):
+        color = VERDICTS[verdict][0]
+        yield _Line(text, color, verdict, number) if position == 0 else _Line(text, color, "indent")
+
+
+def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
+    """``text`` in lines no wider than ``room``, broken between words, or within one that is too wide."""
+    # Pillow's own font has no letters beyond ASCII: "Comédie" had better lose its accent than a letter.
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    lines: list[str] = []
+    current = ""
+    for word in "".join(letters).encode("ascii", "replace").decode().split():
+        if current and _width(f"{current} {word}", size) <= room:
+            current = f"{current} {word}"
+            continue
+        if current:
+            lines.append(current)
+        while len(word) > 1 and _width(word, size) > room:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _width(word[:n], size) <= room)
+            lines.append(word[:fits])
+            word = word[fits:]
+        current = word
+    return [*lines, current] if current else lines
+
+
+def _flow(widths: Sequence[float], room: float) -> Iterator[tuple[float, int]]:
+    """(x, row) of things of these widths, side by side while there is room."""
+    x, row = 0.0, 0
+    for width in widths:
+        if x and x + width > room:
+            x, row = 0.0, row + 1
+        yield x, row
+        x += width + 2 * MARK
+
+
+def _draw_line(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> None:
+    middle = y + LINE / 2
+    if line.verdict:
+        _draw_mark(pen, x + 11, middle, line)
+    pen.text((x + (MARK if line.verdict else 0), middle), line.text, line.color, load_font(TEXT), "lm")
+    if line.number:
+        pen.text((x + THUMB[0], middle), line.number, line.color, load_font(TEXT), "rm")
+
+
+def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> None:
+    """A tick, a cross, a ring or a dot; nothing beside the second line of a long name."""
+    if line.verdict == "right":
+        pen.line([(x - 9, y), (x - 3, y + 7), (x + 10, y - 8)], line.color, 5, "curve")
+    elif line.verdict == "wrong":
+        pen.line([(x - 8, y - 8), (x + 8, y + 8)], line.color, 5)
+        pen.line([(x - 8, y + 8), (x + 8, y - 8)], line.color, 5)
+    elif line.verdict == "missed":
+        pen.ellipse((x - 9, y - 9, x + 9, y + 9), outline=line.color, width=4)
+    elif line.verdict == "unknown":
+        pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=line.color)
+
+
+def poster_tile(source: Image.Image | bytes) -> Image.Image:
+    """The picture, as large as fits, in the middle of a tile that shows through where it is transparent."""
+    tile = Image.new("RGBA", THUMB, TILE)
+    try:
+        image = decode(source, ANY) if isinstance(source, bytes) else source
+        # At least one pixel: a banner a thousand times wider than high is still a line.
+        scale = min(THUMB[0] / image.width, THUMB[1] / image.height)
+        width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        thumb = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
+        tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
+    except (OSError, ValueError, ZeroDivisionError, BadImage):
+        # A sheet of a hundred posters is worth having without the one that cannot be read.
+        ImageDraw.Draw(tile).text(
+            (THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm"
+        )
+    return tile.convert("RGB")
+
+
+def _width(text: str, size: int = TEXT) -> float:
+    return load_font(size).getlength(text)
+
+
+@cache
+def load_font(size: int) -> Font:
+    """The sheet's font at that size."""
+    return ImageFont.load_default(size=size)  # the one inside Pillow: the same on every machine

@@ -1,0 +1,83 @@
+"""The pictures of `posters app`: a heat map over the poster, outlines of its text; and how they get into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+
+from toolkit.data.transforms.preprocessing import Preprocessing, view_box
+from toolkit.metrics.multilabel import FloatArray
+
+#: Colours of heat: from nearly black to pale yellow, of rising lightness, for the colour-blind too.
+MAP = colormaps["inferno"]
+#: How much of the colour is seen through the poster's own grey, from no heat to the most.
+VEIL = (0.25, 0.7)
+TEXT, DOUBT = (255, 92, 32), (64, 156, 255)
+
+
+def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """left, top, right, bottom, in pixels of a picture of ``size`` (width, height), of what the model is shown."""
+    if preprocessing.fit == "stretch":
+        return 0, 0, *size
+    return view_box(*size, preprocessing.image_size, preprocessing.crop_pct)
+
+
+def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:
+    """The poster in grey under the colours of ``heat`` (S, S), laid over ``box``; what is outside is pale.
+
+    The brightest colour is the map's own maximum.
+    """
+    grey = np.asarray(image.convert("L"), np.float64)[..., None].repeat(3, axis=2)
+    left, upper, right, lower = box
+    highest = float(heat.max())
+    share = np.clip(heat / highest, 0.0, 1.0) if highest > 0 else np.zeros_like(heat)
+    over = Image.fromarray(share.astype(np.float32)).resize(
+        (right - left, lower - upper), Image.Resampling.BICUBIC
+    )
+    share = np.clip(np.asarray(over), 0.0, 1.0)[..., None]
+    part = grey[upper:lower, left:right]
+    colour = MAP(share[..., 0])[..., :3] * 255.0
+    veil = VEIL[0] + (VEIL[1] - VEIL[0]) * share
+    pixels = 215.0 + 0.12 * (grey - 128.0)
+    pixels[upper:lower, left:right] = (1.0 - veil) * part * 0.85 + veil * colour
+    picture = Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
+    if box != (0, 0, *image.size):
+        ImageDraw.Draw(picture).rectangle((left, upper, right - 1, lower - 1), outline=(90, 90, 90))
+    return picture
+
+
+def scale_colours(steps: int = 9) -> list[str]:
+    """CSS colours of the scale, from no heat to the most, as they look over a middle grey."""
+    share = np.linspace(0.0, 1.0, steps)[:, None]
+    veil = VEIL[0] + (VEIL[1] - VEIL[0]) * share
+    pixels = (1.0 - veil) * 128.0 * 0.85 + veil * MAP(share[:, 0])[:, :3] * 255.0
+    return ["#{:02x}{:02x}{:02x}".format(*row) for row in np.rint(pixels).astype(int).tolist()]
+
+
+def outlined(
+    image: Image.Image, polygons: Sequence[np.ndarray], doubted: Sequence[np.ndarray]
+) -> Image.Image:
+    """The poster with outlines of text, and of what was not believed to be text (shares of width and height)."""
+    scale = 2  # drawn twice as large and shrunk: smooth lines
+    picture = image.resize((scale * image.width, scale * image.height), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(picture)
+    width = max(2, round(scale * max(image.size) / 240))
+    for colour, outlines in ((DOUBT, doubted), (TEXT, polygons)):
+        for polygon in outlines:
+            points = [tuple(point) for point in (polygon * picture.size).tolist()]
+            if len(points) > 1:
+                pen.line([*points, points[0]], fill=colour, width=width, joint="curve")
+    return picture.resize(image.size, Image.Resampling.LANCZOS)
+
+
+def data_uri(picture: Image.Image | bytes) -> str:
+    """A picture, or the bytes of a JPEG, inside of an address."""
+    if isinstance(picture, Image.Image):
+        picture.save(out := io.BytesIO(), "JPEG", quality=88)
+        picture = out.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"

@@ -1,0 +1,136 @@
+"""The page of `posters app`: gradio's components, and what happens when something is dropped or chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from shards.errors import UserError
+from toolkit.app import html as app_markup
+from toolkit.app.decoder import MAX_MB, Refused
+from toolkit.app.service import MAX_FILES, Answers, Poster, first_genre
+
+#: Seconds between sweeps of uploaded files, and the age from which they go: within an hour.
+SWEEP, KEEP = 600, 3000
+#: Events of all visitors that run at a time, and that wait; the rest is refused at once.
+AT_WORK, WAITING = 8, 64
+#: Pixels of the pictures to choose from.
+THUMBNAIL = (240, 240)
+
+
+class Board:
+    """One visitor's posters and which of them is shown."""
+
+    def __init__(self) -> None:
+        self.posters: list[Poster] = []
+        self.chosen: Poster | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Board:
+        return Board()  # gradio copies a state's first value for every visitor
+
+
+def build_page(answers: Answers) -> Any:
+    """The gradio page; ``launch`` it."""
+    plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
+    with gr.Blocks(
+        title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(SWEEP, KEEP)
+    ) as page:
+        board = gr.State(Board())
+        gr.HTML(app_markup.header(answers), **plain)
+        files = gr.File(
+            file_count="multiple",
+            label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",
+            elem_id="upload",
+            height=140,
+        )
+        refused = gr.HTML(elem_id="refused", **plain)
+        gallery = gr.Gallery(
+            label="Choose one",
+            show_label=False,
+            columns=8,
+            fit_columns=False,
+            allow_preview=False,
+            object_fit="contain",
+            interactive=False,
+            visible=False,
+            buttons=[],
+            elem_id="gallery",
+        )
+        with gr.Row(visible=False) as answer:
+            with gr.Column(scale=5, min_width=280):
+                genres = gr.HTML(**plain)
+            with gr.Column(scale=5, min_width=280):
+                genre = gr.Dropdown(
+                    [], label="Heat map: where the model sees", interactive=True, visible=not answers.no_heat,
+                    elem_id="genre",
+                )  # fmt: skip
+                heat = gr.HTML(**plain)
+        text = gr.HTML(**plain)
+
+        def take(paths: list[str] | None, board: Board) -> list[Any]:
+            found = answers.read([Path(path) for path in paths or []])
+            board.posters = [item for item in found if isinstance(item, Poster)]
+            thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
+            return [
+                app_markup.refusals([item for item in found if isinstance(item, Refused)]),
+                gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
+                *show(board, 0),
+            ]
+
+        def pick(board: Board, event: gr.SelectData) -> list[Any]:
+            return show(board, int(event.index))
+
+        def show(board: Board, index: int) -> list[Any]:
+            if index >= len(board.posters):
+                board.chosen = None
+                return [gr.Row(visible=False), "", gr.Dropdown([], value=None), "", ""]
+            poster = board.chosen = board.posters[index]
+            lines = answers.lines(poster.probabilities)
+            first = first_genre(lines)
+            return [
+                gr.Row(visible=True),
+                app_markup.genres_card(poster, lines, answers),
+                gr.Dropdown([line.genre for line in lines], value=first),
+                app_markup.heat_card(poster, first, answers.heat(poster, first), answers),
+                app_markup.no_text_card(answers.no_text) if answers.no_text else app_markup.waiting_card(),
+            ]
+
+        def look(board: Board, genre: str) -> str:
+            poster = board.chosen
+            if poster is None:
+                return ""
+            return app_markup.heat_card(poster, genre, answers.heat(poster, genre), answers)
+
+        def read_text(board: Board) -> Any:
+            poster = board.chosen
+            if poster is None or answers.no_text:
+                return gr.skip()
+            try:
+                painted = answers.paint(poster)
+            except UserError as error:
+                return app_markup.no_text_card(str(error))
+            if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
+                return gr.skip()
+            lines = answers.lines
+            return app_markup.text_card(
+                poster, painted, lines(poster.probabilities), lines(painted.probabilities)
+            )
+
+        private: dict[str, Any] = {"api_visibility": "private"}
+        parts = [answer, genres, genre, heat, text]
+        quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
+        taken = files.change(take, [files, board], [refused, gallery, *parts], **private)
+        taken.then(read_text, board, text, **quiet)
+        gallery.select(pick, board, parts, **private).then(read_text, board, text, **quiet)
+        genre.input(look, [board, genre], heat, **private)
+    page.queue(default_concurrency_limit=AT_WORK, max_size=WAITING)
+    return page
+
+
+def _thumbnail(poster: Poster) -> Image.Image:
+    image = poster.image
+    image.thumbnail(THUMBNAIL)
+    return image

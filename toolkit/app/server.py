@@ -1,0 +1,201 @@
+"""`posters app`: a page in the browser on which a model answers about posters that are dropped there.
+
+    posters app --model RUN/model          then open http://127.0.0.1:7860
+
+The page is gradio's (page.py); what it says is in service.py and app/html.py. Nothing is asked of other
+machines: no analytics, no version check, no fonts or scripts from elsewhere, no public link. Uploaded files lie in a
+folder of their own; they go within an hour, and with the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from shards.console import for_people
+from shards.errors import UserError, one_line
+from toolkit.app.decoder import MAX_MB
+from toolkit.app.guard import Guard, check_root
+from toolkit.app.html import STYLE
+from toolkit.app.service import Answers, text_removal
+from toolkit.device.allocator import keep_freed_memory
+from toolkit.model_folder.folder import load_model_folder
+
+log = logging.getLogger(__name__)
+
+#: Pages whose posters are kept in memory.
+SESSIONS = 20
+#: Signals that end the program; a closed terminal sends SIGHUP.
+ENDING = [
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+]
+#: How folders of uploads are named, with the number of their process behind.
+PREFIX = "posters-app-"
+#: Set before gradio is imported, and whatever the surroundings say.
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+
+
+def run_app(args: argparse.Namespace) -> int:
+    """Serve the page until it is stopped; returns the exit status."""
+    missing = [name for name in ("gradio", "captum") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"`posters app` needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[app]'"
+        )
+    root = check_root(args.root_path)
+    _check_address(args.host, args.port)
+    keep_freed_memory()
+    with _upload_folder() as uploads:
+        folder = load_model_folder(args.model)
+        answers = Answers(folder, *text_removal(args.text, args.fill, args.fill_model))
+        for note in filter(None, (answers.no_text, answers.no_heat)):
+            log.info(note)
+        os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
+        with redirect_stderr(for_people(sys.stderr)):  # gradio prints there what visitors send
+            _serve(answers, args.host, args.port, root)
+    return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port must be from 1 to 65535, not {port}")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(found[0], found[1]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[4])
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port"
+        ) from None
+    if not ip_address(found[4][0]).is_loopback:
+        log.warning("everybody who reaches %s can use the page: it has no password", host)
+
+
+class _Ended(BaseException):
+    """A signal asked the program to end. No ``except Exception`` of a library may take it."""
+
+
+@contextmanager
+def _upload_folder() -> Iterator[Path]:
+    """A folder for uploads, which is gone afterwards: after errors and after the signals of ENDING, too.
+
+    A first signal unwinds the program, at start-up too. A second one, while it does, deletes the folder and ends the
+    process at once. What a ``kill -9`` left behind is deleted by the next start.
+    """
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    received: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise _Ended
+        _remove(folder)
+        os._exit(128 + number)
+
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    }
+    try:
+        yield folder
+    except _Ended:
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        _remove(folder)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, although requests that are under way may still write into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    log.warning("%s could not be deleted", folder)
+
+
+def _sweep() -> None:
+    """Delete upload folders of this user's programs that have ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        facts = folder.lstat()
+        ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() if hasattr(os, "getuid") else False
+        if ours and owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(answers: Answers, host: str, port: int, root: str) -> None:
+    from starlette.middleware import Middleware
+
+    from toolkit.app.page import build_page  # and with it gradio, which reads its environment now
+
+    page = build_page(answers)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        root_path=root,
+        app_kwargs={"middleware": [Middleware(Guard, host=host, root=root)]},
+        share=False,
+        max_file_size=MAX_MB * 2**20,
+        state_session_capacity=SESSIONS,
+        theme=_theme(),
+        css=STYLE,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    try:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"posters app    http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    except _Ended:
+        pass  # the usual end
+    finally:
+        # Requests that are under way end now, too: an upload would be stored after the folder is gone.
+        page.server.force_exit = True
+        logging.getLogger("uvicorn.error").disabled = True  # it would name each of them
+        page.close(verbose=False)
+
+
+def _theme() -> Any:
+    from gradio.themes import Base
+
+    theme = Base(primary_hue="orange", neutral_hue="stone", font=SYSTEM_FONT, font_mono=SYSTEM_MONO)
+    return theme.set(
+        body_background_fill="#f4f4f1",
+        body_background_fill_dark="#17181b",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#212327",
+        body_text_color_subdued="#686a70",
+        body_text_color_subdued_dark="#a2a5ac",
+        block_radius="0.7rem",
+    )

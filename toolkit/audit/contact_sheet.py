@@ -1,0 +1,111 @@
+"""The posters with the largest effect in pictures: thumbnails for the page, and one PNG with the finding on top."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from shards.storage.files import atomic_write
+from shards.visuals.contact_sheet import (
+    CARD,
+    FRAME,
+    GREY,
+    INK,
+    LINE,
+    MARGIN,
+    PAPER,
+    TEXT,
+    TITLE,
+    load_font,
+    poster_tile,
+    wrap_text,
+)
+
+#: Longest sides of a thumbnail in pixels; the page shows it at half of it, for dense screens.
+THUMBNAIL = (320, 480)
+PICTURES = ("as it is", "text painted over", "same area elsewhere")
+LEGEND = "The largest effects; of the controls the first is shown, the number is the mean of all."
+ACCENT = (190, 74, 20)
+TILE_GAP, PAD = 14, 20
+COLUMNS = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One poster: its facts as in audit.json, and three JPEGs."""
+
+    facts: dict[str, Any]
+    raw: bytes
+    cleaned: bytes
+    control: bytes
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG."""
+    small = image.copy()
+    small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
+    """Draw the sentence and the first examples, and write the PNG."""
+    tile_width, tile_height = THUMBNAIL
+    width = 3 * tile_width + 2 * TILE_GAP + 2 * PAD
+    rows = max((len(example.facts["changes"]) for example in examples), default=0)
+    height = 3 * PAD + tile_height + (2 + rows) * LINE
+    columns = min(COLUMNS, max(1, len(examples)))
+    inner = columns * width + (columns - 1) * PAD
+    headline = wrap_text(report["sentence"], inner, TITLE)
+    top = MARGIN + len(headline) * (TITLE + 18) + LINE + PAD
+    lines = -(-len(examples) // columns)
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, top + lines * (height + PAD) + MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, words in enumerate(headline):
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
+    pen.text((MARGIN, top - LINE - PAD // 2), LEGEND if examples else "", GREY, load_font(TEXT))
+    for number, example in enumerate(examples):
+        left = MARGIN + number % columns * (width + PAD)
+        _card(sheet, pen, example, (left, top + number // columns * (height + PAD)), (width, height))
+    with atomic_write(path) as stream:
+        sheet.save(stream, "PNG")
+
+
+def _card(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    example: Example,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    left, top = corner
+    box = (left, top, left + size[0] - 1, top + size[1] - 1)
+    pen.rounded_rectangle(box, radius=12, fill=CARD, outline=FRAME, width=2)
+    facts, x, step = example.facts, left + PAD, THUMBNAIL[0] + TILE_GAP
+    room = size[0] - 2 * PAD
+    effects = f"text {facts['text']:.3f}, control {facts['control']:.3f}"
+    name = wrap_text(facts["id"], room - load_font(TEXT).getlength(effects) - PAD)
+    pen.text((x, top + PAD), name[0] if name else "", INK, load_font(TEXT))
+    pen.text((x + room, top + PAD), effects, GREY, load_font(TEXT), "ra")
+    y = top + PAD + LINE + PAD // 2
+    for number, data in enumerate((example.raw, example.cleaned, example.control)):
+        sheet.paste(poster_tile(data), (x + number * step, y))
+        pen.text((x + number * step, y + THUMBNAIL[1] + 6), PICTURES[number], GREY, load_font(TEXT))
+    y += THUMBNAIL[1] + LINE + PAD // 2
+    for line, change in enumerate(facts["changes"]):
+        color = ACCENT if change["flipped"] else INK
+        flips = "  flips" if change["flipped"] else ""
+        words = [
+            f"{change['genre']}  {change['raw']:.2f}",
+            f"{change['cleaned']:.2f}{flips}",
+            f"{change['control']:.2f}",
+        ]
+        for number, text in enumerate(words):
+            shown = wrap_text(text, THUMBNAIL[0])
+            pen.text((x + number * step, y + line * LINE), shown[0] if shown else "", color, load_font(TEXT))

@@ -1,0 +1,227 @@
+"""How far predictions move, and what can be said of it. Numbers in, numbers and one sentence out.
+
+Shapes: n posters, K controls, G genres. Logits are (n, 3 + K, G), in the order of the pictures: the poster itself,
+re-encoded, cleaned, then the controls. A control's figure is the mean over the K draws of a draw's figure, never the
+figure of a mean picture: averaging first would make the control look calmer than any single picture is.
+
+The ratio is the mean effect of the text over the mean effect of the control (a ratio of means: one poster whose
+control does nothing cannot swamp it), its interval the percentiles of a bootstrap over posters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from toolkit.metrics.multilabel import genre_ranking, ranking_summary, sigmoid, threshold_metrics
+
+RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
+#: Bootstrap samples, and the share of them that the interval holds.
+ROUNDS, COVERAGE = 2000, 0.95
+#: With fewer posters the sentence warns of its interval.
+FEW = 30
+#: A mean change of probability that is rounding: none can be seen in any output.
+NOTHING = 1e-6
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How n posters' predictions changed."""
+
+    change: np.ndarray
+    """(n,) mean over genres of |change of probability|."""
+    logit_change: np.ndarray
+    """(n,) the same of the logits."""
+    largest: np.ndarray
+    """(n,) the largest |change of probability| of any genre."""
+    genre: np.ndarray
+    """(n,) column of that genre (of a control: in its first draw)."""
+    flips: np.ndarray
+    """(n,) share of genres whose decision at the model's threshold changed."""
+    any_flip: np.ndarray
+    """(n,) 1 where any decision changed; of a control, the share of draws."""
+
+    def take(self, rows: np.ndarray) -> Effect:
+        """The effect on some of the posters."""
+        return Effect(**{name: values[rows] for name, values in vars(self).items()})
+
+    def means(self) -> dict[str, float | None]:
+        """Means over posters; None without any."""
+        names = {
+            "probability": self.change,
+            "logit": self.logit_change,
+            "largest": self.largest,
+            "flipped_decisions": self.flips,
+            "posters_with_a_flip": self.any_flip,
+        }
+        return {name: float(values.mean()) if len(values) else None for name, values in names.items()}
+
+
+def effect(before: np.ndarray, after: np.ndarray, thresholds: np.ndarray) -> Effect:
+    """The change from (n, G) logits to others."""
+    old, new = sigmoid(before), sigmoid(after)
+    moved = np.abs(new - old)
+    flipped = (old >= thresholds) != (new >= thresholds)
+    return Effect(
+        moved.mean(axis=1),
+        np.abs(after.astype(np.float64) - before).mean(axis=1),
+        moved.max(axis=1),
+        moved.argmax(axis=1),
+        flipped.mean(axis=1),
+        flipped.any(axis=1).astype(np.float64),
+    )
+
+
+def control_effect(logits: np.ndarray, thresholds: np.ndarray) -> Effect:
+    """The mean effect of the K controls of each poster."""
+    draws = [effect(logits[:, RAW], logits[:, k], thresholds) for k in range(CONTROLS, logits.shape[1])]
+    means = {name: np.mean([vars(draw)[name] for draw in draws], axis=0) for name in vars(draws[0])}
+    return Effect(**{**means, "genre": draws[0].genre})
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The effect of the text over that of the control."""
+
+    value: float | None
+    """None where neither does anything, or without posters; infinite where only the text does."""
+    low: float | None
+    """The interval's ends; None with fewer than two posters."""
+    high: float | None
+    text: float | None
+    control: float | None
+    posters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
+    """Ratio of the means of two (n,) arrays of the same posters, with its interval."""
+    count = len(text)
+    if not count:
+        return Ratio(None, None, None, None, None, 0)
+    means = float(text.mean()), float(control.mean())
+    value = _divide(*means)
+    if value is None or count < 2:
+        return Ratio(value, None, None, *means, count)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(ROUNDS):
+        rows = rng.integers(count, size=count)
+        again = _divide(text[rows].mean(), control[rows].mean())
+        if again is not None:
+            found.append(again)
+    tail = (1.0 - COVERAGE) / 2.0
+    # Not interpolated: between a number and infinity there is none.
+    low, high = np.quantile(found, [tail, 1.0 - tail], method="nearest")
+    return Ratio(value, float(low), float(high), *means, count)
+
+
+def _divide(text: float, control: float) -> float | None:
+    if control >= NOTHING:
+        return float(text / control)
+    return math.inf if text >= NOTHING else None
+
+
+def sentence(ratio: Ratio) -> str:
+    """The finding."""
+    count = posters(ratio.posters)
+    if ratio.posters == 0:
+        return "No poster could be compared, so nothing can be said about titles."
+    if ratio.value is None:
+        return (
+            "Neither titles nor the same area elsewhere move this model's predictions: it gives the same "
+            f"probabilities with and without them ({count})."
+        )
+    if ratio.low is None or ratio.high is None:
+        basis = f"no interval from {count}"
+    else:
+        end = f"to {times(ratio.high)}" if math.isfinite(ratio.high) else "upwards"
+        interval = f"from {times(ratio.low)} {end}" if end == "upwards" else f"{times(ratio.low)} {end}"
+        only = f"only {count}: a wide guess" if ratio.posters < FEW else count
+        basis = f"{COVERAGE:.0%} interval {interval}, {only}"
+    if not math.isfinite(ratio.value):
+        return (
+            f"Titles move predictions by {amount(ratio.text or 0.0)} on average, the same area elsewhere does not move "
+            f"them at all ({count})."
+        )
+    factor = times(ratio.value)
+    elsewhere = "the same area elsewhere"
+    if ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high:
+        return (
+            f"No clear difference: titles move predictions {factor} times as much as {elsewhere} ({basis})."
+        )
+    if ratio.value < 1.0:
+        return f"Titles move predictions less than {elsewhere}: {factor} times as much ({basis})."
+    return f"Titles move predictions {factor} times as much as {elsewhere} ({basis})."
+
+
+def posters(count: int) -> str:
+    """``1 poster``, ``1,287 posters``."""
+    return f"{count:,} poster" + ("" if count == 1 else "s")
+
+
+def amount(value: float) -> str:
+    """A change of probability: 0.123, or 0.00012."""
+    return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
+
+
+def times(value: float) -> str:
+    """A ratio in two or three digits: 0.62, 1.04, 3.1, 12."""
+    return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str]) -> pd.DataFrame:
+    """One row per genre: what its probability owes to the text, and how far text and control move it.
+
+    ``title_adds`` is the mean of raw minus cleaned: above 0 the titles speak for the genre. ``gained`` and ``lost``
+    count the posters that are given the genre only with, or only without, their text.
+    """
+    probabilities = sigmoid(logits)
+    raw, cleaned = probabilities[:, RAW], probabilities[:, CLEANED]
+    before, after = raw >= thresholds, cleaned >= thresholds
+    return pd.DataFrame(
+        {
+            "genre": list(genres),
+            "title_adds": (raw - cleaned).mean(axis=0),
+            "text": np.abs(cleaned - raw).mean(axis=0),
+            "control": np.abs(probabilities[:, CONTROLS:] - raw[:, None]).mean(axis=(0, 1)),
+            "reencoding": np.abs(probabilities[:, REENCODED] - raw).mean(axis=0),
+            "gained": (before & ~after).sum(axis=0),
+            "lost": (~before & after).sum(axis=0),
+        }
+    )
+
+
+def label_metrics(
+    targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the model on each kind of picture; the controls' are means over the draws.
+
+    ``targets`` (n, G) of 0 and 1. Genres without positives among these posters count in no mean.
+    """
+    draws = [_metrics(targets, logits[:, k], thresholds) for k in range(CONTROLS, logits.shape[1])]
+    return {
+        "raw": _metrics(targets, logits[:, RAW], thresholds),
+        "reencoded": _metrics(targets, logits[:, REENCODED], thresholds),
+        "cleaned": _metrics(targets, logits[:, CLEANED], thresholds),
+        "control": {
+            # The same genres are defined in every draw: support does not depend on the picture.
+            key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
+            for key, value in draws[0].items()
+        },
+    }
+
+
+def _metrics(targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, Any]:
+    probabilities = sigmoid(logits)
+    summary = ranking_summary(*genre_ranking(targets, probabilities))
+    decided = threshold_metrics(targets, probabilities, thresholds)
+    return {**summary, "micro_f1": decided["micro_f1"], "macro_f1": decided["macro_f1"]}

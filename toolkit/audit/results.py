@@ -1,0 +1,255 @@
+"""The audit's result: one dictionary for audit.json, a row per poster in audit.csv.
+
+The screen, the page and the sheet of pictures show the same dictionary: tables.py, audit/html.py, audit/contact_sheet.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shards.storage.csv_text import escaped
+from shards.storage.files import atomic_write, write_json
+from toolkit.audit.contact_sheet import Example, save_sheet, thumbnail
+from toolkit.audit.effects import (
+    CLEANED,
+    CONTROLS,
+    FEW,
+    RAW,
+    REENCODED,
+    Effect,
+    amount,
+    control_effect,
+    effect,
+    genre_table,
+    label_metrics,
+    posters,
+    ratio_of_means,
+    sentence,
+)
+from toolkit.audit.html import page
+from toolkit.audit.run import Audited, AuditOptions, Chosen, FillMaker, pictures_of
+from toolkit.evaluation.tables import json_types
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.model_folder.folder import ModelFolder
+
+#: Posters shown with pictures on the page, and on the sheet.
+SHOWN, SHOWN_ON_SHEET = 24, 6
+#: Genres named under each of them.
+GENRES_SHOWN = 4
+BINS = 24
+
+
+def build_report(
+    folder: ModelFolder,
+    chosen: Chosen,
+    audited: Audited,
+    options: AuditOptions,
+    fills: FillMaker,
+    targets: dict[str, np.ndarray] | None = None,
+) -> tuple[dict[str, Any], list[Example]]:
+    """(everything that is reported, in JSON types; the pictures of the largest effects)."""
+    compared, logits = audited.compared, audited.logits
+    fair = logits[compared]
+    every = {
+        "text": effect(logits[:, RAW], logits[:, CLEANED], folder.thresholds),
+        "control": control_effect(logits, folder.thresholds),
+        "reencoding": effect(logits[:, RAW], logits[:, REENCODED], folder.thresholds),
+    }
+    effects = {name: values.take(compared) for name, values in every.items()}
+    ratio = ratio_of_means(effects["text"].change, effects["control"].change, options.seed)
+    rows = np.flatnonzero(compared) if compared.any() else np.arange(len(logits))
+    top = rows[np.argsort(-every["text"].change[rows], kind="stable")[:SHOWN]]
+    genres = folder.labels.genres
+    table = genre_table(fair, folder.thresholds, genres) if len(fair) else None
+    report: dict[str, Any] = {
+        "sentence": sentence(ratio),
+        "notes": [],
+        "ratio": ratio.to_dict(),
+        "ratio_of_logits": ratio_of_means(
+            effects["text"].logit_change, effects["control"].logit_change, options.seed
+        ).to_dict(),
+        "effects": {name: values.means() for name, values in effects.items()},
+        "text_effect_on_all_audited": every["text"].means(),
+        "histogram": _histogram(effects["text"].change, effects["control"].change),
+        "genres": [] if table is None else table.to_dict("records"),
+        "metrics": _metrics(audited, targets, folder),
+        "counts": _counts(chosen, audited),
+        "areas": _areas(audited),
+        "command": {
+            "model": str(folder.path),
+            "model_fingerprint": folder.fingerprint,
+            "labels_fingerprint": folder.labels.fingerprint,
+            "genres": genres,
+            "thresholds": folder.thresholds,
+            "images": str(options.images),
+            "cleaned": str(options.cleaned),
+            "seed": options.seed,
+            "controls": options.controls,
+            "limit": options.limit,
+            "fills": dict(Counter(poster.fill for poster in audited.posters)),
+        },
+        "examples": [_example(audited, row, every, folder) for row in top],
+        "left_out": [asdict(rejection) for rejection in audited.left_out],
+        "posters": _rows(audited, every, folder),
+    }
+    report = json_types(report)
+    report["notes"] = _notes(report)
+    # The sheet and the page show the first draw; its pictures are painted again rather than kept for every poster.
+    examples = []
+    for row, facts in zip(top, report["examples"], strict=True):
+        pictures = pictures_of(folder, audited.posters[row], options, fills).images
+        shown = [thumbnail(pictures[kind]) for kind in (RAW, CLEANED, CONTROLS)]
+        examples.append(Example(facts, *shown))
+    return report, examples
+
+
+def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
+    """Write audit.csv, audit.png and audit.html, then audit.json."""
+    rows = pd.DataFrame(report["posters"])
+    with atomic_write(folder / "audit.csv", "w") as stream:
+        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
+    save_sheet(folder / "audit.png", report, examples[:SHOWN_ON_SHEET])
+    with atomic_write(folder / "audit.html", "w") as stream:
+        stream.write(page(report, examples))
+    # The rows are in the CSV: a JSON of 90,000 of them would be opened by nobody.
+    write_json(folder / "audit.json", {name: value for name, value in report.items() if name != "posters"})
+
+
+def _example(audited: Audited, row: int, effects: dict[str, Effect], folder: ModelFolder) -> dict[str, Any]:
+    probabilities = sigmoid(audited.logits[row])
+    raw, cleaned, control = probabilities[RAW], probabilities[CLEANED], probabilities[CONTROLS]
+    named = raw >= folder.thresholds
+    order = np.argsort(-np.abs(cleaned - raw), kind="stable")[:GENRES_SHOWN]
+    return {
+        "id": audited.posters[row].id,
+        "text": effects["text"].change[row],
+        "control": effects["control"].change[row],
+        "area": audited.areas[row].text,
+        "changes": [
+            {
+                "genre": folder.labels.genres[column],
+                "raw": raw[column],
+                "cleaned": cleaned[column],
+                "control": control[column],
+                "flipped": bool(named[column] != (cleaned[column] >= folder.thresholds[column])),
+            }
+            for column in order
+        ],
+    }
+
+
+def _rows(audited: Audited, effects: dict[str, Effect], folder: ModelFolder) -> dict[str, Any]:
+    """The columns of audit.csv."""
+    text, control, noise = effects["text"], effects["control"], effects["reencoding"]
+    return {
+        "id": [poster.id for poster in audited.posters],
+        "not_compared": [area.problem() for area in audited.areas],
+        **{f"area_{name}": [vars(area)[name] for area in audited.areas] for name in vars(audited.areas[0])},
+        "text_change": text.change,
+        "control_change": control.change,
+        "reencoding_change": noise.change,
+        "text_logit_change": text.logit_change,
+        "control_logit_change": control.logit_change,
+        "text_largest": text.largest,
+        "text_largest_genre": [folder.labels.genres[column] for column in text.genre],
+        "control_largest": control.largest,
+        "text_flips": text.flips,
+        "control_flips": control.flips,
+        "reencoding_flips": noise.flips,
+    }
+
+
+def _metrics(
+    audited: Audited, targets: dict[str, np.ndarray] | None, folder: ModelFolder
+) -> dict[str, Any] | None:
+    if targets is None:
+        return None
+    truth = [targets[poster.id] for poster in audited.posters]
+    rows = [row for row in np.flatnonzero(audited.compared) if truth[row].any()]
+    if not rows:
+        return None
+    chosen = np.stack([truth[row] for row in rows])
+    return {"posters": len(rows), **label_metrics(chosen, audited.logits[rows], folder.thresholds)}
+
+
+def _counts(chosen: Chosen, audited: Audited) -> dict[str, Any]:
+    problems = Counter(area.problem() for area in audited.areas)
+    compared = problems.pop("", 0)
+    return {
+        **chosen.counts,
+        "audited": len(audited.posters),
+        "compared": compared,
+        "not_compared": dict(problems),
+        "left_out": dict(Counter(rejection.reason for rejection in audited.left_out)),
+        "draws": sum(audited.logits.shape[1] - CONTROLS for _ in audited.posters),
+        "crowded_draws": sum(area.crowded for area in audited.areas),
+    }
+
+
+def _areas(audited: Audited) -> dict[str, Any]:
+    """Means over the compared posters."""
+    fair = [area for area in audited.areas if not area.problem()]
+    if not fair:
+        return {}
+    return {
+        "text": np.mean([area.text for area in fair]),
+        "text_in_view": np.mean([area.text_in_view for area in fair]),
+        "control": np.mean([area.control for area in fair]),
+        "least_control": min(area.control for area in fair),
+        "control_in_view": np.mean([area.control_in_view for area in fair]),
+    }
+
+
+def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
+    """Counts in common bins up to the 99th percentile of either; what is beyond is in the last bin."""
+    if not len(text):
+        return {"edges": [], "text": [], "control": []}
+    top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)
+    edges = np.linspace(0.0, top, BINS + 1)
+    counts = [np.histogram(np.minimum(values, top), edges)[0] for values in (text, control)]
+    return {"edges": edges, "text": counts[0], "control": counts[1]}
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What must be known to read the sentence rightly."""
+    counts, areas, effects = report["counts"], report["areas"], report["effects"]
+    notes = []
+    if counts["compared"]:
+        noise, text = effects["reencoding"]["probability"], effects["text"]["probability"]
+        notes.append(
+            f"Re-encoding alone moves a probability by {amount(noise)}; it is part of the text's {amount(text)} "
+            f"and of the control's {amount(effects['control']['probability'])}."
+        )
+        if text > 0 and text < 1.5 * noise:
+            notes.append("The text's effect is hardly more than re-encoding's: this is noise, not reading.")
+        notes.append(
+            f"Text covers {areas['text']:.1%} of a poster on average. The model sees the central square only: "
+            f"{areas['text_in_view']:.0%} of the text's area lies in it, and {areas['control_in_view']:.0%} "
+            "(as a share of the same area) of the control's."
+        )
+        equal = math.isclose(areas["least_control"], 1.0)
+        least = "every control" if equal else f"at least {areas['least_control']:.0%}"
+        notes.append(
+            f"The control's area is {areas['control']:.1%} of the text's on average, "
+            + ("the same for every poster." if equal else f"{least} of it on every poster.")
+        )
+        if counts["compared"] < FEW:
+            notes.append(f"From fewer than {FEW} posters an interval is too narrow more often than it says.")
+    if counts["crowded_draws"]:
+        notes.append(
+            f"In {counts['crowded_draws']} of {counts['draws']} controls a region found no place of its own off "
+            "the text; it lies where it overlaps least, and the overlap is not painted."
+        )
+    for reason, count in counts["not_compared"].items():
+        notes.append(f"Not compared: {posters(count)} ({reason}).")
+    for reason, count in counts["left_out"].items():
+        notes.append(f"Left out: {posters(count)} ({reason}); audit.json names them.")
+    return notes

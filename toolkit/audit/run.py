@@ -1,0 +1,165 @@
+"""How much does the model read? Its predictions on posters, on the same posters without text, and on controls.
+
+    posters audit --model RUN/model --images RAW --cleaned CLEANED [--metadata CSV] [--out DIR]
+
+A poster without its title lacks a piece of picture too. So the change is compared with that of painting over the same
+shapes elsewhere on the same poster (control.py), both encoded alike (audit/images.py). Which posters:
+selection.py; what the figures are: effects.py. Memory holds the logits of every picture (half a kilobyte a
+poster with 19 genres and four controls) and the pictures of two batches.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from shards.errors import UserError, one_line
+from shards.inputs.images import BadImage
+from shards.inputs.metadata import Rejection
+from shards.progress import progress
+from shards.text.inpaint import Fill, make_fill
+from toolkit.audit.effects import CONTROLS
+from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
+from toolkit.audit.selection import AuditOptions, Chosen
+from toolkit.device.defaults import autocast_dtype, decode_threads
+from toolkit.model_folder.folder import ModelFolder
+
+#: From the name of a fill in the cleaning's report to the function that paints the control.
+FillMaker = Callable[[str], Fill]
+
+
+@dataclass
+class Audited:
+    """The outcome for n posters, in the report's order."""
+
+    posters: list[Poster]
+    logits: np.ndarray
+    """(n, 3 + K, G) calibrated, in audit_measures' order."""
+    areas: list[Areas]
+    left_out: list[Rejection]
+
+    @property
+    def compared(self) -> np.ndarray:
+        """(n,) bool: the posters with a fair control."""
+        return np.array([not area.problem() for area in self.areas], dtype=bool)
+
+
+def fill_maker(model: Path | None) -> FillMaker:
+    """Fills by name, each made once; ``model`` (an ONNX file) paints where a network did."""
+    made: dict[str, Fill] = {}
+
+    def fill(name: str) -> Fill:
+        if name not in made:
+            network = model if name == "model" else None
+            made[name] = make_fill("surround" if name == "model" and model is None else name, network)
+        return made[name]
+
+    if model is not None:
+        fill("model")  # a file that is none is told before hours of work
+    return fill
+
+
+def audit_posters(
+    folder: ModelFolder, chosen: Chosen, options: AuditOptions, fills: FillMaker, accelerator: Accelerator
+) -> Audited:
+    """Logits of all pictures of all posters. Raises UserError if no poster can be read."""
+    model = folder.model.to(accelerator.device)
+    kinds = CONTROLS + options.controls
+    per_batch = max(1, options.batch_size // kinds)
+    logits = np.empty((len(chosen.posters), kinds, len(folder.labels)), dtype=np.float32)
+    result = Audited([], logits, [], list(chosen.left_out))
+    waiting: list[np.ndarray] = []
+
+    def forward() -> None:
+        done = len(result.posters) - len(waiting)
+        rows = np.concatenate(waiting)
+        parts = [rows[at : at + options.batch_size] for at in range(0, len(rows), options.batch_size)]
+        found = np.concatenate([_logits(model, part, folder, accelerator) for part in parts])
+        logits[done : len(result.posters)] = found.reshape(len(waiting), kinds, -1)
+        waiting.clear()
+
+    with progress(len(chosen.posters), "auditing") as bar:
+        for poster, work in _prepared(folder, chosen.posters, options, fills, per_batch):
+            bar.update()
+            if isinstance(work, BadImage):
+                result.left_out.append(work.rejection(poster.id))
+                continue
+            squares, areas = work
+            result.posters.append(poster)
+            result.areas.append(areas)
+            waiting.append(squares)
+            if len(waiting) == per_batch:
+                forward()
+        if waiting:
+            forward()
+    if not result.posters:
+        first = result.left_out[-1]
+        raise UserError(
+            f"none of {len(chosen.posters)} posters with text could be audited, e.g. {one_line(first.id)}: "
+            f"{first.reason} ({first.detail}); check --images and --cleaned"
+        )
+    result.logits = logits[: len(result.posters)]
+    if not np.isfinite(result.logits).all():
+        bad = int((~np.isfinite(result.logits).all(axis=(1, 2))).argmax())
+        raise UserError(
+            f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no"
+        )
+    result.logits = folder.decisions.logits(result.logits)  # calibrated, as the thresholds want them
+    return result
+
+
+Work = tuple[np.ndarray, Areas]
+
+
+def pictures_of(folder: ModelFolder, poster: Poster, options: AuditOptions, fills: FillMaker) -> Pictures:
+    """The pictures of one poster, the same each time. Raises BadImage."""
+    where = options.images, options.cleaned, folder.preprocessing
+    return make_pictures(poster, *where, fills(poster.fill), options.seed, options.controls)
+
+
+def _prepared(
+    folder: ModelFolder, posters: Sequence[Poster], options: AuditOptions, fills: FillMaker, ahead: int
+) -> Iterator[tuple[Poster, Work | BadImage]]:
+    """Every poster's pictures in order, painted by threads that are at most two batches ahead."""
+
+    def work(poster: Poster) -> Work | BadImage:
+        try:
+            pictures = pictures_of(folder, poster, options, fills)
+            return pictures.squares(folder.preprocessing), pictures.areas()
+        except BadImage as bad:
+            return bad
+
+    threads = decode_threads(options.workers)
+    queue: deque[tuple[Poster, Future[Work | BadImage]]] = deque()
+    pending = iter(posters)
+    for name in sorted({poster.fill for poster in posters}):
+        fills(name)  # an unknown one ends the run here, and threads need not make any
+    with ThreadPoolExecutor(threads, thread_name_prefix="paint") as pool:
+        try:
+            while True:
+                while len(queue) < 2 * max(threads, ahead) and (poster := next(pending, None)) is not None:
+                    queue.append((poster, pool.submit(work, poster)))
+                if not queue:
+                    return
+                poster, future = queue.popleft()
+                yield poster, future.result()
+        finally:
+            for _, future in queue:
+                future.cancel()
+
+
+def _logits(
+    model: torch.nn.Module, squares: np.ndarray, folder: ModelFolder, accelerator: Accelerator
+) -> np.ndarray:
+    """(m, G) float32 of (m, S, S, 3) uint8."""
+    with torch.inference_mode(), accelerator.autocast():
+        pixels = torch.from_numpy(squares).to(accelerator.device)
+        images = folder.preprocessing.normalize(pixels, autocast_dtype(accelerator))
+        return model(images.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()

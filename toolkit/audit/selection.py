@@ -1,0 +1,146 @@
+"""Which posters are audited: those with text, of a CSV's if one is given, or a sample of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.dataset.labels import LabelSet
+from shards.errors import UserError, one_line
+from shards.inputs.metadata import Rejection, first_reasons, read_metadata
+from toolkit.audit.images import Poster
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What is audited and how."""
+
+    images: Path
+    cleaned: Path
+    seed: int = 0
+    controls: int = 4
+    limit: int | None = None
+    batch_size: int = 64
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise UserError("--batch-size must be at least 1 and --workers 0 or more")
+        if self.controls < 1:
+            raise UserError(f"--controls must be at least 1, not {self.controls}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, not {self.limit}")
+        if not self.images.is_dir():
+            raise UserError(
+                f"image folder not found: {self.images}; name the uncleaned posters with --images"
+            )
+        if not self.cleaned.is_dir():
+            raise UserError(f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")
+
+
+@dataclass
+class Chosen:
+    """The posters to audit, and what became of the others."""
+
+    posters: list[Poster]
+    left_out: list[Rejection] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_posters(cleaned: Path) -> list[Poster]:
+    """The rows of the cleaning's report. Raises UserError if there is none."""
+    from shards.text.report import read_report
+
+    frame = read_report(cleaned)
+    wanted = ("id", "width", "height", "altered", "fill", "polygons")
+    return [
+        Poster(str(row.id), int(row.width), int(row.height), float(row.altered), str(row.fill), row.polygons)
+        for row in frame[list(wanted)].itertuples(index=False)
+    ]
+
+
+def read_targets(
+    path: Path,
+    labels: LabelSet,
+    id_column: str | None,
+    genre_column: str | None,
+    separator: str,
+    encoding: str,
+    spellings: str = "merge",
+) -> dict[str, np.ndarray]:
+    """Id → (G,) bool of the CSV's posters; genres that the model does not know are left out, with a warning.
+
+    A poster with none but unknown genres is all False: its effect counts, and the metrics leave it out.
+    """
+    metadata = read_metadata(
+        path, id_column, genre_column, separator, encoding, known=labels.genres, spellings=spellings
+    )
+    if metadata.rejected:
+        log.warning(
+            "%d rows of %s are not audited: %s",
+            len(metadata.rejected),
+            path,
+            first_reasons(metadata.rejected),
+        )
+    unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
+    if unknown:
+        shown = ", ".join(f"{one_line(genre)!r}" for genre, _ in unknown.most_common(5))
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        log.warning("%s has genres that the model does not know; they are ignored: %s%s", path, shown, more)
+    if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
+        raise UserError(
+            f"{path} has no genre that the model knows in column {metadata.genre_column!r}; "
+            f"choose another with --genre-column"
+        )
+    return {
+        row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows
+    }
+
+
+def choose_posters(
+    posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
+) -> Chosen:
+    """The posters with text, those of the CSV if there is one, a sample of them if there is a limit.
+
+    Raises UserError if none is left.
+    """
+    chosen = Chosen([])
+    known = {poster.id for poster in posters}
+    listed = posters
+    if targets is not None:
+        listed = [poster for poster in posters if poster.id in targets]
+        missing = [sample_id for sample_id in targets if sample_id not in known]
+        chosen.left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in missing]
+        if not listed:
+            raise UserError(
+                f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?"
+            )
+    with_text = [poster for poster in listed if poster.altered > 0]
+    if not with_text:
+        raise UserError(
+            f"no poster in {options.cleaned} had text painted over: there is nothing to audit; "
+            "did `posters clean` find any text?"
+        )
+    chosen.posters = with_text
+    if options.limit is not None and options.limit < len(with_text):
+
+        def key(poster: Poster) -> bytes:
+            return hashlib.blake2b(f"{options.seed}/sample/{poster.id}".encode(), digest_size=16).digest()
+
+        sample = {poster.id for poster in sorted(with_text, key=key)[: options.limit]}
+        chosen.posters = [poster for poster in with_text if poster.id in sample]
+    chosen.counts = {
+        "in_report": len(posters),
+        "not_in_metadata": len(posters) - len(listed),
+        "without_text": len(listed) - len(with_text),
+        "not_in_sample": len(with_text) - len(chosen.posters),
+    }
+    return chosen

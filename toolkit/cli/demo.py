@@ -1,0 +1,124 @@
+"""``posters demo``: the whole path on a drawn poster set, in minutes on two cores.
+
+draw_poster_set → build_shards → train → evaluate, report → predict → things to look at
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from shards.build.run import BuildOptions, build_shards
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import open_store
+from shards.inputs.metadata import read_metadata
+from shards.inputs.synthetic import draw_poster_set
+from shards.storage.files import write_json
+from shards.visuals.contact_sheet import GalleryItem, save_gallery
+from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.image_transform import list_images
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.evaluation.evaluate import evaluate
+from toolkit.inference.split_outputs import SplitLogits
+from toolkit.model_folder.card import write_card
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.prediction.files import predict_files
+from toolkit.prediction.output import named_genres, write_predictions
+from toolkit.report.label_errors import INSTALL, have_cleanlab
+from toolkit.report.output import check_report_folder
+from toolkit.report.run import ReportRun
+from toolkit.training.run import train
+
+log = logging.getLogger(__name__)
+
+GALLERY = 18  # test posters shown, three rows of six
+
+
+def demo_config(seed: int = 0) -> Config:
+    """The recipe of the demo; configs/demo.yaml is the same, annotated."""
+    return Config(
+        data=DataConfig(image_size=64, crop_scale=(0.6, 1.0)),
+        model=ModelConfig(name="resnet10t", pretrained=False, head="linear", dropout=0.0, freeze=()),
+        optim=OptimConfig(name="adamw", lr=0.003, weight_decay=0.05, schedule="cosine", warmup_steps=20),
+        train=TrainConfig(epochs=12, batch_size=32, patience=0, seed=seed),
+    )
+
+
+def run_demo(out: Path, posters: int, seed: int) -> int:
+    """Make everything below ``out``; returns the exit status. Run again, it goes on where it was."""
+    check_report_folder(out / "report")  # before minutes of work
+    metadata = draw_poster_set(out / "posters", posters, seed)
+    log.info("drew %d posters with titles into %s", posters, out / "posters")
+    manifest = build_shards(
+        BuildOptions(
+            metadata=metadata,
+            images=out / "posters" / "images",
+            out=out / "shards",
+            samples_per_shard=128,
+            max_rejected=1.0,  # some of its rows are bad on purpose
+        )
+    )
+    status = train(demo_config(seed), out / "shards", out / "run", resume=True)
+    if status:
+        return status
+    accelerator = make_accelerator()
+    model = out / "run" / "model"
+    folder = load_model_folder(model)
+    evaluation, outputs = evaluate(accelerator, folder, out / "shards", manifest, "test", [0.3, 0.5, 0.7])
+    evaluation.render()
+    write_json(model / "metrics-test.json", evaluation.to_dict())
+    outputs.save(model / "predictions-test.npz")
+    write_card(model)
+
+    write_demo_report(out, folder, manifest, outputs)
+    reader = ShardReader.of_split(out / "shards", "test", manifest)
+    images = {path.stem: path for path in list_images(out / "posters" / "images")}
+    paths = [images[reader.sample_id(i)] for i in range(len(reader))]
+    predictions = predict_files(folder, paths, accelerator)
+    write_predictions(
+        predictions, folder, str(accelerator.device), out / "predictions.json", "json", verbose=True
+    )
+    true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
+    items = [
+        GalleryItem(path.read_bytes(), true[path.stem], named_genres(p.probabilities, folder))
+        for path, p in zip(paths, predictions, strict=True)
+        if p.probabilities is not None
+    ]
+    save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
+    _say_where(out, folder)
+    return 0
+
+
+def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
+    """The page that `posters evaluate --report` would write, into ``out``/report; likely label errors with cleanlab."""
+    shards, report = out / "shards", out / "report"
+    words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
+    command = shlex.join(str(word) for word in words)
+    return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(
+        outputs, None
+    )
+
+
+def _say_where(out: Path, folder: ModelFolder) -> None:
+    epochs = pd.read_csv(out / "run" / "epochs.csv")
+    rejected = pd.read_csv(out / "shards" / "rejected.csv")
+    print(f"trained        {len(epochs)} epochs, best validation loss {epochs['val_loss'].min():.4f}")
+    print(f"posters        {out / 'posters' / 'images'}")
+    print(f"shards         {out / 'shards'} ({len(rejected)} bad rows listed in rejected.csv)")
+    print(f"model          {folder.path} (weights, labels, config, card)")
+    print(f"course         {out / 'run' / 'epochs.csv'}")
+    print(f"metrics        {folder.path / 'metrics-test.json'}")
+    without = "" if have_cleanlab() else f" (without likely label errors: {INSTALL})"
+    print(f"report         {out / 'report' / 'index.html'}{without}")
+    print(f"predictions    {out / 'predictions.json'}")
+    print(f"pictures       {out / 'predictions.png'}")
+    # under `make demo` the command is not on the PATH
+    command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
+    image = min((out / "posters" / "images").glob("p*.jpg"))
+    print(f"try            {command} predict -m {folder.path} -i {image} -v")
+    print(f"page           {command} app -m {folder.path} (with pip install -c constraints.txt -e '.[app]')")

@@ -1,0 +1,260 @@
+"""What config.json and labels.json of a model folder may hold: schemas.
+
+A folder may come from strangers. Types, bounds, and that the files agree with each other, are checked here, before any
+work on weights. Folders of earlier versions lack some keys; those have defaults.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from shards.dataset.labels import MAX_GENRES, LabelSet
+from shards.errors import UserError, one_line
+from shards.schema import Count, Sha256, check_as, parse_as
+from toolkit.config.schema import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
+
+T = TypeVar("T")
+
+CONFIG, LABELS = "config.json", "labels.json"
+AGAIN = "copy the whole folder again, or train again"
+DECIDE_AGAIN = "choose again with `posters tune`, or copy the whole folder again"
+#: Bytes of a JSON file. The largest that a training writes, of 32,767 genres, has some ten MB.
+MAX_JSON = 64 * 2**20
+
+Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+Words = Annotated[str, msgspec.Meta(max_length=10_000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+#: Finite: comparisons with NaN are false.
+Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Side = Annotated[int, msgspec.Meta(ge=8, le=MAX_SIDE)]
+#: Of RGB pixels from 0 to 1. ImageNet's are about 0.45 and 0.225.
+Mean = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
+Std = Annotated[float, msgspec.Meta(ge=1e-4, le=1e3)]
+#: A float32 holds it.
+Bias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+Scale = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
+Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
+made = msgspec.field
+
+
+class HeldOut(msgspec.Struct):
+    """What a calibration gave on held-out parts of validation."""
+
+    loss: Number
+    ece: Number
+
+
+class HeldOutF(msgspec.Struct):
+    """What one threshold, or one per genre, gave there: F-measures of the aim's beta."""
+
+    micro_f: Number
+    macro_f: Number
+
+
+class ChosenOn(msgspec.Struct):
+    """Where decisions were chosen."""
+
+    split: Words = "val"
+    samples: Count = 0
+    held_out: dict[Method, HeldOut] = made(default_factory=dict)
+    cross_fit: dict[Words, HeldOutF] = made(default_factory=dict)
+    macro_weight: Number | None = None
+    slack: Number | None = None
+
+
+class CalibrationFile(msgspec.Struct):
+    """Calibrated logit = scale * logit + bias; (G,) each, empty for method "none"."""
+
+    method: Method = "none"
+    scale: list[Scale] = made(default_factory=list)
+    bias: list[Bias] = made(default_factory=list)
+
+
+class DecisionsFile(msgspec.Struct):
+    """The part of labels.json that decides."""
+
+    thresholds: list[Share]
+    threshold_source: Words = "unknown"
+    global_threshold: Share | None = None
+    aim: Words = "none"
+    calibration: CalibrationFile = made(default_factory=CalibrationFile)
+    chosen_on: ChosenOn = made(default_factory=ChosenOn)
+    decisions: Words | None = None
+
+
+class LabelsFile(DecisionsFile, kw_only=True):
+    """labels.json."""
+
+    genres: Annotated[list[Genre], msgspec.Meta(min_length=1, max_length=MAX_GENRES)]
+    fingerprint: Words
+
+
+class HeadFile(msgspec.Struct):
+    """See models.HeadSpec."""
+
+    kind: Literal["mlp", "linear", "levels", "ensemble"]
+    hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    members: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)] = 1
+
+
+class OursFile(msgspec.Struct):
+    """Our own key of config.json."""
+
+    head: HeadFile
+    weights_sha256: Sha256
+    epoch: Count = 0
+    weights: Words = "raw"
+    shard_set: Words = "unknown"
+    monitor: Words | None = None
+    score: Number | None = None
+    imported_sha256: Sha256 | None = None
+
+
+class PretrainedFile(msgspec.Struct):
+    """What is read of timm's pretrained_cfg. Its URLs are not: nothing is ever fetched for a folder."""
+
+    input_size: tuple[Literal[3], Side, Side]
+    crop_pct: Annotated[float, msgspec.Meta(ge=LEAST_CROP_PCT, le=1)]
+    crop_mode: Literal["center", "squash"]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
+
+
+class ConfigFile(msgspec.Struct):
+    """config.json."""
+
+    architecture: Annotated[str, msgspec.Meta(pattern=r"\A\w+(\.\w+)?\Z", max_length=200)]
+    pretrained_cfg: PretrainedFile
+    poster_toolkit: OursFile
+    num_classes: Count | None = None
+    num_features: Count = 0
+    label_names: list[Genre] | None = None
+
+
+class Metrics(msgspec.Struct):
+    """Of one set of thresholds. Keys of metrics are words, such as ``micro_f1``."""
+
+    label: Words
+    metrics: dict[str, Number | list[Number | None] | None]
+
+
+class Ranking(msgspec.Struct):
+    """Metrics without thresholds."""
+
+    mAP: Number | None = None
+    roc_auc: Number | None = None
+
+
+class Baseline(Metrics):
+    """What a guess without a model gives."""
+
+    ranking: Ranking | None = None
+
+
+class Errors(msgspec.Struct):
+    """Expected calibration errors."""
+
+    ece: Number
+    ece_macro: Number
+
+
+class BeforeAfter(msgspec.Struct):
+    """Calibration, without and with it."""
+
+    before: Errors
+    after: Errors
+
+
+class MetricsFile(msgspec.Struct):
+    """What the model card shows of metrics-SPLIT.json."""
+
+    num_samples: Count
+    thresholds: list[Metrics]
+    baselines: list[Baseline]
+    ranking: Ranking
+    loss: Number | None
+    calibration: BeforeAfter | None = None
+    shard_set: Words | None = None
+    decisions: Words | None = None
+
+
+def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dict[str, Any]]:
+    """(the checked values, all that the file holds) of a JSON file. Raises UserError in one line."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise UserError(
+                f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}"
+            )
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{what} not found: {path}") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
+    raw: dict[str, Any] = parse_as(data, dict[str, Any], path, what, remedy)
+    return check_as(raw, schema, path, what, remedy), raw
+
+
+def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
+    """labels.json of a model folder, checked, and as it is. Raises UserError."""
+    path = folder / LABELS
+    found, raw = read_as(path, LabelsFile, "labels file", AGAIN)
+    if len(set(found.genres)) < len(found.genres):
+        twice = Counter(found.genres).most_common(1)[0][0]
+        raise UserError(f"{path} is not a valid labels file: genres has {twice!r} twice; {AGAIN}")
+    labels = LabelSet(tuple(found.genres))
+    if found.fingerprint != labels.fingerprint:
+        raise UserError(
+            f"{path} was edited: its genres do not match its fingerprint {found.fingerprint[:64]!r}; {AGAIN}"
+        )
+    check_decisions(found, len(labels), path)
+    return found, raw
+
+
+def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> None:
+    """Raise UserError unless there is a number for every genre."""
+    calibration = found.calibration
+    each = {"thresholds": found.thresholds}
+    if calibration.method != "none":
+        each |= {"scales": calibration.scale, "biases": calibration.bias}
+    for what, values in each.items():
+        if len(values) != num_genres:
+            raise UserError(
+                f"{where} is not a valid labels file: it has {len(values)} {what} for {num_genres} genres; "
+                f"{DECIDE_AGAIN}"
+            )
+
+
+def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
+    """config.json of a model folder, checked, and as it is. Raises UserError."""
+    path = folder / CONFIG
+    found, raw = read_as(path, ConfigFile, "model config", AGAIN)
+    cfg = found.pretrained_cfg
+    _, height, width = cfg.input_size
+    problem = None
+    if height != width:
+        problem = f"pretrained_cfg.input_size: {height} x {width} is no square"
+    elif cfg.crop_mode == "center" and width / cfg.crop_pct > MAX_RESIZED:
+        problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} of {width} pixels makes images too large"
+    if problem:
+        raise UserError(f"{path} is not a valid model config: {problem}; {AGAIN}")
+    return found, raw
+
+
+def check_agreement(config: ConfigFile, genres: tuple[str, ...], folder: Path) -> None:
+    """Raise UserError if config.json is not of the model whose ``genres`` labels.json has."""
+    if config.num_classes not in (None, len(genres)):
+        what = f"its num_classes is {config.num_classes}, and {LABELS} has {len(genres)} genres"
+    elif config.label_names not in (None, list(genres)):
+        what = f"its label_names are not the genres of {LABELS}"
+    else:
+        return
+    raise UserError(f"{folder / CONFIG} is of another model than {LABELS}: {what}; {AGAIN}")
+
+
+Method = Literal["none", "temperature", "platt"]

@@ -1,0 +1,62 @@
+"""What training does to pixels after crop and flip, on the device, for a whole micro-batch at once.
+
+Order: colour jitter, RandAugment, random erasing, mixing. Every random number is a hash of (seed, epoch, key, purpose)
+made on the CPU (augment.uniforms), so a sample gets the same pixels on any rank, at any world size and accumulation, in
+any place of a batch; and what one operation draws does not change with another switched on. Each operation takes its
+samples one by one in its arithmetic too (no sum runs over a batch), so this holds to the bit on one kind of device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from toolkit.config.schema import AugmentConfig
+from toolkit.data.augment.color_jitter import jitter, jitters
+from toolkit.data.augment.mixup import draw_pairs, mix, mixes
+from toolkit.data.augment.rand_augment import rand_augment
+from toolkit.data.augment.random_erasing import erase
+from toolkit.data.sampling.plan import Share
+
+
+class Augmenter:
+    """The augmentation that a configuration asks for. Keeps no state."""
+
+    def __init__(self, config: AugmentConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is switched on."""
+        config = self.config
+        return jitters(config) or config.randaugment > 0 or config.erase > 0 or mixes(config)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: torch.Tensor, targets: torch.Tensor, share: Share, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented (images, targets) of the samples of ``share`` in ``epoch``; the arguments stay as they are.
+
+        images: (n, S, S, 3) grey levels, uint8 or float, on any device; targets (n, G) float on the same. Returns
+        (n, S, S, 3) float32 levels from 0 to 255, no longer whole ones, and (n, G) targets, with mixing on from 0 to 1;
+        or the very same objects when nothing is switched on. Mixing needs a plan that deals in pairs (mixup.py).
+
+        Raises ValueError if images, targets and share differ in length.
+        """
+        if not len(images) == len(targets) == len(share.indices):
+            raise ValueError(
+                f"{len(images)} images, {len(targets)} targets and a share of {len(share.indices)}"
+            )
+        if not self.active:
+            return images, targets
+        config, seed, keys = self.config, self.seed, share.keys
+        # colour by colour: several times faster on CPUs than pixel by pixel, and no slower on GPUs
+        planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        if jitters(config):
+            planes = jitter(planes, config, seed, epoch, keys)
+        if config.randaugment > 0:
+            planes = rand_augment(planes, config.randaugment, config.magnitude, seed, epoch, keys)
+        if config.erase > 0:
+            planes = erase(planes, config.erase, config.erase_area, seed, epoch, keys)
+        if mixes(config):
+            planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], share, seed, epoch))
+        return planes.permute(0, 2, 3, 1).contiguous(), targets

@@ -1,0 +1,92 @@
+"""Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: a rectangle of some samples becomes noise.
+
+Areas, aspect ratios and places are distributed as by torchvision's RandomErasing and timm's; pixels are levels uniform
+from 0 to 255, as in the paper. The noise is a hash of (key, pixel) in whole numbers, computed on the device: the same
+on any device, rank and place in a batch, which a generator's numbers would not be.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
+from toolkit.device.transfer import to_device
+
+#: Smallest and largest height / width of a rectangle; timm's and the paper's.
+ASPECTS = (0.3, 1.0 / 0.3)
+
+
+def erase(
+    images: torch.Tensor,
+    probability: float,
+    area: tuple[float, float],
+    seed: int,
+    epoch: int,
+    keys: np.ndarray,
+) -> torch.Tensor:
+    """(n, 3, S, S) float32 levels, with a noisy rectangle in ``probability`` of the samples, by their keys."""
+    boxes = erased_boxes(images.shape[3], probability, area, seed, epoch, keys)
+    hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
+    if len(hit) == 0:
+        return images
+    device, side = images.device, images.shape[3]
+    rows = to_device(hit, device)
+    inside = box_masks(boxes[hit], side, device)
+    pixels = noise(side, seed, epoch, keys[hit], device)
+    out = images.clone()
+    out.index_copy_(0, rows, torch.where(inside, pixels, images.index_select(0, rows)))
+    return out
+
+
+def erased_boxes(
+    side: int, probability: float, area: tuple[float, float], seed: int, epoch: int, keys: np.ndarray
+) -> np.ndarray:
+    """(n, 4) int64 left, top, right, bottom; all zero where nothing is erased.
+
+    As torchvision: a share of the area uniform in ``area`` and a log-uniform aspect ratio, drawn until both sides are
+    less than S; after ATTEMPTS of them nothing is erased.
+    """
+    n = len(keys)
+    u = uniforms(seed, epoch, keys, 1 + 4 * ATTEMPTS, Stream.ERASE)
+    draws = u[:, 1:].reshape(n, ATTEMPTS, 4)
+    areas = side * side * (area[0] + draws[..., 0] * (area[1] - area[0]))
+    low, high = math.log(ASPECTS[0]), math.log(ASPECTS[1])
+    aspects = np.exp(low + draws[..., 1] * (high - low))
+    h = np.maximum(1, np.rint(np.sqrt(areas * aspects)))
+    w = np.maximum(1, np.rint(np.sqrt(areas / aspects)))
+    fits = (w < side) & (h < side)
+    row, first = np.arange(n), np.argmax(fits, axis=1)
+    w, h = w[row, first], h[row, first]
+    left = np.floor(draws[row, first, 2] * (side - w + 1))
+    top = np.floor(draws[row, first, 3] * (side - h + 1))
+    boxes = np.stack([left, top, left + w, top + h], axis=1)
+    boxes[~fits.any(axis=1) | (u[:, 0] >= probability)] = 0
+    return boxes.astype(np.int64)
+
+
+def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tensor:
+    """(n, 1, S, S) bool: inside of boxes (n, 4) given as left, top, right, bottom."""
+    left, top, right, bottom = to_device(boxes, device)[:, :, None, None, None].unbind(dim=1)
+    x = torch.arange(side, device=device)
+    y = x[:, None]
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom)
+
+
+def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(n, 3, S, S) float32 whole levels from 0 to 255, each of (seed, epoch, key, pixel, channel) alone."""
+    words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
+    starts = to_device(words.astype(np.int64), device)[:, None, None]
+    pixels = torch.arange(side * side, device=device).view(side, side)
+    # one word for each pixel, a byte of it for each channel; only the low 32 bits of the 64 are used
+    bits = _mix32((starts + pixels * 0x9E3779B9) & 0xFFFFFFFF)
+    return torch.stack([bits & 0xFF, (bits >> 8) & 0xFF, (bits >> 16) & 0xFF], dim=1).float()
+
+
+def _mix32(x: torch.Tensor) -> torch.Tensor:
+    """lowbias32, a bijection of 32-bit words that scatters them (C. Wellons 2018, "Prospecting for hash functions")."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)

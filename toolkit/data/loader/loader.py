@@ -1,0 +1,222 @@
+"""Batches in plan order, decoded ahead of time by threads whose decoders release the GIL.
+
+    share ─ cutter ─→ Cut (what each row needs) ─→ chunks of rows ─ threads: read, decode ─→ slot of the ring
+          ─ last chunk: copy to the device on a side stream ─→ device: geometry, normalise ─→ Batch
+
+No worker processes, no shared memory, no pickling: the first batch is there after one batch's decoding. The plan says
+which samples, the source gives their bytes, the cut makes pixels, the fault policy answers to damaged images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from toolkit.data.loader.buffers import Slot
+from toolkit.data.loader.faults import ATTEMPTS, FaultPolicy, Faults
+from toolkit.data.loader.timing import Meter
+from toolkit.data.sampling.plan import Share
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import Cut, Cutter
+from toolkit.data.transforms.jpeg import Turned, Undecodable
+from toolkit.device.transfer import to_device
+
+#: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.
+CHUNK = (4, 32)
+
+
+class Source(Protocol):
+    """Where encoded images come from: a ShardReader, or a list of files."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> memoryview:
+        """Writable bytes of a sample, valid until this thread's next read.
+
+        Raises Undecodable where there is no image, UserError where it cannot be read: that is no damage.
+        """
+        ...
+
+    def where(self, index: int) -> str: ...
+
+
+@dataclass
+class Work:
+    """A batch being decoded."""
+
+    share: Share
+    cut: Cut
+    slot: Slot
+    indices: np.ndarray
+    """(n,) the samples that the rows hold: the share's, or their substitutes."""
+    valid: np.ndarray
+    errors: dict[int, str] = field(default_factory=dict)
+    squares: dict[int, np.ndarray] = field(default_factory=dict)
+    """Row → (S, S, 3) pixels that could not use the row's place in the slot."""
+    futures: list[Future[None]] = field(default_factory=list)
+    unfinished: int = 0
+    """Futures whose rows are not yet all decoded."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class Batch:
+    """Decoded samples of one share, on the device."""
+
+    images: torch.Tensor
+    """(n, S, S, 3) whole grey levels, uint8 or float; to be used before the next batch is asked for."""
+    share: Share
+    """The samples that ``images`` holds. Substitutes have their own index; masked rows are not valid."""
+    errors: dict[int, str]
+    """Row → why its image could not be decoded (masked rows only)."""
+
+
+class Loader:
+    """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes, one at a time."""
+
+    def __init__(
+        self,
+        source: Source,
+        threads: int,
+        prefetch: int,
+        *,
+        device: torch.device | str = "cpu",
+        policy: FaultPolicy | None = None,
+    ) -> None:
+        self.source, self.threads, self.prefetch = source, threads, prefetch
+        self.device = torch.device(device)
+        self.meter = Meter()
+        self.faults = Faults(policy or FaultPolicy(), len(source))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._slots = [Slot(self.device) for _ in range(prefetch + 1)]
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def batches(
+        self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0
+    ) -> Generator[Batch, None, None]:
+        """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
+
+        Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
+        what the source raises for those that cannot be read.
+        """
+        with contextlib.closing(self.decoded(shares, cutter, epoch)) as works:
+            for work in works:
+                images = work.cut.images(work.slot.on_device(work.cut.size))
+                for row, square in work.squares.items():
+                    images[row] = to_device(square, images.device)
+                yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
+
+    def decoded(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Work, None, None]:
+        """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
+        queue: deque[Work] = deque()
+        free = deque(self._slots)
+        pending = iter(shares)
+        try:
+            while True:
+                while len(queue) < self.prefetch and (share := next(pending, None)) is not None:
+                    queue.append(self._start(share, cutter, epoch, free.popleft()))
+                if not queue:
+                    return
+                started = time.perf_counter()
+                work = queue[0]
+                for future in work.futures:
+                    future.result()
+                self.meter.add(waited=time.perf_counter() - started)
+                queue.popleft()
+                self.faults.check()
+                try:
+                    yield work
+                finally:  # also when the pass ends here: the device may still be reading
+                    self.meter.add(copied=work.slot.free())
+                    free.append(work.slot)
+        finally:
+            # Threads may still write to these slots, and a later pass will use them.
+            for work in queue:
+                for future in work.futures:
+                    future.cancel()
+            wait([future for work in queue for future in work.futures])
+
+    def _start(self, share: Share, cutter: Cutter, epoch: int, slot: Slot) -> Work:
+        cut = cutter(share)
+        memory = slot.room(cut.size)
+        work = Work(share, cut, slot, share.indices.copy(), share.valid.copy())
+        rows = range(len(share.indices))
+        chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
+        starts = rows[::chunk]
+        work.unfinished = len(starts)
+
+        def run(start: int) -> None:
+            began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
+            for row in rows[start : start + chunk]:
+                size += self._row(work, row, memory, cutter, epoch)
+            self.meter.add(
+                decode=time.perf_counter() - began,
+                decode_cpu=time.thread_time() - began_cpu,
+                samples=min(chunk, len(rows) - start),
+                bytes_read=size,
+            )
+            with work.lock:
+                work.unfinished -= 1
+                last = work.unfinished == 0
+            if last:
+                slot.send(cut.size, self._stream)
+
+        work.futures = [self._pool.submit(run, start) for start in starts]
+        return work
+
+    def _row(self, work: Work, row: int, memory: np.ndarray, cutter: Cutter, epoch: int) -> int:
+        """Decode one row; returns the bytes read."""
+        sample = int(work.indices[row])
+        try:
+            data = self.source.read(sample)
+            try:
+                work.cut.row(row, data, memory)
+            except Turned:
+                work.squares[row] = work.cut.square(row, data)
+            return len(data)
+        except Undecodable as error:
+            problem = str(error)
+        self.faults.report(sample, f"{self.source.where(sample)} cannot be decoded ({problem})")
+        if self.faults.policy.on_error == "replace":
+            for attempt in range(ATTEMPTS):
+                other = self.faults.substitute(epoch, sample, attempt)
+                one = Share(np.array([other]), np.array([True]))
+                try:
+                    data = self.source.read(other)
+                    work.squares[row] = cutter(one).square(0, data)
+                except Undecodable as error:
+                    self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({error})")
+                    continue
+                work.indices[row] = other
+                return len(data)
+        if work.valid[
+            row
+        ]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
+            work.errors[row] = problem
+        work.valid[row] = False
+        work.squares[row] = np.zeros((work.cut.side, work.cut.side, 3), dtype=np.uint8)
+        return 0
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def targets_of(share: Share, reader: ShardReader) -> torch.Tensor:
+    """(n, G) float32 targets of a share's samples."""
+    return torch.from_numpy(reader.targets_of(share.indices)).float()

@@ -1,0 +1,212 @@
+"""What a batch's threads do, row by row: bytes in, pixels in the batch's slot out; then what the device does.
+
+``SquareCut`` leaves finished S x S squares in the slot (everything on the CPU). ``PackedCut`` leaves decoded images,
+one after the other without gaps, and the device cuts the squares. ``FileCut`` is for files of unknown size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from toolkit.config.schema import DataConfig, Geometry
+from toolkit.data.sampling.plan import Share
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.sources.thread_buffer import scratch
+from toolkit.data.transforms.crops import Views, eval_views, train_views
+from toolkit.data.transforms.geometry import DeviceGeometry, cut_on_cpu
+from toolkit.data.transforms.jpeg import Turned, Undecodable, decode_rows, place, scaled
+from toolkit.data.transforms.preprocessing import Preprocessing
+
+
+class Cut(Protocol):
+    """The work of one batch."""
+
+    side: int
+    """S, the side of a sample in pixels."""
+    size: int
+    """Bytes that the batch needs in its slot."""
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable.
+
+        Raises Turned for a picture that does not fit its place in the slot; ``square`` takes it.
+        """
+        ...
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """Sample ``row`` as (S, S, 3) uint8; for samples that cannot use their place in the slot."""
+        ...
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) whole grey levels, uint8 or float, on the slot's device."""
+        ...
+
+
+#: (rows, widths, heights) → the views of some rows of a batch, if their images have these sizes.
+MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
+
+
+class SquareCut:
+    """Crop and resize in the decoding threads.
+
+    ``again`` makes the view of an image whose index has its width for its height; without it, that is an error.
+    """
+
+    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
+        self.views, self.count, self.side, self.again = views, len(views), views.side, again
+        self.size = self.count * self.side**2 * 4
+        self.denominators = views.denominators()
+        # A window inside the resized box needs the whole box: the CPU's resize knows no part of an output.
+        whole = (views.resized != views.side).any(axis=1)
+        self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        self._cut(row, data, slot.reshape(self.count, self.side, self.side, 4)[row])
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        out = np.empty((self.side, self.side, 4), dtype=np.uint8)
+        self._cut(row, data, out)
+        return out[..., :3]
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        return slot.view(self.count, self.side, self.side, 4)[..., :3]
+
+    def picture(self, row: int, image: Image.Image) -> np.ndarray:
+        """Sample ``row`` as (S, S, 3) uint8, of its decoded image; the pixels are those of ``row``."""
+        out = np.empty((self.side, self.side, 4), dtype=np.uint8)
+        denominator = int(self.denominators[row])
+        memory, shape = self._memory(row)
+        cut_on_cpu(place(image, denominator, memory.reshape(shape)), self.views, row, denominator, out)
+        return out[..., :3]
+
+    def _memory(self, row: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        denominator = int(self.denominators[row])
+        rows = int(scaled(int(self.rows[row]), denominator))
+        width = int(scaled(int(self.views.widths[row]), denominator))
+        return scratch("decoded", rows * width * 4), (rows, width, 4)
+
+    def _cut(self, row: int, data: memoryview, out: np.ndarray) -> None:
+        views, denominator, rows = self.views, int(self.denominators[row]), int(self.rows[row])
+        width, height = int(views.widths[row]), int(views.heights[row])
+        try:
+            image = decode_rows(data, width, height, rows, denominator, self._memory(row)[0], channels=4)
+        except Turned:
+            if self.again is None:
+                raise
+            one = self.again(slice(row, row + 1), views.heights[row : row + 1], views.widths[row : row + 1])
+            SquareCut(one)._cut(0, data, out)
+            return
+        cut_on_cpu(image, views, row, denominator, out)
+
+
+class PackedCut:
+    """Only decode; crop and resize on the device."""
+
+    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
+        self.views, self.side, self.again = views, views.side, again
+        self.denominators = views.denominators()
+        self.rows = views.decoded_rows(self.denominators)
+        widths = scaled(views.widths, self.denominators)
+        pixels = widths * scaled(self.rows, self.denominators)
+        ends = np.cumsum(pixels)
+        self.starts = ends - pixels
+        self.size = int(ends[-1]) * 3
+        self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        views = self.views
+        decode_rows(
+            data,
+            int(views.widths[row]),
+            int(views.heights[row]),
+            int(self.rows[row]),
+            int(self.denominators[row]),
+            slot[int(self.starts[row]) * 3 :],
+        )
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        return SquareCut(self.views, self.again).square(row, data)
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
+        return self.geometry(slot, torch.float16 if slot.is_cuda else torch.float32)
+
+
+class FileCut:
+    """Squares from a function of the bytes."""
+
+    def __init__(self, count: int, side: int, transform: Callable[[bytes], np.ndarray]) -> None:
+        self.count, self.side, self.transform = count, side, transform
+        self.size = count * side**2 * 3
+
+    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+        """See Cut."""
+        slot.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
+
+    def square(self, row: int, data: memoryview) -> np.ndarray:
+        """See Cut."""
+        try:
+            return self.transform(bytes(data))
+        except (OSError, ValueError) as error:
+            raise Undecodable(str(error)) from error
+
+    def images(self, slot: torch.Tensor) -> torch.Tensor:
+        """See Cut."""
+        return slot.view(self.count, self.side, self.side, 3)
+
+
+#: From the samples of a batch to its work.
+Cutter = Callable[[Share], Cut]
+
+
+def train_cutter(
+    reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
+) -> Cutter:
+    """Random crops and flips of shard samples, as the configuration has them."""
+
+    def cut(share: Share) -> Cut:
+        def views(rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+            return train_views(config, seed, epoch, share.keys[rows], widths, heights)
+
+        return kind(views(slice(None), *reader.sizes(share.indices)), views)
+
+    kind = _kind(config.geometry, device)
+    return cut
+
+
+def eval_cutter(
+    reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
+) -> Cutter:
+    """The evaluation transform of shard samples."""
+
+    def views(_: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+        return eval_views(
+            preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit
+        )
+
+    def cut(share: Share) -> Cut:
+        return kind(views(slice(None), *reader.sizes(share.indices)), views)
+
+    kind = _kind(geometry, device)
+    return cut
+
+
+def file_cutter(side: int, transform: Callable[[bytes], np.ndarray]) -> Cutter:
+    """Squares from a function of the bytes, for files of unknown size."""
+    return lambda share: FileCut(len(share.indices), side, transform)
+
+
+def _kind(geometry: Geometry, device: torch.device) -> type[SquareCut] | type[PackedCut]:
+    on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
+    return PackedCut if on_device else SquareCut

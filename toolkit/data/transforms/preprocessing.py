@@ -1,0 +1,129 @@
+"""Encoded image in, square uint8 RGB pixels out, by Pillow alone: the slow reference of the fast path.
+
+jpeg.py, crops.py and geometry.py compute the same pixels faster; the tests compare them with this. Files
+that users name one by one (predict) go this way, because nothing is known of them before they are opened.
+``Preprocessing`` is what a model folder remembers: predict and evaluate see the pixels that validation saw.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from shards.inputs.images import ANY, decode
+
+BILINEAR = (
+    Image.Resampling.BILINEAR
+)  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
+#: Pixels of a picture that is resized as a whole; of larger ones only the part that is used.
+MOST_RESIZED = 16_000_000
+#: Images that are normalised at a time.
+CPU_IMAGES = 8
+#: What happens to the part of an image that is not square.
+FITS = ("crop", "stretch")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The evaluation transform and the normalisation of a model."""
+
+    image_size: int
+    crop_pct: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: str = "crop"
+    """crop: the central square of ``crop_pct`` of the short side; stretch: the whole image, made a square."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """(S, S, 3) uint8: torchvision's transform on Pillow pixels, to the byte. Raises shards.inputs.images.BadImage.
+
+        Resize(S / crop_pct) and CenterCrop(S) for fit "crop", Resize((S, S)) for "stretch".
+        """
+        return self.square(decode(data, ANY))
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB image."""
+        if self.fit == "stretch":
+            return stretch(image, self.image_size)
+        return center_crop(image, self.image_size, self.crop_pct)
+
+    def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
+        mean, std = (_grey_levels(tuple(part), images.device) for part in (self.mean, self.std))
+        # On a CPU a few images at a time, in place: what lies between fits the caches, and takes a quarter of the time.
+        out = torch.empty(images.shape, dtype=dtype, device=images.device)
+        step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
+        for start in range(0, len(images), step):
+            out[start : start + step] = (
+                images[start : start + step].to(torch.float32, copy=True).sub_(mean).div_(std)
+            )
+        return out.permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(3,) float32 on the device, where they stay: a copy for every batch would have the host wait for the device."""
+    with torch.inference_mode(False):  # they may be of use to a pass that learns
+        return torch.tensor(values, device=device) * 255.0
+
+
+def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
+    """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
+    short = max(size, round(size / crop_pct))
+    width, height = image.size
+    if width <= height:
+        width, height = short, max(short, int(short * height / width))
+    else:
+        width, height = max(short, int(short * width / height)), short
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    if image.size == (width, height):
+        return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
+
+
+def resized_window(
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    side: int,
+) -> Image.Image:
+    """The square at ``corner`` of ``box`` of the image resized to ``size``. Little more than the square is computed.
+
+    A banner of 1x60000 pixels whose short side becomes 256 would otherwise be resized to 4 billion pixels.
+    """
+    if size[0] * size[1] <= MOST_RESIZED:
+        return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
+    scales = [(box[axis + 2] - box[axis]) / size[axis] for axis in (0, 1)]
+    # Beside the square, as far as the filter's taps reach: the edges of a box cut them off.
+    low = [max(0, corner[axis] - 2) for axis in (0, 1)]
+    high = [min(size[axis], corner[axis] + side + 2) for axis in (0, 1)]
+    part = [box[axis] + edge[axis] * scales[axis] for edge in (low, high) for axis in (0, 1)]
+    part = [min(part[k], box[k % 2 + 2]) for k in range(4)]
+    small = image.resize((high[0] - low[0], high[1] - low[1]), BILINEAR, box=tuple(part))  # type: ignore[arg-type]
+    left, top = corner[0] - low[0], corner[1] - low[1]
+    return small.crop((left, top, left + side, top + side))
+
+
+def stretch(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
+    return np.asarray(image if image.size == (size, size) else image.resize((size, size), BILINEAR))
+
+
+Box = tuple[int, int, int, int]
+
+
+def view_box(width: int, height: int, image_size: int, crop_pct: float) -> Box:
+    """left, top, right, bottom in a poster's pixels of what `toolkit.data.transforms.preprocessing.center_crop` keeps of it."""
+    scale = max(image_size, round(image_size / crop_pct)) / min(width, height)
+    half = image_size / scale / 2.0
+    left, top = max(0, round(width / 2.0 - half)), max(0, round(height / 2.0 - half))
+    return left, top, min(width, round(width / 2.0 + half)), min(height, round(height / 2.0 + half))

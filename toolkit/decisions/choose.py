@@ -1,0 +1,203 @@
+"""From logits to yes and no: a model's calibration and thresholds, chosen on validation, kept in its labels.json.
+
+Everything that shows a probability or names a genre goes through `Decisions`, so that evaluate, predict, the audit
+and the gallery agree. Nothing here ever sees the split that is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from shards.schema import check_as
+from shards.storage.files import fingerprint
+from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, way_of
+from toolkit.decisions.objective import Aim, parse_aim
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, check_scores, check_targets, sigmoid
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """(G,) float64 arrays in the order of the genres; thresholds are on calibrated probabilities."""
+
+    thresholds: FloatArray
+    scale: FloatArray
+    """Over 0: calibrated logit = scale * logit + bias. All 1, with bias 0, without calibration."""
+    bias: FloatArray
+    global_threshold: float
+    """The best single threshold, for comparison; what genres with few positives fall back to."""
+    aim: str = "none"
+    calibration: str = "none"
+    source: str = "given"
+    """Where the thresholds come from, in words."""
+    chosen_on: dict[str, Any] = field(default_factory=dict)
+    """JSON types: split, samples, held-out figures of calibrations and thresholds, weight of macro-F, slack."""
+
+    @classmethod
+    def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
+        """Given thresholds (G,), on uncalibrated probabilities."""
+        array = np.array(thresholds, dtype=np.float64)
+        size = len(array)
+        return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
+
+    def logits(self, logits: ArrayLike) -> FloatArray:
+        """Calibrated logits, (..., G) float64; uncalibrated ones keep their bits."""
+        result: FloatArray = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
+        return result
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Calibrated probabilities of (..., G) logits, float64."""
+        return sigmoid(self.logits(logits))
+
+    def named(self, logits: ArrayLike) -> BoolArray:
+        """Which genres are named: calibrated probability >= threshold."""
+        result: BoolArray = self.probabilities(logits) >= self.thresholds
+        return result
+
+    def at(self, threshold: float) -> Decisions:
+        """The same calibration with one threshold for every genre, chosen by the user."""
+        return replace(
+            self,
+            thresholds=np.full(len(self.thresholds), float(threshold)),
+            global_threshold=float(threshold),
+            aim="none",
+            source="given",
+            chosen_on={},
+        )
+
+    @property
+    def per_genre(self) -> bool:
+        """Whether the thresholds differ."""
+        return bool(np.ptp(self.thresholds) > 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits that change with any number that decides: figures under another one are of other decisions."""
+        return fingerprint([values.tolist() for values in (self.thresholds, self.scale, self.bias)])[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Their part of labels.json; floats keep every bit."""
+        calibration: dict[str, Any] = {"method": self.calibration}
+        if self.calibration != "none":
+            calibration |= {"scale": self.scale.tolist(), "bias": self.bias.tolist()}
+        return {
+            "thresholds": self.thresholds.tolist(),
+            "threshold_source": self.source,
+            "global_threshold": self.global_threshold,
+            "aim": self.aim,
+            "calibration": calibration,
+            "chosen_on": self.chosen_on,
+            "decisions": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], num_genres: int, where: object) -> Decisions:
+        """Read `to_dict`'s keys, or those of a model that knew thresholds only. ``where`` names the file in errors.
+
+        Raises UserError for missing, misshapen, not finite or impossible numbers.
+        """
+        found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
+        check_decisions(found, num_genres, where)
+        thresholds, calibration = np.array(found.thresholds, np.float64), found.calibration
+        scale, bias = np.ones(num_genres), np.zeros(num_genres)
+        if calibration.method != "none":
+            scale, bias = np.array(calibration.scale, np.float64), np.array(calibration.bias, np.float64)
+        common = found.global_threshold
+        return cls(
+            thresholds,
+            scale,
+            bias,
+            float(np.median(thresholds)) if common is None else common,
+            found.aim,
+            calibration.method,
+            found.threshold_source,
+            dict(raw.get("chosen_on", {})),  # with keys of later versions
+        )
+
+
+def choose_decisions(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    decide: DecideConfig | None = None,
+    seed: int = 0,
+    split: str = "val",
+    groups: IntArray | None = None,
+) -> Decisions:
+    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
+
+    groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples and the
+    seed: neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an
+    unknown aim.
+    """
+    fits = cross_fit_of(targets, logits, decide, seed, groups)
+    return decisions_of(fits.choose(), fits, split)
+
+
+def cross_fit_of(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    decide: DecideConfig | None = None,
+    seed: int = 0,
+    groups: IntArray | None = None,
+) -> CrossFit:
+    """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
+    decide = decide if decide is not None else DecideConfig()
+    aim = parse_aim(decide.aim)
+    truth = check_targets(targets)
+    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, seed, groups)
+
+
+def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:
+    """A choice as it is saved."""
+    chosen_on: dict[str, Any] = {"split": split, "samples": len(fits.truth)}
+    if choice.calibrations:
+        chosen_on["held_out"] = choice.calibrations
+    if choice.ways:
+        chosen_on["cross_fit"] = choice.ways
+    if choice.thresholds.weight is not None:
+        chosen_on["macro_weight"], chosen_on["slack"] = choice.thresholds.weight, choice.slack
+    return Decisions(
+        choice.thresholds.values,
+        choice.calibration.scale,
+        choice.calibration.bias,
+        choice.thresholds.single,
+        str(fits.aim),
+        choice.calibration.method,
+        describe(fits.aim, choice, split),
+        chosen_on,
+    )
+
+
+def describe(aim: Aim, choice: Choice, split: str) -> str:
+    """Where thresholds come from, for people."""
+    if choice.slack is None:
+        goal = {
+            "f": f"with the highest micro-F{aim.value:g}",
+            "precision": f"lowest at which micro-precision reaches {aim.value:g}",
+            "recall": f"highest at which micro-recall reaches {aim.value:g}",
+        }[aim.kind]
+        found = f"the one threshold {goal} on the {_name(split)} split"
+        return (
+            f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
+        )
+    goal = {
+        "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
+        "precision": f"for precision of at least {aim.value:g} in each genre",
+        "recall": f"for recall of at least {aim.value:g} in each genre",
+    }[aim.kind]
+    found = f"one per genre, {goal}, chosen on the {_name(split)} split"
+    if not choice.ways:
+        return found
+    before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, way_of(choice.slack)))
+    return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
+
+
+def _name(split: str) -> str:
+    return "validation" if split == "val" else split

@@ -1,0 +1,233 @@
+"""Which way to decide is kept, judged by samples that it was not fitted on.
+
+One threshold for all genres on probabilities as they come is where it starts. Calibration, thresholds per genre and
+their slack have numbers to fit, and on a small split they fit its noise. Each is therefore fitted on all folds but one
+and measured on that one, and is kept only where the held-out figures speak for it by more than chance.
+
+One level up, the same says how well all of this decides on new samples: without each fold in turn, the choice is made
+by the folds that are left, and names the genres of the samples in it. What is fitted without folds i and j serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from toolkit.config.model_files import Method
+from toolkit.config.schema import DecideConfig
+from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
+from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
+from toolkit.decisions.global_threshold import DEFAULT_THRESHOLD
+from toolkit.decisions.objective import Aim, genre_thresholds, single_threshold
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
+
+#: Folds that a fit leaves out.
+Out = frozenset[int]
+EVERYONE: Out = frozenset()
+#: Standard errors up to which a loss of micro-F beyond the slack passes for chance.
+HARMLESS = 2.0
+#: Of one threshold for all genres, beside the slacks of thresholds per genre.
+SINGLE = "single"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """Fitted on some samples."""
+
+    values: FloatArray
+    """(G,), on calibrated probabilities."""
+    single: float
+    """The best one for all genres."""
+    weight: float | None = None
+    """Of macro-F: per genre, for F aims."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen without some folds."""
+
+    calibration: Calibration
+    thresholds: Thresholds
+    slack: float | None
+    """None: one threshold for all genres."""
+    calibrations: dict[str, Any]
+    """Method -> its held-out loss and ECE; empty where nothing was compared."""
+    ways: dict[str, Any]
+    """One threshold, and one per genre by slack -> held-out F-measures; likewise."""
+
+    def named(self, logits: FloatArray) -> BoolArray:
+        """Which genres are named, for (n, G) logits."""
+        return _named(self.calibration, self.thresholds, logits)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """F-measures of what was named, and their derivatives by the samples' weights (N,), for `standard_error`."""
+
+    micro: float
+    macro: float
+    """Mean over the genres with positives."""
+    by_micro: FloatArray
+    by_macro: FloatArray
+    units: IntArray
+
+    @classmethod
+    def of(cls, truth: BoolArray, named: BoolArray, units: IntArray, beta: float) -> HeldOut:
+        """Of (N, G) names against targets."""
+        hits, square = truth & named, beta * beta
+        # F is (1 + b^2) hits over the bottom, b^2 support + named; its derivative by a sample's weight:
+        # ((1 + b^2) the sample's hits - F * the sample's part of the bottom) / the bottom
+        bottom = square * truth + named
+        each = f_beta(hits.sum(axis=0), named.sum(axis=0), truth.sum(axis=0), beta)
+        some = truth.any(axis=0)
+        by_genre = ((1.0 + square) * hits - each * bottom) / np.maximum(bottom.sum(axis=0), 1e-300)
+        micro = float(f_beta(hits.sum(), named.sum(), truth.sum(), beta))
+        by_micro = ((1.0 + square) * hits - micro * bottom).sum(axis=1) / max(bottom.sum(), 1e-300)
+        macro = float(each[some].mean()) if some.any() else 0.0
+        return cls(micro, macro, by_micro, by_genre[:, some].sum(axis=1) / max(some.sum(), 1), units)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """For labels.json."""
+        return {"micro_f": self.micro, "macro_f": self.macro}
+
+    def clearly_better(self, single: HeldOut, slack: float) -> bool:
+        """See `CrossFit._choose_slack`."""
+        gain, change = self.macro - single.macro, self.micro - single.micro
+        surely = gain > CLEARLY * standard_error(self.by_macro - single.by_macro, self.units)
+        harm = HARMLESS * standard_error(self.by_micro - single.by_micro, self.units)
+        return surely and gain + change > 0.0 and change >= -slack * single.micro - harm
+
+
+def way_of(slack: float) -> str:
+    """The name of thresholds per genre among the ways to decide."""
+    return f"per genre, slack {slack:g}"
+
+
+def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray) -> BoolArray:
+    return np.asarray(sigmoid(calibration(logits)) >= thresholds.values)
+
+
+class CrossFit:
+    """Choices on (N, G) targets and logits; a function of the set of samples, not of their order.
+
+    groups (N,): equal numbers for near-duplicates, which stay in one fold. By default there are none.
+    """
+
+    def __init__(
+        self,
+        truth: BoolArray,
+        logits: FloatArray,
+        aim: Aim,
+        decide: DecideConfig,
+        seed: int = 0,
+        groups: IntArray | None = None,
+    ) -> None:
+        self.order, self.units = in_order(truth, logits, groups)
+        self.truth, self.scores = truth[self.order], logits[self.order]
+        self.fold = deal_folds(self.truth, self.units, seed)
+        self.aim, self.decide = aim, decide
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def named(self) -> BoolArray:
+        """(N, G) genres of every sample, in the order that they were given in, by a choice made without its fold."""
+        result = np.empty_like(self.truth)
+        result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
+        return result
+
+    def choose(self, out: Out = EVERYONE) -> Choice:
+        """By the samples outside of the folds ``out``, and no others."""
+        rows = self._rows(out)
+        if not rows.any():  # a split of one sample has no others
+            genres = self.truth.shape[1]
+            plain = Calibration("none", np.ones(genres), np.zeros(genres))
+            return Choice(
+                plain, Thresholds(np.full(genres, DEFAULT_THRESHOLD), DEFAULT_THRESHOLD), None, {}, {}
+            )
+        calibration, calibrations = choose_calibration(
+            self.truth[rows],
+            self.scores[rows],
+            self.decide.calibration,
+            self.fold[rows],
+            self.units[rows],
+            lambda k, method: self._calibration(out if k is None else out | {k}, method),
+        )
+        slack, ways = self._choose_slack(out, calibration.method)
+        return Choice(
+            calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, ways
+        )
+
+    def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
+        """(slack, None for one threshold; held-out figures of each).
+
+        Thresholds per genre are kept where they raise macro-F by more than `CLEARLY` standard errors and by more than
+        they lower micro-F, and do not lower that beyond their slack by more than `HARMLESS` of them: those with
+        decide.slack, else those without. A level is asked of each genre: for such an aim no one threshold would do.
+        """
+        wanted, beta = self.decide.thresholds, self.aim.value
+        if wanted == "global":
+            return None, {}
+        if wanted == "genre" or self.aim.kind != "f":
+            return self.decide.slack, {}
+        rows = self._rows(out)
+        truth, units = self.truth[rows], self.units[rows]
+        if not enough(units):
+            return None, {}
+
+        def measured(slack: float | None) -> HeldOut:
+            def namer(k: int) -> Callable[[FloatArray], BoolArray]:
+                calibration = self._calibration(out | {k}, method)
+                thresholds = self._thresholds(out | {k}, method, slack)
+                return lambda logits: _named(calibration, thresholds, logits)
+
+            return HeldOut.of(truth, self._held_out(out, namer)[rows], units, beta)
+
+        single = measured(None)
+        ways = {SINGLE: single.figures}
+        for slack in sorted({0.0, self.decide.slack}, reverse=True):
+            found = measured(slack)
+            ways[way_of(slack)] = found.figures
+            if found.clearly_better(single, slack):
+                return slack, ways
+        return None, ways
+
+    def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
+        """(N, G) what ``namer(k)`` names on fold k, for each fold outside of ``out``; False elsewhere."""
+        named = np.zeros_like(self.truth)
+        for k in sorted(set(self.fold.tolist()) - out):
+            named[self.fold == k] = namer(k)(self.scores[self.fold == k])
+        return named
+
+    def _rows(self, out: Out) -> BoolArray:
+        return ~np.isin(self.fold, sorted(out))
+
+    def _calibration(self, out: Out, method: Method) -> Calibration:
+        rows = self._rows(out)
+        return self._once((out, method), lambda: fit_calibration(self.truth[rows], self.scores[rows], method))
+
+    def _thresholds(self, out: Out, method: Method, slack: float | None) -> Thresholds:
+        return self._once((out, method, slack), lambda: self._fit_thresholds(out, method, slack))
+
+    def _fit_thresholds(self, out: Out, method: Method, slack: float | None) -> Thresholds:
+        rows = self._rows(out)
+        truth, scores = self.truth[rows], self.scores[rows]
+        probabilities = self._once(
+            (out, method, "p"), lambda: sigmoid(self._calibration(out, method)(scores))
+        )
+        if slack is None:
+            single = single_threshold(self.aim, truth, probabilities)
+            return Thresholds(np.full(truth.shape[1], single), single)
+        single = self._thresholds(out, method, None).single
+        expected = sigmoid(self._calibration(out, "platt")(scores))
+        values, weight = genre_thresholds(self.aim, truth, probabilities, expected, single, slack)
+        return Thresholds(values, single, weight)
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found

@@ -1,0 +1,314 @@
+"""What all processes of a launch must have in common: one record of each, compared before anything else is done.
+
+Processes exchange gradients, logits and counters, none of which says what it was made by. With another model, option,
+configuration or shard set on one of them, the result would be a mixture, and nothing would tell. So each process writes
+down what decides its work, and the first one compares (launch.py has the channel). Devices, threads and places may
+differ: of files, content is compared. Versions of libraries are compared too, and only warned of.
+
+This module needs no torch, and touches no network.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import socket
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from shards.errors import one_line, printable
+from shards.schema import parse_as
+from shards.storage.files import fingerprint, sha256_file
+from toolkit.config.schema import Config
+
+if TYPE_CHECKING:
+    from shards.dataset.manifest import Manifest
+    from toolkit.model_folder.folder import ModelFolder
+
+#: By key: what a process has, as text, and where it has it from, which is shown and not compared.
+Facts: TypeAlias = dict[str, tuple[str | None, str]]
+
+#: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
+PLACES = ("model", "shards", "directory", "image", "output", "out", "report", "compare", "onnx")
+#: Of these, the one where every process writes: the processes of one machine must name one folder.
+WRITTEN = "output"
+#: Options and configuration that change no result.
+OWN = ("command", "run", "workers", "cache_dir", "cache_limit", "patience", "data.workers", "data.prefetch")
+#: Variables that change numbers, with their usual values. Accelerate's are refused by each process: environment.py.
+VARIABLES = {
+    "NVIDIA_TF32_OVERRIDE": "",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+}
+#: Packages whose versions decide pixels, weights or numbers.
+PACKAGES = ("poster-toolkit", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg")
+
+#: Characters of a value that are shown.
+WIDTH = 60
+NOTHING = "nothing"
+_PLAIN = re.compile(
+    r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?"
+)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What one process is about to do."""
+
+    facts: Facts = {}
+    versions: dict[str, str] = {}
+    host: str = ""
+    device: str = ""
+    """Identity of its GPU; empty on a CPU."""
+    processes: int = 0
+    """Of the launch, as its launcher says; 0 if unknown."""
+    problem: str = ""
+    """Why it cannot begin, if it cannot."""
+
+    def to_json(self) -> bytes:
+        """For the other processes."""
+        return msgspec.json.encode(self)
+
+
+# --- what a process does ----------------------------------------------------------------------------------------------
+
+
+def record_of(
+    facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = ""
+) -> Record:
+    """This process's record: ``facts`` of its command, and what it has from its environment.
+
+    precision: as an option asks for it; else the launcher's. device: identity of its GPU.
+    """
+    all_facts = facts | {
+        "processes": (env.get("WORLD_SIZE", "1"), ""),
+        "device": ("a GPU" if device else "the CPU", ""),
+        "precision": (precision or env.get("ACCELERATE_MIXED_PRECISION", "no").lower(), ""),
+        **{name: (env.get(name, usual).lower(), "") for name, usual in VARIABLES.items()},
+    }
+    sendable = {
+        _sendable(key): (None if text is None else _sendable(text), _sendable(at))
+        for key, (text, at) in all_facts.items()
+    }
+    return Record(
+        sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1"))
+    )
+
+
+def problem_record(problem: str) -> Record:
+    """Of a process that cannot begin."""
+    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem))
+
+
+def _sendable(text: str) -> str:
+    """Names that are not UTF-8 hold lone surrogates, which JSON has not."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of packages that decide pixels, weights or numbers."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = NOTHING
+    return found
+
+
+def command_facts(command: str, options: Mapping[str, object] | Namespace) -> Facts:
+    """The command and its options, under their names on the command line."""
+    facts: Facts = {"command": (command, "")}
+    for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
+        place = str(value.absolute()) if name == WRITTEN and isinstance(value, Path) else ""
+        if name in PLACES:
+            value = None if value is None else "given"
+        if name not in OWN:
+            facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
+    return facts
+
+
+def config_facts(config: Config) -> Facts:
+    """A resolved configuration, by its dotted keys; of a file of weights its content."""
+    facts: Facts = {}
+    for section, values in asdict(config).items():
+        facts |= {f"{section}.{key}": _fact(value) for key, value in values.items()}
+    if (weights := config.model.weights) is not None:
+        facts["model.weights"] = file_fact(Path(weights))
+    if config.train.feature_cache is not None:
+        facts["train.feature_cache"] = ("given", "")
+    return {key: fact for key, fact in facts.items() if key not in OWN}
+
+
+def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
+    """All of a model folder that decides what it says of an image."""
+    place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
+    facts: Facts = {f"{name} weights": (folder.fingerprint[:16], place)}
+    for key, value in {
+        "architecture": folder.config["architecture"],
+        "genres": list(folder.labels.genres),
+        **vars(preprocessing),
+        "calibration method": decisions.calibration,
+    }.items():
+        facts[f"{name} {key}"] = (_text(value), place)
+    for genre, *numbers in zip(
+        folder.labels.genres,
+        decisions.thresholds.tolist(),
+        decisions.scale.tolist(),
+        decisions.bias.tolist(),
+        strict=True,
+    ):
+        facts[f"{name} threshold of {genre}"] = (_text(numbers[0]), place)
+        facts[f"{name} calibration of {genre}"] = (_text(numbers[1:]), place)
+    return facts
+
+
+def set_facts(manifest: Manifest, where: object) -> Facts:
+    """A shard set: what its shards, tables and indexes hold, by the digests in its manifest."""
+    place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without a URL's password
+    facts: Facts = {"shard set": (manifest.fingerprint, place)}
+    for split, table in manifest.tables.items():
+        facts[f"table of samples of {split}"] = (table.sha256[:16], place)
+    facts["manifest's list of shards"] = (fingerprint([vars(shard) for shard in manifest.shards])[:16], place)
+    return facts
+
+
+def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
+    """Images of a folder: their names below it, and their sizes."""
+    found = [
+        (path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths
+    ]
+    return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
+
+
+def file_fact(path: Path) -> tuple[str, str]:
+    """A file's content."""
+    return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
+
+
+def _fact(value: object) -> tuple[str | None, str]:
+    return (None if value is None else _text(value)), ""
+
+
+def _text(value: object) -> str:
+    """One text for one value."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+# --- whether all do the same ------------------------------------------------------------------------------------------
+
+
+def parse_record(data: bytes, rank: int) -> Record:
+    """What a process sent. Raises UserError if it is no record, as one of another version may send."""
+    remedy = "install the same version of this toolkit everywhere"
+    return parse_as(data, Record, f"what rank {rank} says of itself", "record", remedy)
+
+
+def disagreement(before: Sequence[Record], other: Record) -> str:
+    """One line about what ``other``, the record of the next rank, has otherwise than the first one; empty if nothing.
+
+    before: the records of all ranks below its own, which agree.
+    """
+    first, rank = before[0], len(before)
+    who = _who(first, other, rank)
+    if other.problem:
+        return f"{who} cannot begin: {one_line(other.problem)}"
+    if other.device and other.device in (devices := [record.device for record in before]):
+        return (
+            f"{who} would share a GPU with rank {devices.index(other.device)}: start as many processes on a machine as "
+            f"it has GPUs (--num_processes), or run on the CPU (launch/accelerate/cpu_2.yaml)"
+        )
+    keys = _differing(first.facts, other.facts)
+    written = f"--{WRITTEN}"
+    if not keys and first.host == other.host and first.facts.get(written) != other.facts.get(written):
+        keys = [written]
+    if not keys:
+        return ""
+    own, place = other.facts.get(keys[0], (None, ""))
+    firsts, other_place = first.facts.get(keys[0], (None, ""))
+    here, there = told_apart(own, firsts)
+    remedy = "start all processes with the same command, files and configuration"
+    if keys[0] == "shard set":
+        remedy = (
+            "the processes see different shard sets: nodes have other copies, or it is being replaced; give all nodes "
+            "the same set, whole"
+        )
+    return (
+        f"{who} has {_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}"
+        f"{_others(keys)}: {remedy}"
+    )
+
+
+def other_versions(first: Record, other: Record, rank: int) -> str:
+    """One line about libraries that ``other`` has in other versions; empty if there are none."""
+    ours: Facts = {name: (value, "") for name, value in first.versions.items()}
+    theirs: Facts = {name: (value, "") for name, value in other.versions.items()}
+    keys = _differing(ours, theirs)
+    if not keys:
+        return ""
+    here, there = told_apart(other.versions.get(keys[0]), first.versions.get(keys[0]))
+    return (
+        f"{_who(first, other, rank)} has {_name(keys[0])} {here}, the first process {there}{_others(keys)}: results "
+        f"may differ from those of one version; install the same everywhere"
+    )
+
+
+def told_apart(one: str | None, other: str | None) -> tuple[str, str]:
+    """Two different values as short, printable texts that differ too: long ones around their first difference.
+
+    >>> told_apart("0.1", None)
+    ('0.1', 'nothing')
+    """
+    start = 0
+    if max(len(one or ""), len(other or "")) > WIDTH:
+        pairs = enumerate(zip(one or "", other or "", strict=False))
+        same = next((place for place, (a, b) in pairs if a != b), min(len(one or ""), len(other or "")))
+        start = max(0, same - WIDTH // 2)
+    return _excerpt(one, start), _excerpt(other, start)
+
+
+def _excerpt(value: str | None, start: int) -> str:
+    if value is None:
+        return NOTHING
+    text = _quoted(value[start : start + WIDTH])
+    return f"{'…' if start else ''}{text}{'…' if len(value) > start + WIDTH else ''}"
+
+
+def _quoted(text: str) -> str:
+    """As it is where that cannot be misread; else as JSON."""
+    if _PLAIN.fullmatch(text) and text.isprintable() and text != NOTHING:
+        return text
+    return printable(json.dumps(text, ensure_ascii=False))
+
+
+def _differing(first: Facts, other: Facts) -> list[str]:
+    """Keys in the first one's order. Under another command all else is another thing."""
+    keys = [key for key in {**first, **other} if first.get(key, (None,))[0] != other.get(key, (None,))[0]]
+    return keys[:1] if keys[:1] == ["command"] else keys
+
+
+def _who(first: Record, other: Record, rank: int) -> str:
+    return f"rank {rank}" + (f" (on {_name(other.host)})" if other.host != first.host else "")
+
+
+def _name(key: str) -> str:
+    return printable(one_line(key))[:WIDTH]
+
+
+def _at(place: str) -> str:
+    return f" ({printable(one_line(place))})" if place else ""
+
+
+def _others(keys: Sequence[str]) -> str:
+    """What else differs, in a few words."""
+    rest = [_name(key) for key in keys[1:]]
+    if not rest:
+        return ""
+    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
+    return f" (and others in {', '.join(rest[:3])}{more})"

@@ -1,0 +1,229 @@
+"""What processes say to each other: gather by sample, agree on stopping, share decisions. launch.py: how they meet."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
+from torch import nn
+
+from shards.errors import UserError, one_line
+from toolkit.device.allocator import keep_freed_memory
+from toolkit.distributed.agreement import Facts, Record, disagreement, record_of
+from toolkit.distributed.environment import on, precision_of, require_plain
+from toolkit.distributed.launch import join, processes_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How accelerate may have processes work together.
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+class LostData(UserError):
+    """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
+
+    def __init__(self, message: str, status: int = UserError.status) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
+    """An Accelerator for this process of a launch.
+
+    facts: what decides the work of this process (agreement.py), to be the same on all; compared by the first call.
+    Raises UserError if the processes do not find each other, differ in facts, were to have GPUs that are not there, or
+    if the environment asks accelerate for something else than what we do (environment.py).
+
+    On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
+    for a run of its own, and all of them would write into the same folder.
+    """
+    require_plain(os.environ)
+    wanted = processes_of(os.environ)
+    on_cpu = not torch.cuda.is_available() or on(os.environ, "ACCELERATE_USE_CPU")
+    precision = precision_of(precision, os.environ, on_cpu)
+    if not torch.cuda.is_available():
+        require_no_gpus_wanted(os.environ)
+        keep_freed_memory()
+    cpu = True if wanted > 1 and not torch.cuda.is_available() else None
+    if wanted > 1 and not dist.is_initialized():
+        record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
+        join(wanted, on_cpu, record)
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            # Given, or the environment's would count.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            **options,
+        )
+    except (
+        ValueError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # what it wants of machine and environment
+        raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
+            f"parallelism only (see launch/accelerate/)"
+        )
+    if accelerator.num_processes != wanted:
+        raise UserError(
+            f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
+            f"see launch/accelerate/ for configs that work"
+        )
+    if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        log.warning(
+            "accelerate was asked for several CPU processes and started one (it wants mpirun for more); "
+            "launch/accelerate/cpu_2.yaml starts two"
+        )
+    return accelerator
+
+
+def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
+    """Raise UserError if accelerate was told to start a process per GPU. For machines on which torch finds none.
+
+    Its launcher says so by what it sets: for GPUs it starts processes by torchrun's means, for CPUs it sets
+    ACCELERATE_USE_CPU. launch/accelerate/cpu_2.yaml takes torchrun's way too, and hides all GPUs.
+    """
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
+    told = on(env, "ACCELERATE_USE_CPU")
+    hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
+    if by_accelerate and not (told or hidden):
+        raise UserError(
+            f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
+            f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
+            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
+        )
+
+
+def _gpu() -> str:
+    """Identity of the GPU that accelerate will give this process."""
+    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    return f"GPU {torch.cuda.get_device_properties(index).uuid}"
+
+
+def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> None:
+    """Raise UserError, on every rank, if one of them has another ``value`` than the first. A collective call."""
+    if accelerator.num_processes > 1:
+        own = Record({key: (value, "")}, host=socket.gethostname())
+        records: list[Record] = gather_object([own])
+        for rank in range(1, len(records)):
+            if line := disagreement(records[:rank], records[rank]):
+                raise UserError(line)
+
+
+def gather_by_index(
+    accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Collect rows of all ranks on every rank, in sample order.
+
+    ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
+    Raises RuntimeError unless each of the ``count`` samples came exactly once: metrics over doubled or missing
+    samples would look fine and be wrong.
+    """
+    pairs = [(indices, values)]
+    if accelerator.num_processes > 1:
+        pairs = gather_object(pairs)
+    everyone = np.concatenate([part for part, _ in pairs])
+    seen = np.bincount(everyone, minlength=count)
+    if len(seen) != count or (seen != 1).any():
+        raise RuntimeError(
+            f"{int((seen != 1).sum())} of {count} samples did not come exactly once over all ranks"
+        )
+    ordered = np.empty((count, *values.shape[1:]), dtype=values.dtype)
+    for part, rows in pairs:
+        ordered[part] = rows
+    return ordered
+
+
+def from_main(accelerator: Accelerator, value: Any) -> Any:
+    """The main process's value, on every rank: a decision taken once cannot be taken differently elsewhere."""
+    if accelerator.num_processes == 1:
+        return value
+    box = [value]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """What ``do`` returns on the main process, which alone calls it, on every rank.
+
+    Its UserError or OSError is raised on every rank, as a UserError on the others: they would otherwise wait for a
+    process that has ended, and say that it was lost.
+    """
+    value: Any = None
+    if accelerator.is_main_process:
+        try:
+            value = do()
+        except (UserError, OSError) as error:
+            from_main(accelerator, (None, one_line(error)))
+            raise
+    value, problem = from_main(accelerator, (value, ""))
+    if problem:
+        raise UserError(problem)
+    result: T = value
+    return result
+
+
+def require_read(
+    accelerator: Accelerator,
+    failure: UserError | None,
+    owed: int = 0,
+    call: Callable[[], object] = lambda: None,
+) -> None:
+    """Raise LostData, on every rank, if one of them has a ``failure``. A collective call.
+
+    owed: how often the others make the collective ``call`` that a rank with a failure has not come to make.
+    """
+    if failure is not None:
+        for _ in range(owed):
+            call()
+    found = [None if failure is None else (accelerator.process_index, str(failure), failure.status)]
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    failed = [each for each in found if each is not None]
+    if failed:
+        rank, reason, status = failed[0]
+        who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
+        more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
+        raise LostData(f"{who}{reason}{more}", status)
+
+
+def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks."""
+    return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
+
+
+def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every rank the main process's buffers.
+
+    BatchNorm statistics drift apart between DDP's broadcasts, which come before a forward pass: without this, each
+    rank would validate a slightly different model after the last step of an epoch.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch's generators from the step itself: dropout is the same after a resume, with no state to save."""
+    text = f"{seed}/{epoch}/{step}/{rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))

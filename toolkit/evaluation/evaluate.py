@@ -1,0 +1,95 @@
+"""Evaluate a model folder on a split of a shard set: thresholds, ranking metrics, calibration, genres, baselines.
+
+    posters evaluate --model RUN/model --shards SHARDS [--split test]
+    accelerate launch launch/evaluate.py --model RUN/model --shards SHARDS
+    posters evaluate --model RUN/model --shards SHARDS --report DIR [--compare RUN2]
+
+The model's thresholds and calibration were chosen on validation and are only applied here. Writes
+MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz beside it) and the model card; with
+--report also a page (toolkit/report/).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from accelerate import Accelerator
+
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import ShardsAt
+from toolkit.evaluation.results import FIXED_THRESHOLDS, Evaluation, evaluate_arrays, train_prevalence
+from toolkit.inference.split_outputs import SplitLogits, infer_split
+from toolkit.metrics.multilabel import FloatArray
+from toolkit.model_folder.folder import OURS, ModelFolder
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    accelerator: Accelerator,
+    folder: ModelFolder,
+    shards: ShardsAt,
+    manifest: Manifest,
+    split: str,
+    thresholds: list[float],
+    batch_size: int = 0,
+    workers: int = 0,
+) -> tuple[Evaluation, SplitLogits]:
+    """(evaluation of a model on a split, the logits it comes from), on every rank."""
+    warn_of_another_set(folder, manifest, shards, split)
+    outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
+    if folder.decisions.chosen_on.get("split", "val") == split:
+        log.warning(
+            "the model's thresholds and calibration were chosen on %s: its metrics there are optimistic",
+            split,
+        )
+    return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
+
+
+def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
+    """One line if the model was trained on another shard set, whose training split may hold these samples."""
+    trained_on = folder.config[OURS].get("shard_set")
+    if trained_on and trained_on != manifest.fingerprint:
+        log.warning(
+            "%s is not the shard set that %s was trained on: if its %s split holds samples of that training, the "
+            "model's figures there are too good",
+            shards,
+            folder.path,
+            split,
+        )
+
+
+def evaluate_outputs(
+    folder: ModelFolder,
+    manifest: Manifest,
+    outputs: SplitLogits,
+    thresholds: list[float] | None = None,
+) -> Evaluation:
+    """Logits of a split, evaluated at the folder's decisions and at fixed ``thresholds``."""
+    if "train" not in manifest.split_names:
+        log.warning(
+            "the shard set has no training split: the baselines use the prevalence of %s itself",
+            outputs.split,
+        )
+    return evaluate_arrays(
+        outputs.targets,
+        outputs.logits,
+        folder.labels.genres,
+        baseline_prevalence(manifest, outputs),
+        folder.decisions,
+        thresholds or FIXED_THRESHOLDS,
+        split=outputs.split,
+        shard_set=outputs.shard_set,
+    )
+
+
+def baseline_prevalence(manifest: Manifest, outputs: SplitLogits) -> FloatArray:
+    """(G,) what the baselines know: the prevalence in training, or without a training split in the split itself."""
+    if "train" in manifest.split_names:
+        return train_prevalence(manifest)
+    return np.asarray(outputs.targets.mean(axis=0), dtype=np.float64)

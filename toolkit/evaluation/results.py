@@ -1,0 +1,285 @@
+"""One evaluation result: built from arrays, written as JSON types, shown as tables with rich.
+
+Only ASCII is printed besides rich's own table lines (which rich itself replaces on an ASCII stream), so
+a report can go to any log file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shards.dataset.manifest import Manifest
+from toolkit.decisions.choose import Decisions
+from toolkit.evaluation.tables import (
+    add_number_columns,
+    format_number,
+    json_types,
+    plain_table,
+    report_console,
+)
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
+from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.multilabel import (
+    BoolArray,
+    FloatArray,
+    bce_from_logits,
+    check_genres,
+    check_scores,
+    check_targets,
+    per_genre_table,
+    ranking_summary,
+    sigmoid,
+    threshold_metrics,
+)
+
+TOP_K = (1, 2, 3)
+FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
+
+# Key in the metrics of a row -> column heading.
+HEADLINE_COLUMNS = {
+    "subset_accuracy": "subset acc",
+    "micro_precision": "precision",
+    "micro_recall": "recall",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "micro_f0.5": "F0.5",
+    "predicted_per_sample": "named",
+}
+GENRE_COLUMNS = {
+    "support": "support",
+    "prevalence": "prevalence",
+    "ap": "AP",
+    "roc_auc": "ROC-AUC",
+    "threshold": "threshold",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+}
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """The model at one threshold (one number, or one per genre); keys as in `threshold_metrics`."""
+
+    label: str
+    threshold: float | list[float]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that is reported about one model on one split.
+
+    loss is the mean binary cross-entropy in nats of the logits as they are; ranking has ``mAP``, ``roc_auc``
+    and the numbers of genres behind them; calibration has the ``method``, and ``before`` and ``after`` it the
+    loss and the keys of `toolkit.metrics.calibration_error.calibration_summary`; per_genre is the frame of
+    `toolkit.metrics.multilabel.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
+    """
+
+    split: str
+    num_samples: int
+    genres: list[str]
+    decisions: str
+    """Fingerprint of the calibration and thresholds that were applied."""
+    loss: float
+    ranking: dict[str, Any]
+    calibration: dict[str, Any]
+    thresholds: list[ThresholdRow]
+    baselines: list[BaselineRow]
+    per_genre: pd.DataFrame
+    shard_set: str | None = None
+    """Fingerprint of the shard set that the split is of; None where nobody said."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Pure JSON types; what is undefined (NaN) becomes None."""
+        result: dict[str, Any] = json_types(
+            {
+                "split": self.split,
+                **({} if self.shard_set is None else {"shard_set": self.shard_set}),
+                "num_samples": self.num_samples,
+                "genres": self.genres,
+                "decisions": self.decisions,
+                "loss": self.loss,
+                "ranking": self.ranking,
+                "calibration": self.calibration,
+                "thresholds": [vars(row) for row in self.thresholds],
+                "baselines": [row.to_dict() for row in self.baselines],
+                "per_genre": self.per_genre.to_dict("records"),
+            }
+        )
+        return result
+
+    def render(self, console: Console | None = None) -> None:
+        """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
+        out = console if console is not None else report_console()
+        tables = (
+            self.headline_table(),
+            self.ranking_table(),
+            self.calibration_table(),
+            self.genre_table(),
+        )
+        for table in tables:
+            out.print(table)
+            out.print()
+
+    def headline_table(self) -> Table:
+        """One row per threshold of the model, then one per baseline."""
+        table = plain_table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
+        add_number_columns(table, "", HEADLINE_COLUMNS.values())
+        rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
+        for number, row in enumerate(rows):
+            name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
+            cells = [format_number(row.metrics[key]) for key in HEADLINE_COLUMNS]
+            chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
+            table.add_row(Text(name), *cells, style="bold" if chosen else None)
+            if number == len(self.thresholds) - 1:
+                table.add_section()
+        covered = self.thresholds[0].metrics["macro_genres"]
+        notes = [
+            "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
+            f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
+        ]
+        if any(row.label.startswith("single of") for row in self.thresholds):
+            notes.append("single of val: the best one threshold for all genres, chosen there and not here")
+        top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
+        if top:
+            notes.append("always top-k names, in this order: " + ", ".join(self.genres[i] for i in top))
+        table.caption = Text("\n".join(notes))
+        return table
+
+    def ranking_table(self) -> Table:
+        """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
+        table = plain_table("without a threshold")
+        add_number_columns(table, "", ("mAP", "ROC-AUC", "loss (nats)"))
+        rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
+        rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
+        for name, ranking in rankings:
+            table.add_row(name, *(format_number(ranking[key], 4) for key in ("mAP", "roc_auc", "loss")))
+        total = len(self.genres)
+        table.caption = Text(
+            f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
+            f"ROC-AUC over the {self.ranking['num_genres_roc_auc']} of {total} with both classes"
+        )
+        return table
+
+    def calibration_table(self) -> Table:
+        """Loss and calibration errors of the probabilities before and after calibration."""
+        table = plain_table("do probabilities mean what they say?")
+        add_number_columns(table, "", ("loss (nats)", "ECE", "ECE, mean of genres"))
+        rows = {"as trained": self.calibration["before"]}
+        if self.calibration["method"] != "none":
+            rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
+        for name, values in rows.items():
+            table.add_row(name, *(format_number(values[key], 4) for key in ("loss", "ece", "ece_macro")))
+        if len(rows) == 1:
+            table.caption = Text(
+                "not calibrated: it did not help clearly on held-out samples, or was not wanted"
+            )
+        return table
+
+    def genre_table(self) -> Table:
+        """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
+        table = plain_table("per genre, at the chosen threshold")
+        add_number_columns(table, "genre", GENRE_COLUMNS.values())
+        frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
+        for record in frame.to_dict("records"):
+            table.add_row(Text(record["genre"]), *(format_number(record[key]) for key in GENRE_COLUMNS))
+        return table
+
+
+def evaluate_arrays(
+    targets: ArrayLike,
+    logits: ArrayLike,
+    genres: Sequence[str],
+    train_prevalence: ArrayLike,
+    decisions: Decisions,
+    thresholds: Sequence[float] = FIXED_THRESHOLDS,
+    *,
+    split: str,
+    shard_set: str | None = None,
+) -> Evaluation:
+    """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
+
+    train_prevalence (G,): share of positives in the training set. decisions: chosen on validation data. Their
+    thresholds get the last row, after the fixed ``thresholds`` and, where they differ per genre, the best single
+    one of validation. The prevalence baseline is shown at the fixed and chosen ones. Raises ValueError on broken
+    input.
+    """
+    truth = check_targets(targets)
+    num_samples, num_genres = truth.shape
+    names = check_genres(genres, num_genres)
+    scores = check_scores(logits, truth.shape, "logits")
+    probabilities = decisions.probabilities(scores)
+    per_genre = per_genre_table(truth, probabilities, decisions.thresholds, names)
+
+    fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
+    single, chosen = _decided(decisions)
+    rows = [
+        ThresholdRow(label, plain_threshold(value), threshold_metrics(truth, probabilities, value))
+        for label, value in [*fixed, *single, chosen]
+    ]
+    shown = [*fixed, chosen]
+    return Evaluation(
+        split=split,
+        num_samples=num_samples,
+        genres=names,
+        decisions=decisions.fingerprint,
+        loss=bce_from_logits(scores, truth),
+        ranking=ranking_summary(per_genre["ap"], per_genre["roc_auc"]),
+        calibration=_calibration(truth, scores, decisions),
+        thresholds=rows,
+        baselines=baselines(
+            train_prevalence,
+            truth,
+            [value for _, value in shown],
+            k_values=[k for k in TOP_K if k <= num_genres],
+            labels=[label for label, _ in shown],
+        ),
+        per_genre=per_genre,
+        shard_set=shard_set,
+    )
+
+
+def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
+    """(label, value) of the best single threshold of validation, if it is not what was chosen; and of the chosen."""
+    if not decisions.per_genre:
+        value = float(decisions.thresholds[0])
+        return [], (f"chosen {threshold_label(value)}", value)
+    # Its label must not let anybody take it for the best one of the evaluated split.
+    split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
+    return [(f"single of {split} {threshold_label(value)}", value)], (
+        "chosen (per genre)",
+        decisions.thresholds,
+    )
+
+
+def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
+    def figures(logits: FloatArray) -> dict[str, Any]:
+        return {"loss": bce_from_logits(logits, truth), **calibration_summary(truth, sigmoid(logits))}
+
+    return {
+        "method": decisions.calibration,
+        "before": figures(scores),
+        "after": figures(decisions.logits(scores)),
+    }
+
+
+def train_prevalence(manifest: Manifest) -> np.ndarray:
+    """(G,) share of training samples with each genre; what the baselines know."""
+    summary = manifest.split_summary()["train"]
+    return np.array([summary["genre_counts"][genre] for genre in manifest.genres]) / summary["samples"]

@@ -1,0 +1,70 @@
+"""TODO toolkit.evaluation.tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+import math
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shards.console import console as console_of
+
+REPORT_WIDTH = 110
+
+
+MISSING = "-"
+
+
+def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
+    """A console of a fixed width: off a terminal rich would assume 80 columns and cut the tables."""
+    return console_of(file, width)
+
+
+def json_types(value: Any) -> Any:
+    """Turn numpy scalars and arrays, mappings and sequences into JSON types, NaN and infinities to None."""
+    if isinstance(value, Mapping):
+        return {str(key): json_types(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return json_types(value.tolist())
+    if isinstance(value, list | tuple):
+        return [json_types(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def plain_table(title: str) -> Table:
+    """A table without borders under a title."""
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
+def add_number_columns(table: Table, first: str, others: Iterable[str]) -> None:
+    """A column of names and columns of numbers."""
+    # Fold, not rich's default ellipsis: a narrow stream may wrap a name or a heading but loses nothing.
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, justify="right", overflow="fold")
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; MISSING for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

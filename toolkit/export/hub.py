@@ -1,0 +1,190 @@
+"""Model folders on a hub that speaks Hugging Face's API: up by ``posters push``, down by ``toolkit.load_model``.
+
+posters push --model RUN/model --repo USER/NAME --private
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from shards.errors import UserError, one_line
+from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
+
+#: What belongs to a model, as patterns of names in its folder. Predictions hold the evaluated samples' labels.
+FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
+PREDICTIONS = "predictions-*.npz"
+REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+#: What a hub calls commits and contents; the client makes names of files of it.
+PLAIN = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
+#: Where it says so of a file.
+HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
+#: Seconds in which the hub has to answer a connection before it counts as unreachable.
+PATIENCE = 5.0
+
+
+def run_push(args: argparse.Namespace) -> int:
+    """Validate, then upload in one commit; returns the exit status."""
+    _check_name(args.repo, "--repo")
+    folder = load_model_folder(args.model)
+    _check_onnx(folder)
+    if get_token() is None:
+        raise UserError("no token for the hub: run `hf auth login`, or set HF_TOKEN to one with write access")
+    if not reachable():
+        raise UserError(f"no connection to {constants.ENDPOINT}: nothing was uploaded")
+    patterns = [*FILES, *([PREDICTIONS] if args.with_predictions else [])]
+    api = HfApi()
+    try:
+        api.create_repo(args.repo, private=args.private or None, exist_ok=True)
+        if args.revision is not None:
+            api.create_branch(args.repo, branch=args.revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=args.repo,
+            folder_path=args.model,
+            allow_patterns=patterns,
+            revision=args.revision,
+            commit_message=args.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
+        )
+    except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
+        raise UserError(f"nothing was uploaded to {args.repo}: {_reason(error)}") from None
+    names = sorted({path.name for pattern in patterns for path in args.model.glob(pattern)})
+    print(f"files   {', '.join(names)}")
+    print(f"commit  {commit.oid}")
+    print(f"model   {constants.ENDPOINT}/{args.repo}")
+    return 0
+
+
+def fetch_model(repo_id: str, revision: str | None = None) -> Path:
+    """Download a model folder from the hub, or find it in the hub's cache, and return where it lies.
+
+    Raises UserError for a name that is none, for a model that is not there, and without network and cache.
+    """
+    _check_name(repo_id, "model")
+    online = reachable()
+    try:
+        with _plain_answers():
+            found = snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(FILES),
+                ignore_patterns=["*/*"],  # a pattern's star stands for folders, too
+                local_files_only=not online,
+            )
+    except RevisionNotFoundError:
+        raise UserError(f"{constants.ENDPOINT} has {repo_id}, but no revision {revision!r} of it") from None
+    except (RepositoryNotFoundError, GatedRepoError):
+        raise UserError(
+            f"{constants.ENDPOINT} has no model {repo_id} that you may read; if it is private, run `hf auth login` "
+            f"or set HF_TOKEN"
+        ) from None
+    except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
+        if not online:
+            raise UserError(
+                f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it where there "
+                f"is a network, and give the folder"
+            ) from None
+        raise UserError(f"{repo_id} cannot be downloaded: {_reason(error)}") from None
+    return Path(found)
+
+
+@contextlib.contextmanager
+def _plain_answers() -> Iterator[None]:
+    """Have every answer of the hub checked before its client uses it: it joins what a server says to paths."""
+    client = get_session()
+    before = client.event_hooks
+    client.event_hooks = {**before, "response": [*before["response"], _check_answer]}
+    try:
+        yield
+    finally:
+        client.event_hooks = before
+
+
+def _check_answer(response: Any) -> None:
+    """Raise UserError for an answer of the hub that would name a file elsewhere than in the client's cache."""
+    said: list[Any] = []
+    if response.request.method == "HEAD":  # asks for a file's version
+        said += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
+    elif response.request.url.path.startswith("/api/") and "json" in response.headers.get("Content-Type", ""):
+        response.read()
+        with contextlib.suppress(ValueError):  # the client itself says so
+            said += _named(response.json())
+    for text in filter(None, said):
+        if not isinstance(text, str) or not PLAIN.fullmatch(text):
+            raise UserError(
+                f"the hub calls a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
+            )
+
+
+def _named(value: Any) -> Iterator[Any]:
+    """What the hub's JSON calls a commit (of a repository), or contents (of a list of files)."""
+    if isinstance(value, dict):
+        yield value.get("sha")
+    for file in value if isinstance(value, list) else ():
+        if isinstance(file, dict):
+            large = file.get("lfs")
+            yield from (file.get("oid"), file.get("xetHash"), isinstance(large, dict) and large.get("oid"))
+
+
+def reachable() -> bool:
+    """Whether the hub's address answers; its client would retry for most of a minute.
+
+    Behind a proxy only the client can find out: then yes.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
+def _check_name(repo: str, what: str) -> None:
+    if not REPO.fullmatch(repo):
+        raise UserError(f"{what} {repo!r} is no name of a repository: give USER/NAME")
+
+
+def _check_onnx(folder: ModelFolder) -> None:
+    """Raise UserError for a model.onnx that is not of the weights and decisions beside it.
+
+    Without onnxruntime none can say.
+    """
+    path = folder.path / "model.onnx"
+    if path.is_file() and importlib.util.find_spec("onnxruntime"):
+        from toolkit.inference.onnx_runtime import OnnxModel
+
+        stated = OnnxModel(path, folder, torch.device("cpu")).facts
+        if stated.get("decisions") != folder.decisions.fingerprint:
+            raise UserError(
+                f"{path} has an older calibration or older thresholds than {folder.path}: run `posters export --model "
+                f"{folder.path}` again, or remove it"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """The hub's refusal in one line, with the remedy where that is known."""
+    if isinstance(error, UserError):
+        return str(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    known = {
+        401: "the hub does not know the token (401): run `hf auth login` again, or set HF_TOKEN",
+        403: "the token may not write there (403): take one with write access to this user or organisation",
+        404: "the hub has no such repository or revision that you may see (404)",
+    }
+    return known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"

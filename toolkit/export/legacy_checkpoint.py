@@ -1,0 +1,281 @@
+"""A model folder from a checkpoint of the earlier training script: torchvision's ResNet, binary cross-entropy.
+
+    posters import --checkpoint genre_predictor_model_BCE.pth --out MODEL
+
+timm's ResNets have torchvision's names of weights and give the same logits. The file is read by safe_unpickle.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from shards.dataset.labels import LabelSet
+from shards.errors import UserError, one_line
+from shards.storage.files import sha256_file
+from shards.storage.leftovers import remove_dead_partials
+from toolkit.config.schema import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.metrics.multilabel import FloatArray, sigmoid
+from toolkit.model_folder.folder import save_model_folder
+from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
+from toolkit.models.tensor_files import require_finite
+
+WHAT = "checkpoint of that script"
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+#: What torchvision normalises by, and the script with it.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Wrappers' prefixes, and the attribute under which the script's module has its network.
+PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
+
+#: What conversions of hostile values to numbers raise.
+NOT_NUMBERS = (ValueError, TypeError, OverflowError)
+#: Of a genre.
+MAX_LETTERS = 4096
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What of the script's file makes a model."""
+
+    state: State
+    """Under torchvision's names."""
+    threshold_logits: torch.Tensor | None
+    labels: LabelSet
+    image_size: int
+    thresholds: FloatArray | None
+    """(G,) learned ones; None if the file has none."""
+    fixed_threshold: float
+    epoch: int
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Read, recognise, write; returns the exit status."""
+    out = Path(os.path.abspath(args.out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {args.out} exists and is not an empty folder: choose another, or remove it")
+    remove_dead_partials(out.parent, escape(out.name))
+    checkpoint = read_checkpoint(args.checkpoint)
+    architecture, head = recognise(checkpoint.state, len(checkpoint.labels), args.checkpoint)
+    decisions = decisions_of(checkpoint, args.checkpoint)
+    model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
+    model.load_state_dict(_our_names(checkpoint.state, model.state_dict()), strict=True)
+    facts = {
+        "epoch": checkpoint.epoch,
+        "shard_set": "unknown: imported from an earlier script",
+        "imported_sha256": sha256_file(args.checkpoint),
+    }
+    preprocessing = Preprocessing(checkpoint.image_size, 1.0, MEAN, STD, "stretch")
+    save_model_folder(out, model.eval(), head, checkpoint.labels, decisions, preprocessing, facts, {})
+    print(f"architecture  {architecture}, {head.kind} head, {checkpoint.image_size} pixels")
+    print(f"genres        {len(checkpoint.labels)}: {', '.join(checkpoint.labels.genres)}")
+    print(
+        f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}"
+    )
+    print(
+        "not the same  where no genre reaches its threshold the script named the most probable one; "
+        "`posters predict` names none"
+    )
+    print(f"model         {args.out}")
+    return 0
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the script's file, executing nothing. Raises UserError naming what is missing or does not fit."""
+    raw = safe_load(path, WHAT)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
+        raise UserError(
+            f"{path} is no {WHAT}: it has no model_state_dict; weights alone go into a training by --model.weights"
+        )
+    config = raw.get("config") or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no {WHAT}: its config is a {type(config).__name__} instead of a dict")
+    state, threshold_logits = _clean_names(raw["model_state_dict"], path)
+    labels = _labels(raw.get("mlb"), path)
+    stated = raw.get("num_classes")
+    if stated is not None and _number(stated, "num_classes", path) != len(labels):
+        raise UserError(f"{path} says num_classes {_number(stated, 'num_classes', path):g}, but its mlb has "
+                        f"{len(labels)} genres")  # fmt: skip
+    learned = raw.get("learned_thresholds")
+    # A script that was told not to learn them has the parameter all the same, and did not use it.
+    unused = raw.get("learn_thresholds") is False
+    return Checkpoint(
+        state,
+        None if unused else threshold_logits,
+        labels,
+        _image_size(config.get("image_size", 224), path),
+        None if learned is None else _vector(learned, "learned_thresholds", len(labels), path),
+        _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path),
+        _epoch(raw.get("epoch", 0), path),
+    )
+
+
+def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
+    """(timm's name, head) by the names and shapes of the tensors. Raises UserError if it is none of torchvision's."""
+    body = {name: tensor.shape for name, tensor in _backbone(state).items()}
+    for architecture in ARCHITECTURES:
+        with torch.device("meta"):
+            network: Any = timm.create_model(architecture, num_classes=0)
+        if body == {name: tensor.shape for name, tensor in _backbone(network.state_dict()).items()}:
+            return architecture, _head(state, network.num_features, num_genres, path)
+    raise UserError(
+        f"{path} holds none of {', '.join(ARCHITECTURES)} as torchvision has them: its {len(body)} tensors before the "
+        f"classifier have other names or shapes"
+    )
+
+
+def _backbone(state: State) -> State:
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+
+
+def _head(state: State, width: int, num_genres: int, path: Path) -> HeadSpec:
+    layers = _fc_layers(state)
+    shapes = [tuple(state[f"{layer}.weight"].shape) for layer in layers if f"{layer}.weight" in state]
+    wanted = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    found = {name for name in state if name.startswith("fc.")}
+    flat = all(len(shape) == 2 and shape[0] <= MAX_WIDTH for shape in shapes)
+    widths = [width, *(shape[0] for shape in shapes)] if flat else []
+    chained = all(shape[1] == before for shape, before in zip(shapes, widths, strict=False))
+    if not 0 < len(layers) <= MAX_HIDDEN + 1 or found != wanted or not flat or not chained:
+        shown = ", ".join(name[:100] for name in sorted(found)[:9]) + (", ..." if len(found) > 9 else "")
+        raise UserError(
+            f"{path}: its classifier ({shown or 'none'}) is neither one linear layer nor several with ReLU and dropout "
+            f"between them"
+        )
+    if widths[-1] != num_genres:
+        raise UserError(f"{path}: its classifier has {widths[-1]} outputs, and its mlb {num_genres} genres")
+    return HeadSpec("linear", (), 0.0) if len(layers) == 1 else HeadSpec("mlp", tuple(widths[1:-1]), 0.5)
+
+
+def _fc_layers(state: State) -> list[str]:
+    """Names of the classifier's layers in order: ``fc``, or ``fc.1``, ``fc.4``, ... of a Sequential."""
+    layers = {name.rpartition(".")[0] for name in state if name.startswith("fc.")}
+    return sorted(layers, key=lambda layer: [int(part) for part in layer.split(".") if part.isdigit()])
+
+
+def _our_names(state: State, own: State) -> State:
+    """The state under our head's names; counters that old versions lack are ours."""
+    theirs, ours = _fc_layers(state), _fc_layers(own)
+    names = dict(zip(theirs, ours, strict=True))
+    renamed = {
+        (f"{names[layer]}.{part}" if layer in names else name): tensor
+        for name, tensor in state.items()
+        for layer, _, part in [name.rpartition(".")]
+    }
+    return {**{n: t for n, t in own.items() if n.endswith("num_batches_tracked")}, **renamed}
+
+
+def decisions_of(checkpoint: Checkpoint, path: Path) -> Decisions:
+    """The script's thresholds: learned ones where it has them, else its fixed one."""
+    size = len(checkpoint.labels)
+    if checkpoint.thresholds is not None:
+        thresholds, source = checkpoint.thresholds, "learned by the earlier script"
+    elif checkpoint.threshold_logits is not None:
+        logits = _vector(checkpoint.threshold_logits, "threshold_logits", size, path)
+        thresholds, source = sigmoid(logits), "learned by the earlier script, as logits"
+    else:
+        thresholds, source = np.full(size, checkpoint.fixed_threshold), "the earlier script's fixed threshold"
+    if not ((thresholds >= 0) & (thresholds <= 1)).all():
+        raise UserError(
+            f"{path}: its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})"
+        )
+    return Decisions.plain(thresholds, source)
+
+
+def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor | None]:
+    """(tensors without wrappers' prefixes, the parameter threshold_logits if there is one)."""
+    state: State = {}
+    for name, tensor in raw.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: its model_state_dict holds {_shown(name)}, which is no tensor")
+        plain = PREFIXES.sub("", name)
+        if plain in state:
+            raise UserError(
+                f"{path}: its model_state_dict has {_shown(plain)} twice, under different prefixes"
+            )
+        state[plain] = tensor
+    require_finite(state, path)
+    return state, state.pop("threshold_logits", None)
+
+
+def _labels(binarizer: Any, path: Path) -> LabelSet:
+    if not isinstance(binarizer, PickledBinarizer) or not isinstance(binarizer.state, dict):
+        raise UserError(f"{path} is no {WHAT}: it has no MultiLabelBinarizer `mlb`, so genres have no names")
+    try:
+        classes = [_plain(item) for item in to_array(binarizer.state["classes_"]).tolist()]
+    except KeyError:
+        raise UserError(f"{path}: its mlb has no classes_; was it fitted?") from None
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: the classes_ of its mlb cannot be read ({_shown(error)})") from None
+    wrong = [item for item in classes if not isinstance(item, str) or not 0 < len(item) <= MAX_LETTERS]
+    if wrong:
+        raise UserError(f"{path}: the classes_ of its mlb are not names of genres, e.g. {_shown(wrong[0])}")
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"{path}: the classes_ of its mlb are empty or not different from each other")
+    return LabelSet(tuple(classes))
+
+
+def _shown(value: Any) -> str:
+    """A value for an error; of what may hold others, again and again, its type."""
+    if isinstance(value, Exception):
+        return one_line(value)[:200]
+    plain = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 1e18)
+    return repr(value[:100] if isinstance(value, str) else value) if plain else type(value).__name__
+
+
+def _plain(item: Any) -> Any:
+    try:
+        return to_number(item)
+    except ValueError:
+        return item
+
+
+def _image_size(value: Any, path: Path) -> int:
+    sides = list(value) if isinstance(value, (tuple, list)) else [value]
+    good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
+    if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
+        shown = "x".join(map(_shown, sides[:2]))
+        raise UserError(f"{path}: its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
+    return int(sides[0])
+
+
+def _epoch(value: Any, path: Path) -> int:
+    number = _number(value, "epoch", path)
+    if not 0 <= number <= 1e9:
+        raise UserError(f"{path}: its epoch is {number:g}, not a number of 0 or more")
+    return int(number)
+
+
+def _number(value: Any, what: str, path: Path) -> float:
+    try:
+        return float(to_number(value))
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: its {what} is not a number ({_shown(error)})") from None
+
+
+def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
+    """(G,) finite float64."""
+    try:
+        array = np.asarray(to_array(value), np.float64)
+    except NOT_NUMBERS as error:
+        raise UserError(f"{path}: its {what} cannot be read ({_shown(error)})") from None
+    if array.shape != (size,) or not np.isfinite(array).all():
+        raise UserError(f"{path}: its {what} are not {size} finite numbers, one for each genre")
+    return array

@@ -1,0 +1,81 @@
+"""The network as it leaves the toolkit: images in; logits, probabilities, embedding out; what a file says of itself.
+
+Both formats hold this one module, so that they differ in nothing but the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.device.compat import change_class
+from toolkit.model_folder.folder import ModelFolder
+from toolkit.models.factory import logits_and_features
+from toolkit.models.last_layer import Float32Linear
+
+OUTPUTS = ("logits", "probabilities", "embedding")
+#: Of the exporters, whose every step they would tell.
+NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+
+
+class ExportNetwork(nn.Module):
+    """A model folder's network in evaluation mode, in float32, with its calibration."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(folder.model).to("cpu", torch.float32).eval()
+        for module in self.model.modules():
+            if type(module) is Float32Linear:
+                # All is float32 here: there is no autocast to leave, and exporters need not know of one.
+                change_class(module, nn.Linear)
+        self.scale: torch.Tensor
+        self.bias: torch.Tensor
+        self.register_buffer("scale", torch.from_numpy(folder.decisions.scale).float())
+        self.register_buffer("bias", torch.from_numpy(folder.decisions.bias).float())
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(n, 3, S, S) normalised → (n, G) logits, (n, G) calibrated probabilities, (n, F) embedding."""
+        logits, embedding = logits_and_features(self.model, images)
+        return logits, torch.sigmoid(self.scale * logits + self.bias), embedding
+
+
+def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str, Any]:
+    """What an exported file says of itself; JSON types."""
+    return {
+        "architecture": folder.config["architecture"],
+        "genres": list(folder.labels.genres),
+        "labels_fingerprint": folder.labels.fingerprint,
+        "thresholds": folder.decisions.thresholds.tolist(),
+        "decisions": folder.decisions.fingerprint,
+        "weights_sha256": folder.fingerprint,
+        "image_size": folder.preprocessing.image_size,
+        "fit": folder.preprocessing.fit,
+        "crop_pct": folder.preprocessing.crop_pct,
+        "mean": list(folder.preprocessing.mean),
+        "std": list(folder.preprocessing.std),
+        "preprocess": preprocess,
+        "opset": opset,
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters' loggers and warnings; their errors are exceptions."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,89 @@
+"""One ONNX file: the network with its calibration, on request with its preprocessing, and its facts as metadata."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from shards.errors import UserError, one_line
+from toolkit.export.network import OUTPUTS, ExportNetwork, facts, quiet
+from toolkit.export.onnx_preprocessing import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
+from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, need
+from toolkit.model_folder.folder import ModelFolder
+
+#: A protobuf message, which an ONNX file without external data is, ends at 2 GiB; some MB are for the graph.
+MAX_WEIGHTS = 2**31 - 2**24
+
+
+def onnx_bytes(folder: ModelFolder, preprocess: bool, opset: int) -> bytes:
+    """The file's content; the batch is dynamic, with ``preprocess`` height and width too.
+
+    Raises UserError where packages lack, for an opset that cannot be, and for networks that torch cannot export.
+    """
+    need("ONNX export", "onnx", "onnxscript", "onnxruntime")
+    import onnx
+
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise UserError(
+            f"--opset must be from {MIN_OPSET} to {onnx.defs.onnx_opset_version()} (with onnx {onnx.__version__}), "
+            f"not {opset}"
+        )
+    network = ExportNetwork(folder)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if size > MAX_WEIGHTS:
+        raise UserError(
+            f"{folder.path} has {size / 2**30:.2f} GiB of weights, and a single ONNX file holds 2: use "
+            f"--format torch-export"
+        )
+    model = _network_graph(network, folder, opset)
+    if preprocess:
+        _prepend(model.graph, *preprocess_nodes(folder.preprocessing))
+    onnx.helper.set_model_props(model, {FACTS_KEY: json.dumps(facts(folder, preprocess, opset))})
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:
+    """The network alone as an onnx.ModelProto, its input ``images``."""
+    example = torch.zeros(
+        2, 3, *[folder.preprocessing.image_size] * 2
+    )  # a batch of one would be taken for fixed
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+            model: Any = program.model_proto  # type: ignore[union-attr]
+    except Exception as error:  # torch.export, its decompositions and onnxscript each raise their own types
+        raise UserError(
+            f"torch cannot export {folder.config['architecture']} to ONNX ({type(error).__name__}: "
+            f"{one_line(error)[:300]}); try --format torch-export"
+        ) from None
+    written = {entry.domain: entry.version for entry in model.opset_import}
+    if written.get("") != opset:
+        raise UserError(
+            f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out"
+        )
+    return model
+
+
+def _prepend(graph: Any, nodes: list[Any], constants: list[Any]) -> None:
+    """Put the preprocessing before the network, in place: what was its input is now the nodes' last result."""
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == INPUT:
+                node.input[place] = NORMALISED
+    rest = list(graph.node)
+    del graph.node[:], graph.input[:]
+    graph.node.extend([*nodes, *rest])
+    graph.input.extend([images_info()])
+    graph.initializer.extend(constants)

@@ -1,0 +1,124 @@
+"""The evaluation transform as ONNX nodes: (n, H, W, 3) grey levels in, what the network is given out.
+
+Pillow's antialiased BILINEAR is ONNX's Resize with antialias and exclude_outside (taps beyond the border are dropped
+and the rest normalised). Horizontal and vertical pass are two nodes with whole grey levels after each, as Pillow has
+them, so that runtimes need no 8-bit Resize and yet agree. Pillow 13 goes vertically first where that is cheaper, older
+versions and our own loaders never do; that order, and sums that tip a rounding, leave one grey level here and there
+(`test_export_preprocess.py` measures it).
+
+All sizes are whole numbers: `int(a / b)` of Python is an integer division, and `round` goes to the even neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.inference.onnx_runtime import INPUT
+
+#: Of the last node: (n, 3, S, S) float32, the network's input.
+NORMALISED = "normalised"
+#: The first opset whose Resize has antialias.
+MIN_OPSET = 18
+
+
+class _Nodes:
+    """Builds nodes and constants one after the other; every method returns the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def __call__(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        result = name or f"preprocess/{len(self.nodes)}_{kind}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [result], **attributes))
+        return result
+
+    def constant(self, values: Any, dtype: Any = np.int64) -> str:
+        from onnx import numpy_helper
+
+        name = f"preprocess/constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def mul(self, left: str, right: str) -> str:
+        return self("Mul", left, right)
+
+    def div(self, left: str, right: str) -> str:
+        """Of numbers that are not negative: ONNX cuts off, which is the floor of those."""
+        return self("Div", left, right)
+
+
+def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]]:
+    """(nodes, initializers) from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
+    from onnx import TensorProto
+
+    build = _Nodes()
+    side = build.constant([preprocessing.image_size])
+    shape = build("Shape", INPUT)
+    height, width = (build("Gather", shape, build.constant([axis])) for axis in (1, 2))
+    pixels = build("Cast", build("Transpose", INPUT, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    if preprocessing.fit == "stretch":
+        pixels = _resize(build, pixels, side, side)
+    else:
+        size, short = preprocessing.image_size, _short(preprocessing)
+        least = build.constant([short])
+        # The other side by `int(short * other / shorter)`; the short one gives `short` itself.
+        shorter = build("Min", height, width)
+        new_height, new_width = (
+            build("Max", least, build.div(build.mul(least, side_in), shorter)) for side_in in (height, width)
+        )
+        pixels = _resize(build, pixels, new_height, new_width)
+        corner = build("Concat", *(_middle(build, new, size) for new in (new_height, new_width)), axis=0)
+        end = build("Add", corner, side)
+        pixels = build("Slice", pixels, corner, end, build.constant([2, 3]))
+    mean, std = (
+        build.constant((np.asarray(values, np.float32) * np.float32(255.0)).reshape(3, 1, 1), np.float32)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    build("Div", build("Sub", pixels, mean), std, name=NORMALISED)
+    return build.nodes, build.constants
+
+
+def _short(preprocessing: Preprocessing) -> int:
+    return max(preprocessing.image_size, round(preprocessing.image_size / preprocessing.crop_pct))
+
+
+def _middle(build: _Nodes, length: str, size: int) -> str:
+    """`round((length - size) / 2.0)`: a half goes to the even neighbour."""
+    spare = build("Sub", length, build.constant([size]))
+    two = build.constant([2])
+    half = build.div(spare, two)
+    odd_twice = build.mul(build("Mod", spare, two), build("Mod", half, two))
+    return build("Add", half, odd_twice)
+
+
+def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
+    """(n, 3, H, W) → (n, 3, height, width), whole grey levels in float32."""
+    half = build.constant(0.5, np.float32)
+    for kept, sizes in ((3, [width]), (2, [height, width])):
+        before = build("Shape", pixels, start=0, end=kept)
+        pixels = build(
+            "Resize",
+            pixels,
+            "",
+            "",
+            build("Concat", before, *sizes, axis=0),
+            mode="linear",
+            antialias=1,
+            exclude_outside=1,
+            coordinate_transformation_mode="half_pixel",
+        )
+        pixels = build("Floor", build("Add", pixels, half))
+    return pixels
+
+
+def images_info() -> Any:
+    """The graph's input: decoded images of one size."""
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])

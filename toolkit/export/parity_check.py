@@ -1,0 +1,191 @@
+"""Does an exported file say what the model says? On real pictures, one at a time and several, before it gets its name.
+
+The reference is the whole path of `posters predict`: Pillow, `Preprocessing`, the network in PyTorch, `Decisions`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.errors import UserError
+from shards.inputs.images import ANY, BadImage, decode
+from shards.inputs.synthetic import draw_poster_set
+from shards.storage.endings import ENDINGS_TEXT, is_image_name
+from toolkit.export.onnx_preprocessing import NORMALISED
+from toolkit.model_folder.folder import ModelFolder
+from toolkit.models.factory import backbone_features
+
+log = logging.getLogger(__name__)
+
+#: Images of --check that are used, evenly spaced over those found.
+MAX_IMAGES = 64
+#: Batches that the pictures are cut into; the last size repeats.
+BATCHES = (1, 3, 8)
+#: On logits, for the same input. Sums of float32 in another order differ by 1e-6 to 1e-5; 1e-3 moves no uncalibrated
+#: probability by more than 0.00025, and a forgotten layer or another GELU is over it.
+TOLERANCE = 1e-3
+#: On probabilities, where the input differs by a grey level here and there (onnx_preprocessing.py): with a fifth of the
+#: pixels one level off, a steep head on a ResNet50 (random weights, deviation 0.1) moved by 0.02. Pixels, and logits on
+#: the file's own pixels, are what is judged strictly.
+TOLERANCE_PREPROCESS = 0.05
+#: Grey levels between the file's pixels and Pillow's: an error of half a pixel or a plain resize is far over it.
+MAX_LEVELS, MEAN_LEVELS = 3.0, 0.5
+
+#: (n, 3, S, S) float32 or (n, H, W, 3) uint8 → outputs by name.
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass
+class Differences:
+    """Largest absolute differences over all images."""
+
+    images: int
+    batches: set[int] = field(default_factory=set)
+    logits: float = 0.0
+    probabilities: float = 0.0
+    embedding: float = 0.0
+    """As a share of the largest number in the reference's embedding."""
+    levels: float | None = None
+    """Of pixels, in grey levels; None where the file has no preprocessing."""
+    mean_levels: float = 0.0
+    """The image with the largest mean."""
+    same_pixels: float = 0.0
+    """Of logits, between the file and PyTorch on the file's pixels."""
+
+    def __str__(self) -> str:
+        text = (
+            f"logits {self.logits:.1e}, probabilities {self.probabilities:.1e}, "
+            f"embedding {self.embedding:.1e} of its largest"
+        )
+        if self.levels is None:
+            return text
+        return (
+            f"{text}, pixels {self.levels:.2g} of 255 (mean {self.mean_levels:.2g}), "
+            f"logits on the same pixels {self.same_pixels:.1e}"
+        )
+
+
+def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
+    """(H, W, 3) uint8 pictures from files and folders, at most 64; drawn posters for None.
+
+    Unreadable files are named and left out. Raises UserError if there is none to check with.
+    """
+    if paths is None:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_poster_set(Path(folder), 12)
+            return _read(sorted(Path(folder, "images").glob("p*")))
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"--check: no file or folder {path}")
+        below = (file for file in path.rglob("*") if is_image_name(file.name))
+        found += sorted(below) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"--check: no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
+    spaced = [found[place * len(found) // MAX_IMAGES] for place in range(MAX_IMAGES)]
+    pictures = _read(found if len(found) <= MAX_IMAGES else spaced)
+    if not pictures:
+        raise UserError(f"--check: none of {len(found)} files is an image that can be read")
+    return pictures
+
+
+def _read(paths: Sequence[Path]) -> list[np.ndarray]:
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(np.asarray(decode(path.read_bytes(), ANY)))
+        except BadImage as bad:
+            log.warning("--check: cannot read %s: %s", path, bad.reason)
+    return pictures
+
+
+def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
+    """Run an exported file and the model folder on the same pictures.
+
+    With ``preprocess`` the file is given the pictures as they are, those of one size at a time; where it also gives
+    ``normalised``, pixels are compared too.
+    """
+    from PIL import Image
+
+    folder.model.eval()
+    squares = [folder.preprocessing.square(Image.fromarray(picture)) for picture in pictures]
+    result = Differences(len(pictures))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, picture in enumerate(pictures):
+        groups.setdefault(picture.shape if preprocess else (), []).append(number)
+    # The largest group goes through all sizes of batches, going round if it is small.
+    for rank, group in enumerate(sorted(groups.values(), key=len, reverse=True)):
+        for batch in _batches(group, at_least=0 if rank else sum(BATCHES)):
+            images = folder.preprocessing.normalize(torch.from_numpy(np.stack([squares[i] for i in batch])))
+            given = np.stack([pictures[i] for i in batch]) if preprocess else images.contiguous().numpy()
+            _compare(result, folder, images, run(given))
+            result.batches.add(len(batch))
+    return result
+
+
+def _batches(numbers: list[int], at_least: int) -> Iterator[list[int]]:
+    line = list(itertools.islice(itertools.cycle(numbers), max(len(numbers), at_least)))
+    for size in itertools.chain(BATCHES, itertools.repeat(BATCHES[-1])):
+        if not line:
+            return
+        yield line[:size]
+        line = line[size:]
+
+
+def _compare(
+    result: Differences, folder: ModelFolder, images: torch.Tensor, given: dict[str, np.ndarray]
+) -> None:
+    with torch.inference_mode():
+        logits = folder.model(images).float().numpy()
+        embedding = backbone_features(folder.model, images).float().numpy()
+    probabilities = folder.decisions.probabilities(logits)
+    largest = max(float(np.abs(embedding).max()), 1e-12)
+    result.logits = _worse(result.logits, given["logits"], logits)
+    result.probabilities = _worse(result.probabilities, given["probabilities"], probabilities)
+    result.embedding = _worse(result.embedding, given["embedding"] / largest, embedding / largest)
+    if NORMALISED in given:
+        levels = np.array(folder.preprocessing.std).reshape(3, 1, 1) * 255.0
+        apart = np.abs(given[NORMALISED].astype(np.float64) - images.numpy()) * levels
+        result.levels = max(result.levels or 0.0, float(apart.max()))
+        result.mean_levels = max(result.mean_levels, float(apart.mean(axis=(1, 2, 3)).max()))
+        with torch.inference_mode():
+            same = folder.model(torch.from_numpy(given[NORMALISED])).float().numpy()
+        result.same_pixels = _worse(result.same_pixels, given["logits"], same)
+
+
+def _worse(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
+    """The larger of ``before`` and the largest difference; infinite for other shapes and for what is not finite."""
+    if given.shape != wanted.shape or not np.isfinite(given).all():
+        return float("inf")
+    return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
+
+
+def judge(found: Differences, preprocess: bool, tolerance: float | None) -> None:
+    """Raise UserError if an exported file is not the model it was made from."""
+    limit = (TOLERANCE_PREPROCESS if preprocess else TOLERANCE) if tolerance is None else tolerance
+    if not preprocess:
+        same = {"logits": found.logits, "probabilities": found.probabilities, "embedding": found.embedding}
+        what, value = max(same.items(), key=lambda part: part[1])
+    elif found.levels is not None and not (
+        found.levels <= MAX_LEVELS and found.mean_levels <= MEAN_LEVELS and found.same_pixels <= TOLERANCE
+    ):
+        raise UserError(
+            f"nothing was exported: the file's pixels are up to {found.levels:.3g} grey levels from Pillow's (mean "
+            f"{found.mean_levels:.2g}; allowed: {MAX_LEVELS:g} and {MEAN_LEVELS:g}), its logits on them "
+            f"{found.same_pixels:.2g} from PyTorch's (allowed: {TOLERANCE:g}): export without --preprocess"
+        )
+    else:
+        what, value = "probabilities", found.probabilities
+    if not value <= limit:
+        raise UserError(
+            f"nothing was exported: {what} of the file and PyTorch differ by {value:.2g} at most, over the tolerance "
+            f"of {limit:g}; try another --format or --opset, or allow more with --tolerance"
+        )

@@ -1,0 +1,47 @@
+"""``model.pt2``: an ExportedProgram of torch.export, for Python without timm or this toolkit, or for AOTInductor."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import torch
+
+from shards.errors import UserError, one_line
+from toolkit.export.network import ExportNetwork, facts, quiet
+from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT
+from toolkit.model_folder.folder import ModelFolder
+
+#: Name of the extra file in the archive that holds the facts.
+FACTS_FILE = f"{FACTS_KEY}.json"
+
+
+def torch_export_bytes(folder: ModelFolder) -> bytes:
+    """The file's content; the batch is dynamic. Raises UserError for networks that torch cannot export."""
+    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(
+                ExportNetwork(folder),
+                (example,),
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            )
+            stream = io.BytesIO()
+            torch.export.save(
+                program, stream, extra_files={FACTS_FILE: json.dumps(facts(folder, False, None))}
+            )
+    except Exception as error:  # torch.export and its serializer raise many types
+        raise UserError(
+            f"torch.export cannot hold {folder.config['architecture']} ({type(error).__name__}: "
+            f"{one_line(error)[:300]})"
+        ) from None
+    return stream.getvalue()
+
+
+def load_torch_export(data: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """(network, facts) of a file or of a stream of its bytes."""
+    extra = {FACTS_FILE: ""}
+    with quiet():
+        program = torch.export.load(data, extra_files=extra)
+    return program.module(), json.loads(extra[FACTS_FILE])

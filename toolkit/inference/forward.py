@@ -1,0 +1,155 @@
+"""A model's forward pass as predictions and evaluation run it: pixels in, logits (and features) out.
+
+    (n, S, S, 3) grey levels ─ normalise ─→ network under autocast, channels_last, perhaps compiled ─→ logits, embedding
+                             └ mirrored ──→ once more with --tta flip; both answers are averaged
+
+On a GPU nothing here waits: results are copied to the host behind the kernels, and ``Answer.arrays`` waits for them
+when the next batch is already queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.distributed.fsdp import is_spread
+from toolkit.models.factory import logits_and_features
+
+Tta = Literal["none", "flip"]
+#: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How a forward pass is run; only ``tta`` and ``embeddings`` change what comes out, but for rounding."""
+
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile: worth its minute from some ten thousand images on."""
+    tta: Tta = "none"
+    """flip: the mean of the logits (and embeddings) of each image and its mirror image."""
+    embeddings: bool = False
+    """Also what the classifier is given: pooled features, for search and de-duplication."""
+
+
+@dataclass
+class Answer:
+    """What came out for one batch, perhaps still on its way to the host."""
+
+    logits: torch.Tensor
+    """(n, G) float32 on the host."""
+    embeddings: torch.Tensor | None
+    """(n, F) float32 on the host."""
+    _ready: Any = None
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Wait if need be, and give both as numpy arrays."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self.logits.numpy(), None if self.embeddings is None else self.embeddings.numpy()
+
+
+class TorchNetwork(nn.Module):
+    """A timm model (with our heads or its own) as a Network."""
+
+    def __init__(self, model: nn.Module, embeddings: bool) -> None:
+        super().__init__()
+        self.model, self.embeddings = model, embeddings
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See Network."""
+        return logits_and_features(self.model, images) if self.embeddings else (self.model(images), None)
+
+
+class Forward:
+    """Runs a Network on batches of pixels."""
+
+    def __init__(
+        self,
+        network: nn.Module | Network,
+        preprocessing: Preprocessing,
+        dtype: torch.dtype = torch.float32,
+        options: ForwardOptions = ForwardOptions(),
+        full_batch: int = 0,
+    ) -> None:
+        """``network``: a timm model, already on its device and in evaluation mode, or something that answers alike.
+        ``dtype``: what autocast lets matrix products and convolutions take; float32 turns it off.
+
+        With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: another shape would be compiled
+        anew.
+        """
+        # What is gathered in inference mode could not be trained with afterwards.
+        self.grad_mode = torch.no_grad if is_spread(network) else torch.inference_mode
+        module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
+        self.network: Network = torch.compile(module) if options.compile else module
+        self.preprocessing, self.dtype, self.options = preprocessing, dtype, options
+        self.full_batch = full_batch if options.compile else 0
+        self.format = torch.channels_last if options.channels_last else torch.contiguous_format
+
+    def __call__(self, images: torch.Tensor) -> Answer:
+        """(n, S, S, 3) whole grey levels on the device → the answer. ``images`` may be overwritten then."""
+        with self.grad_mode():
+            rows = len(images)
+            pixels = self.preprocessing.normalize(images, self.dtype)
+            if rows < self.full_batch:
+                pixels = torch.cat([pixels, pixels[:1].expand(self.full_batch - rows, -1, -1, -1)])
+            logits, embeddings = self._run(pixels)
+            if self.options.tta == "flip":
+                mirrored, others = self._run(pixels.flip(3))
+                logits = (logits + mirrored) / 2
+                if embeddings is not None and others is not None:
+                    embeddings = (embeddings + others) / 2
+            return _to_host(logits[:rows], None if embeddings is None else embeddings[:rows])
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it runs in fp16 or bf16."""
+        return self.dtype is not torch.float32
+
+    def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.autocast(pixels.device.type, self.dtype, enabled=self.reduced):
+            logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
+        if embeddings is None or not self.options.embeddings:  # an exported file gives them in any case
+            return logits.float(), None
+        return logits.float(), embeddings.float()
+
+
+def require_finite_outputs(
+    outputs: Sequence[np.ndarray | None], names: Callable[[int], str], reduced: bool = False
+) -> None:
+    """Raise UserError that names the images whose rows in ``outputs`` ((n, k) each) hold NaN or infinity.
+
+    names: of a row; reduced: whether the pass ran in fp16 or bf16, whose range may have been too small.
+    """
+    good = [np.isfinite(values).all(axis=1) for values in outputs if values is not None]
+    bad = np.flatnonzero(~np.logical_and.reduce(good))
+    if not len(bad):
+        return
+    shown = ", ".join(names(int(row)) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    remedy = (
+        "fp16 and bf16 may be too small for them: use --precision no"
+        if reduced
+        else "its weights are not usable: train again"
+    )
+    raise UserError(
+        f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"
+    )
+
+
+def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:
+    if not logits.is_cuda:
+        return Answer(logits, embeddings)
+    # To pinned memory, which torch allocates here: the copy runs behind the kernels while the next batch is queued.
+    host = logits.to("cpu", non_blocking=True)
+    others = None if embeddings is None else embeddings.to("cpu", non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(logits.device))
+    return Answer(host, others, ready)

@@ -1,0 +1,118 @@
+"""An exported ONNX file in place of the network, run by onnxruntime, once it is sure to be of the same model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.errors import UserError, one_line
+from toolkit.model_folder.folder import OURS, ModelFolder
+
+AGAIN = "run `posters export` again"
+
+
+class OnnxModel:
+    """``model(images)`` → (logits, embedding) of a file of `posters export` without --preprocess."""
+
+    def __init__(self, path: Path, folder: ModelFolder, device: torch.device) -> None:
+        """On the GPU where ``device`` is one and onnxruntime has its CUDA provider, else on torch's number of threads.
+
+        Raises UserError if onnxruntime or the file lacks, or if it is not an export of ``folder``.
+        """
+        need("a model in ONNX", "onnxruntime")
+        again = f"run `posters export --model {folder.path}`"
+        if not path.is_file():
+            raise UserError(f"no exported model at {path}: {again} first")
+        self.session = open_session(path, device)
+        stated = read_facts(self.session, path)
+        if stated.get("preprocess"):
+            raise UserError(f"{path} has its preprocessing within: {again} without --preprocess")
+        for key, own in (
+            ("weights_sha256", folder.fingerprint),
+            ("labels_fingerprint", folder.labels.fingerprint),
+        ):
+            if stated.get(key) != own:
+                what = "weights" if key == "weights_sha256" else "genres"
+                raise UserError(f"{path} was exported from another model: its {what} are not those of "
+                                f"{folder.path}; {again} again")  # fmt: skip
+        self.facts, self.path, self.genres = stated, path, len(folder.labels)
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, 3, S, S) normalised → (n, G) logits, (n, F) embedding; float32, on the images' device."""
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        try:
+            logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
+        except Exception as error:  # onnxruntime has a class for each status, none of them public
+            raise UserError(f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
+        if logits.shape != (len(array), self.genres) or embedding.shape[:1] != logits.shape[:1]:
+            raise UserError(
+                f"{self.path} gives outputs of shape {logits.shape} for {len(array)} images and {self.genres} genres; "
+                f"{AGAIN}"
+            )
+        return torch.from_numpy(logits).to(images.device), torch.from_numpy(embedding).to(images.device)
+
+
+def open_session(source: Path | bytes, device: torch.device) -> Any:
+    """An onnxruntime session on a file or its bytes. Raises UserError if it is none."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors: shape inference warns of what is as it should be
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
+    where = source if isinstance(source, Path) else "the graph"
+    try:
+        return onnxruntime.InferenceSession(
+            str(source) if isinstance(source, Path) else source, options, providers=providers
+        )
+    except Exception as error:  # onnxruntime has a class for each status, none of them public
+        raise UserError(
+            f"{where} is no ONNX file that onnxruntime can run: {one_line(error)[:200]}"
+        ) from None
+
+
+def read_facts(session: Any, path: Path) -> dict[str, Any]:
+    """What a file of `posters export` says of itself. Raises UserError for other ONNX files."""
+    try:
+        found = json.loads(session.get_modelmeta().custom_metadata_map[FACTS_KEY])
+        if not isinstance(found, dict):
+            raise ValueError(found)
+    except (KeyError, ValueError, RecursionError):
+        raise UserError(
+            f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}"
+        ) from None
+    return found
+
+
+def run_session(session: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every output by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {INPUT: images}), strict=True))
+
+
+INPUT = "images"
+
+
+#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
+FACTS_KEY = OURS
+
+
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
+
+
+def need(what: str, *packages: str) -> None:
+    """Raise UserError with the command that installs them if any of ``packages`` cannot be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"{what} needs the package {package}, which cannot be imported ({error}): {INSTALL}"
+            ) from None

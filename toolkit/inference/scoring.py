@@ -1,0 +1,156 @@
+"""Logits of every sample of a source, once, at any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.transforms.batch_transform import Cutter
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.device.defaults import autocast_dtype, rows_for
+from toolkit.distributed.collectives import gather_by_index, require_read
+from toolkit.inference.forward import Answer, Forward, ForwardOptions, require_finite_outputs
+
+
+@dataclass
+class Scored:
+    """The outcome for one batch, padding left out."""
+
+    indices: np.ndarray
+    """(n,) int64 samples that could be decoded."""
+    logits: np.ndarray
+    """(n, G) float32."""
+    embeddings: np.ndarray | None
+    """(n, F) float32, if asked for."""
+    errors: dict[int, str]
+    """Sample → why it could not be decoded."""
+
+    @property
+    def first(self) -> int:
+        """One of its samples."""
+        return int(self.indices[0]) if len(self.indices) else next(iter(self.errors))
+
+    @property
+    def count(self) -> int:
+        """Samples of the split that this batch settles."""
+        return len(self.indices) + len(self.errors)
+
+
+def score(
+    loader: Loader, shares: Iterable[Share], cutter: Cutter, forward: Forward, *, finite: bool = True
+) -> Iterator[Scored]:
+    """Batches in order, each told when the one after it is already queued on the device.
+
+    Raises UserError that names the images whose outputs are not finite, unless ``finite`` is off: where ranks gather
+    them first, all ranks look.
+    """
+
+    def settled(batch: Batch, answer: Answer) -> Scored:
+        scored = _scored(batch, answer)
+        if finite:
+            require_finite_outputs(
+                (scored.logits, scored.embeddings),
+                lambda row: loader.source.where(int(scored.indices[row])),
+                forward.reduced,
+            )
+        return scored
+
+    before: tuple[Batch, Answer] | None = None
+    with contextlib.closing(loader.batches(shares, cutter)) as batches:
+        for batch in batches:
+            answer = forward(batch.images)
+            if before is not None:
+                yield settled(*before)
+            before = batch, answer
+        if before is not None:
+            yield settled(*before)
+
+
+def _scored(batch: Batch, answer: Answer) -> Scored:
+    logits, embeddings = answer.arrays()
+    share, keep = batch.share, batch.share.valid
+    errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
+    return Scored(share.indices[keep], logits[keep], None if embeddings is None else embeddings[keep], errors)
+
+
+def infer_shares(
+    forward: Forward,
+    loader: Loader,
+    shares: Iterable[Share],
+    cutter: Cutter,
+    on_batch: Callable[[int], object] | None = None,
+    *,
+    finite: bool = True,
+) -> Scored:
+    """All of this rank's shares at once. ``on_batch`` is told the number of samples done. ``finite``: see score."""
+    parts = []
+    for scored in score(loader, shares, cutter, forward, finite=finite):
+        parts.append(scored)
+        if on_batch is not None:
+            on_batch(scored.count)
+    return joined(parts)
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """The outcomes for several batches as one."""
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    return Scored(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(embeddings) if embeddings else None,
+        {sample: problem for part in parts for sample, problem in part.errors.items()},
+    )
+
+
+def infer_all(
+    model: nn.Module,
+    loader: Loader,
+    cutter: Cutter,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    accelerator: Accelerator,
+    *,
+    channels_last: bool = True,
+    on_batch: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
+
+    ``model`` is unwrapped, already on its device, in evaluation mode. Rows that are not decoded are zero; a loader
+    whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read its samples.
+    """
+    count = len(loader.source)
+    rows = rows_for(batch_size, accelerator.device)
+    plan, world = EvalPlan(count, rows), accelerator.num_processes
+    shares = plan.shares(accelerator.process_index, world)
+    forward = Forward(
+        model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
+    )
+    calls = 0
+    failure: UserError | None = None
+
+    def called(done: int) -> None:
+        nonlocal calls
+        calls += 1
+        if on_batch is not None:
+            on_batch(done)
+
+    try:
+        scored = infer_shares(forward, loader, shares, cutter, called, finite=False)
+    except UserError as error:
+        failure = error
+    require_read(accelerator, failure, plan.steps(world) - calls, lambda: called(0))
+    # A last column says which rows are real; each sample comes exactly once, damaged or not.
+    damaged = np.array(sorted(scored.errors), dtype=np.int64)
+    found = len(scored.indices)
+    outputs = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)
+    outputs[:found, :-1], outputs[:found, -1] = scored.logits, 1.0
+    everything = gather_by_index(accelerator, count, np.concatenate([scored.indices, damaged]), outputs)
+    return np.ascontiguousarray(everything[:, :-1]), everything[:, -1] > 0

@@ -1,0 +1,108 @@
+"""A model's logits on a split, and the file that keeps them: predictions-SPLIT.npz.
+
+Whatever is asked of a model later (other thresholds, another run to compare with) needs no second look at the
+pictures. The file holds, as arrays without pickle: ids (N,) str, logits (N, G) float32 as the model gives them,
+targets (N, G) uint8, genres (G,) str, split, and the fingerprints of the weights and the shard set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from shards.dataset.labels import require_same
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import ShardsAt
+from shards.progress import progress
+from shards.storage.files import atomic_write
+from toolkit.data.loader.loader import Loader
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.device.defaults import ahead_for, decode_threads
+from toolkit.inference.forward import require_finite_outputs
+from toolkit.inference.scoring import infer_all
+from toolkit.model_folder.folder import ModelFolder
+
+
+@dataclass(frozen=True, eq=False)
+class SplitLogits:
+    """In the order of the split's samples."""
+
+    split: str
+    ids: list[str]
+    logits: np.ndarray
+    """(N, G) float32, uncalibrated."""
+    targets: np.ndarray
+    """(N, G) of 0 and 1."""
+    genres: tuple[str, ...]
+    weights: str
+    """Fingerprint of the model's weights."""
+    shard_set: str
+    """Fingerprint of the shard set."""
+
+    def save(self, path: Path) -> None:
+        """Write the .npz, atomically."""
+        with atomic_write(path) as stream:
+            np.savez_compressed(
+                stream,
+                ids=np.array(self.ids, dtype=np.str_),
+                logits=self.logits.astype(np.float32),
+                targets=self.targets.astype(np.uint8),
+                genres=np.array(self.genres, dtype=np.str_),
+                split=np.array(self.split),
+                weights=np.array(self.weights),
+                shard_set=np.array(self.shard_set),
+            )
+
+
+def infer_split(
+    accelerator: Accelerator,
+    folder: ModelFolder,
+    shards: ShardsAt,
+    manifest: Manifest,
+    split: str,
+    batch_size: int = 0,
+    workers: int = 0,
+) -> SplitLogits:
+    """The model's logits on a split, on every rank; each sample counts once at any number of processes.
+
+    Raises UserError if the shard set's labels differ from the model's, it has no such split, or an output is not
+    finite.
+    """
+    require_same("the model", folder.labels, "the shard set", manifest.labels)
+    reader = ShardReader.of_split(shards, split, manifest)
+    ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
+    model = folder.model.to(accelerator.device)
+    cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
+    with (
+        Loader(
+            reader,
+            decode_threads(workers, accelerator.device),
+            ahead_for(accelerator.device),
+            device=accelerator.device,
+        ) as loader,
+        reader.in_order(accelerator.is_local_main_process),
+        progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
+    ):
+        logits, _ = infer_all(
+            model,
+            loader,
+            cutter,
+            batch_size,
+            folder.preprocessing,
+            accelerator,
+            on_batch=lambda count: bar.update(count * accelerator.num_processes),
+        )
+    require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
+    return SplitLogits(
+        split,
+        ids,
+        logits,
+        reader.targets,
+        folder.labels.genres,
+        folder.fingerprint,
+        manifest.fingerprint,
+    )

@@ -1,0 +1,199 @@
+"""README.md of a model folder: a pure function of the folder's JSON files, so no number in it is typed by hand.
+
+Names in it come from outside, and hubs show it as a web page: ``plain`` keeps them from being Markdown or HTML.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shards.errors import UserError, printable_line
+from shards.storage.files import atomic_write
+from toolkit.config.model_files import MetricsFile, read_as, read_config, read_labels
+
+log = logging.getLogger(__name__)
+
+EVALUATE_AGAIN = "run `posters evaluate` again"
+
+
+#: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
+#: underscore within a word means nothing, and names of architectures are full of them.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)")
+
+
+def plain(value: object) -> str:
+    """A text from outside as one line of Markdown that shows it as it is.
+
+    >>> plain("<b>Sci-Fi | R&D</b>")
+    '&lt;b&gt;Sci-Fi \\\\| R&D&lt;/b&gt;'
+    """
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", printable_line(str(value)))
+    return _MARKDOWN.sub(r"\\\g<0>", text.replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def write_card(folder: Path) -> None:
+    """(Re)write the model card from config.json, labels.json and every metrics-*.json of the present decisions.
+
+    Metrics of other thresholds or another calibration (`posters tune` came after them) are left out and named.
+    """
+    config = msgspec.to_builtins(read_config(folder)[0])
+    labels = msgspec.to_builtins(read_labels(folder)[0])
+    config["num_classes"] = len(labels["genres"])
+    found = dict(_metrics(folder))
+    metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
+    for split in found.keys() - metrics.keys():
+        log.warning(
+            "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split
+        )
+    with atomic_write(folder / "README.md", "w") as stream:
+        stream.write(render_card(config, labels, metrics))
+
+
+def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, what is shown of it) of every metrics-SPLIT.json; one that is not valid is named and left out."""
+    for path in sorted(folder.glob("metrics-*.json")):
+        split = path.stem.removeprefix("metrics-")
+        try:
+            yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
+        except UserError as error:
+            log.warning("left out of the model card: %s", error)
+
+
+def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    ours = config["poster_toolkit"]
+    cfg = config["pretrained_cfg"]
+    head = ours["head"]
+    squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
+    average = ", their moving average" if ours.get("weights") == "ema" else ""
+    made = "imported by" if ours.get("imported_sha256") else "trained with"
+    thresholds = sorted(set(labels["thresholds"]))
+    span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"
+    lines = [
+        "---",
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, multi-label, movie-posters, poster-toolkit]",
+        "---",
+        f"# {plain(config['architecture'])} for {config['num_classes']} genres",
+        "",
+        f"A multi-label classifier: {plain(config['architecture'])} with {_head(config)}, {made} poster-toolkit; "
+        f"the weights are those of epoch {ours['epoch']}{average}.",
+        "",
+        f"- **Genres** ({plain(labels['fingerprint'])}): {', '.join(map(plain, labels['genres']))}",
+        f"- **Thresholds**: {span}, {plain(labels['threshold_source'])}",
+        f"- **Calibration**: {_calibration(labels)}",
+        f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
+        f"({'the whole image, made a square' if squashed else shape}), "
+        f"mean {list(cfg['mean'])}, std {list(cfg['std'])}",
+        f"- **Training data**: shard set {plain(ours['shard_set'])}",
+        "",
+    ]
+    for split, values in metrics.items():
+        lines += _metrics_section(split, values, ours["shard_set"])
+    return "\n".join([*lines, *_use_section(head["kind"])])
+
+
+def _use_section(head: str) -> list[str]:
+    lines = ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", "", "or in Python:", ""]
+    lines += [
+        "```python",
+        "import toolkit",
+        "",
+        'model = toolkit.load_model(".")  # or "hf://user/name" of one on the hub',
+        'print(model.predict(["poster.jpg"]))',
+        "```",
+        "",
+    ]
+    if head == "linear":
+        return [
+            *lines,
+            'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.',
+            "",
+        ]
+    return [
+        *lines,
+        "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know "
+        "this head; `toolkit.load_model` puts it back.",
+        "",
+    ]
+
+
+def _head(config: dict[str, Any]) -> str:
+    head = config["poster_toolkit"]["head"]
+    # the other kinds have one layer, whatever is written
+    hidden = head["hidden"] if head["kind"] in ("mlp", "ensemble") else []
+    widths = " → ".join(str(width) for width in [config["num_features"], *hidden, config["num_classes"]])
+    return {
+        "linear": "a linear head",
+        "mlp": f"an mlp head ({widths})",
+        "levels": f"a linear head on its last two stages ({widths})",
+        "ensemble": f"the mean of {head.get('members')} mlps ({widths}) on its last two stages",
+    }[head["kind"]]
+
+
+def _calibration(labels: dict[str, Any]) -> str:
+    method = labels.get("calibration", {"method": "none"})["method"]
+    held_out = labels.get("chosen_on", {}).get("held_out", {})
+    words = {
+        "none": "none",
+        "temperature": "temperature scaling per genre, fitted on validation",
+        "platt": "Platt scaling per genre, fitted on validation",
+    }[method]
+    if method not in held_out or "none" not in held_out:
+        return words
+    if method == "none":
+        return f"{words} (it did not help clearly on held-out parts of validation)"
+    before, after = held_out["none"], held_out[method]
+    return (
+        f"{words}; on held-out parts of it loss {before['loss']:.4f} → {after['loss']:.4f}, "
+        f"ECE {before['ece']:.4f} → {after['ece']:.4f}"
+    )
+
+
+def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
+    rows = [f"## Metrics on {plain(split)} ({values['num_samples']} samples)", ""]
+    measured_on = values.get("shard_set")  # files of older versions do not say
+    if measured_on and measured_on != trained_on:
+        rows += [
+            f"Measured on shard set {plain(measured_on)}, **not the one of training**: samples of that training may be "
+            "among these.",
+            "",
+        ]
+    rows += [
+        "| | precision | recall | micro-F1 | macro-F1 | F0.5 | subset accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    named = [(f"model @ {row['label']}", row) for row in values["thresholds"]]
+    named += [(row["label"], row) for row in values["baselines"]]
+    for name, row in named:
+        m = row["metrics"]
+        keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
+        rows.append(f"| {plain(name)} | " + " | ".join(_number(m.get(key)) for key in keys) + " |")
+    ranking = values["ranking"]
+    chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
+    beside = f" (label prevalence: {_number(chance.get('mAP'))})" if chance else ""
+    rows += [
+        "",
+        f"mAP {_number(ranking.get('mAP'))}{beside}, ROC-AUC {_number(ranking.get('roc_auc'))}, "
+        f"loss {_number(values['loss'])}.",
+        "",
+    ]
+    if values.get("calibration"):
+        before, after = values["calibration"]["before"], values["calibration"]["after"]
+        rows += [
+            f"Expected calibration error {after['ece']:.4f} (mean of genres {after['ece_macro']:.4f}); "
+            f"before calibration {before['ece']:.4f} ({before['ece_macro']:.4f}).",
+            "",
+        ]
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,272 @@
+"""RUN/model: what leaves a training and what every later command reads.
+
+model.safetensors      weights
+config.json            timm's hub format, preprocessing included
+labels.json            genres and their fingerprint; thresholds and calibration with where they come from
+README.md              model card
+metrics-SPLIT.json     what was measured on a split
+predictions-SPLIT.npz  what it was measured from (split_outputs.py): ids, logits, targets, fingerprints
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from shards.dataset.labels import LabelSet
+from shards.errors import UserError, one_line
+from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_json
+from shards.storage.remote_files import unique_name
+from toolkit.config.model_files import AGAIN, CONFIG, LABELS, check_agreement, read_config, read_labels
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions
+from toolkit.metrics.multilabel import FloatArray
+from toolkit.models.factory import HeadSpec, build_model, clean_state, size_argument
+from toolkit.models.tensor_files import load_tensors, read_header, require_finite, require_fit
+
+WEIGHTS = "model.safetensors"
+OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
+#: Endings of files that torch and others pickle weights into.
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+#: timm's names for what `Preprocessing.fit` does.
+CROP_MODES = {"crop": "center", "stretch": "squash"}
+
+
+@dataclass
+class ModelFolder:
+    """A loaded model: ready for ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
+
+    model: nn.Module
+    labels: LabelSet
+    decisions: Decisions
+    """Calibration and thresholds, chosen on validation."""
+    preprocessing: Preprocessing
+    config: dict[str, Any]
+    path: Path
+
+    @property
+    def thresholds(self) -> FloatArray:
+        """(G,) calibrated probabilities from which a genre is named."""
+        return self.decisions.thresholds
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return self.config[OURS]["weights_sha256"]
+
+
+def save_model_folder(
+    folder: Path,
+    model: nn.Module,
+    head: HeadSpec,
+    labels: LabelSet,
+    decisions: Decisions,
+    preprocessing: Preprocessing,
+    facts: dict[str, Any],
+    metrics: dict[str, dict[str, Any]],
+    state: dict[str, torch.Tensor] | None = None,
+) -> str:
+    """Write a model folder, replacing an older one only when the new one is whole. Returns the weights' sha256.
+
+    ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
+    ``state`` are its weights, whole and on the CPU, where it does not hold them so itself.
+    On return it is on the disk under its name: what is written later does not outlive it in a power cut.
+    Raises UserError or OSError where it cannot be written, and leaves nothing of it.
+    """
+    from toolkit.model_folder.card import write_card
+
+    fresh = folder.with_name(unique_name(folder.name, PARTIAL))
+    with contextlib.ExitStack() as otherwise:
+        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            weights = clean_state(model) if state is None else state
+            save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, in its words
+            raise UserError(f"the model cannot be written to {folder}: {one_line(error)}") from None
+        write_labels(fresh, labels, decisions)
+        # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
+        os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
+        ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
+        write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
+        for split, values in metrics.items():
+            write_json(fresh / f"metrics-{split}.json", values)
+        write_card(fresh)
+        flush_tree(fresh)
+        otherwise.pop_all()
+    digest: str = ours["weights_sha256"]
+    if not folder.is_dir() or not any(folder.iterdir()):
+        os.replace(fresh, folder)  # whatever lies beside it is of others
+        flush(folder.parent)
+        return digest
+    old = _aside(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    os.replace(fresh, folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return digest
+
+
+def _aside(folder: Path) -> Path:
+    """Where a model folder waits while another takes its name."""
+    return folder.with_name(f"{folder.name}.old")
+
+
+def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
+    """Write labels.json, atomically."""
+    if len(decisions.thresholds) != len(labels):
+        raise ValueError(f"{len(decisions.thresholds)} thresholds for {len(labels)} genres")
+    names = {"genres": list(labels.genres), "fingerprint": labels.fingerprint}
+    write_json(folder / LABELS, {**names, **decisions.to_dict()})
+
+
+def recover_model_folder(folder: Path) -> None:
+    """Bring back the older model folder if a run was killed between the two renames, and sweep leftovers."""
+    old = _aside(folder)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    elif (folder / CONFIG).exists():  # the new one was there: killed before the old one went
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def hub_config(
+    model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]
+) -> dict[str, Any]:
+    """config.json as timm's ``save_for_hf`` lays it out (read back by ``create_model('local-dir:...')``)."""
+    native = {
+        k: v
+        for k, v in dict(model.pretrained_cfg).items()
+        if isinstance(v, (str, int, float, bool, list, tuple))
+    }
+    for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture"):
+        native.pop(source, None)
+    size = preprocessing.image_size
+    for stale in ("test_input_size", "test_crop_pct", "pool_size"):
+        native.pop(stale, None)
+    native.update(
+        custom_load=False,
+        num_classes=len(labels),
+        input_size=[3, size, size],
+        fixed_input_size=bool(native.get("fixed_input_size", False)),
+        interpolation="bilinear",
+        crop_pct=1.0 if preprocessing.fit == "stretch" else preprocessing.crop_pct,
+        crop_mode=CROP_MODES[preprocessing.fit],
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+    )
+    return {
+        "architecture": model.pretrained_cfg["architecture"],
+        "num_classes": len(labels),
+        "num_features": model.num_features,
+        "label_names": list(labels.genres),
+        "model_args": size_argument(model.pretrained_cfg["architecture"], preprocessing.image_size),
+        "pretrained_cfg": native,
+        OURS: ours,
+    }
+
+
+def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
+    """(genres, decisions) of a model folder. Raises UserError if absent or inconsistent."""
+    found, raw = read_labels(folder)
+    return LabelSet(tuple(found.genres)), Decisions.from_dict(raw, len(found.genres), folder / LABELS)
+
+
+def load_model_folder(folder: Path) -> ModelFolder:
+    """Load a model folder onto the CPU, in evaluation mode. Raises UserError naming what is missing or wrong.
+
+    The folder may come from strangers: what is cheap to check comes first, and nothing is allocated, executed or
+    fetched because it says so.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
+    for name in (CONFIG, LABELS, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
+    labels, decisions = load_labels(folder)
+    config, raw = read_config(folder)
+    check_agreement(config, labels.genres, folder)
+    ours, cfg = config.poster_toolkit, config.pretrained_cfg
+    fit = {mode: fit for fit, mode in CROP_MODES.items()}[cfg.crop_mode]
+    preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
+    head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
+    if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
+        )
+    header = read_header(folder / WEIGHTS)
+    if len(header) < head.least_tensors:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, and the head alone needs "
+            f"{head.least_tensors}; {AGAIN}"
+        )
+    size = preprocessing.image_size
+    with torch.device("meta"):  # shapes alone
+        network = build_model(config.architecture, len(labels), head, size)
+    require_fit(header, network, folder / WEIGHTS, CONFIG)
+    state = load_tensors(folder / WEIGHTS)
+    require_finite(state, folder / WEIGHTS)
+    model = build_model(config.architecture, len(labels), head, size)
+    model.load_state_dict(state, strict=True)
+    model.eval()
+    return ModelFolder(model, labels, decisions, preprocessing, raw, folder)
+
+
+@dataclass(frozen=True)
+class Best:
+    """What a run's model folder says of the epoch that it is of."""
+
+    epoch: int
+    """From 1."""
+    sha256: str
+    """Of its weights."""
+    shard_set: str
+    monitor: str | None
+    score: float | None
+    """What train.monitor picked it by, and its figure; None in folders of earlier versions."""
+    training_config: Any
+    """As it was read."""
+
+
+def read_best(folder: Path) -> Best:
+    """That of a model folder whose weights are whole. Raises UserError if it is damaged or lacks something."""
+    for name in (CONFIG, LABELS, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"the model folder {folder} lacks {name}")
+    config, raw = read_config(folder)
+    ours = config.poster_toolkit
+    try:
+        digest = sha256_file(folder / WEIGHTS)
+    except OSError as error:
+        raise UserError(one_line(error)) from None
+    if digest != ours.weights_sha256:
+        raise UserError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
+    training_config = raw[OURS].get("training_config")
+    return Best(ours.epoch, digest, ours.shard_set, ours.monitor, ours.score, training_config)
+
+
+def _instead(folder: Path, missing: str) -> str:
+    """What to do about a missing file."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if missing != WEIGHTS or not pickles:
+        return "copy the whole folder, or train again"
+    return (
+        f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes "
+        f"a folder from a checkpoint of the earlier script"
+    )
+
+
+def mean_std(model: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Normalisation that the backbone's weights were trained with."""
+    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])

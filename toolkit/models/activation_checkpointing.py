@@ -1,0 +1,46 @@
+"""TODO toolkit.models.activation_checkpointing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.device.compat import BatchNorm, in_backward
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass (Chen et al. 2016, timm's ``set_grad_checkpointing``).
+
+    Gradients and BatchNorm statistics stay the same. Raises UserError for models of timm that cannot do so.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise UserError(
+            f"model.checkpointing: timm's {type(model).__name__} cannot recompute activations; set it to false and "
+            f"save memory with --train.accumulation or --train.auto_batch true"
+        ) from None
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.register_forward_pre_hook(_pause_statistics)
+            # Recomputation ends early by an exception once it has what it needs; the hook must run all the same.
+            module.register_forward_hook(_resume_statistics, always_call=True)
+
+
+def _pause_statistics(module: Any, _: Any) -> None:
+    """A recomputed forward pass would count its batch in the running statistics a second time."""
+    if _recomputing(module):
+        module.usual_momentum, module.momentum = module.momentum, 0.0
+
+
+def _resume_statistics(module: Any, *_: Any) -> None:
+    if _recomputing(module):
+        module.momentum = module.usual_momentum
+        module.num_batches_tracked.sub_(1)
+
+
+def _recomputing(module: Any) -> bool:
+    """Whether this forward pass is part of a backward pass (as torch.utils.checkpoint asks) and would count."""
+    return in_backward() and module.training and module.track_running_stats

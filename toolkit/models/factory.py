@@ -1,0 +1,250 @@
+"""timm backbones with a multi-label head: build them, and find one's way in them; weights.py loads weights."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import numpy as np
+import timm
+import torch
+from huggingface_hub import constants
+from timm.layers import DropPath
+from torch import nn
+
+from shards.errors import UserError, one_line
+from toolkit.config.schema import ModelConfig
+from toolkit.models.ensemble import Ensemble, mlp
+from toolkit.models.last_layer import keep_float32, last_linears
+from toolkit.models.multi_stage import use_levels
+from toolkit.models.tensor_files import plain_names
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The part of a model that timm does not know about."""
+
+    kind: str = "mlp"
+    """mlp, linear, levels or ensemble."""
+    hidden: tuple[int, ...] = (1024, 512)
+    dropout: float = 0.5
+    members: int = 1
+    """Of an ensemble."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "hidden": list(self.hidden),
+            "dropout": self.dropout,
+            "members": self.members,
+        }
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> HeadSpec:
+        return cls(config.head, tuple(config.hidden), config.dropout, config.members)
+
+    @property
+    def least_tensors(self) -> int:
+        """How many tensors the weights of such a head have, or more."""
+        layers = len(self.hidden) + 1 if self.drops_within else 1
+        return 2 * layers * (self.members if self.kind == "ensemble" else 1)
+
+    @property
+    def drops_within(self) -> bool:
+        """Whether the classifier has its dropout within, so that timm's before it is to be off."""
+        return self.kind in ("mlp", "ensemble")
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    head: HeadSpec,
+    image_size: int,
+    *,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    scratch: bool = True,
+) -> nn.Module:
+    """A timm model for square inputs of ``image_size`` pixels whose classifier gives ``num_classes`` logits.
+
+    Parameters of a linear head keep timm's names, so plain timm can load them; an mlp head stands in the classifier's
+    place as a Sequential, levels and ensembles see two stages (multi_stage.py, ensemble.py). ``drop_path`` is the rate of
+    stochastic depth at the last block (Huang et al. 2016). ``scratch``: whether random weights would do instead of
+    pretrained ones, which the error for an unreachable hub then says.
+    Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear, no stochastic depth.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):  # names such as hf-hub:USER/NAME are none, and nothing is fetched
+        near = get_close_matches(architecture[:100], timm.list_models(), n=3)
+        raise UserError(
+            f"timm has no model {name[:200]!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    try:
+        arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
+        arguments["drop_rate"] = 0.0 if head.drops_within else head.dropout
+        if drop_path:
+            arguments["drop_path_rate"] = drop_path
+        if pretrained:
+            with _offline_if_unreachable():
+                model = timm.create_model(name, pretrained=True, **arguments)
+        else:
+            model = timm.create_model(name, **arguments)
+    except (
+        Exception
+    ) as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
+        if "drop_path_rate" in str(error):
+            raise UserError(_no_drop_path(name)) from None
+        if pretrained:
+            raise UserError(_hub_help(name, error, scratch)) from None
+        raise UserError(
+            f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
+        ) from None
+    if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
+        raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
+    if head.kind == "mlp":
+        _replace_classifier(model, head, num_classes)
+    elif head.kind in ("levels", "ensemble"):
+        dropout = 0.0 if head.drops_within else head.dropout
+        use_levels(model, classifier_name(model), num_classes, image_size, dropout)
+        if head.kind == "ensemble":
+            _replace_classifier(model, head, num_classes)
+    keep_float32(model, head_prefixes(model))
+    return model
+
+
+def _no_drop_path(name: str) -> str:
+    return f"model.drop_path: timm's {name} has no stochastic depth; set it to 0, or choose another model"
+
+
+def size_argument(name: str, image_size: int) -> dict[str, int]:
+    """``img_size`` for architectures whose weights depend on the input size (ViT and kin); nothing for the others."""
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+
+
+def other_size(model: nn.Module, image_size: int) -> str | None:
+    """One line for the log if the weights were trained at a fixed size that is not ``image_size``; else None."""
+    cfg: Any = model.pretrained_cfg
+    native = cfg.get("input_size", (3, image_size, image_size))[-1]
+    if not cfg.get("fixed_input_size", False) or native == image_size:
+        return None
+    return (
+        f"{cfg['architecture']} was trained at {native} pixels, not {image_size}: its position embeddings are "
+        f"resampled; --data.image_size {native} uses them as they are"
+    )
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Without a network the hub client would retry for most of a minute; look first, and use its cache only.
+
+    Where a proxy is set, names may be resolved by the proxy alone: then the client is left to find out.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    if not getproxies():
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _hub_help(name: str, error: Exception, scratch: bool) -> str:
+    without = ", or start from scratch with --model.pretrained false --model.freeze []" if scratch else ""
+    return (
+        f"no pretrained weights of {name} from timm's hub ({type(error).__name__}: no network, or no such weights); "
+        f"give a local file with --model.weights FILE{without}"
+    )
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Dotted name of the classifier module, e.g. ``fc`` or ``head.fc``. Raises UserError if there is not just one."""
+    name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    if not isinstance(name, str) or not isinstance(_module(model, name), nn.Linear):
+        raise UserError(
+            f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it"
+        )
+    return name
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def _replace_classifier(model: nn.Module, head: HeadSpec, num_classes: int) -> None:
+    name = classifier_name(model)
+    parent_name, _, attribute = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    width = getattr(parent, attribute).in_features
+    classifier: nn.Module
+    if head.kind == "ensemble":
+        classifier = Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
+    else:
+        classifier = nn.Sequential(*mlp(width, head.hidden, num_classes, head.dropout))
+    setattr(parent, attribute, classifier)
+
+
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What names of the classifier's parameters begin with, e.g. ``("fc.",)``; distilled models have two of them."""
+    name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    names = [name] if isinstance(name, str) else list(name or [])
+    return tuple(f"{name}." for name in names)
+
+
+def head_from_hub(model: nn.Module, kind: str, num_classes: int) -> bool:
+    """Whether the hub's weights of ``model`` brought its classifier along: timm keeps one of the wanted size."""
+    cfg: Any = model.pretrained_cfg
+    return kind == "linear" and cfg.get("num_classes") == num_classes
+
+
+def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
+    """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
+
+    A genre that is never or always there counts as one in ten thousand.
+    """
+    share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
+    for layer in last_linears(model, head_prefixes(model)):
+        if layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(torch.logit(share))
+
+
+def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, G) logits of a timm model in evaluation mode, and the (n, F) features that its classifier is given."""
+    maps = model.forward_features(images)
+    return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
+
+
+def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as it is saved: contiguous CPU tensors under the names of the plain model."""
+    return {
+        name: tensor.detach().to("cpu").contiguous().clone()
+        for name, tensor in plain_names(model.state_dict()).items()
+    }
+
+
+def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """(n, F) what the classifier of a timm model in evaluation mode is given for (n, 3, S, S) images."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Dotted name of a model's one classifier, whether timm's own layer or our layers in its place.
+
+    Raises UserError for distilled models, which have two.
+    """
+    prefixes = head_prefixes(model)
+    if len(prefixes) != 1:
+        raise UserError(
+            f"{type(model).__name__} has no single classifier: train.feature_views does not fit it"
+        )
+    return prefixes[0].rstrip(".")

@@ -1,0 +1,87 @@
+"""A head on the last two stages of a backbone instead of the last one.
+
+The last stage of an ImageNet model says which thing is to be seen; a genre shows as much in style and colour, which the
+stage before still has. Both are averaged over the picture and joined; the square root of their size (signed) keeps a
+few strong channels from speaking for all (Perronnin, Sánchez, Mensink 2010, "power normalisation"). configs/README.md
+has what it is worth on posters.
+
+The model stays timm's: its class is extended in place, so that names of modules and weights are what they were, but
+for the classifier, which is wider.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from shards.errors import UserError, one_line
+from toolkit.device.compat import change_class
+
+STAGES = 2
+
+
+class _Levels:
+    """What a timm model becomes: features are the stages' averages, one after the other."""
+
+    def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, S, S) → (n, F)."""
+        stages = self.forward_intermediates(x, indices=STAGES, intermediates_only=True, norm=True)
+        pooled = torch.cat([stage.float().mean(dim=(2, 3)) for stage in stages], dim=1)
+        # The root's slope is infinite at 0: a backbone that learns needs a floor.
+        return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
+
+    def forward_head(self: Any, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(n, F) → (n, G) logits, or (n, F) with ``pre_logits``."""
+        x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.get_submodule(self.pretrained_cfg["classifier"])(x)
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, S, S) → (n, G) logits."""
+        return self.forward_head(self.forward_features(x))
+
+
+def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: int, dropout: float) -> None:
+    """Give a timm model, whose classifier is the Linear of that name, a head on its last two stages.
+
+    ``dropout`` stands before the new classifier.
+
+    Raises UserError for models whose stages timm cannot give.
+    """
+    kind = type(model)
+    if not hasattr(kind, "forward_intermediates"):
+        raise UserError(_no_stages(kind))
+    change_class(model, type(f"Levels{kind.__name__}", (_Levels, kind), {}))
+    setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
+    ghost = _ghost(model).eval()
+    try:
+        features = ghost.forward_features(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    except AssertionError as error:  # what timm's factories say of options that a family does not have
+        raise UserError(f"{_no_stages(kind)} ({one_line(error)})") from None
+    width = features.shape[1]
+    # What stands between the last stage and timm's own classifier plays no part now. It keeps its place, so that
+    # weights fit, but DistributedDataParallel would wait for its gradients for ever.
+    used = [p for p in ghost.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(features.sum(), used, allow_unused=True)
+    for parameter, gradient in zip(
+        [p for p in model.parameters() if p.requires_grad], gradients, strict=True
+    ):
+        parameter.requires_grad_(gradient is not None)
+    parent, _, attribute = classifier.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Linear(width, num_classes))
+    model.num_features = width
+
+
+def _no_stages(kind: type) -> str:
+    return f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear"
+
+
+def _ghost(model: nn.Module) -> Any:
+    """A copy of a model whose tensors are shapes alone: a pass of it takes no memory, however large the images."""
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    return copy.deepcopy(model, memo)

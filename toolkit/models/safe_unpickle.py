@@ -1,0 +1,307 @@
+"""torch.load for a file of which only tensors, plain values and scikit-learn's MultiLabelBinarizer are expected.
+
+A pickle is a program: it can call whatever can be imported. torch's restricted unpickler (``weights_only``) calls only
+what is on its list. What scikit-learn and numpy would need on it are functions that trust their input, so the names on
+our list lead to the stand-ins below, which keep what they are given and do nothing; `to_array` then reads it with care.
+The versions of numpy and scikit-learn that wrote the file play no part.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch.serialization import safe_globals
+
+from shards.errors import UserError, one_line
+from toolkit.device.compat import names_that_torch_allows
+
+log = logging.getLogger(__name__)
+
+#: Types of numpy arrays that are read: kind and bytes of an item; U counts four bytes a letter.
+NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
+#: Of one pickle, in bytes, instructions, and tuples: of a checkpoint of 6,000 tensors 0.6 MB, 150,000 and 25,000.
+#: Python hashes a tuple within a tuple by calling itself without a look at its stack: 1,000,000 deep it crashes.
+MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 500_000, 75_000
+ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+
+
+class PickledObject:
+    """An object of an allowed class that was not made: its attributes as they were stored."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = {}
+
+    def __new__(cls, *_: Any) -> PickledObject:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class PickledBinarizer(PickledObject):
+    """scikit-learn's MultiLabelBinarizer."""
+
+
+class PickledArray(PickledObject):
+    """numpy's ndarray; its state is (version, shape, dtype, Fortran order, list or bytes)."""
+
+
+class PickledDtype(PickledObject):
+    """numpy's dtype."""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code = code
+
+
+class PickledScalar(PickledObject):
+    """numpy's scalar: dtype and bytes."""
+
+    def __init__(self, dtype: Any = None, data: Any = None, *_: Any) -> None:
+        self.dtype, self.data = dtype, data
+
+
+def _array(*_: Any) -> PickledArray:
+    return PickledArray()
+
+
+def _defaultdict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _factory(*_: Any) -> None:
+    """What makes a defaultdict's values, which is never called."""
+
+
+#: Every name that these files may hold beside torch's own, in all versions of the packages that have moved it.
+ALLOWED: dict[str, Any] = {
+    "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
+    "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.ndarray": PickledArray,
+    "numpy.dtype": PickledDtype,
+    "numpy.core.multiarray.scalar": PickledScalar,
+    "numpy._core.multiarray.scalar": PickledScalar,
+    "collections.defaultdict": _defaultdict,
+    "builtins.dict": _factory,
+    "builtins.list": _factory,
+    "builtins.int": _factory,
+    "builtins.float": _factory,
+}
+
+
+def safe_load(path: Path, what: str) -> Any:
+    """The content of a torch.save file, executing nothing; arrays and the like are `PickledObject`s.
+
+    ``what`` says in errors which things of that sort hold nothing else, e.g. ``"checkpoint of that script"``.
+    Raises UserError that names whatever else the file holds, and for files that are damaged or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    if head.startswith((GZIP, *ZLIB)):
+        raise UserError(f"{path} is compressed, as joblib does it: give the .pth that torch.save wrote")
+    zipped = zipfile.is_zipfile(path)
+    if head == ZIP and not zipped:
+        raise UserError(f"{path} is truncated: copy it again")
+    if zipped:
+        _check_archive(path)
+    foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - names_that_torch_allows())
+    if foreign:
+        raise UserError(_refusal(path, foreign, what))
+    try:
+        with (
+            safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The names above are read without following the program, so a crafted one may reach this point.
+        found = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
+        if found:
+            raise UserError(_refusal(path, [found[1]], what)) from None
+        newer = re.search(r"Unsupported operand (\d+)", str(error))
+        if newer:
+            raise UserError(
+                f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); write it again "
+                f"by torch.save without pickle_protocol"
+            ) from None
+        raise UserError(_not_torch(path)) from None
+    except Exception as error:  # zip archives, hostile bytes and torch's tensors raise nearly anything
+        raise UserError(f"{_not_torch(path)} ({type(error).__name__})") from None
+
+
+def names_in(path: Path, zipped: bool) -> set[str]:
+    """``module.name`` of all that the pickles of a torch file, zip or legacy, or a plain pickle would import.
+
+    Read without executing anything, for the message: what cannot be followed is left out.
+    """
+    names: set[str] = set()
+    try:
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.namelist():
+                    if entry.endswith(".pkl"):
+                        with archive.open(entry) as stream:
+                            _collect(stream, names)
+        else:
+            with open(path, "rb") as stream:
+                for _ in range(5):  # magic number, protocol, system, the object, keys of storages
+                    _collect(stream, names)
+    except TooMuch as error:
+        raise UserError(
+            f"{path} is refused: {error}; a file of weights alone, as .safetensors, has no such limits"
+        ) from None
+    except Exception as error:  # the loader is the judge of what is no pickle
+        log.debug("%s: %s", path, error)
+    return names
+
+
+def _check_archive(path: Path) -> None:
+    """Raise UserError for a zip archive that would unpack to more than it is, which those of torch.save never do."""
+    problem = None
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - 2**16))
+            tail = stream.read()
+        at = tail.rfind(b"PK\x05\x06")
+        directory = int.from_bytes(tail[at + 12 : at + 16], "little")
+        if directory == 0xFFFFFFFF:
+            at = tail.rfind(b"PK\x06\x06")
+            directory = int.from_bytes(tail[at + 40 : at + 48], "little")
+        if directory > MAX_PICKLE:
+            problem = f"its list of parts has {directory} bytes, over the limit of {MAX_PICKLE}"
+        else:
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            pickles = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+            if pickles > MAX_PICKLE:
+                problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
+            elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                problem = (
+                    "its parts are compressed, which torch.save does not do: write it again by torch.save"
+                )
+            elif sum(part.file_size for part in parts) > size:
+                problem = "its parts are larger than the file"
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{_not_torch(path)} ({one_line(error)})") from None
+    if problem is not None:
+        raise UserError(f"{path} is refused: {problem}")
+
+
+class TooMuch(Exception):
+    """A pickle that no checkpoint has."""
+
+
+def _collect(stream: IO[bytes], names: set[str]) -> None:
+    """Add what one pickle imports. Protocol 4 gives module and name as the last two strings, or memorised ones.
+
+    Raises TooMuch for one that is larger than any checkpoint's.
+    """
+    strings: list[str] = []
+    memo: dict[int, str] = {}
+    last = ""  # what the instruction before pushed, if it was a string
+    tuples = 0
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
+        tuples += opcode.name.startswith("TUPLE")
+        if count > MAX_INSTRUCTIONS or tuples > MAX_TUPLES or (place or 0) > MAX_PICKLE:
+            raise TooMuch(
+                f"beside its tensors it holds over {MAX_INSTRUCTIONS} values, {MAX_TUPLES} tuples or {MAX_PICKLE} bytes"
+            )
+        if opcode.name == "FRAME":
+            continue
+        pushed = ""
+        if opcode.name in ("GLOBAL", "INST"):
+            names.add(_modern(str(argument).replace(" ", ".")))
+        elif opcode.name == "STACK_GLOBAL":
+            names.add(_modern(".".join(strings[-2:])))
+        elif isinstance(argument, str):
+            pushed = argument
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = last
+        elif opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
+            pushed = memo.get(argument, "")
+        if pushed:
+            strings.append(pushed)
+        last = pushed
+
+
+def _modern(name: str) -> str:
+    return name.replace("__builtin__.", "builtins.", 1)  # what Python 2 called it, and protocol 2 still does
+
+
+def _refusal(path: Path, names: list[str], what: str) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{path} is refused: it holds {shown}, which no {what} has; nothing of it was executed"
+
+
+def _not_torch(path: Path) -> str:
+    return f"{path} cannot be read: it is damaged, or not a file that torch.save wrote"
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A numpy array from what `safe_load` gave: a `PickledArray`, a tensor, a list of numbers or of strings.
+
+    Arrays of objects come back as such; what is in them is up to the caller. Raises ValueError for anything else.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:
+            raise ValueError(f"not a plain tensor of at most {MAX_INSTRUCTIONS} numbers")
+        return value.detach().float().numpy()
+    if isinstance(value, (list, tuple)):
+        return np.array([to_number(item) for item in value])
+    if not isinstance(value, PickledArray):
+        raise ValueError(f"not an array: {type(value).__name__}")
+    try:
+        _, shape, dtype, fortran, data = value.state
+        code = dtype.code
+        count = int(np.prod(shape, dtype=np.int64))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ValueError("not an array that numpy wrote") from None
+    if isinstance(code, str) and code.startswith("O") and isinstance(data, list):
+        if len(data) != count:
+            raise ValueError(f"an array of shape {shape} with {len(data)} items")
+        objects = np.empty(count, dtype=object)
+        objects[:] = data
+        return objects.reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(_bytes(data), _number_type(dtype)).reshape(shape, order="F" if fortran else "C")
+
+
+def to_number(value: Any) -> Any:
+    """A Python number or string from what `safe_load` gave, numpy's scalars included. Raises ValueError."""
+    if isinstance(value, PickledScalar):
+        return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    raise ValueError(f"not a number or string: {type(value).__name__}")
+
+
+def _number_type(dtype: Any) -> np.dtype[Any]:
+    code = getattr(dtype, "code", None)
+    if not isinstance(code, str) or not NUMBERS.fullmatch(code):
+        raise ValueError(f"an array of type {code!r}")
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
+    return np.dtype(code).newbyteorder(">" if order == ">" else "<" if order == "<" else "=")
+
+
+def _bytes(data: Any) -> bytes:
+    """Bytes as they were stored: old pickles hold them as Latin-1 text."""
+    if not isinstance(data, (str, bytes, bytearray)):
+        raise ValueError(f"not bytes: {type(data).__name__}")
+    return data.encode("latin-1") if isinstance(data, str) else bytes(data)

@@ -1,0 +1,278 @@
+"""Batch prediction: shard sets and folders of images, on every process of a launch, one file of rows per part.
+
+    parts (shards, or some hundred files) ─ those without a finished file ─→ HandOut: whoever is free takes the next
+      ─→ Loader reads ahead across parts ─→ Forward ─→ rows of a part complete ─→ a thread writes its file, atomically
+
+Every sample is one row of one file, whatever the number of processes, also if it cannot be decoded. Killed and started
+again, at any number of processes, it goes on with the parts that have no finished file. Memory holds the images of a
+few batches and the rows of two parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from shards.cli.arguments import store_of
+from shards.dataset.labels import require_same
+from shards.dataset.manifest import NAME
+from shards.dataset.store import LocalShards
+from shards.errors import UserError, one_line
+from shards.inputs.image_files import holds_images
+from shards.progress import progress
+from shards.storage.files import remove_partials
+from shards.storage.lock import folder_lock
+from toolkit.data.loader.faults import KEEP_ERRORS
+from toolkit.data.loader.loader import Loader
+from toolkit.data.transforms.image_transform import list_images
+from toolkit.device.defaults import ahead_for, decode_threads, rows_for
+from toolkit.distributed.agreement import (
+    Facts,
+    command_facts,
+    file_fact,
+    images_facts,
+    model_facts,
+    set_facts,
+)
+from toolkit.distributed.collectives import LostData, from_main, make_accelerator
+from toolkit.distributed.work_queue import HandOut
+from toolkit.inference.forward import Forward
+from toolkit.inference.scoring import Scored, joined, score
+from toolkit.model_folder.folder import ModelFolder
+from toolkit.prediction.chunks import (
+    Content,
+    OpenPart,
+    Part,
+    PartsSource,
+    ShardPart,
+    fetched_ahead,
+    folder_parts,
+    part_of,
+    row_of,
+    shard_parts,
+)
+from toolkit.prediction.formats import (
+    Rows,
+    TableFormat,
+    facts_of,
+    is_finished,
+    output_path,
+    refuse_others,
+    write_rows,
+)
+from toolkit.prediction.options import forward_of, load_folder, onnx_path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """What a batch prediction is to do."""
+
+    parts: Sequence[Part]
+    folder: ModelFolder
+    forward: Forward
+    out: Path
+    format: TableFormat = "parquet"
+    batch_size: int = 0
+    workers: int = 0
+    how: dict[str, Any] = field(default_factory=dict)
+    """Options that decide the rows beside model and images; JSON types."""
+    siblings: Sequence[Part] = ()
+    """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
+
+    def path(self, part: Part) -> Path:
+        """The file of a part."""
+        return output_path(self.out, part.name, self.format)
+
+    def facts(self, content: Content) -> dict[str, Any]:
+        """What the file of a part with this content is made from and by."""
+        return facts_of(self.folder, content, self.how)
+
+    def is_finished(self, part: Part) -> bool:
+        """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
+        path = self.path(part)
+        return path.exists() and is_finished(path, self.facts(part.content()))
+
+
+def run_predict_batch(args: argparse.Namespace) -> int:
+    """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
+    format: TableFormat = args.format or "parquet"
+    if args.output is None:
+        raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
+    if args.format == "json" or args.verbose:
+        raise UserError(
+            "--format json and --verbose are for a few images; folders of predictions are parquet, csv or jsonl, "
+            "all genres included"
+        )
+    if args.embeddings and format == "csv":
+        raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
+    folder = load_folder(args.model, args.threshold)
+    parts, siblings, data = find_parts(args, folder)
+    facts = command_facts("predict", args) | model_facts(folder) | data
+    if args.onnx is not None:
+        facts["--onnx"] = file_fact(onnx_path(args, folder))
+    accelerator = make_accelerator(args.precision, facts)
+    forward = forward_of(args, folder, accelerator)
+    precision = accelerator.mixed_precision if args.onnx is None else "no"
+    how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
+    job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
+    return predict_parts(job, accelerator)
+
+
+def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
+    """(the parts that the command line names, those of the set's other splits, what they hold).
+
+    Raises UserError if their labels are not the model's.
+    """
+    store = LocalShards(args.directory) if args.shards is None else store_of(args)
+    local = store.root if isinstance(store, LocalShards) else None
+    if local and (args.shards is None or (not (local / NAME).exists() and holds_images(local))):
+        if args.split or args.ignore_labels:
+            raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
+        paths = list_images(local)
+        return folder_parts(local, paths), [], images_facts(local, paths)
+    manifest = store.manifest()
+    if manifest.genres and not args.ignore_labels:
+        require_same("the model", folder.labels, "the shard set", manifest.labels)
+    siblings: list[Part] = [
+        ShardPart(store, shard, manifest.labels)
+        for shard in manifest.shards
+        if args.split not in (None, shard.split)
+    ]
+    return shard_parts(store, manifest, args.split), siblings, set_facts(manifest, store)
+
+
+def predict_parts(job: Job, accelerator: Accelerator) -> int:
+    """Predict what has no finished file yet; called by every process. Returns the exit status."""
+    main = accelerator.is_main_process
+    with folder_lock(job.out) if main else contextlib.nullcontext():
+        todo = None
+        if main:
+            remove_partials(job.out)
+            refuse_others(job.out, [job.path(part).name for part in (*job.parts, *job.siblings)])
+            for part in job.siblings:
+                job.is_finished(part)  # raises if it is of something else
+            unfinished = [number for number, part in enumerate(job.parts) if not job.is_finished(part)]
+            # The largest first, so that nobody is left alone with a large one at the end.
+            todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
+        todo = from_main(accelerator, todo)  # one list for all: files appear from now on
+        hand_out = HandOut(accelerator, len(todo))
+        started = time.perf_counter()
+        samples = failed = 0
+        problem: tuple[str, int] | None = None
+        try:
+            samples, failed = _work(job, accelerator, hand_out, todo)
+        except (UserError, OSError) as error:  # the others take the rest, and then say the same
+            problem = one_line(error), getattr(error, "status", 2)
+            if accelerator.num_processes > 1:
+                log.error("%s; the other processes go on", problem[0])
+        results = hand_out.end([samples, failed, problem])
+        seconds = time.perf_counter() - started
+    for rank, (_, _, found) in enumerate(results):
+        if found is not None:
+            who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
+            raise LostData(
+                f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1]
+            )
+    accelerator.wait_for_everyone()
+    status = 0
+    if main:
+        status = _tell(job, len(todo), results, seconds)
+    accelerator.end_training()
+    return status
+
+
+def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[int]) -> tuple[int, int]:
+    """This process's part of it; returns (samples, undecodable ones)."""
+    source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
+    total = sum(job.parts[number].count for number in todo)
+    threads, ahead = decode_threads(job.workers, accelerator.device), ahead_for(accelerator.device)
+    samples = failed = 0
+    with (
+        Writer() as writer,
+        Loader(source, threads, ahead, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
+    ):
+        claimed = fetched_ahead(job.parts, (todo[place] for place in hand_out.numbers()))
+        shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
+        batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
+        for number, part, scored in whole_parts(source, batches):
+            loader.faults.forget()
+            writer.submit(_write, job, number, part, scored)
+            samples += scored.count
+            failed += len(scored.errors)
+    return samples, failed
+
+
+def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator[Scored]:
+    for scored in batches:
+        bar.update(hand_out.done(scored.count) - bar.n)
+        yield scored
+
+
+def whole_parts(source: PartsSource, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenPart, Scored]]:
+    """(number, part, outcome for all its samples, numbered within it) of each part; the part is closed then."""
+    for number, group in itertools.groupby(batches, lambda scored: part_of(scored.first)):
+        scored = joined(list(group))
+        if scored.count != source.parts[number].count:
+            raise RuntimeError(f"{scored.count} rows of {source.parts[number].name} came, not all of them")
+        errors = {row_of(sample): problem for sample, problem in scored.errors.items()}
+        yield number, source.close(number), replace(scored, indices=row_of(scored.indices), errors=errors)
+
+
+def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
+    """In the writing thread."""
+    rows = Rows.of(part.ids(), scored, job.folder.decisions)
+    facts = job.facts(part.content)
+    write_rows(job.path(job.parts[number]), rows, job.folder.labels, facts, job.format)
+
+
+class Writer:
+    """Writes in a thread of its own, one file at a time: a disk that is slow for a moment keeps no GPU waiting."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._last: Future[None] | None = None
+
+    def submit(self, work: Any, *arguments: Any) -> None:
+        """Start the next file once the one before is written. Raises what writing that one raised."""
+        self._wait()
+        self._last = self._pool.submit(work, *arguments)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._wait()  # also after an error elsewhere: a finished part's rows are kept
+        finally:
+            self._pool.shutdown()
+
+
+def _tell(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
+    samples, failed = (sum(result[k] for result in results) for k in (0, 1))
+    if failed:
+        log.warning("%d images could not be decoded; their rows carry the error", failed)
+    before = len(job.parts) - done
+    print(f"predicted      {samples} images now ({done} files), {before} files were finished before")
+    if samples:
+        print(f"speed          {samples / seconds:.1f} images/s, {len(results)} processes")
+    total = sum(part.count for part in job.parts)
+    print(f"predictions    {job.out} ({len(job.parts)} {job.format} files, {total} rows)")
+    return 1 if samples and failed == samples else 0

@@ -1,0 +1,267 @@
+"""What batch prediction works through: parts, of which each becomes one file of rows.
+
+A part is a shard of a set, or some hundred files of a folder. Processes take whole parts; a process has two of them
+open at a time (the one whose rows come out and the one whose images are read ahead), so memory does not grow with the
+set.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from shards.dataset.cache_options import NoRoom
+from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.store import RemoteShards, ShardStore
+from shards.errors import UserError
+from shards.storage.files import fingerprint
+from shards.storage.retrying_read import Abandoned
+from toolkit.data.loader.loader import Source
+from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import Cut, Cutter, eval_cutter, file_cutter
+from toolkit.data.transforms.image_transform import FileSource, RawTransform, file_id
+from toolkit.data.transforms.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+
+#: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
+FILES_PER_PART = 512
+_SHIFT = 32
+
+#: Digests of the files that predictions depend on, by name of the fact; None where one is not known.
+Content: TypeAlias = dict[str, str | None]
+
+
+class OpenPart(Protocol):
+    """A part at work."""
+
+    @property
+    def source(self) -> Source:
+        """Its images."""
+        ...
+
+    @property
+    def content(self) -> Content:
+        """Its part's, as it was before anything was read."""
+        ...
+
+    def ids(self) -> list[str]:
+        """The user's names of the samples, in order."""
+        ...
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        """How its images become squares."""
+        ...
+
+
+class Part(Protocol):
+    """Samples that become one file of rows."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        ...
+
+    def content(self) -> Content:
+        """What is predicted: a finished file of other content is not taken for this part's."""
+        ...
+
+    def open(self) -> OpenPart:
+        """Raises UserError for a shard that is missing or changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """A shard of a set."""
+
+    store: ShardStore
+    shard: Shard
+    labels: LabelSet
+
+    @property
+    def name(self) -> str:
+        """``train-00000.tar`` → ``train-00000``."""
+        return self.shard.name.removesuffix(".tar")
+
+    @property
+    def count(self) -> int:
+        """See Part."""
+        return self.shard.samples
+
+    def content(self) -> Content:
+        """See Part: the images are the tar's, the ids its index's."""
+        return {"content": self.shard.sha256, "index": self.shard.index_sha256}
+
+    def open(self) -> OpenPart:
+        """See Part."""
+        reader = ShardReader(self.store, [self.shard], self.labels)
+        reader.ask_ahead()
+        return _OpenShard(reader, self.content())
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    source: ShardReader
+    content: Content
+
+    def ids(self) -> list[str]:
+        return self.source.sample_ids()
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        return eval_cutter(self.source, preprocessing, "auto", device)
+
+
+@dataclass(frozen=True)
+class FilesPart:
+    """Some image files of a folder; their ids are their paths below it (see file_id)."""
+
+    root: Path
+    number: int
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``images-00000``, ..."""
+        return f"images-{self.number:05d}"
+
+    @property
+    def count(self) -> int:
+        """See Part."""
+        return len(self.files)
+
+    def content(self) -> Content:
+        """See Part: names, sizes and times of change, for reading everything twice would be too much."""
+        facts: list[tuple[str, int, int]] = []
+        for file in self.files:
+            try:
+                state = (self.root / file).stat()
+            except OSError:  # gone since it was listed: its row will say so
+                facts.append((file, -1, -1))
+            else:
+                facts.append((file, state.st_size, state.st_mtime_ns))
+        return {"content": fingerprint(facts)}
+
+    def open(self) -> OpenPart:
+        """See Part."""
+        content = self.content()  # before a byte is read: who changes a file now is noticed the next time
+        return _OpenFiles(FileSource([self.root / file for file in self.files]), content, self.files)
+
+
+@dataclass(frozen=True)
+class _OpenFiles:
+    source: FileSource
+    content: Content
+    files: tuple[str, ...]
+
+    def ids(self) -> list[str]:
+        return [file_id(file) for file in self.files]
+
+    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
+        return file_cutter(preprocessing.image_size, RawTransform(preprocessing))
+
+
+def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:
+    """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
+    shards = [s for s in (manifest.of_split(split) if split else manifest.shards) if s.samples]
+    store.check(shards, indexes=True)  # rather than an hour later, when the last one's turn comes
+    return [ShardPart(store, shard, manifest.labels) for shard in shards]
+
+
+def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) -> list[Part]:
+    """Sorted files below ``root``, ``size`` at a time."""
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return [
+        FilesPart(root, number, tuple(names[start : start + size]))
+        for number, start in enumerate(range(0, len(names), size))
+    ]
+
+
+def fetched_ahead(parts: Sequence[Part], numbers: Iterable[int]) -> Iterator[int]:
+    """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
+    waiting: deque[int] = deque()
+    stop, done = threading.Event(), False
+    try:
+        for number in numbers:
+            part = parts[number]
+            if not isinstance(part, ShardPart) or not isinstance(part.store, RemoteShards):
+                yield number
+                continue
+            threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
+            waiting.append(number)
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+        done = True
+    finally:
+        if not done:  # whoever reads the last one still wants it
+            stop.set()
+
+
+def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
+    try:
+        store.prefetch(shard, stop)
+    except (NoRoom, Abandoned):
+        pass  # who reads the shard brings it himself, or nobody does
+    except UserError as error:
+        log.warning("not fetched ahead: %s", error)
+
+
+class PartsSource:
+    """The samples of all parts as one Source; sample i of part p has the index p * 2**32 + i."""
+
+    def __init__(self, parts: Sequence[Part], preprocessing: Preprocessing, device: torch.device) -> None:
+        self.parts, self.preprocessing, self.device = parts, preprocessing, device
+        self._open: dict[int, tuple[OpenPart, Cutter]] = {}
+
+    def __len__(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    def shares(self, numbers: Iterable[int], batch: int) -> Iterator[Share]:
+        """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
+        for number in numbers:
+            part = self.parts[number].open()
+            self._open[number] = part, part.cutter(self.preprocessing, self.device)
+            for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
+                yield Share(share.indices + (number << _SHIFT), share.valid)
+
+    def close(self, number: int) -> OpenPart:
+        """Let go of a part whose rows have all come."""
+        return self._open.pop(number)[0]
+
+    def read(self, index: int) -> memoryview:
+        """See Source."""
+        return self._open[part_of(index)][0].source.read(row_of(index))
+
+    def where(self, index: int) -> str:
+        """See Source."""
+        return self._open[part_of(index)][0].source.where(row_of(index))
+
+    def cutter(self, share: Share) -> Cut:
+        """See Cutter."""
+        _, cutter = self._open[part_of(int(share.indices[0]))]
+        return cutter(Share(row_of(share.indices), share.valid, share.draws))
+
+
+def part_of(index: int) -> int:
+    """The part of a sample of a PartsSource."""
+    return index >> _SHIFT
+
+
+def row_of(index: Any) -> Any:
+    """Where a sample stands in its part; a number, or an array of int64."""
+    return index & ((1 << _SHIFT) - 1)

@@ -1,0 +1,93 @@
+"""DIR of `--report DIR`: what is written there, and what may be replaced.
+
+index.html is written last, so its presence means that the report is whole; metrics.json is written first and says that
+the folder is a report, whole or not. A folder that holds anything else is refused: somebody might miss it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from shards.errors import UserError, one_line
+from shards.storage.csv_text import escaped
+from shards.storage.files import PARTIAL, atomic_write, write_json
+from toolkit.report.build import Report
+from toolkit.report.page import render_page
+
+PAGE, NUMBERS, GENRES, ERRORS, PLOTS = (
+    "index.html",
+    "metrics.json",
+    "per-genre.csv",
+    "label-errors.csv",
+    "plots",
+)
+MADE_BY = "posters evaluate --report"
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise UserError if DIR cannot be a report's folder: a file, or a folder with something else in it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--report {folder} is a file; name a folder")
+    try:
+        strange = _strange(folder)
+    except OSError as error:
+        raise UserError(f"--report {folder} cannot be read: {one_line(error)}") from None
+    if strange:
+        raise UserError(
+            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder"
+        )
+
+
+def _strange(folder: Path) -> str:
+    """The name of something that is not of a report; empty without."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.endswith(PARTIAL)]
+    for entry in entries:
+        if entry.name == PLOTS and entry.is_dir():
+            for plot in entry.iterdir():
+                if plot.suffix != ".png" and not plot.name.endswith(PARTIAL):
+                    return f"{PLOTS}/{plot.name}"
+        elif entry.name not in (PAGE, NUMBERS, GENRES, ERRORS) or not entry.is_file():
+            return entry.name
+    return entries[0].name if entries and not _is_report(folder / NUMBERS) else ""
+
+
+def _is_report(numbers: Path) -> bool:
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """Write all of DIR, replacing an older report; returns the page. Raises UserError as `check_report_folder`."""
+    check_report_folder(folder)
+    page = render_page(report)
+    (folder / PAGE).unlink(missing_ok=True)
+    write_json(folder / NUMBERS, {"made_by": MADE_BY, **report.numbers})
+    _write_rows(folder / GENRES, pd.DataFrame(report.numbers["per_genre"]))
+    errors = report.numbers["label_errors"]
+    if errors is None:
+        (folder / ERRORS).unlink(missing_ok=True)
+    else:
+        columns = ["id", "score", "genre", "given", "probability", "genres"]
+        rows = [row | {"genres": "|".join(row["genres"])} for row in errors["rows"]]
+        _write_rows(folder / ERRORS, pd.DataFrame(rows, columns=columns))
+    for old in (folder / PLOTS).glob("*.png"):
+        old.unlink()
+    for plot in report.all_plots:
+        with atomic_write(folder / PLOTS / f"{plot.name}.png") as stream:
+            stream.write(plot.png)
+    with atomic_write(folder / PAGE, "w") as stream:
+        stream.write(page)
+    return folder / PAGE
+
+
+def _write_rows(path: Path, rows: pd.DataFrame) -> None:
+    with atomic_write(path, "w") as stream:
+        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")

@@ -1,0 +1,111 @@
+"""Genre by genre: the table of the page and of per-genre.csv, and which of them another run does better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolkit.metrics.bootstrap import Draws, genre_differences, genre_intervals
+from toolkit.metrics.calibration_error import genre_calibration_errors
+from toolkit.metrics.multilabel import per_genre_table
+from toolkit.report.inputs import Material
+from toolkit.report.summary import MODEL, OTHER, in_words
+
+#: With fewer positives a genre's figures are mostly luck.
+FEW = 10
+#: With one positive the interval holds the truth in half of the cases instead of 95%: no verdict is drawn from so few.
+TOO_FEW = "too few posters"
+
+
+def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+    """One row per genre in the model's order; None where undefined (see `toolkit.metrics.multilabel.per_genre_table`)."""
+    model, plain = material.model, draws[MODEL]
+    table = per_genre_table(material.targets, model.probabilities, model.thresholds, material.genres)
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
+    ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
+    for column, row in enumerate(rows):
+        row["train_prevalence"] = float(material.train_prevalence[column])
+        row["named"] = int(model.named[:, column].sum())
+        row["ap_low"], row["ap_high"] = ap[column].low, ap[column].high
+        row["f1_low"], row["f1_high"] = f1[column].low, f1[column].high
+        row["ece"] = float(plain.plain.per_genre["ece"][0, column])
+        row["ece_before"] = float(uncalibrated[column])
+    return rows
+
+
+def genre_comparison(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+    """Per genre: AP and F1 of the model less those of the other run; empty without one."""
+    if material.other is None:
+        return []
+    support = material.targets.sum(axis=0)
+    rows: list[dict[str, Any]] = [
+        {"genre": genre, "support": int(count)} for genre, count in zip(material.genres, support, strict=True)
+    ]
+    for metric in ("ap", "f1"):
+        mine, theirs = (draws[who].plain.per_genre[metric][0] for who in (MODEL, OTHER))
+        for column, difference in enumerate(genre_differences(draws[MODEL], draws[OTHER], metric)):
+            rows[column][metric] = {
+                "mine": float(mine[column]),
+                "theirs": float(theirs[column]),
+                "difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+                "words": in_words(difference, metric) if support[column] >= FEW else TOO_FEW,
+            }
+    return rows
+
+
+def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
+    """What must be known to read the figures rightly."""
+    found = [
+        f"{said.name} was trained on another shard set: if {material.split} posters of this one were among its "
+        "training posters, its figures here are too good"
+        + (", and the comparison with it is not fair." if beside else ".")
+        for said, beside in ((material.model, False), (material.other, True))
+        if said is not None and material.may_have_seen(said)
+    ]
+    found += _duplicates(material)
+    none = [row["genre"] for row in rows if not row["support"]]
+    few = [row["genre"] for row in rows if 0 < row["support"] < FEW]
+    if none:
+        found.append(f"No poster of this split is {_listed(none, last='or')}: such genres count in no mean.")
+    if few:
+        found.append(
+            f"Fewer than {FEW} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
+            "macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on equal "
+            "posters only."
+        )
+    if material.split == "val":
+        found.append("Thresholds and calibration were chosen on this split: its figures are optimistic.")
+    if material.split == "train":
+        found.append("The model was trained on this split: its figures say nothing about new posters.")
+    unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
+    if unnamed:
+        found.append(f"Never named on this split: {_listed(unnamed)}.")
+    if not np.isfinite(material.model.logits).all():
+        found.append("Some of the model's outputs are not finite.")
+    return found
+
+
+def _duplicates(material: Material) -> list[str]:
+    """What the intervals make of near-duplicates."""
+    if material.units is None:
+        return [
+            "The shard set does not say which posters are near-duplicates (it was built by an earlier version, or "
+            "indexed): each counts as a poster of its own, and the intervals are too narrow if there are many."
+        ]
+    sizes = np.bincount(material.units)
+    if (sizes < 2).all():
+        return []
+    return [
+        f"{sizes[sizes > 1].sum()} posters are near-duplicates of others, in {(sizes > 1).sum()} groups: the intervals "
+        "take each group for one poster."
+    ]
+
+
+def _listed(names: list[str], limit: int = 8, last: str = "and") -> str:
+    """``A, B and C``; beyond the limit ``A, B and 6 more``."""
+    shown = names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

@@ -1,0 +1,164 @@
+"""How the plots look: one calm style, colours that colour-blind readers tell apart, letters a phone can show.
+
+Figures are drawn without pyplot (no global state) at twice the density of an ordinary screen: what is 460 pixels wide
+on the page has 920. At a phone's width their letters are then still some ten pixels high.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from toolkit.metrics.multilabel import FloatArray
+
+#: Okabe and Ito's colours (2008), which the common kinds of colour blindness leave distinct.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
+INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
+#: Inches on the page (96 pixels each): an ordinary plot, and one of the small ones per genre.
+WIDE, SMALL = (4.8, 3.4), (2.4, 2.15)
+DENSITY = 192
+
+_STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a genre may be called $x_1$
+    "lines.linewidth": 1.9,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}
+
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A finished plot."""
+
+    name: str
+    """Of its file, without ``.png``."""
+    title: str
+    png: bytes
+    says: str
+    """What it shows, in words, for readers who do not see it."""
+    width: int
+    """CSS pixels at which it is meant to be seen."""
+
+
+def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
+    """Run a drawing function under the style, which matplotlib also reads while it renders."""
+
+    @wraps(draw)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Plot:
+        with mpl.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box for a letter that the font lacks
+            mpl.rcdefaults()  # not the user's matplotlibrc
+            mpl.rcParams.update(_STYLE)
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, as `Figure.subplots` gives them."""
+    figure = Figure(figsize=size, dpi=DENSITY)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**subplots)
+
+
+def finish(figure: Figure, name: str, title: str, says: str) -> Plot:
+    """Render to PNG bytes, the same on every run."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DENSITY, metadata={"Software": None})
+    return Plot(name, title, out.getvalue(), says, round(figure.get_figwidth() * 96))
+
+
+def unit_axis(axes: Axes, which: str = "y") -> None:
+    """An axis from 0 to 1 with room for the line at either end."""
+    limits, ticks = (-0.02, 1.02), [0, 0.25, 0.5, 0.75, 1]
+    labels = ["0", "", "0.5", "", "1"]
+    if which == "x":
+        axes.set_xlim(*limits)
+        axes.set_xticks(ticks, labels)
+    else:
+        axes.set_ylim(*limits)
+        axes.set_yticks(ticks, labels)
+
+
+def label_points(
+    axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str], size: float = 9.5
+) -> None:
+    """Write a name beside each point where it meets no other name and no point; leave out what finds no place.
+
+    No place is nearer to another point, whose name it would be taken for. Places are tried from near to far, all
+    around; points come in the given order, so give the important ones first.
+    """
+    figure: Any = axes.figure
+    figure.draw_without_rendering()  # the layout must stand before anything can be measured
+    points: Any = axes.transData.transform(list(zip(xs, ys, strict=True))) if len(xs) else []
+    dot = 5 * DENSITY / 96
+    taken = [Bbox.from_bounds(x - dot / 2, y - dot / 2, dot, dot) for x, y in points]
+    inside = axes.get_window_extent()
+    renderer = figure.canvas.get_renderer()
+    offsets = [
+        (x * far, y * far, align)
+        for far in (1.0, 1.9, 2.8)
+        for x, y, align in ((6, 0, "left"), (-6, 0, "right"), (0, 8, "center"), (0, -8, "center"),
+                            (5, 6, "left"), (5, -6, "left"), (-5, 6, "right"), (-5, -6, "right"))
+    ]  # fmt: skip
+    for own, (x, y, label) in enumerate(zip(xs, ys, labels, strict=True)):
+        for right, up, align in offsets:
+            note = axes.annotate(
+                label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=size,
+                color=GREY,
+            )  # fmt: skip
+            box = note.get_window_extent(renderer)
+            away = _distances(box, points)
+            free = not any(box.overlaps(other) for other in taken) and away[own] <= away.min() + 0.5
+            if (
+                free
+                and inside.x0 <= box.x0
+                and box.x1 <= inside.x1
+                and inside.y0 <= box.y0
+                and box.y1 <= inside.y1
+            ):
+                taken.append(box)
+                break
+            note.remove()
+
+
+def _distances(box: Bbox, points: FloatArray) -> FloatArray:
+    """(N,) how far (N, 2) points are from a box."""
+    nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
+    away: FloatArray = np.hypot(*(points - nearest).T)
+    return away

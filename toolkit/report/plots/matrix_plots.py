@@ -1,0 +1,86 @@
+"""Matrices of genres by genres as heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.ticker import PercentFormatter
+
+from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.report.plots.common import BLUE, GREY, INK, ORANGE, Plot, finish, new_figure, styled
+
+SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#8fc1e0", BLUE, "#00334f"])
+TIMES = LinearSegmentedColormap.from_list("times", [BLUE, "#ffffff", ORANGE])
+#: Factors of the colour scale's ends.
+MOST = 4.0
+
+
+@styled
+def together_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
+    """`toolkit.report.cooccurrence.together`; the diagonal is left out."""
+    shown = shares.copy()
+    np.fill_diagonal(shown, np.nan)
+    figure, axes = new_figure(_size(genres))
+    top = float(np.nanmax(shown)) if np.isfinite(shown).any() else 1.0
+    image = axes.imshow(shown, cmap=SHARES, vmin=0.0, vmax=max(top, 0.01))
+    _frame(axes, genres, "posters of this genre", "share that has this genre too")
+    _write(axes, shown, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "", shown > 0.55 * top)
+    figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1.0, 0))
+    says = "Shares of the posters of one genre that also have another, in percent; the table has the commonest pairs."
+    return finish(figure, "together", "Genres that come together", says)
+
+
+@styled
+def instead_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
+    """`toolkit.report.cooccurrence.Instead.times_usual`, on a log scale around 1."""
+    figure, axes = new_figure(_size(genres))
+    with np.errstate(divide="ignore"):
+        shown = np.clip(np.log2(times), -np.log2(MOST), np.log2(MOST))
+    norm = TwoSlopeNorm(0.0, -np.log2(MOST), np.log2(MOST))
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=TIMES, norm=norm)
+    _frame(axes, genres, "genre that is missed", "genre that is named wrongly")
+    deep = np.abs(shown) > 1.5
+    _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", deep)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
+    bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
+    says = (
+        "How many times its usual rate a genre is wrongly named where another is missed; the table has the largest. "
+        "Blank: too few posters, or never named wrongly."
+    )
+    return finish(figure, "says-instead", "Named instead of a missed genre", says)
+
+
+def _size(genres: Sequence[str]) -> tuple[float, float]:
+    longest = max(len(genre) for genre in genres)
+    side = 0.36 * len(genres) + 0.09 * min(longest, 24) + 0.5
+    return max(4.4, side + 0.9), max(3.6, side)
+
+
+def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
+    names = [genre if len(genre) <= 24 else genre[:23] + "…" for genre in genres]
+    axes.set_xticks(range(len(genres)), names, rotation=90)
+    axes.set_yticks(range(len(genres)), names)
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+    axes.grid(False)
+    edges = np.arange(len(names) + 1) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(True, which="minor", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], deep: BoolArray) -> None:
+    """Numbers into the cells, white ones where the colour is ``deep``."""
+    for row, column in np.argwhere(np.isfinite(values)).tolist():
+        value = float(values[row, column])
+        color = "white" if deep[row, column] else INK
+        axes.text(column, row, text(value), ha="center", va="center", fontsize=8, color=color)
+    middle = (len(values) - 1) / 2
+    for row in np.flatnonzero(~np.isfinite(values).any(axis=1)).tolist():
+        axes.text(middle, row, "nothing to say", ha="center", va="center", fontsize=8.5, color=GREY)

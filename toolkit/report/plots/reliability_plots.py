@@ -1,0 +1,119 @@
+"""Reliability diagrams before and after calibration: all genres pooled, and genre by genre."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.report.plots.common import (
+    BLUE,
+    GREY,
+    ORANGE,
+    SMALL,
+    WIDE,
+    Plot,
+    finish,
+    new_figure,
+    styled,
+    unit_axis,
+)
+
+#: Positives that a genre needs for a diagram of its own, and that each of its dots has on average.
+ENOUGH, PER_DOT = 20, 5
+MOST_DOTS = 8
+
+
+@styled
+def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
+    """Predicted probability against observed frequency, all genres pooled, before and after calibration.
+
+    Each of them as `toolkit.metrics.calibration_error.calibration_summary` has it; ``after`` is None without calibration.
+    """
+    figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")
+    summaries = [("as the network gives them" if after else "as they are", before, ORANGE, "s--")]
+    if after:
+        summaries.append(("calibrated", after, BLUE, "o-"))
+    for name, summary, color, look in summaries:
+        bins = [row for row in summary["curve"] if row["count"]]
+        predicted, observed, count = (
+            np.array([b[k] for b in bins]) for k in ("predicted", "observed", "count")
+        )
+        axes.vlines(predicted, *_wilson(observed, count), color=color, linewidth=1.0, alpha=0.55)
+        axes.plot(predicted, observed, look, color=color, markersize=4.5, linewidth=1.4,
+                  label=f"{name}: error {summary['ece']:.3f}")  # fmt: skip
+    shown = (after or before)["curve"]
+    below.bar([b["centre"] for b in shown], [b["count"] for b in shown], width=0.8 / len(shown), color=GREY)
+    below.set_yscale("log")
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    below.yaxis.set_minor_locator(NullLocator())
+    below.set_ylabel("count")
+    unit_axis(axes)
+    unit_axis(below, "x")
+    axes.set_ylabel("share that is true")
+    below.set_xlabel("probability, all genres pooled")
+    figure.legend(loc="outside upper left", ncols=1, handlelength=2.2)
+    says = "; ".join(
+        f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries
+    )
+    return finish(figure, "reliability", "Do probabilities mean what they say?", f"{says.capitalize()}.")
+
+
+def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Ends of the 95% interval of a share (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
+    """One genre's samples in bins of equal size, from its lowest probability to its highest.
+
+    Bins of equal width, as the pooled diagram has them, would put nearly all samples of a rare genre into the first.
+    Calibration keeps a genre's order, so a bin holds the same samples ``before`` and ``after``. Keys: ``count``,
+    ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
+    """
+    dots = int(np.clip(truth.sum() // PER_DOT, 1, MOST_DOTS))
+    order = np.argsort(before, kind="stable")
+    return [
+        {
+            "count": len(members),
+            "observed": float(truth[members].mean()),
+            "before": float(before[members].mean()),
+            "after": float(after[members].mean()),
+        }
+        for members in np.array_split(order, dots)
+        if len(members)
+    ]
+
+
+@styled
+def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *, calibrated: bool) -> Plot:
+    """One genre's `genre_bins`; both axes end where its highest value does."""
+    figure, axes = new_figure(SMALL)
+    observed, count, before, after = (
+        np.array([row[key] for row in bins], dtype=np.float64)
+        for key in ("observed", "count", "before", "after")
+    )
+    low, high = _wilson(observed, count)
+    top = 1.04 * max(*before, *after, *observed, 0.05)
+    axes.plot([0, top], [0, top], color=GREY, linewidth=1.0, linestyle=":")
+    axes.vlines(
+        after, low, np.minimum(high, top), color=BLUE if calibrated else ORANGE, linewidth=1.0, alpha=0.55
+    )
+    axes.plot(before, observed, "s--", color=ORANGE, markersize=4, linewidth=1.2)
+    if calibrated:
+        axes.plot(after, observed, "o-", color=BLUE, markersize=4, linewidth=1.2)
+    for axis, limit in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        limit(-0.02 * top, top)
+        axis.set_major_locator(MaxNLocator(nbins=3))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("probability", labelpad=1)
+    axes.set_ylabel("share that is true", labelpad=1)
+    says = f"Reliability of {genre}: in its highest bin the mean probability is {before[-1]:.2f}"
+    says += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
+    return finish(figure, name, genre, f"{says}; {observed[-1]:.2f} of these posters have the genre.")

@@ -1,0 +1,153 @@
+"""Plots of decisions and rankings: threshold sweep, precision-recall per genre, support and F1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from sklearn.metrics import precision_recall_curve
+
+from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid, threshold_metrics
+from toolkit.report.plots.common import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    SMALL,
+    Plot,
+    finish,
+    label_points,
+    new_figure,
+    styled,
+    unit_axis,
+)
+
+#: Thresholds of the sweep, evenly spaced in the logit between these probabilities.
+STEPS, LOWEST, HIGHEST = 121, 0.002, 0.998
+SWEPT = {
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "micro_precision": "precision",
+    "micro_recall": "recall",
+}
+_LOOKS = {
+    "micro_f1": (BLUE, "-"),
+    "macro_f1": (ORANGE, "-"),
+    "micro_precision": (GREEN, "--"),
+    "micro_recall": (PURPLE, ":"),
+}
+
+
+def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
+    """The swept metrics at each threshold, one for all genres."""
+    low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
+    thresholds = sigmoid(np.linspace(low, high, STEPS))
+    found = [threshold_metrics(targets, probabilities, threshold) for threshold in thresholds]
+    swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
+    # Where nothing is named any more precision is undefined; the 0 of the convention would look like a cliff.
+    swept["micro_precision"] = [
+        row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found
+    ]
+    return {"threshold": thresholds.tolist(), **swept}
+
+
+@styled
+def sweep_plot(
+    swept: dict[str, list[float]], thresholds: FloatArray, single: float, chosen: dict[str, float]
+) -> Plot:
+    """The sweep, with the thresholds of the genres on the axis and what they reach together at the right edge."""
+    figure, axes = new_figure()
+    for key, name in SWEPT.items():
+        color, line = _LOOKS[key]
+        axes.plot(swept["threshold"], swept[key], line, color=color, label=name)
+    axes.set_xscale("logit")
+    axes.set_xlim(LOWEST, HIGHEST)
+    marks = [0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:g}" for mark in marks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    unit_axis(axes)
+    axes.axvline(single, color=GREY, linewidth=1.2)
+    axes.annotate(
+        f"{single:.2g}", (single, 1.02), (0, 4), textcoords="offset points", ha="center", va="bottom",
+        fontsize=10, color=GREY,
+    )  # fmt: skip
+    per_genre = np.ptp(thresholds) > 0
+    if per_genre:
+        inside = np.clip(thresholds, LOWEST * 1.05, 1 - (1 - HIGHEST) * 1.05)
+        axes.plot(inside, np.full(len(inside), -0.02), "|", color=INK, markersize=9, clip_on=False)
+        for key in ("micro_f1", "macro_f1"):
+            axes.axhline(chosen[key], color=_LOOKS[key][0], linewidth=1.0, dashes=(1, 2))
+    axes.set_xlabel("threshold" + (" (ticks on the axis: the genres' own)" if per_genre else ""))
+    figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.4)
+    best = {key: max(zip(swept[key], swept["threshold"], strict=True)) for key in ("micro_f1", "macro_f1")}
+    says = "; ".join(
+        f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}"
+        for key, (value, at) in best.items()
+    )
+    if per_genre:
+        says += f"; with the genres' own thresholds {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
+    return finish(figure, "threshold-sweep", "One threshold for all genres, swept", f"{says}.")
+
+
+def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(recall, precision) from full recall down to 0; each precision holds to the next recall, the area is AP."""
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    # The point (0, 1) that scikit-learn adds is nobody's; AP holds the first true point's precision back to recall 0.
+    kept = recall > 0
+    precision, recall = precision[kept], recall[kept]
+    return np.append(recall, 0.0), np.append(precision, precision[-1])
+
+
+@styled
+def precision_recall_plot(
+    name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
+) -> Plot:
+    """One genre's curve; ``point`` is (recall, precision) at its threshold."""
+    figure, axes = new_figure(SMALL)
+    recall, precision = precision_recall_steps(truth, scores)
+    axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")
+    axes.plot(recall, precision, color=BLUE, drawstyle="steps-post", linewidth=1.6)
+    if point is not None:
+        axes.plot(*point, "o", color=ORANGE, markersize=6, markeredgecolor="white")
+    unit_axis(axes, "x")
+    unit_axis(axes, "y")
+    axes.set_xlabel("recall", labelpad=1)
+    axes.set_ylabel("precision", labelpad=1)
+    at = f"precision {point[1]:.2f} and recall {point[0]:.2f} at its threshold" if point else "never named"
+    return finish(figure, name, genre, f"Precision-recall curve of {genre}: AP {ap:.3f}, {at}.")
+
+
+@styled
+def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
+    """F1 against support on a log scale, with intervals; ``rows`` as `toolkit.report.per_label.genre_rows` has them."""
+    shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
+    figure, axes = new_figure((4.8, 4.0))
+    xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
+    axes.vlines(
+        xs, [row["f1_low"] for row in shown], [row["f1_high"] for row in shown], color=FAINT, linewidth=2
+    )
+    axes.plot(xs, ys, "o", color=BLUE, markersize=5.5, markeredgecolor="white")
+    axes.set_xscale("log")
+    low, high = min(xs, default=1), max(xs, default=10)
+    axes.set_xlim(low / 1.6, high * 2.2)
+    marks = [
+        m
+        for m in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+        if low / 1.6 <= m <= high * 2.2
+    ]
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,}" for mark in marks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    unit_axis(axes)
+    axes.set_xlabel("support: posters of the genre in this split")
+    axes.set_ylabel("F1")
+    label_points(axes, xs, ys, [row["genre"] for row in shown])
+    says = ", ".join(f"{row['genre']} {row['f1']:.2f} ({row['support']})" for row in shown)
+    return finish(figure, "support-f1", "Rare genres, common genres", f"F1 (and support) per genre: {says}.")

@@ -1,0 +1,121 @@
+"""The course of the training, from RUN/epochs.csv where the model folder lies in its run."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from shards.errors import one_line
+from toolkit.report.plots.common import BLUE, GREEN, GREY, ORANGE, Plot, finish, new_figure, styled
+
+log = logging.getLogger(__name__)
+
+EPOCHS = "epochs.csv"
+METRICS = {
+    "val_mAP": ("mAP", GREEN, "--"),
+    "val_micro_f1": ("micro-F1", BLUE, "-"),
+    "val_macro_f1": ("macro-F1", ORANGE, "-"),
+}
+
+Course = dict[str, list[float | None]]
+
+
+def read_course(model: Path) -> Course | None:
+    """Column -> values, an epoch a row, from the run that holds the model folder; None where there is no such file.
+
+    One that is no such table is named in a warning and left out.
+    """
+    path = model.resolve().parent / EPOCHS
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = [
+                row for row in csv.DictReader(stream) if None not in row.values()
+            ]  # a killed run's last row is half
+    except (OSError, ValueError, csv.Error) as error:
+        log.warning(
+            "the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error)
+        )
+        return None
+    if not rows or "epoch" not in rows[0]:
+        return None
+    return {name: [_number(row[name]) for row in rows] for name in rows[0] if name}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def course_plots(course: Course, saved: int | None) -> list[Plot]:
+    """Losses and validation metrics over the epochs; ``saved`` is the epoch (from 1) whose weights were kept."""
+    plots = []
+    if "train_loss" in course and "val_loss" in course:
+        plots.append(_losses(course, saved))
+    if any(name in course for name in METRICS):
+        plots.append(_metrics(course, saved))
+    return plots
+
+
+@styled
+def _losses(course: Course, saved: int | None) -> Plot:
+    """One above the other: they may be of different losses, and training sees augmented posters."""
+    figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
+    for axes, key, color, name in zip(
+        both, ("train_loss", "val_loss"), (GREY, BLUE), ("training", "validation"), strict=True
+    ):
+        axes.plot(*_line(course, key), "o-", color=color, markersize=3.5)
+        axes.set_ylabel(f"{name} loss")
+        axes.margins(y=0.15)
+        _mark(axes, saved)
+    _epochs(both[-1])
+    last = [values[-1] for values in (_line(course, "train_loss")[1], _line(course, "val_loss")[1]) if values]
+    says = f"Losses over {len(course['epoch'])} epochs; the last are " + " and ".join(
+        f"{v:.4f}" for v in last
+    )
+    return finish(figure, "training-loss", "Loss", f"{says}.")
+
+
+@styled
+def _metrics(course: Course, saved: int | None) -> Plot:
+    figure, axes = new_figure((4.8, 4.0))
+    parts = []
+    for key, (name, color, look) in METRICS.items():
+        if key in course:
+            epochs, values = _line(course, key)
+            axes.plot(epochs, values, look, marker="o", color=color, markersize=3.5, label=name)
+            if values:
+                parts.append(f"{name} from {values[0]:.3f} to {values[-1]:.3f}")
+    _mark(axes, saved)
+    _epochs(axes)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1.8)
+    return finish(figure, "training-metrics", "On validation", f"On validation: {', '.join(parts)}.")
+
+
+def _line(course: Course, key: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (e + 1, v)
+        for e, v in zip(course["epoch"], course[key], strict=True)
+        if e is not None and v is not None
+    ]
+    return [e for e, _ in pairs], [v for _, v in pairs]
+
+
+def _mark(axes: Axes, saved: int | None) -> None:
+    if saved:
+        axes.axvline(saved, color=GREY, linewidth=1.0, linestyle=":")
+
+
+def _epochs(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel("epoch (dotted: the one that was kept)")

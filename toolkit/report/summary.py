@@ -1,0 +1,188 @@
+"""The figures of a report: the headline with its intervals, and what it means beside baselines and another run.
+
+Everything is measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from toolkit.evaluation.results import TOP_K
+from toolkit.metrics.baselines import commonest_genres
+from toolkit.metrics.bootstrap import (
+    COVERAGE,
+    ROUNDS,
+    Difference,
+    Draws,
+    bootstrap,
+    confidence_intervals,
+    paired_difference,
+)
+from toolkit.metrics.weighted import LOWER_IS_BETTER, Answers
+from toolkit.report.inputs import Material
+
+#: Metric -> its name on the page, in the order of the headline.
+METRICS = {
+    "mAP": "mAP",
+    "roc_auc": "ROC-AUC",
+    "loss": "loss (nats)",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "micro_f0.5": "micro-F0.5",
+    "macro_f0.5": "macro-F0.5",
+    "micro_precision": "precision (micro)",
+    "micro_recall": "recall (micro)",
+    "macro_precision": "precision (macro)",
+    "macro_recall": "recall (macro)",
+    "subset_accuracy": "subset accuracy",
+    "predicted_per_sample": "genres named per poster",
+    "ece": "calibration error (pooled)",
+    "ece_macro": "calibration error (mean of genres)",
+}
+#: What baselines and runs are compared in.
+RANKING = ("mAP", "roc_auc", "loss", "ece")
+DECIDING = ("micro_f1", "macro_f1", "micro_f0.5", "macro_f0.5", "subset_accuracy")
+SURE, UNSURE = "real", "not distinguishable"
+
+MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
+
+
+def top_k_key(k: int) -> str:
+    """The key of a baseline that always names k genres."""
+    return f"top-{k}"
+
+
+def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Draws]:
+    """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
+    model, shape = material.model, material.targets.shape
+    everyone = {MODEL: model.answers}
+    if material.other is not None:
+        everyone[OTHER] = material.other.answers
+    # Prevalence ranks and is scored; what it would name at some threshold is always-top-k for some k.
+    constant = np.broadcast_to(material.train_prevalence, shape)
+    everyone[PREVALENCE] = Answers(np.zeros(shape, dtype=np.bool_), constant)
+    for k in TOP_K:
+        if k <= shape[1]:
+            named = np.zeros(shape, dtype=np.bool_)
+            named[:, commonest_genres(material.train_prevalence, k)] = True
+            everyone[top_k_key(k)] = Answers(named)
+    if np.ptp(model.thresholds) > 0:
+        named = np.asarray(model.probabilities >= model.global_threshold)
+        everyone[SINGLE] = Answers(named, model.probabilities)
+    return bootstrap(material.targets, everyone, rounds, seed, material.units)
+
+
+def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
+    """One row per metric: the model's value and interval."""
+    intervals = confidence_intervals(draws[MODEL])
+    return [
+        {"metric": metric, "name": name, **intervals[metric]._asdict()} for metric, name in METRICS.items()
+    ]
+
+
+def comparisons(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+    """What the model is set beside: baselines, its own single threshold, another run."""
+    strongest = {metric: _strongest(draws, metric) for metric in DECIDING}
+    baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in RANKING]
+    baseline += [_row(draws, key, metric, f"always {key}") for metric, key in strongest.items()]
+    found = [{"kind": "baselines", "name": "baselines", "rows": baseline}]
+    if SINGLE in draws:
+        rows = [_row(draws, SINGLE, metric, "") for metric in DECIDING]
+        found.append({"kind": "single", "name": "one threshold for all genres", "rows": rows})
+    if material.other is not None:
+        rows = [_row(draws, OTHER, metric, "") for metric in METRICS]
+        found.append({"kind": "run", "name": material.other.name, "rows": rows})
+    return found
+
+
+def _strongest(draws: dict[str, Draws], metric: str) -> str:
+    """The key of the always-top-k that does best."""
+    keys = [key for key in map(top_k_key, TOP_K) if key in draws]
+    return max(keys, key=lambda key: draws[key].plain.metrics[metric][0])
+
+
+def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[str, Any]:
+    """``beside`` names who is meant where that is not the same for the whole table."""
+    difference = paired_difference(draws[MODEL], draws[key])[metric]
+    return {
+        "metric": metric,
+        "name": METRICS[metric],
+        "beside": beside,
+        "mine": float(draws[MODEL].plain.metrics[metric][0]),
+        "theirs": float(draws[key].plain.metrics[metric][0]),
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+        "words": in_words(difference, metric),
+    }
+
+
+def in_words(difference: Difference, metric: str) -> str:
+    """``real: better``, ``real: worse``, ``not distinguishable``; of a metric that has no better, ``real``."""
+    if difference.value is None or not difference.real:
+        return UNSURE
+    if metric == "predicted_per_sample":
+        return SURE
+    better = (difference.value > 0.0) != (metric in LOWER_IS_BETTER)
+    return f"{SURE}: {'better' if better else 'worse'}"
+
+
+def verdict(
+    material: Material, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The finding in one sentence, and the sentences that go with it."""
+    values = {row["metric"]: row for row in rows}
+    beside = {row["metric"]: row for row in compared[0]["rows"]}
+    m_ap, chance = values["mAP"], beside["mAP"]
+    posters = f"{len(material.targets):,} {material.split} posters"
+    if m_ap["value"] is None:
+        sentence = f"None of {posters} has a genre of this model, so nothing can be said of it."
+        return {"sentence": sentence, "details": []}
+    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {_times(m_ap['value'], chance['theirs'])} label prevalence gives"
+    sentence = f"{ranked}; beside always naming the commonest genres, {_decided(beside)}."
+    details = [
+        f"The {COVERAGE:.0%} interval of mAP is {_span(m_ap)}; of micro-F1 ({values['micro_f1']['value']:.3f}) "
+        f"{_span(values['micro_f1'])}; of macro-F1 ({values['macro_f1']['value']:.3f}) {_span(values['macro_f1'])}."
+    ]
+    for comparison in compared[1:]:
+        details.append(_in_short(comparison))
+    return {"sentence": sentence, "details": details}
+
+
+def _decided(beside: dict[str, dict[str, Any]]) -> str:
+    """``micro-F1 (0.61 against 0.59) is better and macro-F1 (0.10 against 0.08) is not distinguishable``."""
+    parts = []
+    for metric in ("micro_f1", "macro_f1"):
+        row = beside[metric]
+        words = row["words"].removeprefix(f"{SURE}: ")
+        parts.append(f"{row['name']} ({row['mine']:.3f} against {row['theirs']:.3f}) is {words}")
+    return " and ".join(parts)
+
+
+def _in_short(comparison: dict[str, Any]) -> str:
+    """One sentence about a comparison: which of the main metrics really differ."""
+    groups: dict[str, list[str]] = {}
+    for row in comparison["rows"]:
+        if row["metric"] in ("mAP", "loss", "micro_f1", "macro_f1"):
+            words = row["words"].removeprefix(f"{SURE}: ")
+            groups.setdefault(words, []).append(f"{row['name'].split(' (')[0]} ({signed(row['difference'])})")
+    parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
+    return f"Beside {comparison['name']}, {'; '.join(parts)}."
+
+
+def signed(value: float | None) -> str:
+    """``+0.012`` with a true minus sign; "undefined" for none."""
+    return "undefined" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _span(row: dict[str, Any]) -> str:
+    return f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def _times(value: float, base: float) -> str:
+    """``2.1 times what``; without a base to divide by, ``against the 0 that``."""
+    return f"{value / base:.1f} times what" if base > 0 else "against the 0 that"

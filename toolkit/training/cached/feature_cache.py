@@ -1,0 +1,257 @@
+"""Features of a frozen backbone, computed once and kept: a head then trains in minutes without a GPU.
+
+samples of a split ─ view v of the training augmentation, or the evaluation view ─→ backbone ─→ (n, F) float32, on disk
+
+A backbone that does not learn gives the same features for the same pixels in every epoch. So a few augmented views per
+sample are taken once (view v has the crops of epoch v), and epoch e trains on view e mod views. Files are named by all
+that decides their content, so that runs which share it share them. While they are computed, memory holds the features
+of some thousand samples; afterwards the processes of a node map one file (feature_files.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from shards.errors import UserError
+from shards.progress import progress
+from toolkit.config.schema import Config
+from toolkit.data.augment.pipeline import Augmenter
+from toolkit.data.loader.faults import FaultPolicy
+from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.device.defaults import autocast_dtype, decode_threads, no_room, rows_for
+from toolkit.device.out_of_memory import memory_told
+from toolkit.distributed.collectives import by_main, from_main, gather_by_index, require_read
+from toolkit.distributed.votes import StopSignal
+from toolkit.models.factory import backbone_features, head_prefixes
+from toolkit.training.cached.feature_files import Features, FeatureWriter, file_of, read_features, share_file
+
+log = logging.getLogger(__name__)
+
+#: Samples whose features all ranks send to the main process together.
+TOGETHER = 4096
+#: To be raised when the same facts give other features: files of an older version are then left alone.
+VERSION = 2
+
+
+class FeatureBank:
+    """Computes features of splits or maps what is there. Every rank makes the same calls and gets the same arrays."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        config: Config,
+        preprocessing: Preprocessing,
+        folder: Path,
+        shard_set: str,
+    ) -> None:
+        """``model`` is a whole timm model on the accelerator's device, whose backbone gives the features."""
+        self.accelerator, self.model, self.config = accelerator, model, config
+        self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
+        self._backbone = backbone_hash(model)
+
+    def training_view(self, reader: ShardReader, view: int) -> Features:
+        """Features of the training split's crops, flips and other augmentation of epoch ``view``."""
+        config, seed = self.config, self.config.train.seed
+        augment = Augmenter(config.augment, seed)
+        data = config.data
+        cutter = train_cutter(reader, data, seed, view, self.accelerator.device)
+        facts = {
+            "view": view,
+            "seed": seed,
+            "crop": [*data.crop_scale, *data.crop_ratio, data.flip],
+            "augment": asdict(config.augment),
+        }
+
+        def pixels(batch: Batch) -> torch.Tensor:
+            none = torch.zeros((len(batch.images), 0), device=batch.images.device)
+            return augment(batch.images, none, batch.share, view)[0]
+
+        return self._features(reader, "train", facts, cutter, pixels)
+
+    def evaluation_view(self, reader: ShardReader, split: str) -> Features:
+        """Features of a split as evaluation sees it."""
+        facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
+        cutter = eval_cutter(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
+        return self._features(reader, split, facts, cutter, lambda batch: batch.images)
+
+    def _features(
+        self,
+        reader: ShardReader,
+        split: str,
+        facts: dict[str, Any],
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+    ) -> Features:
+        facts = {
+            "version": VERSION,
+            "split": split,
+            "shards": self.shard_set,
+            "backbone": [type(self.model).__name__, self._backbone],
+            "pixels": [self.preprocessing.image_size, self.preprocessing.mean, self.preprocessing.std],
+            "precision": self.accelerator.mixed_precision,
+            "geometry": [self.config.data.geometry, self.accelerator.device.type],
+            **facts,
+        }
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{split}-{name}.npy"
+        what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
+        there = from_main(self.accelerator, file_of(path))
+        if there is None:
+            self._fill(path, reader, f"features of {split}, {what}", cutter, pixels)
+        path = self.folder / (there or path.name)
+        share_file(self.accelerator, path)
+        failure: UserError | None = None
+        try:
+            features = read_features(path, len(reader))
+        except UserError as error:
+            failure = error
+        require_read(self.accelerator, failure)
+        return features
+
+    def _fill(
+        self,
+        path: Path,
+        reader: ShardReader,
+        title: str,
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+    ) -> None:
+        """Compute the features of a view into a file of the main process."""
+        accelerator, rows = self.accelerator, self.config.train.eval_batch_size
+        stop = StopSignal(accelerator)
+        try:
+            with contextlib.ExitStack() as kept:
+                writer = FeatureWriter(path, len(reader))
+                by_main(accelerator, lambda: kept.enter_context(writer))
+                with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
+                    self._compute(
+                        reader,
+                        title,
+                        cutter,
+                        pixels,
+                        lambda rows: by_main(accelerator, lambda: writer.add(rows)),
+                        lambda: stop.check(f"{title}, are to be computed anew"),
+                    )
+                by_main(accelerator, kept.close)
+            stop.check(f"{title}, are kept", now=True)
+        finally:
+            stop.restore()
+
+    def _compute(
+        self,
+        reader: ShardReader,
+        title: str,
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+        add: Callable[[np.ndarray], object],
+        on_batch: Callable[[], None],
+    ) -> None:
+        """Give ``add`` the rows of a view, some at a time and in order, on every rank."""
+        accelerator = self.accelerator
+        plan = EvalPlan(len(reader), rows_for(self.config.train.eval_batch_size, accelerator.device))
+        world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
+        every = max(1, TOGETHER // (plan.batch * world))
+        shares = plan.shares(accelerator.process_index, world)
+        own: list[tuple[np.ndarray, np.ndarray]] = []
+        done, failure = 0, None
+        bad: list[int] = []
+        with (
+            contextlib.closing(self._own_rows(reader, shares, cutter, pixels)) as batches,
+            progress(len(reader), title, disable=not accelerator.is_main_process) as bar,
+        ):
+            for step in range(1, steps + 1):
+                try:
+                    if failure is None:
+                        own.append(next(batches))
+                except UserError as error:
+                    failure = error
+                on_batch()
+                end = min(step * world * plan.batch, len(reader))
+                bar.update(end - bar.n)
+                if step % every and step < steps:
+                    continue
+                require_read(accelerator, failure)
+                indices, rows = (np.concatenate(part) for part in zip(*own, strict=True))
+                together = gather_by_index(accelerator, end - done, indices - done, rows)
+                bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
+                add(together)
+                own, done = [], end
+        _require_finite(bad, reader, title)
+
+    def _own_rows(
+        self,
+        reader: ShardReader,
+        shares: Iterable[Share],
+        cutter: Cutter,
+        pixels: Callable[[Batch], torch.Tensor],
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
+        accelerator, train, data = self.accelerator, self.config.train, self.config.data
+        # Never replaced: a substitute's features would stand under the damaged sample's labels.
+        policy = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
+        dtype = autocast_dtype(accelerator)
+        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model.eval()
+        with (
+            Loader(
+                reader,
+                decode_threads(data.workers, accelerator.device),
+                data.prefetch,
+                device=accelerator.device,
+                policy=policy,
+            ) as loader,
+            reader.in_order(accelerator.is_local_main_process),
+            torch.inference_mode(),
+            contextlib.closing(loader.batches(shares, cutter)) as batches,
+        ):
+            for batch in batches:
+                images = self.preprocessing.normalize(pixels(batch), dtype).contiguous(
+                    memory_format=memory_format
+                )
+                with accelerator.autocast():
+                    out = backbone_features(self.model, images)
+                damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))
+                keep = batch.share.valid | damaged
+                rows = np.ones((len(out), out.shape[1] + 1), dtype=np.float32)
+                rows[:, :-1] = out.float().cpu().numpy()
+                rows[damaged] = 0.0
+                yield batch.share.indices[keep], rows[keep]
+
+
+def backbone_hash(model: Any) -> str:
+    """SHA-256 of all tensors but the classifier's: two models that agree in it give the same features."""
+    head = head_prefixes(model)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(head):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _require_finite(bad: Sequence[int], reader: ShardReader, title: str) -> None:
+    """Raise UserError, on every rank, for samples whose features are no numbers."""
+    if bad:
+        ids = reader.sample_ids()
+        shown = ", ".join(ids[row] for row in bad[:3])
+        raise UserError(
+            f"{title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; use "
+            f"--train.precision no or bf16, take other weights, or set --train.feature_views 0"
+        )

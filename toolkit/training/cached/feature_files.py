@@ -1,0 +1,199 @@
+"""Files of cached features: one per view and split, which the processes of a node map, so that memory holds it once.
+
+    SPLIT-KEY.npy   (n, F + 1) float32: a row per sample, its features and then 1, or 0s for one that was not decoded
+    SPLIT-KEY.npz   those of earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, stored as they are
+
+float32, because half precision would lose what is over 65504 or near 0. A file is whole or absent and is never changed
+in place: mapped pages stay what they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from shards.errors import UserError, one_line
+from shards.storage.files import PARTIAL, atomic_write
+from shards.storage.remote_files import unique_name
+from toolkit.distributed.collectives import by_main, require_read
+from toolkit.training.run_log import naming
+
+#: Rows that are looked at together where a whole view is read: a view as a whole need not fit the memory.
+ROWS = 4096
+#: Bytes of a file that go to other nodes at a time.
+BLOCK = 64 << 20
+#: Seconds within which a network file system shows what another node has written.
+SHOWS = 1.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of all samples of a split under one view."""
+
+    values: np.ndarray
+    """(n, F) float32 (float16 of earlier versions), mapped; rows that could not be decoded are zero."""
+    decoded: np.ndarray
+    """(n,) bool."""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(k, F) some rows at a time, those that could be decoded."""
+        for start in range(0, len(self.values), ROWS):
+            part = slice(start, start + ROWS)
+            yield self.values[part][self.decoded[part]]
+
+
+class FeatureWriter:
+    """Fills a file of features from its first row to its last. It has its name once the block has ended well."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count, self.done = path, count, 0
+        self._file = atomic_write(path)
+
+    def __enter__(self) -> None:
+        self._stream = self._file.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+    def add(self, rows: np.ndarray) -> None:
+        """The next (k, F + 1) rows."""
+        with naming(self.path):
+            if not self.done:
+                shape = (self.count, rows.shape[1])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(self._stream, header)
+            self.done += len(rows)
+            self._stream.write(np.ascontiguousarray(rows, dtype="<f4").data)
+            self._stream.flush()  # a full disk shows now
+
+
+def file_of(path: Path) -> str | None:
+    """Name of a view's file, ``path`` (.npy) or that of an earlier version (.npz); None if there is none."""
+    return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
+
+
+def read_features(path: Path, count: int) -> Features:
+    """The features of ``count`` samples, mapped. Raises UserError for anything else: the folder may be shared."""
+    problem = "its arrays are of other types or shapes"
+    try:
+        if path.suffix == ".npz":
+            values, decoded = _read_npz(path)
+        else:
+            whole = np.load(path, mmap_mode="r", allow_pickle=False)
+            if whole.dtype != np.float32 or whole.ndim != 2:
+                raise ValueError(problem)
+            values, decoded = whole[:, :-1], np.asarray(whole[:, -1] > 0)
+        values = values.view(np.ndarray)  # the same memory; looking into a memmap is slow
+        if (
+            values.dtype in (np.float16, np.float32)
+            and (values.ndim, decoded.dtype) == (2, np.bool_)
+            and (len(values), decoded.shape) == (count, (count,))
+            and all(np.isfinite(values[start : start + ROWS]).all() for start in range(0, count, ROWS))
+        ):
+            return Features(values, decoded)
+    except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        problem = one_line(error)[:200]
+    raise UserError(
+        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again"
+    )
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A file of an earlier version: its arrays were stored without compression, and can be mapped where they lie."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
+        stored = archive.getinfo("values.npy")
+        if stored.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its values are compressed")
+    with np.load(path, allow_pickle=False) as arrays:
+        decoded = arrays["decoded"]
+    with open(path, "rb") as stream:
+        stream.seek(stored.header_offset + 26)
+        name, extra = struct.unpack("<HH", stream.read(4))
+        stream.seek(stored.header_offset + 30 + name + extra)
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject or fortran:
+            raise ValueError("its values need pickle (allow_pickle) or lie by columns")
+        return np.memmap(stream, dtype, "r", stream.tell(), shape), decoded
+
+
+def share_file(accelerator: Accelerator, path: Path) -> None:
+    """See to it that every rank has the main process's ``path``: nodes with a folder of their own get a copy.
+
+    A collective call. Raises LostData, on every rank, if one of them cannot write its copy.
+    """
+    for wait in (SHOWS, 0.0):  # first one process per node writes, then those with a folder of their own
+        lacking = not _shows(path, wait)
+        if not any(gather_object([lacking]) if accelerator.num_processes > 1 else [lacking]):
+            return
+        writes = lacking and (accelerator.is_local_main_process or not wait)
+        blocks, failure = _blocks(accelerator, path), None
+        try:
+            with _new_file(path) if writes else contextlib.nullcontext() as copy:
+                for block in blocks:
+                    if copy is not None:
+                        copy.write(block)
+        except OSError as error:
+            failure = UserError(f"{path} cannot be written on {socket.gethostname()}: {one_line(error)}")
+            for _ in blocks:  # the others write theirs
+                pass
+        require_read(accelerator, failure)
+
+
+def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
+    """The main process's file, on every rank."""
+    with contextlib.ExitStack() as held:
+        stream: Any = None
+        if accelerator.is_main_process:
+            stream = held.enter_context(open(path, "rb"))
+        while block := by_main(accelerator, lambda: stream.read(BLOCK)):
+            yield block
+
+
+def _shows(path: Path, wait: float) -> bool:
+    """Whether the file is there. A network file system may have noted that it is not, and looks again in a while."""
+    end = time.monotonic() + wait
+    while not path.is_file():
+        if time.monotonic() > end:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)
+        time.sleep(0.1)
+    return True
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes ``path`` unless there is one by then: it may be the same file, and mapped elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(unique_name(path.name, PARTIAL))
+    try:
+        with open(temporary, "xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without such links
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

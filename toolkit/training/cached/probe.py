@@ -1,0 +1,197 @@
+"""Training a head alone, on cached features: what takes the place of pixels and of the whole model.
+
+FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, to be saved
+
+All views are mapped files, which the processes of a node share through its page cache: 4 bytes x features x samples x
+views, 4.4 GB on disk for 90,000 posters with 3,072 features each under 4 views. A process's own memory holds a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from toolkit.config.schema import Config
+from toolkit.data.loader.loader import Batch
+from toolkit.data.loader.timing import Meter
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.device.transfer import to_device
+from toolkit.models.ensemble import linears, networks
+from toolkit.models.factory import classifier_path
+from toolkit.training.cached.feature_files import Features
+
+#: A feature that hardly varies is not blown up.
+LEAST_DEVIATION = 1e-3
+
+
+#: Samples whose features go through a head at a time, where nobody says.
+ROWS = 512
+
+
+class Head(nn.Module):
+    """The classifier of a timm model, on standardised features."""
+
+    def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
+        """A copy of ``model``'s classifier after ``dropout``.
+
+        ``mean`` and ``deviation`` (F,) standardise; zeros and ones leave the features as they are.
+        """
+        super().__init__()
+        self.mean: torch.Tensor
+        self.deviation: torch.Tensor
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("deviation", deviation.float())
+        self.dropout = nn.Dropout(dropout)
+        self.pretrained_cfg = {"classifier": "classifier"}  # where timm's helpers look for the head
+        self.classifier = copy.deepcopy(model.get_submodule(classifier_path(model)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, F) → (n, G) logits."""
+        return self.classifier(self.dropout((features - self.mean) / self.deviation))
+
+
+def build_head(
+    model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float, trained: bool = False
+) -> Head:
+    """A head on ``model``'s features, standardised with the training samples' moments if wanted.
+
+    A ``trained`` one, which knows features as they are, gives the same logits as before; a fresh one keeps the weights
+    that were drawn for it.
+    """
+    width = views[0].values.shape[1]
+    mean, deviation = torch.zeros(width), torch.ones(width)
+    if standardize:
+        total, squares, count = np.zeros(width), np.zeros(width), 0
+        for view in views:
+            for rows in (block.astype(np.float64) for block in view.blocks()):
+                total, squares, count = total + rows.sum(0), squares + (rows**2).sum(0), count + len(rows)
+        average = total / count
+        spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
+        mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
+    head = Head(model, mean, deviation, dropout)
+    if trained and standardize:  # standardising undone: x = (z - (-m / d)) / (1 / d)
+        mean, deviation = head.mean.double(), head.deviation.double()
+        _fold(head.classifier, -mean / deviation, 1 / deviation)
+    return head
+
+
+def merge(model: nn.Module, head: Head) -> nn.Module:
+    """A copy of ``model`` with the trained head in it; standardising is folded into its first layers."""
+    whole = copy.deepcopy(model)
+    name = classifier_path(whole)
+    parent, _, attribute = name.rpartition(".")
+    classifier = copy.deepcopy(head.classifier)
+    _fold(classifier, head.mean, head.deviation)
+    setattr(whole.get_submodule(parent), attribute, classifier)
+    return whole
+
+
+def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Have the first layers take x where they took (x - mean) / deviation, in place."""
+    mean, deviation = mean.cpu().double(), deviation.cpu().double()
+    with torch.no_grad():
+        for first in (linears(network)[0] for network in networks(classifier)):
+            # W ((x - m) / d) + b = (W / d) x + (b - (W / d) m), in double precision
+            weight = first.weight.cpu().double() / deviation
+            bias = first.bias.cpu().double() - weight @ mean
+            first.weight.copy_(weight)
+            first.bias.copy_(bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Cached features, and the model whose head learns on them."""
+
+    model: nn.Module
+    """The whole model with its first head."""
+    head: Head
+    """What is trained."""
+    views: list[Features]
+    """Of the training split."""
+    val: Features
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        views: list[Features],
+        val: Features,
+        standardize: bool,
+        dropout: float,
+        trained: bool,
+    ) -> Probe:
+        """See build_head for ``standardize``, ``dropout`` and ``trained``."""
+        return cls(model, build_head(model, views, standardize, dropout, trained), views, val)
+
+    def merged(self, head: nn.Module) -> nn.Module:
+        """The whole model with ``head``, a trained copy of ours, in its place."""
+        assert isinstance(head, Head)
+        return merge(self.model, head)
+
+
+class FeatureFeed:
+    """Feed (batches.py) without pixels: the plan's samples as rows of cached features."""
+
+    threads = 0
+
+    def __init__(
+        self,
+        config: Config,
+        plan: TrainPlan,
+        views: Sequence[Features],
+        val: Features,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.plan, self.accelerator, self.views, self.val = config, plan, accelerator, views, val
+        self.meter = Meter()
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
+        accelerator = self.accelerator
+        shares = self.plan.shares(
+            epoch,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.config.train.accumulation,
+            first_step=step,
+        )
+        for share in shares:
+            which = (epoch + share.draws) % len(self.views)
+            rows = np.empty((len(which), self.val.values.shape[1]), dtype=np.float32)
+            valid = share.valid.copy()
+            for number in np.unique(which):
+                own = which == number
+                view, samples = self.views[int(number)], share.indices[own]
+                rows[own] = view.values[samples]
+                valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
+            share.valid[:] = valid
+            yield Batch(to_device(rows, accelerator.device), share, {})
+
+    def validate(
+        self, model: nn.Module, on_batch: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See RunFeed. Every rank computes all of it."""
+        size, out = self.config.train.eval_batch_size or ROWS, []
+        with torch.inference_mode():
+            for start in range(0, len(self.val.values), size):
+                rows = self.val.values[start : start + size].astype(np.float32)  # out of the map
+                with self.accelerator.autocast():
+                    out.append(model(to_device(rows, self.accelerator.device)).float().cpu().numpy())
+                if on_batch is not None:
+                    on_batch(len(rows))
+        logits = np.concatenate(out)
+        logits[~self.val.decoded] = 0.0
+        return logits, self.val.decoded
+
+    def errors(self) -> int:
+        """Undecodable samples; they were counted, and too many refused, when the features were computed."""
+        return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
+
+    def close(self) -> None:
+        """Nothing to stop."""

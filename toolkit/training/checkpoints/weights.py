@@ -1,0 +1,121 @@
+"""Weights from a local file into a model: whose head fits or is dropped, whatever tool wrapped the names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
+from torch import nn
+
+from shards.dataset.labels import LabelSet, difference
+from shards.errors import UserError
+from toolkit.config.model_files import LABELS, read_labels
+from toolkit.models.factory import head_prefixes
+from toolkit.models.safe_unpickle import safe_load
+from toolkit.models.tensor_files import (
+    load_tensors,
+    misfit,
+    plain_names,
+    read_header,
+    require_finite,
+    shapes_of,
+)
+from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from .safetensors, or from a torch file of which nothing is executed (safe_unpickle.py).
+
+    Wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``) are taken off.
+    """
+    if not path.is_file():
+        raise UserError(f"weights file not found: {path}")
+    if path.suffix == ".safetensors":
+        read_header(path)
+        state: Any = load_tensors(path)
+    else:
+        state = safe_load(path, "weights file")
+    for container in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(container), dict):
+            state = state[container]
+    if (
+        not isinstance(state, dict)
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+        or not state
+    ):
+        raise UserError(f"weights file {path} holds no state dict of tensors")
+    return plain_names(state)
+
+
+def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
+    """Load a local weights file. Returns one line that says what was done.
+
+    A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
+    labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
+    Raises UserError if anything but the head is missing, left over or of another shape: that is another architecture;
+    and for numbers that are not finite.
+    """
+    state = read_weights(path)
+    require_finite(state, path)
+    own = model.state_dict()
+    resampled = _resample_positions(model, state, own)
+    head = head_prefixes(model)
+    brought = sorted(k for k in state if k.startswith(head))
+    sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
+    differs = _other_genres(path, labels) if brought and not sized else None
+    why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
+    if why:  # all of the head or nothing: half an old head helps nobody
+        state = {k: v for k, v in state.items() if not k.startswith(head)}
+    wanted = shapes_of(own)
+    if why or not brought:
+        wanted = {k: shape for k, shape in wanted.items() if not k.startswith(head)}
+    if problem := misfit(wanted, shapes_of(state)):
+        raise UserError(
+            f"weights file {path} does not fit {type(model).__name__}: it {problem}; is it of the architecture named "
+            f"in --model.name?"
+        )
+    model.load_state_dict(state, strict=False)
+    loaded = f"loaded {len(state)} tensors from {path.name}"
+    if resampled:
+        loaded += "; position embeddings resampled to this image size"
+    if why:
+        loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
+    elif brought:
+        genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
+        loaded += f"; its head is of {genres} and was loaded"
+    return loaded
+
+
+def _other_genres(path: Path, labels: LabelSet) -> str | None:
+    """What differs between ``labels`` and those beside a weights file; empty if they agree, None if there are none.
+
+    Beside lies labels.json in a model folder, state.json in a checkpoint. Raises UserError if it cannot be read: then
+    none can say what the head's outputs mean.
+    """
+    try:
+        if (path.parent / LABELS).is_file():
+            theirs = LabelSet(tuple(read_labels(path.parent)[0].genres))
+            same = theirs.fingerprint == labels.fingerprint
+            return "" if same else difference("the weights", theirs, "the shard set", labels)
+        if path.name == TENSORS and (path.parent / STATE).is_file():
+            stated, own = read_state(path.parent).labels, labels.fingerprint
+            return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
+    except UserError as error:
+        raise UserError(f"which genres the head of {path} gives cannot be read: {error}") from None
+    return None
+
+
+def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
+    """Fit a ViT's position embeddings of another image size, as timm does with weights from its hub."""
+    name = "pos_embed"
+    if not isinstance(model, VisionTransformer) or name not in state or name not in own:
+        return False
+    if state[name].shape[1:2] == own[name].shape[1:2] or state[name].shape[2:] != own[name].shape[2:]:
+        return False
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    grid = list(model.patch_embed.grid_size)
+    state[name] = resample_abs_pos_embed(state[name], grid, num_prefix_tokens=prefix)
+    return True

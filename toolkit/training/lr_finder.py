@@ -1,0 +1,187 @@
+"""``posters train --find-lr``: which learning rate? A range test, one curve, two suggestions.
+
+The rate rises exponentially from update to update, from LOW to HIGH, and the training loss is watched: it falls where
+rates are useful, flattens, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks",
+section 3.3). The updates are those of a training, on the real feed at any number of processes, with the factors of
+layers and head but without warm-up and schedule. Nothing of them is kept but OUT/find-lr.csv and OUT/find-lr.png; a
+cache of features stays too, since the training that follows would compute the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter1d
+
+from shards.errors import UserError
+from shards.progress import progress
+from shards.storage.files import atomic_write
+from toolkit.distributed.collectives import by_main, sum_over_ranks
+from toolkit.distributed.votes import Vote
+from toolkit.metrics.multilabel import FloatArray
+from toolkit.training.setup import Parts, make_feed
+from toolkit.training.train_step import Updater
+
+log = logging.getLogger(__name__)
+
+LOW, HIGH = 1e-6, 10.0
+#: Updates of a test: one epoch, but not fewer than show seven decades nor more than they need.
+FEWEST, MOST = 40, 100
+#: The test ends once the loss, smoothed with this decay, is so many times its lowest value. (fastai waits for four
+#: times, but a loss over many genres starts near its floor: it hardly halves in a hundred updates.)
+DECAY, DIVERGED = 0.8, 2.0
+#: Width of the curve's smoothing in decades and, at least, in updates; centred, since a trailing mean would suggest
+#: rates that are too high.
+BLUR, BLUR_UPDATES = 0.2, 2.0
+
+
+@dataclass(frozen=True)
+class LrCurve:
+    """What a range test saw."""
+
+    rates: FloatArray
+    """(n,) rising rates."""
+    losses: FloatArray
+    """(n,) training loss (mean over genres) of the update that was made at each rate, before it was made."""
+    smoothed: FloatArray
+    """(n,) the same, smoothed."""
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the smoothed loss is lowest."""
+        return float(self.rates[np.argmin(self.smoothed)])
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the smoothed loss falls fastest per decade."""
+        slope = np.gradient(self.smoothed, np.log(self.rates))
+        return float(self.rates[np.argmin(slope[: np.argmin(self.smoothed) + 1])])
+
+    @classmethod
+    def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
+        """Raises UserError if the loss did not fall: there is nothing to suggest then."""
+        if len(losses) < 3:
+            raise UserError(
+                "the loss diverged at once, at the lowest rate: look at the data and the weights first"
+            )
+        decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
+        width = max(BLUR / decades, BLUR_UPDATES)
+        capped = np.minimum(
+            losses, DIVERGED * losses[0]
+        )  # the last points would pull the curve up before them
+        curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
+        if np.argmin(curve.smoothed) == 0:
+            raise UserError(
+                f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
+            )
+        return curve
+
+
+def find_lr(accelerator: Accelerator, parts: Parts, accumulation: int) -> None:
+    """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
+    rates, losses = _run(accelerator, parts, accumulation)
+    by_main(accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
+
+
+def _suggest(curve: LrCurve, parts: Parts) -> None:
+    save_curve(curve, parts.out)
+    log.info(
+        "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
+        "look at %s",
+        curve.steepest,
+        curve.lowest / 10,
+        parts.out / "find-lr.png",
+    )
+
+
+def _run(accelerator: Accelerator, parts: Parts, accumulation: int) -> tuple[FloatArray, FloatArray]:
+    """(rates, losses) of the updates until the loss diverged, the same on every rank."""
+    feed = make_feed(accelerator, parts, accumulation)
+    updater = Updater(accelerator, parts, feed.plan, accumulation, lost=Vote(accelerator))
+    steps = feed.plan.steps_per_epoch
+    rates = np.geomspace(LOW, HIGH, min(MOST, max(FEWEST, steps)))
+    losses: list[float] = []
+    epoch = 0
+    parts.freezing.training_mode(parts.model, 0)
+    with (
+        contextlib.closing(feed),
+        progress(len(rates), "find-lr", disable=not accelerator.is_main_process) as bar,
+    ):
+        while len(losses) < len(rates):
+            with contextlib.closing(feed.batches(epoch, 0)) as batches:
+                for step in range(steps):
+                    if len(losses) == len(rates):
+                        break
+                    rate = float(rates[len(losses)])
+                    own, made = updater(batches, epoch, step, len(losses) + 1, rate)
+                    loss, rows = sum_over_ranks(accelerator, own).tolist()
+                    if not rows:
+                        raise UserError(
+                            "a whole update was of samples that could not be decoded: look at the shards' images"
+                        )
+                    if not made and np.isfinite(loss):
+                        continue  # fp16's gradient scale is being found: the same rate with the next samples
+                    losses.append(loss / rows)
+                    bar.update(1)
+                    if diverged(losses):
+                        kept = np.isfinite(losses)
+                        return rates[: len(losses)][kept], np.array(losses)[kept]
+            epoch += 1
+    return rates, np.array(losses)
+
+
+def diverged(losses: list[float]) -> bool:
+    """Whether the last of these losses, smoothed, is DIVERGED times the lowest before, or no number."""
+    if not np.isfinite(losses[-1]):
+        return True
+    mean, lowest = 0.0, np.inf
+    for number, loss in enumerate(losses, 1):
+        mean = DECAY * mean + (1 - DECAY) * loss
+        current = mean / (1 - DECAY**number)
+        lowest = min(lowest, current)
+    return current > DIVERGED * lowest
+
+
+def save_curve(curve: LrCurve, out: Path) -> None:
+    """Write find-lr.csv and find-lr.png into ``out``."""
+    with atomic_write(out / "find-lr.csv", "w") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["update", "lr", "loss", "smoothed"])
+        for number, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True), 1):
+            writer.writerow([number, *(f"{value:.6g}" for value in row)])
+    with atomic_write(out / "find-lr.png") as stream:
+        _draw(curve).savefig(stream, format="png", dpi=144)
+
+
+def _draw(curve: LrCurve) -> Figure:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.plot(curve.rates, curve.losses, color="#9aa5b1", linewidth=1, label="loss of each update")
+    axes.plot(curve.rates, curve.smoothed, color="#1f4e79", linewidth=2.2, label="smoothed")
+    useful = slice(
+        0, int(np.argmin(curve.smoothed)) + 1
+    )  # what comes after the lowest point may rise out of sight
+    high = max(np.quantile(curve.losses[useful], 0.95), curve.smoothed[useful].max())
+    low = min(np.quantile(curve.losses, 0.05), curve.smoothed.min())
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    marks = (
+        (curve.steepest, "#b5460f", "-", f"suggested, falls fastest: {curve.steepest:.2g}"),
+        (curve.lowest / 10, "#5b7a1f", "--", f"a tenth of the lowest: {curve.lowest / 10:.2g}"),
+    )
+    for rate, colour, style, name in marks:
+        axes.axvline(rate, color=colour, linestyle=style, linewidth=1.6, label=name)
+    axes.set_xlabel("learning rate (optim.lr)")
+    axes.set_ylabel("training loss")
+    axes.set_title("Learning-rate range test", loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,261 @@
+"""Updates whose loss or gradient is no number: noticed without waiting for the device, told with the samples at fault.
+
+    micro-batch ─→ note: which rows' losses are not finite ─┐ on the device
+    gradient ───→ allow: is its norm finite? ───────────────┴─→ stop: looked at in `check`, where training waits anyway
+                                                              └→ skip: looked at once per update; a bad one is not made
+
+Every rank makes the same calls and comes to the same answer. Under fp16 the gradient scaler answers to infinite
+gradients, which are how it finds its scale: of the above only losses count then. It leaves such updates out by itself
+and halves the scale; `check_scale` ends a run in which that helps no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from shards.errors import UserError
+from toolkit.config.schema import OnNonfinite
+from toolkit.data.sampling.plan import Share
+from toolkit.distributed.collectives import sum_over_ranks
+from toolkit.distributed.fsdp import local
+
+log = logging.getLogger(__name__)
+
+SHOWN = 10
+#: Updates after which `allow` looks by itself: what is noted of each until then stays in memory.
+MOST = 1000
+#: Under fp16 a run ends with a scale below the first (DeepSpeed's and Megatron's least one), or when so many updates in
+#: a row overflowed. The scale begins at 2^16 and halves each time, so the first comes after 17; the second is for one
+#: that has grown meanwhile, and may have far to fall when a backbone thaws.
+LEAST_SCALE, MOST_OVERFLOWS = 1.0, 40
+REMEDY = "lower --optim.lr, set --optim.clip_norm 1 or use --train.precision bf16 or no"
+
+
+@dataclass
+class _Noted:
+    """What this rank knows of an update, still on the device."""
+
+    epoch: int
+    step: int
+    """From 0."""
+    shares: list[Share] = field(default_factory=list)
+    flags: list[torch.Tensor] = field(default_factory=list)
+    """(n,) bool of each share: its loss is not finite."""
+    gradient: torch.Tensor | None = None
+    """Scalar bool: an element of the gradient is not finite."""
+
+    def bad(self) -> torch.Tensor:
+        """Scalar bool: anything of it is not finite."""
+        bad = torch.stack([flags.any() for flags in self.flags]).any()
+        return bad if self.gradient is None else bad | self.gradient
+
+
+@dataclass(frozen=True)
+class _Told:
+    """The same on the host: what ranks tell each other."""
+
+    epoch: int
+    step: int
+    samples: list[int]
+    """Samples whose loss is not finite."""
+    good_rows: int
+    """Rows that count and whose loss is finite."""
+
+
+class Guard:
+    """Looks at every update of a run for one rank. See the module for what ``stop`` and ``skip`` do."""
+
+    def __init__(
+        self, accelerator: Accelerator, on_nonfinite: OnNonfinite, sample_id: Callable[[int], str]
+    ) -> None:
+        """``sample_id`` gives the user's id of a sample of the training split."""
+        self.accelerator, self.on_nonfinite, self.sample_id = accelerator, on_nonfinite, sample_id
+        self.skipped: list[str] = []
+        """What was wrong with each skipped update of the epoch, as far as this process made it."""
+        self._epoch = -1
+        self._noted: list[_Noted] = []
+        """Updates since the last look."""
+        self._trouble = torch.zeros((), device=accelerator.device)
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Before the forward passes of an update, ``step`` counting from 0."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.skipped.clear()
+        self._noted.append(_Noted(epoch, step))
+
+    def note(self, losses: torch.Tensor, share: Share) -> None:
+        """The (n,) losses of a micro-batch. Does not wait for the device."""
+        self._noted[-1].shares.append(share)
+        self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
+
+    def withdraw(self) -> None:
+        """The update that began last is not made, for a reason that is none of its numbers'."""
+        self._noted.pop()
+
+    def allow(self, model: nn.Module) -> bool:
+        """Whether the update is to be made, with the gradient in ``model`` (unwrapped). Collective with ``skip``.
+
+        If not, a warning names the samples.
+        """
+        noted = self._noted[-1]
+        if self.accelerator.scaler is None:
+            noted.gradient = ~torch.isfinite(_size([p.grad for p in model.parameters()], self._trouble))
+        self._trouble += noted.bad()
+        if self.on_nonfinite == "stop":
+            if len(self._noted) >= MOST:
+                self.check()
+            return True
+        told = self._told()
+        if told is None:
+            return True
+        self.skipped.append(self._story(told))
+        if self.accelerator.is_main_process:
+            log.warning("update skipped: %s", self.skipped[-1])
+        return False
+
+    def check(self) -> None:
+        """Raise UserError, on every rank, if an update since the last look was not finite. Collective; waits."""
+        told = self._told()
+        if told is not None:
+            raise UserError(
+                f"{self._story(told)}: {REMEDY}, or leave such updates out with --train.on_nonfinite skip; the last "
+                f"checkpoint is kept"
+            )
+
+    def check_weights(self, model: nn.Module) -> None:
+        """The same before weights are saved, and for the weights that the last update made. Collective; waits."""
+        self.check()
+        self._trouble += ~torch.isfinite(_size(list(model.parameters()), self._trouble))
+        if self._agreed():
+            raise UserError(
+                f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
+            )
+
+    def check_skipped(self, count: int, most: int, updates: int) -> None:
+        """Raise UserError, on every rank, if too many updates of an epoch were skipped: over ``most``, or all.
+
+        ``count`` of ``updates`` were.
+        """
+        if count > most or count == updates:
+            listed = "; ".join(self.skipped[-SHOWN:])
+            raise UserError(
+                f"{count} of the epoch's {updates} updates were not finite and skipped, with --train.max_skipped "
+                f"{most}: {REMEDY}; the last checkpoint is kept. They were: {listed}"
+            )
+
+    def _agreed(self) -> bool:
+        """Whether any rank met trouble since the last look."""
+        trouble = float(sum_over_ranks(self.accelerator, self._trouble))
+        self._trouble.zero_()
+        return trouble > 0
+
+    def _told(self) -> list[_Told] | None:
+        """What each rank knows of the first update since the last look that was not finite; None if all were."""
+        noted, self._noted = self._noted, []
+        if not self._agreed():
+            return None
+        own = next((_on_host(update) for update in noted if bool(update.bad())), None)
+        everyone = [own]
+        if self.accelerator.num_processes > 1:
+            everyone = gather_object(everyone)
+        found = [told for told in everyone if told is not None]
+        first = min((told.epoch, told.step) for told in found)
+        return [told for told in found if (told.epoch, told.step) == first]
+
+    def _story(self, ranks: list[_Told]) -> str:
+        """What was wrong, without a remedy."""
+        where = f"at epoch {ranks[0].epoch + 1}, step {ranks[0].step + 1}"
+        samples = list(dict.fromkeys(sample for told in ranks for sample in told.samples))
+        good_rows = sum(told.good_rows for told in ranks)
+        if not samples:
+            return f"the gradient is not finite {where}, though the loss of every sample is"
+        more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
+        ids = ", ".join(self.sample_id(sample) for sample in samples[:SHOWN]) + more
+        if not good_rows and len(samples) > 1:
+            return (
+                f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "
+                f"fault, or one of them by way of batch statistics, {ids}"
+            )
+        return (
+            f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
+        )
+
+
+def check_scale(
+    scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int
+) -> None:
+    """Raise UserError if the scaler, which left out this update and ``in_a_row`` in all, finds no scale. Waits.
+
+    Called only after such an update. Ranks have the same gradients, so that all of them raise it or none.
+    """
+    scale = scaler.get_scale()
+    if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:
+        if guard is not None:
+            guard.check()  # a loss that is not finite says more, and names samples
+        raise UserError(
+            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1}, whatever their scale: "
+            f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
+            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept"
+        )
+
+
+def require_made(made: int, updates: int) -> None:
+    """Raise UserError if a run that is over made none of its updates: too few to find a scale, or too broken."""
+    if not made:
+        raise UserError(
+            f"none of the {updates} updates of this run was made, since all gradients overflowed in fp16: use "
+            f"--train.precision bf16 or no"
+        )
+
+
+def skipped_line(skipped: int, overflowed: int, updates: int, scaler: torch.amp.GradScaler | None) -> str:
+    """What to say at the end of an epoch of the updates that were skipped, ``overflowed`` of them by the scaler."""
+    line = f"{skipped} of {updates} updates were skipped"
+    if scaler is not None:
+        line += (
+            f", {overflowed} of them for gradients that overflowed in fp16: some are normal while the gradient scale "
+            f"is found, which is {scaler.get_scale():g} now"
+        )
+    return line
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
+    """Go on with a checkpoint's scale, unless it was saved by a version that let it fall to nothing."""
+    if state["scale"] >= LEAST_SCALE:
+        scaler.load_state_dict(state)
+        return
+    log.warning(
+        "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g",
+        state["scale"],
+        scaler.get_scale(),
+    )
+
+
+def _on_host(noted: _Noted) -> _Told:
+    samples: list[int] = []
+    good_rows = 0
+    for share, flags in zip(noted.shares, noted.flags, strict=True):
+        bad = flags.cpu().numpy()
+        samples += share.indices[bad].tolist()
+        good_rows += int((share.valid & ~bad).sum())
+    return _Told(noted.epoch, noted.step, samples, good_rows)
+
+
+def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm, a scalar: finite if every element is, and small enough to be squared; 0 of nothing.
+
+    It costs a hundredth of an update. Looking for the largest element costs a fifth on a CPU.
+    """
+    # Of what is spread each rank looks at its part.
+    own = [local(t) for t in tensors if t is not None and t.numel()]
+    return get_total_norm(own).to(like.device) if own else torch.zeros_like(like)

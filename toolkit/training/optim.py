@@ -1,0 +1,126 @@
+"""Optimiser and learning-rate schedule: who moves, how fast, and whose weights decay.
+
+rate of a parameter = optim.lr x lr_factor(update) x the factor of its layer x (head_lr if it is the head's)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from torch import nn
+
+from shards.errors import UserError, one_line
+from toolkit.config.schema import OptimConfig
+from toolkit.models.factory import head_prefixes
+
+#: Options of a parameter group that are the configuration's, not the checkpoint's.
+OWN = ("weight_decay", "momentum", "lr_scale")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """timm's optimiser of that name over the parameters that require gradients.
+
+    timm's ``sgd`` is Nesterov's, its ``momentum`` the classical one. A parameter without a gradient (frozen for now)
+    is passed over by every optimiser of timm: it is neither moved nor decayed.
+
+    Raises UserError for an optimiser that cannot be made here, or that needs more than gradients.
+    """
+    if get_optimizer_info(config.name).second_order:
+        raise UserError(
+            f"optim.name {config.name} needs second derivatives, which this trainer has not: adamw has none"
+        )
+    groups = parameter_groups(model, config)
+    try:
+        return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)
+    except Exception as error:  # each optimiser checks its arguments and the machine in its own way
+        raise UserError(f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}") from None
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Groups with params, weight_decay and lr_scale: the factor on the rate, ``layer_decay`` to the power of the
+    layers above (timm's layers: the model's ``group_matcher``), times ``head_lr`` for the classifier.
+
+    Weight decay spares vectors (biases, normalisation) and what the model's ``no_weight_decay`` names. Groups do not
+    depend on the value of the decay, so that a resumed run may change it.
+    """
+    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    if config.layer_decay < 1:
+        groups = param_groups_layer_decay(model, 1.0, spared, layer_decay=config.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
+        groups.reverse()  # decayed ones first, as in checkpoints of old
+    prefixes = head_prefixes(model)
+    head = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
+    result = []
+    for group in groups:
+        parts = [(group["params"], 1.0)]
+        if config.head_lr != 1:
+            parts = [
+                ([p for p in group["params"] if id(p) not in head], 1.0),
+                ([p for p in group["params"] if id(p) in head], config.head_lr),
+            ]
+        scale, decay = group.get("lr_scale", 1.0), group["weight_decay"] * config.weight_decay
+        for params, factor in parts:
+            if params:
+                result.append({"params": params, "weight_decay": decay, "lr_scale": scale * factor})
+    return result
+
+
+def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """Update number → factor on the peak learning rate. Counted in updates, never in processes.
+
+    Cosine falls from 1 to ``min_lr`` (Loshchilov, Hutter 2017, without restarts).
+    """
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return 1.0
+        progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return config.min_lr + (1.0 - config.min_lr) * cosine
+
+    return factor
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group: ``lr`` times the group's own factor. No scheduler, so no scheduler's state."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a checkpoint's state, but keep the configuration's decay, momentum and factors.
+
+    Raises UserError if the state is of other groups of parameters.
+    """
+    own = [{name: group[name] for name in OWN if name in group} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"the checkpoint's optimiser does not fit this version's groups of parameters ({one_line(error)}): "
+            f"start a new run in another --out"
+        ) from None
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
+
+
+def state_per_weight(config: OptimConfig) -> float:
+    """Bytes that the optimiser keeps for one float32 weight, measured on a small matrix."""
+    weight = nn.Parameter(torch.zeros(64, 64))
+    optimizer = create_optimizer_v2([weight], config.name, lr=config.lr, momentum=config.momentum)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]
+    return sum(v.numel() * v.element_size() for v in kept) / weight.numel()

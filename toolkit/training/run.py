@@ -1,0 +1,247 @@
+"""Train a multi-label classifier on a shard set.
+
+    posters train --config configs/poster_resnet50.yaml --shards SHARDS --out RUN
+    accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
+
+Leaves RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
+With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only; with train.feature_views also
+the cached features, which a training in the same RUN then finds (or one with the same train.feature_cache).
+Exit status: 0 trained, 2 bad input (one line says what), 75 stopped by SIGTERM or SIGINT after saving a checkpoint:
+the same command with --resume goes on; 69 another process or the network to it was lost: so it does, from the newest
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import ShardsAt, open_store
+from shards.errors import UserError
+from shards.storage.lock import folder_lock
+from toolkit.config.io import save_config
+from toolkit.config.schema import Config
+from toolkit.config.validation import check_config
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.device.defaults import decode_threads
+from toolkit.distributed.agreement import Facts, command_facts, config_facts, set_facts
+from toolkit.distributed.collectives import by_main, make_accelerator
+from toolkit.distributed.votes import STOPPED, Stopped
+from toolkit.model_folder.folder import recover_model_folder
+from toolkit.training.auto_batch import fit_accumulation
+from toolkit.training.batch_norm import check_rows
+from toolkit.training.checkpoints.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
+from toolkit.training.checkpoints.resume import resumed_checkpoint
+from toolkit.training.run_log import naming
+from toolkit.training.setup import Parts, build_parts
+from toolkit.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False
+) -> int:
+    """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status.
+
+    ``search_lr`` makes a learning-rate range test there instead (lr_finder.py).
+    """
+    check_config(config)
+    config = with_own_size(config)
+    store = open_store(shards)
+    manifest = store.manifest()
+    if not manifest.genres:
+        raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
+    readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
+    options = command_facts("train", {"find_lr": search_lr, "resume": resume})
+    accelerator = _accelerator(config, out, options | config_facts(config) | set_facts(manifest, store))
+    with contextlib.ExitStack() as held:
+        by_main(accelerator, lambda: _hold(held, out, beside=resume or search_lr))
+        status = 0
+        try:
+            if search_lr:
+                _search_lr(accelerator, config, manifest, readers, out)
+            else:
+                _train(accelerator, config, manifest, readers, out, resume)
+        except Stopped as stop:
+            if accelerator.is_main_process:
+                log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
+            status = STOPPED
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return status
+
+
+def with_own_size(config: Config) -> Config:
+    """``config`` with a number of pixels where data.image_size 0 asks for the backbone's own.
+
+    Before anything else of a run, so that a saved config, a checkpoint and a resume never see the 0.
+    """
+    if config.data.image_size:
+        return config
+    size = own_size(config.model.name)
+    log.info("data.image_size %d: the own size of %s", size, config.model.name)
+    return replace(config, data=replace(config.data, image_size=size))
+
+
+def own_size(name: str) -> int:
+    """The side at which timm's model ``name`` (its architecture, with a tag its weights) was trained.
+
+    Our inputs are square: where the model's are not, the larger side, which loses no detail the weights know.
+    Raises UserError if timm says no size.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # a tag that the architecture does not have
+        cfg = None
+    if cfg is None or not cfg.input_size:
+        near = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
+        hint = f" (did you mean {' or '.join(near)}?)" if near and name not in near else ""
+        raise UserError(
+            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}{hint}: "
+            f"give it in pixels, e.g. --data.image_size 224"
+        )
+    return max(cfg.input_size[1:])
+
+
+def _train(
+    accelerator: Accelerator,
+    config: Config,
+    manifest: Manifest,
+    readers: list[ShardReader],
+    out: Path,
+    resume: bool,
+) -> None:
+    """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
+    checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
+    by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
+    parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
+    if config.train.tensorboard:
+        by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
+    accumulation = _accumulation(accelerator, parts)
+    _say_what_runs(accelerator, parts, accumulation, checkpoint)
+    _check_rows(accelerator, parts, accumulation, checkpoint)
+    if not Trainer(accelerator, parts, accumulation, checkpoint).run():
+        raise Stopped("checkpoint saved")
+    if accelerator.is_main_process:
+        log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
+
+
+def _search_lr(
+    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path
+) -> None:
+    from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
+
+    config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is what is watched
+    parts = build_parts(accelerator, config, manifest, readers, out, None)
+    accumulation = _accumulation(accelerator, parts)
+    _say_what_runs(accelerator, parts, accumulation, None)
+    _check_rows(accelerator, parts, accumulation, None)
+    find_lr(accelerator, parts, accumulation)
+
+
+def _accumulation(accelerator: Accelerator, parts: Parts) -> int:
+    config = parts.config
+    if not config.train.auto_batch:
+        return config.train.accumulation
+    return fit_accumulation(accelerator, parts, parts.plan)
+
+
+def _check_rows(
+    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
+) -> None:
+    """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
+    wanted = parts.config.model
+    trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
+    parts.freezing.training_mode(
+        parts.model, None
+    )  # of all that will ever learn; each epoch begins with its own
+    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, accumulation, trained=trained)
+    if warning and accelerator.is_main_process:
+        log.warning("%s", warning)
+
+
+def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
+    precision = config.train.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
+    return make_accelerator(
+        None if precision == "auto" else precision,
+        facts,
+        log_with="tensorboard" if config.train.tensorboard else None,
+        project_dir=str(out),
+    )
+
+
+def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
+    """Make the run folder and lock it for as long as ``held`` is open. Raises UserError if it cannot be.
+
+    Refuses to overwrite a run, unless ``beside`` says that nothing will be.
+    """
+    held.enter_context(folder_lock(out))
+    folder = out / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+        )
+    if not beside and (checkpoints(folder) or (out / "model").exists()):
+        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
+    remove_partial_checkpoints(folder)
+    recover_model_folder(out / "model")
+
+
+def _start_tensorboard(accelerator: Accelerator, folder: Path) -> None:
+    with naming(folder):
+        accelerator.init_trackers("tensorboard")
+
+
+def _say_what_runs(
+    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    config = parts.config
+    plan = parts.plan
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    log.info(
+        "%s, %s head, %.1f M trainable weights; %d genres",
+        config.model.name,
+        config.model.head,
+        trainable / 1e6,
+        len(parts.manifest.genres),
+    )
+    log.info(
+        "%d process(es) on %s, precision %s, %d decoding threads each",
+        accelerator.num_processes,
+        accelerator.device.type,
+        accelerator.mixed_precision,
+        decode_threads(config.data.workers, accelerator.device),
+    )
+    log.info(
+        "%d training and %d validation samples, %d per epoch; "
+        "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",
+        len(parts.train),
+        len(parts.val),
+        plan.num_samples,
+        config.train.batch_size,
+        accelerator.num_processes,
+        accumulation,
+        int(plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max()),
+        plan.steps_per_epoch,
+    )
+    if checkpoint is not None:
+        state = checkpoint.progress
+        log.info("resumed from %s: epoch %d, step %d", checkpoint.path, state.epoch + 1, state.step)
+        if plan.sizes == "tail":
+            log.info(
+                "the run began with an earlier version: its epochs end, as before, on an update of %d samples",
+                plan.count(plan.steps_per_epoch - 1),
+            )

@@ -1,0 +1,100 @@
+"""RUN/log.csv (every few updates), RUN/epochs.csv (every epoch), and accelerate's trackers."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from shards.errors import UserError, one_line
+from shards.storage.files import atomic_write
+from toolkit.distributed.collectives import by_main
+
+STEP_FIELDS = (
+    "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",
+    "skipped_updates", "loss_scale",
+)  # fmt: skip
+EPOCH_FIELDS = (
+    "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
+    "images_per_s", "data_wait", "decode_cores", "copy", "data_errors",
+    "skipped_updates", "seconds",
+)  # fmt: skip
+
+
+class RunLog:
+    """Writes on the main process, whose OSError every rank raises: every rank makes the same calls.
+
+    A resumed run first cuts off the rows of what it is about to do again: updates after ``updates``, and epochs from
+    ``epoch`` on, the last of which may have been validated and not yet saved.
+    """
+
+    def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
+        self.accelerator = accelerator
+        self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
+        self.steps, self.epochs = self.files
+        by_main(accelerator, lambda: self._cut(updates, epoch - 1))
+
+    def _cut(self, updates: int, epoch: int) -> None:
+        _cut(self.steps, STEP_FIELDS, "update", updates)
+        _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One row of log.csv."""
+        self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
+                                      "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One row of epochs.csv."""
+        names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
+        self._write(self.epochs, row, names)
+
+    def _write(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
+        by_main(self.accelerator, lambda: self._append(path, row, tracked))
+
+    def _append(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
+        fields = self.files[path]
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
+        values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
+        with naming(path.parent / "tensorboard"):
+            self.accelerator.log(values, step=row["update"])
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file or folder it was about: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
+    """Keep the rows whose ``counter`` is at most ``last``. Raises UserError for a file that is no log of ours."""
+    kept: list[dict[str, str]] = []
+    if path.exists():
+        try:
+            with open(path, newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
+                if foreign := set(reader.fieldnames or ()) - set(fields):
+                    raise ValueError(f"its columns are not a log's: {', '.join(sorted(foreign))}")
+                # the last row of a killed run may be half a row
+                kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
+        except (ValueError, KeyError, csv.Error) as error:
+            raise UserError(
+                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another"
+            ) from None
+    with atomic_write(path, "w") as stream:
+        writer = csv.DictWriter(stream, fields)
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,208 @@
+"""One update: this rank's micro-batches, their loss and gradient, the optimiser's step, the moving average.
+
+grey levels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
+(cached features go straight into the model)              └──── nonfinite.py looks at both ────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from shards.errors import UserError
+from toolkit.data.augment.pipeline import Augmenter
+from toolkit.data.loader.loader import Batch, targets_of
+from toolkit.data.sampling.plan import TrainPlan
+from toolkit.device.defaults import autocast_dtype
+from toolkit.device.out_of_memory import memory_told, training_line
+from toolkit.device.transfer import to_device
+from toolkit.distributed.collectives import require_read, seed_step
+from toolkit.distributed.votes import Vote
+from toolkit.models.wrapping import plain
+from toolkit.training.batch_norm import held_over_few_rows
+from toolkit.training.nonfinite import Guard, check_scale
+from toolkit.training.optim import set_lr
+from toolkit.training.setup import Parts
+
+
+class Updater:
+    """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        parts: Parts,
+        plan: TrainPlan,
+        accumulation: int,
+        guard: Guard | None = None,
+        lost: Vote | None = None,
+    ) -> None:
+        """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
+
+        ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
+        """
+        self.accelerator, self.parts, self.plan, self.accumulation = accelerator, parts, plan, accumulation
+        self.guard, self.lost = guard, lost
+        self.overflows = 0
+        """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
+        config = parts.config
+        self.augment = Augmenter(config.augment, config.train.seed)
+        self.dtype = autocast_dtype(accelerator)
+        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+
+    def __call__(
+        self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
+    ) -> tuple[torch.Tensor, int]:
+        """Update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
+
+        Returns ((2,) float32 of this rank: the sum over its rows that count of their loss, mean over genres, and how
+        many rows those are; samples of the update over all ranks, masked ones included). The second is 0 for an update
+        that was not made, because the guard did not allow it or its gradient overflowed in fp16: it leaves weights,
+        buffers, optimiser and moving average as they were. The gradient, and with it optim.clip_norm, is of the sum
+        over genres and the mean over samples. Raises UserError where the memory does not hold a micro-batch, or where
+        every gradient overflows; LostData, on every rank, where one of them cannot read its samples: the update is not
+        made, and all is as it was before.
+        """
+        hold = held_over_few_rows(
+            self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation
+        )
+        with memory_told(self._memory_line), hold:
+            return self._update(batches, epoch, step, updates, lr)
+
+    def _update(
+        self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
+    ) -> tuple[torch.Tensor, int]:
+        accelerator, parts, config = self.accelerator, self.parts, self.parts.config
+        model, optimizer = parts.model, parts.optimizer
+        seed_step(config.train.seed, epoch, step, accelerator.process_index)
+        set_lr(optimizer, lr)
+        count = self.plan.count(step)
+        if self.guard is not None:
+            self.guard.begin(epoch, step)
+        total = torch.zeros(2, device=accelerator.device)
+        restore = _kept_buffers(self.plain_model)
+        failure: UserError | None = None
+        for part in range(self.accumulation):
+            batch, failure = self._next(batches, failure, epoch, step, part)
+            last = part == self.accumulation - 1
+            if (
+                last and self.lost is not None
+            ):  # answered while this rank computes, and looked at before the step
+                self.lost.ask(failure is not None)
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                losses, valid = self.losses(model, batch, epoch)
+                loss = (losses * valid).sum()
+                if self.guard is not None:
+                    self.guard.note(losses, batch.share)
+                # DDP averages gradients over ranks; the mean over the update's samples is wanted. Masked ones are among
+                # them: how many there are on other ranks is not known here, and asking would cost a wait.
+                accelerator.backward(loss * (accelerator.num_processes / count))
+            total[0] += loss.detach() / len(parts.manifest.genres)
+            total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
+        if self.lost is not None and self.lost.answer():
+            optimizer.zero_grad()
+            restore()
+            if self.guard is not None:
+                self.guard.withdraw()
+            require_read(accelerator, failure)
+        if self.guard is not None and not self.guard.allow(self.plain_model):
+            optimizer.zero_grad()
+            restore()
+            self.overflows = 0
+            return torch.zeros_like(total), 0
+        if config.optim.clip_norm:
+            if accelerator.scaler is not None:  # the norm is that of the gradient, not of the scaled one
+                accelerator.scaler.unscale_(optimizer.optimizer)
+            clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.overflows = self.overflows + 1 if optimizer.step_was_skipped else 0
+        if self.overflows:
+            restore()
+            check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
+            return total, 0
+        if parts.ema is not None:
+            parts.ema.update(self.plain_model, step=updates)
+        return total, count
+
+    def _next(
+        self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
+    ) -> tuple[Batch, UserError | None]:
+        """The next micro-batch; one that weighs nothing, with the reason, if this rank cannot have its samples.
+
+        The others are in the middle of an update that ends only if this rank takes part in it.
+        """
+        try:
+            if failure is None:
+                return next(batches), None
+        except UserError as error:
+            if self.lost is None:
+                raise
+            failure = error
+        accelerator, side = self.accelerator, self.parts.config.data.image_size
+        rank, world = accelerator.process_index, accelerator.num_processes
+        share = self.plan.micro_batches(epoch, step, rank, world, self.accumulation)[part]
+        share.valid[:] = False
+        images = torch.zeros(
+            (len(share.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device
+        )
+        return Batch(images, share, {}), failure
+
+    def _memory_line(self) -> str:
+        """What did not fit, and the ways out."""
+        config = self.parts.config
+        return training_line(
+            config.train.batch_size,
+            self.accelerator.num_processes,
+            self.accumulation,
+            config.data.image_size,
+            auto_batch=config.train.auto_batch,
+            checkpointing=config.model.checkpointing,
+        )
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model without DDP and compile wrappers, sharing their weights."""
+        return plain(self.parts.model)
+
+    def loss(self, model: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
+        """The sum of the losses of a micro-batch's valid samples, summed over genres; a float32 scalar."""
+        losses, valid = self.losses(model, batch, epoch)
+        return (losses * valid).sum()
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
+        device = self.accelerator.device
+        targets = to_device(targets_of(batch.share, self.parts.train), device)
+        valid = to_device(batch.share.valid, device)
+        inputs = batch.images
+        if self.parts.probe is None:  # cached features are the head's inputs as they are
+            inputs, targets = self.augment(batch.images, targets, batch.share, epoch)
+            inputs = self.parts.preprocessing.normalize(inputs, self.dtype).contiguous(
+                memory_format=self.memory_format
+            )
+        with self.accelerator.autocast():
+            logits = model(inputs)
+        losses: torch.Tensor = self.parts.criterion(logits, targets)
+        return losses, valid
+
+
+def _kept_buffers(model: nn.Module) -> Callable[[], None]:
+    """Copy a model's buffers (BatchNorm's statistics), all of a type at once; call the result to have them back."""
+    buffers: dict[torch.dtype, list[torch.Tensor]] = {}
+    for buffer in model.buffers():
+        buffers.setdefault(buffer.dtype, []).append(buffer)
+    kept = {dtype: torch.cat([buffer.reshape(-1) for buffer in own]) for dtype, own in buffers.items()}
+
+    def restore() -> None:
+        for dtype, own in buffers.items():
+            parts = kept[dtype].split([buffer.numel() for buffer in own])
+            for buffer, before in zip(own, parts, strict=True):
+                buffer.copy_(before.view_as(buffer))
+
+    return restore

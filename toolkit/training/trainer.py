@@ -1,0 +1,319 @@
+"""One training run: epochs of updates, a validation after each, checkpoints between.
+
+plan → feed: decoded, cut, on the device → update (augment, normalise, model, loss, step, moving average)
+                                             ↘ every epoch: thaw? … validation → best? → RUN/model
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from shards.errors import UserError
+from shards.progress import progress
+from toolkit.config.io import config_dict
+from toolkit.data.loader.loader import Batch
+from toolkit.device.defaults import no_room
+from toolkit.device.out_of_memory import memory_told
+from toolkit.distributed.collectives import LostData, broadcast_buffers, by_main, sum_over_ranks
+from toolkit.distributed.fsdp import gathered
+from toolkit.distributed.votes import Stopped, StopSignal, Vote
+from toolkit.models.wrapping import rewrap
+from toolkit.training.batches import SpeedWindow, Stopwatch
+from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
+from toolkit.training.nonfinite import Guard, require_made, skipped_line
+from toolkit.training.optim import lr_factor
+from toolkit.training.run_log import RunLog
+from toolkit.training.setup import Parts, make_feed
+from toolkit.training.train_step import Updater
+from toolkit.training.validation import better, export_model, judge, monitored, score_again
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
+
+    def __init__(
+        self, accelerator: Accelerator, parts: Parts, accumulation: int, resumed: Checkpoint | None = None
+    ) -> None:
+        self.accelerator, self.parts, self.config = accelerator, parts, parts.config
+        self.feed = make_feed(accelerator, parts, accumulation)
+        self.plan = self.feed.plan
+        self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
+        self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard, Vote(accelerator))
+        self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
+        if self.state.loss_rows is None:
+            self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
+        self.run_log = RunLog(accelerator, parts.out, self.state.updates, self.state.epoch)
+        self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
+        self.stop = StopSignal(accelerator)
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """What is validated and saved: the moving average where there is one, else the model itself."""
+        ema = self.parts.ema
+        return self.updater.plain_model if ema is None else ema.module
+
+    def run(self) -> bool:
+        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved).
+
+        Raises LostData, on every rank, where one of them cannot read its samples; a checkpoint was saved then, too.
+        """
+        began = self.state.updates
+        try:
+            if not self._over():
+                score_again(self.accelerator, self.parts, self.state)
+            while not self._over():
+                if not self._epoch():
+                    self._save()
+                    return False
+            require_made(self.state.made, self.state.updates)
+            return True
+        except LostData as lost:
+            if self.state.updates == began:
+                raise
+            self._save()
+            line = f"{lost}; checkpoint saved: the same command with --resume goes on"
+            raise LostData(line, lost.status) from None
+        finally:
+            self.feed.close()
+            self.stop.restore()
+
+    def _over(self) -> bool:
+        patience = self.config.train.patience
+        return self.state.epoch >= self.config.train.epochs or 0 < patience <= self.state.bad_epochs
+
+    def _epoch(self) -> bool:
+        """The rest of the current epoch and its validation. False if stopped between two updates, or validating."""
+        state, config, accelerator = self.state, self.config, self.accelerator
+        images, watch = 0, Stopwatch(self.feed)
+        own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
+        self._thaw()
+        self.parts.freezing.training_mode(self.parts.model, state.epoch)
+        recent = SpeedWindow(self.feed)
+        with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
+            while state.step < self.plan.steps_per_epoch:
+                count = self.plan.count(state.step)
+                try:
+                    loss, _ = self._update(batches)
+                except LostData:
+                    self._note_loss(own_loss)
+                    raise
+                own_loss += loss
+                images += count
+                bar.update(count)
+                if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
+                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
+                every = config.train.checkpoint_steps
+                due = every and state.updates % every == 0 and state.step < self.plan.steps_per_epoch
+                stop = self.stop.agreed()
+                if stop or due:
+                    self._note_loss(own_loss)
+                if stop:
+                    return False
+                if due:
+                    self._save()
+        self._note_loss(own_loss)
+        self.guard.check()
+        if state.skipped and accelerator.is_main_process:
+            steps, scaler = self.plan.steps_per_epoch, accelerator.scaler
+            many = skipped_line(state.skipped, state.overflowed, steps, scaler)
+            log.warning("epoch %d: %s", state.epoch + 1, many)
+        if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
+            raise UserError(
+                f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
+                f"images, and lower --data.max_errors"
+            )
+        seconds, account = watch.seconds, watch.account()
+        if accelerator.is_main_process:
+            log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
+        row = {
+            "train_loss": state.loss_sum / state.loss_rows if state.loss_rows else None,
+            "skipped_updates": state.skipped,
+            "images_per_s": images / seconds,
+            **account,
+            "seconds": seconds,
+        }
+        try:
+            self._validate(row)
+        except Stopped:  # the state is still that of the last update: a resumed run validates again
+            return False
+        return True
+
+    def _note_loss(self, own: torch.Tensor) -> None:
+        """Add this rank's (2,) sums to those of the epoch, over all ranks, and set them to 0. Collective; waits."""
+        loss, rows = sum_over_ranks(self.accelerator, own).tolist()
+        self.state.loss_sum += loss
+        self.state.loss_rows = (self.state.loss_rows or 0) + round(rows)
+        own.zero_()
+
+    def _thaw(self) -> None:
+        """Let gradients flow into what this epoch trains; the optimiser holds it already."""
+        epoch, parts = self.state.epoch, self.parts
+        if not parts.freezing.apply(epoch):
+            return
+        parts.model = rewrap(self.accelerator, parts.model, self.config.train)
+        if self.accelerator.is_main_process:
+            trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+            names = ", ".join(parts.freezing.thawing(epoch))
+            log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
+
+    def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
+        """One update. Returns what the updater does; all of it is 0 if the update was skipped."""
+        state = self.state
+        lr = self.config.optim.lr * self.lr_factor(state.made)
+        loss, counted = self.updater(batches, state.epoch, state.step, state.made + 1, lr)
+        if not counted:
+            loss = torch.zeros_like(loss)
+            state.skipped += 1
+            state.left_out += 1
+            if self.updater.overflows:
+                state.overflowed += 1
+            else:
+                most = self.config.train.max_skipped
+                self.guard.check_skipped(state.skipped - state.overflowed, most, self.plan.steps_per_epoch)
+        state.step += 1
+        state.updates += 1
+        return loss, counted
+
+    def _rate(self) -> float:
+        """The learning rate of the last update that was made."""
+        return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
+
+    def _bar(self) -> Any:
+        state = self.state
+        return progress(
+            self.plan.num_samples,
+            f"epoch {state.epoch + 1}/{self.config.train.epochs}",
+            initial=self.plan.start(state.step),
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def _log_step(self, recent: SpeedWindow, bar: Any, sums: torch.Tensor, images: int) -> None:
+        """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped."""
+        state = self.state
+        self.guard.check()
+        total, rows = sums.tolist()
+        loss = total / rows if rows else None
+        account = recent.measure(images)
+        lr, scaler = self._rate(), self.accelerator.scaler
+        bar.set_postfix_str(
+            f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
+            f"waiting for data {account['data_wait']:.0%}",
+            refresh=False,
+        )
+        self.run_log.step(
+            {
+                "update": state.updates,
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": loss,
+                "lr": lr,
+                **account,
+                "skipped_updates": state.skipped,
+                "loss_scale": None if scaler is None else scaler.get_scale(),
+            }
+        )
+
+    def _validate(self, row: dict[str, Any]) -> None:
+        """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
+        state, accelerator, parts = self.state, self.accelerator, self.parts
+        model = self.judged_model
+        broadcast_buffers(accelerator, self.updater.plain_model)
+        if parts.ema is not None:
+            broadcast_buffers(accelerator, model)
+        model.eval()
+        rows = self.config.train.eval_batch_size
+        with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
+            logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
+        row["data_errors"] = self.feed.errors()
+        whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
+        summary, score, model_sha256 = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
+        if model_sha256:
+            state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
+            state.best_sha256 = model_sha256
+        elif state.epoch > state.best_epoch:  # else it is trained again, and RUN/model is of a later one
+            state.bad_epochs += 1
+        self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        state.loss_rows = state.skipped = state.overflowed = 0
+        self._save()
+
+    def _judge(
+        self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], float, str]:
+        """On the main process: (row of epochs.csv, monitored figure, sha256 of RUN/model if it is the best, else "").
+
+        ``whole`` is the judged model's state where it is spread over processes.
+        """
+        state, parts = self.state, self.parts
+        units = parts.manifest.units_of("val")
+        groups = None if units is None else units[decoded]
+        verdict = judge(
+            parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups
+        )
+        if not np.isfinite(verdict.loss):
+            raise UserError(
+                f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
+            )
+        score = monitored(verdict.row(), self.config.train.monitor)
+        improved = better(score, state.best_score, self.config.train.monitor)
+        # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
+        improved |= score == state.best_score and state.epoch == state.best_epoch
+        sha256 = ""
+        if improved:
+            sha256 = export_model(
+                parts.out / "model",
+                self.judged_model if parts.probe is None else parts.probe.merged(self.judged_model),
+                self.config,
+                parts.manifest,
+                parts.preprocessing,
+                verdict,
+                epoch=state.epoch + 1,
+                score=score,
+                weights="raw" if parts.ema is None else "ema",
+                state=whole,
+            )
+        log.info(
+            "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
+            state.epoch + 1,
+            "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}",
+            verdict,
+            row["images_per_s"],
+            100 * row["data_wait"],
+        )
+        return {**row, **verdict.row(), "lr": self._rate()}, score, sha256
+
+    def _save(self) -> None:
+        accelerator, parts = self.accelerator, self.parts
+        self.guard.check_weights(self.updater.plain_model)  # a broken one would drive good ones out
+        scaler = accelerator.scaler
+        tensors = {
+            "model": self.updater.plain_model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
+        }
+        if parts.fsdp:
+            tensors = gathered(tensors, accelerator.is_main_process)
+        by_main(
+            accelerator,
+            lambda: save_checkpoint(
+                parts.out / "checkpoints",
+                replace(self.state),
+                config_dict(self.config),
+                parts.manifest.fingerprint,
+                parts.manifest.labels.fingerprint,
+                tensors,
+                self.config.train.keep_checkpoints,
+            ),
+        )

@@ -1,0 +1,208 @@
+"""From the validation logits of an epoch to its verdict: metrics, decisions, and the model folder of the best."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from shards.dataset.manifest import Manifest
+from shards.errors import UserError
+from shards.storage.files import fingerprint
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config, DecideConfig
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
+from toolkit.distributed.collectives import by_main
+from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
+from toolkit.inference.split_outputs import infer_split
+from toolkit.metrics.multilabel import prediction_metrics
+from toolkit.model_folder.folder import load_model_folder, save_model_folder
+from toolkit.models.factory import HeadSpec
+
+if TYPE_CHECKING:
+    from toolkit.training.checkpoints.checkpoint import Progress
+    from toolkit.training.setup import Parts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An epoch, judged on the validation split."""
+
+    evaluation: Evaluation
+    decisions: Decisions
+    """Calibration and thresholds, chosen on this split."""
+    held_out: dict[str, float]
+    """Keys of `toolkit.metrics.multilabel.prediction_metrics`: of decisions that are chosen without the fold they are measured on.
+    What the others have on this split, on which they were fitted, would flatter them."""
+
+    @property
+    def loss(self) -> float:
+        return self.evaluation.loss
+
+    def row(self) -> dict[str, Any]:
+        """Its columns of epochs.csv."""
+        return {
+            "val_loss": self.loss,
+            "val_mAP": self.evaluation.ranking["mAP"],
+            "val_micro_f1": self.held_out["micro_f1"],
+            "val_macro_f1": self.held_out["macro_f1"],
+            "threshold": self.decisions.global_threshold,
+        }
+
+    def __str__(self) -> str:
+        row = self.row()
+        m_ap = "-" if row["val_mAP"] is None else f"{row['val_mAP']:.3f}"
+        return (
+            f"val loss {self.loss:.4f}, mAP {m_ap}, micro-F1 {row['val_micro_f1']:.3f}, "
+            f"macro-F1 {row['val_macro_f1']:.3f}"
+        )
+
+
+def judge(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    manifest: Manifest,
+    decide: DecideConfig | None = None,
+    groups: np.ndarray | None = None,
+) -> Verdict:
+    """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1; ``decide`` is DecideConfig() by default.
+
+    groups (n,): equal numbers for near-duplicates; None: there are none. The evaluation's loss is that of the logits
+    as they are: it picks the best epoch, whatever calibration changes.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
+    fits = cross_fit_of(targets, logits, decide, groups=groups)
+    decisions = decisions_of(fits.choose(), fits)
+    evaluation = evaluate_arrays(
+        targets,
+        logits,
+        manifest.genres,
+        train_prevalence(manifest),
+        decisions,
+        split="val",
+        shard_set=manifest.fingerprint,
+    )
+    return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
+
+
+def score_again(accelerator: Accelerator, parts: Parts, state: Progress) -> None:
+    """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
+
+    A model that cannot be read any more is no longer the best.
+    """
+    config, before, rule = parts.config, state.best_score, scoring_rule(parts.config)
+    outdated, state.scored = state.scored != rule, rule
+    if before is None or not outdated:
+        return
+    problem = ""
+    try:
+        verdict = _judge_folder(accelerator, parts.out / "model", config, parts.val, parts.manifest)
+        state.best_score = monitored(verdict.row(), config.train.monitor)
+    except UserError as error:
+        state.best_score, problem = None, str(error)
+    if accelerator.is_main_process:
+        result = (
+            f"{state.best_score:.4f}"
+            if not problem
+            else f"not possible, so the next epoch is the best ({problem})"
+        )
+        log.info(
+            "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
+            "decide options); measured again: %s",
+            config.train.monitor,
+            before,
+            state.best_epoch + 1,
+            result,
+        )
+
+
+def _judge_folder(
+    accelerator: Accelerator, path: Path, config: Config, val: ShardReader, manifest: Manifest
+) -> Verdict:
+    """Verdict on a model folder, by a pass over the validation split. Raises UserError if it cannot be read."""
+    folder = load_model_folder(path)
+    rows, workers = config.train.eval_batch_size, config.data.workers
+    outputs = infer_split(accelerator, folder, val.store, manifest, "val", rows, workers)
+    folder.model.to("cpu")  # its memory is the trained model's again
+    return by_main(
+        accelerator,
+        lambda: judge(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
+    )
+
+
+def scoring_rule(config: Config) -> str:
+    """How the figure that train.monitor names is measured; figures of other rules do not compare.
+
+    Empty for what needs no decisions. Of F-measures it was empty, too, when decisions were fitted on the samples that
+    they were scored on.
+    """
+    if not config.train.monitor.endswith("_f1"):
+        return ""
+    return f"cross-fit {fingerprint(asdict(config.decide))[:16]}"
+
+
+def monitored(row: dict[str, Any], monitor: str) -> float:
+    """The figure of an epoch's row that ``train.monitor`` names. Raises UserError if this split does not define it."""
+    name = f"val_{monitor}"
+    if row[name] is None:
+        raise UserError(
+            f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
+            f"use --train.monitor loss"
+        )
+    return float(row[name])
+
+
+def better(score: float, best: float | None, monitor: str) -> bool:
+    """Whether ``score`` beats the best so far: a lower loss, or a higher figure of any other kind."""
+    return best is None or (score < best if monitor == "loss" else score > best)
+
+
+def export_model(
+    folder: Path,
+    model: nn.Module,
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    verdict: Verdict,
+    *,
+    epoch: int,
+    score: float,
+    weights: str = "raw",
+    state: dict[str, Any] | None = None,
+) -> str:
+    """Write the model folder of the best epoch so far, and return the sha256 of its weights.
+
+    ``model`` is unwrapped, ``epoch`` counts from 1; ``score`` is the figure of train.monitor, by which a resume
+    compares what lies there with what its checkpoint knows.
+
+    ``state`` is its whole state where ``model`` holds a part of each tensor only.
+    ``weights`` says whose they are: "raw" (of the last update) or "ema" (their moving average).
+    """
+    return save_model_folder(
+        folder,
+        model,
+        HeadSpec.of(config.model),
+        manifest.labels,
+        verdict.decisions,
+        preprocessing,
+        {
+            "epoch": epoch,
+            "monitor": config.train.monitor,
+            "score": score,
+            "weights": weights,
+            "shard_set": manifest.fingerprint,
+            "training_config": config_dict(config),
+        },
+        {"val": verdict.evaluation.to_dict()},
+        state,
+    )
