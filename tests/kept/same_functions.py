@@ -1,8 +1,9 @@
 """Is every function what it was, after files were moved? python tests/kept/same_functions.py OLD [NEW]
 
 OLD and NEW are commits; without NEW, the files as they lie here. Functions and methods are compared by their syntax
-trees, wherever their files are. Imports are left out, and so are names of modules, before a name (``module.f``)
-and as a string ("toolkit.module"), which a move may change. Prints what is only in one of the two, and ends with 1 if there is anything.
+trees, wherever their files are. Imports are left out, and so are names of modules, before a name (``module.f``) and as
+a string ("toolkit.module"), which a move may change. Prints what is only in one of the two, and ends with 1 if there
+is anything.
 """
 
 from __future__ import annotations
