@@ -1,4 +1,4 @@
-"""TODO shards.versions."""
+"""Versions of the libraries on which the bytes of a shard depend."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The referee: RapidOCR's own detection call on an enlarged copy, with thresholds below those that cleaning used.
 
 It shares the network with the cleaner, and nothing else: another size, other preparation, other outlines, every box
-believed however large. Like the cleaner it shows the network a line of known text below the picture (anchor_strip.py tells
-why); without it the network "finds" text in pictures that hold none.
+believed however large. Like the cleaner it shows the network a line of known text below the picture (anchor_strip.py
+tells why); without it the network "finds" text in pictures that hold none.
 """
 
 from __future__ import annotations

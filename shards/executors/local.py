@@ -1,7 +1,8 @@
 """Run many repeatable tasks: on all cores of this machine, or on a cluster's workers (shards/executors/dask.py).
 
 A task is a pure function of its arguments that leaves a file under a final name; it may be run again at any time, and
-twice at once. ``str(task)`` names it for people. What becomes of failures is the same everywhere (shards/executors/retries.py).
+twice at once. ``str(task)`` names it for people. What becomes of failures is the same everywhere
+(shards/executors/retries.py).
 """
 
 from __future__ import annotations

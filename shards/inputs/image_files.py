@@ -1,4 +1,4 @@
-"""Poster files: where they lie, which of them belong to an id, and what else lies there. inputs/images.py looks inside."""
+"""Poster files: where they lie, which of them belong to an id, and what else lies there. images.py looks inside."""
 
 from __future__ import annotations
 

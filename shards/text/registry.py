@@ -1,4 +1,4 @@
-"""TODO shards.text.registry."""
+"""Text detectors by name: ours, one of its kind from a file, or one of the user's own."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Pages and contact sheets: one style, and pictures in rows."""

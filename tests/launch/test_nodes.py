@@ -131,7 +131,8 @@ def test_a_pulled_cable_ends_both_sides_with_a_line_and_a_resume_finishes(
 
 
 def test_the_interface_that_leads_to_the_first_node(nodes: Nodes):
-    code = "import sys; from toolkit.distributed.launch import interface_toward as i; print([i(a) for a in sys.argv[1:]])"
+    code = "import sys; from toolkit.distributed.launch import interface_toward as i; "
+    code += "print([i(a) for a in sys.argv[1:]])"
     hosts = [*ADDRESSES, "localhost", "192.0.2.1", "no.such"]
     seen = subprocess.run(
         ["ip", "netns", "exec", nodes.names[1], sys.executable, "-c", code, *hosts],

@@ -32,7 +32,8 @@ from toolkit.metrics.weighted import Answers
 
 SIDE = 48
 NUM_POSTERS = 320
-#: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training (shards/build/split.py).
+#: Genre: its square's colour and prevalence. The last comes twice in all, so never outside training
+#: (shards/build/split.py).
 SQUARES = {
     "Action": ((220, 30, 30), 0.5),
     "Comedy": ((30, 200, 30), 0.35),

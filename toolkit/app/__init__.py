@@ -1,0 +1,1 @@
+"""``posters app``: a page in the browser that names the genres of posters and shows why."""

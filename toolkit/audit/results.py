@@ -1,6 +1,7 @@
 """The audit's result: one dictionary for audit.json, a row per poster in audit.csv.
 
-The screen, the page and the sheet of pictures show the same dictionary: tables.py, audit/html.py, audit/contact_sheet.py.
+The screen, the page and the sheet of pictures show the same dictionary: tables.py, audit/html.py,
+audit/contact_sheet.py.
 """
 
 from __future__ import annotations

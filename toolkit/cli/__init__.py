@@ -1,0 +1,1 @@
+"""The ``posters`` command: its tree, the options of each command, and how errors end."""

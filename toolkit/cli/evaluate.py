@@ -1,4 +1,4 @@
-"""TODO toolkit.cli.evaluate."""
+"""Options of ``posters evaluate`` and ``tune``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Options of ``posters evaluate``, ``tune``, ``predict`` and ``demo``.
-
-Their work is imported when asked for: torch is slow.
-"""
+"""Options of ``posters predict`` and ``demo``. What runs is loaded when it runs: `posters --help` waits for no torch."""
 
 from __future__ import annotations
 

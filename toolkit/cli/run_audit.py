@@ -1,4 +1,4 @@
-"""TODO toolkit.cli.run_audit."""
+"""``posters audit`` itself: from its options to tables and a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO toolkit.cli.run_evaluate."""
+"""``posters evaluate`` itself: from its options to tables, files and a report."""
 
 from __future__ import annotations
 

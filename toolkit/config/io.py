@@ -1,18 +1,15 @@
-"""TODO toolkit.config.io."""
+"""A configuration as YAML."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from shards.storage.files import atomic_write
 from toolkit.config.schema import Config
-
-if TYPE_CHECKING:
-    pass
 
 
 def config_dict(config: Config) -> dict[str, Any]:

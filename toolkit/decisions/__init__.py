@@ -1,0 +1,1 @@
+"""From logits to named labels: calibration and thresholds, chosen on validation. No torch."""

@@ -139,8 +139,8 @@ def choose_calibration(
     cross-entropy per sample and the ECE fall by more than `CLEARLY` standard errors of that difference, so that noise
     in a small split chooses nothing; of several the one with the lowest cross-entropy.
 
-    fold, units: (N,) of `toolkit.decisions.folds`, by default those of samples without duplicates. fit(k, method) gives the
-    calibration fitted on all but fold k, or on all (None), for who has fitted it already.
+    fold, units: (N,) of `toolkit.decisions.folds`, by default those of samples without duplicates. fit(k, method) gives
+    the calibration fitted on all but fold k, or on all (None), for who has fitted it already.
 
     The second result maps every method to its held-out {"loss", "ece"}; it is empty where nothing was compared.
     """

@@ -1,0 +1,1 @@
+"""What the device of this process can do: defaults, memory, copies, torch's private names."""

@@ -1,4 +1,4 @@
-"""TODO toolkit.device.defaults."""
+"""What suits a device where nobody says: rows of a forward pass, threads, number formats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from shards.executors.local import available_cores
 from toolkit.device.out_of_memory import forward_line
 
-#: Images per forward pass where nobody says. On a CPU more than 32 gain little once freed memory is kept (allocator.py),
-#: and are a third slower where it is not; a GPU wants many.
+#: Images per forward pass where nobody says. On a CPU more than 32 gain little once freed memory is kept
+#: (allocator.py), and are a third slower where it is not; a GPU wants many.
 CPU_ROWS, GPU_ROWS = 32, 128
 
 

@@ -1,4 +1,4 @@
-"""TODO toolkit.device.transfer."""
+"""Copies to a device that nothing waits for."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Processes of a launch: how they meet, agree, gather, vote, share work and weights."""

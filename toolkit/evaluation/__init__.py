@@ -1,0 +1,1 @@
+"""Figures of a model on a split, and decisions that are chosen again."""

@@ -1,17 +1,12 @@
-"""TODO toolkit.evaluation.tables."""
+"""Tables of figures for terminals, and figures as JSON and text have them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
-    pass
 import math
 from collections.abc import Iterable, Mapping
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -1,0 +1,1 @@
+"""Multi-label metrics on arrays, their intervals and baselines. No torch."""

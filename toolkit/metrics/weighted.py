@@ -55,8 +55,9 @@ class Measured:
 class WeightedMetrics:
     """Metrics of ``answers`` against ``targets``, (N, G) of 0 and 1; call it with (B, N) weights.
 
-    Keys and conventions are those of `toolkit.metrics.multilabel`: macro means and mAP leave out genres without weighted
-    positives, a ratio with a zero denominator counts as 0; ``ece`` and ``ece_macro`` are `toolkit.metrics.calibration_error`'s.
+    Keys and conventions are those of `toolkit.metrics.multilabel`: macro means and mAP leave out genres without
+    weighted positives, a ratio with a zero denominator counts as 0; ``ece`` and ``ece_macro`` are
+    `toolkit.metrics.calibration_error`'s.
     """
 
     def __init__(self, targets: ArrayLike, answers: Answers) -> None:

@@ -1,0 +1,1 @@
+"""The folder that holds a trained model: written, read, described by its card."""

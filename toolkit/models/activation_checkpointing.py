@@ -1,4 +1,4 @@
-"""TODO toolkit.models.activation_checkpointing."""
+"""Activations that are computed again in the backward pass instead of being kept."""
 
 from __future__ import annotations
 

@@ -74,10 +74,10 @@ def build_model(
     """A timm model for square inputs of ``image_size`` pixels whose classifier gives ``num_classes`` logits.
 
     Parameters of a linear head keep timm's names, so plain timm can load them; an mlp head stands in the classifier's
-    place as a Sequential, levels and ensembles see two stages (multi_stage.py, ensemble.py). ``drop_path`` is the rate of
-    stochastic depth at the last block (Huang et al. 2016). ``scratch``: whether random weights would do instead of
-    pretrained ones, which the error for an unreachable hub then says.
-    Raises UserError for an unknown name, an unreachable hub, a classifier that is no Linear, no stochastic depth.
+    place as a Sequential, levels and ensembles see two stages (multi_stage.py, ensemble.py). ``drop_path`` is the rate
+    of stochastic depth at the last block (Huang et al. 2016). ``scratch``: whether random weights would do instead of
+    pretrained ones, which the error for an unreachable hub then says. Raises UserError for an unknown name, an
+    unreachable hub, a classifier that is no Linear, no stochastic depth.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):  # names such as hf-hub:USER/NAME are none, and nothing is fetched

@@ -1,0 +1,1 @@
+"""``posters predict``: single images, folders, whole shard sets, and the Python interface."""

@@ -19,7 +19,7 @@ TOO_FEW = "too few posters"
 
 
 def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """One row per genre in the model's order; None where undefined (see `toolkit.metrics.multilabel.per_genre_table`)."""
+    """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
     model, plain = material.model, draws[MODEL]
     table = per_genre_table(material.targets, model.probabilities, model.thresholds, material.genres)
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

@@ -1,6 +1,7 @@
 """The figures of a report: the headline with its intervals, and what it means beside baselines and another run.
 
-Everything is measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an interval.
+Everything is measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an
+interval.
 """
 
 from __future__ import annotations

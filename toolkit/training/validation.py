@@ -41,8 +41,8 @@ class Verdict:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Keys of `toolkit.metrics.multilabel.prediction_metrics`: of decisions that are chosen without the fold they are measured on.
-    What the others have on this split, on which they were fitted, would flatter them."""
+    """Keys of `toolkit.metrics.multilabel.prediction_metrics`: of decisions that are chosen without the fold they are
+    measured on. What the others have on this split, on which they were fitted, would flatter them."""
 
     @property
     def loss(self) -> float:

@@ -1,0 +1,1 @@
+"""Augmentation of batches on the device: colours, RandAugment, erasing, mixing."""

@@ -1,12 +1,12 @@
 """Who sees which sample when. Pure arithmetic: no files, no process group, no state.
 
-Training rule. An epoch is a permutation of all samples (shuffle.py), some of them repeated if asked for (repeat_factor.py): a
-function of (seed, epoch) of which any slice can be asked for. With N positions and a global batch of B it has
-k = ceil(N / B) updates, and update t takes the positions from floor(t * N / k) on: the sizes of updates differ by one
-at most, none is over B, and none is under half of B unless the set is. (Full updates and then what is left would be
-the obvious rule; but what is left may be one sample, whose gradient moves the weights as far as that of B samples, and
-over which BatchNorm takes its statistics, just before the epoch is validated. Runs of earlier versions go on so:
-``sizes`` "tail".) Every position is visited once.
+Training rule. An epoch is a permutation of all samples (shuffle.py), some of them repeated if asked for
+(repeat_factor.py): a function of (seed, epoch) of which any slice can be asked for. With N positions and a global batch
+of B it has k = ceil(N / B) updates, and update t takes the positions from floor(t * N / k) on: the sizes of updates
+differ by one at most, none is over B, and none is under half of B unless the set is. (Full updates and then what is
+left would be the obvious rule; but what is left may be one sample, whose gradient moves the weights as far as that of B
+samples, and over which BatchNorm takes its statistics, just before the epoch is validated. Runs of earlier versions go
+on so: ``sizes`` "tail".) Every position is visited once.
 
 Each update is dealt out like cards over its world_size x accumulation micro-batches. The samples of an update therefore
 do not depend on the number of processes, and every rank makes the same number of updates. A micro-batch of fewer than

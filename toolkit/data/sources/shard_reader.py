@@ -1,9 +1,9 @@
 """Random access to the samples of one split: a table says where in which tar.
 
-The table of a split (shards/dataset/sample_table.py) is mapped, not read: memory per process does not grow with the set. Only a few
-tars are open at a time. Image bytes are read with pread into memory of the reading thread. A memory map of the tars
-would save a copy of some microseconds, but a page that is not there yet would be fetched while the GIL is held, and a
-tar that shrinks under a map kills the process.
+The table of a split (shards/dataset/sample_table.py) is mapped, not read: memory per process does not grow with the
+set. Only a few tars are open at a time. Image bytes are read with pread into memory of the reading thread. A memory map
+of the tars would save a copy of some microseconds, but a page that is not there yet would be fetched while the GIL is
+held, and a tar that shrinks under a map kills the process.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class ShardReader:
     def read(self, index: int) -> memoryview:
         """The encoded image of a sample, writable, valid until this thread's next read.
 
-        What fails in passing is read again (shards/storage/retry.py). Raises UserError, which names the shard, for one that
-        cannot be read or ends before the sample does: neither says anything of an image.
+        What fails in passing is read again (shards/storage/retry.py). Raises UserError, which names the shard, for one
+        that cannot be read or ends before the sample does: neither says anything of an image.
         """
         try:
             return self._read(index)

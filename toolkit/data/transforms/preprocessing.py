@@ -122,7 +122,7 @@ Box = tuple[int, int, int, int]
 
 
 def view_box(width: int, height: int, image_size: int, crop_pct: float) -> Box:
-    """left, top, right, bottom in a poster's pixels of what `toolkit.data.transforms.preprocessing.center_crop` keeps of it."""
+    """left, top, right, bottom in a poster's pixels of what `center_crop` keeps of it."""
     scale = max(image_size, round(image_size / crop_pct)) / min(width, height)
     half = image_size / scale / 2.0
     left, top = max(0, round(width / 2.0 - half)), max(0, round(height / 2.0 - half))

@@ -30,7 +30,8 @@ MOST_DOTS = 8
 def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
     """Predicted probability against observed frequency, all genres pooled, before and after calibration.
 
-    Each of them as `toolkit.metrics.calibration_error.calibration_summary` has it; ``after`` is None without calibration.
+    Each of them as `toolkit.metrics.calibration_error.calibration_summary` has it; ``after`` is None without
+    calibration.
     """
     figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")

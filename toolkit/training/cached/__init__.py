@@ -1,0 +1,1 @@
+"""Training on features of a frozen backbone, computed once and kept."""
