@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import toolkit.cli.run_evaluate
 import toolkit.distributed.agreement
-import toolkit.evaluation.evaluate
 import toolkit.evaluation.tune
 import toolkit.prediction.batch
 import toolkit.training.run
@@ -30,12 +30,12 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     cli.HEAD_START = 0.0  # no launcher waits to end the others
     environment, versions = dict(os.environ), toolkit.distributed.agreement.versions
-    facts = toolkit.evaluation.evaluate.command_facts
+    facts = toolkit.cli.run_evaluate.command_facts
 
     def buggy(command: str, options: argparse.Namespace) -> Any:
         return facts(command, options) if options.split != "BUG" else 1 / 0
 
-    toolkit.evaluation.evaluate.command_facts = buggy  # type: ignore[assignment]
+    toolkit.cli.run_evaluate.command_facts = buggy  # type: ignore[assignment]
     for case in json.loads(Path(sys.argv[1]).read_text()):
         os.environ.clear()
         os.environ.update(environment | case["env"][rank], MASTER_PORT=str(case["port"]))

@@ -1,4 +1,4 @@
-"""Options of ``posters predict`` and ``demo``. What runs is loaded when it runs: `posters --help` waits for no torch."""
+"""Options of ``posters predict`` and ``demo``. What runs is loaded when it runs: `posters --help` needs no torch."""
 
 from __future__ import annotations
 

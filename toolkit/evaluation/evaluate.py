@@ -12,7 +12,6 @@ MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz b
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import Accelerator
@@ -23,9 +22,6 @@ from toolkit.evaluation.results import FIXED_THRESHOLDS, Evaluation, evaluate_ar
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.metrics.multilabel import FloatArray
 from toolkit.model_folder.folder import OURS, ModelFolder
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,16 @@ a report can go to any log file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
@@ -20,18 +26,6 @@ from toolkit.evaluation.tables import (
     plain_table,
     report_console,
 )
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Mapping, Sequence
-
-import pandas as pd
-from numpy.typing import ArrayLike
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
 from toolkit.metrics.calibration_error import calibration_summary
 from toolkit.metrics.multilabel import (
