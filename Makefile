@@ -33,6 +33,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Minutes, and some GB of peers' packages; IMAGES=DIR takes your posters instead of drawn ones.
 bench: $(VENV)/installed-dev

@@ -9,7 +9,6 @@ folder of their own; they go within an hour, and with the program.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -38,6 +37,9 @@ from toolkit.app.html import STYLE
 from toolkit.app.service import Answers, text_removal
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.model_folder.folder import load_model_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger(__name__)
 

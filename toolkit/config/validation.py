@@ -21,7 +21,8 @@ _AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
 #: Known without asking timm.
 COMMON = ("adam", "adamw", "sgd", "lamb")
 
-#: Optimisers whose updates of spread weights were compared with those of whole ones (tests/toolkit/test_fsdp.py).
+#: Optimisers whose updates of spread weights were compared with those of whole ones: by
+#: tests/toolkit/distributed/test_fsdp.py.
 SPREADABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 
 

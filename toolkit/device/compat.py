@@ -1,6 +1,6 @@
 """Private names of torch that this toolkit cannot do without, each with its reason, gathered here.
 
-setup.cfg bounds torch from above because of them; tests/toolkit/test_compat.py fails where a version moves one.
+setup.cfg bounds torch from above because of them; tests/toolkit/device/test_compat.py fails where a version moves one.
 (shards/build/tar_writer.py holds the one of webdataset, because shards never imports torch.)
 """
 

@@ -10,8 +10,8 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import logging
+from typing import TYPE_CHECKING
 
 from shards.cli.arguments import store_of
 from shards.errors import UserError
@@ -26,6 +26,9 @@ from toolkit.evaluation.evaluate import evaluate_outputs
 from toolkit.inference.split_outputs import infer_split
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OURS, load_model_folder, write_labels
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger(__name__)
 

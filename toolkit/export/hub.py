@@ -5,14 +5,13 @@ posters push --model RUN/model --repo USER/NAME --private
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -22,6 +21,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from shards.errors import UserError, one_line
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 #: What belongs to a model, as patterns of names in its folder. Predictions hold the evaluated samples' labels.
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")

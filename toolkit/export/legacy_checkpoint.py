@@ -7,13 +7,12 @@ timm's ResNets have torchvision's names of weights and give the same logits. The
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import timm
@@ -31,6 +30,9 @@ from toolkit.model_folder.folder import save_model_folder
 from toolkit.models.factory import HeadSpec, build_model
 from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
 from toolkit.models.tensor_files import require_finite
+
+if TYPE_CHECKING:
+    import argparse
 
 WHAT = "checkpoint of that script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -5,11 +5,11 @@ posters export --model RUN/model --format onnx --preprocess --check posters/    
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from glob import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from toolkit.export.onnx_preprocessing import NORMALISED
 from toolkit.export.parity_check import Run, judge, measure, pictures_to_check
 from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 CPU = torch.device("cpu")
 #: By format: file name in the model folder.

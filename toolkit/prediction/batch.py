@@ -10,7 +10,6 @@ few batches and the rows of two parts.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import logging
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
@@ -71,6 +70,9 @@ from toolkit.prediction.formats import (
     write_rows,
 )
 from toolkit.prediction.options import forward_of, load_folder, onnx_path
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger(__name__)
 

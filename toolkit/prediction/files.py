@@ -9,11 +9,11 @@ Unreadable images are reported and counted, the rest is predicted. Exit status 1
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -33,6 +33,9 @@ from toolkit.prediction.batch import run_predict_batch
 from toolkit.prediction.formats import error_text
 from toolkit.prediction.options import check_options, file_format, forward_of, load_folder, wants_a_folder
 from toolkit.prediction.output import Prediction, write_predictions
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger(__name__)
 

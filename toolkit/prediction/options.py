@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,9 @@ from shards.errors import UserError
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.inference.forward import Forward, ForwardOptions
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 #: Endings of --output that name a file for all results, and its format.
 FILE_FORMATS = {".json": "json", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}

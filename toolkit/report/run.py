@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import Accelerator
@@ -24,6 +24,9 @@ from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, Material, Said
 from toolkit.report.label_errors import INSTALL, have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 No list of samples is shuffled or kept. Position p of an epoch maps to a sample by a Feistel network (Luby, Rackoff
 1988) over the smallest square grid that holds all samples (Black, Rogaway 2002, "Ciphers with arbitrary finite
 domains": halves added modulo the side), walking on while the result lies outside of 0..n-1. Eight rounds of a 64-bit
-mixer; tests/toolkit/test_order.py checks its uniformity.
+mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
 
 ``global``: one permutation of everything; every read is random. ``window``: shards are permuted, then samples within
 groups of a few shards, so that a node reads from only a few files at a time: for sets that do not fit in memory.

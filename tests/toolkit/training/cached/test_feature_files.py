@@ -23,7 +23,7 @@ from toolkit.models.factory import HeadSpec, build_model
 from toolkit.training.cached.feature_files import FeatureWriter, read_features
 from toolkit.training.cached.probe import FeatureFeed, build_head
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "faults"))
 
 from fault_tools import ended, train_options
 

@@ -20,7 +20,7 @@ from toolkit.metrics.multilabel import bce_from_logits, sigmoid, threshold_metri
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-POSTERS = Path(__file__).resolve().parents[2].parent / "shared" / "posters" / "meta_processed.csv"
+POSTERS = Path(__file__).resolve().parents[3].parent / "shared" / "posters" / "meta_processed.csv"
 
 # Evaluated split: prevalence A 3/4, B 1/4, C 0. Training: A 0.6, B 0.4, C 0.1.
 TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])

@@ -95,10 +95,10 @@ def test_the_same_picture_gives_the_same_regions_in_any_process(tmp_path: Path) 
         from PIL import Image
         from text_tools import QUICK
         from test_text_detector import told
-        from shards.text.detector import make_detector
+        from shards.text.registry import make_detector
         print(json.dumps(told(make_detector(QUICK).detect(np.asarray(Image.open(sys.argv[1]))))))
     """
-    path = f"{environment()['PYTHONPATH']}:{Path(__file__).parent}"
+    path = f"{environment()['PYTHONPATH']}:{Path(__file__).parents[1]}:{Path(__file__).parent}"
     done = python("-c", textwrap.dedent(script), tmp_path / "poster.png", env=environment(PYTHONPATH=path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == first

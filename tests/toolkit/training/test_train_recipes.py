@@ -18,7 +18,7 @@ from toolkit.model_folder.folder import load_model_folder
 from toolkit.training.batches import train_plan
 from toolkit.training.optim import lr_factor
 
-PROBE = Path(__file__).with_name("probe_train.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_train.py"
 
 #: All at once; the transformer has neither BatchNorm nor dropout, so one and two processes compute the same.
 RECIPE = [

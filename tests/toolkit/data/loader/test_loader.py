@@ -277,7 +277,7 @@ def test_the_meter_counts_what_was_done(shard_set: Path):
 
 
 def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.data.loader.loader.available_cores", lambda: 16)
+    monkeypatch.setattr("toolkit.device.defaults.available_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert decode_threads(0) == 4 and decode_threads(3) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")

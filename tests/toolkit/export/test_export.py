@@ -219,7 +219,7 @@ def test_parsing_options_loads_neither_torch_nor_onnx():
         "import sys, toolkit.cli.main as c; c.build_parser().parse_args(['export', '-m', 'x']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'onnxruntime', 'huggingface_hub')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
 def test_facts_are_json(model_folder: Path):

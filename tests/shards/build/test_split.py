@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shards.build.split import split_samples
 from shards.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 Labels = list[list[int]]

@@ -19,7 +19,7 @@ from shards.dataset.manifest import Manifest
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.model_folder.folder import load_model_folder
 
-PROBE = Path(__file__).with_name("probe_train.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_train.py"
 
 
 def read_spy(folder: Path) -> dict[tuple[int, int], list[str]]:

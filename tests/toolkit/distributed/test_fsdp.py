@@ -26,7 +26,7 @@ from toolkit.distributed.fsdp import LEAST, is_spread, spread, spreads, units
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.training.run import train
 
-PROBE = Path(__file__).with_name("probe_fsdp.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_fsdp.py"
 
 #: All that meets spread weights, on a network in which samples do not meet: the same at any number of processes.
 EVERYTHING = [

@@ -177,7 +177,7 @@ def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
     def absent() -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("toolkit.audit.run.cv2", absent)
+    monkeypatch.setattr("toolkit.cli.run_audit.cv2", absent)
     args = arguments("--model", tmp_path, "--images", titles[0], "--cleaned", titles[1])
     with pytest.raises(UserError, match=r"needs opencv: pip install -e '.\[clean"):
         run_audit(args)

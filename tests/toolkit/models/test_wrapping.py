@@ -28,8 +28,8 @@ from toolkit.models.wrapping import check_synced, plain, rewrap, synced, wrap
 from toolkit.training.checkpoints.checkpoint import newest_checkpoint
 from toolkit.training.run import train
 
-PROBE = Path(__file__).with_name("probe_fsdp.py")
-REWRAP = Path(__file__).with_name("probe_rewrap.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_fsdp.py"
+REWRAP = Path(__file__).resolve().parents[1] / "probe_rewrap.py"
 
 COMPILED = "--train.compile=true"
 #: Updates of an epoch.

@@ -17,7 +17,7 @@ from toolkit.training.auto_batch import fit_accumulation
 from toolkit.training.train_step import Updater
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PROBE = Path(__file__).with_name("probe_memory.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_memory.py"
 
 
 def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from probe_matrix import combinations, few, title
 from toolkit_helpers import launch
 
-PROBE = Path(__file__).with_name("probe_matrix.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_matrix.py"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from toolkit.device.compat import (
     upsample_into,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 #: Packages of ours, and those whose underscores are public (namedtuples, ctypes) or ours to read.
 LIBRARIES = {
     "accelerate",

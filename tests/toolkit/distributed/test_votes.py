@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit_helpers import launch_2
 
-VOTE = Path(__file__).with_name("probe_vote.py")
+VOTE = Path(__file__).resolve().parents[1] / "probe_vote.py"
 
 
 def test_a_vote_on_stopping_does_not_wait():

@@ -20,7 +20,7 @@ from shards.storage.files import sha256_file
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import write_labels
 
-PROBE = Path(__file__).with_name("probe_agree.py")
+PROBE = Path(__file__).resolve().parents[1] / "probe_agree.py"
 #: Seconds within which two processes of a case must end, on a machine that does much else beside.
 SOON = 20.0
 REMEDY = ": start all processes with the same command, files and configuration"

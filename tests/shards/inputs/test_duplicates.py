@@ -23,7 +23,7 @@ from shards.inputs.duplicates import (
     signatures_agree,
 )
 
-POSTERS = Path(__file__).resolve().parents[3] / "shared" / "posters" / "images"
+POSTERS = Path(__file__).resolve().parents[4] / "shared" / "posters" / "images"
 
 
 def partition(groups: NDArray[np.int64]) -> set[frozenset[int]]:
