@@ -49,7 +49,7 @@ def open_executor(
 
     ``workers`` processes of this machine (0: one per core), or the workers of a Dask ``scheduler``. Each of those must
     see those of the folders ``reads`` and ``writes`` that are no URLs, and have this machine's versions of
-    ``libraries`` and of manifest.LIBRARIES.
+    ``libraries`` and of shards.versions.LIBRARIES.
     """
     if scheduler is None:
         yield LocalExecutor(workers)

@@ -5,8 +5,8 @@
 Prints a Markdown table: a row for each stack of exactness_worker.py, a column for each promise of
 toolkit/data/sampling/plan.py. The peers are negative controls: a check that none of them fails would prove little about
 us. What is compared is which sample ids a rank is handed at which step; ours come from the plan that the trainer
-follows (tests/toolkit/training/test_train.py watches the trainer itself). tests/toolkit/test_negative_controls.py runs a
-part of this in `make test`.
+follows (tests/toolkit/training/test_train.py watches the trainer itself). tests/toolkit/test_negative_controls.py runs
+a part of this in `make test`.
 """
 
 from __future__ import annotations
