@@ -3,7 +3,7 @@
     [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--rounds 5] [--json FILE]
 
 The same posters and model for all: ``posters predict`` on shards and on files, the forward pass on a resident batch
-(how fast could it be?), timm's scoring.py, transformers' image-classification pipeline. Each in a process of its own
+(how fast could it be?), timm's inference.py, transformers' image-classification pipeline. Each in a process of its own
 (stacks/predict_*.py), taking turns; ratios are medians of the ratios within a round. Reading, decoding, calibration and
 writing the rows count; loading the model does not. ``python tests/bench/peers.py transformers`` installs the last one.
 """

@@ -1,4 +1,4 @@
-"""timm's scoring.py on a folder of images. Its wheel lacks the script: the same calls, in the script's order.
+"""timm's inference.py on a folder of images. Its wheel lacks the script: the same calls, in the script's order.
 
 create_dataset and create_loader (a worker per core, prefetching and normalising on the device), the model in
 channels_last under autocast, sigmoid, a DataFrame, a CSV file.
