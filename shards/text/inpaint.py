@@ -7,11 +7,9 @@ are returned as they were; the result is a function of both arguments alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from shards.errors import UserError
 from shards.text.opencv import cv2
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -29,30 +27,6 @@ MAX_GRAIN = 3.0
 RELAXATIONS = 12
 #: Pixels that are worked on at a time.
 STRIP = 2_000_000
-
-
-def make_fill(name: str, model: Path | None = None) -> Fill:
-    """The fill of that name; with ``model``, an in-painting network (see inpaint_model.py). Raises UserError."""
-    if model is not None:
-        from shards.text.inpaint_model import FillModel
-
-        return FillModel(model)
-    if name not in FILLS:
-        raise UserError(
-            f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model"
-        )
-    if name == "surround":
-        return surround
-    method = cv2().INPAINT_TELEA if name == "telea" else cv2().INPAINT_NS
-
-    def inpaint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        if mask.all() or not mask.any() or min(mask.shape) < 3:
-            return surround(image, mask)  # OpenCV has nothing to start from
-        # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
-        # spread the text that lies there: it gets a picture that holds plausible colours there instead.
-        return cv2().inpaint(surround(image, mask), mask.astype(np.uint8), RADIUS, method)
-
-    return inpaint
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

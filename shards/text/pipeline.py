@@ -16,10 +16,10 @@ from shards.errors import UserError
 from shards.inputs.images import blamed_on_the_picture
 from shards.storage.files import fingerprint, sha256_file
 from shards.text.detector import DetectorOptions, TextDetector
-from shards.text.inpaint import Fill, make_fill
+from shards.text.inpaint import Fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
-from shards.text.registry import make_detector
+from shards.text.registry import make_detector, make_fill
 from shards.text.remove import Removal, remove_text
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")

@@ -32,7 +32,7 @@ from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, 
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.models.factory import logits_and_features
+from toolkit.models.heads import logits_and_features
 from toolkit.training.setup import Parts, build_parts, make_feed
 from toolkit.training.train_step import Updater
 

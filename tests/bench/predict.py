@@ -35,7 +35,8 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.device.defaults import rows_for
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec
 
 ENTRIES: dict[str, Entry] = {
     "forward": Entry("predict_forward.py"),

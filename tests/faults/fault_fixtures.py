@@ -15,7 +15,7 @@ from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
 from shards.dataset.manifest import Manifest
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from toolkit.cli.main import build_parser, main
 from toolkit.cli.train import parse_train
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 pytest_plugins = ("launch_fixtures",)
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from shards.dataset.labels import LabelSet
-from shards.text.inpaint import make_fill
 from shards.text.masks import outlines
+from shards.text.registry import make_fill
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
 from toolkit.audit.results import build_report

@@ -11,7 +11,7 @@ from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
 from shards.dataset.labels import LabelSet
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.fixture

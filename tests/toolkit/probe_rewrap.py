@@ -15,8 +15,9 @@ import torch
 
 from toolkit.config.schema import TrainConfig
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing
+from toolkit.models.heads import HeadSpec
 from toolkit.models.wrapping import plain, rewrap, wrap
 
 

@@ -30,7 +30,8 @@ from shards.dataset.manifest import Manifest
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import save_model_folder
-from toolkit.models.factory import HeadSpec, build_model, clean_state
+from toolkit.models.factory import build_model, clean_state
+from toolkit.models.heads import HeadSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "launch" / "accelerate" / "cpu_2.yaml"

@@ -25,7 +25,8 @@ from PIL import Image
 
 from shards.errors import UserError, one_line
 from shards.inputs.images import BadImage, decode
-from toolkit.data.transforms.image_transform import RAW, RawTransform
+from toolkit.data.sources.image_files import RAW
+from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 #: The largest file that is taken (MB).

@@ -24,7 +24,8 @@ from shards.errors import UserError, one_line
 from shards.inputs.images import BadImage
 from shards.inputs.metadata import Rejection
 from shards.progress import progress
-from shards.text.inpaint import Fill, make_fill
+from shards.text.inpaint import Fill
+from shards.text.registry import make_fill
 from toolkit.audit.effects import CONTROLS
 from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
 from toolkit.audit.selection import AuditOptions, Chosen

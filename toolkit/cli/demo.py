@@ -20,8 +20,8 @@ from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
 from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from toolkit.data.sources.image_files import list_images
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.image_transform import list_images
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.inference.split_outputs import SplitLogits

@@ -27,7 +27,8 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import FloatArray, sigmoid
 from toolkit.model_folder.folder import save_model_folder
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec
 from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
 from toolkit.models.tensor_files import require_finite
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from toolkit.device.compat import change_class
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.models.factory import logits_and_features
+from toolkit.models.heads import logits_and_features
 from toolkit.models.last_layer import Float32Linear
 
 OUTPUTS = ("logits", "probabilities", "embedding")

@@ -21,7 +21,7 @@ from shards.inputs.synthetic import draw_poster_set
 from shards.storage.endings import ENDINGS_TEXT, is_image_name
 from toolkit.export.onnx_preprocessing import NORMALISED
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.models.factory import backbone_features
+from toolkit.models.heads import backbone_features
 
 log = logging.getLogger(__name__)
 

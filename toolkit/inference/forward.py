@@ -20,7 +20,7 @@ from torch import nn
 from shards.errors import UserError
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.fsdp import is_spread
-from toolkit.models.factory import logits_and_features
+from toolkit.models.heads import logits_and_features
 
 Tta = Literal["none", "flip"]
 #: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.

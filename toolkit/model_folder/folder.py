@@ -30,7 +30,8 @@ from toolkit.config.model_files import AGAIN, CONFIG, LABELS, check_agreement, r
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import FloatArray
-from toolkit.models.factory import HeadSpec, build_model, clean_state, size_argument
+from toolkit.models.factory import build_model, clean_state, size_argument
+from toolkit.models.heads import HeadSpec
 from toolkit.models.tensor_files import load_tensors, read_header, require_finite, require_fit
 
 WEIGHTS = "model.safetensors"

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from shards.errors import UserError
-from toolkit.models.factory import head_prefixes
+from toolkit.models.heads import head_prefixes
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from shards.inputs.orientation import upright_rgb
 from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sources.errors import Undecodable
+from toolkit.data.sources.image_files import RAW, file_id, read_file
 from toolkit.data.transforms.batch_transform import FileCut
-from toolkit.data.transforms.image_transform import RAW, RawTransform, file_id, read_file
-from toolkit.data.transforms.jpeg import Undecodable
+from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.device.defaults import DTYPES, ahead_for, best_device, decode_threads, rows_for
 from toolkit.inference.forward import Forward, ForwardOptions, Tta
 from toolkit.inference.scoring import infer_shares

@@ -33,7 +33,7 @@ from shards.storage.files import remove_partials
 from shards.storage.lock import folder_lock
 from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.loader.loader import Loader
-from toolkit.data.transforms.image_transform import list_images
+from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.agreement import (
     Facts,

@@ -26,9 +26,10 @@ from shards.storage.files import fingerprint
 from shards.storage.retrying_read import Abandoned
 from toolkit.data.loader.loader import Source
 from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sources.image_files import FileSource, file_id
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cut, Cutter, eval_cutter, file_cutter
-from toolkit.data.transforms.image_transform import FileSource, RawTransform, file_id
+from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)

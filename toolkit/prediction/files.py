@@ -21,8 +21,9 @@ from shards.errors import UserError, printable_line
 from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan
+from toolkit.data.sources.image_files import FileSource, file_id, list_images
 from toolkit.data.transforms.batch_transform import file_cutter
-from toolkit.data.transforms.image_transform import FileSource, RawTransform, file_id, list_images
+from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of

@@ -16,7 +16,7 @@ from shards.console import exact_stdout
 from shards.errors import printable_line
 from shards.storage.csv_text import write_exact
 from shards.storage.files import atomic_write
-from toolkit.data.transforms.image_transform import file_id
+from toolkit.data.sources.image_files import file_id
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.formats import (
     OWN,

@@ -20,7 +20,7 @@ from torch import nn
 
 from shards.errors import UserError, one_line
 from toolkit.config.schema import OptimConfig
-from toolkit.models.factory import head_prefixes
+from toolkit.models.heads import head_prefixes
 
 #: Options of a parameter group that are the configuration's, not the checkpoint's.
 OWN = ("weight_decay", "momentum", "lr_scale")

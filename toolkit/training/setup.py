@@ -28,8 +28,9 @@ from toolkit.distributed.fsdp import is_spread, spread, spread_state, spreads
 from toolkit.model_folder.folder import mean_std
 from toolkit.models.activation_checkpointing import enable_checkpointing
 from toolkit.models.ema import build_ema, restore_ema
-from toolkit.models.factory import HeadSpec, build_model, head_from_hub, head_prefixes, other_size, set_prior
+from toolkit.models.factory import build_model, other_size
 from toolkit.models.freezing import Freezing, check_random
+from toolkit.models.heads import HeadSpec, head_from_hub, head_prefixes, set_prior
 from toolkit.models.wrapping import check_synced, synced, wrap
 from toolkit.training.batches import Feed, RunFeed, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash

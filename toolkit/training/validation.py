@@ -24,7 +24,7 @@ from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_preval
 from toolkit.inference.split_outputs import infer_split
 from toolkit.metrics.multilabel import prediction_metrics
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 if TYPE_CHECKING:
     from toolkit.training.checkpoints.checkpoint import Progress

@@ -11,7 +11,7 @@ from protocol import Stack, Task, serve
 
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import LocalShards
-from toolkit.data.transforms.image_transform import list_images
+from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.inference.forward import Forward, ForwardOptions

@@ -16,8 +16,8 @@ from shards.errors import UserError
 from shards.inputs.image_files import find_image
 from shards.inputs.images import BadImage, blamed_on_the_picture
 from shards.text.detector import Region
-from shards.text.inpaint import make_fill
 from shards.text.pipeline import TextRemoval
+from shards.text.registry import make_fill
 from shards.text.report import read_report
 
 

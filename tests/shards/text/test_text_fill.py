@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from text_tools import one_line_error
 
-from shards.text.inpaint import FILLS, make_fill, membrane, surround
+from shards.text.inpaint import FILLS, membrane, surround
+from shards.text.registry import make_fill
 
 
 @st.composite

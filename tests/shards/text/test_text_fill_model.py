@@ -18,8 +18,8 @@ from text_tools import (
     sized,
 )
 
-from shards.text.inpaint import make_fill
 from shards.text.inpaint_model import FillModel
+from shards.text.registry import make_fill
 
 onnx = pytest.importorskip("onnx")
 

@@ -29,7 +29,7 @@ from toolkit.device.defaults import CPU_ROWS
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.inference.forward import Answer
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
 
 

@@ -27,7 +27,7 @@ from shards.dataset.labels import LabelSet
 from toolkit.app.decoder import MAX_MB
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

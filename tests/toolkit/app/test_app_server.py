@@ -19,7 +19,7 @@ from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder
 
 from shards.dataset.labels import LabelSet
 from toolkit.app.guard import PER_CLIENT
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 pytest.importorskip("gradio")
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from toolkit.app.grad_cam import GradCam, NoHeatMap
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec
 
 HEADS = [
     HeadSpec("linear", (), 0.0),

@@ -33,7 +33,7 @@ from audit_tools import (
 )
 
 from shards.errors import UserError
-from shards.text.inpaint import make_fill
+from shards.text.registry import make_fill
 from shards.text.report import NAME as REPORT
 from toolkit.audit.html import page
 from toolkit.audit.images import make_pictures, reencode

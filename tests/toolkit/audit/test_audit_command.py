@@ -23,7 +23,7 @@ from audit_tools import GENRES, Folders, Reader, audit, write_anywhere, write_ti
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.text.inpaint import make_fill
+from shards.text.registry import make_fill
 from toolkit.audit.html import page
 from toolkit.audit.run import AuditOptions, fill_maker
 from toolkit.audit.selection import read_posters, read_targets
@@ -31,7 +31,7 @@ from toolkit.cli.audit import add_audit_arguments
 from toolkit.cli.run_audit import run_audit
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.activation_checkpointing import enable_checkpointing
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing
+from toolkit.models.heads import HeadSpec
 from toolkit.training.optim import build_optimizer
 from toolkit.training.run import train, with_own_size
 

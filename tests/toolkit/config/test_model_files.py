@@ -29,7 +29,7 @@ from toolkit.config.model_files import check_agreement, read_config
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_labels, load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 GENRES = ("Comedy", "Drama", "War")
 WEIGHTS = "model.safetensors"

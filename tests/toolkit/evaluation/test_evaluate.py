@@ -35,7 +35,7 @@ from toolkit.metrics.calibration_error import (
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OURS, load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.fixture(scope="module")

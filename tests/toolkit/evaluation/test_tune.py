@@ -18,7 +18,7 @@ from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import Decisions, choose_decisions
 from toolkit.model_folder.folder import load_labels, load_model_folder, write_labels
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from toolkit.cli.main import main
 from toolkit.export.torch_export import load_torch_export
 from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec, backbone_features
+from toolkit.models.heads import HeadSpec, backbone_features
 
 LABELS = LabelSet(("a", "b", "c"))
 CPU = torch.device("cpu")

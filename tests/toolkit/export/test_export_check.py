@@ -15,7 +15,7 @@ from shards.errors import UserError
 from toolkit.export.onnx_preprocessing import NORMALISED
 from toolkit.export.parity_check import Differences, Run, judge, measure, pictures_to_check
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.models.factory import HeadSpec, backbone_features
+from toolkit.models.heads import HeadSpec, backbone_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.export.hub import fetch_model
 from toolkit.model_folder.folder import load_model_folder, write_labels
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 KEPT = ["README.md", "config.json", "labels.json", "metrics-test.json", "model.safetensors"]
 

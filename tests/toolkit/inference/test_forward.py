@@ -11,7 +11,8 @@ from torch import nn
 
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.inference.forward import Forward, ForwardOptions
-from toolkit.models.factory import HeadSpec, build_model, classifier_path
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec, classifier_path
 
 SIDE = 32
 PREPROCESSING = Preprocessing(SIDE, 1.0, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

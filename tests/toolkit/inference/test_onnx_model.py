@@ -17,7 +17,7 @@ from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec, backbone_features
+from toolkit.models.heads import HeadSpec, backbone_features
 
 CPU = torch.device("cpu")
 LABELS = LabelSet(("a", "b", "c"))

@@ -13,7 +13,7 @@ from toolkit_helpers import make_model_folder
 from shards.dataset.labels import LabelSet
 from shards.errors import printable_line
 from toolkit.model_folder.card import plain, render_card, write_card
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "levels", "ensemble"])

@@ -29,7 +29,7 @@ from toolkit.evaluation.results import evaluate_arrays
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_model_folder, recover_model_folder, write_labels
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 
 def test_plain_timm_gives_the_same_logits(model_folder: Path):

@@ -14,7 +14,8 @@ from train_tools import make_parts, make_updater, make_updates, state_of, tiny_c
 from toolkit.cli.main import main
 from toolkit.metrics.multilabel import bce_from_logits
 from toolkit.models.ema import build_ema, restore_ema
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec
 from toolkit.training.setup import make_feed
 
 pytestmark = pytest.mark.usefixtures("one_thread")

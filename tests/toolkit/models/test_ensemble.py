@@ -13,7 +13,8 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.ensemble import Ensemble, linears, mlp, networks
-from toolkit.models.factory import HeadSpec, build_model, head_prefixes, set_prior
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec, head_prefixes, set_prior
 from toolkit.models.last_layer import Float32Linear, last_linears
 
 SPEC = HeadSpec("ensemble", (5,), 0.0, 3)

@@ -14,8 +14,9 @@ from train_tools import make_parts, tiny_config
 
 from shards.errors import UserError
 from toolkit.config.schema import OptimConfig
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing, check_random
+from toolkit.models.heads import HeadSpec
 from toolkit.training.optim import build_optimizer, set_lr
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,8 +15,9 @@ from shards.errors import UserError
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
-from toolkit.models.factory import HeadSpec, build_model, set_prior
+from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing
+from toolkit.models.heads import HeadSpec, set_prior
 from toolkit.models.multi_stage import use_levels
 from toolkit.training.checkpoints.weights import load_weights
 

@@ -21,8 +21,9 @@ from shards.errors import UserError
 from toolkit.config.schema import LossConfig, OptimConfig
 from toolkit.model_folder.folder import load_model_folder, mean_std
 from toolkit.models.activation_checkpointing import enable_checkpointing
-from toolkit.models.factory import HeadSpec, build_model, clean_state, head_prefixes, other_size
+from toolkit.models.factory import build_model, clean_state, other_size
 from toolkit.models.freezing import Freezing
+from toolkit.models.heads import HeadSpec, head_prefixes
 from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
 from toolkit.training.checkpoints.weights import load_weights, read_weights
 from toolkit.training.losses import build_loss

@@ -18,10 +18,10 @@ from toolkit_helpers import error_lines, make_model_folder, posters_command, som
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, printable_line
 from toolkit.cli.main import main
-from toolkit.data.transforms.image_transform import list_images
+from toolkit.data.sources.image_files import list_images
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
 from toolkit.prediction.options import load_folder
 from toolkit.prediction.output import named_genres

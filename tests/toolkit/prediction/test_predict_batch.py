@@ -30,7 +30,7 @@ from shards.errors import UserError
 from shards.storage.files import PARTIAL
 from toolkit.cli.main import main
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 PROBE = ROOT / "tests" / "toolkit" / "probe_predict.py"
 

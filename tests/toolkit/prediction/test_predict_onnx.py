@@ -12,7 +12,7 @@ from toolkit_helpers import make_model_folder, some_decisions
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.cli.main import main
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

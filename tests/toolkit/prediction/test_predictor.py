@@ -22,7 +22,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.storage.files import sha256_file
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
 
 

@@ -21,7 +21,7 @@ from toolkit.cli.evaluate import add_evaluate_arguments
 from toolkit.cli.main import main
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import OURS
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.report import run as report_run
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names

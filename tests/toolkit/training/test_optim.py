@@ -12,8 +12,9 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.config.schema import OptimConfig
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing
+from toolkit.models.heads import HeadSpec
 from toolkit.training.optim import (
     build_optimizer,
     lr_factor,

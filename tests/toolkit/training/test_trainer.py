@@ -22,7 +22,8 @@ from train_tools import make_parts, tiny_config
 from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.models.factory import HeadSpec, build_model, clean_state, head_prefixes
+from toolkit.models.factory import build_model, clean_state
+from toolkit.models.heads import HeadSpec, head_prefixes
 from toolkit.training import trainer, validation
 from toolkit.training.cached.probe import Head
 from toolkit.training.setup import Parts

@@ -25,9 +25,10 @@ from toolkit.data.loader.buffers import Slot
 from toolkit.data.loader.faults import ATTEMPTS, FaultPolicy, Faults
 from toolkit.data.loader.timing import Meter
 from toolkit.data.sampling.plan import Share
+from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cut, Cutter
-from toolkit.data.transforms.jpeg import Turned, Undecodable
+from toolkit.data.transforms.jpeg import Turned
 from toolkit.device.transfer import to_device
 
 #: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.

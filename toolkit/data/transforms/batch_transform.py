@@ -15,11 +15,12 @@ from PIL import Image
 
 from toolkit.config.schema import DataConfig, Geometry
 from toolkit.data.sampling.plan import Share
+from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.sources.thread_buffer import scratch
 from toolkit.data.transforms.crops import Views, eval_views, train_views
 from toolkit.data.transforms.geometry import DeviceGeometry, cut_on_cpu
-from toolkit.data.transforms.jpeg import Turned, Undecodable, decode_rows, place, scaled
+from toolkit.data.transforms.jpeg import Turned, decode_rows, place, scaled
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 

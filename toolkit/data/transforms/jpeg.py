@@ -26,16 +26,13 @@ from shards.errors import one_line
 from shards.inputs.images import ANY, BadImage, decode
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, check_scans, missing_scans, read_jpeg_header
 from shards.inputs.orientation import STRIP
+from toolkit.data.sources.errors import Undecodable
 
 BLOCK_ROWS = 16  # rows of a block of the usual chroma subsamplings; others are multiples or divisors
 #: libjpeg's last warning where rows of a sound file were left out. It comes after decoding, when all rows that were
 #: asked for are in memory: headers with such bytes between their segments are not plain, and where pixels are missing,
 #: that is the last warning.
 _STOPPED = "extraneous bytes before marker"
-
-
-class Undecodable(Exception):
-    """An image that neither decoder accepts. The message is one line."""
 
 
 class Turned(Undecodable):

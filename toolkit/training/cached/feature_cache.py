@@ -38,7 +38,7 @@ from toolkit.device.defaults import autocast_dtype, decode_threads, no_room, row
 from toolkit.device.out_of_memory import memory_told
 from toolkit.distributed.collectives import by_main, from_main, gather_by_index, require_read
 from toolkit.distributed.votes import StopSignal
-from toolkit.models.factory import backbone_features, head_prefixes
+from toolkit.models.heads import backbone_features, head_prefixes
 from toolkit.training.cached.feature_files import Features, FeatureWriter, file_of, read_features, share_file
 
 log = logging.getLogger(__name__)

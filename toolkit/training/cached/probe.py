@@ -23,7 +23,7 @@ from toolkit.data.loader.timing import Meter
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.device.transfer import to_device
 from toolkit.models.ensemble import linears, networks
-from toolkit.models.factory import classifier_path
+from toolkit.models.heads import classifier_path
 from toolkit.training.cached.feature_files import Features
 
 #: A feature that hardly varies is not blown up.

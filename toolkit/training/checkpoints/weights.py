@@ -13,7 +13,7 @@ from torch import nn
 from shards.dataset.labels import LabelSet, difference
 from shards.errors import UserError
 from toolkit.config.model_files import LABELS, read_labels
-from toolkit.models.factory import head_prefixes
+from toolkit.models.heads import head_prefixes
 from toolkit.models.safe_unpickle import safe_load
 from toolkit.models.tensor_files import (
     load_tensors,

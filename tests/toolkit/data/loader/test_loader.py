@@ -21,9 +21,9 @@ from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.sampling.plan import EvalPlan, Share, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
+from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, file_cutter, train_cutter
-from toolkit.data.transforms.jpeg import Undecodable
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import GPU_THREADS, decode_threads
 

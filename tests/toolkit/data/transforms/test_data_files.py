@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from shards.errors import UserError
+from toolkit.data.sources.errors import Undecodable
+from toolkit.data.sources.image_files import FileSource
 from toolkit.data.transforms.batch_transform import SquareCut
 from toolkit.data.transforms.crops import eval_views
-from toolkit.data.transforms.image_transform import FileSource, RawTransform
-from toolkit.data.transforms.jpeg import Undecodable
+from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 MEAN = STD = (0.5, 0.5, 0.5)

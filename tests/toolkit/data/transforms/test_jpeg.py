@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pixel_tools import jpeg, picture
 
-from toolkit.data.transforms.jpeg import Undecodable, decode_rows, rows_to_decode, scaled
+from toolkit.data.sources.errors import Undecodable
+from toolkit.data.transforms.jpeg import decode_rows, rows_to_decode, scaled
 
 
 def decode(data: bytes, width: int, height: int, rows: int, denominator: int = 1) -> np.ndarray:

@@ -19,7 +19,8 @@ from toolkit_helpers import weights_option
 from toolkit.config.schema import Config, TrainConfig
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
-from toolkit.models.factory import HeadSpec, build_model
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec
 from toolkit.training.cached.feature_files import FeatureWriter, read_features
 from toolkit.training.cached.probe import FeatureFeed, build_head
 

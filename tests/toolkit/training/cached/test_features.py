@@ -17,7 +17,8 @@ from shards.errors import UserError
 from toolkit.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.models.factory import HeadSpec, backbone_features, build_model, classifier_path
+from toolkit.models.factory import build_model
+from toolkit.models.heads import HeadSpec, backbone_features, classifier_path
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
 from toolkit.training.cached.feature_files import read_features
 
@@ -161,7 +162,7 @@ def test_features_that_half_precision_does_not_hold_are_kept(
     """Neither an infinity nor 0 is made of them."""
     plain = bank(model, tmp_path / "plain").evaluation_view(reader, "val").values
     monkeypatch.setattr(
-        "toolkit.models.factory.backbone_features",
+        "toolkit.models.heads.backbone_features",
         lambda *given: scale * backbone_features(*given),
     )
     found = bank(model, tmp_path / "scaled").evaluation_view(reader, "val").values

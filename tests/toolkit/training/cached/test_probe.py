@@ -18,7 +18,8 @@ from train_tools import make_parts, tiny_config
 from shards.dataset.manifest import Manifest
 from toolkit.config.schema import Config, DataConfig, TrainConfig
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.models.factory import HeadSpec, backbone_features, build_model, classifier_path, clean_state
+from toolkit.models.factory import build_model, clean_state
+from toolkit.models.heads import HeadSpec, backbone_features, classifier_path
 from toolkit.training.batches import train_plan
 from toolkit.training.cached.feature_files import Features
 from toolkit.training.cached.probe import FeatureFeed, Probe, build_head, merge

@@ -19,7 +19,7 @@ from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
 from toolkit.model_folder import folder as model_module
 from toolkit.model_folder.folder import read_best, recover_model_folder
-from toolkit.models.factory import HeadSpec
+from toolkit.models.heads import HeadSpec
 from toolkit.training.checkpoints import checkpoint as checkpoint_module
 from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
 from toolkit.training.checkpoints.resume import settle

@@ -1,0 +1,126 @@
+"""Classifiers in place of the one that a network came with, and what they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.errors import UserError
+from toolkit.config.schema import ModelConfig
+from toolkit.models.ensemble import Ensemble, mlp
+from toolkit.models.last_layer import last_linears
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The part of a model that timm does not know about."""
+
+    kind: str = "mlp"
+    """mlp, linear, levels or ensemble."""
+    hidden: tuple[int, ...] = (1024, 512)
+    dropout: float = 0.5
+    members: int = 1
+    """Of an ensemble."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "hidden": list(self.hidden),
+            "dropout": self.dropout,
+            "members": self.members,
+        }
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> HeadSpec:
+        return cls(config.head, tuple(config.hidden), config.dropout, config.members)
+
+    @property
+    def least_tensors(self) -> int:
+        """How many tensors the weights of such a head have, or more."""
+        layers = len(self.hidden) + 1 if self.drops_within else 1
+        return 2 * layers * (self.members if self.kind == "ensemble" else 1)
+
+    @property
+    def drops_within(self) -> bool:
+        """Whether the classifier has its dropout within, so that timm's before it is to be off."""
+        return self.kind in ("mlp", "ensemble")
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Dotted name of the classifier module, e.g. ``fc`` or ``head.fc``. Raises UserError if there is not just one."""
+    name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    if not isinstance(name, str) or not isinstance(_module(model, name), nn.Linear):
+        raise UserError(
+            f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it"
+        )
+    return name
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def _replace_classifier(model: nn.Module, head: HeadSpec, num_classes: int) -> None:
+    name = classifier_name(model)
+    parent_name, _, attribute = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    width = getattr(parent, attribute).in_features
+    classifier: nn.Module
+    if head.kind == "ensemble":
+        classifier = Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
+    else:
+        classifier = nn.Sequential(*mlp(width, head.hidden, num_classes, head.dropout))
+    setattr(parent, attribute, classifier)
+
+
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What names of the classifier's parameters begin with, e.g. ``("fc.",)``; distilled models have two of them."""
+    name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
+    names = [name] if isinstance(name, str) else list(name or [])
+    return tuple(f"{name}." for name in names)
+
+
+def head_from_hub(model: nn.Module, kind: str, num_classes: int) -> bool:
+    """Whether the hub's weights of ``model`` brought its classifier along: timm keeps one of the wanted size."""
+    cfg: Any = model.pretrained_cfg
+    return kind == "linear" and cfg.get("num_classes") == num_classes
+
+
+def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
+    """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
+
+    A genre that is never or always there counts as one in ten thousand.
+    """
+    share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
+    for layer in last_linears(model, head_prefixes(model)):
+        if layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(torch.logit(share))
+
+
+def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, G) logits of a timm model in evaluation mode, and the (n, F) features that its classifier is given."""
+    maps = model.forward_features(images)
+    return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
+
+
+def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """(n, F) what the classifier of a timm model in evaluation mode is given for (n, 3, S, S) images."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Dotted name of a model's one classifier, whether timm's own layer or our layers in its place.
+
+    Raises UserError for distilled models, which have two.
+    """
+    prefixes = head_prefixes(model)
+    if len(prefixes) != 1:
+        raise UserError(
+            f"{type(model).__name__} has no single classifier: train.feature_views does not fit it"
+        )
+    return prefixes[0].rstrip(".")
