@@ -162,7 +162,7 @@ def test_features_that_half_precision_does_not_hold_are_kept(
     """Neither an infinity nor 0 is made of them."""
     plain = bank(model, tmp_path / "plain").evaluation_view(reader, "val").values
     monkeypatch.setattr(
-        "toolkit.models.heads.backbone_features",
+        "toolkit.training.cached.feature_cache.backbone_features",
         lambda *given: scale * backbone_features(*given),
     )
     found = bank(model, tmp_path / "scaled").evaluation_view(reader, "val").values
