@@ -204,7 +204,7 @@ def test_print_config_is_yaml_of_every_key(tmp_path: Path):
 
 
 def test_every_field_says_why():
-    text = (ROOT / "toolkit" / "schema.py").read_text()
+    text = (ROOT / "toolkit" / "config" / "schema.py").read_text()
     for section in dataclasses.fields(Config):
         for field in dataclasses.fields(getattr(Config(), section.name)):
             assert re.search(rf'^    {field.name}: .*\n    """.+', text, re.M), field.name
@@ -221,6 +221,6 @@ def test_shipped_configs_are_true(name: str, expected: Config):
 def test_the_reference_says_of_every_key_what_its_field_says():
     text = (ROOT / "configs" / "poster_resnet50.yaml").read_text()
     told = [(name, why) for why, name in re.findall(r"^  # (.+)\n  (\w+):", text, re.M)]
-    source = (ROOT / "toolkit" / "schema.py").read_text()
+    source = (ROOT / "toolkit" / "config" / "schema.py").read_text()
     assert sorted(told) == sorted(re.findall(r'^    (\w+): .*\n    """(.+?)"""$', source, re.M))
     assert len(told) == len(config_keys())
