@@ -54,6 +54,8 @@ RUNS = {
 
 def main() -> None:
     """Make all of it."""
+    if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]) or os.listdir(sys.argv[1]):
+        raise SystemExit("error: give an empty folder: python tests/kept/make.py FOLDER")
     os.chdir(sys.argv[1])
     draw()
     make_sets()

@@ -34,7 +34,11 @@ def sources(commit: str | None) -> Iterator[tuple[str, str]]:
 
 
 def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    """What git prints; its own error line ends the program."""
+    done = subprocess.run(["git", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: git {words[0]} failed")
+    return done.stdout
 
 
 class Plain(ast.NodeTransformer):
@@ -65,7 +69,7 @@ class Plain(ast.NodeTransformer):
 
 
 def functions(path: str, text: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, its tree as text) of every function of a file; the docstring is no part of it."""
+    """(qualified name, syntax tree as text) of every function of a file, without docstrings."""
     tree = ast.parse(text, path)
     modules = modules_of_ours(tree)
 
@@ -100,7 +104,9 @@ def modules_of_ours(tree: ast.Module) -> set[str]:
 
 def main() -> int:
     """Compare, and say what differs."""
-    old, new = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit("error: give one or two commits: python tests/kept/same_functions.py OLD [NEW]")
+    old, new = (*sys.argv[1:], None)[:2]
     before, after = (
         Counter(found for path, text in sources(commit) for found in functions(path, text))
         for commit in (old, new)
