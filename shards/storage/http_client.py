@@ -31,6 +31,7 @@ from shards.storage.address_policy import (
     literal_address,
     reachable_from,
 )
+from shards.storage.retrying_read import LEAST, TooMuch, TooSlow
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -278,15 +279,3 @@ def _refused(url: URL, what: str) -> Refused:
         f"it leads to {without_secrets(str(url))} ({what}), an address of this machine or network to which a server "
         f"elsewhere may not redirect"
     )
-
-
-#: The least of seconds that one request may take: a patience of 0 means one try.
-LEAST = 5.0
-
-
-class TooMuch(OSError):
-    """A body with more bytes than were asked for."""
-
-
-class TooSlow(OSError):
-    """A body that hardly comes."""

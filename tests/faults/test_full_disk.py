@@ -14,7 +14,7 @@ import pytest
 from fault_tools import SMALL, Disk, assert_no_half_files, assert_same_run, command, contents, train_options
 from toolkit_helpers import weights_option
 
-import toolkit.evaluation.evaluate
+import toolkit.cli.run_evaluate
 import toolkit.evaluation.tune
 import toolkit.export.run
 import toolkit.prediction.files
@@ -167,9 +167,9 @@ def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("verb", "owner", "name", "file"),
     [
-        ("evaluate", toolkit.evaluation.evaluate, "write_json", "metrics-test.json"),
+        ("evaluate", toolkit.cli.run_evaluate, "write_json", "metrics-test.json"),
         ("evaluate", SplitLogits, "save", "predictions-test.npz"),
-        ("evaluate", toolkit.evaluation.evaluate, "write_card", "README.md"),
+        ("evaluate", toolkit.cli.run_evaluate, "write_card", "README.md"),
         ("tune", toolkit.evaluation.tune, "write_labels", "labels.json"),
         ("tune", toolkit.evaluation.tune, "write_json", "metrics-val.json"),
         ("tune", SplitLogits, "save", "predictions-val.npz"),

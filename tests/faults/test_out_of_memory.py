@@ -141,7 +141,7 @@ def test_elsewhere_in_a_run(where: str, options: list[str], drawn_set: Path, tmp
     assert again.statuses == [0], again.said
 
 
-@pytest.mark.parametrize("where", ["train.build_parts", "trainer.save_checkpoint"])
+@pytest.mark.parametrize("where", ["training.run.build_parts", "training.trainer.save_checkpoint"])
 def test_where_no_batch_is_at_fault(
     where: str,
     drawn_set: Path,

@@ -63,7 +63,7 @@ def start(code: str, folder: Path, limit: int, address: str, *arguments: object)
         from pathlib import Path
         import cache_tools, shards.storage.retrying_read
         from cache_tools import body
-        shards.remote_read.PAUSES = (0.01, 0.05)
+        shards.storage.retrying_read.PAUSES = (0.01, 0.05)
         kept = cache_tools.cache(Path(sys.argv[1]), int(sys.argv[2]), cache_tools.PATIENCE)
         remote, content = partial(cache_tools.file_at, sys.argv[3]), partial(cache_tools.content, kept)
         print("ready", flush=True)

@@ -158,7 +158,7 @@ def test_a_digest_is_computed_once_per_node_and_file(
         assert set(pool.map(lambda _: content(kept, files[1]), range(8))) == {body(1)}
     assert len(computed) == 1
     code = """
-        from shards import cache
+        from shards.dataset import cache
         def refuse(descriptor):
             raise AssertionError("it was read again")
         cache.sha256_of = refuse

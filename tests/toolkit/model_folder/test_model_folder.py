@@ -237,7 +237,7 @@ def kill(*_: object, **__: object) -> None:
 
 KILLED_IMPORT = """
 import os, signal, sys
-from toolkit import model_folder
+from toolkit.model_folder import folder as model_folder
 from toolkit.cli.main import main
 model_folder.write_labels = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])

@@ -44,7 +44,7 @@ def server(shard_set: Path) -> Iterator[MisbehavingServer]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.retrying_read.LEAST", 0.5)
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
     real = addresses.is_public
     monkeypatch.setattr(

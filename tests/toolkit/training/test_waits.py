@@ -46,7 +46,7 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class Copies(TorchDispatchMode):
-    """Notes where the host's memory is copied to another device by other means than ring.to_device, which pins it."""
+    """Notes where the host's memory is copied to another device by other means than transfer.to_device, which pins it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Copies(TorchDispatchMode):
             own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
             frame = frame.f_back
         pinned = source.is_pinned() or ELSEWHERE_HAS_NONE
-        if pinned and any(place.startswith(("buffers.py:to_device", "buffers.py:send")) for place in own):
+        if pinned and any(place.startswith(("transfer.py:to_device", "buffers.py:send")) for place in own):
             self.proper += 1
         else:
             self.places.append(" < ".join(own[:4]))
