@@ -46,7 +46,7 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class Copies(TorchDispatchMode):
-    """Notes where the host's memory is copied to another device by other means than transfer.to_device, which pins it."""
+    """Notes where memory of the host is copied to a device by other means than transfer.to_device, which pins it."""
 
     def __init__(self) -> None:
         super().__init__()
