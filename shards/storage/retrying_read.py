@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import UserError, one_line
+from shards.storage.limits import LEAST, TooMuch
 from shards.storage.paths import Place, remote_errors
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ BLOCK = 8 << 20
 PAUSES = (0.25, 15.0)
 #: Seconds for which a set's first file is asked for: nobody wants to wait long to hear of a wrong address.
 FIRST_PATIENCE = 30.0
-#: The least of seconds that one request may take: a patience of 0 means one try.
-LEAST = 5.0
 #: Bytes of a small file (manifest, index) at most: a hundred times those of 10^8 samples.
 SMALL = 256 << 20
 #: Bytes a second at which a store is too slow to wait for all of a file, however often a little comes.
@@ -43,14 +42,6 @@ class _Ends(OSError):
 
 class _Missing(UserError):
     """There is no such file."""
-
-
-class TooMuch(OSError):
-    """A body with more bytes than were asked for."""
-
-
-class TooSlow(OSError):
-    """A body that hardly comes."""
 
 
 class Abandoned(Exception):

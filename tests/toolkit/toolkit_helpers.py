@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CPU_2 = ROOT / "launch" / "accelerate" / "cpu_2.yaml"
 
 #: Options that make a run small: a model of a few hundred thousand weights on 32-pixel inputs. Of the drawn set's 56
-#: training samples an update has 18 or 19, which leaves two processes enough rows for BatchNorm.
+#: training samples an update has 18 or 19, which leaves two processes enough rows for BatchNorm. Choosing decisions by
+#: cross-fitting would take as long as an epoch: tests of them ask for it.
 TINY = [
     "--model.name=test_resnet",
     "--model.pretrained=false",
@@ -47,7 +48,11 @@ TINY = [
     "--train.batch_size=20",
     "--train.eval_batch_size=16",
     "--train.tensorboard=false",
+    "--decide.thresholds=global",
+    "--decide.calibration=none",
 ]
+#: The default of those two.
+CHOSEN = ["--decide.thresholds=auto", "--decide.calibration=auto"]
 
 
 @functools.cache
