@@ -36,7 +36,7 @@ Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
 #: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
 PLACES = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
-#: Of these, the one where every process writes: the processes of one machine must name one folder.
+#: Of these, the one where every process of a prediction writes: the processes of one machine must name one folder.
 WRITTEN = "out"
 #: Options and configuration that change no result.
 OWN = ("threads", "cache", "data.workers", "data.prefetch")
@@ -125,7 +125,7 @@ def command_facts(command: str, options: Any) -> Facts:
     """The command and its options (a dataclass, or by name), under their names on the command line."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
-        place = str(value.absolute()) if name == WRITTEN and isinstance(value, Path) else ""
+        place = str(value.absolute()) if (command, name) == ("predict", WRITTEN) and value else ""
         if name in PLACES:
             value = None if value is None else "given"
         facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
