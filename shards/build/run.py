@@ -29,12 +29,12 @@ from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError
-from shards.executors.local import Executor, ExecutorOptions, WorkersOption, open_executor
+from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
 from shards.inputs.metadata import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import scan_images
-from shards.inputs.usable import UsableOptions, problem_with_rows, with_known_genres
+from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
 from shards.progress import progress
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
@@ -57,7 +57,7 @@ def parse_splits(text: str) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class BuildOptions(UsableOptions, ExecutorOptions, WorkersOption):
+class BuildOptions(PostersOptions):
     """What ``posters shards build`` is asked for."""
 
     metadata: Place = option(MISSING, parse=place)
@@ -85,7 +85,6 @@ class BuildOptions(UsableOptions, ExecutorOptions, WorkersOption):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        WorkersOption.__post_init__(self)
         if self.samples_per_shard < 1:
             raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
         if len(self.fractions) != len(SPLITS):

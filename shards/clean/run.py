@@ -26,13 +26,13 @@ from shards.clean.task import (
     rejection_of,
 )
 from shards.errors import UserError
-from shards.executors.local import Executor, ExecutorOptions, WorkersOption, open_executor
+from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
 from shards.inputs.metadata import Rejection, first_reasons, id_problem, write_rejected
 from shards.inputs.scan import Scan, scan_images
-from shards.inputs.usable import UsableOptions, problem_with_rows
+from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
 from shards.progress import progress
 from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
@@ -50,7 +50,7 @@ OURS = ".posters-clean.json"
 
 
 @dataclass(frozen=True)
-class CleanOptions(UsableOptions, ExecutorOptions, WorkersOption):
+class CleanOptions(PostersOptions):
     """What ``posters clean`` is asked for."""
 
     images: Place = option(MISSING, parse=place)
@@ -76,7 +76,6 @@ class CleanOptions(UsableOptions, ExecutorOptions, WorkersOption):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        WorkersOption.__post_init__(self)
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality must be from 1 to 100, not {self.quality}")
         if self.sheet < 0:

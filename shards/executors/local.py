@@ -57,7 +57,7 @@ class ExecutorOptions:
                 raise UserError(
                     "--executor dask needs --scheduler: tcp://HOST:PORT, or the path of a scheduler file"
                 )
-            if getattr(self, "workers", 0):
+            if getattr(self, "workers", 0):  # `posters fetch` has none
                 raise UserError(
                     "--workers is for --executor local; a Dask cluster has the workers that were started"
                 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line
+from shards.executors.local import ExecutorOptions, WorkersOption
 from shards.inputs.csv_table import open_table
 from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.listing import list_posters
@@ -54,8 +55,8 @@ def parse_share(text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UsableOptions(GenreOptions):
-    """How many bad rows are too many, and which posters are taken for one another."""
+class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
+    """What a build and a cleaning want of a CSV and its posters, and who does the work."""
 
     max_rejected: float = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
     """Fail if more of the rows whose image is there have unreadable genres (or pixels, in a build)."""
@@ -63,6 +64,7 @@ class UsableOptions(GenreOptions):
     """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster (0-15 bits)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.near_duplicates <= 15:
             raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
         if not 0 <= self.max_rejected <= 1:
