@@ -18,14 +18,12 @@ class Option:
     """What a field says of itself beside name, type, default and docstring."""
 
     flags: tuple[str, ...] = ()
-    """A short name, or another long one than the field's."""
+    """A short name, or at the end another long one than the field's."""
     old: tuple[str, ...] = ()
     """Names that earlier versions had; they are read and not shown."""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     """Of a text whose type does not list them."""
-    help: str = ""
-    """Instead of the docstring."""
     parse: Callable[[str], Any] | None = None
     """The value of a text. Raises UserError."""
     text: str | None = None

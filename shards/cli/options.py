@@ -38,12 +38,8 @@ class Argument:
         """What is typed, the name that is shown last; a positional one has its field's name."""
         if self.said.positional:
             return [self.name]
-        own = (
-            []
-            if any(flag.startswith("--") for flag in self.said.flags)
-            else ["--" + self.name.replace("_", "-")]
-        )
-        return [*self.said.flags, *own]
+        flags = [*self.said.flags]
+        return flags if flags and flags[-1].startswith("--") else [*flags, "--" + self.name.replace("_", "-")]
 
     @property
     def dest(self) -> str:
@@ -97,7 +93,7 @@ def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
             said = field.metadata.get("option", Option())
             if said.hidden:
                 continue
-            help = said.help or " ".join(docs.get(name, "").replace("``", "").split())
+            help = " ".join(docs.get(name, "").replace("``", "").split())
             found.append(Argument(name, _given(hints[name]), default, help, said))
     return sorted(found, key=lambda argument: argument.default is not MISSING)
 
@@ -190,26 +186,24 @@ class Parser(jsonargparse.ArgumentParser):
     def _explained(self, text: str) -> str:
         """A message of jsonargparse or argparse, with the nearest valid name for an unknown one."""
         for pattern in (
-            r"unrecognized arguments: ([^\s=]+)",
+            r"unrecognized arguments: (\S+)",
             r"Option '([\w.\-]+)' is not accepted",
             r"Group '(?P<group>[\w.]+)' does not accept (?:nested )?(?:option|key) '(?P<key>[\w.]+)'",
         ):
             if found := re.search(pattern, text):
                 parts = found.groupdict()
-                return self._unknown(f"{parts['group']}.{parts['key']}" if parts else found.group(1), text)
+                return self._unknown(f"{parts['group']}.{parts['key']}" if parts else found.group(1))
         name = r"Parser key \"([\w.]+)\": "
         text = re.sub(name, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
-        text = re.sub(
-            r"Expected a (?:<class '(\w+)'>|typing\.)", lambda found: f"expected {found.group(1) or ''}", text
-        )
-        text = re.sub(r"\. Got value:", ", got", text).replace("Got value:", "got")
+        text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)
+        text = re.sub(r"\. Got value:", ", got", text)
         if found := re.search(r"(?<=arguments are required: ).*", text):
-            text = text[: found.start()] + ", ".join(
-                self.shown.get(key, key) for key in found.group().split(", ")
-            )
+            missing = (self.shown.get(key, key) for key in found.group().split(", "))
+            text = text[: found.start()] + ", ".join(missing)
         return text if self.has_sections else f"{text} (see `{self.prog} --help`)"
 
-    def _unknown(self, name: str, text: str) -> str:
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
         if self.has_sections:
             known = [self.shown.get(key, key).removeprefix("--") for key, _ in self.get_defaults().items()]
             key = name.removeprefix("--")
@@ -221,7 +215,6 @@ class Parser(jsonargparse.ArgumentParser):
             hint = ": other commands have it, this one has not"
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
-        word = re.sub(r".*unrecognized arguments: (\S+).*", r"\1", text)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
 
 
