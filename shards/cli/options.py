@@ -176,10 +176,10 @@ class Parser(jsonargparse.ArgumentParser):
                 value = self._made(argument.kind, parsed, said.only)
             else:
                 value = getattr(parsed, argument.dest)
-                if argument.default is MISSING and value is None:
+                if argument.default is MISSING and value in (None, ""):
                     raise UserError(f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
-                if said.parse is not None:
-                    value = argument.default if value is None else said.parse(value)
+                if said.parse is not None:  # an empty text is an unset variable of a shell
+                    value = said.parse(value) if value else argument.default
             values[argument.name] = value
         return options(**values)
 

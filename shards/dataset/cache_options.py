@@ -46,7 +46,7 @@ def parse_patience(text: str) -> float:
 class CacheOptions:
     """Where remote files are kept and how much of them."""
 
-    folder: Path | None = option(None, "--cache-dir", metavar="DIR")
+    folder: Path | None = option(None, "--cache-dir", metavar="DIR", parse=Path)
     """Where shards at a URL are kept on this node (default: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or
     ~/.cache)."""
     limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)

@@ -21,7 +21,7 @@ class TrainOptions(SetOptions):
 
     config: Config = option(factory=Config, sections=True)
     """YAML file with any of the keys below; later options win."""
-    out: Path = option(MISSING)
+    out: Path = option(MISSING, parse=Path)
     """Run folder to write."""
     resume: bool = False
     """Continue from the newest valid checkpoint in --out."""

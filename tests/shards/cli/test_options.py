@@ -50,6 +50,7 @@ class Options(Common):
     flag: bool = option(False, "-f")
     text: bool | None = None
     file: str | None = option(None, const="")
+    folders: Path = option(Path("here"), parse=Path)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def test_values_of_every_kind():
 @pytest.mark.parametrize("old", ["--workers 3", "--workers=3", "--work 3", "--thr 3", "--threads=3"])
 def test_old_names_and_beginnings_of_names_are_read(old: str):
     assert read(f"one F -m M {old}").threads == 3
+
+
+def test_an_empty_text_is_the_default_of_what_is_parsed():
+    assert read("one F -m M --pair= --folders=") == read("one F -m M")
 
 
 def test_texts_stay_as_they_are_typed():
