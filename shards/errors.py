@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 #: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
 #: its path), host and path, query (signatures and tokens; up to a space, for quotes may be part of it).
@@ -26,6 +28,22 @@ class UserError(Exception):
 def one_line(error: object) -> str:
     """An exception's (or any) text folded into one line, without the passwords of URLs."""
     return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names most like ``name``, whatever their case; at most ``count``."""
+    lowered = {other.lower(): other for other in known}
+    return [lowered[near] for near in get_close_matches(name[:100].lower(), lowered, n=count, cutoff=cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr, count: int = 1) -> str:
+    """The end of a message about an unknown name: the names that may have been meant; empty if none is near.
+
+    >>> did_you_mean("resnet5O", ["resnet50", "vit"])
+    "; did you mean 'resnet50'?"
+    """
+    near = " or ".join(map(show, nearest(name, known, count)))
+    return f"; did you mean {near}?" if near else ""
 
 
 def without_secrets(text: str) -> str:

@@ -44,8 +44,25 @@ def test_launchers_only_hand_over():
 
 
 def test_help_and_shard_commands_load_no_torch():
-    code = "import sys, toolkit.cli.main as c, shards.build.run; c.build_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    code = (
+        "import sys; from toolkit.cli.commands import COMMANDS; from shards.cli.options import Parser\n"
+        "for name in filter(lambda name: COMMANDS[name].options, COMMANDS):\n"
+        "    assert '--help' in Parser(name, COMMANDS).format_help() and 'torch' not in sys.modules, name"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_list_of_commands_loads_no_library():
+    code = (
+        "import sys, contextlib; from toolkit.cli.main import main\n"
+        "for words in (['--help'], ['shards', '-h']):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main(words)\n"
+        "assert not {'numpy', 'pandas', 'torch', 'jsonargparse'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.count("usage: posters") == 2, run.stderr
 
 
 def test_files_are_of_a_readable_length():

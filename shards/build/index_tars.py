@@ -13,7 +13,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from shards.build.index_digests import vouch_for_indexes
@@ -25,10 +25,11 @@ from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError, printable
-from shards.executors.local import run
-from shards.inputs.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
+from shards.executors.local import WorkersOption, run
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, write_rejected
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
+from shards.options import option
 from shards.progress import progress
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
@@ -47,25 +48,20 @@ OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{
 
 
 @dataclass(frozen=True)
-class AdoptOptions:
-    """What ``posters shards index`` is told."""
+class AdoptOptions(GenreOptions, WorkersOption):
+    """What ``posters shards index`` is asked for."""
 
-    folder: Path
+    folder: Path = option(MISSING, positional=True)
+    """Folder of .tar files (WebDataset, img2dataset)."""
     split: str = "train"
-    """Split of tars whose name does not begin with train-, val- or test-."""
+    """Split of tars not named train-*, val-* or test-*."""
     genre_field: str = "genres"
     """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
     metadata: Path | None = None
-    """A CSV with the genres, joined by the sample's JSON ``id``, its key or file name; the JSON's are not asked."""
-    id_column: str | None = None
-    genre_column: str | None = None
-    genre_separator: str = "|"
-    encoding: str = "utf-8-sig"
-    spellings: str = "merge"
-    """See metadata.read_metadata, as for the columns; for genres of JSONs, too."""
-    workers: int = 0
+    """CSV with the genres instead, joined by the sample's JSON id, its key or file name."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
             raise UserError(f"--split takes a name of letters, digits, dots and dashes, not {self.split!r}")
 
@@ -134,14 +130,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
 def _read_csv(options: AdoptOptions) -> Metadata | None:
     if options.metadata is None:
         return None
-    return read_metadata(
-        options.metadata,
-        options.id_column,
-        options.genre_column,
-        options.genre_separator,
-        options.encoding,
-        spellings=options.spellings,
-    )
+    return options.read(options.metadata)
 
 
 def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:

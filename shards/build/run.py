@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +30,16 @@ from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError
 from shards.executors.local import Executor, open_executor
-from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.metadata import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import scan_images
-from shards.inputs.usable import problem_with_rows, with_known_genres
+from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
+from shards.options import option
 from shards.progress import progress
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
-from shards.storage.paths import Place, told
+from shards.storage.paths import Place, place, told
 from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
 from shards.versions import library_versions
 
@@ -48,54 +48,45 @@ log = logging.getLogger(__name__)
 WORK = ".work"
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What ``posters shards build`` is told."""
+def parse_splits(text: str) -> tuple[float, ...]:
+    """``0.8,0.1,0.1`` → (0.8, 0.1, 0.1). Raises UserError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
 
-    metadata: Place
-    out: Place
-    images: Place | None = None
-    """Folder of posters; None looks in the conventional places below the current folder."""
-    id_column: str | None = None
-    genre_column: str | None = None
-    genre_separator: str = "|"
-    encoding: str = "utf-8-sig"
-    spellings: str = "merge"
-    """See metadata.read_metadata, as for the columns."""
-    labels: Place | None = None
+
+@dataclass(frozen=True)
+class BuildOptions(PostersOptions):
+    """What ``posters shards build`` is asked for."""
+
+    metadata: Place = option(MISSING, parse=place)
+    """CSV with ids and genre lists."""
+    out: Place = option(MISSING, parse=place)
+    """Folder for the shard set, or its URL."""
+    images: Place | None = option(None, parse=place)
+    """Poster folder, or its URL (default: cleaned_posters_local, then Data/cleaned_posters, below the current one)."""
+    labels: Place | None = option(None, parse=place)
     """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of train, val and test."""
     seed: int = 0
+    """Seed of splits and order."""
     samples_per_shard: int = 1000
-    """Upper bound; the samples of a split are spread evenly over as few shards as it allows."""
-    max_rejected: float = 0.05
-    """Largest share of unreadable rows, of genres or pixels, among those whose image is there."""
-    near_duplicates: int = MAX_DISTANCE
-    """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster."""
+    """At most this many posters a tar; those of a split are spread evenly over as few shards as it allows."""
     image: ImageOptions = field(default_factory=ImageOptions)
-    text: TextRemoval | None = None
-    """Paint the posters' text over on their way into the shards."""
-    split_like: Place | None = None
-    """A shard set whose splits are used: its posters go where they are there, others where their duplicates are, and
-    the rest to train."""
-    workers: int = 0
-    """Worker processes; 0 means one per core."""
-    scheduler: str | None = None
-    """A Dask scheduler, by address or scheduler file, whose workers do the work instead."""
-    take_over: bool = False
-    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
+    text: TextRemoval | None = option(None, switch="--text-removal")
+    """Paint the posters' text over on their way into the shards, as `posters clean` does."""
+    split_like: Place | None = option(None, parse=place)
+    """Shard set whose splits are used, to compare models between the sets: its posters go where they are there, others
+    where their duplicates are, and the rest to train."""
     overwrite: bool = False
+    """Replace another shard set in --out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples_per_shard < 1:
             raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
-        if not 0 <= self.near_duplicates <= 15:
-            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
-        if self.workers < 0:
-            raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
         if len(self.fractions) != len(SPLITS):
             raise UserError(f"--splits needs three shares (train, val, test), not {len(self.fractions)}")
         if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
@@ -108,15 +99,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
-    metadata = read_metadata(
-        options.metadata,
-        options.id_column,
-        options.genre_column,
-        options.genre_separator,
-        options.encoding,
-        known=given.genres if given else (),
-        spellings=options.spellings,
-    )
+    metadata = options.read(options.metadata, known=given.genres if given else ())
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
     with _at_work(options, images) as executor:

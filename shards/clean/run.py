@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from shards.clean.contact_sheet import write_sheet
@@ -27,17 +27,17 @@ from shards.clean.task import (
 )
 from shards.errors import UserError
 from shards.executors.local import Executor, open_executor
-from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import holds_images, require_images
-from shards.inputs.images import ImageOptions
+from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
-from shards.inputs.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
+from shards.inputs.metadata import Rejection, first_reasons, id_problem, write_rejected
 from shards.inputs.scan import Scan, scan_images
-from shards.inputs.usable import problem_with_rows
+from shards.inputs.usable import PostersOptions, problem_with_rows
+from shards.options import option
 from shards.progress import progress
 from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.storage.lock import folder_lock
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import Place, is_remote, place, told
 from shards.text.pipeline import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
@@ -50,34 +50,24 @@ OURS = ".posters-clean.json"
 
 
 @dataclass(frozen=True)
-class CleanOptions:
-    """What ``posters clean`` is told."""
+class CleanOptions(PostersOptions):
+    """What ``posters clean`` is asked for."""
 
-    images: Place
-    metadata: Place
-    out: Place
-    id_column: str | None = None
-    genre_column: str | None = None
-    genre_separator: str = "|"
-    encoding: str = "utf-8-sig"
-    spellings: str = "merge"
-    max_rejected: float = 0.05
-    """Largest share of rows with unreadable genres: shards could not be built of their posters."""
-    image: ImageOptions = field(default_factory=ImageOptions)
+    images: Place = option(MISSING, parse=place)
+    """Folder of raw posters, or its URL."""
+    metadata: Place = option(MISSING, parse=place)
+    """CSV with ids and genre lists."""
+    out: Place = option(MISSING, parse=place)
+    """Folder for cleaned posters, or its URL."""
+    image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
     """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
     drop_duplicates: bool = False
     """Keep only the first, in the CSV's order, of posters that are taken for one."""
-    near_duplicates: int = MAX_DISTANCE
     text: TextRemoval = field(default_factory=TextRemoval)
     quality: int = 95
     """JPEG quality of painted posters."""
     sheet: int = 48
-    """Posters on the contact sheet, worst first."""
-    workers: int = 0
-    scheduler: str | None = None
-    """A Dask scheduler, by address or scheduler file, whose workers do the work instead."""
-    take_over: bool = False
-    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
+    """Posters on the contact sheet, worst first (0: none)."""
 
     @property
     def sheet_folder(self) -> Place:
@@ -85,12 +75,11 @@ class CleanOptions:
         return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality must be from 1 to 100, not {self.quality}")
         if self.sheet < 0:
             raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
-        if not 0 <= self.near_duplicates <= 15:
-            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
         if is_remote(self.out) and self.sheet and not self.out.name:
             raise UserError(
                 f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
@@ -118,15 +107,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         )
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
-    metadata = read_metadata(
-        options.metadata,
-        options.id_column,
-        options.genre_column,
-        options.genre_separator,
-        options.encoding,
-        spellings=options.spellings,
-        strict=False,  # genres only say which posters a set will have
-    )
+    metadata = options.read(options.metadata, strict=False)  # genres only say which posters a set will have
     _refuse_foreign(options.out)
     with _at_work(options) as executor:
         if _ours(options.out) is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.executors.local import run
+from shards.executors.local import WorkersOption, run
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.progress import progress
@@ -40,9 +40,11 @@ class RefereeOptions:
     side: int = 1152
     """Short side of the searched copy in pixels."""
     pixel_threshold: float = 0.15
+    """Below cleaning's 0.2."""
     region_threshold: float = 0.25
+    """Below cleaning's 0.3."""
     anchor: bool = True
-    """Show a line of known text below the picture."""
+    """A line of known text below the picture; without it the network finds text in pictures without any."""
 
     def __post_init__(self) -> None:
         if not 64 <= self.side <= 4096:
@@ -50,6 +52,26 @@ class RefereeOptions:
         for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
                 raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+
+
+@dataclass(frozen=True)
+class RefereeCommand(WorkersOption):
+    """What ``posters referee`` is asked for."""
+
+    images: Path
+    """Folder of raw posters."""
+    cleaned: Path
+    """Folder made by `posters clean`."""
+    sample: int = 0
+    """Look at so many posters only, drawn by a hash of their ids (0: all)."""
+    look: RefereeOptions = field(default_factory=RefereeOptions)
+    json: Path | None = None
+    """Write every figure to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample < 0:
+            raise UserError(f"--sample must be 0 or more posters, not {self.sample}")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.errors import UserError
-from shards.storage.paths import Place
+from shards.options import option
+from shards.storage.paths import Place, place
+
+if TYPE_CHECKING:
+    from shards.dataset.store import ShardStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: One name, with an ending that is one word: it becomes the ending of a name in the cache.
@@ -17,16 +22,37 @@ _NAME = re.compile(r"[^/\\\x00]*[^/\\\x00.]\.[A-Za-z0-9]{1,16}")
 _MARKS = (".partial", ".failed")
 
 
+def parse_limit(text: str) -> int:
+    """Bytes of ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number. Raises UserError.
+
+    >>> parse_limit("2kB"), parse_limit("1 GiB"), parse_limit("0")
+    (2000, 1073741824, 0)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?))?b?\s*", text.lower())
+    if found is None:
+        raise UserError(f"--cache-limit takes a size such as 200GB or 1.5TiB, not {text!r}")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
+
+
+def parse_patience(text: str) -> float:
+    """Seconds. Raises UserError."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise UserError(f"--patience takes seconds, 0 or more, not {text!r}")
+    return float(text)
+
+
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where remote files are kept and how much of them; see ``--cache-dir`` and ``--cache-limit``."""
+    """Where remote files are kept and how much of them."""
 
-    folder: Path | None = None
-    """None: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or ~/.cache."""
-    limit: int = 0
-    """Bytes. 0: no limit but the disk's."""
-    patience: float = 300.0
-    """Seconds for which a store that does not answer is asked again."""
+    folder: Path | None = option(None, "--cache-dir", metavar="DIR", parse=Path)
+    """Where shards at a URL are kept on this node (default: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or
+    ~/.cache)."""
+    limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)
+    """How much of them is kept there, in bytes or such as 200GB (default 0: all)."""
+    patience: float = option(300.0, metavar="SECONDS", parse=parse_patience)
+    """For how long a store that does not answer, or hardly sends, is asked again (default 300)."""
 
     @property
     def is_usual(self) -> bool:
@@ -41,6 +67,21 @@ class CacheOptions:
         if own := os.environ.get("POSTERS_CACHE"):
             return Path(own)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions:
+    """A shard set to read."""
+
+    shards: Place = option(MISSING, parse=place)
+    """Shard set: a folder or URL (s3://, gs://, hf://, http://)."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
+
+    def store(self) -> ShardStore:
+        """The set. Raises UserError for a URL that cannot be used here."""
+        from shards.dataset.store import open_store
+
+        return open_store(self.shards, self.cache)
 
 
 class NoRoom(Exception):

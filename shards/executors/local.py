@@ -15,14 +15,54 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import UserError, one_line
 from shards.executors.retries import Lane, Outcome, attempt, drive
+from shards.options import option
 from shards.storage.paths import Place, is_remote
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersOption:
+    """How many processes do the work."""
+
+    workers: int = 0
+    """Worker processes of this machine (0: one per core)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Who does the work."""
+
+    executor: Literal["local", "dask"] = "local"
+    """This machine (local), or the workers of a Dask scheduler."""
+    scheduler: str | None = option(None, metavar="ADDRESS")
+    """Address (tcp://HOST:PORT) of the Dask scheduler, or its scheduler file."""
+    take_over: bool = False
+    """Go on although a run on another machine, which must be dead, claims --out (a URL)."""
+
+    def check_executor(self) -> None:
+        """Raise UserError for options that do not go together on a command line."""
+        if self.executor == "dask":
+            if not self.scheduler:
+                raise UserError(
+                    "--executor dask needs --scheduler: tcp://HOST:PORT, or the path of a scheduler file"
+                )
+            if getattr(self, "workers", 0):  # `posters fetch` has none
+                raise UserError(
+                    "--workers is for --executor local; a Dask cluster has the workers that were started"
+                )
+        elif self.scheduler:
+            raise UserError(f"--scheduler {self.scheduler} is for --executor dask, which was not asked for")
 
 
 class Executor(Protocol):

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 
 from shards.errors import UserError
+from shards.executors.local import ExecutorOptions
+from shards.inputs.csv_table import CsvOptions
 from shards.inputs.images import ImageOptions
-from shards.storage.paths import Place
+from shards.options import option
+from shards.storage.paths import Place, place
 
 
 @dataclass(frozen=True)
-class FetchOptions:
+class FetchOptions(CsvOptions, ExecutorOptions):
     """Which links, to where, and how patiently."""
 
-    metadata: Place
-    """CSV with a header line."""
-    out: Place
-    """Folder for the posters and rejected.csv."""
-    url_column: str
+    metadata: Place = option(MISSING, parse=place)
+    """CSV with ids and links."""
+    out: Place = option(MISSING, parse=place)
+    """Folder for the posters and rejected.csv, or its URL."""
+    url_column: str = option(MISSING)
     """CSV column of the links, by name or number from 0."""
-    id_column: str | None = None
-    """The first column, unless it holds row numbers."""
-    encoding: str = "utf-8-sig"
     concurrency: int = 64
     """Links in work at a time, over all hosts, on each machine or worker."""
     per_host: int = 8
@@ -33,23 +33,19 @@ class FetchOptions:
     """Seconds for a connection to be made."""
     retries: int = 3
     """Further tries of a link whose failure may pass."""
-    backoff: float = 0.5
+    backoff: float = option(0.5, hidden=True)
     """Seconds before the first further try; they double with each."""
-    max_wait: float = 60.0
+    max_wait: float = option(60.0, hidden=True)
     """Longest wait in seconds that a server may ask for; who asks for more is asked again in another run."""
     max_bytes: int = 20_000_000
     """Larger files are not read to their end."""
-    image: ImageOptions = field(default_factory=ImageOptions)
-    """``min_side`` and ``max_pixels`` count here."""
+    image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))
     user_agent: str = "poster-toolkit"
+    """What servers are told we are."""
     allow_private: bool = False
-    """Whether links may lead to this machine and to private networks."""
+    """Let links lead to this machine and to private networks."""
     retry_rejected: bool = False
-    """Whether links that an earlier run found dead for good are tried again."""
-    scheduler: str | None = None
-    """A Dask scheduler, by address or scheduler file, whose workers fetch instead of this machine."""
-    take_over: bool = False
-    """Go on although a run on another machine, which must be dead, claims ``out`` (a URL)."""
+    """Try links again that an earlier run found dead for good."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "per_host", "max_bytes"):

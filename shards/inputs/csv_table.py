@@ -9,10 +9,9 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from shards.dataset.labels import tidy
-from shards.errors import UserError, one_line
+from shards.errors import UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
 from shards.storage.paths import Place
 
@@ -24,6 +23,16 @@ DELIMITERS = ";\t|"
 
 #: How files begin that are no text: ZIP and Excel, Parquet, gzip.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvOptions:
+    """Where a CSV has its ids, and how its text is encoded."""
+
+    id_column: str | None = None
+    """CSV column of ids, by name or number from 0 (default: the first, unless it holds row numbers)."""
+    encoding: str = "utf-8-sig"
+    """Text encoding of the CSV (default UTF-8)."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,9 @@ class Table:
                 f"{self.path} has no column number {wanted}; its columns are {self.listing()}; "
                 f"choose one with {option}"
             )
-        lowered = {name.lower(): name for name in names}
-        near = get_close_matches(wanted.lower(), lowered, n=1, cutoff=0.5)
-        hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
         raise UserError(
-            f"{self.path} has no column {wanted!r}; {hint}its columns are {self.listing()}; choose one with {option}"
+            f"{self.path} has no column {wanted!r}{did_you_mean(wanted, names) or ';'} its columns are "
+            f"{self.listing()}; choose one with {option}"
         )
 
     def listing(self) -> str:

@@ -29,6 +29,7 @@ from shards.inputs.jpeg_header import (
 )
 from shards.inputs.metadata import Rejection
 from shards.inputs.orientation import orientation, rgb, turned
+from shards.options import option
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
@@ -41,6 +42,21 @@ FAST_PIXELS = 16_000_000
 
 #: Bytes a pixel that decoding takes at most, and those formats whose decoders take more.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
+
+
+def parse_aspect(text: str) -> tuple[float, float]:
+    """``0.5,0.9`` → (0.5, 0.9). Raises UserError."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}"
+        ) from None
+    return low, high
+
+
+#: Fields of ImageOptions that say which posters are good enough.
+LIMITS = ("min_side", "max_pixels", "aspect")
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class ImageOptions:
     """Posters with a shorter side (pixels) are rejected as too small."""
     max_pixels: int = 64_000_000
     """Posters that claim more pixels are rejected as decompression bombs."""
-    aspect: tuple[float, float] | None = None
+    aspect: tuple[float, float] | None = option(None, metavar="LOW,HIGH", parse=parse_aspect)
     """Narrowest and widest width / height; posters outside are rejected as odd shapes."""
 
     def __post_init__(self) -> None:

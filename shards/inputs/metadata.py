@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line
-from shards.inputs.csv_table import Table, open_table
+from shards.inputs.csv_table import CsvOptions, Table, open_table
 from shards.inputs.genres import is_list, parse_genres
 from shards.inputs.table_checks import (
     doubt_about,
@@ -21,6 +21,7 @@ from shards.inputs.table_checks import (
     refuse_unless_lists,
     some,
 )
+from shards.options import option
 from shards.storage.csv_text import unescaped, write_for_people
 from shards.storage.files import atomic_write
 from shards.storage.paths import Place
@@ -31,8 +32,6 @@ REJECTED_COLUMNS = ("id", "reason", "detail")
 
 #: Reasons of rows whose genres are not known.
 UNREADABLE = ("unparsable genres", "bad row")
-
-SPELLINGS = ("merge", "refuse")
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,25 @@ class Metadata:
     def posters(self) -> int:
         """Rows of the CSV, where joined ones count as one."""
         return len(self.rows) + len(self.rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenreOptions(CsvOptions):
+    """Where a CSV has its genres, too."""
+
+    genre_column: str | None = None
+    """CSV column of genres, by name or number from 0 (default: the one named genre, label or tag, or their plurals;
+    else 3 if it holds lists). Naming it also insists on classes that are numbers, years or all the same."""
+    genre_separator: str = "|"
+    """Separator where genres are no list."""
+    spellings: str = option("merge", choices=("merge", "refuse"))
+    """Genres that differ only in case, spaces, invisible characters or Unicode form: merge them and say so (default),
+    or refuse the table."""
+
+    def read(self, path: Place, *, known: Sequence[str] = (), strict: bool = True) -> Metadata:
+        """As ``read_metadata``."""
+        columns = self.id_column, self.genre_column, self.genre_separator, self.encoding
+        return read_metadata(path, *columns, known=known, spellings=self.spellings, strict=strict)
 
 
 def read_metadata(

@@ -7,17 +7,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
-from shards.errors import one_line
+from shards.errors import UserError, nearest, one_line
+from shards.executors.local import ExecutorOptions, WorkersOption
 from shards.inputs.csv_table import open_table
+from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.listing import list_posters
-from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, read_rejected
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, first_reasons, read_rejected
 from shards.inputs.table_checks import PEEK, some
+from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
 from shards.storage.paths import Place, is_remote, told
@@ -37,6 +40,35 @@ OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
 
 NAMES = 20_000
 """File names that are looked at to explain why no id names one."""
+
+
+def parse_share(text: str) -> float:
+    """``0.05`` or ``5%`` → 0.05. Raises UserError."""
+    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
+    return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
+    """What a build and a cleaning want of a CSV and its posters, and who does the work."""
+
+    max_rejected: float = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
+    """Fail if more of the rows whose image is there have unreadable genres (or pixels, in a build)."""
+    near_duplicates: int = MAX_DISTANCE
+    """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster (0-15 bits)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.near_duplicates <= 15:
+            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
 
 
 def problem_with_rows(
@@ -94,7 +126,7 @@ def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids:
     """Why no id names a file: the ids, the nearest file, and what may be wrong."""
     names = _names(images)
     ids = ids or [r.id for r in metadata.rejected]
-    near = get_close_matches(ids[0], names[:PEEK], n=1, cutoff=0.0) if ids and names else []
+    near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
     hints = [f"the nearest file is {near[0]!r}"] if near else []
     if ids and all(re.fullmatch(r"\d+\.0+", sample_id) for sample_id in ids):
         hints.append(

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from shards.errors import UserError
+from shards.options import option
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,32 @@ class TextDetector(Protocol):
         ...
 
 
+def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
+    """``256,608/416,1024`` → ((256, 608), (416, 1024)). Raises UserError."""
+    try:
+        return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
+    except ValueError:
+        raise UserError(f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
+
+
 @dataclass(frozen=True)
 class DetectorOptions:
     """Which detector, and how it looks. Values were chosen on real posters (docs in shards/text/README.md)."""
 
     detector: str = "rapidocr"
-    looks: tuple[tuple[int, ...], ...] = ((256, 608), (416, 1024))
+    """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""
+    looks: tuple[tuple[int, ...], ...] = option(
+        ((256, 608), (416, 1024)), parse=parse_looks, text="256,608/416,1024"
+    )
     """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
     letters, large ones small print. A poster is clean when every look in turn finds nothing."""
     pixel_threshold: float = 0.2
     """Probability from which a pixel belongs to text."""
     region_threshold: float = 0.3
     """Mean probability from which a region counts as text."""
-    device: str = "cpu"
+    device: str = option("cpu", choices=("cpu", "cuda"))
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
-    anchor: bool = True
+    anchor: bool = option(True, hidden=True)
     """Show the network a line of known text below the picture (anchor_strip.py says why)."""
 
     def __post_init__(self) -> None:
@@ -62,8 +74,8 @@ class DetectorOptions:
             look and all(32 <= side <= 2048 for side in look) for look in self.looks
         ):
             raise UserError("--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
-        for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
+        for name, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
-                raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+                raise UserError(f"--{name}-threshold must be between 0 and 1, not {value:g}")
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"--device must be cpu or cuda, not {self.device!r}")

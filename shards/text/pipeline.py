@@ -14,9 +14,10 @@ from PIL import Image
 
 from shards.errors import UserError
 from shards.inputs.images import blamed_on_the_picture
+from shards.options import option
 from shards.storage.files import fingerprint, sha256_file
 from shards.text.detector import DetectorOptions, TextDetector
-from shards.text.inpaint import Fill
+from shards.text.inpaint import FILLS, Fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
 from shards.text.registry import make_detector, make_fill
@@ -41,10 +42,10 @@ class TextRemoval:
 
     detector: DetectorOptions = field(default_factory=DetectorOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
-    fill: str = "surround"
-    """``surround``, ``telea`` or ``ns``."""
+    fill: str = option("surround", choices=FILLS)
+    """How text is painted over."""
     fill_model: Path | None = None
-    """An in-painting network (ONNX) instead."""
+    """ONNX in-painting network instead: image and mask in, image out."""
     passes: int = 4
     """How often a poster is painted over at most."""
 

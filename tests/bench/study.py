@@ -20,14 +20,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.cli.arguments import add_columns  # noqa: E402
+
+from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.dataset.manifest import Manifest  # noqa: E402
 from shards.errors import UserError  # noqa: E402
 from shards.storage.files import fingerprint, write_json  # noqa: E402
+from toolkit.cli.commands import read  # noqa: E402
 from toolkit.cli.main import main as posters  # noqa: E402
 from toolkit.cli.main import set_up_logging  # noqa: E402
-from toolkit.cli.train import parse_train  # noqa: E402
 from toolkit.config.io import config_dict  # noqa: E402
 from toolkit.distributed.collectives import make_accelerator  # noqa: E402
 from toolkit.evaluation.results import train_prevalence  # noqa: E402
@@ -159,8 +160,9 @@ def one_split(
 
 def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
     """Train unless it was trained; returns the model folder. A changed recipe has another folder."""
-    config = parse_train(
+    config = read(
         [
+            "train",
             f"--config={ROOT / 'configs' / recipe.config}",
             f"--model.weights={args.weights}",
             f"--train.feature_cache={folder / 'features'}",
@@ -171,7 +173,7 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
             f"--shards={folder / 'shards'}",
             f"--out={folder}",
         ]
-    ).config
+    )[1].config
     made_of = fingerprint(config_dict(config))[:8]
     run = folder / f"{recipe.name.replace(',', '').replace(' ', '-')}-{made_of}"
     log.info("recipe %s", recipe.name)

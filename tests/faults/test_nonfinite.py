@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from fault_tools import assert_same_run, ended, last_tensors, train_options
+from toolkit_helpers import parse_train
 
-from toolkit.cli.train import parse_train
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.training.batches import train_plan
 

@@ -26,6 +26,7 @@ from forked import run_forked  # noqa: E402
 from toolkit_helpers import clean_env  # noqa: E402
 
 from shards.errors import UserError  # noqa: E402
+from shards.inputs.duplicates import MAX_DISTANCE  # noqa: E402
 from shards.storage.files import sha256_file  # noqa: E402
 
 CSV = "--metadata=posters/metadata.csv"
@@ -175,22 +176,40 @@ def said(text: str, folder: Path) -> list[str]:
     return [line.rstrip() for line in lines if not line.startswith(("seconds ", "speed "))]
 
 
+#: What options were called when expected.json was written, by command and their names of today.
+BEFORE = {
+    "tune": {"threads": "workers"},
+    "evaluate": {"threads": "workers"},
+    "predict": {"threads": "workers", "out": "output"},
+    "audit": {"threads": "workers"},
+}
+
+
 def options_of(words: list[str], folder: Path) -> Any:
-    """What a command's parser makes of its words; None where it refuses them."""
-    from toolkit.cli.main import build_parser
-    from toolkit.cli.train import parse_train
+    """What a command's parser makes of its words, under the names of then; None where it refuses them."""
+    from shards.cli.commands import choose
+    from shards.cli.options import Parser
+    from toolkit.cli.commands import COMMANDS
     from toolkit.config.io import config_dict
 
-    words = [word.replace("--config=", f"--config={folder}/") for word in words]
+    name, rest = choose(COMMANDS, [word.replace("--config=", f"--config={folder}/") for word in words], "")
+    parser = Parser(name, COMMANDS)
     try:
-        if words[0] == "train":
-            command = parse_train(words[1:])
-            found = vars(command) | {"config": config_dict(command.config)}
-        else:
-            found = vars(build_parser().parse_args(words))
+        parsed = parser.parse(rest)
+        made = parser.make(parsed)
     except UserError:
         return None
-    return {key: plain(value) for key, value in found.items() if not callable(value)}
+    if name == "train":
+        return {
+            key: plain(value) for key, value in (vars(made) | {"config": config_dict(made.config)}).items()
+        }
+    command, _, verb = name.partition(" ")
+    found = vars(parsed) | {"command": command} | ({"verb": verb} if verb else {})
+    if name == "referee":
+        found["no_anchor"] = not found.pop("anchor")
+    if found.get("near_duplicates") == MAX_DISTANCE:
+        found["near_duplicates"] = None  # the default was put in later
+    return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
 
 
 def plain(value: Any) -> Any:

@@ -12,13 +12,13 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 from fake_slurm import SBATCH, options
 from launch_tools import ROOT, UPDATES, free_port, newest_step, options_of, run_python
-from toolkit_helpers import make_model_folder
+from toolkit_helpers import make_model_folder, parse_train
 from torch.distributed.run import get_args_parser
 
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from toolkit.cli.main import build_parser, main
-from toolkit.cli.train import parse_train
+from toolkit.cli.commands import read
+from toolkit.cli.main import main
 from toolkit.models.heads import HeadSpec
 
 pytest_plugins = ("launch_fixtures",)
@@ -59,7 +59,7 @@ def test_every_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch):
     if words[0] == "posters":
         script, rest = f"launch/{words[1]}.py", words[2:]
         if words[1] != "train":
-            build_parser().parse_args(words[1:])
+            read(words[1:])
             return
     elif words[:2] == ["accelerate", "launch"]:
         told = launch_command_parser().parse_args(words[2:])
@@ -76,7 +76,7 @@ def test_every_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch):
         train = parse_train(rest)
         assert train.resume == (words[0] == "torchrun" or "preemptible" in command)
     else:
-        build_parser().parse_args([Path(script).stem, *rest])
+        read([Path(script).stem, *rest])
 
 
 def test_the_page_shows_every_way_to_start():

@@ -19,8 +19,9 @@ from shards.text.masks import outlines
 from shards.text.registry import make_fill
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
+from toolkit.audit.options import AuditOptions
 from toolkit.audit.results import build_report
-from toolkit.audit.run import Audited, AuditOptions, audit_posters, fill_maker
+from toolkit.audit.run import Audited, audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
@@ -137,11 +138,16 @@ def write_anywhere(folder: Path) -> Folders:
     return write_set(folder, masks, patches)
 
 
+def settings_of(folders: Folders, **options: Any) -> AuditOptions:
+    images, cleaned = folders
+    return AuditOptions(model=Path("unused"), images=images, cleaned=cleaned, **{"threads": 1, **options})
+
+
 def audit(
     model: nn.Module, folders: Folders, targets: dict[str, np.ndarray] | None = None, **options: Any
 ) -> tuple[Audited, dict[str, Any], list[Any]]:
     folder = folder_of(model)
-    settings = AuditOptions(*folders, workers=1, **{"controls": 2, **options})
+    settings = settings_of(folders, **{"controls": 2, **options})
     chosen = choose_posters(read_posters(folders[1]), settings, targets)
     audited = audit_posters(folder, chosen, settings, fill_maker(None), make_accelerator())
     return audited, *build_report(folder, chosen, audited, settings, fill_maker(None), targets)

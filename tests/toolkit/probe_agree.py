@@ -8,7 +8,6 @@ for}. Prints a line of JSON with the status, stderr and seconds of each.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -32,10 +31,10 @@ def main() -> None:
     environment, versions = dict(os.environ), toolkit.distributed.agreement.versions
     facts = toolkit.cli.run_evaluate.command_facts
 
-    def buggy(command: str, options: argparse.Namespace) -> Any:
+    def buggy(command: str, options: Any) -> Any:
         return facts(command, options) if options.split != "BUG" else 1 / 0
 
-    toolkit.cli.run_evaluate.command_facts = buggy  # type: ignore[assignment]
+    toolkit.cli.run_evaluate.command_facts = buggy
     for case in json.loads(Path(sys.argv[1]).read_text()):
         os.environ.clear()
         os.environ.update(environment | case["env"][rank], MASTER_PORT=str(case["port"]))

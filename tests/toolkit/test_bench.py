@@ -182,12 +182,12 @@ def test_every_recipe_of_the_study_is_a_valid_configuration():
     run = run_python(
         "-c",
         "import sys; sys.path.insert(0, 'tests/bench'); from study_recipes import recipes\n"
-        "from toolkit.cli.train import parse_train\n"
+        "from toolkit.cli.commands import read\n"
         "rows = recipes(fine_tune=True)\n"
         "assert len({r.name for r in rows}) == len(rows)\n"
         "for r in rows:\n"
         "    args = ['--config=configs/' + r.config, *r.overrides, '--shards=s', '--out=o']\n"
-        "    parse_train(args)\n"
+        "    read(['train', *args])\n"
         "print(len(rows))",
     )
     assert run.returncode == 0 and int(run.stdout) > 15, run.stderr

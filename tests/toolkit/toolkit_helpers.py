@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ from safetensors.torch import save_file
 from shards.dataset.index import read_index, write_index
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
+from toolkit.cli.commands import read
+from toolkit.cli.train import TrainOptions
+from toolkit.config.io import config_dict
+from toolkit.config.schema import Config
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import save_model_folder
@@ -172,6 +177,17 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     for member in alive:
         member.kill()
     return process.communicate()[1]
+
+
+def parse_train(words: Sequence[str]) -> TrainOptions:
+    """What `posters train` with these words is asked for."""
+    found: TrainOptions = read(["train", *words])[1]
+    return found
+
+
+def config_keys() -> list[str]:
+    """Every dotted key, e.g. ``optim.lr``."""
+    return [f"{section}.{key}" for section, values in config_dict(Config()).items() for key in values]
 
 
 def clean_env() -> dict[str, str]:

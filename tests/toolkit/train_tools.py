@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from toolkit_helpers import TINY
+from toolkit_helpers import TINY, parse_train
 
 from shards.dataset.manifest import Manifest
-from toolkit.cli.train import parse_train
 from toolkit.config.schema import Config
 from toolkit.data.loader.loader import Batch
 from toolkit.data.sampling.plan import TrainPlan

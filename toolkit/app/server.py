@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -34,12 +34,10 @@ from shards.errors import UserError, one_line
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
 from toolkit.app.html import STYLE
+from toolkit.app.options import AppOptions
 from toolkit.app.service import Answers, text_removal
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.model_folder.folder import load_model_folder
-
-if TYPE_CHECKING:
-    import argparse
 
 log = logging.getLogger(__name__)
 
@@ -56,24 +54,24 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 
 
-def run_app(args: argparse.Namespace) -> int:
+def run_app(options: AppOptions) -> int:
     """Serve the page until it is stopped; returns the exit status."""
     missing = [name for name in ("gradio", "captum") if find_spec(name) is None]
     if missing:
         raise UserError(
             f"`posters app` needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[app]'"
         )
-    root = check_root(args.root_path)
-    _check_address(args.host, args.port)
+    root = check_root(options.root_path)
+    _check_address(options.host, options.port)
     keep_freed_memory()
     with _upload_folder() as uploads:
-        folder = load_model_folder(args.model)
-        answers = Answers(folder, *text_removal(args.text, args.fill, args.fill_model))
+        folder = load_model_folder(options.model)
+        answers = Answers(folder, *text_removal(options.text, options.fill, options.fill_model))
         for note in filter(None, (answers.no_text, answers.no_heat)):
             log.info(note)
         os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
         with redirect_stderr(for_people(sys.stderr)):  # gradio prints there what visitors send
-            _serve(answers, args.host, args.port, root)
+            _serve(answers, options.host, options.port, root)
     return 0
 
 

@@ -36,7 +36,8 @@ from toolkit.audit.effects import (
     sentence,
 )
 from toolkit.audit.html import page
-from toolkit.audit.run import Audited, AuditOptions, Chosen, FillMaker, pictures_of
+from toolkit.audit.options import AuditOptions
+from toolkit.audit.run import Audited, Chosen, FillMaker, pictures_of
 from toolkit.evaluation.tables import json_types
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import ModelFolder

@@ -28,7 +28,8 @@ from shards.text.inpaint import Fill
 from shards.text.registry import make_fill
 from toolkit.audit.effects import CONTROLS
 from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
-from toolkit.audit.selection import AuditOptions, Chosen
+from toolkit.audit.options import AuditOptions
+from toolkit.audit.selection import Chosen
 from toolkit.device.defaults import autocast_dtype, decode_threads
 from toolkit.model_folder.folder import ModelFolder
 
@@ -137,7 +138,7 @@ def _prepared(
         except BadImage as bad:
             return bad
 
-    threads = decode_threads(options.workers)
+    threads = decode_threads(options.threads)
     queue: deque[tuple[Poster, Future[Work | BadImage]]] = deque()
     pending = iter(posters)
     for name in sorted({poster.fill for poster in posters}):

@@ -13,37 +13,11 @@ import numpy as np
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
-from shards.inputs.metadata import Rejection, first_reasons, read_metadata
+from shards.inputs.metadata import GenreOptions, Rejection, first_reasons
 from toolkit.audit.images import Poster
+from toolkit.audit.options import AuditOptions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What is audited and how."""
-
-    images: Path
-    cleaned: Path
-    seed: int = 0
-    controls: int = 4
-    limit: int | None = None
-    batch_size: int = 64
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0:
-            raise UserError("--batch-size must be at least 1 and --workers 0 or more")
-        if self.controls < 1:
-            raise UserError(f"--controls must be at least 1, not {self.controls}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, not {self.limit}")
-        if not self.images.is_dir():
-            raise UserError(
-                f"image folder not found: {self.images}; name the uncleaned posters with --images"
-            )
-        if not self.cleaned.is_dir():
-            raise UserError(f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")
 
 
 @dataclass
@@ -67,22 +41,12 @@ def read_posters(cleaned: Path) -> list[Poster]:
     ]
 
 
-def read_targets(
-    path: Path,
-    labels: LabelSet,
-    id_column: str | None,
-    genre_column: str | None,
-    separator: str,
-    encoding: str,
-    spellings: str = "merge",
-) -> dict[str, np.ndarray]:
+def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:
     """Id → (G,) bool of the CSV's posters; genres that the model does not know are left out, with a warning.
 
     A poster with none but unknown genres is all False: its effect counts, and the metrics leave it out.
     """
-    metadata = read_metadata(
-        path, id_column, genre_column, separator, encoding, known=labels.genres, spellings=spellings
-    )
+    metadata = columns.read(path, known=labels.genres)
     if metadata.rejected:
         log.warning(
             "%d rows of %s are not audited: %s",

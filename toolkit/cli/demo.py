@@ -19,6 +19,7 @@ from shards.inputs.metadata import read_metadata
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
+from toolkit.cli.demo_options import DemoOptions
 from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from toolkit.data.sources.image_files import list_images
 from toolkit.data.sources.shard_reader import ShardReader
@@ -49,8 +50,9 @@ def demo_config(seed: int = 0) -> Config:
     )
 
 
-def run_demo(out: Path, posters: int, seed: int) -> int:
+def run_demo(options: DemoOptions) -> int:
     """Make everything below ``out``; returns the exit status. Run again, it goes on where it was."""
+    out, posters, seed = options.out, options.posters, options.seed
     check_report_folder(out / "report")  # before minutes of work
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")

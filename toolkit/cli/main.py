@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from shards.cli.clean import add_clean_parser
-from shards.cli.clean_verify import add_referee_parser
-from shards.cli.fetch import add_fetch_parser
-from shards.cli.main import add_shards_parser
 from shards.console import PrintableFormatter, Streams, standard_streams
 from shards.errors import UserError, one_line, printable_line
-from toolkit.cli.app import add_app_arguments
-from toolkit.cli.audit import add_audit_arguments
-from toolkit.cli.evaluate import add_evaluate_arguments, add_tune_arguments
-from toolkit.cli.export import add_export_arguments, add_import_arguments, add_push_arguments
-from toolkit.cli.predict import add_demo_arguments, add_predict_arguments
+from toolkit.cli.commands import COMMANDS, read
 from toolkit.device.out_of_memory import memory_told
 
 #: Seconds by which rank 0 may end before others that failed.
@@ -37,102 +27,22 @@ NOISY = (
 )  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest option for a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self._with_hint(message)} (see `{self.prog} --help`)")
-
-    def _with_hint(self, message: str) -> str:
-        if not message.startswith("unrecognized arguments:"):
-            return one_line(message)
-        word = message.split(":", 1)[1].split()[0]
-        name, known = word.split("=")[0], [o for a in self._all_actions() for o in a.option_strings]
-        if name in known:
-            return f"unknown argument {word}: other commands have it, this one has not"
-        near = get_close_matches(name, known, n=1)
-        return f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "")
-
-    def _all_actions(self) -> list[argparse.Action]:
-        found = list(self._actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                found += [
-                    a for p in action.choices.values() if isinstance(p, _Parser) for a in p._all_actions()
-                ]
-        return found
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole tree but ``train``, whose options come from the config's fields."""
-    parser = _Parser(
-        prog="posters", description="Clean, shard, train, evaluate, predict: multi-label image models."
-    )
-    commands = parser.add_subparsers(
-        dest="command",
-        required=True,
-        metavar="fetch|clean|referee|shards|train|tune|evaluate|predict|app|audit|export|push|import|demo",
-    )
-    add_fetch_parser(commands)
-    add_clean_parser(commands)
-    add_referee_parser(commands)
-    add_shards_parser(commands)
-    commands.add_parser("train", help="train on a shard set (options: posters train --help)", add_help=False)
-    add_tune_arguments(
-        commands.add_parser("tune", help="choose a model's thresholds and calibration again, on validation")
-    )
-    add_evaluate_arguments(commands.add_parser("evaluate", help="evaluate a model on a split of a shard set"))
-    add_predict_arguments(commands.add_parser("predict", help="name the genres of images or of a shard set"))
-    add_app_arguments(
-        commands.add_parser("app", help="a page in the browser: drop posters, see genres and why")
-    )
-    add_audit_arguments(
-        commands.add_parser("audit", help="how much does a model read? raw against cleaned posters")
-    )
-    add_export_arguments(commands.add_parser("export", help="a model as one ONNX or torch.export file"))
-    add_push_arguments(commands.add_parser("push", help="upload a model folder to the hub"))
-    add_import_arguments(commands.add_parser("import", help="a model folder from an earlier script's .pth"))
-    add_demo_arguments(
-        commands.add_parser("demo", help="the whole path on a small synthetic poster set, in minutes")
-    )
-    return parser
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises UserError for bad input."""
-    argv = list(argv)
-    if argv[:1] == ["train"]:
-        from toolkit.cli.train import parse_train
-
-        command = parse_train(argv[1:])  # before torch is loaded, which takes seconds
-
-        from shards.dataset.store import open_store
-        from toolkit.training.run import train
-
-        with memory_told(lambda: _no_room("train")):  # updates and forward passes say more about themselves
-            return train(
-                command.config,
-                open_store(command.shards, command.cache),
-                command.out,
-                resume=command.resume,
-                search_lr=command.find_lr,
-            )
-    args = build_parser().parse_args(argv)
-    with memory_told(lambda: _memory_line(args)):
-        return args.run(args)
+    name, options = read(argv)  # before torch is loaded, which takes seconds
+    with memory_told(lambda: _memory_line(name, options)):
+        return COMMANDS[name](options)
 
 
-def _memory_line(args: argparse.Namespace) -> str:
-    """What to do when a command other than train needs more memory than there is."""
-    if not hasattr(args, "batch_size"):
-        return _no_room(args.command)
+def _memory_line(command: str, options: Any) -> str:
+    """What to do when a command needs more memory than there is."""
+    if not hasattr(
+        options, "batch_size"
+    ):  # updates and forward passes of a training say more about themselves
+        return f"posters {command} needs more than there is; look at what else runs here, or use a larger machine"
     from toolkit.device.defaults import best_device, no_room
 
-    return no_room(args.batch_size, best_device(), "--batch-size")
-
-
-def _no_room(command: str) -> str:
-    return f"posters {command} needs more than there is; look at what else runs here, or use a larger machine"
+    return no_room(options.batch_size, best_device(), "--batch-size")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from shards.errors import UserError
+from shards.errors import UserError, did_you_mean
 from shards.storage.paths import is_url
 from toolkit.config.schema import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
 
@@ -181,6 +180,4 @@ def _check_optimizer(name: str) -> None:
 
     known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
-        near = get_close_matches(name.lower(), known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"optim.name: timm has no optimiser {name!r}{hint}")
+        raise UserError(f"optim.name: timm has no optimiser {name!r}{did_you_mean(name, known, str, 3)}")

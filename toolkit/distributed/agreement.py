@@ -14,12 +14,11 @@ import json
 import platform
 import re
 import socket
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
 #: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
-PLACES = ("model", "shards", "directory", "image", "output", "out", "report", "compare", "onnx")
-#: Of these, the one where every process writes: the processes of one machine must name one folder.
-WRITTEN = "output"
+PLACES = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
+#: Of these, the one where every process of a prediction writes: the processes of one machine must name one folder.
+WRITTEN = "out"
 #: Options and configuration that change no result.
-OWN = ("command", "run", "workers", "cache_dir", "cache_limit", "patience", "data.workers", "data.prefetch")
+OWN = ("threads", "cache", "data.workers", "data.prefetch")
 #: Variables that change numbers, with their usual values. Accelerate's are refused by each process: environment.py.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
@@ -122,16 +121,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def command_facts(command: str, options: Mapping[str, object] | Namespace) -> Facts:
-    """The command and its options, under their names on the command line."""
+def command_facts(command: str, options: Any) -> Facts:
+    """The command and its options (a dataclass, or by name), under their names on the command line."""
     facts: Facts = {"command": (command, "")}
-    for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
-        place = str(value.absolute()) if name == WRITTEN and isinstance(value, Path) else ""
+    for name, value in _named(options):
+        place = str(value.absolute()) if (command, name) == ("predict", WRITTEN) and value else ""
         if name in PLACES:
             value = None if value is None else "given"
-        if name not in OWN:
-            facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
+        facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
     return facts
+
+
+def _named(options: Any) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the options that are compared, those within a group under their own names."""
+    by_name = (
+        options
+        if isinstance(options, Mapping)
+        else {f.name: getattr(options, f.name) for f in fields(options)}
+    )
+    for name, value in by_name.items():
+        if is_dataclass(value) and name not in OWN:
+            yield from _named(value)
+        elif name not in OWN:
+            yield name, value
 
 
 def config_facts(config: Config) -> Facts:

@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -20,10 +20,8 @@ from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_d
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shards.errors import UserError, one_line
+from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
-
-if TYPE_CHECKING:
-    import argparse
 
 #: What belongs to a model, as patterns of names in its folder. Predictions hold the evaluated samples' labels.
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
@@ -37,34 +35,34 @@ HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
 PATIENCE = 5.0
 
 
-def run_push(args: argparse.Namespace) -> int:
+def run_push(options: PushOptions) -> int:
     """Validate, then upload in one commit; returns the exit status."""
-    _check_name(args.repo, "--repo")
-    folder = load_model_folder(args.model)
+    _check_name(options.repo, "--repo")
+    folder = load_model_folder(options.model)
     _check_onnx(folder)
     if get_token() is None:
         raise UserError("no token for the hub: run `hf auth login`, or set HF_TOKEN to one with write access")
     if not reachable():
         raise UserError(f"no connection to {constants.ENDPOINT}: nothing was uploaded")
-    patterns = [*FILES, *([PREDICTIONS] if args.with_predictions else [])]
+    patterns = [*FILES, *([PREDICTIONS] if options.with_predictions else [])]
     api = HfApi()
     try:
-        api.create_repo(args.repo, private=args.private or None, exist_ok=True)
-        if args.revision is not None:
-            api.create_branch(args.repo, branch=args.revision, exist_ok=True)
+        api.create_repo(options.repo, private=options.private or None, exist_ok=True)
+        if options.revision is not None:
+            api.create_branch(options.repo, branch=options.revision, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=args.repo,
-            folder_path=args.model,
+            repo_id=options.repo,
+            folder_path=options.model,
             allow_patterns=patterns,
-            revision=args.revision,
-            commit_message=args.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
+            revision=options.revision,
+            commit_message=options.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
         )
     except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
-        raise UserError(f"nothing was uploaded to {args.repo}: {_reason(error)}") from None
-    names = sorted({path.name for pattern in patterns for path in args.model.glob(pattern)})
+        raise UserError(f"nothing was uploaded to {options.repo}: {_reason(error)}") from None
+    names = sorted({path.name for pattern in patterns for path in options.model.glob(pattern)})
     print(f"files   {', '.join(names)}")
     print(f"commit  {commit.oid}")
-    print(f"model   {constants.ENDPOINT}/{args.repo}")
+    print(f"model   {constants.ENDPOINT}/{options.repo}")
     return 0
 
 

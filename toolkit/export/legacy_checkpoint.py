@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import timm
@@ -25,15 +25,13 @@ from shards.storage.leftovers import remove_dead_partials
 from toolkit.config.schema import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
+from toolkit.export.options import ImportOptions
 from toolkit.metrics.multilabel import FloatArray, sigmoid
 from toolkit.model_folder.folder import save_model_folder
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec
 from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
 from toolkit.models.tensor_files import require_finite
-
-if TYPE_CHECKING:
-    import argparse
 
 WHAT = "checkpoint of that script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -65,21 +63,23 @@ class Checkpoint:
     epoch: int
 
 
-def run_import(args: argparse.Namespace) -> int:
+def run_import(options: ImportOptions) -> int:
     """Read, recognise, write; returns the exit status."""
-    out = Path(os.path.abspath(args.out))
+    out = Path(os.path.abspath(options.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {args.out} exists and is not an empty folder: choose another, or remove it")
+        raise UserError(
+            f"--out {options.out} exists and is not an empty folder: choose another, or remove it"
+        )
     remove_dead_partials(out.parent, escape(out.name))
-    checkpoint = read_checkpoint(args.checkpoint)
-    architecture, head = recognise(checkpoint.state, len(checkpoint.labels), args.checkpoint)
-    decisions = decisions_of(checkpoint, args.checkpoint)
+    checkpoint = read_checkpoint(options.checkpoint)
+    architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
+    decisions = decisions_of(checkpoint, options.checkpoint)
     model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
     model.load_state_dict(_our_names(checkpoint.state, model.state_dict()), strict=True)
     facts = {
         "epoch": checkpoint.epoch,
         "shard_set": "unknown: imported from an earlier script",
-        "imported_sha256": sha256_file(args.checkpoint),
+        "imported_sha256": sha256_file(options.checkpoint),
     }
     preprocessing = Preprocessing(checkpoint.image_size, 1.0, MEAN, STD, "stretch")
     save_model_folder(out, model.eval(), head, checkpoint.labels, decisions, preprocessing, facts, {})
@@ -92,7 +92,7 @@ def run_import(args: argparse.Namespace) -> int:
         "not the same  where no genre reaches its threshold the script named the most probable one; "
         "`posters predict` names none"
     )
-    print(f"model         {args.out}")
+    print(f"model         {options.out}")
     return 0
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,38 +18,32 @@ from shards.storage.files import atomic_write
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.export.network import OUTPUTS
 from toolkit.export.onnx_preprocessing import NORMALISED
+from toolkit.export.options import ExportOptions
 from toolkit.export.parity_check import Run, judge, measure, pictures_to_check
 from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-
-if TYPE_CHECKING:
-    import argparse
 
 CPU = torch.device("cpu")
 #: By format: file name in the model folder.
 NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 
 
-def run_export(args: argparse.Namespace) -> int:
+def run_export(options: ExportOptions) -> int:
     """Export, check, and only then rename; returns the exit status."""
-    if args.tolerance is not None and not args.tolerance > 0:
-        raise UserError(f"--tolerance must be over 0, not {args.tolerance}")
-    if args.format != "onnx" and (args.preprocess or args.opset is not None):
-        raise UserError("--preprocess and --opset go with --format onnx")
-    folder = load_model_folder(args.model)
-    pictures = pictures_to_check(args.check)
-    name = NAMES[args.format].replace(".", "-preprocess." if args.preprocess else ".")
-    out: Path = args.out or args.model / name
+    folder = load_model_folder(options.model)
+    pictures = pictures_to_check(options.check)
+    name = NAMES[options.format].replace(".", "-preprocess." if options.preprocess else ".")
+    out: Path = options.out or options.model / name
     if out.is_dir():
         raise UserError(f"--out must be a file, and {out} is a folder: give {out / name}")
     remove_dead_partials(out.parent, escape(out.name))
-    content, opener = _make(args, folder)
+    content, opener = _make(options, folder)
     with atomic_write(out) as stream:  # renamed when the block ends well, gone when it does not
         stream.write(content)
         stream.flush()
-        found = measure(opener(Path(stream.name)), folder, pictures, args.preprocess)
-        judge(found, args.preprocess, args.tolerance)
-    runtime = "onnxruntime" if args.format == "onnx" else "torch.export"
+        found = measure(opener(Path(stream.name)), folder, pictures, options.preprocess)
+        judge(found, options.preprocess, options.tolerance)
+    runtime = "onnxruntime" if options.format == "onnx" else "torch.export"
     batches = ", ".join(map(str, sorted(found.batches)))
     print(f"max difference  {found}")
     print(f"checked         {found.images} images in batches of {batches}: {runtime} against PyTorch")
@@ -58,17 +51,17 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make(args: argparse.Namespace, folder: ModelFolder) -> tuple[bytes, Callable[[Path], Run]]:
+def _make(options: ExportOptions, folder: ModelFolder) -> tuple[bytes, Callable[[Path], Run]]:
     """(the file's content, what opens a written file to run it)."""
-    if args.format == "torch-export":
+    if options.format == "torch-export":
         from toolkit.export.torch_export import torch_export_bytes
 
         return torch_export_bytes(folder), open_torch_export
     from toolkit.export.onnx_export import onnx_bytes
     from toolkit.export.onnx_preprocessing import MIN_OPSET
 
-    content = onnx_bytes(folder, args.preprocess, MIN_OPSET if args.opset is None else args.opset)
-    return content, open_with_pixels if args.preprocess else open_onnx
+    content = onnx_bytes(folder, options.preprocess, MIN_OPSET if options.opset is None else options.opset)
+    return content, open_with_pixels if options.preprocess else open_onnx
 
 
 def open_onnx(path: Path) -> Run:

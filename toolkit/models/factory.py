@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -16,7 +15,7 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 from torch import nn
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError, did_you_mean, one_line
 from toolkit.models.heads import HeadSpec, _replace_classifier, classifier_name, head_prefixes
 from toolkit.models.last_layer import keep_float32
 from toolkit.models.multi_stage import use_levels
@@ -43,10 +42,8 @@ def build_model(
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):  # names such as hf-hub:USER/NAME are none, and nothing is fetched
-        near = get_close_matches(architecture[:100], timm.list_models(), n=3)
-        raise UserError(
-            f"timm has no model {name[:200]!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
+        near = did_you_mean(architecture, timm.list_models(), str, 3)
+        raise UserError(f"timm has no model {name[:200]!r}{near}")
     try:
         arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
         arguments["drop_rate"] = 0.0 if head.drops_within else head.dropout

@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from shards.errors import UserError
+from shards.errors import UserError, did_you_mean
 from toolkit.models.heads import head_prefixes
 
 
@@ -112,9 +111,9 @@ def _part(model: nn.Module, entry: str) -> Part:
             stem, bare = _stem(model)
             found += stem
     if not found:
-        near = get_close_matches(name, modules, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"model.freeze names {name!r}, which {type(model).__name__} does not have{hint}")
+        raise UserError(
+            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}"
+        )
     inside = [p for module in found for p in module.parameters()]
     return Part(name, tuple(found), (*inside, *bare), int(epochs) if epochs else None)
 

@@ -18,14 +18,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
-from shards.cli.arguments import store_of
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import NAME
-from shards.dataset.store import LocalShards
+from shards.dataset.store import LocalShards, open_store
 from shards.errors import UserError, one_line
 from shards.inputs.image_files import holds_images
 from shards.progress import progress
@@ -69,10 +68,7 @@ from toolkit.prediction.formats import (
     refuse_others,
     write_rows,
 )
-from toolkit.prediction.options import forward_of, load_folder, onnx_path
-
-if TYPE_CHECKING:
-    import argparse
+from toolkit.prediction.options import PredictOptions, forward_of, load_folder
 
 log = logging.getLogger(__name__)
 
@@ -107,52 +103,56 @@ class Job:
         return path.exists() and is_finished(path, self.facts(part.content()))
 
 
-def run_predict_batch(args: argparse.Namespace) -> int:
+def run_predict_batch(options: PredictOptions) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
-    format: TableFormat = args.format or "parquet"
-    if args.output is None:
+    if options.out is None:
         raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
-    if args.format == "json" or args.verbose:
+    if options.format == "json" or options.verbose:
         raise UserError(
             "--format json and --verbose are for a few images; folders of predictions are parquet, csv or jsonl, "
             "all genres included"
         )
-    if args.embeddings and format == "csv":
+    format: TableFormat = options.format or "parquet"
+    if options.embeddings and format == "csv":
         raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
-    folder = load_folder(args.model, args.threshold)
-    parts, siblings, data = find_parts(args, folder)
-    facts = command_facts("predict", args) | model_facts(folder) | data
-    if args.onnx is not None:
-        facts["--onnx"] = file_fact(onnx_path(args, folder))
-    accelerator = make_accelerator(args.precision, facts)
-    forward = forward_of(args, folder, accelerator)
-    precision = accelerator.mixed_precision if args.onnx is None else "no"
-    how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
-    job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
+    folder = load_folder(options.model, options.threshold)
+    parts, siblings, data = find_parts(options, folder)
+    facts = command_facts("predict", options) | model_facts(folder) | data
+    if options.onnx is not None:
+        facts["--onnx"] = file_fact(options.onnx_path(folder))
+    accelerator = make_accelerator(options.precision, facts)
+    forward = forward_of(options, folder, accelerator)
+    precision = accelerator.mixed_precision if options.onnx is None else "no"
+    how = {"precision": precision, "tta": options.tta, "embeddings": bool(options.embeddings)}
+    job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, how, siblings)
     return predict_parts(job, accelerator)
 
 
-def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
+def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
     """(the parts that the command line names, those of the set's other splits, what they hold).
 
     Raises UserError if their labels are not the model's.
     """
-    store = LocalShards(args.directory) if args.shards is None else store_of(args)
+    store = (
+        LocalShards(options.directory or Path())
+        if options.shards is None
+        else open_store(options.shards, options.cache)
+    )
     local = store.root if isinstance(store, LocalShards) else None
-    if local and (args.shards is None or (not (local / NAME).exists() and holds_images(local))):
-        if args.split or args.ignore_labels:
+    if local and (options.shards is None or (not (local / NAME).exists() and holds_images(local))):
+        if options.split or options.ignore_labels:
             raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
         paths = list_images(local)
         return folder_parts(local, paths), [], images_facts(local, paths)
     manifest = store.manifest()
-    if manifest.genres and not args.ignore_labels:
+    if manifest.genres and not options.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
     siblings: list[Part] = [
         ShardPart(store, shard, manifest.labels)
         for shard in manifest.shards
-        if args.split not in (None, shard.split)
+        if options.split not in (None, shard.split)
     ]
-    return shard_parts(store, manifest, args.split), siblings, set_facts(manifest, store)
+    return shard_parts(store, manifest, options.split), siblings, set_facts(manifest, store)
 
 
 def predict_parts(job: Job, accelerator: Accelerator) -> int:

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -32,36 +31,32 @@ from toolkit.inference.scoring import infer_shares
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.batch import run_predict_batch
 from toolkit.prediction.formats import error_text
-from toolkit.prediction.options import check_options, file_format, forward_of, load_folder, wants_a_folder
+from toolkit.prediction.options import PredictOptions, file_format, forward_of, load_folder, wants_a_folder
 from toolkit.prediction.output import Prediction, write_predictions
-
-if TYPE_CHECKING:
-    import argparse
 
 log = logging.getLogger(__name__)
 
 
-def run_predict(args: argparse.Namespace) -> int:
+def run_predict(options: PredictOptions) -> int:
     """Predict and write; returns the exit status."""
-    check_options(args)
-    if wants_a_folder(args):
-        return run_predict_batch(args)
-    if args.split or args.ignore_labels:
+    if wants_a_folder(options):
+        return run_predict_batch(options)
+    if options.split or options.ignore_labels:
         raise UserError("--split and --ignore-labels go with --shards")
-    if args.embeddings:
+    if options.embeddings:
         raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
-    format = file_format(args.output, args.format)
+    format = file_format(options.out, options.format)
     if processes_of(os.environ) > 1:
         raise UserError(
             "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
             "`posters predict` once for a few images"
         )
-    paths = args.image or list_images(args.directory)
-    folder = load_folder(args.model, args.threshold)
-    accelerator = make_accelerator(args.precision)
-    forward = forward_of(args, folder, accelerator)
-    predictions = predict_files(folder, paths, accelerator, args.batch_size, args.workers, forward)
-    write_predictions(predictions, folder, str(accelerator.device), args.output, format, args.verbose)
+    paths = options.image or list_images(options.directory or Path())
+    folder = load_folder(options.model, options.threshold)
+    accelerator = make_accelerator(options.precision)
+    forward = forward_of(options, folder, accelerator)
+    predictions = predict_files(folder, paths, accelerator, options.batch_size, options.threads, forward)
+    write_predictions(predictions, folder, str(accelerator.device), options.out, format, options.verbose)
     failed = sum(p.error is not None for p in predictions)
     for prediction in predictions:
         if prediction.error is not None:

@@ -3,50 +3,94 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from accelerate import Accelerator
-
+from shards.dataset.cache_options import CacheOptions
 from shards.errors import UserError
-from toolkit.device.defaults import autocast_dtype, rows_for
-from toolkit.inference.forward import Forward, ForwardOptions
-from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from shards.options import option
+from shards.storage.paths import Place, place
+from toolkit.config.options import ModelOption, PassOptions
 
-if TYPE_CHECKING:
-    import argparse
+if TYPE_CHECKING:  # asking for help loads no torch
+    from accelerate import Accelerator
 
-#: Endings of --output that name a file for all results, and its format.
+    from toolkit.inference.forward import Forward
+    from toolkit.model_folder.folder import ModelFolder
+
+#: Endings of --out that name a file for all results, and its format.
 FILE_FORMATS = {".json": "json", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Raise UserError for values that mean nothing."""
-    if args.threshold is not None and not 0.0 <= args.threshold <= 1.0:
-        raise UserError(f"--threshold must be from 0 to 1, not {args.threshold}")
-    if args.batch_size < 0 or args.workers < 0:
-        raise UserError("--batch-size and --workers must be 0 (automatic) or more")
-    if args.onnx is not None and (args.compile or args.precision in ("fp16", "bf16")):
-        raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ModelOption, PassOptions):
+    """What ``posters predict`` is asked for."""
+
+    image: list[Path] | None = option(None, "-i")
+    """One or more image files."""
+    directory: Path | None = option(None, "-d")
+    """Folder of images, with its subfolders."""
+    shards: Place | None = option(None, parse=place)
+    """Shard set (a folder or URL), or folder of images; a file per shard goes to the folder --out."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    threshold: float | None = option(None, "-t")
+    """Calibrated probability from which a genre is named (default: the model's own per genre)."""
+    out: Path | None = option(None, "-o", old=("--output",))
+    """Folder for the results, a file per shard or per 512 images; or one file for the results of images, by its ending:
+    .json, .csv, .jsonl, .parquet, .txt."""
+    format: Literal["parquet", "csv", "jsonl", "json"] | None = option(None, "-f")
+    """Of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of these; on the
+    screen: json, csv (default: text)."""
+    verbose: bool = option(False, "-v")
+    """Probability of every genre, sorted."""
+    split: str | None = None
+    """With --shards: only this split."""
+    ignore_labels: bool = False
+    """With --shards: predict though its labels differ."""
+    tta: Literal["none", "flip"] = "none"
+    """flip: the mean over each image and its mirror image, for twice the time."""
+    embeddings: bool = False
+    """Also the pooled features that the classifier is given, for search and de-duplication (folders)."""
+    onnx: str | None = option(None, metavar="FILE", const="")
+    """Run what `posters export` made instead of PyTorch (default MODEL/model.onnx)."""
+    compile: bool = False
+    """torch.compile: faster after a first minute, for many images."""
+    channels_last: bool = True
+    """Memory layout that convolutions like best."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [source for source in (self.image, self.directory, self.shards) if source is not None]
+        if len(given) != 1:
+            raise UserError(
+                "one of the options --image, --directory, --shards is required, and no second one"
+            )
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+            raise UserError(f"--threshold must be from 0 to 1, not {self.threshold}")
+        if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
+            raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
+
+    def onnx_path(self, folder: ModelFolder) -> Path:
+        """The exported file that ``onnx`` asks for."""
+        return Path(self.onnx) if self.onnx else folder.path / "model.onnx"
 
 
-def wants_a_folder(args: argparse.Namespace) -> bool:
+def wants_a_folder(options: PredictOptions) -> bool:
     """Whether the results are a folder of files, not text or one file. Raises UserError where that is not clear."""
-    output, is_folder = args.output, args.output is not None and args.output.is_dir()
+    output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
-    if args.shards is not None:
+    if options.shards is not None:
         if ending in FILE_FORMATS:
             raise UserError(
                 f"--shards writes a file per shard: name a folder for --out, not the file {output}"
             )
         return True
-    if args.directory is None or output is None or args.format == "json":
+    if options.directory is None or output is None or options.format == "json":
         return False
-    if args.format is None and ending not in FILE_FORMATS and _ENDING.fullmatch(ending):
+    if options.format is None and ending not in FILE_FORMATS and _ENDING.fullmatch(ending):
         raise _unknown_ending(output, " or a folder whose name does not end so")
     return ending not in FILE_FORMATS
 
@@ -82,28 +126,29 @@ def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
 
 def load_folder(path: Path, threshold: float | None) -> ModelFolder:
     """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
+    from toolkit.model_folder.folder import load_model_folder
+
     folder = load_model_folder(path)
     if threshold is not None:
         folder.decisions = folder.decisions.at(threshold)
     return folder
 
 
-def onnx_path(args: argparse.Namespace, folder: ModelFolder) -> Path:
-    """The exported file that ``--onnx`` asks for."""
-    return Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-
-
-def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accelerator) -> Forward:
+def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
     """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
-    options = ForwardOptions(args.channels_last, args.compile, args.tta, args.embeddings)
-    if args.onnx is not None:
+    import torch
+
+    from toolkit.device.defaults import autocast_dtype, rows_for
+    from toolkit.inference.forward import Forward, ForwardOptions
+
+    how = ForwardOptions(options.channels_last, options.compile, options.tta, options.embeddings)
+    if options.onnx is not None:
         from toolkit.inference.onnx_runtime import OnnxModel
 
-        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-        network = OnnxModel(path, folder, accelerator.device)
-        return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
+        network = OnnxModel(options.onnx_path(folder), folder, accelerator.device)
+        return Forward(network, folder.preprocessing, options=replace(how, channels_last=False))
     model = folder.model.to(accelerator.device)
-    if args.channels_last:
+    if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    rows = rows_for(args.batch_size, accelerator.device)
-    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, rows)
+    rows = rows_for(options.batch_size, accelerator.device)
+    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), how, rows)

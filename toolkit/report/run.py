@@ -6,27 +6,23 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import Accelerator
 
-from shards.cli.arguments import store_of
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardStore
 from shards.errors import UserError, without_secrets
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
+from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, Material, Said
 from toolkit.report.label_errors import INSTALL, have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
-
-if TYPE_CHECKING:
-    import argparse
 
 
 @dataclass(frozen=True)
@@ -43,27 +39,27 @@ class ReportRun:
     """What gives the same page again."""
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> ReportRun | None:
+    def of(cls, options: EvaluateOptions) -> ReportRun | None:
         """From the options of `posters evaluate`; None if no report is wanted. Raises UserError."""
-        if args.report is None:
+        if options.report is None:
             for option in ("compare", "label_errors"):
-                if getattr(args, option):
+                if getattr(options, option):
                     raise UserError(f"--{option.replace('_', '-')} goes into a report: give --report DIR too")
             return None
-        if args.label_errors and not have_cleanlab():
+        if options.label_errors and not have_cleanlab():
             raise UserError(f"--label-errors needs cleanlab: {INSTALL}")
-        check_report_folder(args.report)
-        model = load_model_folder(args.model)
+        check_report_folder(options.report)
+        model = load_model_folder(options.model)
         other = None
-        if args.compare is not None:
-            other = load_model_folder(model_folder_of(args.compare))
+        if options.compare is not None:
+            other = load_model_folder(model_folder_of(options.compare))
             require_same("the model", model.labels, "--compare", other.labels)
         # The labels of training samples are learnt by heart, wrong ones too: it is of no use unless it is insisted on.
-        wanted = args.label_errors
+        wanted = options.label_errors
         if wanted is None:
-            wanted = have_cleanlab() and args.split != "train"
-        shards = store_of(args)
-        return cls(args.report, model, other, shards, shards.manifest(), wanted, command_line())
+            wanted = have_cleanlab() and options.split != "train"
+        shards = options.store()
+        return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(
         self, accelerator: Accelerator, split: str, batch_size: int, workers: int

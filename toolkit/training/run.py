@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import timm
@@ -25,7 +24,7 @@ from accelerate import Accelerator
 
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardsAt, open_store
-from shards.errors import UserError
+from shards.errors import UserError, did_you_mean
 from shards.storage.lock import folder_lock
 from toolkit.config.io import save_config
 from toolkit.config.schema import Config
@@ -103,11 +102,11 @@ def own_size(name: str) -> int:
     except RuntimeError:  # a tag that the architecture does not have
         cfg = None
     if cfg is None or not cfg.input_size:
-        near = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], n=3)
-        hint = f" (did you mean {' or '.join(near)}?)" if near and name not in near else ""
+        known = [*timm.list_models(), *timm.list_pretrained()]
+        hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
-            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}{hint}: "
-            f"give it in pixels, e.g. --data.image_size 224"
+            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}: "
+            f"give it in pixels, e.g. --data.image_size 224{hint}"
         )
     return max(cfg.input_size[1:])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import subprocess
@@ -28,10 +27,10 @@ from misbehaving_server import (
 from PIL import Image
 from shard_tools import bomb_png, draw, encoded, environment, rows_of
 
-from shards.cli.fetch import add_fetch_parser
 from shards.errors import UserError
 from shards.fetch.run import FetchOptions
 from shards.inputs.image_files import find_image
+from toolkit.cli.main import main
 
 
 @pytest.fixture
@@ -145,10 +144,7 @@ def test_a_place_that_is_taken(server: MisbehavingServer, tmp_path: Path) -> Non
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_fetch_parser(parser.add_subparsers())
-    args = parser.parse_args([str(argument) for argument in arguments])
-    return args.run(args)
+    return main([str(argument) for argument in arguments])
 
 
 def test_command(server: MisbehavingServer, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from audit_tools import (
     audit,
     box,
     folder_of,
+    settings_of,
     titled,
     write_anywhere,
     write_report_file,
@@ -38,7 +39,7 @@ from shards.text.report import NAME as REPORT
 from toolkit.audit.html import page
 from toolkit.audit.images import make_pictures, reencode
 from toolkit.audit.results import build_report
-from toolkit.audit.run import AuditOptions, audit_posters, fill_maker
+from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.metrics.multilabel import sigmoid
@@ -70,7 +71,7 @@ def test_a_model_that_reads(titles: Folders):
 
 
 def test_calibration_comes_before_every_figure(titles: Folders):
-    folder, settings = folder_of(Reader()), AuditOptions(*titles, workers=1, controls=1)
+    folder, settings = folder_of(Reader()), settings_of(titles, controls=1)
     chosen = choose_posters(read_posters(titles[1]), settings, None)
     raw = audit_posters(folder, chosen, settings, fill_maker(None), make_accelerator())
     scale, bias = np.array([2.0, 1.0, 0.5]), np.array([0.5, 0.0, -0.5])
@@ -103,7 +104,7 @@ def test_the_same_at_any_batch_size_and_workers(anywhere: Folders):
     assert [p.id for p in one.posters] == [p.id for p in two.posters] and len(one.posters) == 10
     np.testing.assert_allclose(one.logits, two.logits, atol=1e-5)
     assert one.areas == two.areas and report["sentence"] == other["sentence"]
-    settings = AuditOptions(*anywhere, limit=10, controls=2, workers=3)
+    settings = settings_of(anywhere, limit=10, controls=2, threads=3)
     folder = folder_of(Mean())
     chosen = choose_posters(read_posters(anywhere[1]), settings)
     three = audit_posters(folder, chosen, settings, fill_maker(None), make_accelerator())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,15 +18,17 @@ from toolkit_helpers import make_model_folder
 
 pytest.importorskip("cv2")
 
-from audit_tools import GENRES, Folders, Reader, audit, write_anywhere, write_titles
+from audit_tools import GENRES, Folders, Reader, audit, settings_of, write_anywhere, write_titles
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
+from shards.inputs.metadata import GenreOptions
 from shards.text.registry import make_fill
 from toolkit.audit.html import page
-from toolkit.audit.run import AuditOptions, fill_maker
+from toolkit.audit.options import AuditOptions
+from toolkit.audit.run import fill_maker
 from toolkit.audit.selection import read_posters, read_targets
-from toolkit.cli.audit import add_audit_arguments
+from toolkit.cli.commands import read
 from toolkit.cli.run_audit import run_audit
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import load_model_folder
@@ -81,13 +82,13 @@ def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
         fill_maker(None)("crayon")
     for wrong in (
         {"batch_size": 0},
-        {"workers": -1},
+        {"threads": -1},
         {"controls": 0},
         {"limit": 0},
         {"images": tmp_path / "no"},
     ):
         with pytest.raises(UserError):
-            replace(AuditOptions(*titles), **wrong)
+            replace(settings_of(titles), **wrong)
     with pytest.raises(UserError):
         read_posters(tmp_path)
 
@@ -106,10 +107,9 @@ def test_controls_of_a_network_are_painted_by_it_only_if_it_is_given(monkeypatch
     assert made == [("surround", None), ("model", Path("net.onnx")), ("telea", None)]
 
 
-def arguments(*words: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_audit_arguments(parser)
-    return parser.parse_args([str(word) for word in words])
+def arguments(*words: object) -> AuditOptions:
+    found: AuditOptions = read(["audit", *map(str, words)])[1]
+    return found
 
 
 def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, caplog):
@@ -123,7 +123,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
         "--model", model, "--images", anywhere[0], "--cleaned", anywhere[1], "--out", out, "--controls", 2,
         "--metadata", csv, "--id-column", "id", "--genre-column", "genre", "--workers", 1,
     )  # fmt: skip
-    assert args.run(args) == 0
+    assert run_audit(args) == 0
     shown = capsys.readouterr().out
     report = json.loads((out / "audit.json").read_text())
     assert report["sentence"][:40] in shown and "mAP" in shown and "Comedy" in shown
@@ -158,14 +158,14 @@ def test_a_csv_of_other_genres_is_refused(tmp_path: Path):
     csv = tmp_path / "meta.csv"
     csv.write_text("id,genre\na,Opera\n")
     with pytest.raises(UserError, match="--genre-column"):
-        read_targets(csv, LabelSet(GENRES), "id", "genre", "|", "utf-8-sig")
+        read_targets(csv, LabelSet(GENRES), GenreOptions(id_column="id", genre_column="genre"))
 
 
 def test_rows_are_read_as_the_models_labels_and_bad_ones_are_named(tmp_path: Path, caplog):
     csv = tmp_path / "meta.csv"
     csv.write_text("id,genre\na,comedy|drama\u200b\nb,COMEDY\nc,['Drama\n")
     labels = LabelSet(("Comedy", "Drama"))
-    targets = read_targets(csv, labels, None, None, "|", "utf-8-sig")
+    targets = read_targets(csv, labels, GenreOptions())
     assert {i: row.tolist() for i, row in targets.items()} == {"a": [True, True], "b": [True, False]}
     assert (
         "1 rows of" in caplog.text

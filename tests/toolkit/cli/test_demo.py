@@ -13,6 +13,7 @@ from toolkit_helpers import posters_command
 import toolkit.cli.demo
 from shards.errors import UserError
 from toolkit.cli.demo import demo_config, run_demo
+from toolkit.cli.demo_options import DemoOptions
 from toolkit.model_folder.folder import load_model_folder
 
 POSTERS = 60
@@ -72,7 +73,7 @@ def test_again_without_cleanlab_it_goes_on_and_a_line_says_what_is_missing(
 ):
     trained = (out / "run/model/model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(toolkit.cli.demo, "have_cleanlab", lambda: False)
-    assert run_demo(out, POSTERS, 0) == 0
+    assert run_demo(DemoOptions(out, POSTERS)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report ")]
     assert line.endswith("index.html (without likely label errors: pip install -e '.[report]')")
     assert not (out / "report" / "label-errors.csv").exists()
@@ -83,7 +84,7 @@ def test_a_strange_report_folder_is_refused_before_the_work(tmp_path: Path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt"):
-        run_demo(tmp_path, POSTERS, 0)
+        run_demo(DemoOptions(tmp_path, POSTERS))
     assert not (tmp_path / "posters").exists()
 
 

@@ -14,10 +14,9 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
-from toolkit_helpers import ROOT, weights_option
+from toolkit_helpers import ROOT, parse_train, weights_option
 from train_tools import TINY_VIT, tiny_config
 
-from toolkit.cli.train import parse_train
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
 from toolkit.model_folder.folder import load_model_folder

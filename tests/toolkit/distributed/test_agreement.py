@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from toolkit.distributed.agreement import (
     told_apart,
 )
 from toolkit.distributed.collectives import require_no_gpus_wanted
+from toolkit.evaluation.options import EvaluateOptions
 
 REMEDY = ": start all processes with the same command, files and configuration"
 
@@ -194,14 +194,14 @@ def test_of_files_content_counts(tmp_path: Path):
 
 def test_options_that_name_places_count_as_given():
     one = command_facts(
-        "evaluate", Namespace(model=Path("a"), out=Path("x"), workers=1, split="test", run=print)
+        "evaluate", EvaluateOptions(model=Path("a"), out=Path("x"), threads=1, shards=Path("s"))
     )
     two = command_facts(
-        "evaluate", Namespace(model=Path("b"), out=Path("y"), workers=2, split="test", run=len)
+        "evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s"))
     )
     assert one == two
     without = command_facts(
-        "evaluate", Namespace(model=Path("b"), out=None, workers=2, split="test", run=len)
+        "evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s"))
     )
     assert "has --out nothing, the first process given" in disagreement([Record(one)], Record(without))
 
@@ -209,12 +209,12 @@ def test_options_that_name_places_count_as_given():
 def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     one, same, other = (
-        Record(command_facts("predict", Namespace(output=out)), host="a")
+        Record(command_facts("predict", {"out": out}), host="a")
         for out in (Path("x"), tmp_path / "x", Path("y"))
     )
     assert disagreement([one], same) == ""
     assert disagreement([one], other).startswith(
-        f"rank 1 has --output given ({tmp_path}/y), the first process given ({tmp_path}/x): start all processes"
+        f"rank 1 has --out given ({tmp_path}/y), the first process given ({tmp_path}/x): start all processes"
     )
     assert disagreement([one], dataclasses_replace(other, host="b")) == ""  # where paths may lead elsewhere
 

@@ -198,10 +198,10 @@ def test_two_processes_that_differ(
             one_of(evaluate, f"{option}={value}", option, value, usual)
             for option, value, usual in (
                 ("--split", "val", "test"),
-                ("--thresholds", "0.2", "0.3,0.5,0.7"),
                 ("--batch-size", "3", "0"),
             )
         ),
+        one_of(evaluate, "--thresholds=0.2", "--thresholds", "[0.2]", "[0.3, 0.5, 0.7]"),
         one_of(evaluate, "--precision=bf16", "--precision", "bf16", "nothing"),
         pair(evaluate, own("--report", "given", "nothing"), [], ["--report", tmp_path / "page"]),
         *(
@@ -215,7 +215,7 @@ def test_two_processes_that_differ(
                 ("--ignore-labels", "false"),
             )
         ),
-        pair(on_set, own("--output", "given (", "given ("), [], ["--out", tmp_path / "elsewhere"]),
+        pair(on_set, own("--out", "given (", "given ("), [], ["--out", tmp_path / "elsewhere"]),
         one_of(tune, "--aim=f0.5", "--aim", "f0.5", "f1"),
         one_of(tune, "--slack=0.5", "--slack", "0.5", "0.01"),
         one_of(tune, "--calibration=none", "--calibration", "none", "auto"),

@@ -22,11 +22,11 @@ from shards.errors import UserError
 from shards.inputs.images import ANY, decode
 from shards.storage.files import write_json
 from toolkit.cli.main import main, run
-from toolkit.cli.run_evaluate import parse_thresholds
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.evaluation.options import parse_thresholds
 from toolkit.metrics.calibration_error import (
     expected_calibration_error,
     genre_calibration_errors,

@@ -216,7 +216,7 @@ def test_parsing_options_loads_neither_torch_nor_onnx():
     import subprocess
 
     code = (
-        "import sys, toolkit.cli.main as c; c.build_parser().parse_args(['export', '-m', 'x']); "
+        "import sys, toolkit.cli.commands as c; c.read(['export', '-m', 'x']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'onnxruntime', 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0

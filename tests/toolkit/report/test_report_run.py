@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -17,8 +16,9 @@ from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from shards.storage.files import write_json
-from toolkit.cli.evaluate import add_evaluate_arguments
+from toolkit.cli.commands import read
 from toolkit.cli.main import main
+from toolkit.evaluation.options import EvaluateOptions
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import OURS
 from toolkit.models.heads import HeadSpec
@@ -129,10 +129,10 @@ def test_one_line_in_the_log_for_each_model_of_another_set(
     assert told("--model", same) == []
 
 
-def options(shard_set: Path, model: Path, *more: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_evaluate_arguments(parser)
-    return parser.parse_args(["--model", str(model), "--shards", str(shard_set), *map(str, more)])
+def options(shard_set: Path, model: Path, *more: object) -> EvaluateOptions:
+    found: EvaluateOptions
+    _, found = read(["evaluate", "--model", str(model), "--shards", str(shard_set), *map(str, more)])
+    return found
 
 
 def test_no_report_is_asked_for(shard_set: Path, model_folder: Path):

@@ -9,10 +9,9 @@ import pytest
 import timm
 import yaml
 from timm.models import PretrainedCfg
-from toolkit_helpers import ROOT, TINY, error_lines, posters_command
+from toolkit_helpers import ROOT, TINY, error_lines, parse_train, posters_command
 
 from shards.errors import UserError
-from toolkit.cli.train import parse_train
 from toolkit.config.schema import Config
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.training.checkpoints.checkpoint import newest_checkpoint

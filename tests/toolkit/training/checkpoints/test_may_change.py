@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toolkit_helpers import config_keys
 from train_tools import tiny_config
 
 from shards.errors import UserError
-from toolkit.cli.train import config_keys
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
 from toolkit.config.validation import check_config

@@ -1,0 +1,230 @@
+"""The parser of a command, made from the dataclass of its options."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import jsonargparse
+
+from shards.cli.commands import Command
+from shards.errors import UserError, did_you_mean, one_line
+from shards.options import Option
+
+# Attribute docstrings of the dataclasses become the help texts.
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One field of a dataclass of options, as the parser needs it."""
+
+    name: str
+    kind: Any
+    """Its type, without None."""
+    default: Any
+    help: str
+    said: Option
+
+    @property
+    def flags(self) -> list[str]:
+        """What is typed, the name that is shown last; a positional one has its field's name."""
+        if self.said.positional:
+            return [self.name]
+        flags = [*self.said.flags]
+        return flags if flags and flags[-1].startswith("--") else [*flags, "--" + self.name.replace("_", "-")]
+
+    @property
+    def dest(self) -> str:
+        """Its name among parsed values."""
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the fields of its type stand for it."""
+        return dataclasses.is_dataclass(self.kind)
+
+    def details(self) -> dict[str, Any]:
+        """Arguments of add_argument."""
+        said, kind = self.said, self.kind
+        shown = said.text or self.default
+        unsaid = shown in (None, False, True, MISSING, "") or "default" in self.help or said.positional
+        help = (self.help if unsaid else f"{self.help.rstrip('.')} (default {shown})").replace("%", "%%")
+        if kind is bool and self.default is False:
+            return {"action": "store_true", "help": help}
+        if kind is bool:
+            return {"action": argparse.BooleanOptionalAction, "default": self.default, "help": help}
+        found: dict[str, Any] = {"help": help, "metavar": said.metavar}
+        if said.parse is not None:
+            kind = str
+        elif said.choices or get_origin(kind) is Literal:
+            found["choices"], kind = said.choices or get_args(kind), str
+        elif get_origin(kind) in (tuple, list):
+            found["nargs"], kind = "+", get_args(kind)[0]
+        if said.const is not None:
+            found |= {"nargs": "?", "const": said.const}
+        if self.default is MISSING and not said.positional:
+            found["required"] = True
+        elif not said.positional:
+            found["default"] = said.text if said.parse else self.default
+        return found | {"type": kind}
+
+
+@cache
+def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
+    """The fields of a dataclass: its own first, then those that it inherits."""
+    found = []
+    hints = get_type_hints(options)
+    fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
+    for klass in filter(dataclasses.is_dataclass, options.__mro__):
+        docs = {
+            doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(klass).params
+        }
+        for name in [name for name in vars(klass).get("__annotations__", ()) if name in fields]:
+            field = fields.pop(name)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            said = field.metadata.get("option", Option())
+            if said.hidden:
+                continue
+            help = " ".join(docs.get(name, "").replace("``", "").split())
+            found.append(Argument(name, _given(hints[name]), default, help, said))
+    return sorted(found, key=lambda argument: argument.default is not MISSING)
+
+
+def _given(hint: Any) -> Any:
+    """A type without None."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if get_origin(hint) in (Union, types.UnionType) and len(kinds) == 1 else hint
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """The parser of one command. Its errors are one line each."""
+
+    def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
+        super().__init__(
+            prog=f"posters {name}",
+            description=commands[name].description or commands[name].help,
+            exit_on_error=False,
+            allow_abbrev=True,
+            formatter_class=argparse.HelpFormatter,
+        )
+        self.commands = commands
+        self.options = commands[name].options_class
+        self.has_sections = any(argument.said.sections for argument in arguments(self.options))
+        self.flags = ["-h", "--help"]
+        self.shown: dict[str, str] = {}  # by dest
+        self.old: dict[str, str] = {}
+        self._add(self.options)
+
+    def _add(self, options: type, only: tuple[str, ...] = ()) -> None:
+        for argument in arguments(options, only):
+            said, flags = argument.said, argument.flags
+            if said.sections:
+                self.add_argument("--config", action="config", help=argument.help)
+                self.add_class_arguments(argument.kind, nested_key=None)
+                continue
+            if said.switch:
+                self.flags.append(said.switch)
+                self.add_argument(said.switch, action="store_true", help=argument.help)
+            if argument.is_group:
+                self._add(argument.kind, said.only)
+                continue
+            self.flags += flags
+            self.shown[argument.dest] = flags[-1]
+            self.old |= dict.fromkeys(said.old, flags[-1])
+            details = argument.details()
+            # A file of options may give those that are required.
+            self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of the words, texts as they were typed. Raises UserError."""
+        if self.has_sections:
+            self.options.check_words(words)
+        try:
+            return self.parse_args([self._renamed(word) for word in words])
+        except argparse.ArgumentError as error:
+            raise UserError(self._explained(one_line(error))) from None
+
+    def _renamed(self, word: str) -> str:
+        """A word in which an old name, or the beginning of one, is the name of today."""
+        name, given, value = word.partition("=")
+        if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
+            return word
+        return next((new for old, new in self.old.items() if old.startswith(name)), name) + given + value
+
+    def make(self, parsed: Any) -> Any:
+        """The dataclass of parsed values. Raises UserError for values that mean nothing."""
+        return self._made(self.options, self.instantiate(parsed) if self.has_sections else parsed)
+
+    def _made(self, options: type, parsed: Any, only: tuple[str, ...] = ()) -> Any:
+        values = {}
+        for argument in arguments(options, only):
+            said = argument.said
+            if said.sections:
+                names = [section.name for section in dataclasses.fields(argument.kind)]
+                value = argument.kind(**{name: getattr(parsed, name) for name in names})
+            elif said.switch and not getattr(parsed, said.switch.lstrip("-").replace("-", "_")):
+                value = None
+            elif argument.is_group:
+                value = self._made(argument.kind, parsed, said.only)
+            else:
+                value = getattr(parsed, argument.dest)
+                if argument.default is MISSING and value in (None, ""):
+                    raise UserError(f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
+                if said.parse is not None:  # an empty text is an unset variable of a shell
+                    value = said.parse(value) if value else argument.default
+            values[argument.name] = value
+        return options(**values)
+
+    def _explained(self, text: str) -> str:
+        """A message of jsonargparse or argparse, with the nearest valid name for an unknown one."""
+        for pattern in (
+            r"unrecognized arguments: (\S+)",
+            r"Option '([\w.\-]+)' is not accepted",
+            r"Group '(?P<group>[\w.]+)' does not accept (?:nested )?(?:option|key) '(?P<key>[\w.]+)'",
+        ):
+            if found := re.search(pattern, text):
+                parts = found.groupdict()
+                return self._unknown(f"{parts['group']}.{parts['key']}" if parts else found.group(1))
+        name = r"Parser key \"([\w.]+)\": "
+        text = re.sub(name, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
+        text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)
+        text = re.sub(r"\. Got value:", ", got", text)
+        if found := re.search(r"(?<=arguments are required: ).*", text):
+            missing = (self.shown.get(key, key) for key in found.group().split(", "))
+            text = text[: found.start()] + ", ".join(missing)
+        return text if self.has_sections else f"{text} (see `{self.prog} --help`)"
+
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        if self.has_sections:
+            known = [self.shown.get(key, key).removeprefix("--") for key, _ in self.get_defaults().items()]
+            key = name.removeprefix("--")
+            last = {name.rpartition(".")[2]: name for name in known}
+            hint = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], last, last.__getitem__)
+            return f"unknown key {key!r}{hint or '; see --help'}"
+        others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
+        if name in others:
+            hint = ": other commands have it, this one has not"
+        else:
+            hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
+        return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
+
+
+def _flags(command: Command) -> Iterator[str]:
+    """All options of a command."""
+    groups: list[tuple[type, tuple[str, ...]]] = [(command.options_class, ())] if command.options else []
+    for options, only in groups:
+        for argument in arguments(options, only):
+            yield from (argument.said.switch,) if argument.said.switch else ()
+            if argument.is_group:
+                groups.append((argument.kind, argument.said.only))
+            elif not argument.said.positional:
+                yield from (*argument.flags, *argument.said.old)

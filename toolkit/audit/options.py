@@ -1,0 +1,49 @@
+"""Options of ``posters audit``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.inputs.metadata import GenreOptions
+from shards.options import option
+from toolkit.config.options import ModelOption, PassOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(ModelOption, GenreOptions, PassOptions):
+    """What ``posters audit`` is asked for."""
+
+    images: Path
+    """Folder of the posters before cleaning."""
+    cleaned: Path
+    """Folder made of them by `posters clean` (with its report)."""
+    metadata: Path | None = None
+    """CSV with the genres: audit only its posters, with metrics."""
+    limit: int | None = None
+    """Audit a sample of this many posters, drawn by the seed."""
+    controls: int = 4
+    """Random places per poster to compare with."""
+    seed: int = 0
+    """Seed of places, sample and interval."""
+    fill_model: Path | None = None
+    """The ONNX network that cleaned the posters, to paint the controls with."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    out: Path = option(Path("audit"), "-o")
+    """Folder for the report."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.threads < 0:
+            raise UserError("--batch-size must be at least 1 and --threads 0 or more")
+        if self.controls < 1:
+            raise UserError(f"--controls must be at least 1, not {self.controls}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, not {self.limit}")
+        if not self.images.is_dir():
+            raise UserError(
+                f"image folder not found: {self.images}; name the uncleaned posters with --images"
+            )
+        if not self.cleaned.is_dir():
+            raise UserError(f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")

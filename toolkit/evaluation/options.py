@@ -1,0 +1,62 @@
+"""Options of ``posters evaluate`` and ``tune``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.dataset.cache_options import SetOptions
+from shards.errors import UserError
+from shards.options import option
+from toolkit.config.options import ModelOption, PassOptions
+from toolkit.config.schema import DecideConfig
+
+
+def parse_thresholds(text: str) -> list[float]:
+    """``0.3,0.5`` → [0.3, 0.5]. Raises UserError for anything outside [0, 1]."""
+    try:
+        values = [float(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        values = []
+    if not values or not all(0.0 <= value <= 1.0 for value in values):
+        raise UserError(f"--thresholds takes numbers from 0 to 1 such as 0.3,0.5, not {text!r}")
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOption, SetOptions, PassOptions):
+    """What ``posters evaluate`` is asked for."""
+
+    split: str = "test"
+    """Split to evaluate."""
+    thresholds: list[float] = option(
+        factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7"
+    )
+    """Thresholds to show beside the model's own, which are always those of validation (see posters tune)."""
+    out: Path | None = option(None, "-o")
+    """JSON file (default MODEL/metrics-SPLIT.json)."""
+    report: Path | None = option(None, metavar="DIR")
+    """Also write a page with plots and posters: DIR/index.html."""
+    compare: Path | None = option(None, metavar="RUN2")
+    """In the report, another run's folder: is the difference real?"""
+    label_errors: bool | None = None
+    """In the report, list likely label errors (default: where cleanlab is installed)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix.lower() not in ("", ".json"):
+            raise UserError(
+                f"--out {self.out} must end in .json; the predictions go into an .npz file beside it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(ModelOption, SetOptions, PassOptions):
+    """What ``posters tune`` is asked for."""
+
+    decide: DecideConfig = field(default_factory=DecideConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decide.slack < 1:
+            raise UserError(f"--slack must be at least 0, under 1, not {self.decide.slack}")
