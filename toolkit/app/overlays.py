@@ -1,9 +1,7 @@
-"""The pictures of `posters app`: a heat map over the poster, outlines of its text; and how they get into a page."""
+"""The pictures of `posters app`: a heat map over the poster, outlines of its text."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,11 +71,3 @@ def outlined(
             if len(points) > 1:
                 pen.line([*points, points[0]], fill=colour, width=width, joint="curve")
     return picture.resize(image.size, Image.Resampling.LANCZOS)
-
-
-def data_uri(picture: Image.Image | bytes) -> str:
-    """A picture, or the bytes of a JPEG, inside of an address."""
-    if isinstance(picture, Image.Image):
-        picture.save(out := io.BytesIO(), "JPEG", quality=88)
-        picture = out.getvalue()
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"

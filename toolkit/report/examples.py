@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,8 +50,8 @@ class Example:
 
     sample: int
     id: str
-    picture: str | None
-    """A data URI; None if the image cannot be read."""
+    picture: bytes | None
+    """A small JPEG; None if the image cannot be read."""
     true: list[str]
     lines: list[Line]
 
@@ -158,18 +157,18 @@ def example_of(material: Material, sample: int, told: set[str]) -> Example:
             verdict = VERDICTS[named, true]
             probability, threshold = model.probabilities[sample, column], model.thresholds[column]
             lines.append(Line(genre, verdict, float(probability), float(threshold), genre in told))
-    picture = picture_uri(material.picture, sample)
+    picture = small_picture(material.picture, sample)
     return Example(sample, material.ids[sample], picture, material.genres_of(sample), lines)
 
 
-def picture_uri(picture: Callable[[int], bytes], sample: int) -> str | None:
-    """A poster as a small JPEG in a data URI; None if it cannot be decoded."""
+def small_picture(picture: Callable[[int], bytes], sample: int) -> bytes | None:
+    """A poster as a small JPEG; None if it cannot be decoded."""
     try:
         small = decode(picture(sample), ANY)
     except (OSError, BadImage):
         return None  # the card says so; the page is worth having without it
     small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
-    return "data:image/jpeg;base64," + base64.b64encode(_small_jpeg(small)).decode()
+    return _small_jpeg(small)
 
 
 def _small_jpeg(image: Image.Image) -> bytes:
