@@ -49,9 +49,9 @@ def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int,
     return picture
 
 
-def scale_colours(steps: int = 9) -> list[str]:
+def scale_colours() -> list[str]:
     """CSS colours of the scale, from no heat to the most, as they look over a middle grey."""
-    share = np.linspace(0.0, 1.0, steps)[:, None]
+    share = np.linspace(0.0, 1.0, 9)[:, None]
     veil = VEIL[0] + (VEIL[1] - VEIL[0]) * share
     pixels = (1.0 - veil) * 128.0 * 0.85 + veil * MAP(share[:, 0])[:, :3] * 255.0
     return ["#{:02x}{:02x}{:02x}".format(*row) for row in np.rint(pixels).astype(int).tolist()]
