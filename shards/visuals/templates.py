@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
 def _source(template: str) -> tuple[str, str, None]:
     """The text of a template, and the file's name for messages of errors."""
     package, _, name = template.rpartition("/")
-    path = files(package).joinpath("templates", name)
+    path = files(package) / "templates" / name
     return path.read_text(encoding="utf-8"), str(path), None
 
 
