@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +15,7 @@ from shards.storage.files import atomic_write, names_in, remove_file
 from shards.storage.paths import Place
 from shards.text.masks import mask_of
 from shards.text.report import summarize
+from shards.visuals.templates import render
 
 PAGE = "contact_sheet.html"
 HEIGHT = 320
@@ -25,15 +23,6 @@ HEIGHT = 320
 PER_PNG, COLUMNS = 8, 2
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
 """Colours of what was painted over and of what was left alone, on the mask picture."""
-
-STYLE = """
-:root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:16px}
-h1{font-size:1.3rem}table{border-collapse:collapse}td{padding:2px 14px 2px 0;vertical-align:top}
-main{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:18px}
-figure{margin:0}figure div{display:grid;grid-template-columns:repeat(3,1fr);gap:3px}
-img{width:100%;height:auto;display:block}
-figcaption{font-size:.85rem;overflow-wrap:anywhere}i{font-style:normal;padding:0 .4em;border-radius:3px;color:#000}
-"""
 
 
 def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -61,7 +50,17 @@ def write_sheet(
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
             _png(worst[start : start + PER_PNG]).save(stream, "PNG")
     with atomic_write(out / PAGE, "w") as stream:
-        stream.write(_html(worst, summarize(rows), facts))
+        stream.write(
+            render(
+                "shards.clean/contact_sheet.html",
+                posters=worst,
+                summary=summary_lines(summarize(rows)),
+                facts=facts,
+                caption=caption,
+                painted=PAINTED,
+                skipped=SKIPPED,
+            )
+        )
 
 
 def tiles(row: dict[str, Any], raw: Place, cleaned: Place, image: ImageOptions) -> list[Image.Image]:
@@ -116,32 +115,6 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
     return sheet
 
 
-def _html(
-    worst: Sequence[tuple[dict[str, Any], list[Image.Image]]], summary: dict[str, Any], facts: dict[str, Any]
-) -> str:
-    figures = []
-    for row, pictures in worst:
-        images = "".join(
-            f'<img src="{_data_uri(picture)}" alt="{word}" loading="lazy">'
-            for picture, word in zip(pictures, ("before", "mask", "after"), strict=True)
-        )
-        figures.append(
-            f"<figure><div>{images}</div><figcaption><b>{html.escape(row['id'])}</b> "
-            f"{html.escape(caption(row))}</figcaption></figure>"
-        )
-    lines = "".join(
-        f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary_lines(summary)
-    )
-    how = html.escape(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Cleaned posters</title><style>{STYLE}</style><h1>Before, mask, after: the "
-        f'{len(worst)} posters that most need a look</h1><p><i style="background:rgb{PAINTED}">painted over</i> '
-        f'<i style="background:rgb{SKIPPED}">found but left alone</i></p><table>{lines}</table>'
-        f"<p><small>{how}</small></p><main>{''.join(figures)}</main></html>\n"
-    )
-
-
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, value) of ``summarize``'s figures, for people."""
     return [
@@ -157,9 +130,3 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("left alone", f"regions on {summary['posters_with_skipped']} posters: too large or too much"),
         ("seconds", f"{summary['seconds_mean']:.2f} a poster and core"),
     ]
-
-
-def _data_uri(picture: Image.Image) -> str:
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.errors import UserError
 from shards.inputs.images import ANY, BadImage, decode
 from shards.storage.files import atomic_write
 
@@ -22,6 +21,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Pixels of the sheet, which is made for twice the density of an ordinary screen: 26 pixels read like 13.
 MARGIN, GAP, PADDING = 48, 28, 14
+COLUMNS = 6
 THUMB = (320, 480)
 CARD_WIDTH = THUMB[0] + 2 * PADDING
 TEXT, TITLE = 26, 48
@@ -61,15 +61,12 @@ class _Line:
     number: str = ""
 
 
-def save_gallery(path: Path, items: Sequence[GalleryItem], columns: int = 6, title: str = "") -> None:
+def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> None:
     """Draw the contact sheet of ``items``, row by row in their order, and write it to ``path`` as a PNG.
 
     The file appears whole or not at all. Bytes that are no picture leave a tile that says so.
-    Raises UserError if ``columns`` is under 1.
     """
-    if columns < 1:
-        raise UserError(f"a gallery needs at least 1 column, not {columns}")
-    columns = min(columns, max(1, len(items)))
+    columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
     legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
     # A single narrow column still has room for the widest entry of the legend.

@@ -1,9 +1,7 @@
-"""The pictures of `posters app`: a heat map over the poster, outlines of its text; and how they get into a page."""
+"""The pictures of `posters app`: a heat map over the poster, outlines of its text."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,9 +49,9 @@ def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int,
     return picture
 
 
-def scale_colours(steps: int = 9) -> list[str]:
+def scale_colours() -> list[str]:
     """CSS colours of the scale, from no heat to the most, as they look over a middle grey."""
-    share = np.linspace(0.0, 1.0, steps)[:, None]
+    share = np.linspace(0.0, 1.0, 9)[:, None]
     veil = VEIL[0] + (VEIL[1] - VEIL[0]) * share
     pixels = (1.0 - veil) * 128.0 * 0.85 + veil * MAP(share[:, 0])[:, :3] * 255.0
     return ["#{:02x}{:02x}{:02x}".format(*row) for row in np.rint(pixels).astype(int).tolist()]
@@ -73,11 +71,3 @@ def outlined(
             if len(points) > 1:
                 pen.line([*points, points[0]], fill=colour, width=width, joint="curve")
     return picture.resize(image.size, Image.Resampling.LANCZOS)
-
-
-def data_uri(picture: Image.Image | bytes) -> str:
-    """A picture, or the bytes of a JPEG, inside of an address."""
-    if isinstance(picture, Image.Image):
-        picture.save(out := io.BytesIO(), "JPEG", quality=88)
-        picture = out.getvalue()
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"

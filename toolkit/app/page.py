@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from shards.errors import UserError
-from toolkit.app import html as app_markup
+from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Answers, Poster, first_genre
 
@@ -32,6 +32,64 @@ class Board:
         return Board()  # gradio copies a state's first value for every visitor
 
 
+class Actions:
+    """What the page does when something is dropped or chosen; each returns what the components become."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+
+    def take(self, paths: list[str] | None, board: Board) -> list[Any]:
+        """Read dropped files, and show the first poster."""
+        found = self.answers.read([Path(path) for path in paths or []])
+        board.posters = [item for item in found if isinstance(item, Poster)]
+        thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
+        return [
+            html.refusals([item for item in found if isinstance(item, Refused)]),
+            gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
+            *self._show(board, 0),
+        ]
+
+    def pick(self, board: Board, event: gr.SelectData) -> list[Any]:
+        """Show another of the posters."""
+        return self._show(board, int(event.index))
+
+    def _show(self, board: Board, index: int) -> list[Any]:
+        if index >= len(board.posters):
+            board.chosen = None
+            return [gr.Row(visible=False), "", gr.Dropdown([], value=None), "", ""]
+        poster = board.chosen = board.posters[index]
+        lines = self.answers.lines(poster.probabilities)
+        first = first_genre(lines)
+        return [
+            gr.Row(visible=True),
+            html.genres_card(poster, lines, self.answers),
+            gr.Dropdown([line.genre for line in lines], value=first),
+            self.look(board, first),
+            html.text_notice(self.answers.no_text or "Looking for text ..."),
+        ]
+
+    def look(self, board: Board, genre: str) -> str:
+        """The heat map of a genre."""
+        poster = board.chosen
+        if poster is None:
+            return ""
+        return html.heat_card(poster, genre, self.answers.heat(poster, genre), self.answers)
+
+    def read_text(self, board: Board) -> Any:
+        """Look for text in the poster that is shown."""
+        poster = board.chosen
+        if poster is None or self.answers.no_text:
+            return gr.skip()
+        try:
+            painted = self.answers.paint(poster)
+        except UserError as error:
+            return html.text_notice(str(error))
+        if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
+            return gr.skip()
+        with_text, without = map(self.answers.lines, (poster.probabilities, painted.probabilities))
+        return html.text_card(poster, painted, with_text, without)
+
+
 def build_page(answers: Answers) -> Any:
     """The gradio page; ``launch`` it."""
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
@@ -39,7 +97,7 @@ def build_page(answers: Answers) -> Any:
         title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(SWEEP, KEEP)
     ) as page:
         board = gr.State(Board())
-        gr.HTML(app_markup.header(answers), **plain)
+        gr.HTML(html.header(answers), **plain)
         files = gr.File(
             file_count="multiple",
             label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",
@@ -48,17 +106,9 @@ def build_page(answers: Answers) -> Any:
         )
         refused = gr.HTML(elem_id="refused", **plain)
         gallery = gr.Gallery(
-            label="Choose one",
-            show_label=False,
-            columns=8,
-            fit_columns=False,
-            allow_preview=False,
-            object_fit="contain",
-            interactive=False,
-            visible=False,
-            buttons=[],
-            elem_id="gallery",
-        )
+            label="Choose one", show_label=False, columns=8, fit_columns=False, allow_preview=False,
+            object_fit="contain", interactive=False, visible=False, buttons=[], elem_id="gallery",
+        )  # fmt: skip
         with gr.Row(visible=False) as answer:
             with gr.Column(scale=5, min_width=280):
                 genres = gr.HTML(**plain)
@@ -70,62 +120,14 @@ def build_page(answers: Answers) -> Any:
                 heat = gr.HTML(**plain)
         text = gr.HTML(**plain)
 
-        def take(paths: list[str] | None, board: Board) -> list[Any]:
-            found = answers.read([Path(path) for path in paths or []])
-            board.posters = [item for item in found if isinstance(item, Poster)]
-            thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
-            return [
-                app_markup.refusals([item for item in found if isinstance(item, Refused)]),
-                gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
-                *show(board, 0),
-            ]
-
-        def pick(board: Board, event: gr.SelectData) -> list[Any]:
-            return show(board, int(event.index))
-
-        def show(board: Board, index: int) -> list[Any]:
-            if index >= len(board.posters):
-                board.chosen = None
-                return [gr.Row(visible=False), "", gr.Dropdown([], value=None), "", ""]
-            poster = board.chosen = board.posters[index]
-            lines = answers.lines(poster.probabilities)
-            first = first_genre(lines)
-            return [
-                gr.Row(visible=True),
-                app_markup.genres_card(poster, lines, answers),
-                gr.Dropdown([line.genre for line in lines], value=first),
-                app_markup.heat_card(poster, first, answers.heat(poster, first), answers),
-                app_markup.no_text_card(answers.no_text) if answers.no_text else app_markup.waiting_card(),
-            ]
-
-        def look(board: Board, genre: str) -> str:
-            poster = board.chosen
-            if poster is None:
-                return ""
-            return app_markup.heat_card(poster, genre, answers.heat(poster, genre), answers)
-
-        def read_text(board: Board) -> Any:
-            poster = board.chosen
-            if poster is None or answers.no_text:
-                return gr.skip()
-            try:
-                painted = answers.paint(poster)
-            except UserError as error:
-                return app_markup.no_text_card(str(error))
-            if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
-                return gr.skip()
-            lines = answers.lines
-            return app_markup.text_card(
-                poster, painted, lines(poster.probabilities), lines(painted.probabilities)
-            )
-
+        actions, parts = Actions(answers), [answer, genres, genre, heat, text]
         private: dict[str, Any] = {"api_visibility": "private"}
-        parts = [answer, genres, genre, heat, text]
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
-        taken = files.change(take, [files, board], [refused, gallery, *parts], **private)
-        taken.then(read_text, board, text, **quiet)
-        gallery.select(pick, board, parts, **private).then(read_text, board, text, **quiet)
-        genre.input(look, [board, genre], heat, **private)
+        taken = files.change(actions.take, [files, board], [refused, gallery, *parts], **private)
+        picked = gallery.select(actions.pick, board, parts, **private)
+        for shown in (taken, picked):
+            shown.then(actions.read_text, board, text, **quiet)
+        genre.input(actions.look, [board, genre], heat, **private)
     page.queue(default_concurrency_limit=AT_WORK, max_size=WAITING)
     return page
 

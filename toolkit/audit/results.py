@@ -69,8 +69,7 @@ def build_report(
     ratio = ratio_of_means(effects["text"].change, effects["control"].change, options.seed)
     rows = np.flatnonzero(compared) if compared.any() else np.arange(len(logits))
     top = rows[np.argsort(-every["text"].change[rows], kind="stable")[:SHOWN]]
-    genres = folder.labels.genres
-    table = genre_table(fair, folder.thresholds, genres) if len(fair) else None
+    table = genre_table(fair, folder.thresholds, folder.labels.genres) if len(fair) else None
     report: dict[str, Any] = {
         "sentence": sentence(ratio),
         "notes": [],
@@ -85,19 +84,7 @@ def build_report(
         "metrics": _metrics(audited, targets, folder),
         "counts": _counts(chosen, audited),
         "areas": _areas(audited),
-        "command": {
-            "model": str(folder.path),
-            "model_fingerprint": folder.fingerprint,
-            "labels_fingerprint": folder.labels.fingerprint,
-            "genres": genres,
-            "thresholds": folder.thresholds,
-            "images": str(options.images),
-            "cleaned": str(options.cleaned),
-            "seed": options.seed,
-            "controls": options.controls,
-            "limit": options.limit,
-            "fills": dict(Counter(poster.fill for poster in audited.posters)),
-        },
+        "command": _command(folder, audited, options),
         "examples": [_example(audited, row, every, folder) for row in top],
         "left_out": [asdict(rejection) for rejection in audited.left_out],
         "posters": _rows(audited, every, folder),
@@ -111,6 +98,22 @@ def build_report(
         shown = [thumbnail(pictures[kind]) for kind in (RAW, CLEANED, CONTROLS)]
         examples.append(Example(facts, *shown))
     return report, examples
+
+
+def _command(folder: ModelFolder, audited: Audited, options: AuditOptions) -> dict[str, Any]:
+    return {
+        "model": str(folder.path),
+        "model_fingerprint": folder.fingerprint,
+        "labels_fingerprint": folder.labels.fingerprint,
+        "genres": folder.labels.genres,
+        "thresholds": folder.thresholds,
+        "images": str(options.images),
+        "cleaned": str(options.cleaned),
+        "seed": options.seed,
+        "controls": options.controls,
+        "limit": options.limit,
+        "fills": dict(Counter(poster.fill for poster in audited.posters)),
+    }
 
 
 def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from toolkit.audit.effects import posters
@@ -39,9 +38,9 @@ METRIC_NAMES = {
 }
 
 
-def render_report(report: dict[str, Any], console: Console | None = None) -> None:
+def render_report(report: dict[str, Any]) -> None:
     """Print the sentence, what must be known about it, and the tables."""
-    out = console if console is not None else report_console()
+    out = report_console()
     out.print(Text(report["sentence"], style="bold"))
     out.print()
     table = plain_table(f"how far predictions move, {posters(report['counts']['compared'])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,7 +39,6 @@ class Line:
     genre: str
     verdict: Verdict
     probability: float
-    threshold: float
     told: bool = False
     """Whether the poster is shown because of this genre."""
 
@@ -51,8 +49,8 @@ class Example:
 
     sample: int
     id: str
-    picture: str | None
-    """A data URI; None if the image cannot be read."""
+    picture: bytes | None
+    """A small JPEG; None if the image cannot be read."""
     true: list[str]
     lines: list[Line]
 
@@ -73,7 +71,7 @@ class Group:
     examples: list[Example]
 
 
-def choose_groups(material: Material, shown: int = SHOWN) -> list[Group]:
+def choose_groups(material: Material) -> list[Group]:
     """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
     model, truth = material.model, material.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
@@ -81,11 +79,11 @@ def choose_groups(material: Material, shown: int = SHOWN) -> list[Group]:
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)
-    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:shown]
-    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:shown]
+    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:SHOWN]
+    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:SHOWN]
     moved = evidence(clipped, material.train_prevalence)
-    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf), shown)
-    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf), shown)
+    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf))
+    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf))
     return [
         _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
         _group(
@@ -129,11 +127,11 @@ def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
     return moved
 
 
-def _extremes(values: FloatArray, shown: int) -> list[tuple[int, int]]:
+def _extremes(values: FloatArray) -> list[tuple[int, int]]:
     """(sample, column) of the highest finite values, the best of a sample each."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
-    order = np.argsort(-highest, kind="stable")[:shown]
+    order = np.argsort(-highest, kind="stable")[:SHOWN]
     return [(int(row), int(columns[row])) for row in order if np.isfinite(highest[row])]
 
 
@@ -156,20 +154,20 @@ def example_of(material: Material, sample: int, told: set[str]) -> Example:
         genre, named, true = material.genres[column], bool(model.named[sample, column]), bool(truth[column])
         if named or true or genre in told:
             verdict = VERDICTS[named, true]
-            probability, threshold = model.probabilities[sample, column], model.thresholds[column]
-            lines.append(Line(genre, verdict, float(probability), float(threshold), genre in told))
-    picture = picture_uri(material.picture, sample)
+            probability = float(model.probabilities[sample, column])
+            lines.append(Line(genre, verdict, probability, genre in told))
+    picture = small_picture(material.picture, sample)
     return Example(sample, material.ids[sample], picture, material.genres_of(sample), lines)
 
 
-def picture_uri(picture: Callable[[int], bytes], sample: int) -> str | None:
-    """A poster as a small JPEG in a data URI; None if it cannot be decoded."""
+def small_picture(picture: Callable[[int], bytes], sample: int) -> bytes | None:
+    """A poster as a small JPEG; None if it cannot be decoded."""
     try:
         small = decode(picture(sample), ANY)
     except (OSError, BadImage):
         return None  # the card says so; the page is worth having without it
     small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
-    return "data:image/jpeg;base64," + base64.b64encode(_small_jpeg(small)).decode()
+    return _small_jpeg(small)
 
 
 def _small_jpeg(image: Image.Image) -> bytes:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.errors import UserError
 from shards.visuals import contact_sheet as gallery
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
 
@@ -27,8 +26,8 @@ def encoded(kind: str) -> bytes:
     return out.getvalue()
 
 
-def draw(path: Path, items: list[GalleryItem], **options: object) -> np.ndarray:
-    save_gallery(path, items, **options)  # type: ignore[arg-type]
+def draw(path: Path, items: list[GalleryItem], title: str = "") -> np.ndarray:
+    save_gallery(path, items, title)
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG" and image.mode == "RGB"
@@ -63,10 +62,11 @@ def assert_everything_inside(sheet: np.ndarray, columns: int, rows: int) -> None
 
 @pytest.mark.parametrize(("number", "columns", "across", "down"), [(12, 6, 6, 2), (7, 3, 3, 3), (2, 6, 2, 1)])
 def test_the_size_follows_from_the_grid(
-    tmp_path: Path, number: int, columns: int, across: int, down: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, columns: int, across: int, down: int
 ) -> None:
+    monkeypatch.setattr(gallery, "COLUMNS", columns)
     items = [GalleryItem(poster(), ["Drama"], [("Drama", 0.9)])] * number
-    sheet = draw(tmp_path / "sheet.png", items, columns=columns, title="Demo")
+    sheet = draw(tmp_path / "sheet.png", items, title="Demo")
     width = 2 * gallery.MARGIN + across * gallery.CARD_WIDTH + (across - 1) * gallery.GAP
     card = gallery.THUMB[1] + 3 * gallery.PADDING + 2 * gallery.LINE  # two lines: true, predicted
     assert sheet.shape[1] == width
@@ -107,9 +107,10 @@ def test_the_legend_names_the_unknown_only_where_there_is_one(tmp_path: Path) ->
     ],
     ids=["long", "many", "blank", "wide", "tall", "dot"],
 )
-def test_nothing_sticks_out(tmp_path: Path, item: GalleryItem) -> None:
+def test_nothing_sticks_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, item: GalleryItem) -> None:
+    monkeypatch.setattr(gallery, "COLUMNS", 2)
     other = GalleryItem(poster(), ["War"], [("War", 0.8)])
-    sheet = draw(tmp_path / "sheet.png", [item, other, item, other, item], columns=2, title=f"A {LONG} " * 4)
+    sheet = draw(tmp_path / "sheet.png", [item, other, item, other, item], title=f"A {LONG} " * 4)
     assert_everything_inside(sheet, 2, 3)
 
 
@@ -163,8 +164,3 @@ def test_an_old_sheet_survives_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="disk full"):
         save_gallery(path, [])
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-
-
-def test_no_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 1 column"):
-        save_gallery(tmp_path / "sheet.png", [], columns=0)

@@ -6,18 +6,20 @@ import re
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from html_tools import HOSTILE, assert_text_only
 from PIL import Image
 from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.app import decoder as app_decoder
-from toolkit.app import html as app_markup
+from toolkit.app import html
 from toolkit.app import server as app
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
@@ -223,32 +225,47 @@ def test_the_scale_is_legible():
     assert (np.diff(light)[2:] > 0).all() and light[-1] - light[0] > 90
 
 
-def test_markup_escapes_names_and_says_what_is_named(answers: Answers, posters: Path):
+def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    shown.name = "<script>alert(1)</script>"
+    shown.name = HOSTILE
+    lines = [Line(HOSTILE, 0.7, 0.4)]
+    painted = replace(answers.paint(shown), doubted=[np.zeros((4, 2))], reasons=[HOSTILE])
+    heat = np.ones((96, 96))
+    monkeypatch.setattr(answers, "no_heat", HOSTILE)
+    fragments = [
+        html.refusals([Refused(HOSTILE, HOSTILE)]),
+        html.genres_card(shown, lines, answers),
+        html.heat_card(shown, HOSTILE, heat, answers),
+        html.heat_card(shown, "War", None, answers),
+        html.text_notice(HOSTILE),
+        html.text_card(shown, painted, lines, lines),
+    ]
+    for fragment in fragments:
+        assert_text_only(fragment, HOSTILE)
+
+
+def test_the_table_says_what_is_named(answers: Answers, posters: Path):
+    shown = poster(answers, posters / "images" / "p00003.jpg")
     lines = [Line("Sci-Fi & more", 0.7, 0.4), Line("War", 0.1, 0.2)]
-    page = app_markup.genres_card(shown, lines, answers)
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    page = html.genres_card(shown, lines, answers)
     assert "Named: <b>Sci-Fi &amp; more</b> (70%)" in page
     assert re.findall(r'<tr class="(\w+)"', page) == ["named", "under"]
     assert "1.75 x" in page and "0.50 x" in page and 'style="left:40.00%"' in page
-    assert "No genre reaches its threshold" in app_markup.genres_card(shown, lines[1:], answers)
-    refused = app_markup.refusals([Refused("<i>.jpg", "not an image")])
-    assert "<i>" not in refused and "not an image" in refused
-    assert app_markup.refusals([]) == ""
+    assert "No genre reaches its threshold" in html.genres_card(shown, lines[1:], answers)
+    assert html.refusals([]) == ""
 
 
 def test_markup_of_a_model_without_heat_maps(answers: Answers, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     blind = Answers(answers.folder)
     blind._cam, blind.no_heat = None, "No heat map for this architecture (why)."
-    page = app_markup.heat_card(shown, "War", blind.heat(shown, "War"), blind)
+    page = html.heat_card(shown, "War", blind.heat(shown, "War"), blind)
     assert "No heat map for this architecture (why)." in page
 
 
 def test_markup_of_the_difference(answers: Answers, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    page = app_markup.text_card(
+    page = html.text_card(
         shown, answers.paint(shown), [Line("War", 0.5, 0.4), Line("Noir", 0.2, 0.3)],
         [Line("Noir", 0.45, 0.3), Line("War", 0.1, 0.4)],
     )  # fmt: skip

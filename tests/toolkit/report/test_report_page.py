@@ -7,29 +7,30 @@ import io
 import re
 from dataclasses import replace
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from html_tools import HtmlReader
 from PIL import Image
 from report_tools import GENRES, NASTY, decisions, material, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
+from shards.visuals.templates import ENVIRONMENT
 from toolkit.metrics.multilabel import sigmoid, threshold_metrics
 from toolkit.report.build import Report, build_report
-from toolkit.report.examples import MOST_BYTES, picture_uri
-from toolkit.report.page import meter, percent, render_page, span
+from toolkit.report.examples import MOST_BYTES, small_picture
+from toolkit.report.page import render_page
 from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
 from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_steps, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import read_course
+from toolkit.report.summary import SURE
 
 COURSE = """epoch,update,train_loss,val_loss,val_mAP,val_micro_f1,val_macro_f1
 0,5,1.5,0.7,0.2,0.3,0.1
 1,10,1.1,0.6,0.3,0.4,0.2
 2,15,"""
-VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +45,8 @@ def page(report: Report) -> str:
     return render_page(report)
 
 
-class Reader(HTMLParser):
-    """Collects what is in a page, and complains of tags that do not match."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 def test_tags_match_and_ids_are_there(page: str):
-    reader = Reader(page)
+    reader = HtmlReader(page)
     ids = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
     links = [attributes["href"] for attributes in reader.all("a")]
     assert links and all(link is not None and link.startswith("#") and link[1:] in ids for link in links)
@@ -81,7 +54,7 @@ def test_tags_match_and_ids_are_there(page: str):
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: str):
-    reader = Reader(page)
+    reader = HtmlReader(page)
     assert not reader.all("script") and not reader.all("link") and not reader.all("iframe")
     for tag, attributes in reader.tags:
         assert not any(name.startswith("on") for name in attributes), tag
@@ -91,12 +64,12 @@ def test_nothing_is_fetched_and_nothing_runs(page: str):
 
 
 def test_every_picture_has_words(page: str):
-    images = Reader(page).all("img")
+    images = HtmlReader(page).all("img")
     assert len(images) > 10 and all(image.get("alt") for image in images)
 
 
 def test_names_are_escaped_and_all_there(page: str, report: Report):
-    text = "".join(Reader(page).text)
+    text = "".join(HtmlReader(page).text)
     for genre in GENRES:
         assert text.count(genre) >= 3, genre
     assert NASTY not in page and "&lt;b&gt;&amp;&#34;" in page
@@ -137,7 +110,7 @@ def test_the_page_says_which_weights_and_whose_training(page: str):
 
 
 def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
-    sources = [i["src"] or "" for i in Reader(page).all("img")]
+    sources = [i["src"] or "" for i in HtmlReader(page).all("img")]
     jpegs = [s.partition(",")[2] for s in sources if s.startswith("data:image/jpeg")]
     assert len(jpegs) >= 20
     for data in jpegs:
@@ -145,7 +118,7 @@ def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
         assert len(raw) <= MOST_BYTES
         with Image.open(io.BytesIO(raw)) as image:
             assert image.format == "JPEG" and image.size[1] >= 200
-    assert picture_uri(picture, 3) is None and picture_uri(picture, 4) is not None
+    assert small_picture(picture, 3) is None and small_picture(picture, 4) is not None
     assert len(page) < 6_000_000
 
 
@@ -278,7 +251,7 @@ def test_few_genres_and_few_samples(genres: int):
     small = replace(given, genres=names, targets=targets, train_prevalence=np.full(genres, 0.5),
                     model=said(logits, chosen))  # fmt: skip
     report = build_report(small, label_errors=False, rounds=10)
-    Reader(render_page(report))
+    HtmlReader(render_page(report))
     assert [c["kind"] for c in report.numbers["comparisons"]] == ["baselines"]  # one threshold anyway
 
 
@@ -286,14 +259,15 @@ def test_a_split_without_a_positive_has_a_page_all_the_same():
     given = material(other=False)
     report = build_report(replace(given, targets=np.zeros_like(given.targets)), label_errors=False, rounds=5)
     assert "nothing can be said" in report.numbers["verdict"]["sentence"]
-    Reader(render_page(report))
+    HtmlReader(render_page(report))
 
 
 def test_small_charts_in_tables():
+    macros = ENVIRONMENT.get_template("toolkit.report/macros.html").make_module({"sure": SURE})
+    meter, span = (getattr(macros, name) for name in ("meter", "span"))
     assert "width:25.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
     assert "left:20.0%;width:10.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
     assert meter({"v": None, "l": None, "h": None}, "v", "l", "h") == ""
     row = {"difference": 0.1, "low": 0.0, "high": 0.2, "words": "not distinguishable"}
     assert "left:50.0%;width:50.0%" in span(row, 0.2) and "left:75.0%" in span(row, 0.2)
     assert "real" in span(row | {"words": "real: better"}, 0.2) and "real" not in span(row, 0.2)
-    assert (percent(0.034), percent(0.34), percent(None)) == ("3.4%", "34%", "\N{EN DASH}")

@@ -67,7 +67,6 @@ class Plot:
 
     name: str
     """Of its file, without ``.png``."""
-    title: str
     png: bytes
     says: str
     """What it shows, in words, for readers who do not see it."""
@@ -96,11 +95,11 @@ def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figur
     return figure, figure.subplots(**subplots)
 
 
-def finish(figure: Figure, name: str, title: str, says: str) -> Plot:
+def finish(figure: Figure, name: str, says: str) -> Plot:
     """Render to PNG bytes, the same on every run."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DENSITY, metadata={"Software": None})
-    return Plot(name, title, out.getvalue(), says, round(figure.get_figwidth() * 96))
+    return Plot(name, out.getvalue(), says, round(figure.get_figwidth() * 96))
 
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
@@ -115,9 +114,7 @@ def unit_axis(axes: Axes, which: str = "y") -> None:
         axes.set_yticks(ticks, labels)
 
 
-def label_points(
-    axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str], size: float = 9.5
-) -> None:
+def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
     """Write a name beside each point where it meets no other name and no point; leave out what finds no place.
 
     No place is nearer to another point, whose name it would be taken for. Places are tried from near to far, all
@@ -139,7 +136,7 @@ def label_points(
     for own, (x, y, label) in enumerate(zip(xs, ys, labels, strict=True)):
         for right, up, align in offsets:
             note = axes.annotate(
-                label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=size,
+                label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=9.5,
                 color=GREY,
             )  # fmt: skip
             box = note.get_window_extent(renderer)

@@ -30,7 +30,7 @@ def together_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
     _write(axes, shown, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "", shown > 0.55 * top)
     figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1.0, 0))
     says = "Shares of the posters of one genre that also have another, in percent; the table has the commonest pairs."
-    return finish(figure, "together", "Genres that come together", says)
+    return finish(figure, "together", says)
 
 
 @styled
@@ -50,7 +50,7 @@ def instead_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
         "How many times its usual rate a genre is wrongly named where another is missed; the table has the largest. "
         "Blank: too few posters, or never named wrongly."
     )
-    return finish(figure, "says-instead", "Named instead of a missed genre", says)
+    return finish(figure, "says-instead", says)
 
 
 def _size(genres: Sequence[str]) -> tuple[float, float]:

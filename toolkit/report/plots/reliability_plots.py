@@ -60,7 +60,7 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
     says = "; ".join(
         f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries
     )
-    return finish(figure, "reliability", "Do probabilities mean what they say?", f"{says.capitalize()}.")
+    return finish(figure, "reliability", f"{says.capitalize()}.")
 
 
 def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -117,4 +117,4 @@ def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *,
     axes.set_ylabel("share that is true", labelpad=1)
     says = f"Reliability of {genre}: in its highest bin the mean probability is {before[-1]:.2f}"
     says += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
-    return finish(figure, name, genre, f"{says}; {observed[-1]:.2f} of these posters have the genre.")
+    return finish(figure, name, f"{says}; {observed[-1]:.2f} of these posters have the genre.")

@@ -93,7 +93,7 @@ def sweep_plot(
     )
     if per_genre:
         says += f"; with the genres' own thresholds {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
-    return finish(figure, "threshold-sweep", "One threshold for all genres, swept", f"{says}.")
+    return finish(figure, "threshold-sweep", f"{says}.")
 
 
 def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -121,7 +121,7 @@ def precision_recall_plot(
     axes.set_xlabel("recall", labelpad=1)
     axes.set_ylabel("precision", labelpad=1)
     at = f"precision {point[1]:.2f} and recall {point[0]:.2f} at its threshold" if point else "never named"
-    return finish(figure, name, genre, f"Precision-recall curve of {genre}: AP {ap:.3f}, {at}.")
+    return finish(figure, name, f"Precision-recall curve of {genre}: AP {ap:.3f}, {at}.")
 
 
 @styled
@@ -150,4 +150,4 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     axes.set_ylabel("F1")
     label_points(axes, xs, ys, [row["genre"] for row in shown])
     says = ", ".join(f"{row['genre']} {row['f1']:.2f} ({row['support']})" for row in shown)
-    return finish(figure, "support-f1", "Rare genres, common genres", f"F1 (and support) per genre: {says}.")
+    return finish(figure, "support-f1", f"F1 (and support) per genre: {says}.")

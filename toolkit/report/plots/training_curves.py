@@ -82,7 +82,7 @@ def _losses(course: Course, saved: int | None) -> Plot:
     says = f"Losses over {len(course['epoch'])} epochs; the last are " + " and ".join(
         f"{v:.4f}" for v in last
     )
-    return finish(figure, "training-loss", "Loss", f"{says}.")
+    return finish(figure, "training-loss", f"{says}.")
 
 
 @styled
@@ -99,7 +99,7 @@ def _metrics(course: Course, saved: int | None) -> Plot:
     _epochs(axes)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.8)
-    return finish(figure, "training-metrics", "On validation", f"On validation: {', '.join(parts)}.")
+    return finish(figure, "training-metrics", f"On validation: {', '.join(parts)}.")
 
 
 def _line(course: Course, key: str) -> tuple[list[float], list[float]]:
