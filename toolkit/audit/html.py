@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.visuals.page_style import PAGE_STYLE
 from toolkit.audit.effects import posters
+from toolkit.metrics.table import PLACES
 
 if TYPE_CHECKING:
     from toolkit.audit.contact_sheet import Example
@@ -169,13 +170,13 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
         "cleaned": '<span class="t">text painted over</span>',
         "control": '<span class="c">same area elsewhere</span>',
     }
-    keys = ("mAP", "roc_auc", "micro_f1", "macro_f1")
-    rows = [_row(name, [_number(metrics[key][k], 3) for k in keys]) for key, name in names.items()]
+    shown = PLACES["audit"]
+    rows = [_row(name, [_number(metrics[key][m.key], 3) for m in shown]) for key, name in names.items()]
     note = (
         f"Only the {posters(metrics['posters'])} that were compared and have known genres; genres without "
         f"positives among them count in no mean (mAP over {metrics['raw']['num_genres_ap']} genres)."
     )
-    return _table(("", "mAP", "ROC-AUC", "micro-F1", "macro-F1"), rows) + f'<p class="note">{note}</p>'
+    return _table(["", *(metric.column for metric in shown)], rows) + f'<p class="note">{note}</p>'
 
 
 def _list(notes: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from toolkit.audit.effects import posters
 from toolkit.evaluation.tables import add_number_columns, format_number, plain_table, report_console
+from toolkit.metrics.table import PLACES
 
 EFFECT_COLUMNS = {
     "probability": "mean change",
@@ -17,7 +18,6 @@ EFFECT_COLUMNS = {
     "flipped_decisions": "flipped decisions",
     "posters_with_a_flip": "posters with a flip",
 }
-METRIC_COLUMNS = {"mAP": "mAP", "roc_auc": "ROC-AUC", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
 GENRE_COLUMNS = {
     "title_adds": "title adds",
     "text": "text",
@@ -66,10 +66,10 @@ def render_report(report: dict[str, Any], console: Console | None = None) -> Non
         out.print()
     if report["metrics"]:
         table = plain_table(f"metrics, on these {posters(report['metrics']['posters'])} only")
-        add_number_columns(table, "", METRIC_COLUMNS.values())
+        add_number_columns(table, "", [metric.column for metric in PLACES["audit"]])
         for name, words in METRIC_NAMES.items():
             values = report["metrics"][name]
-            table.add_row(words, *(format_number(values[key]) for key in METRIC_COLUMNS))
+            table.add_row(words, *(format_number(values[metric.key]) for metric in PLACES["audit"]))
         out.print(table)
         out.print()
     for note in report["notes"]:

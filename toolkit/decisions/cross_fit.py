@@ -20,8 +20,8 @@ from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
 from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
-from toolkit.decisions.global_threshold import DEFAULT_THRESHOLD
 from toolkit.decisions.objective import Aim, genre_thresholds, single_threshold
+from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
 #: Folds that a fit leaves out.

@@ -15,14 +15,12 @@ from numpy.typing import ArrayLike
 
 from toolkit.metrics.multilabel import (
     FloatArray,
-    bce_from_probabilities,
     check_probabilities,
     check_targets,
-    genre_ranking,
-    prediction_metrics,
-    ranking_summary,
-    threshold_metrics,
+    clipped_cross_entropy,
 )
+from toolkit.metrics.table import values
+from toolkit.metrics.weighted import Outcome
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class BaselineRow:
     """One baseline at one setting.
 
     kind "prevalence" has a ``threshold`` (one number, or one per genre) and a ``ranking`` (keys ``mAP``,
-    ``roc_auc``, ``num_genres_ap``, ``num_genres_roc_auc``, ``loss``; the same at every threshold).
+    ``roc_auc`` and others of `toolkit.metrics.table`, and ``loss``; the same at every threshold).
     kind "top_k" has ``genre_indices``, the columns it always names, commonest first; it gives no
-    probabilities, so it has no ranking. ``metrics`` has the keys of `toolkit.metrics.multilabel.threshold_metrics`.
+    probabilities, so it has no ranking. ``metrics`` has the keys of `toolkit.metrics.table.threshold_metrics`.
     """
 
     label: str
@@ -95,16 +93,14 @@ def baselines(
         labels = [threshold_label(threshold) for threshold in thresholds_list]
     if len(labels) != len(thresholds_list):
         raise ValueError(f"got {len(labels)} labels for {len(thresholds_list)} thresholds")
-    probabilities = np.broadcast_to(prevalence, truth.shape)
-    ranking = {
-        **ranking_summary(*genre_ranking(truth, probabilities)),
-        "loss": bce_from_probabilities(truth, probabilities),
-    }
+    constant = Outcome(truth, scores=np.broadcast_to(prevalence, truth.shape))
+    loss = float(clipped_cross_entropy(truth, constant.scores).mean())
+    ranking = {**values(constant, "ranking"), "loss": loss}
     rows = [
         BaselineRow(
             label=f"prevalence @ {label}",
             kind="prevalence",
-            metrics=threshold_metrics(truth, probabilities, threshold),
+            metrics=values(constant.at(threshold), "decisions"),
             threshold=plain_threshold(threshold),
             ranking=dict(ranking),
         )
@@ -118,7 +114,7 @@ def baselines(
             BaselineRow(
                 label=f"always top-{k}",
                 kind="top_k",
-                metrics=prediction_metrics(truth, predicted),
+                metrics=values(Outcome(truth, predicted), "decisions"),
                 genre_indices=columns,
             )
         )

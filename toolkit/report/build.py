@@ -13,7 +13,7 @@ import yaml
 from shards.versions import library_versions
 from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS
-from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import bce_from_logits, bce_from_probabilities
 from toolkit.model_folder.folder import OURS
 from toolkit.report.cooccurrence import Instead, pairs, together
@@ -124,8 +124,8 @@ def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
     after = {"loss": bce_from_probabilities(targets, model.probabilities)}
     return {
         "method": model.calibration,
-        "before": before | calibration_summary(targets, model.uncalibrated),
-        "after": after | calibration_summary(targets, model.probabilities),
+        "before": before | reliability(targets, model.uncalibrated),
+        "after": after | reliability(targets, model.probabilities),
     }
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from shards.visuals.page_style import PAGE_STYLE
-from toolkit.metrics.bootstrap import UNBOUNDED
+from toolkit.metrics.table import METRICS, PLACES
 from toolkit.report.build import MOST_CURVES, MOST_DIAGRAMS, Report
 from toolkit.report.label_errors import INSTALL
 from toolkit.report.per_label import FEW
@@ -37,11 +37,6 @@ WHYS = {
     "run": "The same posters, its own preprocessing, calibration and thresholds; both measured on the same resamples.",
 }
 WEIGHTS = {"raw": "as trained (raw)", "ema": "moving average of the trained ones (EMA)"}
-CALIBRATION = {
-    "ece": "calibration error, pooled",
-    "ece_macro": "calibration error, mean of genres",
-    "loss": "loss (nats)",
-}
 
 
 def render_page(report: Report) -> str:
@@ -88,9 +83,9 @@ def render_page(report: Report) -> str:
         sections=_sections(report),
         comparison_titles=TITLES,
         comparison_whys=WHYS,
-        calibration_rows=CALIBRATION.items(),
+        calibration_rows=[(metric.key, metric.label) for metric in PLACES["report, calibration"]],
         sweep_caption=_sweep_caption(numbers),
-        unbounded=UNBOUNDED,
+        unbounded=[metric.key for metric in PLACES["report"] if metric.top > 1],
         few=FEW,
     )
     return html + "\n"
@@ -239,7 +234,7 @@ def span(row: dict[str, Any], most: float) -> Markup:
 def most_difference(rows: Iterable[dict[str, Any]]) -> float:
     """The axis for `span` that all rows of a table share; counts of genres would dwarf the rest."""
     ends = [abs(row[key]) for row in rows for key in ("low", "high")
-            if row[key] is not None and row["metric"] != "predicted_per_sample"]  # fmt: skip
+            if row[key] is not None and METRICS[row["metric"]].better]  # fmt: skip
     return max(ends, default=0.0) or 1.0
 
 

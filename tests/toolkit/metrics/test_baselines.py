@@ -16,7 +16,8 @@ from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.results import evaluate_arrays
 from toolkit.evaluation.tables import json_types, report_console
 from toolkit.metrics.baselines import baselines, commonest_genres, threshold_label
-from toolkit.metrics.multilabel import bce_from_logits, sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import bce_from_logits, sigmoid
+from toolkit.metrics.table import threshold_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -16,7 +16,8 @@ from PIL import Image
 from report_tools import GENRES, NASTY, decisions, material, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
-from toolkit.metrics.multilabel import sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import threshold_metrics
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MOST_BYTES, picture_uri
 from toolkit.report.page import meter, percent, render_page, span

@@ -15,7 +15,8 @@ from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions, cross_fit_of
-from toolkit.metrics.multilabel import bce_from_logits, prediction_metrics, threshold_metrics
+from toolkit.metrics.multilabel import bce_from_logits
+from toolkit.metrics.table import prediction_metrics, threshold_metrics
 from toolkit.training.validation import judge, monitored
 
 
