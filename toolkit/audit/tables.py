@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from toolkit.audit.effects import posters
-from toolkit.evaluation.tables import add_number_columns, format_number, plain_table, report_console
-from toolkit.metrics.table import PLACES
+from toolkit.evaluation.tables import add_number_columns, plain_table, report_console
+from toolkit.metrics.table import PLACES, format_number
 
 EFFECT_COLUMNS = {
     "probability": "mean change",
@@ -39,18 +38,16 @@ METRIC_NAMES = {
 }
 
 
-def render_report(report: dict[str, Any], console: Console | None = None) -> None:
+def render_report(report: dict[str, Any]) -> None:
     """Print the sentence, what must be known about it, and the tables."""
-    out = console if console is not None else report_console()
+    out = report_console()
     out.print(Text(report["sentence"], style="bold"))
     out.print()
     table = plain_table(f"how far predictions move, {posters(report['counts']['compared'])}")
     add_number_columns(table, "", EFFECT_COLUMNS.values())
     for name, words in EFFECT_NAMES.items():
         means = report["effects"][name]
-        cells = [
-            percent(means[key]) if "flip" in key else format_number(means[key], 4) for key in EFFECT_COLUMNS
-        ]
+        cells = [format_number(means[key], ".1%" if "flip" in key else ".4f") for key in EFFECT_COLUMNS]
         table.add_row(words, *cells)
     out.print(table)
     out.print()
@@ -58,8 +55,8 @@ def render_report(report: dict[str, Any], console: Console | None = None) -> Non
         table = plain_table("per genre, most moved by text first")
         add_number_columns(table, "genre", GENRE_COLUMNS.values())
         for record in sorted(report["genres"], key=lambda r: -r["text"]):
-            values = [signed(record["title_adds"])]
-            values += [format_number(record[key], 4) for key in list(GENRE_COLUMNS)[1:]]
+            values = [format_number(record["title_adds"], "+.4f")]
+            values += [format_number(record[key], ".4f") for key in list(GENRE_COLUMNS)[1:]]
             table.add_row(Text(record["genre"]), *values)
         table.caption = Text("title adds: mean probability with the text minus without")
         out.print(table)
@@ -75,13 +72,3 @@ def render_report(report: dict[str, Any], console: Console | None = None) -> Non
     for note in report["notes"]:
         out.print(Text(f"- {note}"))
     out.print()
-
-
-def percent(value: float | None) -> str:
-    """A share as 12.3%."""
-    return "-" if value is None else f"{value:.1%}"
-
-
-def signed(value: float | None) -> str:
-    """A change with its sign, four digits."""
-    return "-" if value is None else f"{value:+.4f}"

@@ -21,7 +21,6 @@ from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.tables import (
     add_number_columns,
-    format_number,
     json_types,
     plain_table,
     report_console,
@@ -37,7 +36,7 @@ from toolkit.metrics.multilabel import (
     cross_entropy,
     sigmoid,
 )
-from toolkit.metrics.table import PLACES, per_genre_table, values
+from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
 from toolkit.metrics.weighted import Outcome
 
 TOP_K = (1, 2, 3)
@@ -154,7 +153,7 @@ class Evaluation:
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
         rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
         for name, ranking in rankings:
-            table.add_row(name, *(format_number(ranking[metric.key], 4) for metric in PLACES["ranking"]))
+            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in PLACES["ranking"]))
         total = len(self.genres)
         table.caption = Text(
             f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
@@ -171,7 +170,7 @@ class Evaluation:
         if self.calibration["method"] != "none":
             rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
         for name, figures in rows.items():
-            table.add_row(name, *(format_number(figures[metric.key], 4) for metric in shown))
+            table.add_row(name, *(format_number(figures[metric.key], ".4f") for metric in shown))
         if len(rows) == 1:
             table.caption = Text(
                 "not calibrated: it did not help clearly on held-out samples, or was not wanted"
@@ -219,7 +218,6 @@ def evaluate_arrays(
         ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
         for label, value in [*fixed, *single, chosen]
     ]
-    shown = [*fixed, chosen]
     return Evaluation(
         split=split,
         num_samples=num_samples,
@@ -232,9 +230,8 @@ def evaluate_arrays(
         baselines=baselines(
             train_prevalence,
             truth,
-            [value for _, value in shown],
-            k_values=[k for k in TOP_K if k <= num_genres],
-            labels=[label for label, _ in shown],
+            [*fixed, chosen],
+            [k for k in TOP_K if k <= num_genres],
         ),
         per_genre=per_genre_table(outcome, decisions.thresholds, names),
         shard_set=shard_set,

@@ -28,7 +28,7 @@ from toolkit.metrics.multilabel import FloatArray, IntArray
 from toolkit.metrics.table import METRICS, genre_calibration, genre_rates
 from toolkit.metrics.weighted import Answers, Outcome, Weighed
 
-ROUNDS, COVERAGE = 1000, 0.95
+ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
 #: Weights held at once: 4 million are 32 MB.
 CHUNK = 4_000_000
 
@@ -94,7 +94,7 @@ class Draws:
 
 
 def resample_weights(
-    num_samples: int, rounds: int = ROUNDS, seed: int = 0, units: IntArray | None = None
+    num_samples: int, rounds: int = ROUNDS, seed: int = SEED, units: IntArray | None = None
 ) -> Iterator[FloatArray]:
     """(b, N) whole weights, ``rounds`` rows in all: how often each sample is in each resample.
 
@@ -120,7 +120,7 @@ def bootstrap(
     targets: ArrayLike,
     answers: Mapping[str, Answers],
     rounds: int = ROUNDS,
-    seed: int = 0,
+    seed: int = SEED,
     units: IntArray | None = None,
 ) -> dict[str, Draws]:
     """Measure everyone in ``answers`` on the same resamples of ``targets``, (N, G) of 0 and 1.

@@ -108,18 +108,6 @@ def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
     return losses
 
 
-def bce_from_logits(logits: ArrayLike, targets: ArrayLike) -> float:
-    """Mean of `cross_entropy` over all N x G elements."""
-    truth = check_targets(targets)
-    return float(cross_entropy(check_scores(logits, truth.shape, "logits"), truth).mean())
-
-
-def bce_from_probabilities(targets: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean of `clipped_cross_entropy` over all N x G elements."""
-    truth = check_targets(targets)
-    return float(clipped_cross_entropy(truth, check_probabilities(probabilities, truth.shape)).mean())
-
-
 # --- counts -----------------------------------------------------------------------------------------
 
 

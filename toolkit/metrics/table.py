@@ -167,6 +167,13 @@ _PLACES = {
 PLACES = {place: tuple(METRICS[key] for key in keys.split()) for place, keys in _PLACES.items()}
 
 
+def format_number(value: float | None, spec: str = ".3f") -> str:
+    """A number for a table or a text, counts with commas; ``-`` for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
+
+
 # --- values -------------------------------------------------------------------------------------------
 
 

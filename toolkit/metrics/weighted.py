@@ -140,17 +140,23 @@ class Weighed:
         """(B,) sums of the weights."""
         return np.array([len(self.outcome.truth)]) if self.weights is None else self.weights.sum(axis=1)
 
-    def mean(self, values: ArrayLike) -> FloatArray:
+    def mean(self, values: FloatArray | BoolArray) -> FloatArray:
         """(B,) means of a figure of each sample, (N,)."""
-        return np.mean(values, keepdims=True) if self.weights is None else self.weights @ values / self.total
+        if self.weights is None:
+            return np.array([values.mean()])
+        return np.asarray(self.weights @ values / self.total)
 
     @cached_property
     def each(self) -> Counts:
         """Genre by genre."""
-        truth, named, total = self.outcome.truth, self.outcome.named, self.total[:, None]
+        truth, named = self.outcome.truth, self.outcome.named
         if self.weights is None:
-            return Counts(*(np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth)), total)
-        return Counts(*(self.weights @ of for of in self.outcome.numbers), total)
+            hits, predicted, support = (
+                np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth)
+            )
+        else:
+            hits, predicted, support = (self.weights @ of for of in self.outcome.numbers)
+        return Counts(hits, predicted, support, self.total[:, None])
 
     @cached_property
     def pooled(self) -> Counts:

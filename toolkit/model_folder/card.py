@@ -16,7 +16,7 @@ import msgspec
 from shards.errors import UserError, printable_line
 from shards.storage.files import atomic_write
 from toolkit.config.model_files import MetricsFile, read_as, read_config, read_labels
-from toolkit.metrics.table import PLACES
+from toolkit.metrics.table import PLACES, format_number
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +172,14 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     named = [(f"model @ {row['label']}", row) for row in values["thresholds"]]
     named += [(row["label"], row) for row in values["baselines"]]
     for name, row in named:
-        cells = [_number(row["metrics"].get(metric.key)) for metric in shown]
+        cells = [format_number(row["metrics"].get(metric.key)) for metric in shown]
         rows.append(f"| {plain(name)} | {' | '.join(cells)} |")
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
-    beside = f" (label prevalence: {_number(chance.get('mAP'))})" if chance else ""
+    beside = f" (label prevalence: {format_number(chance.get('mAP'))})" if chance else ""
     figures = values["ranking"] | {"loss": values["loss"]}
-    said = [f"{m.word} {_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]]
+    said = [
+        f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]
+    ]
     rows += ["", ", ".join(said) + ".", ""]
     if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]
@@ -187,7 +189,3 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
             "",
         ]
     return rows
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

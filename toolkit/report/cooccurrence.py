@@ -16,6 +16,8 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
 
 #: Rates of fewer posters are left blank.
 FEWEST = 5
+#: Rows of a table.
+LISTED = 12
 
 
 def together(targets: BoolArray) -> FloatArray:
@@ -27,9 +29,7 @@ def together(targets: BoolArray) -> FloatArray:
     return shares
 
 
-def pairs(
-    targets: BoolArray, named: BoolArray, genres: Sequence[str], limit: int = 12
-) -> list[dict[str, Any]]:
+def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[dict[str, Any]]:
     """The commonest pairs of genres: how many posters have both, the lift, and how many of them are given both.
 
     Lift is the count over what independent genres of the same support would give.
@@ -51,7 +51,7 @@ def pairs(
                 "right": int(right.sum()),
             }
         )
-    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:limit]
+    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:LISTED]
 
 
 class Instead:
@@ -85,11 +85,11 @@ class Instead:
         np.fill_diagonal(times, np.nan)
         return times
 
-    def rows(self, genres: Sequence[str], limit: int = 12) -> list[dict[str, Any]]:
+    def rows(self, genres: Sequence[str]) -> list[dict[str, Any]]:
         """Where the count exceeds what the usual rate explains by most, that first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
-        order = np.argsort(-excess, axis=None, kind="stable")[:limit]
+        order = np.argsort(-excess, axis=None, kind="stable")[:LISTED]
         rows = []
         for g, h in zip(*np.unravel_index(order, excess.shape), strict=True):
             if excess[g, h] > 0 and self.could[g, h] >= FEWEST:

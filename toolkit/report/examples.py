@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.images import ANY, BadImage, decode
-from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray
+from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
 from toolkit.report.inputs import Material
 from toolkit.report.label_errors import LabelError
 
@@ -73,19 +73,19 @@ class Group:
     examples: list[Example]
 
 
-def choose_groups(material: Material, shown: int = SHOWN) -> list[Group]:
+def choose_groups(material: Material) -> list[Group]:
     """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
     model, truth = material.model, material.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
-    losses = -np.log(np.where(truth, clipped, 1.0 - clipped)).mean(axis=1)
+    losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)
-    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:shown]
-    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:shown]
+    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:SHOWN]
+    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:SHOWN]
     moved = evidence(clipped, material.train_prevalence)
-    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf), shown)
-    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf), shown)
+    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf))
+    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf))
     return [
         _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
         _group(
@@ -129,11 +129,11 @@ def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
     return moved
 
 
-def _extremes(values: FloatArray, shown: int) -> list[tuple[int, int]]:
+def _extremes(values: FloatArray) -> list[tuple[int, int]]:
     """(sample, column) of the highest finite values, the best of a sample each."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
-    order = np.argsort(-highest, kind="stable")[:shown]
+    order = np.argsort(-highest, kind="stable")[:SHOWN]
     return [(int(row), int(columns[row])) for row in order if np.isfinite(highest[row])]
 
 

@@ -17,6 +17,8 @@ from toolkit.report.summary import MODEL, OTHER, in_words
 FEW = 10
 #: With one positive the interval holds the truth in half of the cases instead of 95%: no verdict is drawn from so few.
 TOO_FEW = "too few posters"
+#: Genres that a note names.
+LISTED = 8
 
 
 def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
@@ -107,7 +109,7 @@ def _duplicates(material: Material) -> list[str]:
     ]
 
 
-def _listed(names: list[str], limit: int = 8, last: str = "and") -> str:
-    """``A, B and C``; beyond the limit ``A, B and 6 more``."""
-    shown = names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
+def _listed(names: list[str], last: str = "and") -> str:
+    """``A, B and C``; beyond `LISTED` ``A, B and 6 more``."""
+    shown = names if len(names) <= LISTED else [*names[:LISTED], f"{len(names) - LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

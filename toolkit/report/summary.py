@@ -39,7 +39,7 @@ def top_k_key(k: int) -> str:
     return f"top-{k}"
 
 
-def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Draws]:
+def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
     model, shape = material.model, material.targets.shape
     everyone = {MODEL: model.answers}
@@ -56,7 +56,7 @@ def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[s
     if np.ptp(model.thresholds) > 0:
         named = np.asarray(model.probabilities >= model.global_threshold)
         everyone[SINGLE] = Answers(named, model.probabilities)
-    return bootstrap(material.targets, everyone, rounds, seed, material.units)
+    return bootstrap(material.targets, everyone, rounds, units=material.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:

@@ -21,9 +21,8 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
-from toolkit.evaluation.tables import format_number
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.table import METRICS, PLACES, prediction_metrics
+from toolkit.metrics.table import METRICS, PLACES, format_number, prediction_metrics
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec
 

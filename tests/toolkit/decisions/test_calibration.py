@@ -20,7 +20,7 @@ from toolkit.decisions.calibration import (
 )
 from toolkit.decisions.choose import cross_fit_of
 from toolkit.metrics.calibration_error import calibration_summary
-from toolkit.metrics.multilabel import bce_from_logits, sigmoid
+from toolkit.metrics.multilabel import cross_entropy, sigmoid
 
 PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
 
@@ -92,8 +92,8 @@ def test_it_mends_a_distorted_model_on_fresh_samples(method):
     fresh, fresh_logits = simulate(3, 20_000, **distortion)
     fitted = fit_calibration(targets, logits, method)
     before, after = fresh_logits, fitted(fresh_logits)
-    best = bce_from_logits(simulate(3, 20_000)[1], fresh)
-    assert bce_from_logits(after, fresh) < best + 0.01 < bce_from_logits(before, fresh) - 0.05
+    best = cross_entropy(simulate(3, 20_000)[1], fresh).mean()
+    assert cross_entropy(after, fresh).mean() < best + 0.01 < cross_entropy(before, fresh).mean() - 0.05
     ece = [calibration_summary(fresh, sigmoid(values))["ece"] for values in (before, after)]
     assert ece[1] < 0.02 < ece[0]
 
@@ -141,7 +141,10 @@ def test_any_split_gives_finite_numbers_that_fit_no_worse(data, method):
     fitted = fit_calibration(targets, logits, method)
     assert np.isfinite(fitted.scale).all() and (fitted.scale > 0).all() and np.isfinite(fitted.bias).all()
     # The identity costs no prior, so the mode's loss is at most the identity's.
-    assert bce_from_logits(fitted(logits), targets) <= bce_from_logits(logits, targets) * (1 + 1e-9) + 1e-12
+    assert (
+        cross_entropy(fitted(logits), targets).mean()
+        <= cross_entropy(logits, targets).mean() * (1 + 1e-9) + 1e-12
+    )
     again = fit_calibration(targets, logits, method)
     assert (again.scale == fitted.scale).all() and (again.bias == fitted.bias).all()
 
@@ -163,10 +166,12 @@ def test_auto_leaves_a_calibrated_model_alone_or_does_it_no_harm():
         fresh, fresh_logits = simulate(seed + 1000, 5000)
         found, _ = chosen(targets, logits, "auto")
         methods.append(found.method)
-        harm.append(bce_from_logits(found(fresh_logits), fresh) - bce_from_logits(fresh_logits, fresh))
+        harm.append(
+            cross_entropy(found(fresh_logits), fresh).mean() - cross_entropy(fresh_logits, fresh).mean()
+        )
         assert (found.method == "none") == (harm[-1] == 0.0)
         always = fit_calibration(targets, logits, "platt")(fresh_logits)
-        forced.append(bce_from_logits(always, fresh) - bce_from_logits(fresh_logits, fresh))
+        forced.append(cross_entropy(always, fresh).mean() - cross_entropy(fresh_logits, fresh).mean())
     assert methods.count("none") >= 15
     assert np.mean(harm) < 0.5 * np.mean(forced)  # what always calibrating would cost
 

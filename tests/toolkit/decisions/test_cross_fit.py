@@ -111,7 +111,7 @@ def test_pooled_figures_are_those_of_a_loop_over_folds():
         named = np.zeros_like(truth)
         for fold in range(FOLDS):
             held = fits.fold == fold
-            rest = CrossFit(fits.truth[~held], fits.scores[~held], parse_aim("f1"), decide)
+            rest = CrossFit(fits.truth[~held], fits.scores[~held], parse_aim("f1"), decide, None)
             if decide.thresholds == "global":
                 single = single_threshold(parse_aim("f1"), fits.truth[~held], sigmoid(fits.scores[~held]))
                 found = sigmoid(fits.scores[held]) >= single
@@ -181,7 +181,7 @@ def test_every_sample_is_in_a_fold_with_its_group_and_folds_are_even(seed: int, 
     truth, logits = simulate(seed, count)
     groups = groups_of(seed, count)
     order, units = in_order(truth, logits, groups)
-    fold = deal_folds(truth[order], units, seed)
+    fold = deal_folds(truth[order], units)
     assert sorted(order.tolist()) == list(range(count))
     for group in np.unique(groups):
         assert len({*units[groups[order] == group]}) == len({*fold[groups[order] == group]}) == 1

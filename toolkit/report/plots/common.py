@@ -115,9 +115,7 @@ def unit_axis(axes: Axes, which: str = "y") -> None:
         axes.set_yticks(ticks, labels)
 
 
-def label_points(
-    axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str], size: float = 9.5
-) -> None:
+def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
     """Write a name beside each point where it meets no other name and no point; leave out what finds no place.
 
     No place is nearer to another point, whose name it would be taken for. Places are tried from near to far, all
@@ -139,7 +137,7 @@ def label_points(
     for own, (x, y, label) in enumerate(zip(xs, ys, labels, strict=True)):
         for right, up, align in offsets:
             note = axes.annotate(
-                label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=size,
+                label, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=9.5,
                 color=GREY,
             )  # fmt: skip
             box = note.get_window_extent(renderer)
