@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from toolkit.config.schema import DecideConfig  # noqa: E402
 from toolkit.decisions.choose import Decisions, choose_decisions, cross_fit_of  # noqa: E402
-from toolkit.metrics.calibration_error import expected_calibration_error  # noqa: E402
-from toolkit.metrics.multilabel import prediction_metrics  # noqa: E402
+from toolkit.metrics.calibration_error import calibration_summary  # noqa: E402
+from toolkit.metrics.table import prediction_metrics  # noqa: E402
 
 WAYS = {
     "single": DecideConfig("global", calibration="none"),
@@ -71,7 +71,7 @@ def read(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 def measured(targets: np.ndarray, logits: np.ndarray, decisions: Decisions) -> list[float]:
     """FIGURES, then whether decisions are per genre and calibrated."""
     found = prediction_metrics(targets, decisions.named(logits))
-    ece = expected_calibration_error(targets, decisions.probabilities(logits))
+    ece = calibration_summary(targets, decisions.probabilities(logits))["ece"]
     return [
         found["micro_f1"],
         found["macro_f1"],

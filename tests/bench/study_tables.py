@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 
 from toolkit.metrics.bootstrap import Draws, confidence_intervals, paired_difference
-from toolkit.metrics.calibration_error import calibration_error_by_chance
+from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.table import METRICS as ALL
 from toolkit.metrics.weighted import Answers
 
-METRICS = {
-    "mAP": "mAP",
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "micro_f0.5": "micro-F0.5",
-    "macro_f0.5": "macro-F0.5",
-    "ece": "ECE",
-}
+METRICS = {key: ALL[key].label for key in ("mAP", "macro_f1", "micro_f1", "micro_f0.5", "macro_f0.5")}
+METRICS["ece"] = ALL["ece"].column
 #: Shown beside them: the ECE that the same probabilities would have if they were exactly right.
 CHANCE = "ECE by chance"
 
@@ -44,6 +39,21 @@ def figures(drawn: Draws, answers: Answers, reference: Draws | None) -> Row:
         mean, low, high = calibration_error_by_chance(answers.probabilities)
         row[CHANCE] = {"value": mean, "low": low, "high": high, "difference": None}
     return row
+
+
+def calibration_error_by_chance(
+    probabilities: np.ndarray, rounds: int = 200, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, 2.5th, 97.5th percentile) of the ECE that (N, G) probabilities have where they are exactly right.
+
+    Targets are drawn from the probabilities themselves. An ECE within the two ends tells nothing against a model's
+    calibration, and none can be expected below them (Vaicenavicius et al. 2019, "consistency resampling").
+    """
+    scores = np.asarray(probabilities, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    found = [calibration_summary(rng.random(scores.shape) < scores, scores)["ece"] for _ in range(rounds)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(np.mean(found)), float(low), float(high)
 
 
 def table(rows: dict[str, list[Row]]) -> str:

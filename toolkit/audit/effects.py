@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import genre_ranking, ranking_summary, sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import check_targets, sigmoid
+from toolkit.metrics.table import PLACES, values
+from toolkit.metrics.weighted import Outcome
 
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
 #: Bootstrap samples, and the share of them that the interval holds.
@@ -207,11 +209,15 @@ def label_metrics(
 
     ``targets`` (n, G) of 0 and 1. Genres without positives among these posters count in no mean.
     """
-    draws = [_metrics(targets, logits[:, k], thresholds) for k in range(CONTROLS, logits.shape[1])]
+    truth = check_targets(targets)
+    raw, reencoded, cleaned, *draws = (
+        _metrics(Outcome(truth, scores=sigmoid(logits[:, kind])), thresholds)
+        for kind in range(logits.shape[1])
+    )
     return {
-        "raw": _metrics(targets, logits[:, RAW], thresholds),
-        "reencoded": _metrics(targets, logits[:, REENCODED], thresholds),
-        "cleaned": _metrics(targets, logits[:, CLEANED], thresholds),
+        "raw": raw,
+        "reencoded": reencoded,
+        "cleaned": cleaned,
         "control": {
             # The same genres are defined in every draw: support does not depend on the picture.
             key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
@@ -220,8 +226,7 @@ def label_metrics(
     }
 
 
-def _metrics(targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, Any]:
-    probabilities = sigmoid(logits)
-    summary = ranking_summary(*genre_ranking(targets, probabilities))
-    decided = threshold_metrics(targets, probabilities, thresholds)
-    return {**summary, "micro_f1": decided["micro_f1"], "macro_f1": decided["macro_f1"]}
+def _metrics(outcome: Outcome, thresholds: np.ndarray) -> dict[str, Any]:
+    decided = values(outcome.at(thresholds), "decisions")
+    shown = {metric.key: decided[metric.key] for metric in PLACES["audit"] if metric.group == "decisions"}
+    return values(outcome, "ranking") | shown

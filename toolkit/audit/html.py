@@ -8,7 +8,8 @@ from typing import Any
 from shards.visuals.templates import render
 from toolkit.audit.contact_sheet import Example
 from toolkit.audit.effects import posters
-from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_COLUMNS, METRIC_NAMES
+from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_NAMES
+from toolkit.metrics.table import PLACES
 
 
 def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
@@ -18,6 +19,10 @@ def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
         report=report,
         examples=examples,
         posters=posters,
-        columns={"effects": EFFECT_COLUMNS, "genres": GENRE_COLUMNS, "metrics": METRIC_COLUMNS},
+        columns={
+            "effects": EFFECT_COLUMNS,
+            "genres": GENRE_COLUMNS,
+            "metrics": {metric.key: metric.column for metric in PLACES["audit"]},
+        },
         names={"effects": EFFECT_NAMES, "metrics": METRIC_NAMES},
     )

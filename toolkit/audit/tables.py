@@ -7,7 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from toolkit.audit.effects import posters
-from toolkit.evaluation.tables import add_number_columns, format_number, plain_table, report_console
+from toolkit.evaluation.tables import add_number_columns, plain_table, report_console
+from toolkit.metrics.table import PLACES, format_number
 
 EFFECT_COLUMNS = {
     "probability": "mean change",
@@ -16,7 +17,6 @@ EFFECT_COLUMNS = {
     "flipped_decisions": "flipped decisions",
     "posters_with_a_flip": "posters with a flip",
 }
-METRIC_COLUMNS = {"mAP": "mAP", "roc_auc": "ROC-AUC", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
 GENRE_COLUMNS = {
     "title_adds": "title adds",
     "text": "text",
@@ -47,9 +47,7 @@ def render_report(report: dict[str, Any]) -> None:
     add_number_columns(table, "", EFFECT_COLUMNS.values())
     for name, words in EFFECT_NAMES.items():
         means = report["effects"][name]
-        cells = [
-            percent(means[key]) if "flip" in key else format_number(means[key], 4) for key in EFFECT_COLUMNS
-        ]
+        cells = [format_number(means[key], ".1%" if "flip" in key else ".4f") for key in EFFECT_COLUMNS]
         table.add_row(words, *cells)
     out.print(table)
     out.print()
@@ -57,30 +55,20 @@ def render_report(report: dict[str, Any]) -> None:
         table = plain_table("per genre, most moved by text first")
         add_number_columns(table, "genre", GENRE_COLUMNS.values())
         for record in sorted(report["genres"], key=lambda r: -r["text"]):
-            values = [signed(record["title_adds"])]
-            values += [format_number(record[key], 4) for key in list(GENRE_COLUMNS)[1:]]
+            values = [format_number(record["title_adds"], "+.4f")]
+            values += [format_number(record[key], ".4f") for key in list(GENRE_COLUMNS)[1:]]
             table.add_row(Text(record["genre"]), *values)
         table.caption = Text("title adds: mean probability with the text minus without")
         out.print(table)
         out.print()
     if report["metrics"]:
         table = plain_table(f"metrics, on these {posters(report['metrics']['posters'])} only")
-        add_number_columns(table, "", METRIC_COLUMNS.values())
+        add_number_columns(table, "", [metric.column for metric in PLACES["audit"]])
         for name, words in METRIC_NAMES.items():
             values = report["metrics"][name]
-            table.add_row(words, *(format_number(values[key]) for key in METRIC_COLUMNS))
+            table.add_row(words, *(format_number(values[metric.key]) for metric in PLACES["audit"]))
         out.print(table)
         out.print()
     for note in report["notes"]:
         out.print(Text(f"- {note}"))
     out.print()
-
-
-def percent(value: float | None) -> str:
-    """A share as 12.3%."""
-    return "-" if value is None else f"{value:.1%}"
-
-
-def signed(value: float | None) -> str:
-    """A change with its sign, four digits."""
-    return "-" if value is None else f"{value:+.4f}"

@@ -38,6 +38,8 @@ Std = Annotated[float, msgspec.Meta(ge=1e-4, le=1e3)]
 Bias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 Scale = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
+#: Metrics by key, such as ``micro_f1``.
+Figures = dict[str, Number | list[Number | None] | None]
 made = msgspec.field
 
 
@@ -137,23 +139,16 @@ class ConfigFile(msgspec.Struct):
 
 
 class Metrics(msgspec.Struct):
-    """Of one set of thresholds. Keys of metrics are words, such as ``micro_f1``."""
+    """Of one set of thresholds."""
 
     label: Words
-    metrics: dict[str, Number | list[Number | None] | None]
-
-
-class Ranking(msgspec.Struct):
-    """Metrics without thresholds."""
-
-    mAP: Number | None = None
-    roc_auc: Number | None = None
+    metrics: Figures
 
 
 class Baseline(Metrics):
     """What a guess without a model gives."""
 
-    ranking: Ranking | None = None
+    ranking: Figures | None = None
 
 
 class Errors(msgspec.Struct):
@@ -176,7 +171,7 @@ class MetricsFile(msgspec.Struct):
     num_samples: Count
     thresholds: list[Metrics]
     baselines: list[Baseline]
-    ranking: Ranking
+    ranking: Figures
     loss: Number | None
     calibration: BeforeAfter | None = None
     shard_set: Words | None = None

@@ -126,17 +126,16 @@ def choose_decisions(
     targets: ArrayLike,
     logits: ArrayLike,
     decide: DecideConfig | None = None,
-    seed: int = 0,
     split: str = "val",
     groups: IntArray | None = None,
 ) -> Decisions:
     """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
 
-    groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples and the
-    seed: neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an
-    unknown aim.
+    groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples:
+    neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an unknown
+    aim.
     """
-    fits = cross_fit_of(targets, logits, decide, seed, groups)
+    fits = cross_fit_of(targets, logits, decide, groups)
     return decisions_of(fits.choose(), fits, split)
 
 
@@ -144,14 +143,13 @@ def cross_fit_of(
     targets: ArrayLike,
     logits: ArrayLike,
     decide: DecideConfig | None = None,
-    seed: int = 0,
     groups: IntArray | None = None,
 ) -> CrossFit:
     """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
     decide = decide if decide is not None else DecideConfig()
     aim = parse_aim(decide.aim)
     truth = check_targets(targets)
-    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, seed, groups)
+    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, groups)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:

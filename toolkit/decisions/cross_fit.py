@@ -20,8 +20,8 @@ from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
 from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
-from toolkit.decisions.global_threshold import DEFAULT_THRESHOLD
 from toolkit.decisions.objective import Aim, genre_thresholds, single_threshold
+from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
 #: Folds that a fit leaves out.
@@ -115,7 +115,7 @@ def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray)
 class CrossFit:
     """Choices on (N, G) targets and logits; a function of the set of samples, not of their order.
 
-    groups (N,): equal numbers for near-duplicates, which stay in one fold. By default there are none.
+    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none.
     """
 
     def __init__(
@@ -124,12 +124,11 @@ class CrossFit:
         logits: FloatArray,
         aim: Aim,
         decide: DecideConfig,
-        seed: int = 0,
-        groups: IntArray | None = None,
+        groups: IntArray | None,
     ) -> None:
         self.order, self.units = in_order(truth, logits, groups)
         self.truth, self.scores = truth[self.order], logits[self.order]
-        self.fold = deal_folds(self.truth, self.units, seed)
+        self.fold = deal_folds(self.truth, self.units)
         self.aim, self.decide = aim, decide
         self._made: dict[tuple[Any, ...], Any] = {}
 

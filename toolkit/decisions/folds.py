@@ -27,7 +27,7 @@ def fold_count(units: int) -> int:
     return FOLDS_OF_MANY if units >= MANY else FOLDS
 
 
-def deal_folds(truth: BoolArray, units: IntArray, seed: int = 0) -> IntArray:
+def deal_folds(truth: BoolArray, units: IntArray) -> IntArray:
     """(N,) fold of every sample, from 0, of `fold_count` folds, for (N, G) targets.
 
     units (N,): 0 to U - 1. They are dealt in turn after sorting by their rarest genre, so that folds share rare
@@ -37,7 +37,7 @@ def deal_folds(truth: BoolArray, units: IntArray, seed: int = 0) -> IntArray:
     support = truth.sum(axis=0)
     rarest = np.full(count, len(truth) + 1)
     np.minimum.at(rarest, units, np.where(truth, support, len(truth) + 1).min(axis=1))
-    order = np.lexsort((np.random.default_rng(seed).random(count), rarest))
+    order = np.lexsort((np.random.default_rng(0).random(count), rarest))
     fold = np.empty(count, dtype=np.int64)
     fold[order] = np.arange(count) % fold_count(count)
     return fold[units]

@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 
 from shards.errors import UserError
-from toolkit.decisions.global_threshold import DEFAULT_THRESHOLD, choose_global_threshold
 from toolkit.decisions.label_thresholds import balanced_thresholds
-from toolkit.decisions.sweep import Sweep, make_sweep, smoothed_targets
-from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
+from toolkit.decisions.sweep import DEFAULT_THRESHOLD, Sweep, make_sweep, smoothed_targets
+from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 
 _LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # config/validation.py refuses what this does
 
@@ -50,15 +49,20 @@ def parse_aim(text: str) -> Aim:
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
     """The one threshold for all genres: highest micro-F, or the level reached by the pooled precision or recall.
 
-    0.5 without any positive. It lies in the middle of the thresholds that name the same (`Sweep.threshold`).
+    0.5 without any positive. It lies in the middle of the thresholds that name the same (`Sweep.threshold`). Of
+    equally good ones for micro-F, 0.5 wins, then the one whose lowest named score is nearest to 0.5, then the higher.
     """
     if not truth.any():
         return DEFAULT_THRESHOLD
     flat, scores = truth.ravel(), probabilities.ravel()
     pooled = make_sweep(flat, flat.astype(np.float64), scores)
     if aim.kind == "f":
-        best = choose_global_threshold(truth, probabilities, beta=aim.value)
-        return pooled.threshold(pooled.position(best), DEFAULT_THRESHOLD)
+        values = f_beta(pooled.hits, pooled.named, pooled.support, aim.value)
+        best = np.flatnonzero(values == values.max())  # never 0: what names nobody has an F of 0
+        default = best == pooled.position(DEFAULT_THRESHOLD)
+        lowest = np.where(default, DEFAULT_THRESHOLD, pooled.scores[best - 1])
+        first = np.lexsort((-lowest, np.abs(lowest - DEFAULT_THRESHOLD)))[0]
+        return pooled.threshold(int(best[first]), DEFAULT_THRESHOLD)
     return _at_level(aim, pooled, None)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 
+DEFAULT_THRESHOLD = 0.5
 #: Positives from which a genre's own labels weigh as much as its calibrated probabilities. Measured on splits of 400
 #: (real posters, and simulated ones with AUC 0.6 to 0.7): below about 100 thresholds fit noise and cost fresh
 #: samples micro-F1, above 400 little is left to gain.

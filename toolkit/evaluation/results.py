@@ -21,39 +21,27 @@ from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.tables import (
     add_number_columns,
-    format_number,
     json_types,
     plain_table,
     report_console,
 )
 from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
-from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import (
     BoolArray,
     FloatArray,
-    bce_from_logits,
     check_genres,
     check_scores,
     check_targets,
-    per_genre_table,
-    ranking_summary,
+    cross_entropy,
     sigmoid,
-    threshold_metrics,
 )
+from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
+from toolkit.metrics.weighted import Outcome
 
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 
-# Key in the metrics of a row -> column heading.
-HEADLINE_COLUMNS = {
-    "subset_accuracy": "subset acc",
-    "micro_precision": "precision",
-    "micro_recall": "recall",
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "micro_f0.5": "F0.5",
-    "predicted_per_sample": "named",
-}
 GENRE_COLUMNS = {
     "support": "support",
     "prevalence": "prevalence",
@@ -68,7 +56,7 @@ GENRE_COLUMNS = {
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """The model at one threshold (one number, or one per genre); keys as in `threshold_metrics`."""
+    """The model at one threshold (one number, or one per genre); metrics: the decisions' of the table."""
 
     label: str
     threshold: float | list[float]
@@ -79,10 +67,10 @@ class ThresholdRow:
 class Evaluation:
     """Everything that is reported about one model on one split.
 
-    loss is the mean binary cross-entropy in nats of the logits as they are; ranking has ``mAP``, ``roc_auc``
-    and the numbers of genres behind them; calibration has the ``method``, and ``before`` and ``after`` it the
+    loss is the mean binary cross-entropy in nats of the logits as they are; ranking has that group of the table
+    (`toolkit.metrics.table`); calibration has the ``method``, and ``before`` and ``after`` it the
     loss and the keys of `toolkit.metrics.calibration_error.calibration_summary`; per_genre is the frame of
-    `toolkit.metrics.multilabel.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
+    `toolkit.metrics.table.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
     """
 
     split: str
@@ -134,11 +122,13 @@ class Evaluation:
     def headline_table(self) -> Table:
         """One row per threshold of the model, then one per baseline."""
         table = plain_table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
-        add_number_columns(table, "", HEADLINE_COLUMNS.values())
+        shown = PLACES["decisions"]
+        # "accuracy" in full would fold columns at 100 characters
+        add_number_columns(table, "", [metric.column.replace("accuracy", "acc") for metric in shown])
         rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
         for number, row in enumerate(rows):
             name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
-            cells = [format_number(row.metrics[key]) for key in HEADLINE_COLUMNS]
+            cells = [format_number(row.metrics[metric.key]) for metric in shown]
             chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
             table.add_row(Text(name), *cells, style="bold" if chosen else None)
             if number == len(self.thresholds) - 1:
@@ -159,11 +149,11 @@ class Evaluation:
     def ranking_table(self) -> Table:
         """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
         table = plain_table("without a threshold")
-        add_number_columns(table, "", ("mAP", "ROC-AUC", "loss (nats)"))
+        add_number_columns(table, "", [metric.column for metric in PLACES["ranking"]])
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
         rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
         for name, ranking in rankings:
-            table.add_row(name, *(format_number(ranking[key], 4) for key in ("mAP", "roc_auc", "loss")))
+            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in PLACES["ranking"]))
         total = len(self.genres)
         table.caption = Text(
             f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
@@ -174,12 +164,13 @@ class Evaluation:
     def calibration_table(self) -> Table:
         """Loss and calibration errors of the probabilities before and after calibration."""
         table = plain_table("do probabilities mean what they say?")
-        add_number_columns(table, "", ("loss (nats)", "ECE", "ECE, mean of genres"))
+        shown = PLACES["calibration"]
+        add_number_columns(table, "", [metric.column for metric in shown])
         rows = {"as trained": self.calibration["before"]}
         if self.calibration["method"] != "none":
             rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
-        for name, values in rows.items():
-            table.add_row(name, *(format_number(values[key], 4) for key in ("loss", "ece", "ece_macro")))
+        for name, figures in rows.items():
+            table.add_row(name, *(format_number(figures[metric.key], ".4f") for metric in shown))
         if len(rows) == 1:
             table.caption = Text(
                 "not calibrated: it did not help clearly on held-out samples, or was not wanted"
@@ -218,33 +209,31 @@ def evaluate_arrays(
     num_samples, num_genres = truth.shape
     names = check_genres(genres, num_genres)
     scores = check_scores(logits, truth.shape, "logits")
-    probabilities = decisions.probabilities(scores)
-    per_genre = per_genre_table(truth, probabilities, decisions.thresholds, names)
+    outcome = Outcome(truth, scores=decisions.probabilities(scores))
+    calibration = _calibration(truth, scores, decisions)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
     single, chosen = _decided(decisions)
     rows = [
-        ThresholdRow(label, plain_threshold(value), threshold_metrics(truth, probabilities, value))
+        ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
         for label, value in [*fixed, *single, chosen]
     ]
-    shown = [*fixed, chosen]
     return Evaluation(
         split=split,
         num_samples=num_samples,
         genres=names,
         decisions=decisions.fingerprint,
-        loss=bce_from_logits(scores, truth),
-        ranking=ranking_summary(per_genre["ap"], per_genre["roc_auc"]),
-        calibration=_calibration(truth, scores, decisions),
+        loss=calibration["before"]["loss"],
+        ranking=values(outcome, "ranking"),
+        calibration=calibration,
         thresholds=rows,
         baselines=baselines(
             train_prevalence,
             truth,
-            [value for _, value in shown],
-            k_values=[k for k in TOP_K if k <= num_genres],
-            labels=[label for label, _ in shown],
+            [*fixed, chosen],
+            [k for k in TOP_K if k <= num_genres],
         ),
-        per_genre=per_genre,
+        per_genre=per_genre_table(outcome, decisions.thresholds, names),
         shard_set=shard_set,
     )
 
@@ -264,7 +253,8 @@ def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[s
 
 def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
     def figures(logits: FloatArray) -> dict[str, Any]:
-        return {"loss": bce_from_logits(logits, truth), **calibration_summary(truth, sigmoid(logits))}
+        loss = float(cross_entropy(logits, truth).mean())
+        return {"loss": loss, **reliability(truth, sigmoid(logits))}
 
     return {
         "method": decisions.calibration,

@@ -17,9 +17,6 @@ from shards.console import console as console_of
 REPORT_WIDTH = 110
 
 
-MISSING = "-"
-
-
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
     """A console of a fixed width: off a terminal rich would assume 80 columns and cut the tables."""
     return console_of(file, width)
@@ -56,10 +53,3 @@ def add_number_columns(table: Table, first: str, others: Iterable[str]) -> None:
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
-
-
-def format_number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; MISSING for none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return MISSING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

@@ -15,14 +15,12 @@ from numpy.typing import ArrayLike
 
 from toolkit.metrics.multilabel import (
     FloatArray,
-    bce_from_probabilities,
     check_probabilities,
     check_targets,
-    genre_ranking,
-    prediction_metrics,
-    ranking_summary,
-    threshold_metrics,
+    clipped_cross_entropy,
 )
+from toolkit.metrics.table import values
+from toolkit.metrics.weighted import Outcome
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class BaselineRow:
     """One baseline at one setting.
 
     kind "prevalence" has a ``threshold`` (one number, or one per genre) and a ``ranking`` (keys ``mAP``,
-    ``roc_auc``, ``num_genres_ap``, ``num_genres_roc_auc``, ``loss``; the same at every threshold).
+    ``roc_auc`` and others of `toolkit.metrics.table`, and ``loss``; the same at every threshold).
     kind "top_k" has ``genre_indices``, the columns it always names, commonest first; it gives no
-    probabilities, so it has no ranking. ``metrics`` has the keys of `toolkit.metrics.multilabel.threshold_metrics`.
+    probabilities, so it has no ranking. ``metrics`` has the keys of `toolkit.metrics.table.threshold_metrics`.
     """
 
     label: str
@@ -47,12 +45,9 @@ class BaselineRow:
         return asdict(self)
 
 
-def threshold_label(threshold: ArrayLike) -> str:
-    """ "0.30" for one number (two digits, or two significant ones below 0.1), "per genre" for an array."""
-    array = np.asarray(threshold, dtype=np.float64)
-    if array.ndim:
-        return "per genre"
-    return f"{float(array):.2g}" if 0.0 < array < 0.1 else f"{float(array):.2f}"
+def threshold_label(threshold: float) -> str:
+    """ "0.30": two digits, or two significant ones below 0.1."""
+    return f"{threshold:.2g}" if 0.0 < threshold < 0.1 else f"{threshold:.2f}"
 
 
 def plain_threshold(threshold: ArrayLike) -> float | list[float]:
@@ -72,43 +67,35 @@ def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
 def baselines(
     train_prevalence: ArrayLike,
     targets: ArrayLike,
-    thresholds_list: Sequence[ArrayLike],
-    k_values: Sequence[int] = (1, 2, 3),
-    labels: Sequence[str] | None = None,
+    thresholds: Sequence[tuple[str, ArrayLike]],
+    k_values: Sequence[int],
 ) -> list[BaselineRow]:
     """Rows for the prevalence baseline at each threshold, then for always-top-k at each k.
 
     train_prevalence (G,) in [0, 1] is each genre's share of positives in the TRAINING set; targets
-    (N, G) is the evaluated split; each threshold is one number or a (G,) array. ``labels`` names the
-    thresholds, in their order; by default `threshold_label` does.
+    (N, G) is the evaluated split; each threshold, after its label, is one number or a (G,) array.
 
     The prevalence baseline gives every sample the training prevalence as its probabilities. Scores that
     do not vary rank nothing, so its AP is each genre's prevalence in the evaluated split and its ROC-AUC
     0.5. Its loss is the least that constant probabilities can reach if both splits have the same
     prevalence; a genre never seen in training counts as probability 1e-7.
 
-    Raises ValueError on broken input, a k outside 1..G, or a wrong number of labels.
+    Raises ValueError on broken input or a k outside 1..G.
     """
     truth = check_targets(targets)
     prevalence = check_probabilities(train_prevalence, (truth.shape[1],), "train_prevalence")
-    if labels is None:
-        labels = [threshold_label(threshold) for threshold in thresholds_list]
-    if len(labels) != len(thresholds_list):
-        raise ValueError(f"got {len(labels)} labels for {len(thresholds_list)} thresholds")
-    probabilities = np.broadcast_to(prevalence, truth.shape)
-    ranking = {
-        **ranking_summary(*genre_ranking(truth, probabilities)),
-        "loss": bce_from_probabilities(truth, probabilities),
-    }
+    constant = Outcome(truth, scores=np.broadcast_to(prevalence, truth.shape))
+    loss = float(clipped_cross_entropy(truth, constant.scores).mean())
+    ranking = {**values(constant, "ranking"), "loss": loss}
     rows = [
         BaselineRow(
             label=f"prevalence @ {label}",
             kind="prevalence",
-            metrics=threshold_metrics(truth, probabilities, threshold),
+            metrics=values(constant.at(threshold), "decisions"),
             threshold=plain_threshold(threshold),
-            ranking=dict(ranking),
+            ranking=ranking,
         )
-        for label, threshold in zip(labels, thresholds_list, strict=True)
+        for label, threshold in thresholds
     ]
     for k in k_values:
         columns = commonest_genres(prevalence, k)
@@ -118,7 +105,7 @@ def baselines(
             BaselineRow(
                 label=f"always top-{k}",
                 kind="top_k",
-                metrics=prediction_metrics(truth, predicted),
+                metrics=values(Outcome(truth, predicted), "decisions"),
                 genre_indices=columns,
             )
         )

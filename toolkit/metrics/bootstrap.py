@@ -24,12 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import FloatArray, IntArray, check_targets
-from toolkit.metrics.weighted import Answers, Measured, WeightedMetrics
+from toolkit.metrics.multilabel import FloatArray, IntArray
+from toolkit.metrics.table import METRICS, genre_calibration, genre_rates
+from toolkit.metrics.weighted import Answers, Outcome, Weighed
 
-ROUNDS, COVERAGE = 1000, 0.95
-#: Metrics that may exceed 1.
-UNBOUNDED = frozenset({"loss", "predicted_per_sample"})
+ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
 #: Weights held at once: 4 million are 32 MB.
 CHUNK = 4_000_000
 
@@ -57,6 +56,35 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Measured:
+    """Values under B weightings; NaN where undefined."""
+
+    metrics: dict[str, FloatArray]
+    """Metric -> (B,): all of the table, or those of decisions for answers without probabilities."""
+    per_genre: dict[str, FloatArray]
+    """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` -> (B, G)."""
+
+
+def measured(outcome: Outcome, weights: ArrayLike) -> Measured:
+    """Every metric under (B, N) weights, none negative, each row with a positive sum; ValueError otherwise."""
+    matrix, num_samples = np.asarray(weights, dtype=np.float64), len(outcome.truth)
+    if matrix.ndim != 2 or matrix.shape[1] != num_samples:
+        raise ValueError(f"weights must have shape (B, {num_samples}), got {matrix.shape}")
+    if (matrix < 0).any() or not (matrix.sum(axis=1) > 0).all():
+        raise ValueError("weights must not be negative, and no row may be all zero")
+    weighed, ranked = Weighed(outcome, matrix), outcome.scores.size > 0
+    metrics = {
+        metric.key: metric.of(weighed)
+        for metric in METRICS.values()
+        if not metric.count and (ranked or metric.group == "decisions")
+    }
+    per_genre = genre_rates(weighed)
+    if ranked:
+        per_genre |= {"ap": weighed.ranking[0], "ece": genre_calibration(weighed)}
+    return Measured(metrics, per_genre)
+
+
+@dataclass(frozen=True, eq=False)
 class Draws:
     """One model's figures: on the samples as they are, and on every resample."""
 
@@ -66,7 +94,7 @@ class Draws:
 
 
 def resample_weights(
-    num_samples: int, rounds: int = ROUNDS, seed: int = 0, units: IntArray | None = None
+    num_samples: int, rounds: int = ROUNDS, seed: int = SEED, units: IntArray | None = None
 ) -> Iterator[FloatArray]:
     """(b, N) whole weights, ``rounds`` rows in all: how often each sample is in each resample.
 
@@ -92,21 +120,21 @@ def bootstrap(
     targets: ArrayLike,
     answers: Mapping[str, Answers],
     rounds: int = ROUNDS,
-    seed: int = 0,
+    seed: int = SEED,
     units: IntArray | None = None,
 ) -> dict[str, Draws]:
     """Measure everyone in ``answers`` on the same resamples of ``targets``, (N, G) of 0 and 1.
 
     units (N,): see `resample_weights`; a set's are `shards.dataset.manifest.Manifest.units_of`.
     """
-    truth = check_targets(targets)
-    metrics = {name: WeightedMetrics(truth, said) for name, said in answers.items()}
-    found: dict[str, list[Measured]] = {name: [] for name in metrics}
-    for weights in resample_weights(len(truth), rounds, seed, units):
-        for name, measure in metrics.items():
-            found[name].append(measure(weights))
-    ones = np.ones((1, len(truth)))
-    return {name: Draws(measure(ones), _joined(found[name])) for name, measure in metrics.items()}
+    outcomes = {name: Outcome.of(targets, said.named, said.probabilities) for name, said in answers.items()}
+    found: dict[str, list[Measured]] = {name: [] for name in outcomes}
+    num_samples = len(np.asarray(targets))
+    for weights in resample_weights(num_samples, rounds, seed, units):
+        for name, outcome in outcomes.items():
+            found[name].append(measured(outcome, weights))
+    ones = np.ones((1, num_samples))
+    return {name: Draws(measured(one, ones), _joined(found[name])) for name, one in outcomes.items()}
 
 
 def confidence_intervals(draws: Draws) -> dict[str, Interval]:
@@ -116,7 +144,7 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
         plain = draws.plain.metrics[name]
         value, low, high = _interval(plain, _centred(plain, values))
         if low is not None and high is not None:
-            low, high = max(low, 0.0), high if name in UNBOUNDED else min(high, 1.0)
+            low, high = max(low, 0.0), min(high, METRICS[name].top)
         found[name] = Interval(value, low, high)
     return found
 

@@ -1,26 +1,20 @@
-"""Multi-label classification metrics over a whole split, on numpy arrays.
+"""What all metrics rest on: checks of arrays, the logistic function, losses, and ratios of counts.
 
 Shapes used throughout: N samples, G genres. ``targets`` is (N, G) with values 0 or 1 (bool, integer or
 float), ``probabilities`` is (N, G) in [0, 1], ``thresholds`` is one number or a (G,) array in [0, 1].
 A genre is predicted where ``probability >= threshold``; the comparison is made in float64.
 
-Ranking metrics come from scikit-learn. The threshold metrics are counted here because scikit-learn
-takes an (N, 1) matrix for a binary problem and is some forty times slower per threshold; the tests hold
-them against scikit-learn as a referee.
-
-Every function raises ``ValueError`` on a wrong shape, an empty matrix, or a value that is not finite or
-out of range: a metric of broken input must not look like a metric.
+Arrays are checked once, where they come in: by `toolkit.metrics.weighted.Outcome.of` and the functions that take
+``targets``. What is called ``truth`` and ``scores`` has been checked. The checks raise ``ValueError`` on a wrong shape,
+an empty matrix, or a value that is not finite or out of range: a metric of broken input must not look like a metric.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -94,89 +88,27 @@ def sigmoid(logits: ArrayLike) -> FloatArray:
     return result
 
 
-def bce_from_logits(logits: ArrayLike, targets: ArrayLike) -> float:
-    """Mean binary cross-entropy in nats over all N x G elements, from (N, G) logits.
+def cross_entropy(logits: FloatArray, truth: BoolArray) -> FloatArray:
+    """(N, G) binary cross-entropy in nats of (N, G) logits, in float64.
 
     log(1 + exp(x)) - y * x, with logaddexp for the first term: the stable form of
-    torch.nn.BCEWithLogitsLoss (unweighted), in float64.
+    torch.nn.BCEWithLogitsLoss (unweighted).
     """
-    truth = check_targets(targets)
-    scores = check_scores(logits, truth.shape, "logits")
-    return float((np.logaddexp(0.0, scores) - truth * scores).mean())
+    losses: FloatArray = np.logaddexp(0.0, logits) - truth * logits
+    return losses
 
 
-def bce_from_probabilities(targets: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean binary cross-entropy in nats over all N x G elements, probabilities clipped to [1e-7, 1 - 1e-7].
+def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
+    """(N, G) binary cross-entropy in nats of probabilities, clipped to [1e-7, 1 - 1e-7].
 
-    Prefer `bce_from_logits` where there are logits: clipping caps an element's loss at 16.1 nats.
+    Prefer `cross_entropy` where there are logits: clipping caps a loss at 16.1 nats.
     """
-    truth = check_targets(targets)
-    clipped = np.clip(
-        check_probabilities(probabilities, truth.shape), PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP
-    )
-    return float(-np.log(np.where(truth, clipped, 1.0 - clipped)).mean())
+    clipped = np.clip(scores, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
+    losses: FloatArray = -np.log(np.where(truth, clipped, 1.0 - clipped))
+    return losses
 
 
-# --- ranking metrics (no threshold) -----------------------------------------------------------------
-
-
-def genre_ranking(targets: ArrayLike, probabilities: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Average precision and ROC-AUC of each genre, two (G,) arrays.
-
-    AP is NaN for a genre without positives; ROC-AUC is NaN for a genre that has only one class.
-    """
-    truth = check_targets(targets)
-    scores = check_probabilities(probabilities, truth.shape)
-    num_samples, num_genres = truth.shape
-    ap = np.full(num_genres, np.nan)
-    roc_auc = np.full(num_genres, np.nan)
-    for genre, support in enumerate(truth.sum(axis=0)):
-        if support > 0:
-            ap[genre] = average_precision_score(truth[:, genre], scores[:, genre])
-        if 0 < support < num_samples:
-            roc_auc[genre] = roc_auc_score(truth[:, genre], scores[:, genre])
-    return ap, roc_auc
-
-
-def mean_or_none(values: ArrayLike) -> float | None:
-    """Mean of the values that are not NaN; None when there is none."""
-    array = np.asarray(values, dtype=np.float64)
-    defined = array[~np.isnan(array)]
-    return float(defined.mean()) if defined.size else None
-
-
-def ranking_summary(ap: ArrayLike, roc_auc: ArrayLike) -> dict[str, Any]:
-    """The means of `genre_ranking`'s two arrays, and over how many genres each mean was taken."""
-    return {
-        "mAP": mean_or_none(ap),
-        "roc_auc": mean_or_none(roc_auc),
-        "num_genres_ap": int(np.count_nonzero(~np.isnan(np.asarray(ap, dtype=np.float64)))),
-        "num_genres_roc_auc": int(np.count_nonzero(~np.isnan(np.asarray(roc_auc, dtype=np.float64)))),
-    }
-
-
-def ranking_metrics(targets: ArrayLike, probabilities: ArrayLike, genres: Sequence[str]) -> dict[str, Any]:
-    """Metrics that need no threshold.
-
-    ``mAP`` is the mean AP over the genres with positives (``num_genres_ap`` of them), ``roc_auc`` the mean
-    over the genres with both classes (``num_genres_roc_auc``); each is None when there is no such genre.
-    ``loss`` is `bce_from_probabilities`. ``ap_per_genre`` and ``roc_auc_per_genre`` map every genre to its
-    value, or to None where undefined.
-    """
-    truth = check_targets(targets)
-    names = check_genres(genres, truth.shape[1])
-    ap, roc_auc = genre_ranking(truth, probabilities)
-    return {
-        **ranking_summary(ap, roc_auc),
-        "loss": bce_from_probabilities(truth, probabilities),
-        "ap_per_genre": {name: mean_or_none([value]) for name, value in zip(names, ap, strict=True)},
-        "roc_auc_per_genre": {
-            name: mean_or_none([value]) for name, value in zip(names, roc_auc, strict=True)
-        },
-    }
-
-
-# --- metrics of yes/no predictions ------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
@@ -199,88 +131,4 @@ def f_beta(hits: ArrayLike, predicted: ArrayLike, support: ArrayLike, beta: floa
     return ratio(
         (1.0 + square) * np.asarray(hits, dtype=np.float64),
         square * np.asarray(support, dtype=np.float64) + np.asarray(predicted, dtype=np.float64),
-    )
-
-
-def genre_counts(truth: BoolArray, predicted: BoolArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Per genre, three (G,) arrays: true positives, predicted positives, support."""
-    return (truth & predicted).sum(axis=0), predicted.sum(axis=0), truth.sum(axis=0)
-
-
-def _rates(hits: ArrayLike, predicted: ArrayLike, support: ArrayLike) -> dict[str, FloatArray]:
-    return {
-        "precision": ratio(hits, predicted),
-        "recall": ratio(hits, support),
-        "f1": f_beta(hits, predicted, support, 1.0),
-        "f0.5": f_beta(hits, predicted, support, 0.5),
-    }
-
-
-def prediction_metrics(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """Metrics of an (N, G) matrix of yes/no predictions; see `threshold_metrics` for the keys."""
-    truth = check_targets(targets)
-    named = check_targets(predicted)
-    if named.shape != truth.shape:
-        raise ValueError(f"predictions must have shape {truth.shape}, got {named.shape}")
-    hits, positives, support = genre_counts(truth, named)
-    result = {
-        "subset_accuracy": float((truth == named).all(axis=1).mean()),
-        "predicted_per_sample": float(positives.sum() / truth.shape[0]),
-        "macro_genres": int(np.count_nonzero(support)),
-    }
-    pooled = _rates(hits.sum(), positives.sum(), support.sum())
-    each = _rates(hits, positives, support)
-    # Only genres with support: one without positives can score nothing but 0.
-    supported = support > 0
-    for name in pooled:
-        result[f"micro_{name}"] = float(pooled[name])
-        result[f"macro_{name}"] = float(each[name][supported].mean()) if supported.any() else 0.0
-    return result
-
-
-def threshold_metrics(
-    targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike
-) -> dict[str, float]:
-    """Metrics of ``probability >= threshold``; every ratio with a zero denominator counts as 0.
-
-    Keys: ``subset_accuracy`` (the share of samples whose whole genre set is right);
-    ``micro_precision``, ``micro_recall``, ``micro_f1``, ``micro_f0.5`` (from counts pooled over all
-    genres); ``macro_precision``, ``macro_recall``, ``macro_f1``, ``macro_f0.5`` (mean over the genres
-    with support > 0 in ``targets``, ``macro_genres`` of them; 0.0 when there is none);
-    ``predicted_per_sample`` (mean number of genres named per sample).
-
-    Pooled precision counts false positives of genres without support too; the macro means do not.
-    """
-    truth = check_targets(targets)
-    scores = check_probabilities(probabilities, truth.shape)
-    return prediction_metrics(truth, scores >= check_thresholds(thresholds, truth.shape[1]))
-
-
-def per_genre_table(
-    targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike, genres: Sequence[str]
-) -> pd.DataFrame:
-    """One row per genre, in the given order, with its support and metrics.
-
-    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision,
-    recall, f1. NaN where undefined: ap, recall and f1 without positives, precision where the genre was
-    never predicted, roc_auc with one class only.
-    """
-    truth = check_targets(targets)
-    scores = check_probabilities(probabilities, truth.shape)
-    limits = check_thresholds(thresholds, truth.shape[1])
-    names = check_genres(genres, truth.shape[1])
-    hits, positives, support = genre_counts(truth, scores >= limits)
-    ap, roc_auc = genre_ranking(truth, scores)
-    return pd.DataFrame(
-        {
-            "genre": names,
-            "support": support.astype(np.int64),
-            "prevalence": support / truth.shape[0],
-            "ap": ap,
-            "roc_auc": roc_auc,
-            "threshold": limits,
-            "precision": np.where(positives > 0, ratio(hits, positives), np.nan),
-            "recall": np.where(support > 0, ratio(hits, support), np.nan),
-            "f1": np.where(support > 0, f_beta(hits, positives, support, 1.0), np.nan),
-        }
     )

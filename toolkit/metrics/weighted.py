@@ -1,35 +1,36 @@
-"""The metrics of an evaluation as functions of sample weights, for hundreds of weightings at once.
+"""What every metric is computed from: targets and answers to them, checked once, under any weights of the samples.
 
 A bootstrap resample is a vector of weights: how often each of the N samples was drawn. What a metric needs of the
 samples is prepared once (sorting, counting, binning); each resample is then a few matrix products. With weights of
-one the values are those of `toolkit.metrics.multilabel`, with any others scikit-learn's with ``sample_weight``.
+one the values are those without weights, with any others scikit-learn's with ``sample_weight``.
 
 Shapes: N samples, G genres, B weightings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from toolkit.metrics.calibration_error import BINS
 from toolkit.metrics.multilabel import (
-    PROBABILITY_CLIP,
     BoolArray,
     FloatArray,
     IntArray,
     check_probabilities,
     check_targets,
-    f_beta,
+    check_thresholds,
+    clipped_cross_entropy,
     ratio,
 )
 
-#: Metrics of which less is better.
-LOWER_IS_BETTER = frozenset({"loss", "ece", "ece_macro"})
+NOTHING_NAMED, NO_SCORES = np.empty((0, 0), dtype=np.bool_), np.empty((0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,91 +44,143 @@ class Answers:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Values under B weightings; NaN where undefined."""
+class Outcome:
+    """Targets and answers, (N, G) each. `of` checks them; the class itself is for arrays that are checked already."""
 
-    metrics: dict[str, FloatArray]
-    """Metric -> (B,)."""
-    per_genre: dict[str, FloatArray]
-    """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` -> (B, G)."""
+    truth: BoolArray
+    named: BoolArray = field(default_factory=lambda: NOTHING_NAMED)
+    """Empty where only probabilities are looked at."""
+    scores: FloatArray = field(default_factory=lambda: NO_SCORES)
+    """Probabilities; empty for a baseline that only names."""
 
-
-class WeightedMetrics:
-    """Metrics of ``answers`` against ``targets``, (N, G) of 0 and 1; call it with (B, N) weights.
-
-    Keys and conventions are those of `toolkit.metrics.multilabel`: macro means and mAP leave out genres without
-    weighted positives, a ratio with a zero denominator counts as 0; ``ece`` and ``ece_macro`` are
-    `toolkit.metrics.calibration_error`'s.
-    """
-
-    def __init__(self, targets: ArrayLike, answers: Answers) -> None:
+    @classmethod
+    def of(
+        cls, targets: ArrayLike, named: ArrayLike | None = None, probabilities: ArrayLike | None = None
+    ) -> Outcome:
+        """Raises ValueError on broken input; see `toolkit.metrics.multilabel`."""
         truth = check_targets(targets)
-        named = check_targets(answers.named)
-        if named.shape != truth.shape:
-            raise ValueError(f"named must have shape {truth.shape}, got {named.shape}")
-        self.shape = truth.shape
-        self._truth = truth.astype(np.float64)
-        self._named = named.astype(np.float64)
-        self._hits = (truth & named).astype(np.float64)
-        self._right = (truth == named).all(axis=1).astype(np.float64)
-        self._parts: list[Callable[[FloatArray], Measured]] = [self._decisions]
-        if answers.probabilities is not None:
-            scores = check_probabilities(answers.probabilities, truth.shape)
-            self._rankings = [_Ranking(truth[:, g], scores[:, g]) for g in range(truth.shape[1])]
-            self._loss = _sample_losses(truth, scores)
-            self._gaps = _calibration_gaps(truth, scores)
-            self._parts += [self._ranked, self._calibrated]
+        names = NOTHING_NAMED if named is None else check_targets(named)
+        if named is not None and names.shape != truth.shape:
+            raise ValueError(f"predictions must have shape {truth.shape}, got {names.shape}")
+        scores = NO_SCORES if probabilities is None else check_probabilities(probabilities, truth.shape)
+        return cls(truth, names, scores)
 
-    def __call__(self, weights: ArrayLike) -> Measured:
-        """Every metric under (B, N) weights, none negative, each row with a positive sum."""
-        matrix = np.asarray(weights, dtype=np.float64)
-        if matrix.ndim != 2 or matrix.shape[1] != self.shape[0]:
-            raise ValueError(f"weights must have shape (B, {self.shape[0]}), got {matrix.shape}")
-        if (matrix < 0).any() or not (matrix.sum(axis=1) > 0).all():
-            raise ValueError("weights must not be negative, and no row may be all zero")
-        parts = [part(matrix) for part in self._parts]
-        return Measured(
-            {name: values for part in parts for name, values in part.metrics.items()},
-            {name: values for part in parts for name, values in part.per_genre.items()},
-        )
+    def at(self, thresholds: ArrayLike) -> Outcome:
+        """The same probabilities, with those genres named that reach the thresholds: one number, or (G,)."""
+        return replace(self, named=self.scores >= check_thresholds(thresholds, self.truth.shape[1]))
 
-    def _decisions(self, weights: FloatArray) -> Measured:
-        hits, predicted, support = weights @ self._hits, weights @ self._named, weights @ self._truth
-        total = weights.sum(axis=1)
-        metrics = {
-            "subset_accuracy": weights @ self._right / total,
-            "predicted_per_sample": predicted.sum(axis=1) / total,
-        }
-        each = _rates(hits, predicted, support)
-        pooled = _rates(hits.sum(axis=1), predicted.sum(axis=1), support.sum(axis=1))
-        supported = support > 0
-        for name, values in each.items():
-            metrics[f"micro_{name}"] = pooled[name]
-            metrics[f"macro_{name}"] = ratio((values * supported).sum(axis=1), supported.sum(axis=1))
-        per_genre = {
-            "precision": np.where(predicted > 0, each["precision"], np.nan),
-            "recall": np.where(supported, each["recall"], np.nan),
-            "f1": np.where(supported, each["f1"], np.nan),
-        }
-        return Measured(metrics, per_genre)
+    @cached_property
+    def ranking(self) -> tuple[FloatArray, FloatArray]:
+        """(G,) average precision and (G,) ROC-AUC, by scikit-learn.
 
-    def _ranked(self, weights: FloatArray) -> Measured:
-        columns = np.ascontiguousarray(weights.T)
-        both = [ranking(columns) for ranking in self._rankings]
+        AP is NaN for a genre without positives; ROC-AUC is NaN for a genre that has only one class.
+        """
+        num_samples, num_genres = self.truth.shape
+        ap, roc_auc = np.full(num_genres, np.nan), np.full(num_genres, np.nan)
+        for genre, support in enumerate(self.truth.sum(axis=0)):
+            column = self.truth[:, genre], self.scores[:, genre]
+            if support > 0:
+                ap[genre] = average_precision_score(*column)
+            if 0 < support < num_samples:
+                roc_auc[genre] = roc_auc_score(*column)
+        return ap, roc_auc
+
+    # --- prepared for weights ---------------------------------------------------------------------
+
+    @cached_property
+    def numbers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(N, G) of 0 and 1: hits, named, true."""
+        truth, named = self.truth.astype(np.float64), self.named.astype(np.float64)
+        return truth * named, named, truth
+
+    @cached_property
+    def rankings(self) -> list[_Ranking]:
+        """Of each genre."""
+        return [_Ranking(self.truth[:, g], self.scores[:, g]) for g in range(self.truth.shape[1])]
+
+    @cached_property
+    def losses(self) -> FloatArray:
+        """(N,) mean binary cross-entropy over the genres."""
+        return np.asarray(clipped_cross_entropy(self.truth, self.scores).mean(axis=1))
+
+    @cached_property
+    def gaps(self) -> sparse.csr_array:
+        """(N, G * bins): an element's probability minus its target, in the column of its genre and bin."""
+        num_samples, num_genres = self.truth.shape
+        bins = np.minimum((self.scores * BINS).astype(np.int64), BINS - 1)
+        columns = bins + np.arange(num_genres) * BINS
+        bounds = np.arange(num_samples + 1) * num_genres
+        shape = (num_samples, num_genres * BINS)
+        return sparse.csr_array(((self.scores - self.truth).ravel(), columns.ravel(), bounds), shape=shape)
+
+
+class Counts(NamedTuple):
+    """Weights of elements: (B, G) genre by genre, or (B,) pooled over the genres."""
+
+    hits: FloatArray
+    """True positives."""
+    predicted: FloatArray
+    """True and false positives."""
+    support: FloatArray
+    """True positives and false negatives."""
+    total: FloatArray
+    """All."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """An outcome under B weightings of its samples. Without weights each counts once, and B is 1."""
+
+    outcome: Outcome
+    weights: FloatArray | None = None
+    """(B, N), none negative, each row with a positive sum."""
+
+    @cached_property
+    def total(self) -> FloatArray:
+        """(B,) sums of the weights."""
+        return np.array([len(self.outcome.truth)]) if self.weights is None else self.weights.sum(axis=1)
+
+    def mean(self, values: FloatArray | BoolArray) -> FloatArray:
+        """(B,) means of a figure of each sample, (N,)."""
+        if self.weights is None:
+            return np.array([values.mean()])
+        return np.asarray(self.weights @ values / self.total)
+
+    @cached_property
+    def each(self) -> Counts:
+        """Genre by genre."""
+        truth, named = self.outcome.truth, self.outcome.named
+        if self.weights is None:
+            hits, predicted, support = (
+                np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth)
+            )
+        else:
+            hits, predicted, support = (self.weights @ of for of in self.outcome.numbers)
+        return Counts(hits, predicted, support, self.total[:, None])
+
+    @cached_property
+    def pooled(self) -> Counts:
+        """Over all genres."""
+        hits, predicted, support, total = self.each
+        genres = self.outcome.truth.shape[1]
+        return Counts(hits.sum(axis=1), predicted.sum(axis=1), support.sum(axis=1), total[:, 0] * genres)
+
+    @cached_property
+    def ranking(self) -> tuple[FloatArray, FloatArray]:
+        """(B, G) AP and (B, G) ROC-AUC; NaN where undefined."""
+        if self.weights is None:
+            ap, roc_auc = self.outcome.ranking
+            return ap[None], roc_auc[None]
+        columns = np.ascontiguousarray(self.weights.T)
+        both = [ranking(columns) for ranking in self.outcome.rankings]
         ap, roc_auc = (np.stack(values, axis=1) for values in zip(*both, strict=True))
-        return Measured({"mAP": _defined_mean(ap), "roc_auc": _defined_mean(roc_auc)}, {"ap": ap})
+        return ap, roc_auc
 
-    def _calibrated(self, weights: FloatArray) -> Measured:
-        num_genres, total = self.shape[1], weights.sum(axis=1)
-        gaps = np.asarray(weights @ self._gaps).reshape(len(weights), num_genres, BINS)
-        each = np.abs(gaps).sum(axis=2) / total[:, None]
-        pooled = np.abs(gaps.sum(axis=1)).sum(axis=1)
-        metrics = {
-            "loss": weights @ self._loss / total,
-            "ece": pooled / (total * num_genres),
-            "ece_macro": each.mean(axis=1),
-        }
-        return Measured(metrics, {"ece": each})
+    @cached_property
+    def gaps(self) -> FloatArray:
+        """(B, G, bins): probabilities minus targets, summed."""
+        weights = np.ones((1, len(self.outcome.truth))) if self.weights is None else self.weights
+        return np.asarray(weights @ self.outcome.gaps).reshape(len(weights), -1, BINS)
 
 
 class _Ranking:
@@ -172,36 +225,3 @@ class _Ranking:
 def _indicator(members: IntArray, bounds: IntArray, width: int) -> sparse.csr_array:
     """Row k has ones in the columns ``members[bounds[k]:bounds[k + 1]]``."""
     return sparse.csr_array((np.ones(len(members)), members, bounds), shape=(len(bounds) - 1, width))
-
-
-def _rates(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dict[str, FloatArray]:
-    return {
-        "precision": ratio(hits, predicted),
-        "recall": ratio(hits, support),
-        "f1": f_beta(hits, predicted, support, 1.0),
-        "f0.5": f_beta(hits, predicted, support, 0.5),
-    }
-
-
-def _sample_losses(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """(N,) mean binary cross-entropy over the genres, as in `toolkit.metrics.multilabel.bce_from_probabilities`."""
-    clipped = np.clip(scores, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
-    losses: FloatArray = -np.log(np.where(truth, clipped, 1.0 - clipped)).mean(axis=1)
-    return losses
-
-
-def _calibration_gaps(truth: BoolArray, scores: FloatArray) -> sparse.csr_array:
-    """(N, G * bins): an element's probability minus its target, in the column of its genre and bin."""
-    num_samples, num_genres = truth.shape
-    bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
-    columns = bins + np.arange(num_genres) * BINS
-    bounds = np.arange(num_samples + 1) * num_genres
-    shape = (num_samples, num_genres * BINS)
-    return sparse.csr_array(((scores - truth).ravel(), columns.ravel(), bounds), shape=shape)
-
-
-def _defined_mean(values: FloatArray) -> FloatArray:
-    """(B,) means of (B, G) over what is not NaN; NaN where nothing is."""
-    defined = ~np.isnan(values)
-    counts = defined.sum(axis=1)
-    return np.where(counts > 0, ratio(np.where(defined, values, 0.0).sum(axis=1), counts), np.nan)

@@ -16,6 +16,7 @@ import msgspec
 from shards.errors import UserError, printable_line
 from shards.storage.files import atomic_write
 from toolkit.config.model_files import MetricsFile, read_as, read_config, read_labels
+from toolkit.metrics.table import PLACES, format_number
 
 log = logging.getLogger(__name__)
 
@@ -166,25 +167,20 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
             "among these.",
             "",
         ]
-    rows += [
-        "| | precision | recall | micro-F1 | macro-F1 | F0.5 | subset accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    shown = PLACES["card"]
+    rows += [f"| | {' | '.join(metric.column for metric in shown)} |", "| --- " * (len(shown) + 1) + "|"]
     named = [(f"model @ {row['label']}", row) for row in values["thresholds"]]
     named += [(row["label"], row) for row in values["baselines"]]
     for name, row in named:
-        m = row["metrics"]
-        keys = ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "micro_f0.5", "subset_accuracy")
-        rows.append(f"| {plain(name)} | " + " | ".join(_number(m.get(key)) for key in keys) + " |")
-    ranking = values["ranking"]
+        cells = [format_number(row["metrics"].get(metric.key)) for metric in shown]
+        rows.append(f"| {plain(name)} | {' | '.join(cells)} |")
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
-    beside = f" (label prevalence: {_number(chance.get('mAP'))})" if chance else ""
-    rows += [
-        "",
-        f"mAP {_number(ranking.get('mAP'))}{beside}, ROC-AUC {_number(ranking.get('roc_auc'))}, "
-        f"loss {_number(values['loss'])}.",
-        "",
+    beside = f" (label prevalence: {format_number(chance.get('mAP'))})" if chance else ""
+    figures = values["ranking"] | {"loss": values["loss"]}
+    said = [
+        f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]
     ]
+    rows += ["", ", ".join(said) + ".", ""]
     if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [
@@ -193,7 +189,3 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
             "",
         ]
     return rows
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

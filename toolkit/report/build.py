@@ -12,9 +12,9 @@ import yaml
 
 from shards.versions import library_versions
 from toolkit.evaluation.tables import json_types
-from toolkit.metrics.bootstrap import ROUNDS
-from toolkit.metrics.calibration_error import calibration_summary
-from toolkit.metrics.multilabel import bce_from_logits, bce_from_probabilities
+from toolkit.metrics.bootstrap import ROUNDS, SEED
+from toolkit.metrics.calibration_error import reliability
+from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
 from toolkit.model_folder.folder import OURS
 from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import Group, choose_groups, error_group
@@ -65,11 +65,9 @@ class Report:
         return [*self.plots.values(), *(plot for plot, _ in [*self.curves, *self.diagrams]), *self.course]
 
 
-def build_report(
-    material: Material, *, label_errors: bool = True, rounds: int = ROUNDS, seed: int = 0
-) -> Report:
+def build_report(material: Material, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
-    draws = resampled(material, rounds, seed)
+    draws = resampled(material, rounds)
     rows, compared = headline(draws), comparisons(material, draws)
     genres = genre_rows(material, draws)
     instead = Instead(material.targets, material.model.named)
@@ -84,7 +82,7 @@ def build_report(
             "genres": material.genres,
             "macro_genres": int(material.targets.any(axis=0).sum()),
             "rounds": rounds,
-            "seed": seed,
+            "seed": SEED,
             "verdict": verdict(material, rows, compared),
             "notes": notes(material, genres),
             "headline": rows,
@@ -120,12 +118,12 @@ def build_report(
 
 def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
     """Loss, calibration errors and reliability curve, before and after."""
-    before = {"loss": bce_from_logits(model.logits, targets)}
-    after = {"loss": bce_from_probabilities(targets, model.probabilities)}
+    before = {"loss": float(cross_entropy(model.logits, targets).mean())}
+    after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
     return {
         "method": model.calibration,
-        "before": before | calibration_summary(targets, model.uncalibrated),
-        "after": after | calibration_summary(targets, model.probabilities),
+        "before": before | reliability(targets, model.uncalibrated),
+        "after": after | reliability(targets, model.probabilities),
     }
 
 

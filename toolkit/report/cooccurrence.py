@@ -14,10 +14,10 @@ import numpy as np
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
 
-#: Rows of a table.
-SHOWN = 12
 #: Rates of fewer posters are left blank.
 FEWEST = 5
+#: Rows of a table.
+LISTED = 12
 
 
 def together(targets: BoolArray) -> FloatArray:
@@ -51,7 +51,7 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
                 "right": int(right.sum()),
             }
         )
-    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:SHOWN]
+    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:LISTED]
 
 
 class Instead:
@@ -89,7 +89,7 @@ class Instead:
         """Where the count exceeds what the usual rate explains by most, that first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
-        order = np.argsort(-excess, axis=None, kind="stable")[:SHOWN]
+        order = np.argsort(-excess, axis=None, kind="stable")[:LISTED]
         rows = []
         for g, h in zip(*np.unravel_index(order, excess.shape), strict=True):
             if excess[g, h] > 0 and self.could[g, h] >= FEWEST:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.images import ANY, BadImage, decode
-from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray
+from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
 from toolkit.report.inputs import Material
 from toolkit.report.label_errors import LabelError
 
@@ -75,7 +75,7 @@ def choose_groups(material: Material) -> list[Group]:
     """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
     model, truth = material.model, material.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
-    losses = -np.log(np.where(truth, clipped, 1.0 - clipped)).mean(axis=1)
+    losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)

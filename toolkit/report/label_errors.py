@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from shards.errors import UserError
-from toolkit.metrics.multilabel import BoolArray, FloatArray, check_genres, check_probabilities, check_targets
+from toolkit.metrics.multilabel import BoolArray, FloatArray
 
 INSTALL = "pip install -e '.[report]'"
 
@@ -46,17 +45,12 @@ def have_cleanlab() -> bool:
     return importlib.util.find_spec("cleanlab") is not None
 
 
-def find_label_errors(
-    targets: ArrayLike, probabilities: ArrayLike, genres: Sequence[str]
-) -> list[LabelError]:
+def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str]) -> list[LabelError]:
     """Samples with labels that are probably wrong, the likeliest first.
 
-    targets (N, G) of 0 and 1, probabilities (N, G) in [0, 1] of a model that has not seen these samples. Genres that
+    truth (N, G), and scores (N, G), the probabilities of a model that has not seen these samples. Genres that
     all samples have, or none, are left out: there is nothing to compare with. Raises UserError without cleanlab.
     """
-    truth = check_targets(targets)
-    scores = check_probabilities(probabilities, truth.shape)
-    names = check_genres(genres, truth.shape[1])
     if not have_cleanlab():
         raise UserError(f"label errors are found by cleanlab, which is not installed: {INSTALL}")
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
@@ -67,7 +61,7 @@ def find_label_errors(
     for sample in np.argsort(quality, kind="stable"):
         columns = known[suspected[sample]]
         if columns.size:
-            flags = [Flag(names[c], bool(truth[sample, c]), float(scores[sample, c])) for c in columns]
+            flags = [Flag(genres[c], bool(truth[sample, c]), float(scores[sample, c])) for c in columns]
             found.append(LabelError(int(sample), float(quality[sample]), flags))
     return found
 

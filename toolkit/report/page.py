@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from shards.visuals.templates import render
-from toolkit.metrics.bootstrap import UNBOUNDED
+from toolkit.metrics.table import METRICS, PLACES
 from toolkit.report.build import MOST_CURVES, Report
 from toolkit.report.label_errors import INSTALL
 from toolkit.report.per_label import FEW
@@ -36,6 +36,8 @@ def render_page(report: Report) -> str:
         install=INSTALL,
         split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,
         sure=SURE,
-        unbounded=UNBOUNDED,
+        unbounded=[metric.key for metric in PLACES["report"] if metric.top > 1],
+        without_direction=[metric.key for metric in METRICS.values() if not metric.better],
+        calibration_rows=PLACES["report, calibration"],
         few=FEW,
     )

@@ -8,7 +8,8 @@ import numpy as np
 
 from toolkit.metrics.bootstrap import Draws, genre_differences, genre_intervals
 from toolkit.metrics.calibration_error import genre_calibration_errors
-from toolkit.metrics.multilabel import per_genre_table
+from toolkit.metrics.table import per_genre_table
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import Material
 from toolkit.report.summary import MODEL, OTHER, in_words
 
@@ -16,12 +17,15 @@ from toolkit.report.summary import MODEL, OTHER, in_words
 FEW = 10
 #: With one positive the interval holds the truth in half of the cases instead of 95%: no verdict is drawn from so few.
 TOO_FEW = "too few posters"
+#: Genres that a note names.
+LISTED = 8
 
 
 def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
     model, plain = material.model, draws[MODEL]
-    table = per_genre_table(material.targets, model.probabilities, model.thresholds, material.genres)
+    outcome = Outcome(material.targets, scores=model.probabilities)
+    table = per_genre_table(outcome, model.thresholds, material.genres)
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
     ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
@@ -52,7 +56,7 @@ def genre_comparison(material: Material, draws: dict[str, Draws]) -> list[dict[s
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
-                "words": in_words(difference, metric) if support[column] >= FEW else TOO_FEW,
+                "words": in_words(difference, "higher") if support[column] >= FEW else TOO_FEW,
             }
     return rows
 
@@ -105,7 +109,7 @@ def _duplicates(material: Material) -> list[str]:
     ]
 
 
-def _listed(names: list[str], limit: int = 8, last: str = "and") -> str:
-    """``A, B and C``; beyond the limit ``A, B and 6 more``."""
-    shown = names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
+def _listed(names: list[str], last: str = "and") -> str:
+    """``A, B and C``; beyond `LISTED` ``A, B and 6 more``."""
+    shown = names if len(names) <= LISTED else [*names[:LISTED], f"{len(names) - LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

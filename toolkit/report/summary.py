@@ -22,30 +22,13 @@ from toolkit.metrics.bootstrap import (
     confidence_intervals,
     paired_difference,
 )
-from toolkit.metrics.weighted import LOWER_IS_BETTER, Answers
+from toolkit.metrics.table import METRICS, PLACES, Better
+from toolkit.metrics.weighted import Answers
 from toolkit.report.inputs import Material
 
-#: Metric -> its name on the page, in the order of the headline.
-METRICS = {
-    "mAP": "mAP",
-    "roc_auc": "ROC-AUC",
-    "loss": "loss (nats)",
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "micro_f0.5": "micro-F0.5",
-    "macro_f0.5": "macro-F0.5",
-    "micro_precision": "precision (micro)",
-    "micro_recall": "recall (micro)",
-    "macro_precision": "precision (macro)",
-    "macro_recall": "recall (macro)",
-    "subset_accuracy": "subset accuracy",
-    "predicted_per_sample": "genres named per poster",
-    "ece": "calibration error (pooled)",
-    "ece_macro": "calibration error (mean of genres)",
-}
-#: What baselines and runs are compared in.
-RANKING = ("mAP", "roc_auc", "loss", "ece")
-DECIDING = ("micro_f1", "macro_f1", "micro_f0.5", "macro_f0.5", "subset_accuracy")
+#: What baselines and runs are compared in, of probabilities and of decisions.
+DECIDING = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
+RANKING = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
 SURE, UNSURE = "real", "not distinguishable"
 
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
@@ -56,7 +39,7 @@ def top_k_key(k: int) -> str:
     return f"top-{k}"
 
 
-def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Draws]:
+def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
     model, shape = material.model, material.targets.shape
     everyone = {MODEL: model.answers}
@@ -73,14 +56,15 @@ def resampled(material: Material, rounds: int = ROUNDS, seed: int = 0) -> dict[s
     if np.ptp(model.thresholds) > 0:
         named = np.asarray(model.probabilities >= model.global_threshold)
         everyone[SINGLE] = Answers(named, model.probabilities)
-    return bootstrap(material.targets, everyone, rounds, seed, material.units)
+    return bootstrap(material.targets, everyone, rounds, units=material.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """One row per metric: the model's value and interval."""
     intervals = confidence_intervals(draws[MODEL])
     return [
-        {"metric": metric, "name": name, **intervals[metric]._asdict()} for metric, name in METRICS.items()
+        {"metric": metric.key, "name": metric.label, **intervals[metric.key]._asdict()}
+        for metric in PLACES["report"]
     ]
 
 
@@ -94,7 +78,7 @@ def comparisons(material: Material, draws: dict[str, Draws]) -> list[dict[str, A
         rows = [_row(draws, SINGLE, metric, "") for metric in DECIDING]
         found.append({"kind": "single", "name": "one threshold for all genres", "rows": rows})
     if material.other is not None:
-        rows = [_row(draws, OTHER, metric, "") for metric in METRICS]
+        rows = [_row(draws, OTHER, metric.key, "") for metric in PLACES["report"]]
         found.append({"kind": "run", "name": material.other.name, "rows": rows})
     return found
 
@@ -110,7 +94,7 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
     difference = paired_difference(draws[MODEL], draws[key])[metric]
     return {
         "metric": metric,
-        "name": METRICS[metric],
+        "name": METRICS[metric].label,
         "beside": beside,
         "mine": float(draws[MODEL].plain.metrics[metric][0]),
         "theirs": float(draws[key].plain.metrics[metric][0]),
@@ -118,18 +102,17 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
         "low": difference.low,
         "high": difference.high,
         "p": difference.p,
-        "words": in_words(difference, metric),
+        "words": in_words(difference, METRICS[metric].better),
     }
 
 
-def in_words(difference: Difference, metric: str) -> str:
+def in_words(difference: Difference, better: Better) -> str:
     """``real: better``, ``real: worse``, ``not distinguishable``; of a metric that has no better, ``real``."""
     if difference.value is None or not difference.real:
         return UNSURE
-    if metric == "predicted_per_sample":
+    if better is None:
         return SURE
-    better = (difference.value > 0.0) != (metric in LOWER_IS_BETTER)
-    return f"{SURE}: {'better' if better else 'worse'}"
+    return f"{SURE}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
 
 
 def verdict(
@@ -168,9 +151,10 @@ def _in_short(comparison: dict[str, Any]) -> str:
     """One sentence about a comparison: which of the main metrics really differ."""
     groups: dict[str, list[str]] = {}
     for row in comparison["rows"]:
-        if row["metric"] in ("mAP", "loss", "micro_f1", "macro_f1"):
+        metric = METRICS[row["metric"]]
+        if metric in PLACES["report, in short"]:
             words = row["words"].removeprefix(f"{SURE}: ")
-            groups.setdefault(words, []).append(f"{row['name'].split(' (')[0]} ({signed(row['difference'])})")
+            groups.setdefault(words, []).append(f"{metric.word} ({signed(row['difference'])})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
     return f"Beside {comparison['name']}, {'; '.join(parts)}."
 

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from shards.errors import UserError, one_line
 from shards.storage.files import atomic_write
 from toolkit.distributed.collectives import by_main
+from toolkit.metrics.table import PLACES
 
 STEP_FIELDS = (
     "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",
     "skipped_updates", "loss_scale",
 )  # fmt: skip
 EPOCH_FIELDS = (
-    "epoch", "update", "train_loss", "val_loss", "val_mAP", "val_micro_f1", "val_macro_f1", "threshold", "lr",
-    "images_per_s", "data_wait", "decode_cores", "copy", "data_errors",
-    "skipped_updates", "seconds",
+    "epoch", "update", "train_loss", "val_loss", *(f"val_{metric.key}" for metric in PLACES["epochs"]), "threshold",
+    "lr", "images_per_s", "data_wait", "decode_cores", "copy", "data_errors", "skipped_updates", "seconds",
 )  # fmt: skip
 
 

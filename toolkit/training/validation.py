@@ -22,7 +22,7 @@ from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.multilabel import prediction_metrics
+from toolkit.metrics.table import METRICS, PLACES, format_number, prediction_metrics
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec
 
@@ -41,7 +41,7 @@ class Verdict:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Keys of `toolkit.metrics.multilabel.prediction_metrics`: of decisions that are chosen without the fold they are
+    """Keys of `toolkit.metrics.table.prediction_metrics`: of decisions that are chosen without the fold they are
     measured on. What the others have on this split, on which they were fitted, would flatter them."""
 
     @property
@@ -50,21 +50,14 @@ class Verdict:
 
     def row(self) -> dict[str, Any]:
         """Its columns of epochs.csv."""
-        return {
-            "val_loss": self.loss,
-            "val_mAP": self.evaluation.ranking["mAP"],
-            "val_micro_f1": self.held_out["micro_f1"],
-            "val_macro_f1": self.held_out["macro_f1"],
-            "threshold": self.decisions.global_threshold,
-        }
+        known = self.evaluation.ranking | self.held_out
+        figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
+        return {"val_loss": self.loss, **figures, "threshold": self.decisions.global_threshold}
 
     def __str__(self) -> str:
         row = self.row()
-        m_ap = "-" if row["val_mAP"] is None else f"{row['val_mAP']:.3f}"
-        return (
-            f"val loss {self.loss:.4f}, mAP {m_ap}, micro-F1 {row['val_micro_f1']:.3f}, "
-            f"macro-F1 {row['val_macro_f1']:.3f}"
-        )
+        figures = [f"{m.column} {format_number(row[f'val_{m.key}'])}" for m in PLACES["epochs"]]
+        return ", ".join([f"val loss {self.loss:.4f}", *figures])
 
 
 def judge(
@@ -143,10 +136,10 @@ def _judge_folder(
 def scoring_rule(config: Config) -> str:
     """How the figure that train.monitor names is measured; figures of other rules do not compare.
 
-    Empty for what needs no decisions. Of F-measures it was empty, too, when decisions were fitted on the samples that
+    Empty for what needs no decisions. Of the others it was empty, too, when decisions were fitted on the samples that
     they were scored on.
     """
-    if not config.train.monitor.endswith("_f1"):
+    if METRICS[config.train.monitor].group != "decisions":
         return ""
     return f"cross-fit {fingerprint(asdict(config.decide))[:16]}"
 
@@ -163,8 +156,8 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
 
 
 def better(score: float, best: float | None, monitor: str) -> bool:
-    """Whether ``score`` beats the best so far: a lower loss, or a higher figure of any other kind."""
-    return best is None or (score < best if monitor == "loss" else score > best)
+    """Whether ``score`` beats the best so far."""
+    return best is None or (score < best if METRICS[monitor].better == "lower" else score > best)
 
 
 def export_model(

@@ -11,9 +11,8 @@ from hypothesis.extra.numpy import arrays
 from shards.errors import UserError
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.config.validation import check_config
-from toolkit.decisions.global_threshold import choose_global_threshold
 from toolkit.decisions.objective import NEVER, Aim, genre_thresholds, parse_aim, single_threshold
-from toolkit.metrics.multilabel import prediction_metrics, threshold_metrics
+from toolkit.metrics.table import threshold_metrics
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
 BAD = [
@@ -96,19 +95,6 @@ def test_one_threshold_reaches_its_level_and_no_better_one_does(problem, level):
     assert reached >= level - 1e-9 or not (probabilities >= precision).any()
     for rival in np.unique(probabilities[probabilities < precision]):
         assert threshold_metrics(truth, probabilities, rival)["micro_precision"] < level
-
-
-@settings(max_examples=60, deadline=None)
-@given(problem=problems(), beta=st.sampled_from([1.0, 0.5]))
-def test_the_single_f_threshold_names_what_the_best_one_names(problem, beta):
-    truth, probabilities = problem
-    best = choose_global_threshold(truth, probabilities, beta=beta)
-    ours = single_threshold(Aim("f", beta), truth, probabilities)
-    assert ((probabilities >= best) == (probabilities >= ours)).all()
-    key = "micro_f1" if beta == 1.0 else "micro_f0.5"
-    rivals = [prediction_metrics(truth, probabilities >= t)[key] for t in np.unique(probabilities)]
-    if truth.any():
-        assert threshold_metrics(truth, probabilities, ours)[key] == pytest.approx(max(rivals))
 
 
 def test_a_lucky_positive_sets_no_threshold():

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from toolkit.decisions.label_thresholds import COMMON_EVIDENCE, MACRO_WEIGHTS, ascend, balanced_thresholds
 from toolkit.decisions.sweep import log_odds, make_sweep, smoothed_targets
-from toolkit.metrics.multilabel import sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import threshold_metrics
 
 
 def make_sweeps(truth, probabilities, expected=None):

@@ -11,17 +11,24 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import (
     BIAS_PRIOR,
     SCALE_PRIOR,
     SHARED_PRIOR,
-    choose_calibration,
     fit_calibration,
 )
-from toolkit.metrics.calibration_error import expected_calibration_error
-from toolkit.metrics.multilabel import bce_from_logits, sigmoid
+from toolkit.decisions.choose import cross_fit_of
+from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.multilabel import cross_entropy, sigmoid
 
 PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
+
+
+def chosen(targets, logits, wanted):
+    """(calibration, held-out figures) of a split."""
+    choice = cross_fit_of(targets, logits, DecideConfig(calibration=wanted, thresholds="global")).choose()
+    return choice.calibration, choice.calibrations
 
 
 def simulate(seed, count, *, scale=1.0, shift=0.0, separation=1.2):
@@ -85,9 +92,9 @@ def test_it_mends_a_distorted_model_on_fresh_samples(method):
     fresh, fresh_logits = simulate(3, 20_000, **distortion)
     fitted = fit_calibration(targets, logits, method)
     before, after = fresh_logits, fitted(fresh_logits)
-    best = bce_from_logits(simulate(3, 20_000)[1], fresh)
-    assert bce_from_logits(after, fresh) < best + 0.01 < bce_from_logits(before, fresh) - 0.05
-    ece = [expected_calibration_error(fresh, sigmoid(values)) for values in (before, after)]
+    best = cross_entropy(simulate(3, 20_000)[1], fresh).mean()
+    assert cross_entropy(after, fresh).mean() < best + 0.01 < cross_entropy(before, fresh).mean() - 0.05
+    ece = [calibration_summary(fresh, sigmoid(values))["ece"] for values in (before, after)]
     assert ece[1] < 0.02 < ece[0]
 
 
@@ -134,7 +141,10 @@ def test_any_split_gives_finite_numbers_that_fit_no_worse(data, method):
     fitted = fit_calibration(targets, logits, method)
     assert np.isfinite(fitted.scale).all() and (fitted.scale > 0).all() and np.isfinite(fitted.bias).all()
     # The identity costs no prior, so the mode's loss is at most the identity's.
-    assert bce_from_logits(fitted(logits), targets) <= bce_from_logits(logits, targets) * (1 + 1e-9) + 1e-12
+    assert (
+        cross_entropy(fitted(logits), targets).mean()
+        <= cross_entropy(logits, targets).mean() * (1 + 1e-9) + 1e-12
+    )
     again = fit_calibration(targets, logits, method)
     assert (again.scale == fitted.scale).all() and (again.bias == fitted.bias).all()
 
@@ -142,7 +152,7 @@ def test_any_split_gives_finite_numbers_that_fit_no_worse(data, method):
 def test_auto_takes_what_the_distortion_needs():
     for scale, shift, wanted in ((3.0, 0.0, "temperature"), (1.0, 2.0, "platt"), (2.0, -1.0, "platt")):
         targets, logits = simulate(6, 400, scale=scale, shift=shift)
-        found, held_out = choose_calibration(targets, logits, "auto")
+        found, held_out = chosen(targets, logits, "auto")
         assert held_out.keys() == {"none", "temperature", "platt"}
         better = {name for name in held_out if held_out[name]["loss"] < held_out["none"]["loss"]}
         assert found.method in better and (found.method == wanted or wanted == "temperature")
@@ -154,12 +164,14 @@ def test_auto_leaves_a_calibrated_model_alone_or_does_it_no_harm():
     for seed in range(20):
         targets, logits = simulate(seed, 150)
         fresh, fresh_logits = simulate(seed + 1000, 5000)
-        found, _ = choose_calibration(targets, logits, "auto")
+        found, _ = chosen(targets, logits, "auto")
         methods.append(found.method)
-        harm.append(bce_from_logits(found(fresh_logits), fresh) - bce_from_logits(fresh_logits, fresh))
+        harm.append(
+            cross_entropy(found(fresh_logits), fresh).mean() - cross_entropy(fresh_logits, fresh).mean()
+        )
         assert (found.method == "none") == (harm[-1] == 0.0)
         always = fit_calibration(targets, logits, "platt")(fresh_logits)
-        forced.append(bce_from_logits(always, fresh) - bce_from_logits(fresh_logits, fresh))
+        forced.append(cross_entropy(always, fresh).mean() - cross_entropy(fresh_logits, fresh).mean())
     assert methods.count("none") >= 15
     assert np.mean(harm) < 0.5 * np.mean(forced)  # what always calibrating would cost
 
@@ -167,21 +179,21 @@ def test_auto_leaves_a_calibrated_model_alone_or_does_it_no_harm():
 def test_what_is_asked_for_is_not_compared():
     targets, logits = simulate(7, 60)
     for method in ("none", "temperature", "platt"):
-        found, held_out = choose_calibration(targets, logits, method)
+        found, held_out = chosen(targets, logits, method)
         assert found.method == method and held_out == {}
     none = fit_calibration(targets, logits, "none")
     assert (none(logits) == logits).all()
     # too few samples for folds
-    assert choose_calibration(targets[:9], logits[:9], "auto")[0].method == "none"
+    assert chosen(targets[:9], logits[:9], "auto")[0].method == "none"
 
 
 def test_broken_input_is_refused():
     with pytest.raises(ValueError, match="method must be one of none, temperature, platt, got 'isotonic'"):
-        fit_calibration([[1]], [[0.0]], "isotonic")  # type: ignore[arg-type]
+        chosen([[1]], [[0.0]], "isotonic")
     with pytest.raises(ValueError, match="finite"):
-        fit_calibration([[1]], [[np.nan]], "platt")
+        chosen([[1]], [[np.nan]], "platt")
     with pytest.raises(ValueError, match="shape"):
-        fit_calibration([[1]], [[0.0, 1.0]], "platt")
+        chosen([[1]], [[0.0, 1.0]], "platt")
 
 
 @pytest.mark.parametrize("genres", [1, 7])

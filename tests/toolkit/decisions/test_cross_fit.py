@@ -16,8 +16,9 @@ from toolkit.decisions.cross_fit import CrossFit, HeldOut
 from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold
 from toolkit.metrics.bootstrap import bootstrap
-from toolkit.metrics.calibration_error import calibration_influence, expected_calibration_error
-from toolkit.metrics.multilabel import prediction_metrics, sigmoid
+from toolkit.metrics.calibration_error import calibration_influence, calibration_summary
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import prediction_metrics
 from toolkit.metrics.weighted import Answers
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02])
@@ -110,7 +111,7 @@ def test_pooled_figures_are_those_of_a_loop_over_folds():
         named = np.zeros_like(truth)
         for fold in range(FOLDS):
             held = fits.fold == fold
-            rest = CrossFit(fits.truth[~held], fits.scores[~held], parse_aim("f1"), decide)
+            rest = CrossFit(fits.truth[~held], fits.scores[~held], parse_aim("f1"), decide, None)
             if decide.thresholds == "global":
                 single = single_threshold(parse_aim("f1"), fits.truth[~held], sigmoid(fits.scores[~held]))
                 found = sigmoid(fits.scores[held]) >= single
@@ -180,7 +181,7 @@ def test_every_sample_is_in_a_fold_with_its_group_and_folds_are_even(seed: int, 
     truth, logits = simulate(seed, count)
     groups = groups_of(seed, count)
     order, units = in_order(truth, logits, groups)
-    fold = deal_folds(truth[order], units, seed)
+    fold = deal_folds(truth[order], units)
     assert sorted(order.tolist()) == list(range(count))
     for group in np.unique(groups):
         assert len({*units[groups[order] == group]}) == len({*fold[groups[order] == group]}) == 1
@@ -215,10 +216,10 @@ def test_the_derivatives_of_the_calibration_error_are_numerical_ones():
     truth, logits = simulate(8, 40)
     probabilities = sigmoid(logits)
     error, influence = calibration_influence(truth, probabilities)
-    assert error == pytest.approx(expected_calibration_error(truth, probabilities))
+    assert error == pytest.approx(calibration_summary(truth, probabilities)["ece"])
     assert abs(influence.sum()) < 1e-12
     heavy = np.repeat(np.arange(40), 1000)
     for row in range(3):
         more = np.append(heavy, row)  # its weight is 1.001
-        change = expected_calibration_error(truth[more], probabilities[more]) - error
+        change = calibration_summary(truth[more], probabilities[more])["ece"] - error
         assert change == pytest.approx(influence[row] / 1000, rel=0.02, abs=1e-9)

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from shards.errors import UserError
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import Decisions, choose_decisions
-from toolkit.metrics.multilabel import sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import threshold_metrics
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0])
 

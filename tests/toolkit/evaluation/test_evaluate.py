@@ -28,9 +28,8 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.evaluation.options import parse_thresholds
 from toolkit.metrics.calibration_error import (
-    expected_calibration_error,
+    calibration_summary,
     genre_calibration_errors,
-    reliability_curve,
 )
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
@@ -113,9 +112,9 @@ def test_decisions_of_the_folder_are_applied_and_kept(
     calibration = result["calibration"]
     assert calibration["method"] == "platt"
     for name, values in (("before", sigmoid(kept["logits"])), ("after", probabilities)):
-        assert calibration[name]["ece"] == expected_calibration_error(reader.targets, values)
+        assert calibration[name]["ece"] == calibration_summary(reader.targets, values)["ece"]
         assert calibration[name]["ece_macro"] == genre_calibration_errors(reader.targets, values).mean()
-        assert calibration[name]["curve"] == reliability_curve(reader.targets, values)
+        assert calibration[name]["curve"] == calibration_summary(reader.targets, values)["curve"]
         assert calibration[name]["loss"] == pytest.approx(
             log_loss(reader.targets.ravel(), values.ravel()), rel=1e-5
         )

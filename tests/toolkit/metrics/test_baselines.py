@@ -16,7 +16,8 @@ from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.results import evaluate_arrays
 from toolkit.evaluation.tables import json_types, report_console
 from toolkit.metrics.baselines import baselines, commonest_genres, threshold_label
-from toolkit.metrics.multilabel import bce_from_logits, sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import cross_entropy, sigmoid
+from toolkit.metrics.table import threshold_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -24,6 +25,7 @@ POSTERS = Path(__file__).resolve().parents[3].parent / "shared" / "posters" / "m
 
 # Evaluated split: prevalence A 3/4, B 1/4, C 0. Training: A 0.6, B 0.4, C 0.1.
 TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
+AT_HALF = [("0.50", 0.5)]
 TRAIN_PREVALENCE = [0.6, 0.4, 0.1]
 
 
@@ -32,7 +34,7 @@ def rows_by_label(rows):
 
 
 def test_prevalence_baseline_by_hand():
-    row = rows_by_label(baselines(TRAIN_PREVALENCE, TARGETS, [0.5], [1]))["prevalence @ 0.50"]
+    row = rows_by_label(baselines(TRAIN_PREVALENCE, TARGETS, AT_HALF, [1]))["prevalence @ 0.50"]
     assert row.threshold == 0.5
     assert row.ranking["mAP"] == pytest.approx((3 / 4 + 1 / 4) / 2)  # of the evaluated split, A and B
     assert row.ranking["roc_auc"] == 0.5
@@ -69,7 +71,7 @@ def test_equally_common_genres_go_in_column_order():
 
 def test_prevalence_baseline_with_one_threshold_per_genre():
     limits = [0.7, 0.4, 0.05]  # names B and C, not A
-    row = baselines(TRAIN_PREVALENCE, TARGETS, [np.array(limits)], [])[0]
+    row = baselines(TRAIN_PREVALENCE, TARGETS, [("per genre", np.array(limits))], [])[0]
     assert (row.label, row.threshold) == ("prevalence @ per genre", limits)
     assert row.metrics["micro_precision"] == pytest.approx(1 / 8)
 
@@ -77,13 +79,11 @@ def test_prevalence_baseline_with_one_threshold_per_genre():
 def test_broken_input_is_refused():
     for k in (0, 4):
         with pytest.raises(ValueError, match="k must be between 1 and the number of genres 3"):
-            baselines(TRAIN_PREVALENCE, TARGETS, [0.5], [k])
+            baselines(TRAIN_PREVALENCE, TARGETS, AT_HALF, [k])
     with pytest.raises(ValueError, match=r"train_prevalence must have shape \(3,\)"):
-        baselines([0.5, 0.5], TARGETS, [0.5])
+        baselines([0.5, 0.5], TARGETS, AT_HALF, [1])
     with pytest.raises(ValueError, match="train_prevalence must lie in"):
-        baselines([310.0, 200.0, 4.0], TARGETS, [0.5])  # counts in place of shares
-    with pytest.raises(ValueError, match="2 labels for 1 thresholds"):
-        baselines(TRAIN_PREVALENCE, TARGETS, [0.5], labels=["a", "b"])
+        baselines([310.0, 200.0, 4.0], TARGETS, AT_HALF, [1])  # counts in place of shares
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_two_commonest_genres_on_the_real_posters():
     sets = [set(ast.literal_eval(cell)) for cell in pd.read_csv(POSTERS).iloc[:, 3]]
     genres = sorted(set.union(*sets))
     targets = np.array([[genre in names for genre in genres] for names in sets])
-    row = rows_by_label(baselines(targets.mean(axis=0), targets, [0.5]))["always top-2"]
+    row = rows_by_label(baselines(targets.mean(axis=0), targets, AT_HALF, [1, 2, 3]))["always top-2"]
     assert [genres[i] for i in row.genre_indices] == ["Drama", "Comedy"]
     # 4,000 posters, 7,040 labels; Drama 2,585 times and Comedy 1,833, both named for every poster:
     # 2 * 4,418 / (8,000 + 7,040) = 0.5875
@@ -144,7 +144,7 @@ def test_evaluation_holds_the_metrics_of_the_sigmoid(long_tailed, evaluation):
     for row, threshold in zip(evaluation.thresholds, (0.3, 0.5, 0.7, 0.3412), strict=True):
         assert row.threshold == threshold
         assert row.metrics == threshold_metrics(targets, sigmoid(logits), threshold)
-    assert evaluation.loss == bce_from_logits(logits, targets)
+    assert evaluation.loss == cross_entropy(logits, targets).mean()
     assert (evaluation.per_genre["threshold"] == 0.3412).all()
     assert evaluation.ranking["mAP"] == pytest.approx(evaluation.per_genre["ap"].dropna().mean())
     assert [row.label for row in evaluation.baselines] == [

@@ -24,12 +24,14 @@ from toolkit.metrics.bootstrap import (
     confidence_intervals,
     genre_differences,
     genre_intervals,
+    measured,
     paired_difference,
     resample_weights,
 )
 from toolkit.metrics.calibration_error import calibration_summary
-from toolkit.metrics.multilabel import bce_from_probabilities, ranking_metrics, threshold_metrics
-from toolkit.metrics.weighted import Answers, WeightedMetrics
+from toolkit.metrics.multilabel import clipped_cross_entropy
+from toolkit.metrics.table import METRICS, threshold_metrics, values
+from toolkit.metrics.weighted import Answers, Outcome
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -58,18 +60,17 @@ def problems(draw):
 @settings(max_examples=60, deadline=None)
 def test_weights_of_one_give_the_plain_metrics(problem):
     targets, probabilities, _ = problem
-    measured = WeightedMetrics(targets, Answers(probabilities >= 0.5, probabilities))(
-        np.ones((1, len(targets)))
-    )
-    genres = [str(g) for g in range(targets.shape[1])]
-    plain = threshold_metrics(targets, probabilities, 0.5) | ranking_metrics(targets, probabilities, genres)
+    outcome = Outcome.of(targets, probabilities >= 0.5, probabilities)
+    found = measured(outcome, np.ones((1, len(targets))))
+    plain = threshold_metrics(targets, probabilities, 0.5) | values(outcome, "ranking")
     plain |= calibration_summary(targets, probabilities)
-    plain["loss"] = bce_from_probabilities(targets, probabilities)
-    for name, values in measured.metrics.items():
+    plain["loss"] = clipped_cross_entropy(targets, probabilities).mean()
+    assert found.metrics.keys() == {key for key, metric in METRICS.items() if not metric.count}
+    for name, got in found.metrics.items():
         if plain[name] is None:
-            assert np.isnan(values[0])
+            assert np.isnan(got[0])
         else:
-            assert values[0] == pytest.approx(plain[name], abs=1e-12), name
+            assert got[0] == pytest.approx(plain[name], abs=1e-12), name
 
 
 @given(problems())
@@ -77,8 +78,8 @@ def test_weights_of_one_give_the_plain_metrics(problem):
 def test_weighted_metrics_are_scikit_learns(problem):
     targets, probabilities, weights = problem
     named = probabilities >= 0.4
-    measured = WeightedMetrics(targets, Answers(named, probabilities))(weights[None])
-    got = {name: values[0] for name, values in measured.metrics.items()}
+    found = measured(Outcome.of(targets, named, probabilities), weights[None])
+    got = {name: values[0] for name, values in found.metrics.items()}
     support = weights @ targets
     some, both = np.flatnonzero(support > 0), np.flatnonzero((support > 0) & (support < weights.sum()))
     columns = [(targets[:, g], probabilities[:, g]) for g in range(targets.shape[1])]
@@ -89,8 +90,8 @@ def test_weighted_metrics_are_scikit_learns(problem):
             log_loss(t, np.clip(p, 1e-7, 1 - 1e-7), sample_weight=weights, labels=[0, 1]) for t, p in columns
         ],
     }
-    for name, values in expected.items():
-        assert got[name] == pytest.approx(np.mean(values), abs=1e-9) if values else np.isnan(got[name])
+    for name, each in expected.items():
+        assert got[name] == pytest.approx(np.mean(each), abs=1e-9) if each else np.isnan(got[name])
     # One column per element: micro averages weigh every element of a sample alike.
     flat = {"y_true": targets.ravel(), "y_pred": named.ravel(), "zero_division": 0}
     flat["sample_weight"] = np.repeat(weights, targets.shape[1])
@@ -109,9 +110,9 @@ def test_repeating_samples_is_the_same_as_weighing_them():
     targets, probabilities = simulate(60)
     weights = np.random.default_rng(1).integers(0, 4, size=60)
     rows = np.repeat(np.arange(60), weights)
-    whole = WeightedMetrics(targets, Answers(probabilities > 0.3, probabilities))(weights[None])
-    part = WeightedMetrics(targets[rows], Answers(probabilities[rows] > 0.3, probabilities[rows]))
-    again = part(np.ones((1, len(rows))))
+    whole = measured(Outcome.of(targets, probabilities > 0.3, probabilities), weights[None])
+    part = Outcome.of(targets[rows], probabilities[rows] > 0.3, probabilities[rows])
+    again = measured(part, np.ones((1, len(rows))))
     for name in whole.metrics:
         assert whole.metrics[name] == pytest.approx(again.metrics[name], nan_ok=True), name
     for name in whole.per_genre:
@@ -121,10 +122,10 @@ def test_repeating_samples_is_the_same_as_weighing_them():
 def test_genres_without_positives_in_a_resample_count_in_no_mean():
     targets = np.array([[1, 1], [1, 0], [0, 0]])
     probabilities = np.array([[0.9, 0.8], [0.2, 0.9], [0.6, 0.1]])
-    measured = WeightedMetrics(targets, Answers(probabilities > 0.5, probabilities))([[0, 2, 1], [1, 1, 1]])
-    assert np.isnan(measured.per_genre["ap"][0, 1]) and not np.isnan(measured.per_genre["ap"][1, 1])
-    assert measured.metrics["mAP"][0] == measured.per_genre["ap"][0, 0]
-    assert measured.metrics["macro_f1"][0] == measured.per_genre["f1"][0, 0]
+    found = measured(Outcome.of(targets, probabilities > 0.5, probabilities), [[0, 2, 1], [1, 1, 1]])
+    assert np.isnan(found.per_genre["ap"][0, 1]) and not np.isnan(found.per_genre["ap"][1, 1])
+    assert found.metrics["mAP"][0] == found.per_genre["ap"][0, 0]
+    assert found.metrics["macro_f1"][0] == found.per_genre["f1"][0, 0]
 
 
 def test_a_resample_draws_as_many_samples_as_there_are():
@@ -259,12 +260,12 @@ def test_a_genre_without_positives_has_no_interval():
 
 def test_broken_input():
     targets, probabilities = simulate(10)
-    with pytest.raises(ValueError, match="named must have shape"):
-        WeightedMetrics(targets, Answers(targets[:5]))
-    measure = WeightedMetrics(targets, Answers(targets, probabilities))
+    with pytest.raises(ValueError, match="predictions must have shape"):
+        bootstrap(targets, {"model": Answers(targets[:5])})
+    outcome = Outcome.of(targets, targets, probabilities)
     with pytest.raises(ValueError, match="weights must have shape"):
-        measure(np.ones((1, 9)))
+        measured(outcome, np.ones((1, 9)))
     with pytest.raises(ValueError, match="must not be negative"):
-        measure(np.zeros((1, 10)))
+        measured(outcome, np.zeros((1, 10)))
     with pytest.raises(ValueError, match="at least one sample"):
         next(resample_weights(0))

@@ -16,15 +16,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.metrics.multilabel import (
-    bce_from_logits,
-    bce_from_probabilities,
-    per_genre_table,
-    prediction_metrics,
-    ranking_metrics,
-    sigmoid,
-    threshold_metrics,
-)
+from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy, sigmoid
+from toolkit.metrics.table import per_genre_table, prediction_metrics, threshold_metrics, values
+from toolkit.metrics.weighted import Outcome
 
 # A metric that warns on a genre without positives would flood a training log.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -38,6 +32,28 @@ PROBABILITIES = np.array([[0.9, 0.2, 0.1], [0.4, 0.8, 0.6], [0.6, 0.5, 0.2], [0.
 #   B: TP 2 (s1, s2), predicted 3, support 2
 #   C: TP 0,          predicted 1, support 0
 #   pooled: TP 4, predicted 7, support 5
+
+
+def bce_from_logits(logits, targets):
+    return cross_entropy(np.asarray(logits), np.asarray(targets)).mean()
+
+
+def bce_from_probabilities(targets, probabilities):
+    return clipped_cross_entropy(np.asarray(targets, dtype=bool), np.asarray(probabilities)).mean()
+
+
+def ranking_metrics(targets, probabilities, genres):
+    """The ranking group of the table, and the figures of each genre under it."""
+    outcome = Outcome.of(targets, probabilities=probabilities)
+    each = [
+        {g: None if math.isnan(v) else v for g, v in zip(genres, vs, strict=True)} for vs in outcome.ranking
+    ]
+    loss = bce_from_probabilities(targets, probabilities)
+    return {**values(outcome, "ranking"), "ap_per_genre": each[0], "roc_auc_per_genre": each[1], "loss": loss}
+
+
+def genre_table(targets, probabilities, thresholds, genres):
+    return per_genre_table(Outcome.of(targets, probabilities=probabilities), thresholds, genres)
 
 
 @st.composite
@@ -207,7 +223,7 @@ def test_shuffled_labels_score_as_chance():
 
 
 def test_per_genre_table_by_hand():
-    table = per_genre_table(TARGETS, PROBABILITIES, [0.5, 0.5, 0.7], GENRES)
+    table = genre_table(TARGETS, PROBABILITIES, [0.5, 0.5, 0.7], GENRES)
     assert table.columns.tolist() == [
         "genre", "support", "prevalence", "ap", "roc_auc", "threshold", "precision", "recall", "f1",
     ]  # fmt: skip
@@ -229,7 +245,7 @@ def test_per_genre_table_by_hand():
 def test_per_genre_table_tells_zero_from_undefined():
     # A has a positive but is never predicted: precision undefined, recall and F1 truly 0.
     # B has no positive but is predicted: precision truly 0, recall and F1 undefined.
-    table = per_genre_table([[1, 0], [0, 0]], [[0.2, 0.9], [0.1, 0.1]], 0.5, ["A", "B"])
+    table = genre_table([[1, 0], [0, 0]], [[0.2, 0.9], [0.1, 0.1]], 0.5, ["A", "B"])
     assert table["precision"].tolist() == pytest.approx([math.nan, 0.0], nan_ok=True)
     assert table["recall"].tolist() == pytest.approx([0.0, math.nan], nan_ok=True)
     assert table["f1"].tolist() == pytest.approx([0.0, math.nan], nan_ok=True)
@@ -255,13 +271,11 @@ def test_broken_input_is_refused(targets, probabilities, threshold, message):
         threshold_metrics(targets, probabilities, threshold)
 
 
-def test_broken_names_logits_and_predictions_are_refused():
+def test_broken_names_and_predictions_are_refused():
     with pytest.raises(ValueError, match="2 genre names for 3 columns"):
-        ranking_metrics(TARGETS, PROBABILITIES, ["A", "B"])
+        genre_table(TARGETS, PROBABILITIES, 0.5, ["A", "B"])
     with pytest.raises(ValueError, match="distinct"):
-        per_genre_table(TARGETS, PROBABILITIES, 0.5, ["A", "B", "A"])
-    with pytest.raises(ValueError, match="logits must be finite"):
-        bce_from_logits([[math.inf, 0.0]], [[1, 0]])
+        genre_table(TARGETS, PROBABILITIES, 0.5, ["A", "B", "A"])
     with pytest.raises(ValueError, match=r"predictions must have shape \(1, 2\)"):
         prediction_metrics([[1, 0]], [[True], [False]])
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from toolkit.metrics.calibration_error import (
-    calibration_error_by_chance,
-    calibration_summary,
-    expected_calibration_error,
-    genre_calibration_errors,
-    reliability_curve,
-)
+from toolkit.metrics.calibration_error import calibration_summary, genre_calibration_errors
+
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 def plain_ece(targets, probabilities, bins):
@@ -42,22 +40,24 @@ problems = st.tuples(st.integers(1, 30), st.integers(1, 4)).flatmap(
 @given(problem=problems, bins=st.integers(1, 20))
 def test_it_is_the_plain_definition(problem, bins):
     targets, probabilities = problem
-    assert expected_calibration_error(targets, probabilities, bins) == pytest.approx(
-        plain_ece(targets, probabilities, bins), abs=1e-12
-    )
-    errors = genre_calibration_errors(targets, probabilities, bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.metrics.calibration_error.BINS", bins)
+        error = calibration_summary(targets, probabilities)["ece"]
+        errors = genre_calibration_errors(targets, probabilities)
+    assert error == pytest.approx(plain_ece(targets, probabilities, bins), abs=1e-12)
     for column in range(targets.shape[1]):
         alone = plain_ece(targets[:, [column]], probabilities[:, [column]], bins)
         assert errors[column] == pytest.approx(alone, abs=1e-12)
 
 
-def test_by_hand():
+def test_by_hand(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.metrics.calibration_error.BINS", 2)
     targets = np.array([[1, 0], [1, 0], [0, 0], [1, 1]])
     probabilities = np.array([[0.9, 0.1], [0.7, 0.1], [0.7, 0.2], [0.7, 0.1]])
     # Halves: upper 4 elements of genre 0, mean 0.75, 3 of 4 positive: 0; lower: mean 0.125, 1 of 4: 0.125.
-    assert expected_calibration_error(targets, probabilities, 2) == pytest.approx(0.5 * 0.125)
-    assert genre_calibration_errors(targets, probabilities, 2) == pytest.approx([0.0, 0.125])
-    low, high = reliability_curve(targets, probabilities, 2)
+    assert calibration_summary(targets, probabilities)["ece"] == pytest.approx(0.5 * 0.125)
+    assert genre_calibration_errors(targets, probabilities) == pytest.approx([0.0, 0.125])
+    low, high = calibration_summary(targets, probabilities)["curve"]
     assert low == {
         "centre": 0.25,
         "count": 4,
@@ -71,7 +71,7 @@ def test_pooling_may_hide_what_genres_show():
     # One genre named too often, the other too seldom by as much, at the same probability.
     targets = np.array([[0, 1], [0, 1], [0, 1], [0, 1]])
     probabilities = np.full((4, 2), 0.5)
-    assert expected_calibration_error(targets, probabilities) == 0.0
+    assert calibration_summary(targets, probabilities)["ece"] == 0.0
     assert genre_calibration_errors(targets, probabilities).tolist() == [0.5, 0.5]
     summary = calibration_summary(targets, probabilities)
     assert (summary["ece"], summary["ece_macro"], len(summary["curve"])) == (0.0, 0.5, 15)
@@ -81,15 +81,15 @@ def test_frequencies_that_are_met_give_no_error_and_others_do():
     rng = np.random.default_rng(0)
     probabilities = rng.random((20_000, 3))
     targets = rng.random((20_000, 3)) < probabilities
-    assert expected_calibration_error(targets, probabilities) < 0.01
-    assert expected_calibration_error(targets, probabilities**2) > 0.1
+    assert calibration_summary(targets, probabilities)["ece"] < 0.01
+    assert calibration_summary(targets, probabilities**2)["ece"] > 0.1
 
 
 @settings(max_examples=50, deadline=None)
 @given(problem=problems)
 def test_a_curve_holds_every_element_once(problem):
     targets, probabilities = problem
-    rows = reliability_curve(targets, probabilities)
+    rows = calibration_summary(targets, probabilities)["curve"]
     assert sum(row["count"] for row in rows) == targets.size
     assert all((row["predicted"] is None) == (row["count"] == 0) == (row["observed"] is None) for row in rows)
     positives = sum(row["count"] * row["observed"] for row in rows if row["count"])
@@ -97,19 +97,22 @@ def test_a_curve_holds_every_element_once(problem):
 
 
 def test_broken_input_is_refused():
-    with pytest.raises(ValueError, match="bins must be at least 1"):
-        expected_calibration_error([[1]], [[0.5]], 0)
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
-        expected_calibration_error([[1]], [[2.0]])
+        calibration_summary([[1]], [[2.0]])
+    with pytest.raises(ValueError, match="only 0 and 1"):
+        calibration_summary([[2]], [[0.5]])
 
 
-def test_chance_alone_gives_an_error_that_shrinks_with_the_samples():
+def test_chance_alone_gives_an_error_that_shrinks_with_the_samples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from study_tables import calibration_error_by_chance
+
     rng = np.random.default_rng(0)
     scores = rng.random((400, 5)) * 0.4
     mean, low, high = calibration_error_by_chance(scores)
     assert 0 < low < mean < high
-    right = expected_calibration_error(rng.random(scores.shape) < scores, scores)
-    wrong = expected_calibration_error(rng.random(scores.shape) < scores / 2, scores)
+    right = calibration_summary(rng.random(scores.shape) < scores, scores)["ece"]
+    wrong = calibration_summary(rng.random(scores.shape) < scores / 2, scores)["ece"]
     assert low <= right <= high < wrong
     more, _, _ = calibration_error_by_chance(np.tile(scores, (25, 1)))
     assert more == pytest.approx(mean / 5, rel=0.3)

@@ -12,7 +12,7 @@ from toolkit_helpers import TINY
 from train_tools import make_parts, make_updater, make_updates, state_of, tiny_config
 
 from toolkit.cli.main import main
-from toolkit.metrics.multilabel import bce_from_logits
+from toolkit.metrics.multilabel import cross_entropy
 from toolkit.models.ema import build_ema, restore_ema
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec
@@ -95,7 +95,7 @@ def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_s
     def loss_of(state: dict[str, torch.Tensor]) -> float:
         parts.model.load_state_dict(state)
         logits, _ = feed.validate(parts.model.eval())
-        return bce_from_logits(logits, parts.val.targets)
+        return cross_entropy(logits, parts.val.targets).mean()
 
     with open(run / "epochs.csv") as stream:
         told = [float(row["val_loss"]) for row in csv.DictReader(stream)]

@@ -20,8 +20,9 @@ from sklearn.metrics import (
 )
 
 from toolkit.metrics.bootstrap import Difference
-from toolkit.metrics.calibration_error import expected_calibration_error
+from toolkit.metrics.calibration_error import calibration_summary
 from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import SHOWN, choose_groups, evidence
@@ -59,7 +60,7 @@ def test_the_headline_is_scikit_learns(report: Report):
         "macro_recall": recall_score(truth, said_so, average="macro", zero_division=0),
         "subset_accuracy": accuracy_score(targets, named),
         "predicted_per_sample": named.sum() / SAMPLES,
-        "ece": expected_calibration_error(targets, probabilities),
+        "ece": calibration_summary(targets, probabilities)["ece"],
     }
     assert set(expected) | {"ece_macro"} == set(shown)
     for metric, value in expected.items():
@@ -84,7 +85,7 @@ def test_the_table_of_genres_is_scikit_learns(report: Report):
         else:
             assert row["ap"] is row["ap_low"] is row["recall"] is row["f1"] is None
         for key, values in (("ece", probabilities), ("ece_before", sigmoid(logits))):
-            ece = expected_calibration_error(targets[:, [column]], values[:, [column]])
+            ece = calibration_summary(targets[:, [column]], values[:, [column]])["ece"]
             assert row[key] == pytest.approx(ece), key
         assert row["ece"] != row["ece_before"]
 
@@ -157,7 +158,7 @@ def test_the_worse_run_is_told(report: Report):
     ],
 )
 def test_words_of_a_difference(metric: str, interval: tuple[float, float], words: str):
-    assert in_words(Difference(sum(interval) / 2, *interval, 0.5), metric) == words
+    assert in_words(Difference(sum(interval) / 2, *interval, 0.5), METRICS[metric].better) == words
 
 
 def test_calibration_before_and_after():
@@ -165,8 +166,8 @@ def test_calibration_before_and_after():
     targets, logits = simulate()
     found = calibration(given.model, given.targets)
     plain = 1 / (1 + np.exp(-logits))
-    assert found["before"]["ece"] == pytest.approx(expected_calibration_error(targets, plain))
-    after = expected_calibration_error(targets, decisions().probabilities(logits))
+    assert found["before"]["ece"] == pytest.approx(calibration_summary(targets, plain)["ece"])
+    after = calibration_summary(targets, decisions().probabilities(logits))["ece"]
     assert found["after"]["ece"] == pytest.approx(after) and after != found["before"]["ece"]
 
 

@@ -17,7 +17,8 @@ from report_tools import GENRES, NASTY, decisions, material, picture, said, simu
 from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
-from toolkit.metrics.multilabel import sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import threshold_metrics
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MOST_BYTES, small_picture
 from toolkit.report.page import render_page

@@ -15,7 +15,8 @@ from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions, cross_fit_of
-from toolkit.metrics.multilabel import bce_from_logits, prediction_metrics, threshold_metrics
+from toolkit.metrics.multilabel import cross_entropy
+from toolkit.metrics.table import prediction_metrics, threshold_metrics
 from toolkit.training.validation import judge, monitored
 
 
@@ -44,7 +45,7 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
         )
         assert row["threshold"] == verdict.decisions.global_threshold
         # the figure that picks the best epoch is the model's own, not the calibrated one
-        assert row["val_loss"] == bce_from_logits(logits, targets)
+        assert row["val_loss"] == cross_entropy(logits.astype(np.float64), targets).mean()
     assert verdict.evaluation.calibration["after"]["loss"] < row["val_loss"]
 
 

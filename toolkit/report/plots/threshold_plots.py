@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from sklearn.metrics import precision_recall_curve
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid, threshold_metrics
+from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
+from toolkit.metrics.table import PLACES, values
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.plots.common import (
     BLUE,
     FAINT,
@@ -30,25 +33,16 @@ from toolkit.report.plots.common import (
 
 #: Thresholds of the sweep, evenly spaced in the logit between these probabilities.
 STEPS, LOWEST, HIGHEST = 121, 0.002, 0.998
-SWEPT = {
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "micro_precision": "precision",
-    "micro_recall": "recall",
-}
-_LOOKS = {
-    "micro_f1": (BLUE, "-"),
-    "macro_f1": (ORANGE, "-"),
-    "micro_precision": (GREEN, "--"),
-    "micro_recall": (PURPLE, ":"),
-}
+SWEPT = {metric.key: metric.column for metric in PLACES["report, sweep"]}
+_LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURPLE, ":"))), strict=False))
 
 
 def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
     """The swept metrics at each threshold, one for all genres."""
     low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
     thresholds = sigmoid(np.linspace(low, high, STEPS))
-    found = [threshold_metrics(targets, probabilities, threshold) for threshold in thresholds]
+    outcome = Outcome(targets, scores=probabilities)
+    found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
     # Where nothing is named any more precision is undefined; the 0 of the convention would look like a cliff.
     swept["micro_precision"] = [

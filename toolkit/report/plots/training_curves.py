@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import logging
 import math
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from shards.errors import one_line
+from toolkit.metrics.table import PLACES
 from toolkit.report.plots.common import BLUE, GREEN, GREY, ORANGE, Plot, finish, new_figure, styled
 
 log = logging.getLogger(__name__)
 
 EPOCHS = "epochs.csv"
+#: Column of epochs.csv -> name, colour and line.
 METRICS = {
-    "val_mAP": ("mAP", GREEN, "--"),
-    "val_micro_f1": ("micro-F1", BLUE, "-"),
-    "val_macro_f1": ("macro-F1", ORANGE, "-"),
+    f"val_{metric.key}": (metric.label, *look)
+    for metric, look in zip(
+        PLACES["epochs"], cycle(((GREEN, "--"), (BLUE, "-"), (ORANGE, "-"))), strict=False
+    )
 }
 
 Course = dict[str, list[float | None]]

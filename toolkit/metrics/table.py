@@ -1,0 +1,228 @@
+"""The table of metrics: each is one row, and whatever measures, writes or shows metrics reads it here.
+
+A new metric is a function of `Weighed`, a row of `METRICS`, and its key in those `PLACES` where it shall be seen. Its
+group says which figures of metrics-SPLIT.json it joins; the report measures and bootstraps every row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from toolkit.metrics.multilabel import BoolArray, FloatArray, check_genres, f_beta, ratio
+from toolkit.metrics.weighted import Counts, Outcome, Weighed
+
+Rate = Callable[[Counts], FloatArray]
+Better = Literal["higher", "lower"] | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row."""
+
+    key: str
+    """Its name in files."""
+    label: str
+    """Its name for people."""
+    of: Callable[[Weighed], FloatArray]
+    """Its (B,) values; NaN where undefined."""
+    group: Literal["decisions", "ranking", "calibration"] = "decisions"
+    """decisions: of the genres named, so it needs thresholds; ranking and calibration: of probabilities."""
+    heading: str = ""
+    """What tables call it, where that is shorter than the label."""
+    better: Better = "higher"
+    top: float = 1.0
+    """The end of its range, which begins at 0."""
+    count: bool = False
+    """A whole number that says what others rest on: not shown beside them, and without an interval."""
+
+    @property
+    def column(self) -> str:
+        """The heading of its column."""
+        return self.heading or self.label
+
+    @property
+    def word(self) -> str:
+        """The label without what it says in brackets."""
+        return self.label.partition(" (")[0]
+
+    def value(self, outcome: Weighed) -> float | None:
+        """Its one value without weights, as a JSON type."""
+        found = self.of(outcome)[0]
+        return int(found) if self.count else None if np.isnan(found) else float(found)
+
+
+# --- rates of counts ----------------------------------------------------------------------------------
+
+
+def precision(counts: Counts) -> FloatArray:
+    return ratio(counts.hits, counts.predicted)
+
+
+def recall(counts: Counts) -> FloatArray:
+    return ratio(counts.hits, counts.support)
+
+
+def f1(counts: Counts) -> FloatArray:
+    return f_beta(counts.hits, counts.predicted, counts.support, 1.0)
+
+
+def f_half(counts: Counts) -> FloatArray:
+    return f_beta(counts.hits, counts.predicted, counts.support, 0.5)
+
+
+def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
+    """The rate of counts pooled over all genres; false positives of genres without support count."""
+    return lambda outcome: rate(outcome.pooled)
+
+
+def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
+    """Its mean over the genres with support, as one without positives can score nothing but 0; 0 without any."""
+    return lambda outcome: mean_over(rate(outcome.each), outcome.each.support > 0, 0.0)
+
+
+def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
+    """(B,) means of (B, G) values over those that are counted."""
+    rows = zip(values, counted, strict=True)
+    return np.array([row[kept].mean() if kept.any() else empty for row, kept in rows])
+
+
+def mean_defined(values: FloatArray) -> FloatArray:
+    """(B,) means of (B, G) values over those that are not NaN; NaN where none is."""
+    return mean_over(values, ~np.isnan(values))
+
+
+def defined(values: FloatArray) -> FloatArray:
+    """(B,) numbers of (B, G) values that are not NaN."""
+    return np.count_nonzero(~np.isnan(values), axis=1)
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
+def subset_accuracy(outcome: Weighed) -> FloatArray:
+    """The share of samples whose whole genre set is right."""
+    return outcome.mean((outcome.outcome.truth == outcome.outcome.named).all(axis=1))
+
+
+def genre_calibration(outcome: Weighed) -> FloatArray:
+    """(B, G) calibration error of each genre alone."""
+    errors: FloatArray = np.abs(outcome.gaps).sum(axis=2) / outcome.total[:, None]
+    return errors
+
+
+def pooled_calibration(outcome: Weighed) -> FloatArray:
+    """Calibration error of all elements, whatever their genre."""
+    elements = outcome.total * outcome.outcome.truth.shape[1]
+    errors: FloatArray = np.abs(outcome.gaps.sum(axis=1)).sum(axis=1) / elements
+    return errors
+
+
+_ROWS = (
+    Metric("subset_accuracy", "subset accuracy", subset_accuracy),
+    Metric("predicted_per_sample", "genres named per poster", lambda o: o.pooled.predicted / o.total, heading="named",
+           better=None, top=math.inf),
+    Metric("macro_genres", "genres with positives", lambda o: (o.each.support > 0).sum(axis=1), count=True),
+    Metric("micro_precision", "precision (micro)", micro(precision), heading="precision"),
+    Metric("macro_precision", "precision (macro)", macro(precision)),
+    Metric("micro_recall", "recall (micro)", micro(recall), heading="recall"),
+    Metric("macro_recall", "recall (macro)", macro(recall)),
+    Metric("micro_f1", "micro-F1", micro(f1)),
+    Metric("macro_f1", "macro-F1", macro(f1)),
+    Metric("micro_f0.5", "micro-F0.5", micro(f_half), heading="F0.5"),
+    Metric("macro_f0.5", "macro-F0.5", macro(f_half)),
+    Metric("mAP", "mAP", lambda o: mean_defined(o.ranking[0]), "ranking"),
+    Metric("roc_auc", "ROC-AUC", lambda o: mean_defined(o.ranking[1]), "ranking"),
+    Metric("num_genres_ap", "genres with positives", lambda o: defined(o.ranking[0]), "ranking", count=True),
+    Metric("num_genres_roc_auc", "genres with both classes", lambda o: defined(o.ranking[1]), "ranking", count=True),
+    Metric("loss", "loss (nats)", lambda o: o.mean(o.outcome.losses), "calibration", better="lower", top=math.inf),
+    Metric("ece", "calibration error (pooled)", pooled_calibration, "calibration", "ECE", "lower"),
+    Metric("ece_macro", "calibration error (mean of genres)", lambda o: genre_calibration(o).mean(axis=1),
+           "calibration", "ECE, mean of genres", "lower"),
+)  # fmt: skip
+METRICS = {metric.key: metric for metric in _ROWS}
+
+_PLACES = {
+    "epochs": "mAP micro_f1 macro_f1",
+    "decisions": "subset_accuracy micro_precision micro_recall micro_f1 macro_f1 micro_f0.5 predicted_per_sample",
+    "ranking": "mAP roc_auc loss",
+    "calibration": "loss ece ece_macro",
+    "card": "micro_precision micro_recall micro_f1 macro_f1 micro_f0.5 subset_accuracy",
+    "audit": "mAP roc_auc micro_f1 macro_f1",
+    "report": "mAP roc_auc loss micro_f1 macro_f1 micro_f0.5 macro_f0.5 micro_precision micro_recall macro_precision "
+              "macro_recall subset_accuracy predicted_per_sample ece ece_macro",
+    "report, calibration": "ece ece_macro loss",
+    "report, baselines": "mAP roc_auc loss ece micro_f1 macro_f1 micro_f0.5 macro_f0.5 subset_accuracy",
+    "report, in short": "mAP loss micro_f1 macro_f1",
+    "report, sweep": "micro_f1 macro_f1 micro_precision micro_recall",
+}  # fmt: skip
+#: Where metrics are shown, and in which order: epochs.csv and its curves; tables on the screen (decisions, ranking,
+#: calibration); the model card, which also has a line of the ranking; the audit; the report.
+PLACES = {place: tuple(METRICS[key] for key in keys.split()) for place, keys in _PLACES.items()}
+
+
+def format_number(value: float | None, spec: str = ".3f") -> str:
+    """A number for a table or a text, counts with commas; ``-`` for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def values(outcome: Outcome, group: str) -> dict[str, Any]:
+    """Key -> value of every metric of a group; None where undefined."""
+    weighed = Weighed(outcome)
+    return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
+
+
+def prediction_metrics(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
+    """The decisions' metrics of an (N, G) matrix of yes/no predictions."""
+    return values(Outcome.of(targets, predicted), "decisions")
+
+
+def threshold_metrics(
+    targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike
+) -> dict[str, float]:
+    """The decisions' metrics of ``probability >= threshold``; every ratio with a zero denominator counts as 0."""
+    return values(Outcome.of(targets, probabilities=probabilities).at(thresholds), "decisions")
+
+
+def genre_rates(outcome: Weighed) -> dict[str, FloatArray]:
+    """Precision, recall and F1, (B, G); NaN without positives, precision where the genre was never predicted."""
+    counts = outcome.each
+    return {
+        "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
+        "recall": np.where(counts.support > 0, recall(counts), np.nan),
+        "f1": np.where(counts.support > 0, f1(counts), np.nan),
+    }
+
+
+def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
+    """One row per genre, in the given order, with its support and metrics at the thresholds, one or (G,).
+
+    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision,
+    recall, f1. NaN where undefined: ap, recall and f1 without positives, precision where the genre was
+    never predicted, roc_auc with one class only.
+    """
+    named = Weighed(outcome.at(thresholds))
+    support = named.each.support[0]
+    ap, roc_auc = outcome.ranking
+    return pd.DataFrame(
+        {
+            "genre": check_genres(genres, len(support)),
+            "support": support.astype(np.int64),
+            "prevalence": support / len(outcome.truth),
+            "ap": ap,
+            "roc_auc": roc_auc,
+            "threshold": np.broadcast_to(np.asarray(thresholds, dtype=np.float64), support.shape),
+            **{name: rates[0] for name, rates in genre_rates(named).items()},
+        }
+    )
