@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolkit_helpers import TINY, error_lines, launch_2, posters_command, run_script
+from toolkit_helpers import CHOSEN, TINY, error_lines, launch_2, posters_command, run_script
 from train_tools import TINY_VIT, tiny_config
 
 from toolkit.data.sources.shard_reader import ShardReader
@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(shard_set: Path, runs: Path) -> Path:
-    run = posters_command("train", "--shards", shard_set, "--out", runs / "one", *RECIPE)
+    run = posters_command("train", "--shards", shard_set, "--out", runs / "one", *RECIPE, *CHOSEN)
     assert run.returncode == 0, run.stderr
     assert "epoch 2: stem, blocks.0 thawed" in run.stderr
     return runs / "one"
@@ -68,7 +68,7 @@ def one(shard_set: Path, runs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def two(shard_set: Path, runs: Path) -> Path:
-    run = launch_2("launch/train.py", "--shards", shard_set, "--out", runs / "two", *RECIPE)
+    run = launch_2("launch/train.py", "--shards", shard_set, "--out", runs / "two", *RECIPE, *CHOSEN)
     assert run.returncode == 0, run.stderr
     return runs / "two"
 

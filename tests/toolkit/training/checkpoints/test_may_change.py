@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toolkit_helpers import config_keys
+from toolkit_helpers import CHOSEN, config_keys
 from train_tools import tiny_config
 
 from shards.errors import UserError
@@ -133,7 +133,9 @@ def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("head", ["ensemble", "mlp"])
 def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
     """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
-    config = tiny_config(f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd")
+    config = tiny_config(
+        f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd", *CHOSEN
+    )
     assert train(config, shard_set, tmp_path) == 0
     left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision", "train.fsdp"}
     changed = otherwise(config, *(MAY_CHANGE - left_out))
