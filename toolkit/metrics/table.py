@@ -52,9 +52,9 @@ class Metric:
         """The label without what it says in brackets."""
         return self.label.partition(" (")[0]
 
-    def value(self, outcome: Weighed) -> float | None:
+    def value(self, weighed: Weighed) -> float | None:
         """Its one value without weights, as a JSON type."""
-        found = self.of(outcome)[0]
+        found = self.of(weighed)[0]
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
 
@@ -79,12 +79,12 @@ def f_half(counts: Counts) -> FloatArray:
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
     """The rate of counts pooled over all genres; false positives of genres without support count."""
-    return lambda outcome: rate(outcome.pooled)
+    return lambda weighed: rate(weighed.pooled)
 
 
 def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
     """Its mean over the genres with support, as one without positives can score nothing but 0; 0 without any."""
-    return lambda outcome: mean_over(rate(outcome.each), outcome.each.support > 0, 0.0)
+    return lambda weighed: mean_over(rate(weighed.each), weighed.each.support > 0, 0.0)
 
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
@@ -106,29 +106,29 @@ def defined(values: FloatArray) -> FloatArray:
 # --- the table ----------------------------------------------------------------------------------------
 
 
-def subset_accuracy(outcome: Weighed) -> FloatArray:
+def subset_accuracy(weighed: Weighed) -> FloatArray:
     """The share of samples whose whole genre set is right."""
-    return outcome.mean((outcome.outcome.truth == outcome.outcome.named).all(axis=1))
+    return weighed.mean((weighed.outcome.truth == weighed.outcome.named).all(axis=1))
 
 
-def genre_calibration(outcome: Weighed) -> FloatArray:
+def genre_calibration(weighed: Weighed) -> FloatArray:
     """(B, G) calibration error of each genre alone."""
-    errors: FloatArray = np.abs(outcome.gaps).sum(axis=2) / outcome.total[:, None]
+    errors: FloatArray = np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
     return errors
 
 
-def pooled_calibration(outcome: Weighed) -> FloatArray:
+def pooled_calibration(weighed: Weighed) -> FloatArray:
     """Calibration error of all elements, whatever their genre."""
-    elements = outcome.total * outcome.outcome.truth.shape[1]
-    errors: FloatArray = np.abs(outcome.gaps.sum(axis=1)).sum(axis=1) / elements
+    elements = weighed.total * weighed.outcome.truth.shape[1]
+    errors: FloatArray = np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / elements
     return errors
 
 
 _ROWS = (
     Metric("subset_accuracy", "subset accuracy", subset_accuracy),
-    Metric("predicted_per_sample", "genres named per poster", lambda o: o.pooled.predicted / o.total, heading="named",
+    Metric("predicted_per_sample", "genres named per poster", lambda w: w.pooled.predicted / w.total, heading="named",
            better=None, top=math.inf),
-    Metric("macro_genres", "genres with positives", lambda o: (o.each.support > 0).sum(axis=1), count=True),
+    Metric("macro_genres", "genres with positives", lambda w: (w.each.support > 0).sum(axis=1), count=True),
     Metric("micro_precision", "precision (micro)", micro(precision), heading="precision"),
     Metric("macro_precision", "precision (macro)", macro(precision)),
     Metric("micro_recall", "recall (micro)", micro(recall), heading="recall"),
@@ -137,13 +137,13 @@ _ROWS = (
     Metric("macro_f1", "macro-F1", macro(f1)),
     Metric("micro_f0.5", "micro-F0.5", micro(f_half), heading="F0.5"),
     Metric("macro_f0.5", "macro-F0.5", macro(f_half)),
-    Metric("mAP", "mAP", lambda o: mean_defined(o.ranking[0]), "ranking"),
-    Metric("roc_auc", "ROC-AUC", lambda o: mean_defined(o.ranking[1]), "ranking"),
-    Metric("num_genres_ap", "genres with positives", lambda o: defined(o.ranking[0]), "ranking", count=True),
-    Metric("num_genres_roc_auc", "genres with both classes", lambda o: defined(o.ranking[1]), "ranking", count=True),
-    Metric("loss", "loss (nats)", lambda o: o.mean(o.outcome.losses), "calibration", better="lower", top=math.inf),
+    Metric("mAP", "mAP", lambda w: mean_defined(w.ranking[0]), "ranking"),
+    Metric("roc_auc", "ROC-AUC", lambda w: mean_defined(w.ranking[1]), "ranking"),
+    Metric("num_genres_ap", "genres with positives", lambda w: defined(w.ranking[0]), "ranking", count=True),
+    Metric("num_genres_roc_auc", "genres with both classes", lambda w: defined(w.ranking[1]), "ranking", count=True),
+    Metric("loss", "loss (nats)", lambda w: w.mean(w.outcome.losses), "calibration", better="lower", top=math.inf),
     Metric("ece", "calibration error (pooled)", pooled_calibration, "calibration", "ECE", "lower"),
-    Metric("ece_macro", "calibration error (mean of genres)", lambda o: genre_calibration(o).mean(axis=1),
+    Metric("ece_macro", "calibration error (mean of genres)", lambda w: genre_calibration(w).mean(axis=1),
            "calibration", "ECE, mean of genres", "lower"),
 )  # fmt: skip
 METRICS = {metric.key: metric for metric in _ROWS}
@@ -195,9 +195,9 @@ def threshold_metrics(
     return values(Outcome.of(targets, probabilities=probabilities).at(thresholds), "decisions")
 
 
-def genre_rates(outcome: Weighed) -> dict[str, FloatArray]:
+def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
     """Precision, recall and F1, (B, G); NaN without positives, precision where the genre was never predicted."""
-    counts = outcome.each
+    counts = weighed.each
     return {
         "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
         "recall": np.where(counts.support > 0, recall(counts), np.nan),

@@ -59,7 +59,7 @@ def test_genres_that_all_or_none_have_are_left_out():
     found = find_label_errors(targets, probabilities, GENRES)
     assert "War" not in {flag.genre for error in found for flag in error.flags}
     assert {error.sample for error in found} >= wrong
-    assert find_label_errors(np.ones((5, 4)), np.full((5, 4), 0.5), GENRES) == []
+    assert find_label_errors(np.ones((5, 4), dtype=bool), np.full((5, 4), 0.5), GENRES) == []
 
 
 def test_without_cleanlab_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
