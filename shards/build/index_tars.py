@@ -25,11 +25,11 @@ from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError, printable
-from shards.executors.local import run
+from shards.executors.chunks import answers
+from shards.executors.local import LocalExecutor
 from shards.inputs.metadata import Metadata, Rejection, first_reasons, read_metadata, write_rejected
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
-from shards.progress import progress
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
 from shards.versions import library_versions
@@ -97,7 +97,8 @@ def index_folder(options: AdoptOptions) -> Manifest:
                     )
                 return vouch_for_indexes(options.folder, before, options.workers)
         _sweep(options.folder)
-        found = _read(options, tars)
+        tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
+        found = answers(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_names_of_one(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
@@ -170,16 +171,6 @@ def _sweep(folder: Path) -> None:
     for name in names_in(folder):
         if OWN_PARTIAL.fullmatch(name):
             remove_file(folder / name)
-
-
-def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
-    tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
-    found: dict[Path, Contents] = {}
-    with progress(len(tars), "reading tars", unit="tar") as bar:
-        for task, contents in run(read_contents, tasks, options.workers):
-            found[task.tar] = contents
-            bar.update()
-    return [found[tar] for tar in tars]
 
 
 def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:

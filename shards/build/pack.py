@@ -54,6 +54,9 @@ class PackTask:
     text_facts: str = ""
     """Fingerprint of ``text``."""
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __str__(self) -> str:
         return f"shard {self.name}"
 

@@ -29,6 +29,7 @@ from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError
+from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import default_image_folder, require_images
@@ -36,7 +37,6 @@ from shards.inputs.images import ImageOptions
 from shards.inputs.metadata import Rejection, first_reasons, read_metadata, write_rejected
 from shards.inputs.scan import scan_images
 from shards.inputs.usable import problem_with_rows, with_known_genres
-from shards.progress import progress
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, told
@@ -213,10 +213,8 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
             remove_file(name)
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
-    with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
-        for task, shard in executor.run(pack_shard, todo):
-            shards[task.name] = shard
-            bar.update(shard.samples)
+    for task, shard in work_through(executor, pack_shard, todo, "packing shards"):
+        shards[task.name] = shard
     return [shards[task.name] for task in tasks]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from shards.errors import UserError, one_line
+from shards.executors.chunks import keep, kept
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
 from shards.inputs.metadata import Rejection
-from shards.storage.files import atomic_write, fingerprint, place_key, remove_file, write_json
+from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
 from shards.storage.paths import Place
 from shards.text.pipeline import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
 
@@ -44,6 +44,9 @@ class CleanTask:
     names: tuple[str, ...] | None = None
     """The posters' files below a remote folder."""
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __str__(self) -> str:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
@@ -64,13 +67,13 @@ def finished(
 
     ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
     """
+    found = kept(answer, task.state())
     try:
-        kept = json.loads(answer)
-        rows, expected = kept["rows"], kept["bytes"]
+        rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
             return None  # what failed is tried again: another detector of the same name may do better
         whole = all(sizes(i) == size for (i, _), size in zip(task.samples, expected, strict=True))
-        return rows if kept["state"] == task.state() and whole else None
+        return rows if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
 
@@ -105,7 +108,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             stream.write(packed)
         rows.append(cleaned.row)
         sizes.append(len(packed))
-    write_json(task.answer, {"state": task.state(), "bytes": sizes, "rows": rows})
+    keep(task.answer, task.state(), bytes=sizes, rows=rows)
     return rows
 
 

@@ -65,13 +65,6 @@ def open_executor(
         yield executor
 
 
-def run(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0
-) -> Iterator[tuple[Task, Result]]:
-    """``LocalExecutor(workers).run``."""
-    return LocalExecutor(workers).run(function, tasks)
-
-
 def available_cores() -> int:
     """Cores this process may use: the scheduler's affinity (containers, Slurm), not the machine's."""
     if hasattr(os, "sched_getaffinity"):
