@@ -48,6 +48,11 @@ def packaged_model() -> Path:
     return found[-1]
 
 
+def db_detector(options: DetectorOptions) -> DBDetector:
+    """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
+    return DBDetector(packaged_model() if options.detector == "rapidocr" else Path(options.detector), options)
+
+
 class DBDetector:
     """See TextDetector. Not for several threads at a time."""
 

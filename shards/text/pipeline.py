@@ -68,6 +68,9 @@ class TextRemoval:
             "fill": self.fill_name,
             "fill_model_sha256": model,
             "passes": self.passes,
+            **(
+                {"detector_options": self.detector.detector_options} if self.detector.detector_options else {}
+            ),
         }
 
     @property

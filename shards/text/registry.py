@@ -1,33 +1,71 @@
-"""Text detectors and fills by name: ours, one of their kind from a file, or one of the user's own."""
+"""The registry of text detectors: what a name stands for, and its own options. Fills are in inpaint.FILLS.
+
+A new detector is a module with a dataclass of its options and a callable that makes it from them, and an entry here:
+``--detector NAME --detector-options a=1,b=2`` then finds text with it.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+import msgspec
 
 from shards.errors import UserError, one_line
+from shards.schema import problem_of
 from shards.text.detector import DetectorOptions, TextDetector
-from shards.text.inpaint import FILLS, RADIUS, Fill, surround
-from shards.text.opencv import cv2
+from shards.text.inpaint import FILLS, Fill
+
+
+class Entry(NamedTuple):
+    """What a name stands for."""
+
+    made_by: str
+    """MODULE:CALLABLE, which takes the options and returns a TextDetector."""
+    options: type
+    """A dataclass. Of DetectorOptions all fields are options of the command line already."""
+
+
+DETECTORS = {"rapidocr": Entry("shards.text.db_detector:db_detector", DetectorOptions)}
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
     """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
-    name = options.detector
-    if name != "rapidocr" and ":" in name and Path(name).suffix != ".onnx":
-        return _custom(name)
-    from shards.text.db_detector import DBDetector, packaged_model
-
-    path = packaged_model() if name == "rapidocr" else Path(name)
-    return DBDetector(path, options)
+    name, own = options.detector, _parsed(options.detector_options)
+    if name not in DETECTORS and ":" in name and Path(name).suffix != ".onnx":
+        return _custom(name, own)
+    entry = DETECTORS.get(name, DETECTORS["rapidocr"])  # a file is of that kind
+    return _named(entry.made_by)(_options(entry.options, options, own))
 
 
-def _custom(name: str) -> TextDetector:
-    module, _, attribute = name.partition(":")
+def _parsed(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(equals for _, equals, _ in pairs):
+        raise UserError(f"--detector-options takes NAME=VALUE,NAME=VALUE, not {text!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _options(kind: type, options: DetectorOptions, own: dict[str, str]) -> Any:
+    names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
+    if unknown := [name for name in own if name not in names]:
+        has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
+        raise UserError(f"--detector-options: {options.detector} has no {unknown[0]!r}; {has}")
     try:
-        made = getattr(importlib.import_module(module), attribute)()
+        return options if kind is DetectorOptions else msgspec.convert(own, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"--detector-options: {problem_of(error)}") from None
+
+
+def _named(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _custom(name: str, own: dict[str, str]) -> TextDetector:
+    try:
+        made = _named(name)(**own)
     except Exception as error:  # a user's own code may raise anything; the line names it
         raise UserError(
             f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
@@ -51,15 +89,4 @@ def make_fill(name: str, model: Path | None = None) -> Fill:
         raise UserError(
             f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model"
         )
-    if name == "surround":
-        return surround
-    method = cv2().INPAINT_TELEA if name == "telea" else cv2().INPAINT_NS
-
-    def inpaint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        if mask.all() or not mask.any() or min(mask.shape) < 3:
-            return surround(image, mask)  # OpenCV has nothing to start from
-        # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
-        # spread the text that lies there: it gets a picture that holds plausible colours there instead.
-        return cv2().inpaint(surround(image, mask), mask.astype(np.uint8), RADIUS, method)
-
-    return inpaint
+    return FILLS[name]
