@@ -19,11 +19,12 @@ from pathlib import Path
 from shards.build.index_digests import vouch_for_indexes
 from shards.build.index_join import join_csv, require_genres, require_names_of_one
 from shards.build.index_read import Contents, ReadTask, read_contents
+from shards.build.pack import describe
 from shards.build.split import SPLITS
 from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
-from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import answers
 from shards.executors.local import LocalExecutor
@@ -194,7 +195,11 @@ def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[
             write_index(contents.tar, contents.table, contents.facts())
         else:
             remove_file(index_path(contents.tar))  # of an earlier run
-    shards = [_shard(contents, len(labels), options.split) for contents in found if contents.genres]
+    shards = [
+        describe(tar.name, _split_of(tar, options.split), contents.table, contents.facts(), len(labels))
+        for contents in found
+        if contents.genres and (tar := contents.tar)
+    ]
     order = {split: position for position, split in enumerate(SPLITS)}
     shards.sort(key=lambda shard: (order.get(shard.split, len(order)), shard.split, shard.name))
     manifest = Manifest(
@@ -227,19 +232,9 @@ def _is_indexed(contents: Contents) -> bool:
     return facts == contents.facts() and table.equals(contents.table)
 
 
-def _shard(contents: Contents, genres: int, default_split: str) -> Shard:
-    named = SPLIT_NAME.match(contents.tar.name)
-    counts = Counter(column for row in contents.table["labels"].to_pylist() for column in row)
-    return Shard(
-        name=contents.tar.name,
-        split=named.group(1).lower().replace("validation", "val") if named else default_split,
-        samples=contents.table.num_rows,
-        bytes=contents.bytes,
-        sha256=contents.sha256,
-        max_height=max(contents.table["height"].to_pylist()),
-        max_width=max(contents.table["width"].to_pylist()),
-        genre_counts=[counts[column] for column in range(genres)],
-    )
+def _split_of(tar: Path, default: str) -> str:
+    named = SPLIT_NAME.match(tar.name)
+    return named.group(1).lower().replace("validation", "val") if named else default
 
 
 def _members(others: Counter[str], limit: int = 10) -> str:

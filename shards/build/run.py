@@ -34,8 +34,8 @@ from shards.executors.local import Executor, open_executor
 from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Rejection, first_reasons, read_metadata, write_rejected
-from shards.inputs.scan import scan_images
+from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, read_metadata, write_rejected
+from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import problem_with_rows, with_known_genres
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
@@ -119,42 +119,26 @@ def build_shards(options: BuildOptions) -> Manifest:
     )
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+    rejected_csv = options.out / "rejected.csv"
     with _at_work(options, images) as executor:
-        work = options.out / WORK
-        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, executor)
-        rejected = metadata.rejected + scan.rejected
-        rows = [row for row in metadata.rows if row.id in scan.digests]
-        labels = given or LabelSet.from_samples(row.genres for row in rows)
-        rows, unknown = with_known_genres(rows, labels)
-        rejected += unknown
-        limit = options.max_rejected if rows else 1.0
-        problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
-        if problem or not rows:
-            write_rejected(options.out / "rejected.csv", rejected)
-            problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
-            raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
-        log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+        rows, rejected, labels, scan = _usable(options, images, metadata, given, executor)
         tasks, groups = plan_shards(options, images, rows, scan, labels)
         planned = rows
-        try:
-            shards = _pack(options, tasks, executor)
-        except OtherShards:
-            remove_tree(work)  # a refused build leaves the folder as it was
-            raise
+        shards = _pack(options, tasks, executor)
         if options.text:
             failed = _write_text_report(options, tasks)
             rejected += failed
             rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
             if not rows:
-                write_rejected(options.out / "rejected.csv", rejected)
+                write_rejected(rejected_csv, rejected)
                 raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
             for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
                 shards.remove(shard)
-                for path in (index_path(options.out / shard.name), options.out / shard.name):
-                    remove_file(path)
+                remove_file(index_path(options.out / shard.name))
+                remove_file(options.out / shard.name)
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
-        write_rejected(options.out / "rejected.csv", rejected)
+        write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
         sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
@@ -182,9 +166,29 @@ def build_shards(options: BuildOptions) -> Manifest:
         )
         manifest.write_tables(options.out)
         manifest.write(options.out)
-        remove_tree(work)
+        remove_tree(options.out / WORK)
     _report_balance(manifest)
     return manifest
+
+
+def _usable(
+    options: BuildOptions, images: Place, metadata: Metadata, given: LabelSet | None, executor: Executor
+) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
+    """(the rows with a good poster and a known genre, all others, the labels, what is known of the posters)."""
+    ids = [row.id for row in metadata.rows]
+    scan = scan_images(images, ids, options.image, options.out / WORK, executor)
+    rows = [row for row in metadata.rows if row.id in scan.digests]
+    labels = given or LabelSet.from_samples(row.genres for row in rows)
+    rows, unknown = with_known_genres(rows, labels)
+    rejected = metadata.rejected + scan.rejected + unknown
+    limit = options.max_rejected if rows else 1.0
+    problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
+    if problem or not rows:
+        write_rejected(options.out / "rejected.csv", rejected)
+        problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+        raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+    log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+    return rows, rejected, labels, scan
 
 
 @contextmanager
@@ -203,7 +207,11 @@ def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
-    shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+    try:
+        shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+    except OtherShards:
+        remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
+        raise
     if todo or strangers:
         # From here to the end the folder is no finished set, and must not look like one.
         remove_file(options.out / MANIFEST)

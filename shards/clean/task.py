@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from shards.errors import UserError, one_line
 from shards.executors.chunks import keep, kept
-from shards.inputs.image_files import read_image_file
+from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
@@ -92,7 +90,8 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     sizes: list[int | None] = []
     for number, (sample_id, digest) in enumerate(task.samples):
-        data = _checked(task, sample_id, digest, None if task.names is None else task.names[number])
+        name = None if task.names is None else task.names[number]
+        data = read_checked(task.folder, sample_id, name, digest, "posters were cleaned", "run it again")
         try:
             cleaned = clean_image(sample_id, decode(data, task.image), task.text)
             # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
@@ -122,19 +121,6 @@ def encode(image: Image.Image, quality: int) -> bytes:
     with blamed_on_the_picture(NOT_CLEANED):
         image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
     return out.getvalue()
-
-
-def _checked(task: CleanTask, sample_id: str, digest: str, name: str | None) -> bytes:
-    try:
-        data = read_image_file(task.folder, sample_id, name)
-        problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
-    except BadImage as error:
-        problem = one_line(f"{error.reason} {error.detail}")
-    if problem:
-        raise UserError(
-            f"poster {sample_id} in {task.folder} changed while posters were cleaned ({problem}); run it again"
-        )
-    return data
 
 
 def of_own_places(ids: Sequence[str], out: Place, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:

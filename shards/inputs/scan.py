@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.errors import some
 from shards.executors.chunks import answers, cut, keep, kept
 from shards.executors.local import Executor
 from shards.inputs.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hashes, poster_signature
@@ -19,7 +20,6 @@ from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.inputs.listing import Listed, list_posters
 from shards.inputs.metadata import Rejection
-from shards.inputs.table_checks import some
 from shards.storage.files import fingerprint
 from shards.storage.paths import Place, is_remote
 

@@ -13,11 +13,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
-from shards.errors import one_line
+from shards.errors import one_line, some
 from shards.inputs.csv_table import open_table
 from shards.inputs.listing import list_posters
 from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, read_rejected
-from shards.inputs.table_checks import PEEK, some
+from shards.inputs.table_checks import PEEK
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
 from shards.storage.paths import Place, is_remote, told
