@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,6 @@ def build_shards(options: BuildOptions) -> Manifest:
             remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
-        sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
             genres=list(labels.genres),
             shards=shards,
@@ -149,18 +149,7 @@ def build_shards(options: BuildOptions) -> Manifest:
                 "samples_per_shard": options.samples_per_shard,
                 "text_removal": options.text.facts() if options.text else None,
             },
-            source={
-                "rows": metadata.posters,
-                "samples": len(rows),
-                "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
-                "id_column": metadata.id_column,
-                "genre_column": metadata.genre_column,
-                "duplicate_groups": int((sizes > 1).sum()),
-                "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
-                "near_duplicates": options.near_duplicates,
-                "seed": options.seed,
-                "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
-            },
+            source=_source(options, metadata, len(rows), rejected, groups),
             versions=library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
@@ -189,6 +178,25 @@ def _usable(
         raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
     log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
     return rows, rejected, labels, scan
+
+
+def _source(
+    options: BuildOptions, metadata: Metadata, samples: int, rejected: Sequence[Rejection], groups: np.ndarray
+) -> dict[str, Any]:
+    """What the manifest says of where the samples come from."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return {
+        "rows": metadata.posters,
+        "samples": samples,
+        "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+        "id_column": metadata.id_column,
+        "genre_column": metadata.genre_column,
+        "duplicate_groups": int((sizes > 1).sum()),
+        "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
+        "near_duplicates": options.near_duplicates,
+        "seed": options.seed,
+        "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
+    }
 
 
 @contextmanager

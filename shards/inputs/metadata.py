@@ -126,10 +126,8 @@ def read_metadata(
 def _columns(table: Table, id_column: str | None, genre_column: str | None) -> tuple[int, int]:
     """Positions of ids and genres, as ``read_metadata`` has them."""
     id_at = 0 if id_column is None else table.column(id_column, "--id-column")
-    if genre_column is None:
-        genres_at = find_genres(table, id_at)
-    else:
-        genres_at = table.column(genre_column, "--genre-column")
+    named = None if genre_column is None else table.column(genre_column, "--genre-column")
+    genres_at = find_genres(table, id_at) if named is None else named
     if genres_at == id_at:
         raise UserError(
             f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
