@@ -30,14 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from shards.dataset.cache_locks import (
-    FAILED,
-    Ours,
-    held_for_reading,
-    held_partial,
-    stamp,
-    write_own,
-)
+from shards.dataset.cache_locks import FAILED, Ours, held_for_reading, held_partial, stamp, write_own
 from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.dataset.cache_room import Room
 from shards.errors import UserError, one_line

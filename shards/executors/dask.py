@@ -90,11 +90,9 @@ class DaskExecutor:
         self._stack.close()
 
     def slots(self) -> int:
-        """See Executor."""
         return max(1, sum(self._threads.values()))
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """See Executor."""
         lane = _Cluster(self, function, tasks)
         with contextlib.closing(lane):
             yield from drive(tasks, lane)

@@ -30,11 +30,9 @@ class Executor(Protocol):
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         """Yield (task, result) in completion order. Raises UserError as shards/executors/retries.py says."""
-        ...
 
     def slots(self) -> int:
         """How many tasks run at a time, at least 1."""
-        ...
 
 
 @contextlib.contextmanager
@@ -85,11 +83,9 @@ class LocalExecutor:
         self._workers = workers
 
     def slots(self) -> int:
-        """See Executor."""
         return self._workers or available_cores()
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """See Executor."""
         workers = min(self.slots(), len(tasks))
         lane: _Here | _Pool = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
         with contextlib.closing(lane):

@@ -64,13 +64,11 @@ class Lane(Protocol):
 
     def room(self) -> int:
         """How many tasks may be submitted and not yet done: a short queue keeps memory flat."""
-        ...
 
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
         """What is done by now; waits for something to be done if nothing is, or comes back empty after a while."""
-        ...
 
 
 def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") -> tuple[Any, Failure | None]:

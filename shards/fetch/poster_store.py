@@ -48,11 +48,9 @@ class PosterStore(Protocol):
         The link is in the journal before the poster gets its name, and an older poster is gone before
         that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
         """
-        ...
 
     def remove(self, link: Link) -> None:
         """Delete the poster of an earlier link."""
-        ...
 
 
 class FolderStore(PosterStore):
@@ -64,7 +62,6 @@ class FolderStore(PosterStore):
         self._options = options
 
     def save(self, link: Link, data: bytes) -> None:
-        """See PosterStore."""
         extension, data = _usable(link, data, self._options)
         # A chunk may be in work twice, on two machines.
         incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
@@ -80,7 +77,6 @@ class FolderStore(PosterStore):
             raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
 
     def remove(self, link: Link) -> None:
-        """See PosterStore."""
         for path in poster_paths(self._folder, link.id):
             if path.is_file():
                 path.unlink()
@@ -98,7 +94,6 @@ class RemoteStore(PosterStore):
         self._replaces = replaces
 
     def save(self, link: Link, data: bytes) -> None:
-        """See PosterStore."""
         extension, data = _usable(link, data, self._options)
         self.remove(link)
         self._journal.add(Entry(link.id, link.url))
@@ -106,7 +101,6 @@ class RemoteStore(PosterStore):
             stream.write(data)
 
     def remove(self, link: Link) -> None:
-        """See PosterStore."""
         if link.id in self._replaces:
             for path in poster_paths(self._folder, link.id):
                 remove_file(path)

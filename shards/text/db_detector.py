@@ -70,7 +70,6 @@ class DBDetector:
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        """See TextDetector."""
         return [region for side in self.options.looks[look] for region in self.at(image, side)]
 
     def at(self, image: np.ndarray, side: int) -> list[Region]:

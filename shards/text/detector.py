@@ -38,7 +38,6 @@ class TextDetector(Protocol):
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
         """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,9 @@ class RepeatOrder:
         return int(self._line[-1] // _ONE)
 
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         return self.keys(epoch, start, stop) % DRAW_STRIDE
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         places = self._shuffle(epoch).indices(epoch, start, stop)
         offset = self._start(epoch)
         samples = np.searchsorted(self._line[1:], (places + 1) * _ONE - offset)

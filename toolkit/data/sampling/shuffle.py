@@ -39,15 +39,12 @@ class Order(Protocol):
 
     def __len__(self) -> int:
         """Positions of an epoch, the same in all."""
-        ...
 
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 samples at positions start..stop-1 of the epoch's permutation."""
-        ...
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 keys there: samples and which of their draws."""
-        ...
 
 
 class GlobalOrder:
@@ -60,11 +57,9 @@ class GlobalOrder:
         return self.num_samples
 
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         return permute(np.arange(start, stop), self.num_samples, key_of(self.seed, epoch))
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         return self.indices(epoch, start, stop)
 
 
@@ -81,7 +76,6 @@ class WindowOrder:
         return int(self.sizes.sum())
 
     def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         shards, ends = self._shards(epoch)
         found = np.empty(stop - start, dtype=np.int64)
         position = start
@@ -99,7 +93,6 @@ class WindowOrder:
         return found
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
         return self.indices(epoch, start, stop)
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
