@@ -72,7 +72,7 @@ class Cache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ours = Ours(self.folder)
             self._keep_private()
-        self._room = Room(self.folder, options.limit, self._ours)
+        self._room = Room(options, self._ours)
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:

@@ -9,23 +9,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
 
 from shards.executors.local import Executor
 from shards.progress import progress
 from shards.storage.files import write_json
 from shards.storage.paths import Place
 
-
-class Chunk(Protocol):
-    """A task of some items, which the progress bar counts."""
-
-    def __len__(self) -> int: ...
-
-
 Item = TypeVar("Item")
-Task = TypeVar("Task", bound=Chunk)
+Task = TypeVar("Task", bound=Sized)  # its items, which the progress bar counts
 Result = TypeVar("Result")
 
 

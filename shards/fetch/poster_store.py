@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.fetch.links import Link
@@ -39,9 +39,13 @@ def incoming(folder: Place) -> Iterator[None]:
         remove_tree(folder / INCOMING)
 
 
-class PosterStore(Protocol):
+class PosterStore(ABC):
     """Posters by id in a folder, which the caller, or who sent it, holds."""
 
+    def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions) -> None:
+        self._folder, self._journal, self._options = folder, journal, options
+
+    @abstractmethod
     def save(self, link: Link, data: bytes) -> None:
         """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
 
@@ -49,17 +53,13 @@ class PosterStore(Protocol):
         that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
         """
 
+    @abstractmethod
     def remove(self, link: Link) -> None:
         """Delete the poster of an earlier link."""
 
 
 class FolderStore(PosterStore):
     """A folder of this machine or of a file system that several machines share."""
-
-    def __init__(self, folder: Path, journal: EntryLog, options: ImageOptions) -> None:
-        self._folder = folder
-        self._journal = journal
-        self._options = options
 
     def save(self, link: Link, data: bytes) -> None:
         extension, data = _usable(link, data, self._options)
@@ -88,9 +88,7 @@ class RemoteStore(PosterStore):
     def __init__(
         self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
     ) -> None:
-        self._folder = folder
-        self._journal = journal
-        self._options = options
+        super().__init__(folder, journal, options)
         self._replaces = replaces
 
     def save(self, link: Link, data: bytes) -> None:
