@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,7 @@ def judge(
     found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
     altered = report.set_index("id").loc[ids, "altered"]
     return {
-        "referee": {
-            "side": options.side,
-            "pixel_threshold": options.pixel_threshold,
-            "region_threshold": options.region_threshold,
-            "anchor": options.anchor,
-        },
+        "referee": asdict(options),
         "cleaning": report.attrs["text_removal"],
         "altered_median": float(altered.median()),
         "seconds_mean": float(report.set_index("id").loc[ids, "seconds"].mean()),

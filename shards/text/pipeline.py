@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,7 @@ class TextRemoval:
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
             "anchor": self.detector.anchor,
-            "margin": self.mask.margin,
-            "max_region": self.mask.max_region,
-            "max_total": self.mask.max_total,
+            **asdict(self.mask),
             "fill": self.fill_name,
             "fill_model_sha256": model,
             "passes": self.passes,
