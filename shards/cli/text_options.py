@@ -20,7 +20,6 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         default=DetectorOptions.detector,
         help="rapidocr (default), FILE.onnx of a detector of its kind, or package.module:make",
     )
-    group.add_argument("--detector-options", default="", help="NAME=VALUE,NAME=VALUE of another one's own")
     group.add_argument(
         "--looks",
         default=show_looks(DetectorOptions.looks),
@@ -55,12 +54,7 @@ def text_options(args: argparse.Namespace) -> TextRemoval:
     """What ``add_text_options`` was told. Raises UserError."""
     return TextRemoval(
         DetectorOptions(
-            args.detector,
-            parse_looks(args.looks),
-            args.pixel_threshold,
-            args.region_threshold,
-            args.device,
-            detector_options=args.detector_options,
+            args.detector, parse_looks(args.looks), args.pixel_threshold, args.region_threshold, args.device
         ),
         MaskOptions(args.margin, args.max_region, args.max_total),
         args.fill,

@@ -2,7 +2,7 @@
 
 --detector rapidocr              the detection network in RapidOCR's wheel (the default)
 --detector FILE.onnx             another network of the same kind (PaddleOCR's detectors, exported to ONNX)
---detector NAME                  another one of registry.py, where a new one is added
+--detector NAME:a=1,b=2          another one of registry.py, with its own options
 --detector package.module:make   any callable of yours that returns a TextDetector
 """
 
@@ -56,8 +56,6 @@ class DetectorOptions:
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
     anchor: bool = True
     """Show the network a line of known text below the picture (anchor_strip.py says why)."""
-    detector_options: str = ""
-    """NAME=VALUE,NAME=VALUE: the own options of another detector than RapidOCR's kind."""
 
     def __post_init__(self) -> None:
         if not self.looks or not all(

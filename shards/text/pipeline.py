@@ -19,7 +19,7 @@ from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import Fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
-from shards.text.registry import make_detector, make_fill
+from shards.text.registry import make_detector, make_fill, own_options
 from shards.text.remove import Removal, remove_text
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")
@@ -66,9 +66,7 @@ class TextRemoval:
             "fill": self.fill_name,
             "fill_model_sha256": model,
             "passes": self.passes,
-            **(
-                {"detector_options": self.detector.detector_options} if self.detector.detector_options else {}
-            ),
+            **own_options(self.detector),
         }
 
     @property

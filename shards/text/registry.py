@@ -1,7 +1,7 @@
 """The registry of text detectors: what a name stands for, and its own options. Fills are in inpaint.FILLS.
 
 A new detector is a module with a dataclass of its options and a callable that makes it from them, and an entry here:
-``--detector NAME --detector-options a=1,b=2`` then finds text with it.
+``--detector NAME:a=1,b=2`` then finds text with it.
 """
 
 from __future__ import annotations
@@ -33,29 +33,34 @@ DETECTORS = {"rapidocr": Entry("shards.text.db_detector:db_detector", DetectorOp
 
 def make_detector(options: DetectorOptions) -> TextDetector:
     """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
-    name, own = options.detector, _parsed(options.detector_options)
-    if name not in DETECTORS and ":" in name and Path(name).suffix != ".onnx":
-        return _custom(name, own)
-    entry = DETECTORS.get(name, DETECTORS["rapidocr"])  # a file is of that kind
-    return _named(entry.made_by)(_options(entry.options, options, own))
+    name, _, own = options.detector.partition(":")
+    if name in DETECTORS:
+        entry = DETECTORS[name]
+        return _named(entry.made_by)(_options(entry.options, options, own))
+    if ":" in options.detector and Path(options.detector).suffix != ".onnx":
+        return _custom(options.detector)
+    return _named(DETECTORS["rapidocr"].made_by)(options)  # a file of that kind
 
 
-def _parsed(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not all(equals for _, equals, _ in pairs):
-        raise UserError(f"--detector-options takes NAME=VALUE,NAME=VALUE, not {text!r}")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _options(kind: type, options: DetectorOptions, own: dict[str, str]) -> Any:
+def _options(kind: type, options: DetectorOptions, own: str) -> Any:
+    """The entry's options: ``a=1,b=2`` as its dataclass has them. Raises UserError."""
+    given = {
+        name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)
+    }
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
-    if unknown := [name for name in own if name not in names]:
+    if unknown := [name for name in given if name not in names]:
         has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
-        raise UserError(f"--detector-options: {options.detector} has no {unknown[0]!r}; {has}")
+        raise UserError(f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
     try:
-        return options if kind is DetectorOptions else msgspec.convert(own, kind, strict=False)
+        return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"--detector-options: {problem_of(error)}") from None
+        raise UserError(f"--detector {options.detector}: {problem_of(error)}") from None
+
+
+def own_options(options: DetectorOptions) -> dict[str, str]:
+    """What of an entry's own options is chosen, for reports and fingerprints."""
+    name, _, own = options.detector.partition(":")
+    return {"detector_options": own} if name in DETECTORS and own else {}
 
 
 def _named(place: str) -> Any:
@@ -63,9 +68,9 @@ def _named(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _custom(name: str, own: dict[str, str]) -> TextDetector:
+def _custom(name: str) -> TextDetector:
     try:
-        made = _named(name)(**own)
+        made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
         raise UserError(
             f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"

@@ -304,7 +304,7 @@ def test_a_custom_detector_that_cannot_be_made(
 
 def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
-    plain, dark = DetectorOptions("level"), DetectorOptions("level", detector_options="least=30, looks = 2")
+    plain, dark = DetectorOptions("level"), DetectorOptions("level:least=30, looks = 2")
     image = np.full((50, 50, 3), 40, np.uint8)
     assert make_detector(plain).detect(image) == [] and make_detector(plain).looks == 1
     assert len(make_detector(dark).detect(image)) == 1 and make_detector(dark).looks == 2
@@ -312,20 +312,18 @@ def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "words"),
+    ("name", "words"),
     [
-        ("level", "least", "takes NAME=VALUE,NAME=VALUE, not 'least'"),
-        ("level", "last=3", "level has no 'last'; its own options are least, looks"),
-        ("level", "least=much", "least: expected int"),
-        ("rapidocr", "least=3", "rapidocr has no 'least'; it has no options of its own"),
+        ("level:least", "least: expected int"),
+        ("level:last=3", "there is no 'last'; its own options are least, looks"),
+        ("level:least=much", "least: expected int"),
+        ("rapidocr:least=3", "there is no 'least'; it has no options of its own"),
     ],
 )
-def test_wrong_options_of_a_detector(
-    monkeypatch: pytest.MonkeyPatch, name: str, own: str, words: str
-) -> None:
+def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
-    message = one_line_error(lambda: make_detector(DetectorOptions(name, detector_options=own)))
-    assert message.startswith("--detector-options") and words in message
+    message = one_line_error(lambda: make_detector(DetectorOptions(name)))
+    assert message.startswith(f"--detector {name}: ") and words in message
 
 
 def test_another_network_of_the_same_name_is_another_way_to_clean(tmp_path: Path) -> None:
