@@ -144,7 +144,6 @@ class PrintableFormatter(logging.Formatter):
     """Log records without what steers a terminal. Line breaks of arguments, such as names, are escaped, too."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
         if isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__)
             record.args = tuple(
@@ -158,11 +157,9 @@ class SafeConsole(Console):
     """A rich console that makes the text of tables printable, and takes none of it for markup."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See Console."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: Any, options: Any = None) -> Any:
-        """See Console."""
         if isinstance(renderable, Text) and (plain := printable(renderable.plain)) != renderable.plain:
             renderable = Text(plain, renderable.style)
         return super().render(renderable, options)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 #: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
@@ -82,6 +82,12 @@ def printable(text: str) -> str:
 def printable_line(text: str) -> str:
     """As ``printable``, in one line: line breaks, which names of files may hold, are escaped, too."""
     return printable(text).replace("\n", "\\n")
+
+
+def some(names: Sequence[str], limit: int = 5, between: str = ", ") -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return between.join(names[:limit]) + more
 
 
 def _steers(character: str) -> bool:

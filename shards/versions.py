@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
 
 
-def library_versions() -> dict[str, str]:
-    """Versions on which a shard's bytes depend."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+def library_versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Versions on which a shard's bytes depend, and those of ``others``."""
+    found = {"python": platform.python_version()}
+    return found | {name: _version(name) for name in (*LIBRARIES, *others) if name not in found}
 
 
 def _version(name: str) -> str:

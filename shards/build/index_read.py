@@ -37,6 +37,9 @@ class ReadTask:
     """Field of each sample's JSON with its genres; None if they come from elsewhere."""
     separator: str
 
+    def __len__(self) -> int:
+        return 1
+
     def __str__(self) -> str:
         return f"reading {self.tar.name}"
 

@@ -19,18 +19,25 @@ from pathlib import Path
 from shards.build.index_digests import vouch_for_indexes
 from shards.build.index_join import join_csv, require_genres, require_names_of_one
 from shards.build.index_read import Contents, ReadTask, read_contents
+from shards.build.pack import describe
 from shards.build.split import SPLITS
 from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
-from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
-from shards.executors.local import WorkersOption, run
-from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, write_rejected
+from shards.executors.chunks import answers
+from shards.executors.local import LocalExecutor, WorkersOption
+from shards.inputs.metadata import (
+    GenreOptions,
+    Metadata,
+    Rejection,
+    first_reasons,
+    write_rejected,
+)
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
-from shards.progress import progress
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
 from shards.versions import library_versions
@@ -93,7 +100,8 @@ def index_folder(options: AdoptOptions) -> Manifest:
                     )
                 return vouch_for_indexes(options.folder, before, options.workers)
         _sweep(options.folder)
-        found = _read(options, tars)
+        tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
+        found = answers(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_names_of_one(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
@@ -161,16 +169,6 @@ def _sweep(folder: Path) -> None:
             remove_file(folder / name)
 
 
-def _read(options: AdoptOptions, tars: Sequence[Path]) -> list[Contents]:
-    tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
-    found: dict[Path, Contents] = {}
-    with progress(len(tars), "reading tars", unit="tar") as bar:
-        for task, contents in run(read_contents, tasks, options.workers):
-            found[task.tar] = contents
-            bar.update()
-    return [found[tar] for tar in tars]
-
-
 def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
     """Write the set's files. Indexes that are there already keep their time of change."""
     folder, others = options.folder, Counter[str]()
@@ -192,7 +190,11 @@ def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[
             write_index(contents.tar, contents.table, contents.facts())
         else:
             remove_file(index_path(contents.tar))  # of an earlier run
-    shards = [_shard(contents, len(labels), options.split) for contents in found if contents.genres]
+    shards = [
+        describe(tar.name, _split_of(tar, options.split), contents.table, contents.facts(), len(labels))
+        for contents in found
+        if contents.genres and (tar := contents.tar)
+    ]
     order = {split: position for position, split in enumerate(SPLITS)}
     shards.sort(key=lambda shard: (order.get(shard.split, len(order)), shard.split, shard.name))
     manifest = Manifest(
@@ -225,19 +227,9 @@ def _is_indexed(contents: Contents) -> bool:
     return facts == contents.facts() and table.equals(contents.table)
 
 
-def _shard(contents: Contents, genres: int, default_split: str) -> Shard:
-    named = SPLIT_NAME.match(contents.tar.name)
-    counts = Counter(column for row in contents.table["labels"].to_pylist() for column in row)
-    return Shard(
-        name=contents.tar.name,
-        split=named.group(1).lower().replace("validation", "val") if named else default_split,
-        samples=contents.table.num_rows,
-        bytes=contents.bytes,
-        sha256=contents.sha256,
-        max_height=max(contents.table["height"].to_pylist()),
-        max_width=max(contents.table["width"].to_pylist()),
-        genre_counts=[counts[column] for column in range(genres)],
-    )
+def _split_of(tar: Path, default: str) -> str:
+    named = SPLIT_NAME.match(tar.name)
+    return named.group(1).lower().replace("validation", "val") if named else default
 
 
 def _members(others: Counter[str], limit: int = 10) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,8 +17,8 @@ from shards.build.tar_writer import tar_writer
 from shards.dataset.index import build_table, write_index
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Shard
-from shards.errors import UserError, one_line
-from shards.inputs.image_files import read_image_file
+from shards.errors import UserError
+from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, ImageOptions, Packed, decode, pack_image, shrunk
 from shards.storage.files import atomic_path, fingerprint, sha256_file, write_json
 from shards.storage.paths import Place
@@ -53,6 +52,9 @@ class PackTask:
     """Paint the posters' text over on their way in."""
     text_facts: str = ""
     """Fingerprint of ``text``."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __str__(self) -> str:
         return f"shard {self.name}"
@@ -102,7 +104,7 @@ def pack_shard(task: PackTask) -> Shard:
     if task.text:
         write_json(task.text_rows, rows)  # before the index, which says that the shard is done
     write_index(task.tar, table, facts)
-    return describe(task.name, task.split, table, facts, len(task.labels))
+    return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
 
 def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
@@ -155,15 +157,8 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 
     Raises BadImage if its text cannot be looked for, and UserError if the poster changed since it was checked.
     """
-    try:
-        data = read_image_file(task.folder, sample.id, sample.name)
-        problem = "" if hashlib.sha256(data).hexdigest() == sample.digest else "its bytes differ"
-    except BadImage as error:
-        problem = one_line(f"{error.reason} {error.detail}")
-    if problem:
-        raise UserError(
-            f"poster {sample.id} in {task.folder} changed while the shards were built ({problem}); run the build again"
-        )
+    when = "the shards were built", "run the build again"
+    data = read_checked(task.folder, sample.id, sample.name, sample.digest, *when)
     if task.text is None:
         return pack_image(data, task.options), None
     cleaned = clean_image(sample.id, decode(data, task.options), task.text)
@@ -173,9 +168,10 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
+    """What the manifest says of the tar ``name`` with this index and its ``facts``, by the number of genres."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     return Shard(
-        name=f"{name}.tar",
+        name=name,
         split=split,
         samples=table.num_rows,
         bytes=facts["bytes"],

@@ -82,7 +82,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     whole = there and _is_digest(facts.get("sha256")) and task.tar.stat().st_size == facts.get("bytes")
     if not whole or not _says_what_was_packed(task, table):
         return None
-    return describe(task.name, task.split, table, facts, len(task.labels))
+    return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
 
 def _is_digest(value: object) -> bool:

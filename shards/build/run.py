@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +30,14 @@ from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import UserError
+from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Rejection, first_reasons, write_rejected
-from shards.inputs.scan import scan_images
+from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, write_rejected
+from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
-from shards.progress import progress
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, place, told
@@ -102,44 +103,27 @@ def build_shards(options: BuildOptions) -> Manifest:
     metadata = options.read(options.metadata, known=given.genres if given else ())
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+    rejected_csv = options.out / "rejected.csv"
     with _at_work(options, images) as executor:
-        work = options.out / WORK
-        scan = scan_images(images, [row.id for row in metadata.rows], options.image, work, executor)
-        rejected = metadata.rejected + scan.rejected
-        rows = [row for row in metadata.rows if row.id in scan.digests]
-        labels = given or LabelSet.from_samples(row.genres for row in rows)
-        rows, unknown = with_known_genres(rows, labels)
-        rejected += unknown
-        limit = options.max_rejected if rows else 1.0
-        problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
-        if problem or not rows:
-            write_rejected(options.out / "rejected.csv", rejected)
-            problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
-            raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
-        log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+        rows, rejected, labels, scan = _usable(options, images, metadata, given, executor)
         tasks, groups = plan_shards(options, images, rows, scan, labels)
         planned = rows
-        try:
-            shards = _pack(options, tasks, executor)
-        except OtherShards:
-            remove_tree(work)  # a refused build leaves the folder as it was
-            raise
+        shards = _pack(options, tasks, executor)
         if options.text:
             failed = _write_text_report(options, tasks)
             rejected += failed
             rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
             if not rows:
-                write_rejected(options.out / "rejected.csv", rejected)
+                write_rejected(rejected_csv, rejected)
                 raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
             for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
                 shards.remove(shard)
-                for path in (index_path(options.out / shard.name), options.out / shard.name):
-                    remove_file(path)
+                remove_file(index_path(options.out / shard.name))
+                remove_file(options.out / shard.name)
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
-        write_rejected(options.out / "rejected.csv", rejected)
+        write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
-        sizes = np.unique(groups, return_counts=True)[1]
         manifest = Manifest(
             genres=list(labels.genres),
             shards=shards,
@@ -148,26 +132,54 @@ def build_shards(options: BuildOptions) -> Manifest:
                 "samples_per_shard": options.samples_per_shard,
                 "text_removal": options.text.facts() if options.text else None,
             },
-            source={
-                "rows": metadata.posters,
-                "samples": len(rows),
-                "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
-                "id_column": metadata.id_column,
-                "genre_column": metadata.genre_column,
-                "duplicate_groups": int((sizes > 1).sum()),
-                "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
-                "near_duplicates": options.near_duplicates,
-                "seed": options.seed,
-                "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
-            },
+            source=_source(options, metadata, len(rows), rejected, groups),
             versions=library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
         manifest.write_tables(options.out)
         manifest.write(options.out)
-        remove_tree(work)
+        remove_tree(options.out / WORK)
     _report_balance(manifest)
     return manifest
+
+
+def _usable(
+    options: BuildOptions, images: Place, metadata: Metadata, given: LabelSet | None, executor: Executor
+) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
+    """(the rows with a good poster and a known genre, all others, the labels, what is known of the posters)."""
+    ids = [row.id for row in metadata.rows]
+    scan = scan_images(images, ids, options.image, options.out / WORK, executor)
+    rows = [row for row in metadata.rows if row.id in scan.digests]
+    labels = given or LabelSet.from_samples(row.genres for row in rows)
+    rows, unknown = with_known_genres(rows, labels)
+    rejected = metadata.rejected + scan.rejected + unknown
+    limit = options.max_rejected if rows else 1.0
+    problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
+    if problem or not rows:
+        write_rejected(options.out / "rejected.csv", rejected)
+        problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+        raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+    log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+    return rows, rejected, labels, scan
+
+
+def _source(
+    options: BuildOptions, metadata: Metadata, samples: int, rejected: Sequence[Rejection], groups: np.ndarray
+) -> dict[str, Any]:
+    """What the manifest says of where the samples come from."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return {
+        "rows": metadata.posters,
+        "samples": samples,
+        "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
+        "id_column": metadata.id_column,
+        "genre_column": metadata.genre_column,
+        "duplicate_groups": int((sizes > 1).sum()),
+        "samples_in_duplicate_groups": int(sizes[sizes > 1].sum()),
+        "near_duplicates": options.near_duplicates,
+        "seed": options.seed,
+        "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
+    }
 
 
 @contextmanager
@@ -186,7 +198,11 @@ def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
-    shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+    try:
+        shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+    except OtherShards:
+        remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
+        raise
     if todo or strangers:
         # From here to the end the folder is no finished set, and must not look like one.
         remove_file(options.out / MANIFEST)
@@ -196,10 +212,8 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
             remove_file(name)
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
-    with progress(sum(len(task.samples) for task in todo), "packing shards") as bar:
-        for task, shard in executor.run(pack_shard, todo):
-            shards[task.name] = shard
-            bar.update(shard.samples)
+    for task, shard in work_through(executor, pack_shard, todo, "packing shards"):
+        shards[task.name] = shard
     return [shards[task.name] for task in tasks]
 
 

@@ -216,10 +216,7 @@ def _repair(
 
 
 def _best_step(
-    x: NDArray[np.float64],
-    stock: NDArray[np.int64],
-    excess: NDArray[np.float64],
-    weight: NDArray[np.float64],
+    x: NDArray[np.float64], stock: NDArray[np.int64], excess: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[int, int, int, int | None] | None:
     """(source, target, kind moved, kind moved back or None) that lowers the cost most; None if none does.
 
@@ -250,10 +247,7 @@ def _best_step(
 
 
 def _place_again(
-    placed: NDArray[np.int64],
-    kind: NDArray[np.int64],
-    before: NDArray[np.int64],
-    after: NDArray[np.int64],
+    placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """`placed` with as few groups moved as turns the stock `before` into `after` (both (kinds, splits))."""
     result = placed.copy()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shards.build.tar_reader import Entry, entries, path_of
 from shards.dataset.index import Member
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.inputs.metadata import Rejection
 from shards.storage.endings import IMAGE_ENDINGS
 
@@ -125,6 +125,5 @@ def _add(contents: TarContents, tar: Path, key: str, sample: _Sample) -> None:
     contents.members.append(Member(key, image.offset, image.size, *found))
 
 
-def _some(parts: Sequence[Entry], limit: int = 10) -> str:
-    names = ", ".join(e.name for e in parts[:limit])
-    return names + (f" and {len(parts) - limit} more" if len(parts) > limit else "")
+def _some(parts: Sequence[Entry]) -> str:
+    return some([part.name for part in parts], 10)

@@ -34,9 +34,9 @@ from shards.dataset.sample_table import (
 )
 from shards.dataset.store import warn_of_unknown_indexes
 from shards.errors import UserError
-from shards.executors.local import run
+from shards.executors.chunks import answers
+from shards.executors.local import LocalExecutor
 from shards.inputs.images import BadImage, upright_size
-from shards.progress import progress
 from shards.storage.files import sha256_file
 
 
@@ -55,6 +55,9 @@ class _Check:
     """Where the shard's samples begin in it."""
     samples: int
     """Of the split."""
+
+    def __len__(self) -> int:
+        return self.shard.samples
 
 
 @dataclass
@@ -92,11 +95,8 @@ def check_set(
         for shard in shards:
             tasks.append(_Check(folder, shard, manifest.labels, source, decode, table, first, samples))
             first += shard.samples
-    found: dict[str, Checked] = {}
-    with progress(sum(shard.samples for shard in manifest.shards), "verifying") as bar:
-        for task, checked in run(check_shard, tasks, workers):
-            found[task.shard.name] = checked
-            bar.update(task.shard.samples)
+    done = answers(LocalExecutor(workers), check_shard, tasks, "verifying")
+    found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
     problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
     # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set
     keys = Counter(key for checked in found.values() for key in checked.keys)

@@ -26,6 +26,7 @@ from shards.clean.task import (
     rejection_of,
 )
 from shards.errors import UserError
+from shards.executors.chunks import cut, work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
@@ -34,7 +35,6 @@ from shards.inputs.metadata import Rejection, first_reasons, id_problem, write_r
 from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
-from shards.progress import progress
 from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, is_remote, place, told
@@ -177,51 +177,40 @@ def _clean(
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
     known = removal_fingerprint(options.text)
-    tasks = []
-    for start in range(0, len(ids), CHUNK):
-        samples = tuple((sample_id, scan.digests[sample_id]) for sample_id in ids[start : start + CHUNK])
-        answer = work / f"clean-{start // CHUNK:06d}.json"
-        tasks.append(
-            CleanTask(
-                options.images,
-                options.out,
-                samples,
-                options.image,
-                options.text,
-                known,
-                options.quality,
-                answer,
-                tuple(scan.names[sample_id] for sample_id, _ in samples) if scan.names else None,
-            )
+    tasks = [
+        CleanTask(
+            options.images,
+            options.out,
+            tuple((sample_id, scan.digests[sample_id]) for sample_id in part),
+            options.image,
+            options.text,
+            known,
+            options.quality,
+            work / f"clean-{number:06d}.json",
+            tuple(scan.names[sample_id] for sample_id in part),
         )
+        for number, part in enumerate(cut(ids, CHUNK))
+    ]
     sizes = _cleaned_sizes(options.out, ids)
     by_name = {task.answer.name: task for task in tasks}
-    answers = {}
-    for name, data in read_present(work, by_name):
-        if (rows := finished(by_name[name], data, sizes)) is not None:
-            answers[by_name[name].answer] = rows
-    todo = [task for task in tasks if task.answer not in answers]
+    found = {name: finished(by_name[name], data, sizes) for name, data in read_present(work, by_name)}
+    answers = {name: rows for name, rows in found.items() if rows is not None}
+    todo = [task for task in tasks if task.answer.name not in answers]
+    left = sum(map(len, todo))
     if answers:
-        log.info("%d of %d posters were cleaned before and are kept", len(ids) - _count(todo), len(ids))
+        log.info("%d of %d posters were cleaned before and are kept", len(ids) - left, len(ids))
     failed: list[Rejection] = []
-    good = len(ids) - _count(todo)
-    with progress(_count(todo), "cleaning posters") as bar:
-        for task, rows in executor.run(clean_chunk, todo):
-            answers[task.answer] = rows
-            bar.update(len(rows))
-            bad = [rejection for row in rows if (rejection := rejection_of(row))]
-            failed, good = failed + bad, good + len(rows) - len(bad)
-            if not good and len(failed) >= min(HOPELESS, len(ids)):
-                write_rejected(options.out / "rejected.csv", [*rejected, *failed])
-                raise UserError(
-                    f"none of {len(failed)} posters could be cleaned, so the others were not tried: "
-                    f"{first_reasons(failed)}"
-                )
-    return [row for task in tasks for row in answers[task.answer]], _count(todo)
-
-
-def _count(tasks: Sequence[CleanTask]) -> int:
-    return sum(len(task.samples) for task in tasks)
+    good = len(ids) - left
+    for task, rows in work_through(executor, clean_chunk, todo, "cleaning posters"):
+        answers[task.answer.name] = rows
+        bad = [rejection for row in rows if (rejection := rejection_of(row))]
+        failed, good = failed + bad, good + len(rows) - len(bad)
+        if not good and len(failed) >= min(HOPELESS, len(ids)):
+            write_rejected(options.out / "rejected.csv", [*rejected, *failed])
+            raise UserError(
+                f"none of {len(failed)} posters could be cleaned, so the others were not tried: {first_reasons(failed)}"
+            )
+    return [row for name in by_name for row in answers[name]], left
 
 
 def _cleaned_sizes(out: Place, ids: Sequence[str]) -> Callable[[str], int | None]:

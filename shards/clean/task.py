@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from shards.errors import UserError, one_line
-from shards.inputs.image_files import read_image_file
+from shards.executors.chunks import keep, kept
+from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
 from shards.inputs.metadata import Rejection
-from shards.storage.files import atomic_write, fingerprint, place_key, remove_file, write_json
+from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
 from shards.storage.paths import Place
 from shards.text.pipeline import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
 
@@ -44,6 +42,9 @@ class CleanTask:
     names: tuple[str, ...] | None = None
     """The posters' files below a remote folder."""
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __str__(self) -> str:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
@@ -64,13 +65,13 @@ def finished(
 
     ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
     """
+    found = kept(answer, task.state())
     try:
-        kept = json.loads(answer)
-        rows, expected = kept["rows"], kept["bytes"]
+        rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
             return None  # what failed is tried again: another detector of the same name may do better
         whole = all(sizes(i) == size for (i, _), size in zip(task.samples, expected, strict=True))
-        return rows if kept["state"] == task.state() and whole else None
+        return rows if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
 
@@ -89,7 +90,8 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     sizes: list[int | None] = []
     for number, (sample_id, digest) in enumerate(task.samples):
-        data = _checked(task, sample_id, digest, None if task.names is None else task.names[number])
+        name = None if task.names is None else task.names[number]
+        data = read_checked(task.folder, sample_id, name, digest, "posters were cleaned", "run it again")
         try:
             cleaned = clean_image(sample_id, decode(data, task.image), task.text)
             # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
@@ -105,7 +107,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             stream.write(packed)
         rows.append(cleaned.row)
         sizes.append(len(packed))
-    write_json(task.answer, {"state": task.state(), "bytes": sizes, "rows": rows})
+    keep(task.answer, task.state(), bytes=sizes, rows=rows)
     return rows
 
 
@@ -119,19 +121,6 @@ def encode(image: Image.Image, quality: int) -> bytes:
     with blamed_on_the_picture(NOT_CLEANED):
         image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
     return out.getvalue()
-
-
-def _checked(task: CleanTask, sample_id: str, digest: str, name: str | None) -> bytes:
-    try:
-        data = read_image_file(task.folder, sample_id, name)
-        problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
-    except BadImage as error:
-        problem = one_line(f"{error.reason} {error.detail}")
-    if problem:
-        raise UserError(
-            f"poster {sample_id} in {task.folder} changed while posters were cleaned ({problem}); run it again"
-        )
-    return data
 
 
 def of_own_places(ids: Sequence[str], out: Place, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:

@@ -8,9 +8,10 @@ tells why); without it the network "finds" text in pictures that hold none.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.executors.local import WorkersOption, run
+from shards.executors.chunks import answers, cut
+from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
-from shards.progress import progress
 from shards.text.anchor_strip import strip, strip_height
 from shards.text.opencv import cv2
 from shards.text.report import read_report
@@ -83,6 +84,9 @@ class RefereeTask:
     ids: tuple[str, ...]
     options: RefereeOptions
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
     """(h, w) bool: pixels of (h, w, 3) uint8 RGB inside of the boxes that the referee finds."""
@@ -131,22 +135,11 @@ def judge(
     ids = ids[: sample or None]
     if not ids:
         raise UserError(f"{cleaned} holds no cleaned poster")
-    tasks = [
-        RefereeTask(raw, cleaned, tuple(ids[at : at + CHUNK]), options) for at in range(0, len(ids), CHUNK)
-    ]
-    found: list[tuple[str, float, float]] = []
-    with progress(len(ids), "looking again") as bar:
-        for _, answer in run(look_at_chunk, tasks, workers):
-            found += answer
-            bar.update(len(answer))
+    tasks = [RefereeTask(raw, cleaned, part, options) for part in cut(ids, CHUNK)]
+    found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
     altered = report.set_index("id").loc[ids, "altered"]
     return {
-        "referee": {
-            "side": options.side,
-            "pixel_threshold": options.pixel_threshold,
-            "region_threshold": options.region_threshold,
-            "anchor": options.anchor,
-        },
+        "referee": asdict(options),
         "cleaning": report.attrs["text_removal"],
         "altered_median": float(altered.median()),
         "seconds_mean": float(report.set_index("id").loc[ids, "seconds"].mean()),

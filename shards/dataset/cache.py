@@ -30,18 +30,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from shards.dataset.cache_locks import (
-    FAILED,
-    Ours,
-    held_for_reading,
-    held_partial,
-    sha256_of,
-    stamp,
-    write_own,
-)
+from shards.dataset.cache_locks import FAILED, Ours, held_for_reading, held_partial, stamp, write_own
 from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.dataset.cache_room import Room
 from shards.errors import UserError, one_line
+from shards.storage.files import sha256_stream
 from shards.storage.paths import Place
 from shards.storage.retry import retried
 from shards.storage.retrying_read import SMALL, Patience, read_blocks, read_small
@@ -79,7 +72,7 @@ class Cache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ours = Ours(self.folder)
             self._keep_private()
-        self._room = Room(self.folder, options.limit, self._ours)
+        self._room = Room(options, self._ours)
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
@@ -193,7 +186,9 @@ class Cache:
                     f"{file.place} has {facts.st_size} bytes by its sha256, the manifest says {file.bytes}: the "
                     f"manifest is damaged; upload the set again"
                 )
-            if facts.st_size == file.bytes and sha256_of(descriptor) == file.sha256:
+            with open(descriptor, "rb", closefd=False) as stream:
+                same = facts.st_size == file.bytes and sha256_stream(stream) == file.sha256
+            if same:
                 self._mark_checked(descriptor, file)
                 return True
             log.warning("%s in the cache %s was damaged: it is fetched again", file.place, self.folder)

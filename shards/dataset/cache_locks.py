@@ -147,20 +147,6 @@ def stamp(sha256: str, facts: os.stat_result) -> int:
     return seconds * 10**9 + int.from_bytes(said[4:8], "big") % 10**9
 
 
-def sha256_of(descriptor: int) -> str:
-    """SHA-256 of a file's bytes from its beginning, in hexadecimal."""
-    digest, position = hashlib.sha256(), 0
-    while block := os.pread(descriptor, 1 << 20, position):
-        digest.update(block)
-        position += len(block)
-    return digest.hexdigest()
-
-
-def partial_of(path: Path) -> Path:
-    """What a file is called until it is whole."""
-    return path.with_name(path.name + PARTIAL)
-
-
 #: Partials that this process fills, and the locks of its threads on each lock file, by path.
 _filled: set[Path] = set()
 _alone: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
@@ -173,7 +159,7 @@ def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
 
     What is not under its final name when the block ends is deleted.
     """
-    partial = partial_of(path)
+    partial = path.with_name(path.name + PARTIAL)
     with _mutex:  # before it is opened: closing it again may drop the lock of the thread that fills it
         busy = partial in _filled
         if not busy:

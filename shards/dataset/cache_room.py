@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from shards.dataset.cache_locks import FAILED, Ours, delete_unused, held_alone
-from shards.dataset.cache_options import NoRoom, RemoteFile
+from shards.dataset.cache_options import CacheOptions, NoRoom, RemoteFile
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL
 
@@ -29,8 +29,8 @@ _UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 class Room:
     """A cache's folder with its limit in bytes (0: the disk's)."""
 
-    def __init__(self, folder: Path, limit: int, ours: Ours) -> None:
-        self.folder, self.limit, self._ours = folder, limit, ours
+    def __init__(self, options: CacheOptions, ours: Ours) -> None:
+        self.folder, self.limit, self._ours = options.path, options.limit, ours
         self._told = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:

@@ -102,21 +102,8 @@ def build_table(tar: Path, members: Sequence[Member], columns: Mapping[str, Sequ
     """The index table of one shard; ``columns`` gives id, height, width and labels in member order."""
     with open(tar, "rb") as stream:
         checksums = [member_checksum(stream, member) for member in members]
-    return pa.table(
-        {
-            "key": [m.key for m in members],
-            "id": columns["id"],
-            "image_offset": [m.image_offset for m in members],
-            "image_size": [m.image_size for m in members],
-            "json_offset": [m.json_offset for m in members],
-            "json_size": [m.json_size for m in members],
-            "crc32": checksums,
-            "height": columns["height"],
-            "width": columns["width"],
-            "labels": columns["labels"],
-        },
-        schema=SCHEMA,
-    )
+    own = {name: [getattr(member, name) for member in members] for name in Member.__dataclass_fields__}
+    return pa.table({**own, **columns, "crc32": checksums}, schema=SCHEMA)
 
 
 def write_index(tar: Place, table: pa.Table, facts: Mapping[str, Any]) -> None:

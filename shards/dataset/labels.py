@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.schema import check_as
 from shards.storage.files import fingerprint, read_json
 from shards.storage.paths import Place
@@ -156,13 +156,13 @@ def _shown(genre: str) -> str:
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:
     """What differs between two label sets, in a few words."""
-    only_left = [g for g in left.genres if g not in right.index]
-    only_right = [g for g in right.genres if g not in left.index]
+    only_left = [repr(g) for g in left.genres if g not in right.index]
+    only_right = [repr(g) for g in right.genres if g not in left.index]
     parts = []
     if only_left:
-        parts.append(f"only in {left_name}: {_some(only_left)}")
+        parts.append(f"only in {left_name}: {some(only_left)}")
     if only_right:
-        parts.append(f"only in {right_name}: {_some(only_right)}")
+        parts.append(f"only in {right_name}: {some(only_right)}")
     if not parts:
         first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
         parts.append(
@@ -179,11 +179,6 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
             f"labels differ: {left_name} has {len(left)} genres ({left.fingerprint}), {right_name} has "
             f"{len(right)} ({right.fingerprint}); {difference(left_name, left, right_name, right)}"
         )
-
-
-def _some(genres: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(repr(g) for g in genres[:limit])
-    return shown + (f" and {len(genres) - limit} more" if len(genres) > limit else "")
 
 
 def read_labels(path: Place) -> LabelSet:

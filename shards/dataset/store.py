@@ -145,12 +145,10 @@ class LocalShards(ShardStore):
             )
 
     def index(self, shard: Shard) -> pa.Table:
-        """See ShardStore."""
         check_files(self.root / shard.name, shard)
         return read_index_of(self.root, shard)
 
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """See ShardStore."""
         path = self.root / table.name
         with open_sample_table(path) as stream:
             return _records(stream, path, table, shards, genres)
@@ -170,7 +168,6 @@ class RemoteShards(ShardStore):
         """See ShardStore: every answer of a store takes time, so files are checked when they come."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """See ShardStore."""
         return self.cache.open(self._file(shard), stop)
 
     def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
@@ -178,7 +175,6 @@ class RemoteShards(ShardStore):
         return self.cache.fetch(self._file(shard), stop=stop)
 
     def index(self, shard: Shard) -> pa.Table:
-        """See ShardStore."""
         source = index_path(self.root / shard.name)
         if shard.index_sha256 is not None:
             file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
@@ -189,7 +185,6 @@ class RemoteShards(ShardStore):
         return self.cache.checked(source, name, lambda data: index_of(data, source, shard))
 
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """See ShardStore."""
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
         # A mapped file keeps its bytes, whoever deletes its name.
         with os.fdopen(self.cache.open(file), "rb") as stream:

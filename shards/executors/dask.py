@@ -30,9 +30,10 @@ from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 
 from shards.errors import UserError, one_line
-from shards.executors.dask_worker import Terms, meet, on_worker, versions_of
+from shards.executors.dask_worker import Terms, meet, on_worker
 from shards.executors.retries import Failure, Lane, Outcome, drive
 from shards.storage.files import fingerprint, names_in
+from shards.versions import library_versions
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class DaskExecutor:
 
     def __enter__(self) -> DaskExecutor:
         with self._stack:
-            self._terms = Terms(tuple(versions_of(self._libraries).items()), tuple(self._witnesses()))
+            self._terms = Terms(tuple(library_versions(self._libraries).items()), tuple(self._witnesses()))
             self._client = _connect(self._scheduler)
             self._stack.callback(self._close)
             self.look()
@@ -90,11 +91,9 @@ class DaskExecutor:
         self._stack.close()
 
     def slots(self) -> int:
-        """See Executor."""
         return max(1, sum(self._threads.values()))
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """See Executor."""
         lane = _Cluster(self, function, tasks)
         with contextlib.closing(lane):
             yield from drive(tasks, lane)

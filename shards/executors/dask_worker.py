@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from distributed import Worker, get_worker
@@ -43,7 +42,7 @@ def meet(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
 @lru_cache(maxsize=8)
 def _misfit(terms: Terms) -> str:
     host = socket.gethostname()
-    ours = versions_of([name for name, _ in terms.versions])
+    ours = library_versions([name for name, _ in terms.versions])
     for name, wanted in terms.versions:
         if ours[name] != wanted:
             return (
@@ -58,14 +57,3 @@ def _misfit(terms: Terms) -> str:
         if not seen:
             return f"worker {host} does not see {folder}: use a shared file system, or a URL such as s3://bucket/folder"
     return ""
-
-
-def versions_of(libraries: Sequence[str]) -> dict[str, str]:
-    found = library_versions()
-    for name in libraries:
-        if name not in found:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = "not installed"
-    return found

@@ -70,11 +70,9 @@ class Executor(Protocol):
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         """Yield (task, result) in completion order. Raises UserError as shards/executors/retries.py says."""
-        ...
 
     def slots(self) -> int:
         """How many tasks run at a time, at least 1."""
-        ...
 
 
 @contextlib.contextmanager
@@ -105,13 +103,6 @@ def open_executor(
         yield executor
 
 
-def run(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0
-) -> Iterator[tuple[Task, Result]]:
-    """``LocalExecutor(workers).run``."""
-    return LocalExecutor(workers).run(function, tasks)
-
-
 def available_cores() -> int:
     """Cores this process may use: the scheduler's affinity (containers, Slurm), not the machine's."""
     if hasattr(os, "sched_getaffinity"):
@@ -132,11 +123,9 @@ class LocalExecutor:
         self._workers = workers
 
     def slots(self) -> int:
-        """See Executor."""
         return self._workers or available_cores()
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """See Executor."""
         workers = min(self.slots(), len(tasks))
         lane: _Here | _Pool = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
         with contextlib.closing(lane):

@@ -64,13 +64,11 @@ class Lane(Protocol):
 
     def room(self) -> int:
         """How many tasks may be submitted and not yet done: a short queue keeps memory flat."""
-        ...
 
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
         """What is done by now; waits for something to be done if nothing is, or comes back empty after a while."""
-        ...
 
 
 def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") -> tuple[Any, Failure | None]:
@@ -78,11 +76,10 @@ def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") ->
     try:
         return function(task), None
     except Exception as error:  # whatever it is: judged, told and counted by drive()
-        return None, failure_of(error, worker)
+        return None, _failure_of(error, worker)
 
 
-def failure_of(error: Exception, worker: str = "") -> Failure:
-    """What is to be said of an exception, inside of its handler."""
+def _failure_of(error: Exception, worker: str) -> Failure:
     if isinstance(error, UserError):
         return Failure(str(error), "user", error.status, worker=worker)
     text, name = one_line(error), type(error).__name__

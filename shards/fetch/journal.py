@@ -39,7 +39,6 @@ class EntryLog(Protocol):
 
     def add(self, entry: Entry) -> None:
         """Note an entry. One without a reason is safe when this returns: its poster is put in place next."""
-        ...
 
     def close(self) -> None: ...
 
@@ -57,7 +56,6 @@ class Journal:
                 self._stream.write(b"\n")
 
     def add(self, entry: Entry) -> None:
-        """See EntryLog."""
         with self._lock:
             try:
                 self._stream.write(_line(entry))
@@ -87,7 +85,6 @@ class RemoteJournal:
         self._write()
 
     def add(self, entry: Entry) -> None:
-        """See EntryLog."""
         with self._lock:
             if entry in self._known:
                 return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.fetch.links import Link
@@ -39,32 +39,29 @@ def incoming(folder: Place) -> Iterator[None]:
         remove_tree(folder / INCOMING)
 
 
-class PosterStore(Protocol):
+class PosterStore(ABC):
     """Posters by id in a folder, which the caller, or who sent it, holds."""
 
+    def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions) -> None:
+        self._folder, self._journal, self._options = folder, journal, options
+
+    @abstractmethod
     def save(self, link: Link, data: bytes) -> None:
         """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
 
         The link is in the journal before the poster gets its name, and an older poster is gone before
         that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
         """
-        ...
 
+    @abstractmethod
     def remove(self, link: Link) -> None:
         """Delete the poster of an earlier link."""
-        ...
 
 
 class FolderStore(PosterStore):
     """A folder of this machine or of a file system that several machines share."""
 
-    def __init__(self, folder: Path, journal: EntryLog, options: ImageOptions) -> None:
-        self._folder = folder
-        self._journal = journal
-        self._options = options
-
     def save(self, link: Link, data: bytes) -> None:
-        """See PosterStore."""
         extension, data = _usable(link, data, self._options)
         # A chunk may be in work twice, on two machines.
         incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
@@ -80,7 +77,6 @@ class FolderStore(PosterStore):
             raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
 
     def remove(self, link: Link) -> None:
-        """See PosterStore."""
         for path in poster_paths(self._folder, link.id):
             if path.is_file():
                 path.unlink()
@@ -92,13 +88,10 @@ class RemoteStore(PosterStore):
     def __init__(
         self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
     ) -> None:
-        self._folder = folder
-        self._journal = journal
-        self._options = options
+        super().__init__(folder, journal, options)
         self._replaces = replaces
 
     def save(self, link: Link, data: bytes) -> None:
-        """See PosterStore."""
         extension, data = _usable(link, data, self._options)
         self.remove(link)
         self._journal.add(Entry(link.id, link.url))
@@ -106,7 +99,6 @@ class RemoteStore(PosterStore):
             stream.write(data)
 
     def remove(self, link: Link) -> None:
-        """See PosterStore."""
         if link.id in self._replaces:
             for path in poster_paths(self._folder, link.id):
                 remove_file(path)

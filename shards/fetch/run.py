@@ -107,19 +107,18 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
             todo.append(link)
             if there(link.id):
                 replaces.add(link.id)
-    with progress(len(todo), "fetching posters") as bar:
-        if options.scheduler or is_remote(options.out):
-            from shards.fetch.poster_store import incoming
-            from shards.fetch.tasks import fetch_chunk, tasks_of
+    if not (options.scheduler or is_remote(options.out)):
+        _fetch_here(options, allowed, todo, result)
+        return result
+    from shards.executors.chunks import work_through
+    from shards.fetch.poster_store import incoming
+    from shards.fetch.tasks import fetch_chunk, tasks_of
 
-            tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
-            with nullcontext() if is_remote(options.out) else incoming(options.out):
-                for task, chunk in executor.run(fetch_chunk, tasks):
-                    result.fetched += chunk.fetched
-                    result.rejected |= chunk.rejected
-                    bar.update(len(task.links))
-        else:
-            _fetch_here(options, allowed, todo, result, bar.update)
+    tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
+    with nullcontext() if is_remote(options.out) else incoming(options.out):
+        for _, chunk in work_through(executor, fetch_chunk, tasks, "fetching posters"):
+            result.fetched += chunk.fetched
+            result.rejected |= chunk.rejected
     return result
 
 
@@ -139,13 +138,7 @@ def _of_own_places(
     return kept
 
 
-def _fetch_here(
-    options: FetchOptions,
-    allowed: Policy,
-    links: Sequence[Link],
-    result: Fetched,
-    done: Callable[[int], object],
-) -> None:
+def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link], result: Fetched) -> None:
     """In one event loop of this process, into a local folder."""
     from shards.fetch.event_loop import bring_in
     from shards.fetch.journal import Journal
@@ -156,9 +149,13 @@ def _fetch_here(
             result.fetched += 1
         else:
             result.rejected[link.line] = rejection
-        done(1)
+        bar.update(1)
 
-    with closing(Journal(options.out / JOURNAL)) as journal, incoming(options.out):
+    with (
+        progress(len(links), "fetching posters") as bar,
+        closing(Journal(options.out / JOURNAL)) as journal,
+        incoming(options.out),
+    ):
         bring_in(links, options, allowed, FolderStore(options.out, journal, options.image), journal, settle)
 
 

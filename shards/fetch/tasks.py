@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from shards.executors.chunks import cut
 from shards.fetch.event_loop import bring_in
 from shards.fetch.journal import PARTS, Entry, EntryLog, Journal, RemoteJournal
 from shards.fetch.links import Link
@@ -38,6 +39,9 @@ class FetchTask:
     replaces: frozenset[str]
     """Ids among them that have a poster of an earlier link."""
 
+    def __len__(self) -> int:
+        return len(self.links)
+
     def __str__(self) -> str:
         return f"fetching lines {self.links[0].line} to {self.links[-1].line}"
 
@@ -58,13 +62,10 @@ def tasks_of(
     size = CHUNK if options.scheduler else CHUNK_HERE
     # A task runs where it is: it has no scheduler of its own.
     polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
-    tasks = []
-    for start in range(0, len(links), size):
-        part = tuple(links[start : start + size])
-        tasks.append(
-            FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
-        )
-    return tasks
+    return [
+        FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
+        for part in cut(links, size)
+    ]
 
 
 def fetch_chunk(task: FetchTask) -> FetchedChunk:

@@ -25,8 +25,8 @@ Why these thresholds (4,300 real posters, 182x268 and about 300x445: 9.2 million
 * Chains: on 103,200 pictures (each poster, its quarters and centre, flipped), components of the hash alone
   reach 76 pictures at 10 bits and 14 at 6 bits; with the signature the largest has 8.
 
-Without signatures the default is therefore ``HASH_ONLY_DISTANCE`` (no false pair among the real posters; it
-finds all re-encoded and 99% of brightened posters, but only 55% of 2% crops).
+`imagehash.phash` is the same hash by another library, and would not do: of 400 real posters 23 get other bits (up to
+4), so sets that were built before would get other groups and splits; with the mirror image's it takes twice as long.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from shards.errors import UserError
-
 MAX_DISTANCE = 10
-HASH_ONLY_DISTANCE = 4
 SIGNATURE_SIDE = 8
 SIGNATURE_BYTES = 3 * SIGNATURE_SIDE**2
 
@@ -86,11 +83,6 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
     grey = image.convert("RGB").convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
     return _hash_bits(low), _hash_bits(low * _MIRROR)
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """The first of `perceptual_hashes`."""
-    return perceptual_hashes(image)[0]
 
 
 def _hash_bits(low: NDArray[np.float64]) -> int:
@@ -139,49 +131,32 @@ def signatures_agree(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.b
 def group_duplicates(
     digests: Sequence[str],
     hashes: NDArray[np.uint64],
-    signatures: NDArray[np.uint8] | None = None,
-    *,
+    signatures: NDArray[np.uint8],
     mirrored: NDArray[np.uint64] | None = None,
-    max_distance: int | None = None,
+    max_distance: int = MAX_DISTANCE,
 ) -> NDArray[np.int64]:
     """Group number of every sample, (n,); duplicates share one. Groups are numbered by first appearance.
 
     digests: hex SHA-256 of each file; equal files are always grouped. hashes, mirrored: (n,) each, the two of
     `perceptual_hashes`; without the second, mirrored copies are not looked for. signatures: (n, 192) uint8 from
-    `poster_signature`. max_distance: the Hamming distance, 0 to 15, that still joins two hashes; by default
-    MAX_DISTANCE, without signatures HASH_ONLY_DISTANCE. The partition depends neither on the order of the rows nor,
-    with ``mirrored``, on which way round a picture is. Raises UserError where lengths, shapes or the distance are
-    wrong.
+    `poster_signature`. max_distance: the Hamming distance, 0 to 15, that still joins two hashes. The partition depends
+    neither on the order of the rows nor, with ``mirrored``, on which way round a picture is.
     """
     n = len(digests)
-    hashes = np.asarray(hashes, dtype=np.uint64)
-    if max_distance is None:
-        max_distance = HASH_ONLY_DISTANCE if signatures is None else MAX_DISTANCE
-    for given in (hashes, hashes if mirrored is None else mirrored):
-        if given.shape != (n,):
-            raise UserError(f"duplicates: {n} digests need hashes of shape ({n},), got {given.shape}")
-    if signatures is not None and signatures.shape != (n, SIGNATURE_BYTES):
-        raise UserError(f"duplicates: signatures must be ({n}, {SIGNATURE_BYTES}), got {signatures.shape}")
-    if not 0 <= max_distance <= 15:
-        raise UserError(f"duplicates: max_distance must be 0 to 15, got {max_distance}")
     if n == 0:
         return np.zeros(0, dtype=np.int64)
-
     if mirrored is not None:  # every sample twice, each way round
-        hashes = np.concatenate([hashes, mirrored.astype(np.uint64)])
-        if signatures is not None:
-            signatures = np.concatenate([signatures, mirrored_signatures(signatures)])
+        hashes = np.concatenate([hashes, mirrored])
+        signatures = np.concatenate([signatures, mirrored_signatures(signatures)])
     # Equal rows (hash and signature) become one content: a picture repeated thousands of times costs one.
-    record = hashes[:, None].astype(">u8").view(np.uint8)
-    if signatures is not None:
-        record = np.hstack([record, np.asarray(signatures, dtype=np.uint8)])
+    record = np.hstack([hashes[:, None].astype(">u8").view(np.uint8), signatures])
     rows = np.ascontiguousarray(record).view(np.dtype((np.void, record.shape[1]))).ravel()
     _, first, content = np.unique(rows, return_index=True, return_inverse=True)
     _, file = np.unique(np.asarray(digests), return_inverse=True)
     # Nodes: contents, then files. Each sample joins its contents to its file.
     links = _Links(len(first) + int(file.max()) + 1)
     links.add(content, np.tile(file, len(content) // n) + len(first))
-    _link_contents(links, hashes[first], None if signatures is None else signatures[first], max_distance)
+    _link_contents(links, hashes[first], signatures[first], max_distance)
 
     label = links.labels[content[:n]]
     _, first_row, number = np.unique(label, return_index=True, return_inverse=True)
@@ -208,11 +183,11 @@ class _Links:
 
 
 def _link_contents(
-    links: _Links, hashes: NDArray[np.uint64], signatures: NDArray[np.uint8] | None, distance: int
+    links: _Links, hashes: NDArray[np.uint64], signatures: NDArray[np.uint8], distance: int
 ) -> None:
     """Join every two contents (rows sorted by hash) that are near-duplicates."""
     unique, start, count = np.unique(hashes, return_index=True, return_counts=True)
-    agree = None if signatures is None else _Agreement(signatures)
+    agree = _Agreement(signatures)
     pending: list[_Pairs] = []
     for pairs in _near_hashes(unique, distance):
         pending.append(pairs)
@@ -224,7 +199,7 @@ def _link_contents(
 
 def _link_hash_pairs(
     links: _Links,
-    agree: "_Agreement | None",
+    agree: "_Agreement",
     pending: list[_Pairs],
     start: NDArray[np.int64],
     count: NDArray[np.int64],
@@ -250,10 +225,8 @@ def _link_hash_pairs(
                     a, b = left[index[part]], right[part]
                     apart = links.labels[a] != links.labels[b]
                     a, b = a[apart], b[apart]
-                    if agree is not None:
-                        same = agree(a, b)
-                        a, b = a[same], b[same]
-                    links.add(a, b)
+                    same = agree(a, b)
+                    links.add(a[same], b[same])
 
 
 class _Agreement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -143,6 +144,20 @@ def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> b
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:
         raise BadImage("zero bytes", path)
+    return data
+
+
+def read_checked(
+    folder: Place, sample_id: str, name: str | None, digest: str, when: str, remedy: str
+) -> bytes:
+    """As ``read_image_file``. Raises UserError unless it has the SHA-256 ``digest``, as when posters were checked."""
+    try:
+        data = read_image_file(folder, sample_id, name)
+        problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
+    except BadImage as error:
+        problem = one_line(f"{error.reason} {error.detail}")
+    if problem:
+        raise UserError(f"poster {sample_id} in {folder} changed while {when} ({problem}); {remedy}")
     return data
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.inputs.image_files import Walk, files_of, list_folder
 from shards.storage.endings import is_image_name
 from shards.storage.paths import Place, is_remote, told
@@ -71,9 +71,8 @@ def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict
                 others = [name for name in names[1:] if name != own]
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
     if several and not quiet:
-        more = f" and {len(several) - 3} more" if len(several) > 3 else ""
-        shown = "; ".join(several[:3])
-        log.warning("%d posters have several files, of which one is taken: %s%s", len(several), shown, more)
+        shown = some(several, 3, "; ")
+        log.warning("%d posters have several files, of which one is taken: %s", len(several), shown)
     return found
 
 

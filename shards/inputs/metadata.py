@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from shards.dataset.labels import merge_spellings
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, some
 from shards.inputs.csv_table import CsvOptions, Table, open_table
 from shards.inputs.genres import is_list, parse_genres
 from shards.inputs.table_checks import (
@@ -19,7 +19,6 @@ from shards.inputs.table_checks import (
     is_named,
     refuse_headless,
     refuse_unless_lists,
-    some,
 )
 from shards.options import option
 from shards.storage.csv_text import unescaped, write_for_people
@@ -113,17 +112,7 @@ def read_metadata(
     if not separator:
         raise UserError("--genre-separator must not be empty")
     with open_table(path, encoding) as table:
-        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
-        genres_at = (
-            find_genres(table, id_at)
-            if genre_column is None
-            else table.column(genre_column, "--genre-column")
-        )
-        if genres_at == id_at:
-            raise UserError(
-                f"{path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
-                f"and --genre-column; its columns are {table.listing()}"
-            )
+        id_at, genres_at = _columns(table, id_column, genre_column)
         cells = _read_cells(table, id_at, genres_at, separator)
         if id_column is None and cells.entries:
             table.refuse_row_numbers(id_at, [entry.id for entry in cells.entries])
@@ -152,6 +141,19 @@ def read_metadata(
         log.warning("%s", doubt)
     _say(table, id_at, genres_at, metadata, cells.rows, lines)
     return metadata
+
+
+def _columns(table: Table, id_column: str | None, genre_column: str | None) -> tuple[int, int]:
+    """Positions of ids and genres, as ``read_metadata`` has them."""
+    id_at = 0 if id_column is None else table.column(id_column, "--id-column")
+    named = None if genre_column is None else table.column(genre_column, "--genre-column")
+    genres_at = find_genres(table, id_at) if named is None else named
+    if genres_at == id_at:
+        raise UserError(
+            f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
+            f"and --genre-column; its columns are {table.listing()}"
+        )
+    return id_at, genres_at
 
 
 @dataclass(frozen=True)

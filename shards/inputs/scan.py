@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from shards.errors import some
+from shards.executors.chunks import answers, cut, keep, kept
 from shards.executors.local import Executor
 from shards.inputs.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hashes, poster_signature
-from shards.inputs.image_files import find_image, missing_file, read_image_file
+from shards.inputs.image_files import missing_file, read_image_file
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.inputs.listing import Listed, list_posters
 from shards.inputs.metadata import Rejection
-from shards.inputs.table_checks import some
-from shards.progress import progress
-from shards.storage.files import fingerprint, write_json
+from shards.storage.files import fingerprint
 from shards.storage.paths import Place, is_remote
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,11 @@ class ScanTask:
     ids: tuple[str, ...]
     options: ImageOptions
     cache: Place
-    listed: tuple[Listed | None, ...] | None = None
-    """The posters' files; None: they are looked for when the chunk is checked."""
+    listed: tuple[Listed | None, ...]
+    """The posters' files; None of one that has none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def __str__(self) -> str:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
@@ -48,19 +51,16 @@ class ScanTask:
     def state(self) -> str:
         """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
         files: list[list[Any]] = []
-        for number, sample_id in enumerate(self.ids):
-            file = None if self.listed is None else self.listed[number]
-            if is_remote(self.folder):
-                files.append([sample_id, file.name, file.state] if file else [sample_id])
-                continue
-            path = self.folder / file.name if file else find_image(self.folder, sample_id)
-            try:
-                stat = path.stat() if path else None
-            except OSError:  # gone since it was listed
-                stat = None
-            files.append(
-                [sample_id, stat.st_size, stat.st_mtime_ns, path.name] if stat and path else [sample_id]
-            )
+        for sample_id, file in zip(self.ids, self.listed, strict=True):
+            facts: list[Any] = []
+            if file is not None and is_remote(self.folder):
+                facts = [file.name, file.state]
+            elif file is not None:
+                path = self.folder / file.name
+                with contextlib.suppress(OSError):  # gone since it was listed
+                    stat = path.stat()
+                    facts = [stat.st_size, stat.st_mtime_ns, path.name]
+            files.append([sample_id, *facts])
         return fingerprint([files, asdict(self.options), RULES])
 
 
@@ -108,20 +108,13 @@ def scan_images(
     """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = list_posters(folder, ids)
-    tasks = []
-    for start in range(0, len(ids), chunk):
-        part = tuple(ids[start : start + chunk])
-        files = tuple(listed.get(sample_id) for sample_id in part)
-        tasks.append(ScanTask(folder, part, options, work / f"scan-{start // chunk:06d}.json", files))
-    answers: dict[int, list[list[Any]]] = {}
-    position = {task.cache: number for number, task in enumerate(tasks)}
-    with progress(len(ids), "checking posters") as bar:
-        for task, answer in executor.run(scan_chunk, tasks):
-            answers[position[task.cache]] = answer
-            bar.update(len(task.ids))
+    tasks = [
+        ScanTask(folder, part, options, work / f"scan-{number:06d}.json", tuple(map(listed.get, part)))
+        for number, part in enumerate(cut(ids, chunk))
+    ]
     scan, films = Scan(), []
-    for number in range(len(tasks)):
-        for sample_id, digest, looks, signature, reason, detail, more in answers[number]:
+    for answer in answers(executor, scan_chunk, tasks, "checking posters"):
+        for sample_id, digest, looks, signature, reason, detail, more in answer:
             if reason:
                 scan.rejected.append(Rejection(sample_id, reason, detail))
             else:
@@ -144,16 +137,14 @@ def tell_of_films(names: Sequence[str]) -> None:
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
     """[id, sha256, perceptual hashes and signature in hex, reason, detail, more frames?] for each poster, in order."""
     state = task.state()
-    try:
-        cached = json.loads(task.cache.read_bytes())
-        if cached["state"] == state:
-            return cached["answer"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no usable answer from an earlier run: check the posters now
-    answer = []
-    for number, sample_id in enumerate(task.ids):
+    if "answer" in (done := kept(task.cache, state)):
+        return done["answer"]
+    answer: list[list[Any]] = []
+    for sample_id, file in zip(task.ids, task.listed, strict=True):
         try:
-            data = _read(task, number)
+            if file is None:
+                raise missing_file(sample_id)
+            data = read_image_file(task.folder, sample_id, file.name)
             image = decode(data, task.options)
             looks = "".join(f"{found:016x}" for found in perceptual_hashes(image))
             signature = poster_signature(image).hex()
@@ -161,14 +152,5 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
             answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
         except BadImage as bad:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])
-    write_json(task.cache, {"state": state, "answer": answer})
+    keep(task.cache, state, answer=answer)
     return answer
-
-
-def _read(task: ScanTask, number: int) -> bytes:
-    if task.listed is None:
-        return read_image_file(task.folder, task.ids[number])
-    file = task.listed[number]
-    if file is None:
-        raise missing_file(task.ids[number])
-    return read_image_file(task.folder, task.ids[number], file.name)

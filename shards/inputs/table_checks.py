@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from shards.dataset.labels import tidy
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.inputs.csv_table import Table, open_table
 from shards.storage.paths import Place
 
@@ -36,11 +36,6 @@ MANY = 20
 """Posters from which on shares mean something."""
 PEEK = 500
 """Rows that are looked at to explain what is wrong."""
-
-
-def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first of many names."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def find_genres(table: Table, id_at: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, nearest, one_line
+from shards.errors import UserError, nearest, one_line, some
 from shards.executors.local import ExecutorOptions, WorkersOption
 from shards.inputs.csv_table import open_table
 from shards.inputs.duplicates import MAX_DISTANCE
+from shards.inputs.image_files import Walk, walk_images
 from shards.inputs.listing import list_posters
 from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, first_reasons, read_rejected
-from shards.inputs.table_checks import PEEK, some
+from shards.inputs.table_checks import PEEK
 from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
@@ -152,13 +152,7 @@ def _names(images: Place) -> list[str]:
     """Some of the posters' paths below the folder."""
     if is_remote(images):
         return sorted(name for name in names_in(images) if is_image_name(name))
-    paths = (
-        os.path.relpath(os.path.join(folder, name), images)
-        for folder, _, names in os.walk(images)
-        for name in names
-        if is_image_name(name)
-    )
-    return sorted(islice(paths, NAMES))
+    return sorted(islice(walk_images(images, Walk()), NAMES))
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:

@@ -9,19 +9,7 @@ from shards.errors import printable_line
 
 #: Endings of picture files, in lower case; a name may have them in any case. Where an id has several files, the first
 #: of these counts.
-IMAGE_ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 
 #: The same for people.
 ENDINGS_TEXT = f"{', '.join(IMAGE_ENDINGS[:-1])} or {IMAGE_ENDINGS[-1]}"

@@ -119,12 +119,12 @@ def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
     yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
 
 
-def small_bytes(path: Path, most: int = SMALL) -> bytes:
+def small_bytes(path: Path) -> bytes:
     """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
     size = path.stat().st_size
-    if size > most:
+    if size > SMALL:
         raise UserError(
-            f"{path} cannot be read: it has {size} bytes, over the limit of {most}; copy it again"
+            f"{path} cannot be read: it has {size} bytes, over the limit of {SMALL}; copy it again"
         )
     return path.read_bytes()
 

@@ -6,6 +6,11 @@ An OSError says nothing of the bytes in a file, so it never makes a file a damag
   opened anew;
 - it is about one file, such as one that was deleted or may not be read: who lists files of users says so of each;
 - all others are about this process or its machine, such as too many open files: the run ends with the system's word.
+
+`tenacity` would not shorten this. What counts as passing, one warning for many threads, the error at the end, and a
+wait that ends as soon as ``stop`` is set are all there is here, and would be its callbacks. So it is with reads of
+stores (retrying_read.py), whose patience is renewed by every block that comes, and with downloads (fetch/download.py),
+where a server says how long to wait.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shards.errors import UserError, one_line
-from shards.storage.retrying_read import Abandoned
+from shards.storage.retrying_read import Patience
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +113,5 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
             if tries:
                 log.info("%s was read after %d failures", what, tries)
             return result
-        wait = pause * random.uniform(0.5, 1.0)
-        if stop is None:
-            time.sleep(wait)
-        elif stop.wait(wait):
-            raise Abandoned
+        Patience.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

@@ -48,6 +48,11 @@ def packaged_model() -> Path:
     return found[-1]
 
 
+def db_detector(options: DetectorOptions) -> DBDetector:
+    """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
+    return DBDetector(packaged_model() if options.detector == "rapidocr" else Path(options.detector), options)
+
+
 class DBDetector:
     """See TextDetector. Not for several threads at a time."""
 
@@ -65,7 +70,6 @@ class DBDetector:
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        """See TextDetector."""
         return [region for side in self.options.looks[look] for region in self.at(image, side)]
 
     def at(self, image: np.ndarray, side: int) -> list[Region]:

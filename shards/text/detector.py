@@ -2,6 +2,7 @@
 
 --detector rapidocr              the detection network in RapidOCR's wheel (the default)
 --detector FILE.onnx             another network of the same kind (PaddleOCR's detectors, exported to ONNX)
+--detector NAME:a=1,b=2          another one of registry.py, with its own options
 --detector package.module:make   any callable of yours that returns a TextDetector
 """
 
@@ -38,7 +39,6 @@ class TextDetector(Protocol):
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
         """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
-        ...
 
 
 def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:

@@ -48,7 +48,6 @@ class FillModel:
         self._takes, self._gives = self._ranges()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """See fill.Fill."""
         if not mask.any():
             return image.copy()
         cv = cv2()

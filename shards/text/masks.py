@@ -48,10 +48,7 @@ class Skipped:
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
     """(h, w) bool: the pixels inside of the regions, without any margin. Its mean is the share of text."""
-    mask = np.zeros(shape, np.uint8)
-    for region in regions:
-        cv2().fillPoly(mask, [_whole(region.outline)], 1)
-    return mask.astype(bool)
+    return mask_of([_whole(region.outline) for region in regions], shape)
 
 
 def disbelief(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
@@ -100,7 +97,7 @@ def outlines(mask: np.ndarray) -> list[list[int]]:
     return [contour.reshape(-1).tolist() for contour in contours]
 
 
-def mask_of(polygons: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
+def mask_of(polygons: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """The inverse of ``outlines``: (h, w) bool."""
     mask = np.zeros(shape, np.uint8)
     for polygon in polygons:
@@ -110,8 +107,7 @@ def mask_of(polygons: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.nda
 
 def _grown(region: Region, shape: tuple[int, int], margin: float) -> np.ndarray:
     cv = cv2()
-    mask = np.zeros(shape, np.uint8)
-    cv.fillPoly(mask, [_whole(region.outline)], 1)
+    mask = text_mask([region], shape).astype(np.uint8)
     grow = max(1, round(margin * region.height))
     disc = cv.getStructuringElement(cv.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
     return cv.dilate(mask, disc).astype(bool)

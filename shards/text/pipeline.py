@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import FILLS, Fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
-from shards.text.registry import make_detector, make_fill
+from shards.text.registry import make_detector, make_fill, own_options
 from shards.text.remove import Removal, remove_text
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")
@@ -63,12 +63,11 @@ class TextRemoval:
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
             "anchor": self.detector.anchor,
-            "margin": self.mask.margin,
-            "max_region": self.mask.max_region,
-            "max_total": self.mask.max_total,
+            **asdict(self.mask),
             "fill": self.fill_name,
             "fill_model_sha256": model,
             "passes": self.passes,
+            **own_options(self.detector),
         }
 
     @property

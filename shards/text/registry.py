@@ -1,33 +1,76 @@
-"""Text detectors and fills by name: ours, one of their kind from a file, or one of the user's own."""
+"""The registry of text detectors: what a name stands for, and its own options. Fills are in inpaint.FILLS.
+
+A new detector is a module with a dataclass of its options and a callable that makes it from them, and an entry here:
+``--detector NAME:a=1,b=2`` then finds text with it.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+import msgspec
 
 from shards.errors import UserError, one_line
+from shards.schema import problem_of
 from shards.text.detector import DetectorOptions, TextDetector
-from shards.text.inpaint import FILLS, RADIUS, Fill, surround
-from shards.text.opencv import cv2
+from shards.text.inpaint import FILLS, Fill
+
+
+class Entry(NamedTuple):
+    """What a name stands for."""
+
+    made_by: str
+    """MODULE:CALLABLE, which takes the options and returns a TextDetector."""
+    options: type
+    """A dataclass. Of DetectorOptions all fields are options of the command line already."""
+
+
+DETECTORS = {"rapidocr": Entry("shards.text.db_detector:db_detector", DetectorOptions)}
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
     """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
-    name = options.detector
-    if name != "rapidocr" and ":" in name and Path(name).suffix != ".onnx":
-        return _custom(name)
-    from shards.text.db_detector import DBDetector, packaged_model
+    name, _, own = options.detector.partition(":")
+    if name in DETECTORS:
+        entry = DETECTORS[name]
+        return _named(entry.made_by)(_options(entry.options, options, own))
+    if ":" in options.detector and Path(options.detector).suffix != ".onnx":
+        return _custom(options.detector)
+    return _named(DETECTORS["rapidocr"].made_by)(options)  # a file of that kind
 
-    path = packaged_model() if name == "rapidocr" else Path(name)
-    return DBDetector(path, options)
+
+def _options(kind: type, options: DetectorOptions, own: str) -> Any:
+    """The entry's options: ``a=1,b=2`` as its dataclass has them. Raises UserError."""
+    given = {
+        name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)
+    }
+    names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
+    if unknown := [name for name in given if name not in names]:
+        has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
+        raise UserError(f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
+    try:
+        return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"--detector {options.detector}: {problem_of(error)}") from None
+
+
+def own_options(options: DetectorOptions) -> dict[str, str]:
+    """What of an entry's own options is chosen, for reports and fingerprints."""
+    name, _, own = options.detector.partition(":")
+    return {"detector_options": own} if name in DETECTORS and own else {}
+
+
+def _named(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _custom(name: str) -> TextDetector:
-    module, _, attribute = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), attribute)()
+        made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
         raise UserError(
             f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
@@ -51,15 +94,4 @@ def make_fill(name: str, model: Path | None = None) -> Fill:
         raise UserError(
             f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model"
         )
-    if name == "surround":
-        return surround
-    method = cv2().INPAINT_TELEA if name == "telea" else cv2().INPAINT_NS
-
-    def inpaint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        if mask.all() or not mask.any() or min(mask.shape) < 3:
-            return surround(image, mask)  # OpenCV has nothing to start from
-        # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
-        # spread the text that lies there: it gets a picture that holds plausible colours there instead.
-        return cv2().inpaint(surround(image, mask), mask.astype(np.uint8), RADIUS, method)
-
-    return inpaint
+    return FILLS[name]

@@ -28,7 +28,7 @@ def measure(order: Order, per_shard: int, batch: int, epochs: int) -> tuple[floa
     same, again, touched = [], [], []
     before: np.ndarray | None = None
     for epoch in range(epochs):
-        samples = order.indices(epoch, 0, batches * batch)
+        samples = order.keys(epoch, 0, batches * batch)
         shards = (samples // per_shard).reshape(batches, batch)
         same.append(np.mean([_pairs(row) for row in shards]))
         where = np.full(n, -1)

@@ -134,7 +134,7 @@ def _blind(rank: int) -> None:
 
 def _leave_out(rank: int, sample_id: str) -> None:
     def chosen(updater: Any, epoch: int, step: int) -> bool:
-        indices = updater.plan.global_indices(epoch, step)
+        indices = updater.plan.keys(epoch, step)
         return sample_id in [updater.parts.train.sample_id(i) for i in indices]
 
     _not_made(chosen)

@@ -28,7 +28,7 @@ def spoilt(drawn_set: Path) -> str:
     reader = ShardReader.of_split(drawn_set, "train")
     plan = train_plan(parse_train(train_options(drawn_set, Path("R"))[1:]).config, reader)
     assert plan.steps_per_epoch == 7
-    return reader.sample_id(int(plan.global_indices(0, STEP)[3]))
+    return reader.sample_id(int(plan.keys(0, STEP)[3]))
 
 
 def rows(run: Path, name: str = "epochs.csv") -> list[dict[str, str]]:

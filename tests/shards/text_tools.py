@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,32 @@ def region(
     return Region(outline, min(right - left, bottom - top) if height is None else height, score)
 
 
-class Bright:
+@dataclass(frozen=True)
+class LevelOptions:
+    least: int = 200
+    looks: int = 1
+
+
+class Level:
+    """A detector that takes a rectangle for text: where pixels of a level and more are."""
+
+    name = "level"
+
+    def __init__(self, options: LevelOptions) -> None:
+        self.least, self.looks = options.least, options.looks
+
+    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+        ys, xs = np.nonzero(image.min(axis=2) >= self.least)
+        return [region((xs.min(), ys.min(), xs.max(), ys.max()))] if len(xs) else []
+
+
+class Bright(Level):
     """A detector that takes a white rectangle for text: where pixels of 200 and more are."""
 
     name = "bright"
-    looks = 1
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        ys, xs = np.nonzero(image.min(axis=2) >= 200)
-        return [region((xs.min(), ys.min(), xs.max(), ys.max()))] if len(xs) else []
+    def __init__(self) -> None:
+        super().__init__(LevelOptions())
 
 
 class Scripted:

@@ -22,7 +22,7 @@ from shards.build.resume import finished_shard
 from shards.dataset.index import index_path, read_index
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.executors.local import run
+from shards.executors.local import LocalExecutor
 from shards.inputs.images import ImageOptions
 from shards.inputs.metadata import id_problem
 
@@ -80,7 +80,7 @@ def test_the_same_shard_by_two_processes_at_once(few: Source, tmp_path: Path) ->
     """As a cluster may do it when it has lost sight of a worker."""
     pack_shard(task(few, tmp_path / "once"))
     twice = task(few, tmp_path / "twice")
-    shards = [shard for _, shard in run(pack_shard, [twice] * 8, 2)]
+    shards = [shard for _, shard in LocalExecutor(2).run(pack_shard, [twice] * 8)]
     assert len(shards) == 8 and all(shard == shards[0] for shard in shards)
     assert tree(tmp_path / "twice") == tree(tmp_path / "once")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from cache_tools import SIZE, body, cache, content, finish, go, names, remote, start
@@ -143,14 +144,14 @@ def test_a_digest_is_computed_once_per_node_and_file(
     server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [remote(server, number) for number in range(3)]
-    computed: list[int] = []
-    real = cache_module.sha256_of
+    computed: list[IO[bytes]] = []
+    real = cache_module.sha256_stream
 
-    def counted(descriptor: int) -> str:
-        computed.append(descriptor)
-        return real(descriptor)
+    def counted(stream: IO[bytes]) -> str:
+        computed.append(stream)
+        return real(stream)
 
-    monkeypatch.setattr(cache_module, "sha256_of", counted)
+    monkeypatch.setattr(cache_module, "sha256_stream", counted)
     kept = cache(tmp_path)
     kept.fetch(files[0])  # as it comes
     (tmp_path / files[1].name).write_bytes(body(1))  # of an earlier version
@@ -161,7 +162,7 @@ def test_a_digest_is_computed_once_per_node_and_file(
         from shards.dataset import cache
         def refuse(descriptor):
             raise AssertionError("it was read again")
-        cache.sha256_of = refuse
+        cache.sha256_stream = refuse
         assert content(remote(0)) == body(0) and content(remote(1)) == body(1)
     """
     process = start(code, tmp_path, 0, server.url(""))

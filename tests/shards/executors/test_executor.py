@@ -7,13 +7,19 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shards.errors import UserError
-from shards.executors.local import available_cores, open_executor, run
+from shards.executors.local import LocalExecutor, available_cores, open_executor
 from shards.executors.retries import RETRIES
+
+
+def run(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    return LocalExecutor(workers).run(function, tasks)
 
 
 def square(number: int) -> int:

@@ -15,6 +15,7 @@ from shard_tools import environment, python
 from text_tools import (
     LOOKS,
     QUICK,
+    LevelOptions,
     bright_network,
     gradient,
     one_line_error,
@@ -29,7 +30,7 @@ from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
 from shards.text.detector import DetectorOptions, Region, TextDetector, parse_looks
 from shards.text.masks import text_mask
 from shards.text.pipeline import TextRemoval, removal_fingerprint
-from shards.text.registry import make_detector
+from shards.text.registry import DETECTORS, Entry, make_detector
 
 
 @cache
@@ -298,6 +299,30 @@ def test_a_custom_detector_that_cannot_be_made(
     monkeypatch.syspath_prepend(tmp_path)
     message = one_line_error(lambda: make_detector(DetectorOptions(name)))
     assert f"--detector {name} " in message and words in message
+
+
+def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
+    plain, dark = DetectorOptions("level"), DetectorOptions("level:least=30, looks = 2")
+    image = np.full((50, 50, 3), 40, np.uint8)
+    assert make_detector(plain).detect(image) == [] and make_detector(plain).looks == 1
+    assert len(make_detector(dark).detect(image)) == 1 and make_detector(dark).looks == 2
+    assert removal_fingerprint(TextRemoval(dark)) != removal_fingerprint(TextRemoval(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("level:least", "least: expected int"),
+        ("level:last=3", "there is no 'last'; its own options are least, looks"),
+        ("level:least=much", "least: expected int"),
+        ("rapidocr:least=3", "there is no 'least'; it has no options of its own"),
+    ],
+)
+def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
+    message = one_line_error(lambda: make_detector(DetectorOptions(name)))
+    assert message.startswith(f"--detector {name}: ") and words in message
 
 
 def test_another_network_of_the_same_name_is_another_way_to_clean(tmp_path: Path) -> None:

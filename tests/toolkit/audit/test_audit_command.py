@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from toolkit_helpers import make_model_folder
 
+from shards.inputs.images import ANY, decode
+
 pytest.importorskip("cv2")
 
 from audit_tools import GENRES, Folders, Reader, audit, settings_of, write_anywhere, write_titles
@@ -119,7 +121,8 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
         i for i, problem in zip(rows["id"], rows["not_compared"], strict=True) if not problem and i != "p40"
     ]
     folder = load_model_folder(model)
-    pixels = np.stack([folder.preprocessing((anywhere[0] / f"{i}.png").read_bytes()) for i in ids])
+    posters = (decode((anywhere[0] / f"{i}.png").read_bytes(), ANY) for i in ids)
+    pixels = np.stack([folder.preprocessing.square(poster) for poster in posters])
     with torch.inference_mode():
         scores = sigmoid(folder.model(folder.preprocessing.normalize(torch.from_numpy(pixels))).numpy())
     targets = np.array([[g in lists[int(i[1:]) % 3] for g in GENRES] for i in ids])

@@ -193,7 +193,7 @@ def test_the_first_of_many_is_told_and_memory_stays_bounded(
 ):
     monkeypatch.setattr("toolkit.training.nonfinite.MOST", 3)
     updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=14")
-    sample = int(plan.global_indices(0, 1)[2])
+    sample = int(plan.keys(0, 1)[2])
     spoil(updater, sample)
     make_updates(updater, plan, 2, 0.01)  # nothing is said yet: nobody looked
     with pytest.raises(UserError) as caught:  # all later updates are broken too, by the weights
@@ -229,7 +229,7 @@ def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
         guard.check()
         assert all(torch.equal(before[n], t) for n, t in updater.plain_model.state_dict().items())
         assert scaler.get_scale() < 1e20
-        spoil(updater, int(plan.global_indices(0, 1)[0]))
+        spoil(updater, int(plan.keys(0, 1)[0]))
         loss, counted = updater(drawn_batches(updater, plan, 0, 1), 0, 1, 2, 0.01)
         if on_nonfinite == "stop":
             with pytest.raises(UserError, match="step 2 for 1 of 14 samples"):

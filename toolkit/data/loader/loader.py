@@ -45,7 +45,6 @@ class Source(Protocol):
 
         Raises Undecodable where there is no image, UserError where it cannot be read: that is no damage.
         """
-        ...
 
     def where(self, index: int) -> str: ...
 

@@ -27,9 +27,6 @@ class Times:
     def __sub__(self, earlier: Times) -> Times:
         return Times(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
 
-    def __add__(self, other: Times) -> Times:
-        return Times(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
 
 @dataclass
 class Meter:

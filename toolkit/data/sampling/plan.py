@@ -115,11 +115,8 @@ class TrainPlan:
         rows[(groups - 1) % parts] -= groups * self.deal - count  # the last group may be short
         return rows.reshape(world_size, accumulation)
 
-    def global_indices(self, epoch: int, step: int) -> np.ndarray:
-        """(count(step),) int64 sample positions of one update over all ranks."""
-        return self._keys(epoch, step) % DRAW_STRIDE
-
-    def _keys(self, epoch: int, step: int) -> np.ndarray:
+    def keys(self, epoch: int, step: int) -> np.ndarray:
+        """(count(step),) int64 keys of one update over all ranks."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
@@ -128,7 +125,7 @@ class TrainPlan:
         self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
     ) -> list[Share]:
         """The ``accumulation`` shares of ``rank`` in one update."""
-        return _dealt(self._keys(epoch, step), rank, world_size, accumulation, self.deal)
+        return _dealt(self.keys(epoch, step), rank, world_size, accumulation, self.deal)
 
     def shares(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0

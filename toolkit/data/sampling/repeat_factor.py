@@ -66,22 +66,15 @@ class RepeatOrder:
     def __len__(self) -> int:
         return int(self._line[-1] // _ONE)
 
-    def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
-        return self.keys(epoch, start, stop) % DRAW_STRIDE
-
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
-        places = self._shuffle(epoch).indices(epoch, start, stop)
+        places = self._shuffle(epoch).keys(epoch, start, stop)
         offset = self._start(epoch)
         samples = np.searchsorted(self._line[1:], (places + 1) * _ONE - offset)
         draws = places - (self._line[samples] + offset) // _ONE
         return samples + draws * DRAW_STRIDE
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """See WindowOrder; None where samples of all shards are mixed."""
-        shuffle = self._shuffle(epoch)
-        return shuffle.shard_order(epoch, start) if isinstance(shuffle, WindowOrder) else None
+        return self._shuffle(epoch).shard_order(epoch, start)
 
     def counts(self, epoch: int) -> np.ndarray:
         """(N,) int64: how often each sample comes in ``epoch``."""

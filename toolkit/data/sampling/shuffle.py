@@ -39,15 +39,12 @@ class Order(Protocol):
 
     def __len__(self) -> int:
         """Positions of an epoch, the same in all."""
-        ...
-
-    def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) int64 samples at positions start..stop-1 of the epoch's permutation."""
-        ...
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) int64 keys there: samples and which of their draws."""
-        ...
+        """(stop - start,) int64 at positions start..stop-1 of the epoch: samples and which of their draws."""
+
+    def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
+        """(m,) int64 shards in the order in which the epoch needs them from ``start`` on; None if all are, always."""
 
 
 class GlobalOrder:
@@ -59,13 +56,11 @@ class GlobalOrder:
     def __len__(self) -> int:
         return self.num_samples
 
-    def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
         return permute(np.arange(start, stop), self.num_samples, key_of(self.seed, epoch))
 
-    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
-        return self.indices(epoch, start, stop)
+    def shard_order(self, epoch: int, start: int) -> None:
+        return None
 
 
 class WindowOrder:
@@ -80,8 +75,7 @@ class WindowOrder:
     def __len__(self) -> int:
         return int(self.sizes.sum())
 
-    def indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
         shards, ends = self._shards(epoch)
         found = np.empty(stop - start, dtype=np.int64)
         position = start
@@ -98,12 +92,8 @@ class WindowOrder:
             position = upto
         return found
 
-    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """See Order."""
-        return self.indices(epoch, start, stop)
-
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """(m,) int64 shards in the order of the epoch, from the group on that holds position ``start``."""
+        """From the group on that holds position ``start``."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]

@@ -89,7 +89,6 @@ class FileSource:
         return len(self.paths)
 
     def read(self, index: int) -> memoryview:
-        """See Source."""
         data = read_file(self.paths[index])
         if more_frames(data):
             self.films.append(self.paths[index])
@@ -100,5 +99,4 @@ class FileSource:
         return memoryview(bytearray(data))
 
     def where(self, index: int) -> str:
-        """See Source."""
         return str(self.paths[index])

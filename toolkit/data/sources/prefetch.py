@@ -18,8 +18,7 @@ from shards.dataset.manifest import Shard
 from shards.dataset.store import RemoteShards
 from shards.errors import UserError
 from shards.storage.retrying_read import Abandoned
-from toolkit.data.sampling.repeat_factor import RepeatOrder
-from toolkit.data.sampling.shuffle import Order, WindowOrder
+from toolkit.data.sampling.shuffle import Order
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
 
     All ``count`` of them, in their own order, where every read may be of any.
     """
-    turn = order.shard_order(epoch, position) if isinstance(order, (WindowOrder, RepeatOrder)) else None
+    turn = order.shard_order(epoch, position)
     return list(range(count)) if turn is None else turn.tolist()
 
 

@@ -37,15 +37,12 @@ class Cut(Protocol):
 
         Raises Turned for a picture that does not fit its place in the slot; ``square`` takes it.
         """
-        ...
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         """Sample ``row`` as (S, S, 3) uint8; for samples that cannot use their place in the slot."""
-        ...
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) whole grey levels, uint8 or float, on the slot's device."""
-        ...
 
 
 #: (rows, widths, heights) → the views of some rows of a batch, if their images have these sizes.
@@ -67,17 +64,14 @@ class SquareCut:
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        """See Cut."""
         self._cut(row, data, slot.reshape(self.count, self.side, self.side, 4)[row])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """See Cut."""
         out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         self._cut(row, data, out)
         return out[..., :3]
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
-        """See Cut."""
         return slot.view(self.count, self.side, self.side, 4)[..., :3]
 
     def picture(self, row: int, image: Image.Image) -> np.ndarray:
@@ -123,7 +117,6 @@ class PackedCut:
         self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        """See Cut."""
         views = self.views
         decode_rows(
             data,
@@ -135,11 +128,9 @@ class PackedCut:
         )
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """See Cut."""
         return SquareCut(self.views, self.again).square(row, data)
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
-        """See Cut."""
         # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
         return self.geometry(slot, torch.float16 if slot.is_cuda else torch.float32)
 
@@ -152,18 +143,15 @@ class FileCut:
         self.size = count * side**2 * 3
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        """See Cut."""
         slot.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """See Cut."""
         try:
             return self.transform(bytes(data))
         except (OSError, ValueError) as error:
             raise Undecodable(str(error)) from error
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
-        """See Cut."""
         return slot.view(self.count, self.side, self.side, 3)
 
 

@@ -50,13 +50,7 @@ def scaled(length: Any, denominator: Any) -> Any:
 
 
 def decode_rows(
-    data: memoryview,
-    width: int,
-    height: int,
-    rows: int,
-    denominator: int,
-    out: np.ndarray,
-    channels: int = 3,
+    data: memoryview, width: int, height: int, rows: int, denominator: int, out: np.ndarray, channels: int = 3
 ) -> np.ndarray:
     """Decode the first ``rows`` rows of a ``width`` x ``height`` image at 1/``denominator`` of its size.
 

@@ -1,7 +1,6 @@
-"""Encoded image in, square uint8 RGB pixels out, by Pillow alone: the slow reference of the fast path.
+"""Decoded image in, square uint8 RGB pixels out, by Pillow alone: the slow reference of the fast path.
 
-jpeg.py, crops.py and geometry.py compute the same pixels faster; the tests compare them with this. Files
-that users name one by one (predict) go this way, because nothing is known of them before they are opened.
+jpeg.py, crops.py and geometry.py compute the same pixels faster; the tests compare them with this.
 ``Preprocessing`` is what a model folder remembers: predict and evaluate see the pixels that validation saw.
 """
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.inputs.images import ANY, decode
+from toolkit.data.transforms.crops import resized_size
 
 BILINEAR = (
     Image.Resampling.BILINEAR
@@ -42,15 +41,11 @@ class Preprocessing:
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
-    def __call__(self, data: bytes) -> np.ndarray:
-        """(S, S, 3) uint8: torchvision's transform on Pillow pixels, to the byte. Raises shards.inputs.images.BadImage.
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB image: torchvision's transform on Pillow pixels, to the byte.
 
         Resize(S / crop_pct) and CenterCrop(S) for fit "crop", Resize((S, S)) for "stretch".
         """
-        return self.square(decode(data, ANY))
-
-    def square(self, image: Image.Image) -> np.ndarray:
-        """(S, S, 3) uint8 of a decoded RGB image."""
         if self.fit == "stretch":
             return stretch(image, self.image_size)
         return center_crop(image, self.image_size, self.crop_pct)
@@ -77,12 +72,7 @@ def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tenso
 
 def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
-    short = max(size, round(size / crop_pct))
-    width, height = image.size
-    if width <= height:
-        width, height = short, max(short, int(short * height / width))
-    else:
-        width, height = max(short, int(short * width / height)), short
+    width, height = resized_size(*image.size, size, crop_pct)
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     if image.size == (width, height):
         return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -61,7 +61,7 @@ def test_no_epoch_ends_on_what_is_left(n, batch, least):
 def test_the_rule_of_before_gives_the_orders_of_before():
     """Taken from the version before: runs that it began go on with them."""
     plan = TrainPlan(GlobalOrder(11, 3), 4, 2, "tail")
-    updates = [plan.global_indices(2, step).tolist() for step in range(3)]
+    updates = [plan.keys(2, step).tolist() for step in range(3)]
     assert updates == [[9, 4, 0, 3], [6, 1, 5, 10], [2, 8, 7]]
     dealt = [[(s.indices.tolist(), s.valid.tolist()) for s in plan.shares(2, rank, 2, 2)] for rank in (0, 1)]
     whole, half, none = [True, True], [True, False], [False, False]
@@ -109,14 +109,14 @@ def test_the_samples_of_an_update_do_not_depend_on_the_processes(
 ):
     plan = make_plan(n, batch, seed, kind, deal, rule)
     for step in range(plan.steps_per_epoch):
-        assert len(plan.global_indices(1, step)) == plan.count(step)
+        assert len(plan.keys(1, step)) == plan.count(step)
         together: list[int] = []
         for rank in range(world):
             rows = plan.rows(step, world, accumulation)[rank].tolist()
             for share in plan.micro_batches(1, step, rank, world, accumulation):
                 together += share.indices[share.valid].tolist()
                 assert share.valid.sum() == rows.pop(0)
-        assert sorted(together) == sorted(plan.global_indices(1, step).tolist())
+        assert sorted(together) == sorted(plan.keys(1, step).tolist())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -142,7 +142,7 @@ def test_resuming_at_a_step_gives_the_rest_of_the_epoch(
 def test_what_is_dealt_together_lies_together(n, batch, world, accumulation, deal, kind):
     plan = make_plan(n, batch, 3, kind, deal)
     for step in range(plan.steps_per_epoch):
-        update = plan.global_indices(0, step)
+        update = plan.keys(0, step)
         groups = [update[k : k + deal].tolist() for k in range(0, len(update), deal)]
         found = []
         for rank in range(world):

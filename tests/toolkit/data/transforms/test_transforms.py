@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -44,12 +42,9 @@ def test_stretching_is_torchvisions(width, height, size):
 
 def test_the_preprocessing_fits_as_it_says():
     image = noise(40, 70)
-    out = io.BytesIO()
-    image.save(out, "PNG")
     plain = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     cropped, stretched = Preprocessing(16, 0.8, *plain), Preprocessing(16, 0.8, *plain, fit="stretch")
-    assert np.array_equal(cropped(out.getvalue()), center_crop(image, 16, 0.8))
-    assert np.array_equal(stretched(out.getvalue()), stretch(image, 16))
+    assert np.array_equal(cropped.square(image), center_crop(image, 16, 0.8))
     assert np.array_equal(stretched.square(image), stretch(image, 16))
     assert not np.array_equal(stretched.square(image), cropped.square(image))
     with pytest.raises(ValueError, match="crop, stretch"):

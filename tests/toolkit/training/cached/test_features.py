@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError
+from shards.inputs.images import ANY, decode
 from toolkit.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -51,7 +52,7 @@ def test_features_are_what_the_classifier_is_given(
 ):
     found = bank(model, tmp_path).evaluation_view(reader, "val")
     assert found.decoded.all() and found.values.shape == (len(reader), model.num_features)
-    pixels = np.stack([PREPROCESSING(reader.image_bytes(i)) for i in range(len(reader))])
+    pixels = np.stack([PREPROCESSING.square(decode(reader.image_bytes(i), ANY)) for i in range(len(reader))])
     images = PREPROCESSING.normalize(torch.from_numpy(pixels))
     with torch.inference_mode():
         expected = model(images)
