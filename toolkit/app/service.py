@@ -9,7 +9,6 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from shards.errors import UserError
+from shards.extras import absent, install
 from shards.inputs.images import BadImage
 from shards.text.pipeline import TextRemoval, clean_image
 from toolkit.app.decoder import Decoder, Opened, Refused, jpeg_of
@@ -208,12 +208,8 @@ def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[Text
     """
     if not wanted:
         return None, "Text is not looked for: this page was started with --no-text."
-    missing = [name for name in TEXT_MODULES if find_spec(name) is None]
-    if missing:
-        return None, (
-            f"Text is not looked for: {', '.join(missing)} not installed "
-            f"(pip install -c constraints.txt -e '.[app]')."
-        )
+    if missing := absent(*TEXT_MODULES):
+        return None, f"Text is not looked for: {', '.join(missing)} not installed ({install('app')})."
     removal = TextRemoval(fill=fill, fill_model=fill_model)
     removal.facts()  # loads detector and fill: what is wrong with them is said at the start
     return removal, ""

@@ -15,6 +15,7 @@ import pandas as pd
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import open_store
+from shards.extras import install
 from shards.inputs.metadata import read_metadata
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
@@ -121,4 +122,4 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")
-    print(f"page           {command} app -m {folder.path} (with pip install -c constraints.txt -e '.[app]')")
+    print(f"page           {command} app -m {folder.path} (with {install('app')})")

@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 from shards.errors import UserError
-from shards.text.opencv import cv2
+from shards.extras import require_extra
 from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import AuditOptions, choose_posters, read_posters, read_targets
 from toolkit.distributed.collectives import make_accelerator
@@ -19,10 +19,7 @@ def run_audit(args: argparse.Namespace) -> int:
     from toolkit.audit.results import build_report, write_report
     from toolkit.audit.tables import render_report
 
-    try:
-        cv2()
-    except UserError:
-        raise UserError("`posters audit` needs opencv: pip install -e '.[clean]'") from None
+    require_extra("clean", "`posters audit`", "cv2")
     options = AuditOptions(
         args.images, args.cleaned, args.seed, args.controls, args.limit, args.batch_size, args.workers
     )

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from shards.errors import UserError, one_line
+from shards.extras import require_extra
 from toolkit.export.network import OUTPUTS, ExportNetwork, facts, quiet
 from toolkit.export.onnx_preprocessing import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
-from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, need
+from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT
 from toolkit.model_folder.folder import ModelFolder
 
 #: A protobuf message, which an ONNX file without external data is, ends at 2 GiB; some MB are for the graph.
@@ -22,8 +23,7 @@ def onnx_bytes(folder: ModelFolder, preprocess: bool, opset: int) -> bytes:
 
     Raises UserError where packages lack, for an opset that cannot be, and for networks that torch cannot export.
     """
-    need("ONNX export", "onnx", "onnxscript", "onnxruntime")
-    import onnx
+    onnx = require_extra("export", "ONNX export", "onnx", "onnxscript", "onnxruntime")
 
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UserError(

@@ -20,7 +20,7 @@ from shards.storage.leftovers import remove_dead_partials
 from toolkit.export.network import OUTPUTS
 from toolkit.export.onnx_preprocessing import NORMALISED
 from toolkit.export.parity_check import Run, judge, measure, pictures_to_check
-from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
+from toolkit.inference.onnx_runtime import open_exported, read_facts, run_session
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _make(args: argparse.Namespace, folder: ModelFolder) -> tuple[bytes, Callabl
 
 def open_onnx(path: Path) -> Run:
     """A written ONNX file, run on the CPU."""
-    session = open_session(path, CPU)
+    session = open_exported(path, CPU)
     read_facts(session, path)
     return partial(run_session, session)
 
@@ -86,7 +86,7 @@ def open_with_pixels(path: Path) -> Run:
     open_onnx(path)
     model = onnx.load(path)
     model.graph.output.append(helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, None))
-    return partial(run_session, open_session(model.SerializeToString(), CPU))
+    return partial(run_session, open_exported(model.SerializeToString(), CPU))
 
 
 def open_torch_export(path: Path) -> Run:

@@ -6,7 +6,6 @@ probabilities of samples that the model was not trained on: a test or validation
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shards.errors import UserError
+from shards.extras import absent, install, require_extra
 from toolkit.metrics.multilabel import BoolArray, FloatArray, check_genres, check_probabilities, check_targets
 
-INSTALL = "pip install -e '.[report]'"
+INSTALL = install("report")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class LabelError:
 
 def have_cleanlab() -> bool:
     """Whether cleanlab is installed; it is not imported, which takes seconds."""
-    return importlib.util.find_spec("cleanlab") is not None
+    return not absent("cleanlab")
 
 
 def find_label_errors(
@@ -57,8 +56,7 @@ def find_label_errors(
     truth = check_targets(targets)
     scores = check_probabilities(probabilities, truth.shape)
     names = check_genres(genres, truth.shape[1])
-    if not have_cleanlab():
-        raise UserError(f"label errors are found by cleanlab, which is not installed: {INSTALL}")
+    require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not known.size:
         return []

@@ -18,7 +18,6 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.app import decoder as app_decoder
 from toolkit.app import html as app_markup
-from toolkit.app import server as app
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours, seen_box
@@ -188,7 +187,7 @@ def test_text_is_off_with_a_note(monkeypatch: pytest.MonkeyPatch):
     assert text_removal(False, "surround", None) == (
         None, "Text is not looked for: this page was started with --no-text.",
     )  # fmt: skip
-    monkeypatch.setattr(app_answers, "find_spec", lambda name: None if name == "rapidocr" else object())
+    monkeypatch.setattr(app_answers, "absent", lambda *modules: ["rapidocr"])
     removal, note = text_removal(True, "surround", None)
     assert removal is None and "rapidocr not installed" in note and "'.[app]'" in note
 
@@ -279,8 +278,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path):
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"needs gradio and captum: pip install -c constraints\.txt -e '\.\[app\]'"
-    ):
+    for name in ("gradio", "captum"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="`posters app` needs gradio and captum"):
         main(["app", "--model", str(tmp_path)])
