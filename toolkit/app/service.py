@@ -136,15 +136,10 @@ class Answers:
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
         """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. Raises UserError if some are not finite."""
-        logits: list[np.ndarray] = []
-        step = rows_for(0, self.device)
-        for start in range(0, len(squares), step):
-            pixels = torch.from_numpy(np.stack(squares[start : start + step])).to(self.device)
-            with self._model:
-                logits.append(self._forward(pixels).arrays()[0])
-        if not logits:
+        if not squares:
             return np.empty((0, len(self.folder.labels)))
-        found = np.concatenate(logits)
+        with self._model:
+            found = self._forward.logits(np.stack(squares), rows_for(0, self.device), self.device)
         require_finite_outputs((found,), lambda row: f"picture {row + 1}")
         return self.folder.decisions.probabilities(found)
 

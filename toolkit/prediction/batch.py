@@ -32,9 +32,8 @@ from shards.progress import progress
 from shards.storage.files import remove_partials
 from shards.storage.lock import folder_lock
 from toolkit.data.loader.faults import KEEP_ERRORS
-from toolkit.data.loader.loader import Loader
 from toolkit.data.sources.image_files import list_images
-from toolkit.device.defaults import ahead_for, decode_threads, rows_for
+from toolkit.device.defaults import rows_for
 from toolkit.distributed.agreement import (
     Facts,
     command_facts,
@@ -46,7 +45,7 @@ from toolkit.distributed.agreement import (
 from toolkit.distributed.collectives import LostData, from_main, make_accelerator
 from toolkit.distributed.work_queue import HandOut
 from toolkit.inference.forward import Forward
-from toolkit.inference.scoring import Scored, joined, score
+from toolkit.inference.scoring import Scored, inference_loader, joined, score
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.chunks import (
     Content,
@@ -199,11 +198,10 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
     """This process's part of it; returns (samples, undecodable ones)."""
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
-    threads, ahead = decode_threads(job.workers, accelerator.device), ahead_for(accelerator.device)
     samples = failed = 0
     with (
         Writer() as writer,
-        Loader(source, threads, ahead, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
         claimed = fetched_ahead(job.parts, (todo[place] for place in hand_out.numbers()))

@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 
 from shards.errors import UserError, printable_line
-from toolkit.data.loader.faults import KEEP_ERRORS
-from toolkit.data.loader.loader import Loader
-from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.image_files import FileSource, file_id, list_images
 from toolkit.data.transforms.batch_transform import file_cutter
 from toolkit.data.transforms.image_transform import RawTransform
-from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
+from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
 from toolkit.inference.forward import Forward
-from toolkit.inference.scoring import infer_shares
+from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.batch import run_predict_batch
 from toolkit.prediction.formats import error_text
@@ -85,17 +82,8 @@ def predict_files(
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
-    shares = EvalPlan(len(paths), rows_for(batch_size, accelerator.device)).shares(0, 1)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
-    ahead = ahead_for(accelerator.device)
-    with Loader(
-        source,
-        decode_threads(workers, accelerator.device),
-        ahead,
-        device=accelerator.device,
-        policy=KEEP_ERRORS,
-    ) as loader:
-        scored = infer_shares(forward, loader, shares, cutter)
+    scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
     rows = folder.decisions.probabilities(scored.logits)
     probabilities = dict(zip(scored.indices.tolist(), rows, strict=True))
     return [

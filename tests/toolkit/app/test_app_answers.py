@@ -26,7 +26,6 @@ from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import CPU_ROWS
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.inference.forward import Answer
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
@@ -75,14 +74,14 @@ def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path,
 
 
 def test_outputs_that_are_not_finite_are_no_answer(answers: Answers, monkeypatch: pytest.MonkeyPatch):
-    forward = answers._forward
+    network = answers._forward.network
 
-    def broken(pixels: torch.Tensor) -> Answer:
-        logits = torch.from_numpy(forward(pixels).arrays()[0].copy())
+    def broken(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits = network(images)[0].clone()
         logits[1:] = torch.nan
-        return Answer(logits, None)
+        return logits, None
 
-    monkeypatch.setattr(answers, "_forward", broken)
+    monkeypatch.setattr(answers._forward, "network", broken)
     squares = [np.zeros((96, 96, 3), np.uint8)] * 3
     with pytest.raises(UserError, match=r"outputs are not finite for 2 of 3 images \(picture 2, picture 3\)"):
         answers.probabilities(squares)
