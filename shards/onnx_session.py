@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shards.errors import UserError, one_line
 from shards.extras import require_extra
@@ -15,11 +15,11 @@ def open_session(
     extra: str,
     *,
     threads: int = 1,
-    device: Literal["cpu", "cuda", "auto"] = "cpu",
+    device: str = "cpu",
 ) -> Any:
     """An onnxruntime session on an ONNX file or its bytes, with ``threads`` for an operator on the CPU.
 
-    ``auto`` is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra`` brings onnxruntime for it.
+    ``device``: cpu, cuda, or auto, which is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra`` brings onnxruntime for it.
     Raises UserError.
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")

@@ -23,6 +23,7 @@ from toolkit.app.decoder import Decoder, Opened, Refused, jpeg_of
 from toolkit.app.grad_cam import GradCam, NoHeatMap
 from toolkit.device.defaults import best_device, rows_for
 from toolkit.inference.forward import Forward, require_finite_outputs
+from toolkit.inference.rows import Line, ranked
 from toolkit.metrics.multilabel import FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
@@ -32,26 +33,6 @@ MAX_FILES = 50
 TEXT_PIXELS = 4_000_000
 #: What text removal imports, from the extra ``clean`` (``app`` has it too).
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One genre of one picture."""
-
-    genre: str
-    probability: float
-    """Calibrated, 0 to 1."""
-    threshold: float
-    """Calibrated probability from which the genre is named."""
-
-    @property
-    def named(self) -> bool:
-        return self.probability >= self.threshold
-
-    @property
-    def ratio(self) -> float:
-        """Probability over threshold; a threshold of 0 counts as a millionth."""
-        return self.probability / max(self.threshold, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -145,9 +126,7 @@ class Answers:
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
         """All genres, most probable first."""
-        thresholds, genres = self.folder.thresholds, self.folder.labels.genres
-        order = np.argsort(-probabilities, kind="stable")
-        return [Line(genres[k], float(probabilities[k]), float(thresholds[k])) for k in order]
+        return ranked(probabilities, self.folder.labels, self.folder.thresholds)
 
     def heat(self, poster: Poster, genre: str) -> FloatArray | None:
         """(S, S) float64, 0 or more: where the model sees ``genre``; None if it cannot be told (``no_heat``)."""

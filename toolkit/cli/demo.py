@@ -28,8 +28,7 @@ from toolkit.evaluation.evaluate import evaluate
 from toolkit.inference.split_outputs import SplitLogits
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.files import predict_files
-from toolkit.prediction.output import named_genres, write_predictions
+from toolkit.prediction.files import predict_files, write_predictions
 from toolkit.report.label_errors import INSTALL, have_cleanlab
 from toolkit.report.output import check_report_folder
 from toolkit.report.run import ReportRun
@@ -86,9 +85,13 @@ def run_demo(out: Path, posters: int, seed: int) -> int:
     )
     true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
     items = [
-        GalleryItem(path.read_bytes(), true[path.stem], named_genres(p.probabilities, folder))
-        for path, p in zip(paths, predictions, strict=True)
-        if p.probabilities is not None
+        GalleryItem(
+            path.read_bytes(),
+            true[path.stem],
+            [(line.genre, line.probability) for line in lines if line.named],
+        )
+        for path, lines in zip(paths, predictions.ranked(), strict=True)
+        if lines
     ]
     save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
     _say_where(out, folder)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shards.cli.arguments import add_cache_options
+from toolkit.prediction.formats import CHOICES
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f",
         "--format",
-        choices=("parquet", "csv", "jsonl", "json"),
+        choices=CHOICES,
         help="of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of "
         "these; on the screen: json, csv (default: text)",
     )

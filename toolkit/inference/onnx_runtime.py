@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class OnnxModel:
 
 def open_exported(source: Path | bytes, device: torch.device) -> Any:
     """An onnxruntime session on a file of `posters export`, or its bytes. Raises UserError."""
-    where: Literal["auto", "cpu"] = "auto" if device.type == "cuda" else "cpu"
+    where = "auto" if device.type == "cuda" else "cpu"
     return open_session(source, "exported model", "export", threads=torch.get_num_threads(), device=where)
 
 

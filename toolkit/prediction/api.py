@@ -25,9 +25,9 @@ from toolkit.data.transforms.batch_transform import FileCut
 from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward, ForwardOptions, Tta
+from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.formats import OWN, Rows, genre_columns
 
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
@@ -95,17 +95,18 @@ class Predictor:
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
-        labels, columns = self.folder.labels, genre_columns(self.folder.labels, COLUMNS)
+        labels = self.folder.labels
+        columns = list(genre_columns(labels, COLUMNS).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
-            return frame.reindex(columns=["image", "genres", *columns.values(), "error"])
+            return frame.reindex(columns=["image", "genres", *columns, "error"])
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
         scored = infer_here(forward, source, source.cutter, self.device, batch_size)
-        rows = Rows.of(frame["image"].tolist(), scored, decisions)
-        frame["genres"] = rows.names(labels)
-        frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=list(columns.values()))], axis=1)
+        rows = Rows.of(frame["image"].tolist(), scored, labels, decisions, "image")
+        frame["genres"] = rows.names()
+        frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
             vectors = [

@@ -45,6 +45,7 @@ from toolkit.distributed.agreement import (
 from toolkit.distributed.collectives import LostData, from_main, make_accelerator
 from toolkit.distributed.work_queue import HandOut
 from toolkit.inference.forward import Forward
+from toolkit.inference.rows import Rows
 from toolkit.inference.scoring import Scored, inference_loader, joined, score
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.chunks import (
@@ -59,15 +60,8 @@ from toolkit.prediction.chunks import (
     row_of,
     shard_parts,
 )
-from toolkit.prediction.formats import (
-    Rows,
-    TableFormat,
-    facts_of,
-    is_finished,
-    output_path,
-    refuse_others,
-    write_rows,
-)
+from toolkit.prediction.facts import facts_of, is_finished, output_path, refuse_others, write_rows
+from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import forward_of, load_folder, onnx_path
 
 if TYPE_CHECKING:
@@ -84,7 +78,7 @@ class Job:
     folder: ModelFolder
     forward: Forward
     out: Path
-    format: TableFormat = "parquet"
+    format: str = FOLDER_FORMATS[0]
     batch_size: int = 0
     workers: int = 0
     how: dict[str, Any] = field(default_factory=dict)
@@ -108,16 +102,17 @@ class Job:
 
 def run_predict_batch(args: argparse.Namespace) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
-    format: TableFormat = args.format or "parquet"
+    format = args.format or FOLDER_FORMATS[0]
     if args.output is None:
         raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
-    if args.format == "json" or args.verbose:
+    if format not in FOLDER_FORMATS or args.verbose:
         raise UserError(
-            "--format json and --verbose are for a few images; folders of predictions are parquet, csv or jsonl, "
-            "all genres included"
+            f"--format json and --verbose are for a few images; folders of predictions are {_any(FOLDER_FORMATS)}, "
+            f"all genres included"
         )
-    if args.embeddings and format == "csv":
-        raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
+    if args.embeddings and not FORMATS[format].embeddings:
+        kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
+        raise UserError(f"--embeddings goes into {_any(kept)} files, not into {format}")
     folder = load_folder(args.model, args.threshold)
     parts, siblings, data = find_parts(args, folder)
     facts = command_facts("predict", args) | model_facts(folder) | data
@@ -129,6 +124,10 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
     job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
     return predict_parts(job, accelerator)
+
+
+def _any(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
@@ -233,9 +232,8 @@ def whole_parts(source: PartsSource, batches: Iterator[Scored]) -> Iterator[tupl
 
 def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
     """In the writing thread."""
-    rows = Rows.of(part.ids(), scored, job.folder.decisions)
-    facts = job.facts(part.content)
-    write_rows(job.path(job.parts[number]), rows, job.folder.labels, facts, job.format)
+    rows = Rows.of(part.ids(), scored, job.folder.labels, job.folder.decisions)
+    write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
 
 
 class Writer:

@@ -14,12 +14,11 @@ from shards.errors import UserError
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.inference.forward import Forward, ForwardOptions
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS
 
 if TYPE_CHECKING:
     import argparse
 
-#: Endings of --output that name a file for all results, and its format.
-FILE_FORMATS = {".json": "json", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
@@ -39,22 +38,22 @@ def wants_a_folder(args: argparse.Namespace) -> bool:
     output, is_folder = args.output, args.output is not None and args.output.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if args.shards is not None:
-        if ending in FILE_FORMATS:
+        if ending in ENDINGS:
             raise UserError(
                 f"--shards writes a file per shard: name a folder for --out, not the file {output}"
             )
         return True
-    if args.directory is None or output is None or args.format == "json":
+    if args.directory is None or output is None or args.format not in (None, *FOLDER_FORMATS):
         return False
-    if args.format is None and ending not in FILE_FORMATS and _ENDING.fullmatch(ending):
+    if args.format is None and ending not in ENDINGS and _ENDING.fullmatch(ending):
         raise _unknown_ending(output, " or a folder whose name does not end so")
-    return ending not in FILE_FORMATS
+    return ending not in ENDINGS
 
 
 def file_format(output: Path | None, format: str | None) -> str:
     """How results that are not a folder are written: text, json, csv, jsonl, parquet. Raises UserError if unclear."""
     if output is None:
-        if format in ("parquet", "jsonl"):
+        if format is not None and not FORMATS[format].screen:
             raise UserError(
                 f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
             )
@@ -63,7 +62,7 @@ def file_format(output: Path | None, format: str | None) -> str:
         raise UserError(
             f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
         )
-    by_ending = FILE_FORMATS.get(output.suffix.lower())
+    by_ending = ENDINGS.get(output.suffix.lower())
     if format is None:
         if by_ending is None:
             raise _unknown_ending(output)
@@ -76,7 +75,7 @@ def file_format(output: Path | None, format: str | None) -> str:
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
     ending = f"the ending {output.suffix}" if output.suffix else "no ending"
     return UserError(
-        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(FILE_FORMATS)}{otherwise}"
+        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}"
     )
 
 
@@ -99,8 +98,7 @@ def forward_of(args: argparse.Namespace, folder: ModelFolder, accelerator: Accel
     if args.onnx is not None:
         from toolkit.inference.onnx_runtime import OnnxModel
 
-        path = Path(args.onnx) if args.onnx else folder.path / "model.onnx"
-        network = OnnxModel(path, folder, accelerator.device)
+        network = OnnxModel(onnx_path(args, folder), folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
     model = folder.model.to(accelerator.device)
     if args.channels_last:

@@ -50,9 +50,9 @@ def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
     found = answers.read(paths)
     expected = predict_files(answers.folder, paths, make_accelerator(None))
     assert len(found) == len(paths) > CPU_ROWS  # more than one pass
-    for item, prediction in zip(found, expected, strict=True):
-        assert isinstance(item, Poster) and prediction.probabilities is not None
-        np.testing.assert_allclose(item.probabilities, prediction.probabilities, atol=1e-5)
+    for item, probabilities in zip(found, expected.probabilities, strict=True):
+        assert isinstance(item, Poster)
+        np.testing.assert_allclose(item.probabilities, probabilities, atol=1e-5)
 
 
 def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path, tmp_path: Path):
