@@ -10,17 +10,12 @@ from shards.extras import require_extra
 
 
 def open_session(
-    source: Path | bytes,
-    what: str,
-    extra: str,
-    *,
-    threads: int = 1,
-    device: str = "cpu",
+    source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu"
 ) -> Any:
     """An onnxruntime session on an ONNX file or its bytes, with ``threads`` for an operator on the CPU.
 
-    ``device``: cpu, cuda, or auto, which is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra`` brings onnxruntime for it.
-    Raises UserError.
+    ``device``: cpu, cuda, or auto, which is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra``
+    brings onnxruntime for it. Raises UserError.
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")
     if isinstance(source, Path) and not source.is_file():

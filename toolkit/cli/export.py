@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from toolkit.export.formats import CHOICES
+
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``posters export``."""
     parser.add_argument("-m", "--model", type=Path, required=True, help="model folder (RUN/model)")
-    parser.add_argument(
-        "-f", "--format", choices=("onnx", "torch-export"), default="onnx", help="default %(default)s"
-    )
+    parser.add_argument("-f", "--format", choices=CHOICES, default=CHOICES[0], help="default %(default)s")
     parser.add_argument(
         "-o",
         "--out",
