@@ -107,12 +107,12 @@ def run_predict_batch(args: argparse.Namespace) -> int:
         raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
     if format not in FOLDER_FORMATS or args.verbose:
         raise UserError(
-            f"--format json and --verbose are for a few images; folders of predictions are {_any(FOLDER_FORMATS)}, "
-            f"all genres included"
+            f"--format json and --verbose are for a few images; folders of predictions are "
+            f"{', '.join(FOLDER_FORMATS)}, all genres included"
         )
     if args.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
-        raise UserError(f"--embeddings goes into {_any(kept)} files, not into {format}")
+        raise UserError(f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_folder(args.model, args.threshold)
     parts, siblings, data = find_parts(args, folder)
     facts = command_facts("predict", args) | model_facts(folder) | data
@@ -124,10 +124,6 @@ def run_predict_batch(args: argparse.Namespace) -> int:
     how = {"precision": precision, "tta": args.tta, "embeddings": bool(args.embeddings)}
     job = Job(parts, folder, forward, args.output, format, args.batch_size, args.workers, how, siblings)
     return predict_parts(job, accelerator)
-
-
-def _any(names: Sequence[str]) -> str:
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def find_parts(args: argparse.Namespace, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:

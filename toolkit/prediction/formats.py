@@ -105,7 +105,6 @@ class Parquet(Format):
         return pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
 
     def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
-        """See Format."""
         import pyarrow.parquet as pq
 
         table = self.table(rows, facts)
@@ -113,7 +112,6 @@ class Parquet(Format):
             pq.write_table(table, stream, compression="zstd")
 
     def facts_in(self, path: Path) -> Any:
-        """See Format."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -135,7 +133,6 @@ class Csv(Format):
     screen = "exact"
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """See Format."""
         out = io.StringIO()
         nothing = [""] * len(rows.labels)
         names = [_named(lines) for lines in rows.ranked()] if shown else rows.names()
@@ -149,7 +146,6 @@ class Csv(Format):
         return out.getvalue()
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """See Format."""
         header = _cells(["id", "genres"], columns, "error", None)
         return next(csv.reader(stream), header) == header
 
@@ -160,7 +156,6 @@ class JsonLines(Format):
     name, in_folders = "jsonl", True
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """See Format."""
         lines = []
         names, numbers = rows.names(), shortest(rows.probabilities)
         embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
@@ -179,7 +174,6 @@ class JsonLines(Format):
         return "".join(lines)
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """See Format."""
         record = json.loads(stream.readline() or "{}")
         return isinstance(record, dict) and record.keys() <= {*OWN, "probabilities"}
 
@@ -190,7 +184,6 @@ class Json(Format):
     name, screen = "json", "printable"
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """See Format."""
         from toolkit.data.sources.image_files import file_id
 
         assert shown is not None
@@ -221,7 +214,6 @@ class Text(Format):
     name, ending, screen = "text", ".txt", "printable"
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """See Format."""
         assert shown is not None
         low, high = rows.thresholds.min(), rows.thresholds.max()
         threshold = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f} (per genre)"
