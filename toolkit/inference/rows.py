@@ -87,7 +87,7 @@ class Rows:
     @property
     def columns(self) -> list[str]:
         """Of the genres' probabilities, in the model's order."""
-        return list(genre_columns(self.labels, (*OWN, self.key)).values())
+        return list(genre_columns(self.labels.genres, (*OWN, self.key)).values())
 
     def names(self) -> list[list[str]]:
         """The genres that are named, in the model's order."""
@@ -102,27 +102,22 @@ class Rows:
         ]
 
 
-def column_names(genres: Sequence[str], reserved: Collection[str]) -> list[str]:
-    """The column of each genre, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
+def genre_columns(genres: Sequence[str], reserved: Collection[str] = OWN) -> dict[str, str]:
+    """Genre → its column, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
 
     Where a genre has that very name, the prefix is repeated. Reserved names are compared without regard to case.
 
-    >>> column_names(["Drama", "ID", "id", "genre:id"], ["id"])
-    ['Drama', 'genre:ID', 'genre:genre:id', 'genre:id']
+    >>> genre_columns(["Drama", "ID", "id", "genre:id"], ["id"])
+    {'Drama': 'Drama', 'ID': 'genre:ID', 'id': 'genre:genre:id', 'genre:id': 'genre:id'}
     """
     own = {name.casefold() for name in reserved}
     taken = set(genres)
-    columns = []
+    columns = {}
     for genre in genres:
         column = genre
         if genre.casefold() in own:
             while column in taken or column.casefold() in own:
                 column = f"genre:{column}"
             taken.add(column)
-        columns.append(column)
+        columns[genre] = column
     return columns
-
-
-def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Genre → its column (see column_names)."""
-    return dict(zip(labels.genres, column_names(labels.genres, reserved), strict=True))

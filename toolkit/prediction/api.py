@@ -96,7 +96,7 @@ class Predictor:
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
         labels = self.folder.labels
-        columns = list(genre_columns(labels, COLUMNS).values())
+        columns = list(genre_columns(labels.genres, COLUMNS).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns, "error"])

@@ -194,8 +194,9 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
     samples = failed = 0
+    written: Future[None] | None = None
     with (
-        Writer() as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
         inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
@@ -204,9 +205,14 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
         batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
         for number, part, scored in whole_parts(source, batches):
             loader.faults.forget()
-            writer.submit(_write, job, number, part, scored)
+            # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
+            if written is not None:
+                written.result()
+            written = writer.submit(_write, job, number, part, scored)
             samples += scored.count
             failed += len(scored.errors)
+    if written is not None:
+        written.result()
     return samples, failed
 
 
@@ -230,33 +236,6 @@ def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
     """In the writing thread."""
     rows = Rows.of(part.ids(), scored, job.folder.labels, job.folder.decisions)
     write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
-
-
-class Writer:
-    """Writes in a thread of its own, one file at a time: a disk that is slow for a moment keeps no GPU waiting."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._last: Future[None] | None = None
-
-    def submit(self, work: Any, *arguments: Any) -> None:
-        """Start the next file once the one before is written. Raises what writing that one raised."""
-        self._wait()
-        self._last = self._pool.submit(work, *arguments)
-
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._wait()  # also after an error elsewhere: a finished part's rows are kept
-        finally:
-            self._pool.shutdown()
 
 
 def _tell(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:

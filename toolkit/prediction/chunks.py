@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -55,28 +55,6 @@ class OpenPart:
     """Its part's, as it was before anything was read."""
 
 
-class Part(Protocol):
-    """Samples that become one file of rows."""
-
-    @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """Samples."""
-        ...
-
-    def content(self) -> Content:
-        """What is predicted: a finished file of other content is not taken for this part's."""
-        ...
-
-    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
-        """Raises UserError for a shard that is missing or changed."""
-        ...
-
-
 @dataclass(frozen=True)
 class ShardPart:
     """A shard of a set."""
@@ -87,18 +65,21 @@ class ShardPart:
 
     @property
     def name(self) -> str:
-        """``train-00000.tar`` → ``train-00000``."""
+        """Of its file of rows, without the ending: ``train-00000`` of ``train-00000.tar``."""
         return self.shard.name.removesuffix(".tar")
 
     @property
     def count(self) -> int:
+        """Samples."""
         return self.shard.samples
 
     def content(self) -> Content:
-        """See Part: the images are the tar's, the ids its index's."""
+        """What is predicted (a finished file of other content is of another part): the images are the tar's, the ids
+        its index's."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
+        """Raises UserError for a shard that is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
         cutter = eval_cutter(reader, preprocessing, "auto", device)
@@ -123,7 +104,7 @@ class FilesPart:
         return len(self.files)
 
     def content(self) -> Content:
-        """See Part: names, sizes and times of change, for reading everything twice would be too much."""
+        """Names, sizes and times of change, for reading everything twice would be too much."""
         facts: list[tuple[str, int, int]] = []
         for file in self.files:
             try:
@@ -139,6 +120,10 @@ class FilesPart:
         source = FileSource([self.root / file for file in self.files])
         cutter = file_cutter(preprocessing.image_size, RawTransform(preprocessing))
         return OpenPart(source, cutter, lambda: [file_id(file) for file in self.files], content)
+
+
+#: Samples that become one file of rows.
+Part: TypeAlias = ShardPart | FilesPart
 
 
 def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:

@@ -31,7 +31,7 @@ def facts_of(folder: ModelFolder, content: Mapping[str, Any], how: dict[str, Any
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
-        "columns": genre_columns(folder.labels),
+        "columns": genre_columns(folder.labels.genres),
         "labels": folder.labels.fingerprint,
         "weights": folder.fingerprint,
         "calibration": decisions["calibration"],

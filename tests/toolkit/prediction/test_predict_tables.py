@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from toolkit.inference.rows import Rows, column_names, genre_columns
+from toolkit.inference.rows import Rows, genre_columns
 from toolkit.prediction.facts import is_finished, output_path, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
@@ -41,8 +41,8 @@ def rows() -> Rows:
 
 
 def test_genres_keep_their_names_but_for_ours() -> None:
-    assert genre_columns(LABELS) == {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"}
-    assert genre_columns(LabelSet(("ID", "Genres"))) == {"ID": "genre:ID", "Genres": "genre:Genres"}
+    assert genre_columns(LABELS.genres) == {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"}
+    assert genre_columns(("ID", "Genres")) == {"ID": "genre:ID", "Genres": "genre:Genres"}
 
 
 def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     st.sets(st.sampled_from(["id", "image", "error", "genre:id"])),
 )
 def test_columns_are_never_two_of_one_name(genres: list[str], reserved: set[str]) -> None:
-    columns = column_names(genres, reserved)
+    columns = list(genre_columns(genres, reserved).values())
     assert len({*columns, *reserved}) == len(genres) + len(reserved)
     assert not {column.lower() for column in columns} & reserved
     # a name that clashes with nothing is kept, whatever the others are
