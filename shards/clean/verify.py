@@ -21,6 +21,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.executors.chunks import answers, cut
 from shards.executors.local import LocalExecutor, WorkersOption
+from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.text.anchor_strip import strip, strip_height
@@ -165,11 +166,7 @@ def findings(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
 
 @cache
 def _engine(options: RefereeOptions) -> Any:
-    try:
-        from rapidocr import RapidOCR
-    except ImportError:
-        raise UserError("the referee needs rapidocr: pip install -e '.[clean]'") from None
-    engine = RapidOCR(
+    engine = require_extra("clean", "the referee", "rapidocr").RapidOCR(
         params={
             "Global.log_level": "error",  # it warns of every picture without text
             "Global.max_side_len": 1 << 14,

@@ -18,8 +18,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError
 from shards.executors.retries import Lane, Outcome, attempt, drive
+from shards.extras import require_extra
 from shards.options import option
 from shards.storage.paths import Place, is_remote
 
@@ -92,12 +93,9 @@ def open_executor(
     if scheduler is None:
         yield LocalExecutor(workers)
         return
-    try:
-        from shards.executors.dask import DaskExecutor
-    except ImportError as error:
-        raise UserError(
-            f"--executor dask needs another package: pip install -c constraints.txt -e '.[dask]' ({one_line(error)})"
-        ) from None
+    require_extra("dask", "--executor dask", "distributed")
+    from shards.executors.dask import DaskExecutor
+
     shared, results = ([place for place in places if not is_remote(place)] for places in (reads, writes))
     with DaskExecutor(scheduler, shared, results, libraries) as executor:
         yield executor

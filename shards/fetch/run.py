@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shards.errors import UserError
 from shards.executors.local import Executor, open_executor
+from shards.extras import require_extra
 from shards.fetch.options import FetchOptions
 from shards.inputs.listing import NoFolder, list_posters
 from shards.inputs.metadata import Rejection, write_rejected
@@ -47,10 +48,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     stopped goes on where it was. ``allowed`` says which addresses may be connected to (default: as
     ``options.allow_private`` says). Raises UserError if there is no poster at the end.
     """
-    try:
-        import aiohttp  # noqa: F401
-    except ImportError:
-        raise UserError("`posters fetch` needs aiohttp: pip install -e '.[clean]'") from None
+    require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
     from shards.fetch.poster_store import REJECTED
     from shards.storage.address_policy import is_any, is_public

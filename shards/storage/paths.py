@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from shards.errors import UserError, one_line
+from shards.extras import install
 
 #: A local path or a URL. UPath is no Path by type, but has what is used of it here.
 Place: TypeAlias = Path
@@ -78,7 +79,7 @@ def place(text: str | Place) -> Place:
         _ = path.fs  # made on first use: a missing client shows here and not in the middle of the work
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        how = f"pip install -c constraints.txt -e '.[{extra}]'" if extra else "install the package it names"
+        how = install(extra) if extra else "install the package it names"
         raise UserError(f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
     except ValueError as error:
         raise UserError(f"{text} cannot be read: {one_line(error)}") from None

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError, one_line
+from shards.extras import require_extra
+from shards.onnx_session import open_session
 from shards.storage.files import sha256_file
 from shards.text.anchor_strip import strip, strip_height
-from shards.text.backends import open_session
 from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
 
@@ -37,9 +38,8 @@ MAX_SIDE = 4096
 
 def packaged_model() -> Path:
     """The detection network inside RapidOCR's wheel. Raises UserError if there is none."""
-    spec = find_spec("rapidocr")
-    if spec is None or spec.origin is None:
-        raise UserError("text removal needs rapidocr: pip install -e '.[clean]'")
+    require_extra("clean", "text removal", "rapidocr", load=False)
+    spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
         raise UserError(
@@ -59,7 +59,7 @@ class DBDetector:
     def __init__(self, path: Path, options: DetectorOptions) -> None:
         self.options = options
         self.looks = len(options.looks)
-        self._session = open_session(path, options.device, "detector model")
+        self._session = open_session(path, "detector model", "clean", device=options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
             raise UserError(

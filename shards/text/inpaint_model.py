@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError, one_line
-from shards.text.backends import open_session
+from shards.onnx_session import open_session
 from shards.text.opencv import cv2
 
 MULTIPLE = 8
@@ -28,7 +28,7 @@ class FillModel:
     def __init__(self, path: Path) -> None:
         """Open and try the network. Raises UserError if it is no in-painting network."""
         self.path = path
-        self._session = open_session(path, "cpu", "fill model")
+        self._session = open_session(path, "fill model", "clean")
         inputs = self._session.get_inputs()
         by_channels = {i.shape[1]: i for i in inputs if len(i.shape) == 4}
         if len(inputs) != 2 or set(by_channels) != {1, 3}:

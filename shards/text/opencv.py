@@ -5,15 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from shards.errors import UserError
+from shards.extras import require_extra
 
 
 @cache
 def cv2() -> Any:
     """The module, told to use one thread: tasks are spread over processes. Raises UserError if it is not installed."""
-    try:
-        import cv2 as module
-    except ImportError:
-        raise UserError("text removal needs opencv-python-headless: pip install -e '.[clean]'") from None
+    module = require_extra("clean", "text removal", "cv2")
     module.setNumThreads(1)
     return module

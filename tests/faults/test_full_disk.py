@@ -239,7 +239,7 @@ def test_an_export(format: str, fault_model: Path, disk: Disk, capsys: pytest.Ca
     """The file of an earlier export stays."""
     out = disk.folder / "exported"
     out.write_text("of an earlier export")
-    with disk.full_during(toolkit.export.run, "_make"):
+    with disk.full_during(toolkit.export.run, "remove_dead_partials"):
         status, line = command(["export", "-m", fault_model, "--format", format, "--out", out], capsys)
     assert status == 2 and FULL in line and str(out) in line
     assert contents(disk.folder) == {"exported": b"of an earlier export"}

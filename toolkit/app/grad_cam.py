@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from shards.errors import UserError
+from shards.extras import require_extra
 from toolkit.metrics.multilabel import FloatArray
 
 #: How a stage's output is laid out: (n, C, h, w), (n, h, w, C) or (n, T, C).
@@ -35,16 +35,13 @@ class GradCam:
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         """``model``: a timm model in evaluation mode for square inputs. Raises NoHeatMap, UserError without captum."""
-        try:
-            from captum.attr import LayerGradCam
-        except ImportError:
-            raise UserError("heat maps need captum: pip install -c constraints.txt -e '.[app]'") from None
+        captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
         self.layout: Layout
         self.layout, self.grid = self._find_layout()
         self._watched = nn.Identity()
-        self._captum = LayerGradCam(model, self._watched)
+        self._captum = captum.attr.LayerGradCam(model, self._watched)
 
     def __call__(self, image: torch.Tensor, genre: int) -> FloatArray:
         """(S, S) float64, 0 or more, of a (1, 3, S, S) normalised picture: how much each place speaks for ``genre``.

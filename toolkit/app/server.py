@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -31,6 +30,7 @@ import psutil
 
 from shards.console import for_people
 from shards.errors import UserError, one_line
+from shards.extras import require_extra
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
 from toolkit.app.html import style
@@ -56,11 +56,7 @@ SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monosp
 
 def run_app(options: AppOptions) -> int:
     """Serve the page until it is stopped; returns the exit status."""
-    missing = [name for name in ("gradio", "captum") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"`posters app` needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[app]'"
-        )
+    require_extra("app", "`posters app`", "gradio", "captum", load=False)
     root = check_root(options.root_path)
     _check_address(options.host, options.port)
     keep_freed_memory()

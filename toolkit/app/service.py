@@ -9,7 +9,6 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,14 @@ import torch
 from PIL import Image
 
 from shards.errors import UserError
+from shards.extras import absent, install
 from shards.inputs.images import BadImage
 from shards.text.pipeline import TextRemoval, clean_image
 from toolkit.app.decoder import Decoder, Opened, Refused, jpeg_of
 from toolkit.app.grad_cam import GradCam, NoHeatMap
 from toolkit.device.defaults import best_device, rows_for
 from toolkit.inference.forward import Forward, require_finite_outputs
+from toolkit.inference.rows import Line, ranked
 from toolkit.metrics.multilabel import FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
@@ -32,26 +33,6 @@ MAX_FILES = 50
 TEXT_PIXELS = 4_000_000
 #: What text removal imports, from the extra ``clean`` (``app`` has it too).
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One genre of one picture."""
-
-    genre: str
-    probability: float
-    """Calibrated, 0 to 1."""
-    threshold: float
-    """Calibrated probability from which the genre is named."""
-
-    @property
-    def named(self) -> bool:
-        return self.probability >= self.threshold
-
-    @property
-    def ratio(self) -> float:
-        """Probability over threshold; a threshold of 0 counts as a millionth."""
-        return self.probability / max(self.threshold, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -136,23 +117,16 @@ class Answers:
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
         """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. Raises UserError if some are not finite."""
-        logits: list[np.ndarray] = []
-        step = rows_for(0, self.device)
-        for start in range(0, len(squares), step):
-            pixels = torch.from_numpy(np.stack(squares[start : start + step])).to(self.device)
-            with self._model:
-                logits.append(self._forward(pixels).arrays()[0])
-        if not logits:
+        if not squares:
             return np.empty((0, len(self.folder.labels)))
-        found = np.concatenate(logits)
+        with self._model:
+            found = self._forward.logits(np.stack(squares), rows_for(0, self.device), self.device)
         require_finite_outputs((found,), lambda row: f"picture {row + 1}")
         return self.folder.decisions.probabilities(found)
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
         """All genres, most probable first."""
-        thresholds, genres = self.folder.thresholds, self.folder.labels.genres
-        order = np.argsort(-probabilities, kind="stable")
-        return [Line(genres[k], float(probabilities[k]), float(thresholds[k])) for k in order]
+        return ranked(probabilities, self.folder.labels, self.folder.thresholds)
 
     def heat(self, poster: Poster, genre: str) -> FloatArray | None:
         """(S, S) float64, 0 or more: where the model sees ``genre``; None if it cannot be told (``no_heat``)."""
@@ -208,12 +182,8 @@ def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[Text
     """
     if not wanted:
         return None, "Text is not looked for: this page was started with --no-text."
-    missing = [name for name in TEXT_MODULES if find_spec(name) is None]
-    if missing:
-        return None, (
-            f"Text is not looked for: {', '.join(missing)} not installed "
-            f"(pip install -c constraints.txt -e '.[app]')."
-        )
+    if missing := absent(*TEXT_MODULES):
+        return None, f"Text is not looked for: {', '.join(missing)} not installed ({install('app')})."
     removal = TextRemoval(fill=fill, fill_model=fill_model)
     removal.facts()  # loads detector and fill: what is wrong with them is said at the start
     return removal, ""

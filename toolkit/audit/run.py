@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from shards.errors import UserError, one_line
@@ -31,6 +30,7 @@ from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.selection import Chosen
 from toolkit.device.defaults import autocast_dtype, decode_threads
+from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import ModelFolder
 
 #: From the name of a fill in the cleaning's report to the function that paints the control.
@@ -73,6 +73,7 @@ def audit_posters(
 ) -> Audited:
     """Logits of all pictures of all posters. Raises UserError if no poster can be read."""
     model = folder.model.to(accelerator.device)
+    network = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     kinds = CONTROLS + options.controls
     per_batch = max(1, options.batch_size // kinds)
     logits = np.empty((len(chosen.posters), kinds, len(folder.labels)), dtype=np.float32)
@@ -82,8 +83,7 @@ def audit_posters(
     def forward() -> None:
         done = len(result.posters) - len(waiting)
         rows = np.concatenate(waiting)
-        parts = [rows[at : at + options.batch_size] for at in range(0, len(rows), options.batch_size)]
-        found = np.concatenate([_logits(model, part, folder, accelerator) for part in parts])
+        found = network.logits(rows, options.batch_size, accelerator.device)
         logits[done : len(result.posters)] = found.reshape(len(waiting), kinds, -1)
         waiting.clear()
 
@@ -155,13 +155,3 @@ def _prepared(
         finally:
             for _, future in queue:
                 future.cancel()
-
-
-def _logits(
-    model: torch.nn.Module, squares: np.ndarray, folder: ModelFolder, accelerator: Accelerator
-) -> np.ndarray:
-    """(m, G) float32 of (m, S, S, 3) uint8."""
-    with torch.inference_mode(), accelerator.autocast():
-        pixels = torch.from_numpy(squares).to(accelerator.device)
-        images = folder.preprocessing.normalize(pixels, autocast_dtype(accelerator))
-        return model(images.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()

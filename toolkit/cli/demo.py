@@ -15,6 +15,7 @@ import pandas as pd
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import open_store
+from shards.extras import install
 from shards.inputs.metadata import read_metadata
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
@@ -28,8 +29,7 @@ from toolkit.evaluation.evaluate import evaluate
 from toolkit.inference.split_outputs import SplitLogits
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.files import predict_files
-from toolkit.prediction.output import named_genres, write_predictions
+from toolkit.prediction.files import predict_files, write_predictions
 from toolkit.report.label_errors import INSTALL, have_cleanlab
 from toolkit.report.output import check_report_folder
 from toolkit.report.run import ReportRun
@@ -87,9 +87,13 @@ def run_demo(options: DemoOptions) -> int:
     )
     true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
     items = [
-        GalleryItem(path.read_bytes(), true[path.stem], named_genres(p.probabilities, folder))
-        for path, p in zip(paths, predictions, strict=True)
-        if p.probabilities is not None
+        GalleryItem(
+            path.read_bytes(),
+            true[path.stem],
+            [(line.genre, line.probability) for line in lines if line.named],
+        )
+        for path, lines in zip(paths, predictions.ranked(), strict=True)
+        if lines
     ]
     save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
     _say_where(out, folder)
@@ -123,4 +127,4 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")
-    print(f"page           {command} app -m {folder.path} (with pip install -c constraints.txt -e '.[app]')")
+    print(f"page           {command} app -m {folder.path} (with {install('app')})")

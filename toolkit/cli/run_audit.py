@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards.errors import UserError
-from shards.text.opencv import cv2
+from shards.extras import require_extra
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters, read_targets
@@ -18,10 +18,7 @@ def run_audit(options: AuditOptions) -> int:
     from toolkit.audit.results import build_report, write_report
     from toolkit.audit.tables import render_report
 
-    try:
-        cv2()
-    except UserError:
-        raise UserError("`posters audit` needs opencv: pip install -e '.[clean]'") from None
+    require_extra("clean", "`posters audit`", "cv2")
     fills = fill_maker(options.fill_model)
     folder = load_model_folder(options.model)
     targets: dict[str, np.ndarray] | None = None

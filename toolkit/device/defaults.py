@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 
 from shards.executors.local import available_cores
-from toolkit.device.out_of_memory import forward_line
 
 #: Images per forward pass where nobody says. On a CPU more than 32 gain little once freed memory is kept
 #: (allocator.py), and are a third slower where it is not; a GPU wants many.
@@ -22,7 +21,10 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
     """What to say of a forward pass that did not fit, of as many images as ``option`` was told."""
-    return forward_line(rows_for(wanted, device), option)
+    rows = rows_for(wanted, device)
+    if rows == 1:
+        return "not even one image at a time fits: a smaller model, or more memory, is needed"
+    return f"a forward pass of {rows} images does not fit: set {option} {rows // 2}"
 
 
 #: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is

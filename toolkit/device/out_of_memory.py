@@ -52,10 +52,3 @@ def training_line(
         f"process(es) x {accumulation} accumulation x up to {rows}): {said} a smaller "
         f"--data.image_size; with --resume the run goes on from its newest checkpoint"
     )
-
-
-def forward_line(rows: int, option: str) -> str:
-    """What to say of a forward pass of ``rows`` images that did not fit; ``option`` sets their number."""
-    if rows == 1:
-        return "not even one image at a time fits: a smaller model, or more memory, is needed"
-    return f"a forward pass of {rows} images does not fit: set {option} {rows // 2}"

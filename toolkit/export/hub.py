@@ -6,7 +6,6 @@ posters push --model RUN/model --repo USER/NAME --private
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import socket
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_d
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from shards.errors import UserError, one_line
+from shards.extras import absent
 from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
 
@@ -166,7 +166,7 @@ def _check_onnx(folder: ModelFolder) -> None:
     Without onnxruntime none can say.
     """
     path = folder.path / "model.onnx"
-    if path.is_file() and importlib.util.find_spec("onnxruntime"):
+    if path.is_file() and not absent("onnxruntime"):
         from toolkit.inference.onnx_runtime import OnnxModel
 
         stated = OnnxModel(path, folder, torch.device("cpu")).facts

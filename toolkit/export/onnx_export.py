@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from shards.errors import UserError, one_line
+from shards.extras import require_extra
 from toolkit.export.network import OUTPUTS, ExportNetwork, facts, quiet
 from toolkit.export.onnx_preprocessing import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
-from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, need
+from toolkit.export.parity_check import Run
+from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, open_exported, read_facts, run_session
 from toolkit.model_folder.folder import ModelFolder
 
+CPU = torch.device("cpu")
 #: A protobuf message, which an ONNX file without external data is, ends at 2 GiB; some MB are for the graph.
 MAX_WEIGHTS = 2**31 - 2**24
 
 
-def onnx_bytes(folder: ModelFolder, preprocess: bool, opset: int) -> bytes:
-    """The file's content; the batch is dynamic, with ``preprocess`` height and width too.
+def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
+    """The file's content; the batch is dynamic, with ``preprocess`` height and width too. Default opset: MIN_OPSET.
 
     Raises UserError where packages lack, for an opset that cannot be, and for networks that torch cannot export.
     """
-    need("ONNX export", "onnx", "onnxscript", "onnxruntime")
-    import onnx
+    onnx = require_extra("export", "ONNX export", "onnx", "onnxscript", "onnxruntime")
+    opset = MIN_OPSET if opset is None else opset
 
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UserError(
@@ -43,6 +48,20 @@ def onnx_bytes(folder: ModelFolder, preprocess: bool, opset: int) -> bytes:
     onnx.helper.set_model_props(model, {FACTS_KEY: json.dumps(facts(folder, preprocess, opset))})
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def opened(path: Path, preprocess: bool) -> Run:
+    """A written file, run on the CPU; with ``preprocess`` it also gives the pixels that the network is given."""
+    session = open_exported(path, CPU)
+    read_facts(session, path)
+    if preprocess:
+        import onnx
+
+        model = onnx.load(path)
+        pixels = onnx.helper.make_tensor_value_info(NORMALISED, onnx.TensorProto.FLOAT, None)
+        model.graph.output.append(pixels)
+        session = open_exported(model.SerializeToString(), CPU)
+    return partial(run_session, session)
 
 
 def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:

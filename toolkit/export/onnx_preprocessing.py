@@ -45,13 +45,6 @@ class _Nodes:
         self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
-    def mul(self, left: str, right: str) -> str:
-        return self("Mul", left, right)
-
-    def div(self, left: str, right: str) -> str:
-        """Of numbers that are not negative: ONNX cuts off, which is the floor of those."""
-        return self("Div", left, right)
-
 
 def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]]:
     """(nodes, initializers) from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
@@ -70,7 +63,8 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
         # The other side by `int(short * other / shorter)`; the short one gives `short` itself.
         shorter = build("Min", height, width)
         new_height, new_width = (
-            build("Max", least, build.div(build.mul(least, side_in), shorter)) for side_in in (height, width)
+            build("Max", least, build("Div", build("Mul", least, side_in), shorter))
+            for side_in in (height, width)
         )
         pixels = _resize(build, pixels, new_height, new_width)
         corner = build("Concat", *(_middle(build, new, size) for new in (new_height, new_width)), axis=0)
@@ -92,8 +86,8 @@ def _middle(build: _Nodes, length: str, size: int) -> str:
     """`round((length - size) / 2.0)`: a half goes to the even neighbour."""
     spare = build("Sub", length, build.constant([size]))
     two = build.constant([2])
-    half = build.div(spare, two)
-    odd_twice = build.mul(build("Mod", spare, two), build("Mod", half, two))
+    half = build("Div", spare, two)  # ONNX cuts off, which is the floor of numbers that are not negative
+    odd_twice = build("Mul", build("Mod", spare, two), build("Mod", half, two))
     return build("Add", half, odd_twice)
 
 

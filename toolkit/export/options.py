@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
 
 from shards.errors import UserError
 from shards.options import option
 from toolkit.config.options import ModelOption
+from toolkit.export.formats import FormatName
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOption):
     """What ``posters export`` is asked for."""
 
-    format: Literal["onnx", "torch-export"] = option("onnx", "-f")
+    format: FormatName = option("onnx", "-f")
     """Of the file."""
     out: Path | None = option(None, "-o")
     """File (default MODEL/model.onnx, MODEL/model-preprocess.onnx or MODEL/model.pt2)."""

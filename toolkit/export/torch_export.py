@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shards.errors import UserError, one_line
-from toolkit.export.network import ExportNetwork, facts, quiet
+from toolkit.export.network import OUTPUTS, ExportNetwork, facts, quiet
+from toolkit.export.parity_check import Run
 from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT
 from toolkit.model_folder.folder import ModelFolder
 
@@ -17,7 +20,7 @@ from toolkit.model_folder.folder import ModelFolder
 FACTS_FILE = f"{FACTS_KEY}.json"
 
 
-def torch_export_bytes(folder: ModelFolder) -> bytes:
+def exported(folder: ModelFolder, *_: object) -> bytes:
     """The file's content; the batch is dynamic. Raises UserError for networks that torch cannot export."""
     example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)
     try:
@@ -37,6 +40,19 @@ def torch_export_bytes(folder: ModelFolder) -> bytes:
             f"{one_line(error)[:300]})"
         ) from None
     return stream.getvalue()
+
+
+def opened(path: Path, _: bool) -> Run:
+    """A written file, run on the CPU."""
+    with open(path, "rb") as stream:  # whatever the file is called
+        network, _facts = load_torch_export(stream)
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            outputs = network(torch.from_numpy(images))
+        return {name: values.numpy() for name, values in zip(OUTPUTS, outputs, strict=True)}
+
+    return run
 
 
 def load_torch_export(data: Any) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -109,6 +109,11 @@ class Forward:
                     embeddings = (embeddings + others) / 2
             return _to_host(logits[:rows], None if embeddings is None else embeddings[:rows])
 
+    def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
+        """(n, G) float32 of n (S, S, 3) uint8 pictures of the host, ``rows`` at a time."""
+        parts = [squares[start : start + rows] for start in range(0, len(squares), rows)]
+        return np.concatenate([self(torch.from_numpy(part).to(device)).arrays()[0] for part in parts])
+
     @property
     def reduced(self) -> bool:
         """Whether it runs in fp16 or bf16."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 
 from shards.errors import UserError, one_line
+from shards.extras import require_extra
+from shards.onnx_session import open_session
 from toolkit.model_folder.folder import OURS, ModelFolder
 
 AGAIN = "run `posters export` again"
@@ -24,11 +25,11 @@ class OnnxModel:
 
         Raises UserError if onnxruntime or the file lacks, or if it is not an export of ``folder``.
         """
-        need("a model in ONNX", "onnxruntime")
+        require_extra("export", "a model in ONNX", "onnxruntime")
         again = f"run `posters export --model {folder.path}`"
         if not path.is_file():
             raise UserError(f"no exported model at {path}: {again} first")
-        self.session = open_session(path, device)
+        self.session = open_exported(path, device)
         stated = read_facts(self.session, path)
         if stated.get("preprocess"):
             raise UserError(f"{path} has its preprocessing within: {again} without --preprocess")
@@ -57,25 +58,10 @@ class OnnxModel:
         return torch.from_numpy(logits).to(images.device), torch.from_numpy(embedding).to(images.device)
 
 
-def open_session(source: Path | bytes, device: torch.device) -> Any:
-    """An onnxruntime session on a file or its bytes. Raises UserError if it is none."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors: shape inference warns of what is as it should be
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
-    where = source if isinstance(source, Path) else "the graph"
-    try:
-        return onnxruntime.InferenceSession(
-            str(source) if isinstance(source, Path) else source, options, providers=providers
-        )
-    except Exception as error:  # onnxruntime has a class for each status, none of them public
-        raise UserError(
-            f"{where} is no ONNX file that onnxruntime can run: {one_line(error)[:200]}"
-        ) from None
+def open_exported(source: Path | bytes, device: torch.device) -> Any:
+    """An onnxruntime session on a file of `posters export`, or its bytes. Raises UserError."""
+    where = "auto" if device.type == "cuda" else "cpu"
+    return open_session(source, "exported model", "export", threads=torch.get_num_threads(), device=where)
 
 
 def read_facts(session: Any, path: Path) -> dict[str, Any]:
@@ -102,17 +88,3 @@ INPUT = "images"
 
 #: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
 FACTS_KEY = OURS
-
-
-INSTALL = "pip install -c constraints.txt -e '.[export]'"
-
-
-def need(what: str, *packages: str) -> None:
-    """Raise UserError with the command that installs them if any of ``packages`` cannot be imported."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"{what} needs the package {package}, which cannot be imported ({error}): {INSTALL}"
-            ) from None

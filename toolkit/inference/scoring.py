@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from shards.errors import UserError
-from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
+from toolkit.data.loader.loader import Batch, Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.transforms.batch_transform import Cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.device.defaults import autocast_dtype, rows_for
+from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
 from toolkit.inference.forward import Answer, Forward, ForwardOptions, require_finite_outputs
 
@@ -79,6 +81,28 @@ def _scored(batch: Batch, answer: Answer) -> Scored:
     share, keep = batch.share, batch.share.valid
     errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
     return Scored(share.indices[keep], logits[keep], None if embeddings is None else embeddings[keep], errors)
+
+
+def inference_loader(
+    source: Source, device: torch.device, workers: int = 0, policy: FaultPolicy | None = None
+) -> Loader:
+    """A Loader whose batches go through a forward pass alone; ``workers``: decoding threads, 0 for what suits."""
+    threads = decode_threads(workers, device)
+    return Loader(source, threads, ahead_for(device), device=device, policy=policy)
+
+
+def infer_here(
+    forward: Forward,
+    source: Source,
+    cutter: Cutter,
+    device: torch.device,
+    batch_size: int = 0,
+    workers: int = 0,
+) -> Scored:
+    """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
+    shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
+    with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
+        return infer_shares(forward, loader, shares, cutter)
 
 
 def infer_shares(

@@ -18,12 +18,10 @@ from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardsAt
 from shards.progress import progress
 from shards.storage.files import atomic_write
-from toolkit.data.loader.loader import Loader
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
-from toolkit.device.defaults import ahead_for, decode_threads
 from toolkit.inference.forward import require_finite_outputs
-from toolkit.inference.scoring import infer_all
+from toolkit.inference.scoring import infer_all, inference_loader
 from toolkit.model_folder.folder import ModelFolder
 
 
@@ -78,12 +76,7 @@ def infer_split(
     model = folder.model.to(accelerator.device)
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
-        Loader(
-            reader,
-            decode_threads(workers, accelerator.device),
-            ahead_for(accelerator.device),
-            device=accelerator.device,
-        ) as loader,
+        inference_loader(reader, accelerator.device, workers) as loader,
         reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):

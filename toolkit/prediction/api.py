@@ -18,18 +18,16 @@ from torch import nn
 
 from shards.errors import UserError, one_line
 from shards.inputs.orientation import upright_rgb
-from toolkit.data.loader.faults import KEEP_ERRORS
-from toolkit.data.loader.loader import Loader
-from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sampling.plan import Share
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import RAW, file_id, read_file
 from toolkit.data.transforms.batch_transform import FileCut
 from toolkit.data.transforms.image_transform import RawTransform
-from toolkit.device.defaults import DTYPES, ahead_for, best_device, decode_threads, rows_for
+from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward, ForwardOptions, Tta
-from toolkit.inference.scoring import infer_shares
+from toolkit.inference.rows import OWN, Rows, genre_columns
+from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.formats import OWN, Rows, genre_columns
 
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
@@ -97,26 +95,18 @@ class Predictor:
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
-        labels, columns = self.folder.labels, genre_columns(self.folder.labels, COLUMNS)
+        labels = self.folder.labels
+        columns = list(genre_columns(labels.genres, COLUMNS).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
-            return frame.reindex(columns=["image", "genres", *columns.values(), "error"])
+            return frame.reindex(columns=["image", "genres", *columns, "error"])
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
-        rows_at_once = min(rows_for(batch_size, self.device), len(chosen))
-        shares = EvalPlan(len(chosen), rows_at_once).shares(0, 1)
-        with Loader(
-            source,
-            decode_threads(0, self.device),
-            ahead_for(self.device),
-            device=self.device,
-            policy=KEEP_ERRORS,
-        ) as loader:
-            scored = infer_shares(forward, loader, shares, source.cutter)
-        rows = Rows.of(frame["image"].tolist(), scored, decisions)
-        frame["genres"] = rows.names(labels)
-        frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=list(columns.values()))], axis=1)
+        scored = infer_here(forward, source, source.cutter, self.device, batch_size)
+        rows = Rows.of(frame["image"].tolist(), scored, labels, decisions, "image")
+        frame["genres"] = rows.names()
+        frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
             vectors = [

@@ -31,9 +31,8 @@ from shards.progress import progress
 from shards.storage.files import remove_partials
 from shards.storage.lock import folder_lock
 from toolkit.data.loader.faults import KEEP_ERRORS
-from toolkit.data.loader.loader import Loader
 from toolkit.data.sources.image_files import list_images
-from toolkit.device.defaults import ahead_for, decode_threads, rows_for
+from toolkit.device.defaults import rows_for
 from toolkit.distributed.agreement import (
     Facts,
     command_facts,
@@ -45,7 +44,8 @@ from toolkit.distributed.agreement import (
 from toolkit.distributed.collectives import LostData, from_main, make_accelerator
 from toolkit.distributed.work_queue import HandOut
 from toolkit.inference.forward import Forward
-from toolkit.inference.scoring import Scored, joined, score
+from toolkit.inference.rows import Rows
+from toolkit.inference.scoring import Scored, inference_loader, joined, score
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.chunks import (
     Content,
@@ -59,15 +59,8 @@ from toolkit.prediction.chunks import (
     row_of,
     shard_parts,
 )
-from toolkit.prediction.formats import (
-    Rows,
-    TableFormat,
-    facts_of,
-    is_finished,
-    output_path,
-    refuse_others,
-    write_rows,
-)
+from toolkit.prediction.facts import facts_of, is_finished, output_path, refuse_others, write_rows
+from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import PredictOptions, forward_of, load_folder
 
 log = logging.getLogger(__name__)
@@ -81,7 +74,7 @@ class Job:
     folder: ModelFolder
     forward: Forward
     out: Path
-    format: TableFormat = "parquet"
+    format: str = FOLDER_FORMATS[0]
     batch_size: int = 0
     workers: int = 0
     how: dict[str, Any] = field(default_factory=dict)
@@ -105,16 +98,17 @@ class Job:
 
 def run_predict_batch(options: PredictOptions) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
+    format = options.format or FOLDER_FORMATS[0]
     if options.out is None:
         raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
-    if options.format == "json" or options.verbose:
+    if format not in FOLDER_FORMATS or options.verbose:
         raise UserError(
-            "--format json and --verbose are for a few images; folders of predictions are parquet, csv or jsonl, "
-            "all genres included"
+            f"--format json and --verbose are for a few images; folders of predictions are "
+            f"{', '.join(FOLDER_FORMATS)}, all genres included"
         )
-    format: TableFormat = options.format or "parquet"
-    if options.embeddings and format == "csv":
-        raise UserError("--embeddings goes into parquet or jsonl files, not into csv")
+    if options.embeddings and not FORMATS[format].embeddings:
+        kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
+        raise UserError(f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_folder(options.model, options.threshold)
     parts, siblings, data = find_parts(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
@@ -199,11 +193,11 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
     """This process's part of it; returns (samples, undecodable ones)."""
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
-    threads, ahead = decode_threads(job.workers, accelerator.device), ahead_for(accelerator.device)
     samples = failed = 0
+    written: Future[None] | None = None
     with (
-        Writer() as writer,
-        Loader(source, threads, ahead, device=accelerator.device, policy=KEEP_ERRORS) as loader,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
         claimed = fetched_ahead(job.parts, (todo[place] for place in hand_out.numbers()))
@@ -211,9 +205,14 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
         batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
         for number, part, scored in whole_parts(source, batches):
             loader.faults.forget()
-            writer.submit(_write, job, number, part, scored)
+            # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
+            if written is not None:
+                written.result()
+            written = writer.submit(_write, job, number, part, scored)
             samples += scored.count
             failed += len(scored.errors)
+    if written is not None:
+        written.result()
     return samples, failed
 
 
@@ -235,36 +234,8 @@ def whole_parts(source: PartsSource, batches: Iterator[Scored]) -> Iterator[tupl
 
 def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
     """In the writing thread."""
-    rows = Rows.of(part.ids(), scored, job.folder.decisions)
-    facts = job.facts(part.content)
-    write_rows(job.path(job.parts[number]), rows, job.folder.labels, facts, job.format)
-
-
-class Writer:
-    """Writes in a thread of its own, one file at a time: a disk that is slow for a moment keeps no GPU waiting."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._last: Future[None] | None = None
-
-    def submit(self, work: Any, *arguments: Any) -> None:
-        """Start the next file once the one before is written. Raises what writing that one raised."""
-        self._wait()
-        self._last = self._pool.submit(work, *arguments)
-
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._wait()  # also after an error elsewhere: a finished part's rows are kept
-        finally:
-            self._pool.shutdown()
+    rows = Rows.of(part.ids(), scored, job.folder.labels, job.folder.decisions)
+    write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
 
 
 def _tell(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -42,48 +42,17 @@ _SHIFT = 32
 Content: TypeAlias = dict[str, str | None]
 
 
-class OpenPart(Protocol):
+@dataclass(frozen=True)
+class OpenPart:
     """A part at work."""
 
-    @property
-    def source(self) -> Source:
-        """Its images."""
-        ...
-
-    @property
-    def content(self) -> Content:
-        """Its part's, as it was before anything was read."""
-        ...
-
-    def ids(self) -> list[str]:
-        """The user's names of the samples, in order."""
-        ...
-
-    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
-        """How its images become squares."""
-        ...
-
-
-class Part(Protocol):
-    """Samples that become one file of rows."""
-
-    @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """Samples."""
-        ...
-
-    def content(self) -> Content:
-        """What is predicted: a finished file of other content is not taken for this part's."""
-        ...
-
-    def open(self) -> OpenPart:
-        """Raises UserError for a shard that is missing or changed."""
-        ...
+    source: Source
+    cutter: Cutter
+    """How its images become squares."""
+    ids: Callable[[], list[str]]
+    """Gives the user's names of the samples, in order."""
+    content: Content
+    """Its part's, as it was before anything was read."""
 
 
 @dataclass(frozen=True)
@@ -96,35 +65,25 @@ class ShardPart:
 
     @property
     def name(self) -> str:
-        """``train-00000.tar`` → ``train-00000``."""
+        """Of its file of rows, without the ending: ``train-00000`` of ``train-00000.tar``."""
         return self.shard.name.removesuffix(".tar")
 
     @property
     def count(self) -> int:
-        """See Part."""
+        """Samples."""
         return self.shard.samples
 
     def content(self) -> Content:
-        """See Part: the images are the tar's, the ids its index's."""
+        """What is predicted (a finished file of other content is of another part): the images are the tar's, the ids
+        its index's."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
-    def open(self) -> OpenPart:
-        """See Part."""
+    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
+        """Raises UserError for a shard that is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
-        return _OpenShard(reader, self.content())
-
-
-@dataclass(frozen=True)
-class _OpenShard:
-    source: ShardReader
-    content: Content
-
-    def ids(self) -> list[str]:
-        return self.source.sample_ids()
-
-    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
-        return eval_cutter(self.source, preprocessing, "auto", device)
+        cutter = eval_cutter(reader, preprocessing, "auto", device)
+        return OpenPart(reader, cutter, reader.sample_ids, self.content())
 
 
 @dataclass(frozen=True)
@@ -142,11 +101,10 @@ class FilesPart:
 
     @property
     def count(self) -> int:
-        """See Part."""
         return len(self.files)
 
     def content(self) -> Content:
-        """See Part: names, sizes and times of change, for reading everything twice would be too much."""
+        """Names, sizes and times of change, for reading everything twice would be too much."""
         facts: list[tuple[str, int, int]] = []
         for file in self.files:
             try:
@@ -157,23 +115,15 @@ class FilesPart:
                 facts.append((file, state.st_size, state.st_mtime_ns))
         return {"content": fingerprint(facts)}
 
-    def open(self) -> OpenPart:
-        """See Part."""
+    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
         content = self.content()  # before a byte is read: who changes a file now is noticed the next time
-        return _OpenFiles(FileSource([self.root / file for file in self.files]), content, self.files)
+        source = FileSource([self.root / file for file in self.files])
+        cutter = file_cutter(preprocessing.image_size, RawTransform(preprocessing))
+        return OpenPart(source, cutter, lambda: [file_id(file) for file in self.files], content)
 
 
-@dataclass(frozen=True)
-class _OpenFiles:
-    source: FileSource
-    content: Content
-    files: tuple[str, ...]
-
-    def ids(self) -> list[str]:
-        return [file_id(file) for file in self.files]
-
-    def cutter(self, preprocessing: Preprocessing, device: torch.device) -> Cutter:
-        return file_cutter(preprocessing.image_size, RawTransform(preprocessing))
+#: Samples that become one file of rows.
+Part: TypeAlias = ShardPart | FilesPart
 
 
 def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:
@@ -183,12 +133,12 @@ def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> lis
     return [ShardPart(store, shard, manifest.labels) for shard in shards]
 
 
-def folder_parts(root: Path, paths: Sequence[Path], size: int = FILES_PER_PART) -> list[Part]:
-    """Sorted files below ``root``, ``size`` at a time."""
+def folder_parts(root: Path, paths: Sequence[Path]) -> list[Part]:
+    """Sorted files below ``root``, FILES_PER_PART at a time."""
     names = [path.relative_to(root).as_posix() for path in paths]
     return [
-        FilesPart(root, number, tuple(names[start : start + size]))
-        for number, start in enumerate(range(0, len(names), size))
+        FilesPart(root, number, tuple(names[start : start + FILES_PER_PART]))
+        for number, start in enumerate(range(0, len(names), FILES_PER_PART))
     ]
 
 
@@ -227,7 +177,7 @@ class PartsSource:
 
     def __init__(self, parts: Sequence[Part], preprocessing: Preprocessing, device: torch.device) -> None:
         self.parts, self.preprocessing, self.device = parts, preprocessing, device
-        self._open: dict[int, tuple[OpenPart, Cutter]] = {}
+        self._open: dict[int, OpenPart] = {}
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
@@ -235,27 +185,23 @@ class PartsSource:
     def shares(self, numbers: Iterable[int], batch: int) -> Iterator[Share]:
         """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
         for number in numbers:
-            part = self.parts[number].open()
-            self._open[number] = part, part.cutter(self.preprocessing, self.device)
+            self._open[number] = self.parts[number].open(self.preprocessing, self.device)
             for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
                 yield Share(share.indices + (number << _SHIFT), share.valid)
 
     def close(self, number: int) -> OpenPart:
         """Let go of a part whose rows have all come."""
-        return self._open.pop(number)[0]
+        return self._open.pop(number)
 
     def read(self, index: int) -> memoryview:
-        """See Source."""
-        return self._open[part_of(index)][0].source.read(row_of(index))
+        return self._open[part_of(index)].source.read(row_of(index))
 
     def where(self, index: int) -> str:
-        """See Source."""
-        return self._open[part_of(index)][0].source.where(row_of(index))
+        return self._open[part_of(index)].source.where(row_of(index))
 
     def cutter(self, share: Share) -> Cut:
-        """See Cutter."""
-        _, cutter = self._open[part_of(int(share.indices[0]))]
-        return cutter(Share(row_of(share.indices), share.valid, share.draws))
+        part = self._open[part_of(int(share.indices[0]))]
+        return part.cutter(Share(row_of(share.indices), share.valid, share.draws))
 
 
 def part_of(index: int) -> int:

@@ -11,28 +11,34 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from shards.console import exact_stdout
 from shards.errors import UserError, printable_line
-from toolkit.data.loader.faults import KEEP_ERRORS
-from toolkit.data.loader.loader import Loader
-from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.image_files import FileSource, file_id, list_images
 from toolkit.data.transforms.batch_transform import file_cutter
 from toolkit.data.transforms.image_transform import RawTransform
-from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
+from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
 from toolkit.inference.forward import Forward
-from toolkit.inference.scoring import infer_shares
+from toolkit.inference.rows import Rows
+from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.batch import run_predict_batch
-from toolkit.prediction.formats import error_text
-from toolkit.prediction.options import PredictOptions, file_format, forward_of, load_folder, wants_a_folder
-from toolkit.prediction.output import Prediction, write_predictions
+from toolkit.prediction.facts import facts_of
+from toolkit.prediction.formats import FORMATS, Shown
+from toolkit.prediction.options import (
+    PredictOptions,
+    file_format,
+    forward_of,
+    load_folder,
+    wants_a_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +63,14 @@ def run_predict(options: PredictOptions) -> int:
     forward = forward_of(options, folder, accelerator)
     predictions = predict_files(folder, paths, accelerator, options.batch_size, options.threads, forward)
     write_predictions(predictions, folder, str(accelerator.device), options.out, format, options.verbose)
-    failed = sum(p.error is not None for p in predictions)
-    for prediction in predictions:
-        if prediction.error is not None:
-            log.error("cannot read %s: %s", printable_line(prediction.name), printable_line(prediction.error))
+    failed = sum(error is not None for error in predictions.errors)
+    for name, error in zip(predictions.ids, predictions.errors, strict=True):
+        if error is not None:
+            log.error("cannot read %s: %s", printable_line(name), error)
     if failed:
-        rest = "the others were predicted" if failed < len(predictions) else "nothing was predicted"
-        log.error("%d of %d images could not be read; %s", failed, len(predictions), rest)
-    return 1 if failed == len(predictions) else 0
+        rest = "the others were predicted" if failed < len(paths) else "nothing was predicted"
+        log.error("%d of %d images could not be read; %s", failed, len(paths), rest)
+    return 1 if failed == len(paths) else 0
 
 
 def predict_files(
@@ -74,26 +80,25 @@ def predict_files(
     batch_size: int = 0,
     workers: int = 0,
     forward: Forward | None = None,
-) -> list[Prediction]:
-    """One Prediction per path, in order; unreadable files carry their error."""
+) -> Rows:
+    """A row per path, in order; unreadable files carry their error."""
     if forward is None:
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
-    shares = EvalPlan(len(paths), rows_for(batch_size, accelerator.device)).shares(0, 1)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
-    ahead = ahead_for(accelerator.device)
-    with Loader(
-        source,
-        decode_threads(workers, accelerator.device),
-        ahead,
-        device=accelerator.device,
-        policy=KEEP_ERRORS,
-    ) as loader:
-        scored = infer_shares(forward, loader, shares, cutter)
-    rows = folder.decisions.probabilities(scored.logits)
-    probabilities = dict(zip(scored.indices.tolist(), rows, strict=True))
-    return [
-        Prediction(file_id(str(path)), probabilities.get(number), error_text(scored.errors.get(number)))
-        for number, path in enumerate(paths)
-    ]
+    scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
+    ids = [file_id(str(path)) for path in paths]
+    return Rows.of(ids, scored, folder.labels, folder.decisions, "image")
+
+
+def write_predictions(
+    rows: Rows, folder: ModelFolder, device: str, output: Path | None, format: str, verbose: bool
+) -> None:
+    """Write all results to ``output``, or to the screen, in one of FORMATS."""
+    shown, writer = Shown(folder, device, verbose), FORMATS[format]
+    if output is None:
+        (exact_stdout() if writer.screen == "exact" else sys.stdout).write(writer.text(rows, shown))
+        return
+    writer.write(output, rows, facts_of(folder, {"content": ""}, {}), shown)
+    print(f"predictions    {output}")

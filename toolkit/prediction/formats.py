@@ -1,12 +1,11 @@
-"""Files of predictions: one per part, in Parquet, CSV or JSON Lines, each whole or absent.
+"""Formats of predictions, a class for each. A new one is a class here, and its place in FORMATS.
 
-Columns: id; genres (those at or over their thresholds, in the model's order); one float32 column of calibrated
-probabilities per genre, under the genre's name, because that is what one filters by (``df[df.Drama > 0.5]``,
-``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``); error (null, or why there is no prediction); and, if asked for,
-embedding (fixed-size list of float32).
+Columns: id (``image`` where a user gave the images one by one); genres (those at or over their thresholds, in the
+model's order); one float32 column of calibrated probabilities per genre, under the genre's name, because that is what
+one filters by (``df[df.Drama > 0.5]``, ``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``); error (null, or why
+there is no prediction); and, if asked for, embedding (fixed-size list of float32).
 
-What a file was made from and by (its facts) lies in a Parquet file's metadata, key ``poster_toolkit``, and beside
-other files as ``NAME.facts.json``, which is written last: a file counts as finished when its facts are there.
+Options are made from this module: it loads neither torch nor pyarrow.
 """
 
 from __future__ import annotations
@@ -16,185 +15,253 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line, printable, printable_line
 from shards.storage.csv_text import write_exact
-from shards.storage.files import atomic_write, names_in, read_json, write_json
-from toolkit.decisions.choose import Decisions
-from toolkit.inference.scoring import Scored
-from toolkit.model_folder.folder import ModelFolder
+from shards.storage.files import atomic_write
+from toolkit.inference.rows import OWN, Line, Rows
 
-TableFormat = Literal["parquet", "csv", "jsonl"]
-#: Raised whenever a file of before would not have the columns of today.
-VERSION = 2
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from toolkit.model_folder.folder import ModelFolder
+
+#: Of the facts in a Parquet file's metadata.
 KEY = b"poster_toolkit"
-#: Ending of the file of facts beside a file that cannot hold them.
-FACTS = ".facts.json"
-#: Our own columns. Databases do not tell Error from error.
-OWN = ("id", "genres", "error", "embedding")
 
 
-@dataclass
-class Rows:
-    """The rows of a part; rows with an error hold no numbers."""
+@dataclass(frozen=True)
+class Shown:
+    """What results of a few images say beside their rows."""
 
-    ids: list[str]
-    probabilities: np.ndarray
-    """(n, G) calibrated, NaN in rows with an error."""
-    named: np.ndarray
-    """(n, G) bool."""
-    errors: list[str | None]
-    embeddings: np.ndarray | None = None
-    """(n, F) float32, NaN in rows with an error."""
-
-    @classmethod
-    def of(cls, ids: list[str], scored: Scored, decisions: Decisions) -> Rows:
-        """The outcome for all of ``ids``, whose samples are numbered as they stand there."""
-
-        def spread(values: np.ndarray) -> np.ndarray:
-            full = np.full((len(ids), values.shape[1]), np.nan, values.dtype)
-            full[scored.indices] = values
-            return full
-
-        probabilities = spread(decisions.probabilities(scored.logits))
-        return cls(
-            ids,
-            probabilities,
-            probabilities >= decisions.thresholds,  # not where it is NaN
-            [error_text(scored.errors.get(row)) for row in range(len(ids))],
-            None if scored.embeddings is None else spread(scored.embeddings),
-        )
-
-    def names(self, labels: LabelSet) -> list[list[str]]:
-        """The genres that are named, in the model's order."""
-        return [[labels.genres[column] for column in np.flatnonzero(row)] for row in self.named]
+    folder: ModelFolder
+    device: str
+    verbose: bool
+    """The probability of every genre, also in the formats for people."""
 
 
-def error_text(error: str | None) -> str | None:
-    """Why there is no prediction, in one line that any file can hold: it may name a file."""
-    return None if error is None else printable_line(error)
+class Format:
+    """Writes rows into a file, as text unless it has another ``write``."""
+
+    name: ClassVar[str]
+    """What --format calls it."""
+    ending: ClassVar[str] = ""
+    """Of its files; its name where nothing stands here."""
+    in_folders: ClassVar[bool] = False
+    """Whether it is for folders of predictions, too, of which each file states its facts (facts.py)."""
+    holds_facts: ClassVar[bool] = False
+    """Whether its files do so themselves."""
+    embeddings: ClassVar[bool] = True
+    screen: ClassVar[Literal["", "printable", "exact"]] = ""
+    """How it may be written to the screen."""
+
+    def text(self, rows: Rows, shown: Shown | None) -> str:
+        """The whole file; ``shown`` for a few images, None for a file of a folder."""
+        raise NotImplementedError
+
+    def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
+        """Write one file, atomically."""
+        with atomic_write(path, "w") as stream:
+            stream.write(self.text(rows, shown))
+
+    def facts_in(self, path: Path) -> Any:
+        """The facts that a file holds (``holds_facts``); {} if there are none. Raises UserError if it is damaged."""
+        raise NotImplementedError
+
+    def begins(self, stream: IO[str], columns: list[str]) -> bool:
+        """Whether a file of a folder, that may have been cut, begins as ours with these columns of genres."""
+        raise NotImplementedError
 
 
-def column_names(genres: Sequence[str], reserved: Collection[str]) -> list[str]:
-    """The column of each genre, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
+class Parquet(Format):
+    """A table for pandas and databases."""
 
-    Where a genre has that very name, the prefix is repeated. Reserved names are compared without regard to case.
+    name, in_folders, holds_facts = "parquet", True, True
 
-    >>> column_names(["Drama", "ID", "id", "genre:id"], ["id"])
-    ['Drama', 'genre:ID', 'genre:genre:id', 'genre:id']
-    """
-    own = {name.casefold() for name in reserved}
-    taken = set(genres)
-    columns = []
-    for genre in genres:
-        column = genre
-        if genre.casefold() in own:
-            while column in taken or column.casefold() in own:
-                column = f"genre:{column}"
-            taken.add(column)
-        columns.append(column)
-    return columns
+    def table(self, rows: Rows, facts: dict[str, Any]) -> pa.Table:
+        """Rows as an Arrow table with the facts in its schema."""
+        import pyarrow as pa
 
+        failed = np.array([error is not None for error in rows.errors], dtype=bool)
+        columns: dict[str, pa.Array] = {
+            rows.key: pa.array(rows.ids, pa.string()),
+            "genres": pa.array(rows.names(), pa.list_(pa.string())),
+        }
+        for number, column in enumerate(rows.columns):
+            values = np.ascontiguousarray(rows.probabilities[:, number], dtype=np.float32)
+            columns[column] = pa.array(values, pa.float32(), mask=failed)
+        columns["error"] = pa.array(rows.errors, pa.string())
+        if rows.embeddings is not None:
+            flat = pa.array(rows.embeddings.astype(np.float32).ravel())
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(
+                flat, rows.embeddings.shape[1], mask=pa.array(failed)
+            )
+        return pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
 
-def genre_columns(labels: LabelSet, reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Genre → its column (see column_names)."""
-    return dict(zip(labels.genres, column_names(labels.genres, reserved), strict=True))
+    def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
+        import pyarrow.parquet as pq
 
-
-def facts_of(folder: ModelFolder, content: Mapping[str, Any], how: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the rows of a part, as JSON types. ``content``: digests of what is predicted."""
-    decisions = folder.decisions.to_dict()
-    return {
-        "version": VERSION,
-        "genres": list(folder.labels.genres),
-        "columns": genre_columns(folder.labels),
-        "labels": folder.labels.fingerprint,
-        "weights": folder.fingerprint,
-        "calibration": decisions["calibration"],
-        "thresholds": decisions["thresholds"],
-        "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
-        **content,
-        **how,
-    }
-
-
-def table_of(rows: Rows, labels: LabelSet, facts: dict[str, Any], key: str = "id") -> pa.Table:
-    """Rows as an Arrow table with the facts in its schema; ``key`` is the column of their names."""
-    failed = np.array([error is not None for error in rows.errors], dtype=bool)
-    columns: dict[str, pa.Array] = {
-        key: pa.array(rows.ids, pa.string()),
-        "genres": pa.array(rows.names(labels), pa.list_(pa.string())),
-    }
-    for number, column in enumerate(genre_columns(labels, (*OWN, key)).values()):
-        values = np.ascontiguousarray(rows.probabilities[:, number], dtype=np.float32)
-        columns[column] = pa.array(values, pa.float32(), mask=failed)
-    columns["error"] = pa.array(rows.errors, pa.string())
-    if rows.embeddings is not None:
-        flat = pa.array(rows.embeddings.astype(np.float32).ravel())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(
-            flat, rows.embeddings.shape[1], mask=pa.array(failed)
-        )
-    table = pa.table(columns)
-    return table.replace_schema_metadata({KEY: json_text(facts)})
-
-
-def write_rows(path: Path, rows: Rows, labels: LabelSet, facts: dict[str, Any], format: TableFormat) -> None:
-    """Write one file (and its facts), atomically."""
-    if format == "parquet":
-        table = table_of(rows, labels, facts)
+        table = self.table(rows, facts)
         with atomic_write(path) as stream:
             pq.write_table(table, stream, compression="zstd")
-        return
-    with atomic_write(path, "w") as stream:
-        stream.write(csv_of(rows, labels) if format == "csv" else jsonl_of(rows, labels))
-    write_json(_facts_path(path), facts)
+
+    def facts_in(self, path: Path) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
+            ) from None
 
 
-def csv_of(rows: Rows, labels: LabelSet) -> str:
-    """Genres joined by ``|``; float32 to the bit; nothing in rows with an error."""
-    out = io.StringIO()
-    nothing = [""] * len(labels)
-    each = zip(rows.ids, rows.names(labels), shortest(rows.probabilities), rows.errors, strict=True)
-    cells = (
-        [sample, "|".join(names), *(numbers if error is None else nothing), error or ""]
-        for sample, names, numbers, error in each
-    )
-    write_exact(out, itertools.chain([csv_header(list(genre_columns(labels).values()))], cells))
-    return out.getvalue()
+class Csv(Format):
+    """Genres joined by ``|``; float32 to the bit; nothing in rows with an error.
+
+    Of a few images the genres stand most probable first, and the error before the numbers.
+    """
+
+    name, in_folders, embeddings = "csv", True, False
+    screen = "exact"
+
+    def text(self, rows: Rows, shown: Shown | None) -> str:
+        out = io.StringIO()
+        nothing = [""] * len(rows.labels)
+        names = [_named(lines) for lines in rows.ranked()] if shown else rows.names()
+        each = zip(rows.ids, names, shortest(rows.probabilities), rows.errors, strict=True)
+        cells = (
+            _cells([sample, "|".join(named)], numbers if error is None else nothing, error or "", shown)
+            for sample, named, numbers, error in each
+        )
+        header = _cells([rows.key, "genres"], rows.columns, "error", shown)
+        write_exact(out, itertools.chain([header], cells))
+        return out.getvalue()
+
+    def begins(self, stream: IO[str], columns: list[str]) -> bool:
+        header = _cells(["id", "genres"], columns, "error", None)
+        return next(csv.reader(stream), header) == header
 
 
-def csv_header(columns: Sequence[str]) -> list[str]:
-    """The first line of a CSV with these columns of genres."""
-    return ["id", "genres", *columns, "error"]
-
-
-def jsonl_of(rows: Rows, labels: LabelSet, key: str = "id") -> str:
+class JsonLines(Format):
     """An object a line: id, genres, probabilities {genre: number}, error, and perhaps embedding."""
-    lines = []
-    names, numbers = rows.names(labels), shortest(rows.probabilities)
-    embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
-    for row, error in enumerate(rows.errors):
-        record: dict[str, Any] = {
-            key: rows.ids[row],
-            "genres": names[row],
-            "probabilities": None,
-            "error": error,
+
+    name, in_folders = "jsonl", True
+
+    def text(self, rows: Rows, shown: Shown | None) -> str:
+        lines = []
+        names, numbers = rows.names(), shortest(rows.probabilities)
+        embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
+        for row, error in enumerate(rows.errors):
+            record: dict[str, Any] = {
+                rows.key: rows.ids[row],
+                "genres": names[row],
+                "probabilities": None,
+                "error": error,
+            }
+            if error is None:
+                record["probabilities"] = dict(zip(rows.labels.genres, map(float, numbers[row]), strict=True))
+            if embeddings is not None:
+                record["embedding"] = None if error is not None else [float(text) for text in embeddings[row]]
+            lines.append(json_text(record, allow_nan=False) + "\n")
+        return "".join(lines)
+
+    def begins(self, stream: IO[str], columns: list[str]) -> bool:
+        record = json.loads(stream.readline() or "{}")
+        return isinstance(record, dict) and record.keys() <= {*OWN, "probabilities"}
+
+
+class Json(Format):
+    """An object with the model's facts and a list of results."""
+
+    name, screen = "json", "printable"
+
+    def text(self, rows: Rows, shown: Shown | None) -> str:
+        from toolkit.data.sources.image_files import file_id
+
+        assert shown is not None
+        results: list[dict[str, Any]] = []
+        for image, lines, error in zip(rows.ids, rows.ranked(), rows.errors, strict=True):
+            record: dict[str, Any] = {"image": image}
+            if error is not None:
+                record["error"] = error
+            else:
+                record["genres"] = _named(lines)
+                record["probabilities"] = {
+                    line.genre: round(line.probability, 6) for line in lines if shown.verbose or line.named
+                }
+            results.append(record)
+        facts = {
+            "model": file_id(str(shown.folder.path)),
+            "device": shown.device,
+            "calibration": shown.folder.decisions.calibration,
+            "thresholds": dict(zip(rows.labels.genres, rows.thresholds.tolist(), strict=True)),
+            "predictions": results,
         }
-        if error is None:
-            record["probabilities"] = dict(zip(labels.genres, map(float, numbers[row]), strict=True))
-        if embeddings is not None:
-            record["embedding"] = None if error is not None else [float(text) for text in embeddings[row]]
-        lines.append(json_text(record, allow_nan=False) + "\n")
-    return "".join(lines)
+        return json_text(facts, indent=2) + "\n"
+
+
+class Text(Format):
+    """For people."""
+
+    name, ending, screen = "text", ".txt", "printable"
+
+    def text(self, rows: Rows, shown: Shown | None) -> str:
+        assert shown is not None
+        low, high = rows.thresholds.min(), rows.thresholds.max()
+        threshold = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f} (per genre)"
+        lines = [
+            f"model      {printable_line(str(shown.folder.path))}",
+            f"genres     {len(rows.labels)}",
+            f"threshold  {threshold}",
+            f"device     {shown.device}",
+            "",
+        ]
+        names = {genre: printable_line(genre) for genre in rows.labels.genres}
+        width = max(map(len, names.values()))
+        for image, ranked, error in zip(
+            map(printable_line, rows.ids), rows.ranked(), rows.errors, strict=True
+        ):
+            if error is not None:
+                lines.append(f"{image}: unreadable")
+                continue
+            named = ", ".join(
+                f"{names[line.genre]} ({line.probability:.0%})" for line in ranked if line.named
+            )
+            lines.append(f"{image}: {named or 'no genre reaches its threshold'}")
+            if shown.verbose:
+                lines += [f"    {names[line.genre]:<{width}}  {line.probability:7.2%}" for line in ranked]
+        return "\n".join(lines) + "\n"
+
+
+#: By name. The first is what folders have where nothing else is asked for.
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (Parquet(), Csv(), JsonLines(), Json(), Text())
+}
+#: Endings of files that name a format.
+ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
+FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
+#: What --format takes. Text is what the screen has without it.
+CHOICES = tuple(name for name in FORMATS if name != Text.name)
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[CHOICES]  # of an option
+
+
+def _named(lines: Sequence[Line]) -> list[str]:
+    return [line.genre for line in lines if line.named]
+
+
+def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None) -> list[str]:
+    return [*first, error, *numbers] if shown else [*first, *numbers, error]
 
 
 def shortest(values: np.ndarray) -> list[Any]:
@@ -212,104 +279,3 @@ def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> 
         lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0],
         text,
     )
-
-
-def output_path(out: Path, name: str, format: TableFormat) -> Path:
-    """``OUT/train-00000.parquet``."""
-    return out / f"{name}.{format}"
-
-
-def _facts_path(path: Path) -> Path:
-    return path.with_name(path.name + FACTS)
-
-
-def is_finished(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether this part's file is there, whole. Raises UserError if it is of another model, content or options."""
-    found = _read_facts(path, facts)
-    if found is None:
-        return False
-    if found != facts:
-        raise UserError(
-            f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out"
-        )
-    return True
-
-
-def refuse_others(out: Path, expected: Collection[str]) -> None:
-    """Raise UserError if a folder holds files of rows that are not among the ``expected`` names.
-
-    Whoever reads the folder takes all of them for one prediction.
-    """
-    endings = tuple(f".{format}" for format in get_args(TableFormat))
-    others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise UserError(
-            f"{out} holds files that are not of this prediction, but of other images or another --format: "
-            f"{', '.join(others[:3])}{more}; remove them or choose another --out"
-        )
-
-
-def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
-    """The facts of a file, None for one that is absent or of ours and not finished."""
-    if not path.exists():
-        return None
-    if path.suffix == ".parquet":
-        found = _parquet_facts(path)
-    elif _facts_path(path).exists():
-        found = read_json(_facts_path(path), "facts of predictions")
-    elif _begins_as_ours(path, wanted):
-        return None  # a kill came between a file and its facts
-    else:
-        raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
-    if isinstance(found, dict):
-        unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
-        found = {**found, **{name: wanted[name] for name in unknown}}
-    return found
-
-
-def _parquet_facts(path: Path) -> Any:
-    try:
-        return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
-        ) from None
-
-
-def _begins_as_ours(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a text file is empty or begins as one of these facts does."""
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            if path.suffix == ".csv":
-                columns = csv_header(list(facts["columns"].values()))
-                return next(csv.reader(stream), columns) == columns
-            record = json.loads(stream.readline() or "{}")
-            return isinstance(record, dict) and record.keys() <= {*OWN, "probabilities"}
-    except (OSError, ValueError, csv.Error, RecursionError):
-        return False
-
-
-#: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.
-ADDED = ("preprocessing", "index")
-
-#: What a fact that differs is called in messages, the weightiest first.
-WORDS = {
-    "version": "another version of this toolkit",
-    "labels": "a model with other genres",
-    "weights": "another model",
-    "content": "other images",
-    "index": "another index of the same images, with other ids or genres",
-    "calibration": "another calibration",
-    "thresholds": "other thresholds",
-    "preprocessing": "another preprocessing",
-    "precision": "another precision",
-    "tta": "another --tta",
-    "embeddings": "another choice of --embeddings",
-}
-
-
-def _difference(found: Any, facts: dict[str, Any]) -> str:
-    found = found if isinstance(found, dict) else {}
-    differ = [words for name, words in WORDS.items() if found.get(name) != facts.get(name)]
-    return " and ".join(differ[:2]) or "other columns"

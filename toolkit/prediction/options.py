@@ -12,6 +12,7 @@ from shards.errors import UserError
 from shards.options import option
 from shards.storage.paths import Place, place
 from toolkit.config.options import ModelOption, PassOptions
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName
 
 if TYPE_CHECKING:  # asking for help loads no torch
     from accelerate import Accelerator
@@ -19,8 +20,6 @@ if TYPE_CHECKING:  # asking for help loads no torch
     from toolkit.inference.forward import Forward
     from toolkit.model_folder.folder import ModelFolder
 
-#: Endings of --out that name a file for all results, and its format.
-FILE_FORMATS = {".json": "json", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
@@ -41,7 +40,7 @@ class PredictOptions(ModelOption, PassOptions):
     out: Path | None = option(None, "-o", old=("--output",))
     """Folder for the results, a file per shard or per 512 images; or one file for the results of images, by its ending:
     .json, .csv, .jsonl, .parquet, .txt."""
-    format: Literal["parquet", "csv", "jsonl", "json"] | None = option(None, "-f")
+    format: FormatName | None = option(None, "-f")
     """Of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of these; on the
     screen: json, csv (default: text)."""
     verbose: bool = option(False, "-v")
@@ -83,22 +82,22 @@ def wants_a_folder(options: PredictOptions) -> bool:
     output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
-        if ending in FILE_FORMATS:
+        if ending in ENDINGS:
             raise UserError(
                 f"--shards writes a file per shard: name a folder for --out, not the file {output}"
             )
         return True
-    if options.directory is None or output is None or options.format == "json":
+    if options.directory is None or output is None or options.format not in (None, *FOLDER_FORMATS):
         return False
-    if options.format is None and ending not in FILE_FORMATS and _ENDING.fullmatch(ending):
+    if options.format is None and ending not in ENDINGS and _ENDING.fullmatch(ending):
         raise _unknown_ending(output, " or a folder whose name does not end so")
-    return ending not in FILE_FORMATS
+    return ending not in ENDINGS
 
 
 def file_format(output: Path | None, format: str | None) -> str:
     """How results that are not a folder are written: text, json, csv, jsonl, parquet. Raises UserError if unclear."""
     if output is None:
-        if format in ("parquet", "jsonl"):
+        if format is not None and not FORMATS[format].screen:
             raise UserError(
                 f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
             )
@@ -107,7 +106,7 @@ def file_format(output: Path | None, format: str | None) -> str:
         raise UserError(
             f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
         )
-    by_ending = FILE_FORMATS.get(output.suffix.lower())
+    by_ending = ENDINGS.get(output.suffix.lower())
     if format is None:
         if by_ending is None:
             raise _unknown_ending(output)
@@ -120,7 +119,7 @@ def file_format(output: Path | None, format: str | None) -> str:
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
     ending = f"the ending {output.suffix}" if output.suffix else "no ending"
     return UserError(
-        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(FILE_FORMATS)}{otherwise}"
+        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}"
     )
 
 

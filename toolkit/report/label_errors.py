@@ -6,17 +6,16 @@ probabilities of samples that the model was not trained on: a test or validation
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shards.errors import UserError
+from shards.extras import absent, install, require_extra
 from toolkit.metrics.multilabel import BoolArray, FloatArray
 
-INSTALL = "pip install -e '.[report]'"
+INSTALL = install("report")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LabelError:
 
 def have_cleanlab() -> bool:
     """Whether cleanlab is installed; it is not imported, which takes seconds."""
-    return importlib.util.find_spec("cleanlab") is not None
+    return not absent("cleanlab")
 
 
 def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str]) -> list[LabelError]:
@@ -51,8 +50,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
     truth (N, G), and scores (N, G), the probabilities of a model that has not seen these samples. Genres that
     all samples have, or none, are left out: there is nothing to compare with. Raises UserError without cleanlab.
     """
-    if not have_cleanlab():
-        raise UserError(f"label errors are found by cleanlab, which is not installed: {INSTALL}")
+    require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not known.size:
         return []

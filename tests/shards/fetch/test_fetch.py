@@ -190,7 +190,7 @@ def test_an_empty_csv(tmp_path: Path) -> None:
 
 def test_without_aiohttp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[clean\]'"):
+    with pytest.raises(UserError, match="`posters fetch` needs aiohttp"):
         fetch(tmp_path, {"a": "http://x/"})
 
 

@@ -20,7 +20,6 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.app import decoder as app_decoder
 from toolkit.app import html
-from toolkit.app import server as app
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours, seen_box
@@ -29,7 +28,6 @@ from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import CPU_ROWS
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.inference.forward import Answer
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
@@ -54,9 +52,9 @@ def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
     found = answers.read(paths)
     expected = predict_files(answers.folder, paths, make_accelerator(None))
     assert len(found) == len(paths) > CPU_ROWS  # more than one pass
-    for item, prediction in zip(found, expected, strict=True):
-        assert isinstance(item, Poster) and prediction.probabilities is not None
-        np.testing.assert_allclose(item.probabilities, prediction.probabilities, atol=1e-5)
+    for item, probabilities in zip(found, expected.probabilities, strict=True):
+        assert isinstance(item, Poster)
+        np.testing.assert_allclose(item.probabilities, probabilities, atol=1e-5)
 
 
 def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path, tmp_path: Path):
@@ -78,14 +76,14 @@ def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path,
 
 
 def test_outputs_that_are_not_finite_are_no_answer(answers: Answers, monkeypatch: pytest.MonkeyPatch):
-    forward = answers._forward
+    network = answers._forward.network
 
-    def broken(pixels: torch.Tensor) -> Answer:
-        logits = torch.from_numpy(forward(pixels).arrays()[0].copy())
+    def broken(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits = network(images)[0].clone()
         logits[1:] = torch.nan
-        return Answer(logits, None)
+        return logits, None
 
-    monkeypatch.setattr(answers, "_forward", broken)
+    monkeypatch.setattr(answers._forward, "network", broken)
     squares = [np.zeros((96, 96, 3), np.uint8)] * 3
     with pytest.raises(UserError, match=r"outputs are not finite for 2 of 3 images \(picture 2, picture 3\)"):
         answers.probabilities(squares)
@@ -190,7 +188,7 @@ def test_text_is_off_with_a_note(monkeypatch: pytest.MonkeyPatch):
     assert text_removal(False, "surround", None) == (
         None, "Text is not looked for: this page was started with --no-text.",
     )  # fmt: skip
-    monkeypatch.setattr(app_answers, "find_spec", lambda name: None if name == "rapidocr" else object())
+    monkeypatch.setattr(app_answers, "absent", lambda *modules: ["rapidocr"])
     removal, note = text_removal(True, "surround", None)
     assert removal is None and "rapidocr not installed" in note and "'.[app]'" in note
 
@@ -296,8 +294,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path):
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"needs gradio and captum: pip install -c constraints\.txt -e '\.\[app\]'"
-    ):
+    for name in ("gradio", "captum"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="`posters app` needs gradio and captum"):
         main(["app", "--model", str(tmp_path)])

@@ -170,11 +170,8 @@ def test_the_page_says_what_predict_says(server: Server, browser: Any, model: Pa
     page.wait("#genres")
     shown = page.probabilities()
     folder = load_model_folder(model)
-    (expected,) = predict_files(folder, [path], make_accelerator(None))
-    assert expected.probabilities is not None
-    assert shown == pytest.approx(
-        dict(zip(folder.labels.genres, expected.probabilities, strict=True)), abs=2e-5
-    )
+    (expected,) = predict_files(folder, [path], make_accelerator(None)).probabilities
+    assert shown == pytest.approx(dict(zip(folder.labels.genres, expected, strict=True)), abs=2e-5)
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
     thresholds = dict(zip(folder.labels.genres, folder.thresholds, strict=True))
     named = {row.get_attribute("data-genre") for row in page.all("#genres tr.named")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.export.torch_export import load_torch_export
-from toolkit.inference.onnx_runtime import open_session, read_facts, run_session
+from toolkit.inference.onnx_runtime import open_exported, read_facts, run_session
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec, backbone_features
 
@@ -45,7 +44,7 @@ def test_a_file_gives_what_the_model_gives(tmp_path: Path, name: str, head: str,
     path = folder_of(tmp_path, head, name)
     assert main(["export", "--model", str(path)]) == 0
     folder = load_model_folder(path)
-    session = open_session(path / "model.onnx", CPU)
+    session = open_exported(path / "model.onnx", CPU)
     assert [entry.name for entry in session.get_inputs()] == ["images"]
     size = folder.preprocessing.image_size
     for count in (1, 2, 5):
@@ -67,7 +66,7 @@ def test_the_file_says_whose_it_is_and_is_one_file(tmp_path: Path, one_thread: N
     assert not (path / "model.onnx").exists()
     file = tmp_path / "out" / "m.onnx"
     folder = load_model_folder(path)
-    said = read_facts(open_session(file, CPU), file)
+    said = read_facts(open_exported(file, CPU), file)
     assert said["genres"] == ["a", "b", "c"] and said["labels_fingerprint"] == LABELS.fingerprint
     assert said["weights_sha256"] == folder.fingerprint and said["thresholds"] == folder.thresholds.tolist()
     assert (said["image_size"], said["preprocess"], said["opset"]) == (32, False, 20)
@@ -101,7 +100,7 @@ def test_with_preprocessing_it_takes_images_of_any_size(tmp_path: Path, fit: str
     path = folder_of(tmp_path, "linear", fit=fit)
     assert main(["export", "-m", str(path), "--preprocess"]) == 0
     folder = load_model_folder(path)
-    session = open_session(path / "model-preprocess.onnx", CPU)
+    session = open_exported(path / "model-preprocess.onnx", CPU)
     assert read_facts(session, path)["preprocess"] is True
     for count, height, width in ((1, 90, 60), (3, 47, 131), (2, 32, 32)):
         images = np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
@@ -181,15 +180,8 @@ def test_wrong_options_are_one_line(model_folder: Path, arguments: list[str], wo
 
 
 def test_a_missing_extra_is_named(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    real = importlib.import_module
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "onnxscript":
-            raise ImportError("No module named 'onnxscript'")
-        return real(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(UserError, match=r"needs the package onnxscript.*pip install .*'\.\[export\]'"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"ONNX export needs onnxscript: .*'\.\[export\]'"):
         main(["export", "-m", str(model_folder)])
 
 

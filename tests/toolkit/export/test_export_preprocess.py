@@ -14,7 +14,7 @@ from PIL import Image
 
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.export.onnx_preprocessing import MIN_OPSET, NORMALISED, images_info, preprocess_nodes
-from toolkit.inference.onnx_runtime import open_session, run_session
+from toolkit.inference.onnx_runtime import open_exported, run_session
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides that round in all ways: odd and even spare, halves on both sides of an even number, squares, banners.
@@ -48,7 +48,7 @@ def graph_only(preprocessing: Preprocessing) -> Any:
 
 def grey_levels(preprocessing: Preprocessing, image: Image.Image) -> np.ndarray:
     """(S, S, 3) what the graph makes of an image, before normalisation."""
-    session = open_session(graph_only(preprocessing).SerializeToString(), torch.device("cpu"))
+    session = open_exported(graph_only(preprocessing).SerializeToString(), torch.device("cpu"))
     given = run_session(session, np.asarray(image)[None])[NORMALISED][0].transpose(1, 2, 0)
     return given * np.array(STD) * 255 + np.array(MEAN) * 255
 
@@ -98,6 +98,6 @@ def test_the_corner_is_pillows_for_every_size():
 def test_normalised_is_what_the_network_is_given():
     preprocessing = Preprocessing(24, 1.0, MEAN, STD, "crop")
     image = np.random.default_rng(2).integers(0, 256, (1, 24, 24, 3), dtype=np.uint8)
-    session = open_session(graph_only(preprocessing).SerializeToString(), torch.device("cpu"))
+    session = open_exported(graph_only(preprocessing).SerializeToString(), torch.device("cpu"))
     wanted = preprocessing.normalize(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(run_session(session, image)[NORMALISED], wanted, atol=1e-6)

@@ -24,7 +24,6 @@ from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
 from toolkit.prediction.options import load_folder
-from toolkit.prediction.output import named_genres
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_a_file_is_written_by_its_ending(model_folder: Path, images: Path, tmp_p
     for arguments, words in (
         (
             [*image, "-o", tmp_path / "x.xlsx"],
-            "the ending .xlsx, which names no format: give a file that ends in .json",
+            "the ending .xlsx, which names no format: give a file that ends in .parquet",
         ),
         ([*image, "-o", tmp_path / "x"], "no ending"),
         ([*image, "-o", tmp_path / "x.csv.gz"], "the ending .gz"),
@@ -224,16 +223,18 @@ def test_calibration_and_thresholds_per_genre_decide(
     plain = predict_files(raw, paths, accelerator, workers=1)
     ours = predict_files(folder, paths, accelerator, workers=1)
     checked = 0
-    for before, after in zip(plain, ours, strict=True):
-        if before.probabilities is None or after.probabilities is None:
-            assert before.error == after.error
+    assert plain.errors == ours.errors
+    for before, after, lines, names in zip(
+        plain.probabilities, ours.probabilities, ours.ranked(), ours.names(), strict=True
+    ):
+        if not lines:
+            assert np.isnan(before).all() and np.isnan(after).all() and not names
             continue
-        logits = np.log(before.probabilities / (1 - before.probabilities))
-        expected = folder.decisions.probabilities(logits)
-        np.testing.assert_allclose(after.probabilities, expected, rtol=1e-6)
-        assert np.abs(expected - before.probabilities).max() > 0.01
+        expected = folder.decisions.probabilities(np.log(before / (1 - before)))
+        np.testing.assert_allclose(after, expected, rtol=1e-6)
+        assert np.abs(expected - before).max() > 0.01
         named = {folder.labels.genres[g] for g in np.flatnonzero(expected >= folder.decisions.thresholds)}
-        assert {genre for genre, _ in named_genres(after.probabilities, folder)} == named
+        assert {line.genre for line in lines if line.named} == set(names) == named
         checked += 1
     assert checked == 7
     # -t replaces the thresholds, not the calibration

@@ -222,7 +222,7 @@ def test_what_is_refused(by_one: Path, many_shards: Path, model: Path, posters: 
         ([*shards, "--out", here, "--tta", "flip"], "holds predictions of another --tta"),
         (shards, "needs --out FOLDER"),
         ([*shards, "--out", tmp_path / "x", "--format", "csv", "--embeddings"], "not into csv"),
-        ([*shards, "--out", tmp_path / "x", "--format", "json"], "parquet, csv or jsonl"),
+        ([*shards, "--out", tmp_path / "x", "--format", "json"], "parquet, csv, jsonl"),
         ([*shards, "--out", tmp_path / "x", "--batch-size", -1], "must be 0"),
         (["--shards", tmp_path / "none", "--out", tmp_path / "x"], "no shard folder at"),
         (["--shards", here, "--out", tmp_path / "x"], "holds no manifest.json"),

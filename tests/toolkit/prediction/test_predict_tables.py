@@ -16,19 +16,9 @@ from hypothesis import strategies as st
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from toolkit.prediction.formats import (
-    KEY,
-    Rows,
-    column_names,
-    csv_of,
-    genre_columns,
-    is_finished,
-    jsonl_of,
-    output_path,
-    refuse_others,
-    table_of,
-    write_rows,
-)
+from toolkit.inference.rows import Rows, genre_columns
+from toolkit.prediction.facts import is_finished, output_path, refuse_others, write_rows
+from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
 FACTS = {
@@ -43,20 +33,21 @@ def rows() -> Rows:
     return Rows(
         ['a,"b', "später", "third"],
         np.array([[0.25, 0.5, 0.75], [np.nan, np.nan, np.nan], [1 / 3, 0, 1]], np.float32),
-        np.array([[False, True, True], [False] * 3, [False] * 3]),
         [None, "truncated", None],
+        LABELS,
+        np.array([0.5, 0.5, 0.75]),
         np.arange(12, dtype=np.float32).reshape(3, 4),
     )
 
 
 def test_genres_keep_their_names_but_for_ours() -> None:
-    assert genre_columns(LABELS) == {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"}
-    assert genre_columns(LabelSet(("ID", "Genres"))) == {"ID": "genre:ID", "Genres": "genre:Genres"}
+    assert genre_columns(LABELS.genres) == {"Drama": "Drama", "Error": "genre:Error", "Sci-Fi": "Sci-Fi"}
+    assert genre_columns(("ID", "Genres")) == {"ID": "genre:ID", "Genres": "genre:Genres"}
 
 
 def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_rows(path, rows, LABELS, FACTS, "parquet")
+    write_rows(path, rows, FACTS)
     assert [str(field.type) for field in pq.read_schema(path)] == [
         "string", "list<element: string>", "float", "float", "float", "string",
         "fixed_size_list<element: float>[4]",
@@ -64,7 +55,7 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     frame = pd.read_parquet(path)
     assert list(frame.columns) == ["id", "genres", "Drama", "genre:Error", "Sci-Fi", "error", "embedding"]
     assert frame["id"].tolist() == rows.ids
-    assert [list(names) for names in frame["genres"]] == [["Error", "Sci-Fi"], [], []]
+    assert [list(names) for names in frame["genres"]] == [["Error", "Sci-Fi"], [], ["Sci-Fi"]]
     assert frame["Sci-Fi"].dtype == np.float32
     assert frame[["Drama", "genre:Error", "Sci-Fi"]].isna().all(axis=1).tolist() == [False, True, False]
     assert frame["error"].isna().tolist() == [True, False, True]
@@ -81,7 +72,7 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     st.sets(st.sampled_from(["id", "image", "error", "genre:id"])),
 )
 def test_columns_are_never_two_of_one_name(genres: list[str], reserved: set[str]) -> None:
-    columns = column_names(genres, reserved)
+    columns = list(genre_columns(genres, reserved).values())
     assert len({*columns, *reserved}) == len(genres) + len(reserved)
     assert not {column.lower() for column in columns} & reserved
     # a name that clashes with nothing is kept, whatever the others are
@@ -94,9 +85,9 @@ ODD_IDS = ["007", "1e5", "66773.0", "=1+1", 'a,"b', "a\nb", "a\rb", "\x1b[2J\x9b
 def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random((len(ODD_IDS), 3)) ** 20
     exact = numbers.astype(np.float32)
-    rows = Rows(ODD_IDS, numbers, numbers > 0.5, [None] * len(ODD_IDS))
-    for format in ("parquet", "csv", "jsonl"):
-        write_rows(output_path(tmp_path, "a", format), rows, LABELS, FACTS, format)
+    rows = Rows(ODD_IDS, numbers, [None] * len(ODD_IDS), LABELS, np.full(3, 0.5))
+    for format in FOLDER_FORMATS:
+        write_rows(output_path(tmp_path, "a", format), rows, FACTS)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table["id"].to_pylist() == ODD_IDS and np.array_equal(table["Drama"].to_numpy(), exact[:, 0])
     with open(tmp_path / "a.csv", newline="") as stream:
@@ -109,23 +100,24 @@ def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
     assert not set((tmp_path / "a.jsonl").read_text()) & set("\x1b\x9b\x7f")
 
 
-def test_without_embeddings_there_is_no_column(rows: Rows) -> None:
+def test_without_embeddings_there_is_no_column(rows: Rows, tmp_path: Path) -> None:
     rows.embeddings = None
-    assert "embedding" not in table_of(rows, LABELS, FACTS).column_names
+    write_rows(tmp_path / "a.parquet", rows, FACTS)
+    assert "embedding" not in pq.read_schema(tmp_path / "a.parquet").names
 
 
 def test_csv(rows: Rows) -> None:
-    found = list(csv.reader(csv_of(rows, LABELS).splitlines()))
+    found = list(csv.reader(FORMATS["csv"].text(rows, None).splitlines()))
     assert found == [
         ["id", "genres", "Drama", "genre:Error", "Sci-Fi", "error"],
         ['a,"b', "Error|Sci-Fi", "0.25", "0.5", "0.75", ""],
         ["später", "", "", "", "", "truncated"],
-        ["third", "", "0.33333334", "0.0", "1.0", ""],
+        ["third", "Sci-Fi", "0.33333334", "0.0", "1.0", ""],
     ]
 
 
 def test_jsonl(rows: Rows) -> None:
-    first, second, _ = (json.loads(line) for line in jsonl_of(rows, LABELS).splitlines())
+    first, second, _ = (json.loads(line) for line in FORMATS["jsonl"].text(rows, None).splitlines())
     assert first == {
         "id": 'a,"b',
         "genres": ["Error", "Sci-Fi"],
@@ -136,11 +128,11 @@ def test_jsonl(rows: Rows) -> None:
     assert second["probabilities"] is None and second["embedding"] is None and second["error"] == "truncated"
 
 
-@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("format", FOLDER_FORMATS)
 def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format: Any) -> None:
     path = output_path(tmp_path, "train-00000", format)
     assert path.name == f"train-00000.{format}" and not is_finished(path, FACTS)
-    write_rows(path, rows, LABELS, FACTS, format)
+    write_rows(path, rows, FACTS)
     assert is_finished(path, FACTS)
     for name, word in (
         ("version", "another version"),
@@ -163,7 +155,7 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
 def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     added = ("preprocessing", "index")
-    write_rows(path, rows, LABELS, {k: v for k, v in FACTS.items() if k not in added}, "parquet")
+    write_rows(path, rows, {k: v for k, v in FACTS.items() if k not in added})
     assert is_finished(path, FACTS)
     assert is_finished(path, {k: v for k, v in FACTS.items() if k != "index"})  # of a folder, which has none
 
@@ -172,14 +164,14 @@ def test_files_of_earlier_versions_state_less(rows: Rows, tmp_path: Path) -> Non
 def test_sets_of_earlier_versions_have_no_digest_of_an_index(
     rows: Rows, tmp_path: Path, found: str | None, wanted: str | None
 ) -> None:
-    write_rows(tmp_path / "a.csv", rows, LABELS, {**FACTS, "index": found}, "csv")
+    write_rows(tmp_path / "a.csv", rows, {**FACTS, "index": found})
     assert is_finished(tmp_path / "a.csv", {**FACTS, "index": wanted})
 
 
 def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Path) -> None:
     for format in ("csv", "jsonl"):
         path = output_path(tmp_path, "a", format)
-        write_rows(path, rows, LABELS, FACTS, format)
+        write_rows(path, rows, FACTS)
         path.with_name(f"{path.name}.facts.json").unlink()
         assert not is_finished(path, FACTS)
         for foreign in ("title,year\nx,1\n", '{"title": "x"}\n', "[" * 100_000, "\xff"):
@@ -190,7 +182,7 @@ def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Pa
 
 
 def test_files_of_others_are_refused_by_name(rows: Rows, tmp_path: Path) -> None:
-    write_rows(tmp_path / "train-00000.csv", rows, LABELS, FACTS, "csv")
+    write_rows(tmp_path / "train-00000.csv", rows, FACTS)
     (tmp_path / "notes.txt").touch()
     refuse_others(tmp_path, ["train-00000.csv"])
     refuse_others(tmp_path / "none", [])

@@ -50,9 +50,8 @@ def test_the_same_numbers_as_the_command(model: toolkit.Predictor, paths: list[P
     assert list(found.columns) == ["image", "genres", *model.genres, "error"]
     assert found["image"].tolist() == [str(path) for path in paths]
     genres = list(model.genres)
-    for row, prediction in zip(found.to_dict("records"), expected, strict=True):
-        assert prediction.probabilities is not None
-        np.testing.assert_allclose([row[g] for g in genres], prediction.probabilities, rtol=1e-6)
+    for row, probabilities in zip(found.to_dict("records"), expected.probabilities, strict=True):
+        np.testing.assert_allclose([row[g] for g in genres], probabilities, rtol=1e-6)
         assert row["genres"] == [g for g in genres if row[g] >= model.thresholds[g]]
         assert row["error"] is None
 

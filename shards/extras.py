@@ -1,0 +1,34 @@
+"""Optional packages, by the extra of setup.cfg that brings them."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+from shards.errors import UserError, one_line
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, in a checkout of this toolkit."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
+def absent(*modules: str) -> list[str]:
+    """Those that are not installed. They are looked for, not imported, which may take seconds."""
+    return [module for module in modules if find_spec(module) is None]
+
+
+def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
+    """Import ``modules`` and return the first one; without ``load`` only see that they are there.
+
+    Raises UserError that says how to install them for ``what``, which needs them.
+    """
+    missing, reason = absent(*modules), ""
+    try:
+        found = [importlib.import_module(module) for module in modules] if load and not missing else [None]
+    except ImportError as error:
+        missing, reason = list(modules), f" ({one_line(error)})"
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}: {install(extra)}{reason}")
+    return found[0]

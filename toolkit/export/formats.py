@@ -1,0 +1,38 @@
+"""Formats of exported models, an entry for each: a new one is a module beside this one, and a line of FORMATS."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model is exported.
+
+    The module's ``exported(folder, preprocess, opset)`` gives a file's content, and ``opened(path, preprocess)`` a
+    parity_check.Run on a written file.
+    """
+
+    module: str
+    """Of this package, loaded when a model is exported: `posters export --help` needs no torch."""
+    file: str
+    """Its name in the model folder."""
+    runtime: str
+    """What runs it, for people."""
+
+    def load(self) -> Any:
+        return importlib.import_module(f"toolkit.export.{self.module}")
+
+
+#: By name. The first is the default.
+FORMATS = {
+    "onnx": Format("onnx_export", "model.onnx", "onnxruntime"),
+    "torch-export": Format("torch_export", "model.pt2", "torch.export"),
+}
+CHOICES = tuple(FORMATS)
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[CHOICES]  # of an option

@@ -1,0 +1,143 @@
+"""What a file of a folder of predictions was made from and by: its facts.
+
+They lie in the file where its format holds them (Parquet's metadata, key ``poster_toolkit``), and beside others as
+``NAME.facts.json``, which is written last: a file counts as finished when its facts are there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.storage.files import names_in, read_json, write_json
+from toolkit.inference.rows import Rows, genre_columns
+from toolkit.model_folder.folder import ModelFolder
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, Format
+
+#: Raised whenever a file of before would not have the columns of today.
+VERSION = 2
+#: Ending of the file of facts beside a file that cannot hold them.
+FACTS = ".facts.json"
+
+
+def facts_of(folder: ModelFolder, content: Mapping[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides the rows of a part, as JSON types. ``content``: digests of what is predicted."""
+    decisions = folder.decisions.to_dict()
+    return {
+        "version": VERSION,
+        "genres": list(folder.labels.genres),
+        "columns": genre_columns(folder.labels.genres),
+        "labels": folder.labels.fingerprint,
+        "weights": folder.fingerprint,
+        "calibration": decisions["calibration"],
+        "thresholds": decisions["thresholds"],
+        "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
+        **content,
+        **how,
+    }
+
+
+def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
+    """Write one file (and its facts), atomically, in the format that its ending names."""
+    format = _format_of(path)
+    format.write(path, rows, facts)
+    if not format.holds_facts:
+        write_json(_facts_path(path), facts)
+
+
+def output_path(out: Path, name: str, format: str) -> Path:
+    """``OUT/train-00000.parquet``."""
+    return out / f"{name}.{format}"
+
+
+def _format_of(path: Path) -> Format:
+    return FORMATS[ENDINGS[path.suffix]]
+
+
+def _facts_path(path: Path) -> Path:
+    return path.with_name(path.name + FACTS)
+
+
+def is_finished(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether this part's file is there, whole. Raises UserError if it is of another model, content or options."""
+    found = _read_facts(path, facts)
+    if found is None:
+        return False
+    if found != facts:
+        raise UserError(
+            f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out"
+        )
+    return True
+
+
+def refuse_others(out: Path, expected: Collection[str]) -> None:
+    """Raise UserError if a folder holds files of rows that are not among the ``expected`` names.
+
+    Whoever reads the folder takes all of them for one prediction.
+    """
+    endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
+    others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UserError(
+            f"{out} holds files that are not of this prediction, but of other images or another --format: "
+            f"{', '.join(others[:3])}{more}; remove them or choose another --out"
+        )
+
+
+def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
+    """The facts of a file, None for one that is absent or of ours and not finished."""
+    if not path.exists():
+        return None
+    format = _format_of(path)
+    if format.holds_facts:
+        found = format.facts_in(path)
+    elif _facts_path(path).exists():
+        found = read_json(_facts_path(path), "facts of predictions")
+    elif _begins_as_ours(format, path, wanted):
+        return None  # a kill came between a file and its facts
+    else:
+        raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
+    if isinstance(found, dict):
+        unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
+        found = {**found, **{name: wanted[name] for name in unknown}}
+    return found
+
+
+def _begins_as_ours(format: Format, path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a text file is empty or begins as one of these facts does."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            return format.begins(stream, list(facts["columns"].values()))
+    except (OSError, ValueError, csv.Error, RecursionError):
+        return False
+
+
+#: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.
+ADDED = ("preprocessing", "index")
+
+#: What a fact that differs is called in messages, the weightiest first.
+WORDS = {
+    "version": "another version of this toolkit",
+    "labels": "a model with other genres",
+    "weights": "another model",
+    "content": "other images",
+    "index": "another index of the same images, with other ids or genres",
+    "calibration": "another calibration",
+    "thresholds": "other thresholds",
+    "preprocessing": "another preprocessing",
+    "precision": "another precision",
+    "tta": "another --tta",
+    "embeddings": "another choice of --embeddings",
+}
+
+
+def _difference(found: Any, facts: dict[str, Any]) -> str:
+    found = found if isinstance(found, dict) else {}
+    differ = [words for name, words in WORDS.items() if found.get(name) != facts.get(name)]
+    return " and ".join(differ[:2]) or "other columns"
