@@ -6,14 +6,10 @@ import os
 import re
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shards.errors import UserError
 from shards.options import option
 from shards.storage.paths import Place, place
-
-if TYPE_CHECKING:
-    from shards.dataset.store import ShardStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: One name, with an ending that is one word: it becomes the ending of a name in the cache.
@@ -76,12 +72,6 @@ class SetOptions:
     shards: Place = option(MISSING, parse=place)
     """Shard set: a folder or URL (s3://, gs://, hf://, http://)."""
     cache: CacheOptions = field(default_factory=CacheOptions)
-
-    def store(self) -> ShardStore:
-        """The set. Raises UserError for a URL that cannot be used here."""
-        from shards.dataset.store import open_store
-
-        return open_store(self.shards, self.cache)
 
 
 class NoRoom(Exception):

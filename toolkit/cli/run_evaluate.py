@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
@@ -22,7 +23,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
     report = _report_run(options)
     # All that is read from here on is what the processes compare.
     folder = report.model if report else load_model_folder(options.model)
-    store = report.shards if report else options.store()
+    store = report.shards if report else open_store(options.shards, options.cache)
     manifest = report.manifest if report else store.manifest()
     facts = command_facts("evaluate", options) | model_facts(folder) | set_facts(manifest, store)
     if report is not None and report.other is not None:

@@ -52,7 +52,8 @@ class TrainOptions(SetOptions):
 
 def run_train(options: TrainOptions) -> int:
     """Train; returns the exit status."""
+    from shards.dataset.store import open_store
     from toolkit.training.run import train
 
-    store = options.store()
+    store = open_store(options.shards, options.cache)
     return train(options.config, store, options.out, resume=options.resume, search_lr=options.find_lr)

@@ -15,7 +15,7 @@ import platform
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -134,16 +134,10 @@ def command_facts(command: str, options: Any) -> Facts:
 
 def _named(options: Any) -> Iterator[tuple[str, Any]]:
     """(name, value) of the options that are compared, those within a group under their own names."""
-    by_name = (
-        options
-        if isinstance(options, Mapping)
-        else {f.name: getattr(options, f.name) for f in fields(options)}
-    )
-    for name, value in by_name.items():
-        if is_dataclass(value) and name not in OWN:
-            yield from _named(value)
-        elif name not in OWN:
-            yield name, value
+    named = vars(options) if is_dataclass(options) else options
+    for name, value in named.items():
+        if name not in OWN:
+            yield from _named(value) if is_dataclass(value) else [(name, value)]
 
 
 def config_facts(config: Config) -> Facts:

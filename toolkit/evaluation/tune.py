@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 
+from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.decisions.choose import choose_decisions
@@ -35,7 +36,7 @@ def run_tune(options: TuneOptions) -> int:
     parse_aim(options.decide.aim)  # before minutes of work
     folder = load_model_folder(options.model)
     remove_dead_partials(options.model)
-    shards = options.store()
+    shards = open_store(options.shards, options.cache)
     manifest = shards.manifest()
     facts = command_facts("tune", options) | model_facts(folder) | set_facts(manifest, shards)
     accelerator = make_accelerator(options.precision, facts)

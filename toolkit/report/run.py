@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
-from shards.dataset.store import ShardStore
+from shards.dataset.store import ShardStore, open_store
 from shards.errors import UserError, without_secrets
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
@@ -58,7 +58,7 @@ class ReportRun:
         wanted = options.label_errors
         if wanted is None:
             wanted = have_cleanlab() and options.split != "train"
-        shards = options.store()
+        shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(
