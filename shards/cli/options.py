@@ -176,10 +176,12 @@ class Parser(jsonargparse.ArgumentParser):
                 value = self._made(argument.kind, parsed, said.only)
             else:
                 value = getattr(parsed, argument.dest)
-                if argument.default is MISSING and value in (None, ""):
+                if argument.default is MISSING and (value is None or (said.parse and not value)):
                     raise UserError(f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
-                if said.parse is not None:  # an empty text is an unset variable of a shell
-                    value = said.parse(value) if value else argument.default
+                if (
+                    said.parse is not None
+                ):  # where a place or a limit is asked for, an empty text is an unset variable
+                    value = said.parse(value) if value or (said.text and value == "") else argument.default
             values[argument.name] = value
         return options(**values)
 

@@ -25,6 +25,7 @@ class Moody(Bright):
     """A detector that fails at pictures wider than 100 pixels, or with what it is given at all."""
 
     def __init__(self, limit: int = 100, error: Exception | None = None) -> None:
+        super().__init__()
         self.limit, self.error = limit, error or RuntimeError("(-215:Assertion failed) dst.cols < SHRT_MAX")
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:

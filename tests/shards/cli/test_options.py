@@ -93,8 +93,10 @@ def test_old_names_and_beginnings_of_names_are_read(old: str):
     assert read(f"one F -m M {old}").threads == 3
 
 
-def test_an_empty_text_is_the_default_of_what_is_parsed():
-    assert read("one F -m M --pair= --folders=") == read("one F -m M")
+def test_an_empty_text_is_the_default_of_what_is_parsed_but_of_no_typed_default():
+    assert read("one F -m M --folders=") == read("one F -m M")
+    with pytest.raises(ValueError):
+        read("one F -m M --pair=")
 
 
 def test_texts_stay_as_they_are_typed():
