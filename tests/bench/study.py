@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from shards.cli.arguments import add_columns  # noqa: E402
-
 from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.dataset.manifest import Manifest  # noqa: E402
 from shards.errors import UserError  # noqa: E402
+from shards.inputs.metadata import GenreOptions  # noqa: E402
 from shards.storage.files import fingerprint, write_json  # noqa: E402
 from toolkit.cli.commands import read  # noqa: E402
 from toolkit.cli.main import main as posters  # noqa: E402
@@ -116,7 +116,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16", help="of the backbone")
     parser.add_argument("--override", nargs="+", default=[], help="options for every recipe: KEY=VALUE")
-    add_columns(parser)
+    for field in fields(GenreOptions):
+        name = field.name.replace("_", "-")
+        parser.add_argument(f"--{name}", default=field.default, help="as of `posters shards build`")
     return parser.parse_args(argv)
 
 
@@ -130,11 +132,7 @@ def one_split(
             metadata=args.metadata,
             images=args.images,
             out=folder / "shards",
-            id_column=args.id_column,
-            genre_column=args.genre_column,
-            genre_separator=args.genre_separator,
-            encoding=args.encoding,
-            spellings=args.spellings,
+            **{field.name: getattr(args, field.name) for field in fields(GenreOptions)},
             seed=seed,
         )
     )
