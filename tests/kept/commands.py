@@ -196,10 +196,12 @@ def options_of(words: list[str], folder: Path) -> Any:
     parser = Parser(name, COMMANDS)
     try:
         parsed = parser.parse(rest)
-        made = parser.make(parsed)
+        made = (
+            parser.make(parsed) if name == "train" else None
+        )  # others may look for the folders that they name
     except UserError:
         return None
-    if name == "train":
+    if made is not None:
         return {
             key: plain(value) for key, value in (vars(made) | {"config": config_dict(made.config)}).items()
         }
