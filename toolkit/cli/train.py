@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from shards.cli.arguments import CACHE_OPTIONS, add_cache_options, cache_options
 from shards.errors import UserError, one_line
 from shards.storage.paths import Place, place
-from toolkit.config.files import check_file, check_text
+from toolkit.config.files import FLAT_LOSS_OPTIONS, as_today, check_file, check_text
+from toolkit.config.losses import LOSSES
 from toolkit.config.schema import Config
 from toolkit.config.validation import check_config
 
@@ -73,6 +75,14 @@ def train_parser() -> ArgumentParser:
         help="do not train: try rising learning rates, leave the curve and a suggestion in --out",
     )
     parser.add_class_arguments(Config, nested_key=None)
+    for name in FLAT_LOSS_OPTIONS:
+        parser.add_argument(f"--loss.{name}", type=float, default=SUPPRESS, help=SUPPRESS)
+    for name, loss in LOSSES.items():
+        about = parse_from_object(loss.options)
+        options = (f"{option.arg_name} ({option.default}): {option.description}" for option in about.params)
+        parser.add_argument_group(
+            f"--loss.options of --loss.name {name}", " ".join([f"{about.short_description}", *options])
+        )
     return parser
 
 
@@ -82,10 +92,12 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     _check_files(argv)
     try:
         parsed = parser.parse_args(list(argv))
+        as_today(parsed)
         made = parser.instantiate(parsed)
     except ArgumentError as error:
         known = [
             *config_keys(),
+            *(f"loss.options.{name}" for loss in LOSSES.values() for name in vars(loss.options())),
             "config",
             "shards",
             "out",

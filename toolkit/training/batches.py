@@ -16,7 +16,6 @@ from torch import nn
 
 from shards.dataset.store import RemoteShards
 from toolkit.config.schema import Config
-from toolkit.data.augment.mixup import mixes
 from toolkit.data.loader.faults import FaultPolicy, check_limit
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.loader.timing import Meter, verdict
@@ -36,7 +35,7 @@ FACTORS = 1 << 20
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
     """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
-    deal = 2 if mixes(config.augment) else 1  # partners must meet in a micro-batch at any world size
+    deal = 2 if config.augment.mixes else 1  # partners must meet in a micro-batch at any world size
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 

@@ -9,12 +9,15 @@ torchvision's losses put the mix inside the focusing factor instead and agree wi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from toolkit.config.losses import LOSSES
+from toolkit.config.registry import named
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.multilabel import FloatArray
 
@@ -35,21 +38,11 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
     positives (G,): training samples of each genre; num_samples: training samples in all. Kinds ``weighted`` and
     ``balanced`` take their weights from these counts, the other kinds only G.
 
-    Raises ValueError on an unknown name, or on counts that are no counts of ``num_samples`` samples.
+    Raises ValueError on counts that are no counts of ``num_samples`` samples.
     """
     counts = _check_counts(positives, num_samples)
-    genres, smoothing = len(counts), config.smoothing
-    if config.name == "bce":
-        return MultiLabelLoss(genres, smoothing)
-    if config.name == "weighted":
-        return WeightedLoss(positive_weights(counts, num_samples, config.pos_weight_cap), smoothing)
-    if config.name == "focal":
-        return FocalLoss(genres, smoothing, config.focal_gamma)
-    if config.name == "asl":
-        return AsymmetricLoss(genres, smoothing, config.gamma_pos, config.gamma_neg, config.clip)
-    if config.name == "balanced":
-        return DistributionBalancedLoss(counts, num_samples, smoothing)
-    raise ValueError(f"loss must be bce, weighted, focal, asl or balanced, got {config.name!r}")
+    kind: type[MultiLabelLoss] = named(LOSSES[config.name].computed_by)
+    return kind.of(counts, num_samples, config.smoothing, config.options)
 
 
 def positive_weights(positives: np.ndarray, num_samples: int, cap: float) -> FloatArray:
@@ -89,6 +82,13 @@ class MultiLabelLoss(nn.Module):
         self.num_genres = num_genres
         self.smoothing = smoothing
 
+    @classmethod
+    def of(
+        cls, counts: FloatArray, num_samples: int, smoothing: float, options: dict[str, Any]
+    ) -> MultiLabelLoss:
+        """The loss of a training split: (G,) ``counts`` of positives among ``num_samples``; options of LOSSES."""
+        return cls(len(counts), smoothing, **options)
+
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(n,) float32 losses in nats, summed over genres, from logits (n, G) and targets (n, G) in [0, 1].
 
@@ -124,6 +124,12 @@ class WeightedLoss(MultiLabelLoss):
         super().__init__(len(pos_weight), smoothing)
         self.register_buffer("pos_weight", _float32(pos_weight), persistent=False)
 
+    @classmethod
+    def of(
+        cls, counts: FloatArray, num_samples: int, smoothing: float, options: dict[str, Any]
+    ) -> MultiLabelLoss:
+        return cls(positive_weights(counts, num_samples, options["pos_weight_cap"]), smoothing)
+
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         positive, negative = super().costs(logits)
         return self.pos_weight * positive, negative
@@ -135,9 +141,9 @@ class FocalLoss(MultiLabelLoss):
     Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 4.
     """
 
-    def __init__(self, num_genres: int, smoothing: float, gamma: float) -> None:
+    def __init__(self, num_genres: int, smoothing: float, focal_gamma: float) -> None:
         super().__init__(num_genres, smoothing)
-        self.gamma = gamma
+        self.gamma = focal_gamma
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -204,6 +210,12 @@ class DistributionBalancedLoss(MultiLabelLoss):
         self.register_buffer("inverse_counts", _float32(1.0 / counts), persistent=False)
         nu = BALANCED_KAPPA * np.log(num_samples / counts - 1.0)
         self.register_buffer("nu", _float32(nu), persistent=False)
+
+    @classmethod
+    def of(
+        cls, counts: FloatArray, num_samples: int, smoothing: float, options: dict[str, Any]
+    ) -> MultiLabelLoss:
+        return cls(counts, num_samples, smoothing)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shifted = logits - self.nu

@@ -17,9 +17,7 @@ from torch import nn
 
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
 from toolkit.config.schema import Config
-from toolkit.data.augment.mixup import mixes
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -92,8 +90,6 @@ def build_parts(
     fsdp, over_processes = spreads(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     probing = config.train.feature_views > 0
-    if probing:
-        _check_probe(config)
     # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
     model: Any
     model, trained = _model(
@@ -187,38 +183,6 @@ def _probe(
     return Probe.of(
         model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout, trained
     )
-
-
-def _check_probe(config: Config) -> None:
-    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
-    frozen = config.model.freeze
-    if "backbone" not in frozen:
-        raise UserError(
-            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
-            "--train.feature_views 0"
-        )
-    if others := [name for name in frozen if name != "backbone"]:
-        raise UserError(
-            f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
-            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
-        )
-    if mixes(config.augment):
-        raise UserError(
-            "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
-            "--train.feature_views 0"
-        )
-    for key, asked, off in (
-        ("train.auto_batch", config.train.auto_batch, "false"),
-        ("optim.layer_decay", config.optim.layer_decay < 1, "1"),
-        ("model.drop_path", config.model.drop_path > 0, "0"),
-        ("model.checkpointing", config.model.checkpointing, "false"),
-        ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
-    ):
-        if asked:
-            raise UserError(
-                f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
-                f"--train.feature_views 0"
-            )
 
 
 def _model(

@@ -158,8 +158,3 @@ def test_wrong_shapes(kind, logits, targets, message):
 def test_wrong_counts(positives, num_samples, message):
     with pytest.raises(ValueError, match=message):
         build_loss(BCE, positives, num_samples)
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match="hinge"):
-        build_loss(replace(BCE, name="hinge"), POSITIVES, NUM_SAMPLES)  # type: ignore[arg-type]

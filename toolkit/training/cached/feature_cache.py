@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,11 @@ log = logging.getLogger(__name__)
 
 #: Samples whose features all ranks send to the main process together.
 TOGETHER = 4096
+#: Options of augmentation that names of files have always told.
+FIRST = (
+    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "erase_area", "mixup", "cutmix",
+    "mix_prob",
+)  # fmt: skip
 #: To be raised when the same facts give other features: files of an older version are then left alone.
 VERSION = 2
 
@@ -76,7 +80,8 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*data.crop_scale, *data.crop_ratio, data.flip],
-            "augment": asdict(config.augment),
+            # An option of a later version than FIRST that is off leaves features, and so names, as they were.
+            "augment": {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
         }
 
         def pixels(batch: Batch) -> torch.Tensor:
