@@ -30,9 +30,10 @@ def as_today(config: Any) -> None:
     loss = config.get("loss") or {}
     flat = {name: loss.pop(name) for name in FLAT_LOSS_OPTIONS if name in loss}
     if flat:
-        chosen = LOSSES.get(loss.get("name", "bce"))
+        chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options")
         known = vars(chosen.options()) if chosen else {}
-        loss["options"] = {**{name: flat[name] for name in flat if name in known}, **loss.get("options", {})}
+        loss["options"] = {name: flat[name] for name in flat if name in known}
+        loss["options"] |= given if isinstance(given, dict) else {}
 
 
 def check_file(path: Path, sections: set[str]) -> None:

@@ -133,37 +133,18 @@ def _check_fsdp(config: Config) -> None:
     """Raise UserError for what does not go with weights that are spread over processes, and why."""
     train, name = config.train, config.optim.name
     for key, asked, why, instead in (
-        (
-            "train.auto_batch",
-            train.auto_batch,
-            "processes try unequally often, and would wait for each other",
-            "set --train.auto_batch false and --train.accumulation yourself",
-        ),
-        (
-            "train.compile",
-            train.compile,
-            "what is compiled has not been tested with weights that come and go",
-            "set --train.compile false",
-        ),
-        (
-            "train.sync_batchnorm",
-            train.sync_batchnorm,
-            "statistics over processes have not been tested with spread weights",
-            "set --train.sync_batchnorm false",
-        ),
-        (
-            "train.feature_views",
-            train.feature_views > 0,
-            "a head that learns alone is small",
-            "set --train.feature_views 0",
-        ),
-        (
-            f"optim.name {name}",
-            name not in SPREADABLE,
-            "its updates of spread weights have not been compared with those of whole ones",
-            f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}",
-        ),
-    ):
+        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other",
+         "set --train.auto_batch false and --train.accumulation yourself"),
+        ("train.compile", train.compile, "what is compiled has not been tested with weights that come and go",
+         "set --train.compile false"),
+        ("train.sync_batchnorm", train.sync_batchnorm,
+         "statistics over processes have not been tested with spread weights", "set --train.sync_batchnorm false"),
+        ("train.feature_views", train.feature_views > 0, "a head that learns alone is small",
+         "set --train.feature_views 0"),
+        (f"optim.name {name}", name not in SPREADABLE,
+         "its updates of spread weights have not been compared with those of whole ones",
+         f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}"),
+    ):  # fmt: skip
         if asked:
             raise UserError(f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false")
 

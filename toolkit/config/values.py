@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
     wanted: str
     """The end of the sentence "KEY must be ..."."""
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], object]
 
 
 def at_least(least: float, wanted: str = "") -> Rule:
@@ -53,39 +53,26 @@ NotNegative = Annotated[float, at_least(0, "0 or more")]
 Alpha = Annotated[float, or_more("none")]
 Count = Annotated[int, at_least(1)]
 
-Side = Annotated[
-    int,
-    Rule(
-        f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels",
-        lambda value: value == 0 or 16 <= value <= MAX_SIDE,
-    ),
-]
+_SIDE = Rule(
+    f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels", lambda v: v == 0 or 16 <= v <= MAX_SIDE
+)
+_WIDTHS = Rule(
+    f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
+    lambda value: len(value) <= MAX_HIDDEN and all(1 <= width <= MAX_WIDTH for width in value),
+)
+_FREEZE, _FREEZES = (
+    re.compile(r"[\w.]+(@[1-9]\d*)?"),
+    "module names, each with @EPOCHS (at least 1) or without",
+)
+_AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
+_AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
+_FOLDER = Rule("a folder, whose files processes map, and no URL", lambda value: not is_url(value or ""))
+
+Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
 PartRange = Annotated[tuple[float, float], Rule("0 < low <= high < 1", lambda v: 0 < v[0] <= v[1] < 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]
-Widths = Annotated[
-    tuple[int, ...],
-    Rule(
-        f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
-        lambda value: len(value) <= MAX_HIDDEN and all(1 <= width <= MAX_WIDTH for width in value),
-    ),
-]
-Modules = Annotated[
-    tuple[str, ...],
-    Rule(
-        "module names, each with @EPOCHS (at least 1) or without",
-        lambda value: all(re.fullmatch(r"[\w.]+(@[1-9]\d*)?", name) for name in value),
-    ),
-]
-Folder = Annotated[
-    str | None,
-    Rule("a folder, whose files processes map, and no URL", lambda value: not is_url(value or "")),
-]
-_AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
-Aim = Annotated[
-    str,
-    Rule(
-        "f1, f0.5, precision>=X or recall>=X with X from 0 to 1",
-        lambda value: _AIM.fullmatch(value.replace(" ", "")),
-    ),
-]
+Widths = Annotated[tuple[int, ...], _WIDTHS]
+Modules = Annotated[tuple[str, ...], Rule(_FREEZES, lambda value: all(map(_FREEZE.fullmatch, value)))]
+Folder = Annotated[str | None, _FOLDER]
+Aim = Annotated[str, Rule(_AIMS, lambda value: _AIM.fullmatch(value.replace(" ", "")))]

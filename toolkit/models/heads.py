@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,7 @@ class HeadSpec:
     """Of an ensemble."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "hidden": list(self.hidden),
-            "dropout": self.dropout,
-            "members": self.members,
-        }
+        return {**asdict(self), "hidden": list(self.hidden)}
 
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:

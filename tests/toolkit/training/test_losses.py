@@ -101,7 +101,7 @@ def test_autocast_is_off_inside():
             return super().costs(logits)
 
     with torch.autocast("cpu", torch.bfloat16):
-        Probe(2, 0.0)(torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(1, 2))
+        Probe(np.ones(2), 2, 0.0)(torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(1, 2))
     assert seen == [(False, torch.float32)]
 
 

@@ -25,7 +25,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.models.factory import build_model, clean_state
 from toolkit.models.heads import HeadSpec, head_prefixes
 from toolkit.training import trainer, validation
-from toolkit.training.cached.probe import Head
+from toolkit.training.cached.probe import Head, Probe
 from toolkit.training.setup import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,9 +121,9 @@ def test_a_head_of_the_hub_is_kept_if_it_fits(
 @pytest.mark.parametrize("standardize", [True, False])
 def test_features_are_standardised_if_asked(shard_set: Path, tmp_path: Path, standardize: bool):
     parts = parts_of(shard_set, tmp_path, *CACHED, f"--train.standardize={str(standardize).lower()}")
-    assert parts.probe is not None and parts.model is parts.probe.head
-    head = parts.probe.head
-    rows = torch.from_numpy(np.concatenate([view.values for view in parts.probe.views])).float()
+    assert isinstance(parts.inputs, Probe) and parts.model is parts.inputs.trained
+    head = parts.inputs.trained
+    rows = torch.from_numpy(np.concatenate([view.values for view in parts.inputs.views])).float()
     scaled = (rows - head.mean) / head.deviation
     if standardize:
         assert scaled.mean(0).abs().max() < 1e-2 < rows.mean(0).abs().max()

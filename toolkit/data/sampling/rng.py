@@ -36,14 +36,18 @@ def uniforms(
     splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") over a
     counter: no state, so no order of calls can matter. A larger ``count`` only adds columns.
     """
-    if isinstance(stream, str):
-        stream = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
     with np.errstate(over="ignore"):
-        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))
+        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(_number(stream)))
         rows = mix64(key ^ mix64(keys.astype(np.uint64) + _GOLDEN))
         counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = mix64(rows[:, None] + counters[None, :])
     return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _number(stream: Stream | str) -> int:
+    if isinstance(stream, str):
+        return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
+    return int(stream)
 
 
 def mix64(x: Any) -> Any:
