@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
@@ -41,13 +41,14 @@ def check_config(config: Config) -> None:
         _check_fsdp(config)
 
 
-def _check_values(where: str, options: object) -> None:
+def _check_values(where: str, options: Any) -> None:
     """Raise UserError for an option that breaks the rules of its type; ``options`` is a dataclass."""
     for name, value in vars(options).items():
         numbers = value if isinstance(value, (tuple, list)) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise UserError(f"{where}.{name} must be finite, not {value}")
-    for name, rules in _rules(type(options)).items():
+    kind: Any = type(options)
+    for name, rules in _rules(kind).items():
         value = getattr(options, name)
         for rule in rules:
             if not rule.holds(value):
@@ -76,7 +77,7 @@ def _check_loss(loss: LossConfig) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             raise UserError(f"loss.options.{name} is no option of loss {loss.name}; {hint}")
     try:
-        options = msgspec.convert(loss.options, kind)
+        options: Any = msgspec.convert(loss.options, kind)
     except msgspec.ValidationError as error:
         raise UserError(f"loss.options: {one_line(error)}") from None
     _check_values("loss.options", options)
