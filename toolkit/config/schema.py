@@ -7,12 +7,12 @@ says which values it may have (values.py); config/validation.py holds options to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from toolkit.config import values
 from toolkit.config.losses import LOSSES
+from toolkit.config.registry import Augmentation
 from toolkit.config.values import at_least, between, or_more
 
 #: Where crop and resize run.
@@ -118,16 +118,7 @@ class AugmentConfig:
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
-class Augmentation(NamedTuple):
-    """What changes the pixels of samples one by one. A new one is a row below, its options above, and its function."""
-
-    on: Callable[[AugmentConfig], bool]
-    """Whether it is switched on."""
-    done_by: str
-    """MODULE:FUNCTION, (images (n, 3, S, S) float32 levels, config, seed, epoch, keys (n,)) → images."""
-
-
-#: In their order; mixing follows, which changes targets too.
+#: In their order; mixing follows, which changes targets too. A new one is a row, its options above, and its function.
 AUGMENTATIONS = (
     Augmentation(
         lambda config: max(config.brightness, config.contrast, config.saturation) > 0,
