@@ -129,6 +129,12 @@ class Parser(jsonargparse.ArgumentParser):
             if said.sections:
                 self.add_argument("--config", action="config", help=argument.help)
                 self.add_class_arguments(argument.kind, nested_key=None)
+                for key, kind in self.options.old_keys.items():
+                    self.add_argument(
+                        f"--{key}", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                    )
+                for title, keys in self.options.registered().items():
+                    self.add_argument_group(title, " ".join(f"{key}: {help}" for key, help in keys.items()))
                 continue
             if said.switch:
                 self.flags.append(said.switch)
@@ -148,9 +154,12 @@ class Parser(jsonargparse.ArgumentParser):
         if self.has_sections:
             self.options.check_words(words)
         try:
-            return self.parse_args([self._renamed(word) for word in words])
+            parsed = self.parse_args([self._renamed(word) for word in words])
         except argparse.ArgumentError as error:
             raise UserError(self._explained(one_line(error))) from None
+        if self.has_sections:
+            self.options.as_today(parsed)
+        return parsed
 
     def _renamed(self, word: str) -> str:
         """A word in which an old name, or the beginning of one, is the name of today."""
@@ -208,6 +217,7 @@ class Parser(jsonargparse.ArgumentParser):
         name = word.partition("=")[0]
         if self.has_sections:
             known = [self.shown.get(key, key).removeprefix("--") for key, _ in self.get_defaults().items()]
+            known += [key for keys in self.options.registered().values() for key in keys]
             key = name.removeprefix("--")
             last = {name.rpartition(".")[2]: name for name in known}
             hint = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], last, last.__getitem__)

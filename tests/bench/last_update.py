@@ -33,7 +33,7 @@ from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.models.heads import logits_and_features
-from toolkit.training.setup import Parts, build_parts, make_feed
+from toolkit.training.setup import Parts, build_parts
 from toolkit.training.train_step import Updater
 
 SAMPLES, BATCH, LAST, JUDGES = 3203, 64, 3, 256
@@ -54,8 +54,8 @@ def updates(
 ) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
     parts = replace(parts, plan=plan)
-    updater, lr = Updater(accelerator, parts, plan, 1), parts.config.optim.lr
-    with contextlib.closing(make_feed(accelerator, parts, 1)) as feed:
+    updater, lr = Updater(parts), parts.config.optim.lr
+    with contextlib.closing(parts.inputs.feed(parts)) as feed:
         with contextlib.closing(feed.batches(epoch, first)) as batches:
             for step in range(first, first + count):
                 parts.freezing.training_mode(parts.model, 0)

@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     device, dtype = accelerator.device, autocast_dtype(accelerator)
     readers = [ShardReader.of_split(folder / "shards", split, manifest) for split in ("train", "val")]
     parts = build_parts(accelerator, config, manifest, readers, folder, None)
-    trainer = Measured(accelerator, parts, 1)
+    trainer = Measured(parts)
 
     def step(images: torch.Tensor) -> None:
         with accelerator.autocast():

@@ -130,9 +130,9 @@ def test_stopped_while_computing_features(
 
     computed, compute = [], FeatureBank._compute
 
-    def noted(self: FeatureBank, reader: Any, title: str, *rest: Any) -> Any:
-        computed.append(title)
-        return compute(self, reader, title, *rest)
+    def noted(self: FeatureBank, view: Any, *rest: Any) -> Any:
+        computed.append(view.title)
+        return compute(self, view, *rest)
 
     monkeypatch.setattr(FeatureBank, "_compute", noted)
     assert main(["train", *options_of(launch_set, out, *CACHED), "--resume"]) == 0
@@ -149,7 +149,7 @@ def test_a_signal_between_two_views_is_not_lost(
 
     def computed(self: FeatureBank, *arguments: Any) -> Any:
         found = compute(self, *arguments)
-        struck.append(arguments[1])
+        struck.append(arguments[0].title)
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 

@@ -16,10 +16,10 @@ KINDS = {
     "bce": BCE,
     "weighted": LossConfig(name="weighted"),
     "focal": LossConfig(name="focal"),
-    "focal-half": LossConfig(name="focal", focal_gamma=0.5),
+    "focal-half": LossConfig(name="focal", options={"focal_gamma": 0.5}),
     "asl": LossConfig(name="asl"),
-    "asl-both": LossConfig(name="asl", gamma_pos=1.0, gamma_neg=3.0, clip=0.2),
-    "asl-half": LossConfig(name="asl", gamma_pos=0.5, gamma_neg=0.25, clip=0.0),
+    "asl-both": LossConfig(name="asl", options={"gamma_pos": 1.0, "gamma_neg": 3.0, "clip": 0.2}),
+    "asl-half": LossConfig(name="asl", options={"gamma_pos": 0.5, "gamma_neg": 0.25, "clip": 0.0}),
     "balanced": LossConfig(name="balanced"),
 }
 LINEAR = [kind for kind in KINDS if kind != "balanced"]  # balanced weighs a sample by its targets

@@ -100,7 +100,7 @@ def main() -> None:
         config.train.batch_size = next(b for b in range(9, samples) if samples % b == rest)
         folder = out / title(combination)
         parts = build_parts(accelerator, config, manifest, readers, folder, None)
-        trainer = Bare(accelerator, parts, config.train.accumulation)
+        trainer = Bare(parts)
         assert trainer.run()
         if accelerator.is_main_process:
             found = {

@@ -40,10 +40,10 @@ def make_updater(
 ) -> tuple[Updater, TrainPlan]:
     """Updates of a small run in this process, its model in training mode."""
     config = tiny_config(*options)
-    accelerator, parts = make_parts(shard_set, config, out)
+    parts = make_parts(shard_set, config, out)[1]
     parts.freezing.training_mode(parts.model, 0)
-    plan = parts.plan
-    return Updater(accelerator, parts, plan, accumulation), plan
+    parts.accumulation = accumulation
+    return Updater(parts), parts.plan
 
 
 def drawn_batches(updater: Updater, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:

@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from docstring_parser import parse_from_object
 
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
-from toolkit.config.files import check_file, check_text
+from toolkit.config.files import FLAT_LOSS_OPTIONS, as_today, check_file, check_text
+from toolkit.config.losses import LOSSES
 from toolkit.config.schema import Config
 from toolkit.config.validation import check_config
 
@@ -32,6 +36,23 @@ class TrainOptions(SetOptions):
         check_config(self.config)
         if self.resume and self.find_lr:
             raise UserError("--find-lr starts from the first weights: it cannot --resume a run")
+
+    #: Keys of earlier versions and their types: read, and not shown.
+    old_keys: ClassVar = dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float)
+
+    as_today = staticmethod(as_today)
+
+    @staticmethod
+    def registered() -> dict[str, dict[str, str]]:
+        """Keys and help of the options that entries of registries bring, by what the entry is."""
+        return {
+            f"With --loss.name {name}": {
+                f"loss.options.{option.arg_name}": f"{option.description} (default {option.default})"
+                for option in parse_from_object(loss.options).params
+            }
+            for name, loss in LOSSES.items()
+            if dataclasses.fields(loss.options)
+        }
 
     @staticmethod
     def check_words(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """YAML (or JSON) of options, looked at for what loaders pass over: repeated keys, nesting and aliases without end.
 
-jsonargparse does the reading; of a key that comes twice it would keep the last, in silence.
+jsonargparse does the reading; of a key that comes twice it would keep the last, in silence. Keys of earlier versions,
+which configs and checkpoints on disks hold, become today's here (as_today).
 """
 
 from __future__ import annotations
@@ -12,9 +13,27 @@ from typing import Any
 import yaml
 
 from shards.errors import UserError, one_line
+from toolkit.config.losses import LOSSES
 
 #: Far over what a configuration has: bytes, depth, and values once aliases are written out.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
+
+#: Options of losses when all lay side by side in section loss; now those of the chosen one lie in loss.options.
+FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
+
+
+def as_today(config: Any) -> None:
+    """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
+
+    An option of another loss than the chosen one goes, as it had no effect.
+    """
+    loss = config.get("loss") or {}
+    flat = {name: loss.pop(name) for name in FLAT_LOSS_OPTIONS if name in loss}
+    if flat:
+        chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options")
+        known = vars(chosen.options()) if chosen else {}
+        loss["options"] = {name: flat[name] for name in flat if name in known}
+        loss["options"] |= given if isinstance(given, dict) else {}
 
 
 def check_file(path: Path, sections: set[str]) -> None:

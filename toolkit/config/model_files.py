@@ -15,7 +15,15 @@ import msgspec
 from shards.dataset.labels import MAX_GENRES, LabelSet
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as, parse_as
-from toolkit.config.schema import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
+from toolkit.config.values import (
+    LEAST_CROP_PCT,
+    MAX_HIDDEN,
+    MAX_MEMBERS,
+    MAX_RESIZED,
+    MAX_SIDE,
+    MAX_WIDTH,
+    HeadKind,
+)
 
 T = TypeVar("T")
 
@@ -98,7 +106,7 @@ class LabelsFile(DecisionsFile, kw_only=True):
 class HeadFile(msgspec.Struct):
     """See models.HeadSpec."""
 
-    kind: Literal["mlp", "linear", "levels", "ensemble"]
+    kind: HeadKind
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     members: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)] = 1

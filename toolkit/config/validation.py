@@ -1,21 +1,22 @@
-"""Which values of a configuration make sense: each rule names its key and says what is wanted."""
+"""Which configurations make sense: each option by the rule of its type (values.py), and options together.
+
+Nothing is loaded for it: a run that could not go on ends here, before its data and weights are read.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shards.errors import UserError, did_you_mean
-from shards.storage.paths import is_url
-from toolkit.config.schema import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH
+import msgspec
+
+from shards.errors import UserError, did_you_mean, one_line
+from toolkit.config.losses import LOSSES
+from toolkit.config.values import MAX_RESIZED, Rule
 
 if TYPE_CHECKING:
-    from toolkit.config.schema import Config
-
-_FREEZE = re.compile(r"[\w.]+(@[1-9]\d*)?")
-_AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
+    from toolkit.config.schema import Config, LossConfig
 
 #: Known without asking timm.
 COMMON = ("adam", "adamw", "sgd", "lamb")
@@ -27,157 +28,133 @@ SPREADABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 
 def check_config(config: Config) -> None:
     """Raise UserError for values that no run could use, naming the key."""
-    data, augment, model, loss = config.data, config.augment, config.model, config.loss
-    optim, train, decide = config.optim, config.train, config.decide
-    for part in dataclasses.fields(config):
-        for option, value in vars(getattr(config, part.name)).items():
-            numbers = value if isinstance(value, (tuple, list)) else [value]
-            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-                raise UserError(f"{part.name}.{option} must be finite, not {value}")
-    checks = [
-        (
-            "data.image_size",
-            data.image_size == 0 or 16 <= data.image_size <= MAX_SIDE,
-            f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels",
-        ),
-        ("data.crop_scale", 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),
-        ("data.crop_ratio", 0 < data.crop_ratio[0] <= data.crop_ratio[1], "0 < low <= high"),
-        ("data.flip", 0 <= data.flip <= 1, "a probability"),
-        ("data.crop_pct", LEAST_CROP_PCT <= data.crop_pct <= 1, f"from {LEAST_CROP_PCT:g} to 1"),
-        (
-            "data.crop_pct",
-            data.image_size / data.crop_pct <= MAX_RESIZED,
-            f"larger: images would be resized to over {MAX_RESIZED} pixels",
-        ),
-        ("data.repeat_below", 0 < data.repeat_below <= 1, "over 0, at most 1"),
-        ("data.workers", 0 <= data.workers <= 1024, "0 (automatic) or at most 1024"),
-        ("data.prefetch", 1 <= data.prefetch <= 10_000, "from 1 to 10000"),
-        ("data.window", data.window >= 1, "at least 1"),
-        ("data.max_errors", 0 <= data.max_errors <= 1, "a share from 0 to 1"),
-        ("augment.brightness", 0 <= augment.brightness <= 1, "from 0 to 1"),
-        ("augment.contrast", 0 <= augment.contrast <= 1, "from 0 to 1"),
-        ("augment.saturation", 0 <= augment.saturation <= 1, "from 0 to 1"),
-        ("augment.randaugment", augment.randaugment >= 0, "0 (none) or more"),
-        ("augment.magnitude", 0 <= augment.magnitude <= 30, "from 0 to 30"),
-        ("augment.erase", 0 <= augment.erase <= 1, "a probability"),
-        (
-            "augment.erase_area",
-            0 < augment.erase_area[0] <= augment.erase_area[1] < 1,
-            "0 < low <= high < 1",
-        ),
-        ("augment.mixup", augment.mixup >= 0, "0 (none) or more"),
-        ("augment.cutmix", augment.cutmix >= 0, "0 (none) or more"),
-        ("augment.mix_prob", 0 <= augment.mix_prob <= 1, "a probability"),
-        (
-            "model.hidden",
-            all(1 <= width <= MAX_WIDTH for width in model.hidden) and len(model.hidden) <= MAX_HIDDEN,
-            f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
-        ),
-        ("model.members", 1 <= model.members <= MAX_MEMBERS, f"from 1 to {MAX_MEMBERS}"),
-        ("model.dropout", 0 <= model.dropout < 1, "at least 0, under 1"),
-        ("model.drop_path", 0 <= model.drop_path < 1, "at least 0, under 1"),
-        (
-            "model.freeze",
-            all(_FREEZE.fullmatch(name) for name in model.freeze),
-            "module names, each with @EPOCHS (at least 1) or without",
-        ),
-        ("loss.smoothing", 0 <= loss.smoothing < 1, "at least 0, under 1"),
-        ("loss.pos_weight_cap", loss.pos_weight_cap >= 1, "at least 1"),
-        ("loss.focal_gamma", loss.focal_gamma >= 0, "0 or more"),
-        ("loss.gamma_pos", loss.gamma_pos >= 0, "0 or more"),
-        ("loss.gamma_neg", loss.gamma_neg >= 0, "0 or more"),
-        ("loss.clip", 0 <= loss.clip < 1, "at least 0, under 1"),
-        ("optim.lr", optim.lr > 0, "positive"),
-        ("optim.weight_decay", optim.weight_decay >= 0, "0 or more"),
-        ("optim.momentum", 0 <= optim.momentum < 1, "at least 0, under 1"),
-        ("optim.layer_decay", 0 < optim.layer_decay <= 1, "over 0, at most 1"),
-        ("optim.head_lr", optim.head_lr > 0, "positive"),
-        ("optim.warmup_steps", optim.warmup_steps >= 0, "0 or more"),
-        ("optim.min_lr", 0 <= optim.min_lr <= 1, "a share from 0 to 1"),
-        ("optim.clip_norm", optim.clip_norm >= 0, "0 (no clipping) or more"),
-        ("train.epochs", train.epochs >= 1, "at least 1"),
-        ("train.batch_size", 1 <= train.batch_size <= 2**31, "from 1 to 2147483648"),
-        (
-            "train.batch_size",
-            train.batch_size >= 2 or augment.mix_prob == 0 or not (augment.mixup or augment.cutmix),
-            "at least 2 with augment.mixup or augment.cutmix, which mix the pairs of an update",
-        ),
-        ("train.accumulation", train.accumulation >= 1, "at least 1"),
-        ("train.eval_batch_size", train.eval_batch_size >= 0, "0 (what suits the device) or more"),
-        ("train.seed", 0 <= train.seed < 2**32, "from 0 to 4294967295"),
-        ("train.patience", train.patience >= 0, "0 (never) or more"),
-        ("train.ema", 0 <= train.ema < 1, "at least 0, under 1"),
-        ("train.feature_views", train.feature_views >= 0, "0 (no cache) or more"),
-        (
-            "train.feature_cache",
-            not is_url(train.feature_cache or ""),
-            "a folder, whose files processes map, and no URL",
-        ),
-        ("train.max_skipped", train.max_skipped >= 0, "0 (none) or more"),
-        ("train.checkpoint_steps", train.checkpoint_steps >= 0, "0 (per epoch only) or more"),
-        ("train.keep_checkpoints", train.keep_checkpoints >= 1, "at least 1"),
-        ("train.log_steps", train.log_steps >= 1, "at least 1"),
-        (
-            "decide.aim",
-            _AIM.fullmatch(decide.aim.replace(" ", "")) is not None,
-            "f1, f0.5, precision>=X or recall>=X with X from 0 to 1",
-        ),
-        ("decide.slack", 0 <= decide.slack < 1, "at least 0, under 1"),
-    ]
-    for key, good, wanted in checks:
-        if not good:
-            section, name = key.split(".")
-            raise UserError(
-                f"{key} must be {wanted}, not {str(getattr(getattr(config, section), name))[:200]}"
-            )
-    if optim.name not in COMMON:
-        _check_optimizer(optim.name)
-    if train.fsdp:
+    for name, section in vars(config).items():
+        _check_values(name, section)
+    _check_loss(config.loss)
+    _check_together(config)
+    if config.optim.name not in COMMON:
+        _check_optimizer(config.optim.name)
+    if config.train.feature_views:
+        _check_cached(config)
+    if config.train.fsdp:
         _check_fsdp(config)
+
+
+def _check_values(where: str, options: Any) -> None:
+    """Raise UserError for an option that breaks the rules of its type; ``options`` is a dataclass."""
+    for name, value in vars(options).items():
+        numbers = value if isinstance(value, (tuple, list)) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise UserError(f"{where}.{name} must be finite, not {value}")
+    kind: Any = type(options)
+    for name, rules in _rules(kind).items():
+        value = getattr(options, name)
+        for rule in rules:
+            if not rule.holds(value):
+                raise UserError(f"{where}.{name} must be {rule.wanted}, not {str(value)[:200]}")
+
+
+@cache
+def _rules(kind: type) -> dict[str, list[Rule]]:
+    """By field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Rule)]
+        for name, hint in hints.items()
+    }
+
+
+def _check_loss(loss: LossConfig) -> None:
+    """Raise UserError for an option that the chosen loss does not have, or for a value that it cannot have."""
+    if loss.name not in LOSSES:
+        raise UserError(f"loss.name must be one of {', '.join(LOSSES)}, not {loss.name[:200]!r}")
+    kind = LOSSES[loss.name].options
+    known = list(_rules(kind))
+    for name in loss.options:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
+            raise UserError(f"loss.options.{name} is no option of loss {loss.name}{hint}")
+    try:
+        options: Any = msgspec.convert(loss.options, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"loss.options: {one_line(error)}") from None
+    _check_values("loss.options", options)
+
+
+def _check_together(config: Config) -> None:
+    """Raise UserError for values that are good by themselves only."""
+    data, train = config.data, config.train
+    if data.image_size / data.crop_pct > MAX_RESIZED:
+        raise UserError(
+            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, "
+            f"not {data.crop_pct}"
+        )
+    if train.batch_size < 2 and config.augment.mixes:
+        raise UserError(
+            f"train.batch_size must be at least 2 with augment.mixup or augment.cutmix, which mix the pairs of an "
+            f"update, not {train.batch_size}"
+        )
+
+
+def _check_cached(config: Config) -> None:
+    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
+    frozen = config.model.freeze
+    if "backbone" not in frozen:
+        raise UserError(
+            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
+            "--train.feature_views 0"
+        )
+    if others := [name for name in frozen if name != "backbone"]:
+        raise UserError(
+            f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
+            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
+        )
+    if config.augment.mixes:
+        raise UserError(
+            "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
+            "--train.feature_views 0"
+        )
+    for key, asked, off in (
+        ("train.auto_batch", config.train.auto_batch, "false"),
+        ("optim.layer_decay", config.optim.layer_decay < 1, "1"),
+        ("model.drop_path", config.model.drop_path > 0, "0"),
+        ("model.checkpointing", config.model.checkpointing, "false"),
+        ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
+    ):
+        if asked:
+            raise UserError(
+                f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
+                f"--train.feature_views 0"
+            )
 
 
 def _check_fsdp(config: Config) -> None:
     """Raise UserError for what does not go with weights that are spread over processes, and why."""
     train, name = config.train, config.optim.name
     for key, asked, why, instead in (
-        (
-            "train.auto_batch",
-            train.auto_batch,
-            "processes try unequally often, and would wait for each other",
-            "set --train.auto_batch false and --train.accumulation yourself",
-        ),
-        (
-            "train.compile",
-            train.compile,
-            "what is compiled has not been tested with weights that come and go",
-            "set --train.compile false",
-        ),
-        (
-            "train.sync_batchnorm",
-            train.sync_batchnorm,
-            "statistics over processes have not been tested with spread weights",
-            "set --train.sync_batchnorm false",
-        ),
-        (
-            "train.feature_views",
-            train.feature_views > 0,
-            "a head that learns alone is small",
-            "set --train.feature_views 0",
-        ),
-        (
-            f"optim.name {name}",
-            name not in SPREADABLE,
-            "its updates of spread weights have not been compared with those of whole ones",
-            f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}",
-        ),
-    ):
+        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other",
+         "set --train.auto_batch false and --train.accumulation yourself"),
+        ("train.compile", train.compile, "what is compiled has not been tested with weights that come and go",
+         "set --train.compile false"),
+        ("train.sync_batchnorm", train.sync_batchnorm,
+         "statistics over processes have not been tested with spread weights", "set --train.sync_batchnorm false"),
+        ("train.feature_views", train.feature_views > 0, "a head that learns alone is small",
+         "set --train.feature_views 0"),
+        (f"optim.name {name}", name not in SPREADABLE,
+         "its updates of spread weights have not been compared with those of whole ones",
+         f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}"),
+    ):  # fmt: skip
         if asked:
             raise UserError(f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false")
 
 
 def _check_optimizer(name: str) -> None:
-    from timm.optim import list_optimizers  # loads torch, which takes seconds: only for the uncommon
+    from timm.optim import get_optimizer_info, list_optimizers  # loads torch: only for the uncommon
 
     known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
         raise UserError(f"optim.name: timm has no optimiser {name!r}{did_you_mean(name, known, str, 3)}")
+    if get_optimizer_info(name).second_order:
+        raise UserError(
+            f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none"
+        )

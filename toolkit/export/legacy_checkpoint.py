@@ -22,7 +22,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
 from shards.storage.files import sha256_file
 from shards.storage.leftovers import remove_dead_partials
-from toolkit.config.schema import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
+from toolkit.config.values import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.export.options import ImportOptions

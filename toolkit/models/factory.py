@@ -16,9 +16,8 @@ from timm.layers import DropPath
 from torch import nn
 
 from shards.errors import UserError, did_you_mean, one_line
-from toolkit.models.heads import HeadSpec, _replace_classifier, classifier_name, head_prefixes
+from toolkit.models.heads import HeadSpec, head_prefixes, put_head
 from toolkit.models.last_layer import keep_float32
-from toolkit.models.multi_stage import use_levels
 from toolkit.models.tensor_files import plain_names
 
 
@@ -66,13 +65,7 @@ def build_model(
         ) from None
     if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
-    if head.kind == "mlp":
-        _replace_classifier(model, head, num_classes)
-    elif head.kind in ("levels", "ensemble"):
-        dropout = 0.0 if head.drops_within else head.dropout
-        use_levels(model, classifier_name(model), num_classes, image_size, dropout)
-        if head.kind == "ensemble":
-            _replace_classifier(model, head, num_classes)
+    put_head(model, head, num_classes, image_size)
     keep_float32(model, head_prefixes(model))
     return model
 

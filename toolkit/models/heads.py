@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,28 +12,37 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.config.schema import ModelConfig
+from toolkit.config.values import HeadKind
 from toolkit.models.ensemble import Ensemble, mlp
 from toolkit.models.last_layer import last_linears
+from toolkit.models.multi_stage import use_levels
+
+
+@dataclass(frozen=True)
+class Head:
+    """One entry of HEADS."""
+
+    build: Callable[[HeadSpec, int, int], nn.Module] | None = None
+    """(spec, features, genres) → what stands in the classifier's place; None: timm's Linear layer stays."""
+    levels: bool = False
+    """Whether it is given two stages (multi_stage.py)."""
+    networks: Callable[[HeadSpec], int] = lambda spec: 1
+    """How many networks stand side by side in it."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
     """The part of a model that timm does not know about."""
 
-    kind: str = "mlp"
-    """mlp, linear, levels or ensemble."""
+    kind: HeadKind = "mlp"
+    """A name of HEADS."""
     hidden: tuple[int, ...] = (1024, 512)
     dropout: float = 0.5
     members: int = 1
     """Of an ensemble."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "hidden": list(self.hidden),
-            "dropout": self.dropout,
-            "members": self.members,
-        }
+        return {**asdict(self), "hidden": list(self.hidden)}
 
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:
@@ -42,12 +52,29 @@ class HeadSpec:
     def least_tensors(self) -> int:
         """How many tensors the weights of such a head have, or more."""
         layers = len(self.hidden) + 1 if self.drops_within else 1
-        return 2 * layers * (self.members if self.kind == "ensemble" else 1)
+        return 2 * layers * HEADS[self.kind].networks(self)
 
     @property
     def drops_within(self) -> bool:
         """Whether the classifier has its dropout within, so that timm's before it is to be off."""
-        return self.kind in ("mlp", "ensemble")
+        return HEADS[self.kind].build is not None
+
+
+def _mlp(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(*mlp(width, head.hidden, num_classes, head.dropout))
+
+
+def _ensemble(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
+    return Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
+
+
+#: The registry of heads. A new one is a row here, and its name in HeadKind (config/values.py).
+HEADS: dict[HeadKind, Head] = {
+    "linear": Head(),
+    "mlp": Head(_mlp),
+    "levels": Head(levels=True),
+    "ensemble": Head(_ensemble, levels=True, networks=lambda spec: spec.members),
+}
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -64,17 +91,16 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
     return dict(model.named_modules()).get(name)
 
 
-def _replace_classifier(model: nn.Module, head: HeadSpec, num_classes: int) -> None:
-    name = classifier_name(model)
-    parent_name, _, attribute = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    width = getattr(parent, attribute).in_features
-    classifier: nn.Module
-    if head.kind == "ensemble":
-        classifier = Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
-    else:
-        classifier = nn.Sequential(*mlp(width, head.hidden, num_classes, head.dropout))
-    setattr(parent, attribute, classifier)
+def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
+    """Put the head in the place of a timm model's classifier, and give the model what it is to be given."""
+    kind = HEADS[head.kind]
+    if kind.levels:
+        dropout = 0.0 if head.drops_within else head.dropout
+        use_levels(model, classifier_name(model), num_classes, image_size, dropout)
+    if kind.build is not None:
+        parent_name, _, attribute = classifier_name(model).rpartition(".")
+        parent = model.get_submodule(parent_name)
+        setattr(parent, attribute, kind.build(head, getattr(parent, attribute).in_features, num_classes))
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:

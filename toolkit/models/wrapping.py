@@ -92,17 +92,9 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
             "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false"
         )
     for key, asked, why in (
-        (
-            "train.auto_batch",
-            train.auto_batch,
-            "processes try unequally often, and would wait for each other",
-        ),
-        (
-            "train.compile",
-            train.compile,
-            "what is compiled has not been tested with statistics over processes",
-        ),
-    ):
+        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other"),
+        ("train.compile", train.compile, "what is compiled has not been tested with statistics over processes"),
+    ):  # fmt: skip
         if asked:
             raise UserError(f"train.sync_batchnorm does not go with {key}: {why}; set one of them to false")
     return True

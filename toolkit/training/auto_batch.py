@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object
 from torch import nn
 
 from shards.errors import UserError
 from toolkit.data.loader.buffers import GROWTH
 from toolkit.data.loader.loader import Batch
-from toolkit.data.sampling.plan import Share, TrainPlan
+from toolkit.data.sampling.plan import Share
 from toolkit.data.transforms.batch_transform import train_cutter
 from toolkit.models.wrapping import plain
 from toolkit.training.optim import state_per_weight
@@ -30,16 +30,14 @@ from toolkit.training.train_step import Updater
 log = logging.getLogger(__name__)
 
 
-def fit_accumulation(accelerator: Accelerator, parts: Parts, plan: TrainPlan) -> int:
+def fit_accumulation(parts: Parts) -> int:
     """The accumulation with which an update fits the memory of every rank; at least the configured one.
 
     Called by every rank. Weights, statistics, gradients and random generators are afterwards as they were. Raises
     UserError, on every rank, if not even the smallest micro-batch fits one of them.
     """
-    configured = parts.config.train.accumulation
-    needs = [
-        _own_need(accelerator, parts, plan, configured)
-    ]  # no collective call inside: ranks try unequally often
+    accelerator, configured = parts.accelerator, parts.config.train.accumulation
+    needs = [_own_need(parts, configured)]  # no collective call inside: ranks try unequally often
     if accelerator.num_processes > 1:
         needs = gather_object(needs)
     fitting = [need for need in needs if need is not None]
@@ -50,7 +48,7 @@ def fit_accumulation(accelerator: Accelerator, parts: Parts, plan: TrainPlan) ->
         )
     agreed = max(fitting)
     if accelerator.is_main_process:
-        rows = len(_largest(accelerator, plan, agreed).indices)
+        rows = len(_largest(parts, agreed).indices)
         log.info(
             "automatic batch size: accumulation %d (%d configured), at most %d samples in a forward pass",
             agreed,
@@ -60,34 +58,35 @@ def fit_accumulation(accelerator: Accelerator, parts: Parts, plan: TrainPlan) ->
     return agreed
 
 
-def _largest(accelerator: Accelerator, plan: TrainPlan, accumulation: int) -> Share:
+def _largest(parts: Parts, accumulation: int) -> Share:
     """This rank's largest micro-batch of an epoch."""
+    accelerator, plan = parts.accelerator, parts.plan
     rank, world_size = accelerator.process_index, accelerator.num_processes
     shares = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
     return max(shares, key=lambda share: len(share.indices))
 
 
-def _own_need(accelerator: Accelerator, parts: Parts, plan: TrainPlan, configured: int) -> int | None:
+def _own_need(parts: Parts, configured: int) -> int | None:
     """The least power-of-two multiple of ``configured`` that fits this rank; None if none does."""
     accumulation, exhausted = configured, False
 
     def halve() -> int:
         nonlocal accumulation, exhausted
-        before = len(_largest(accelerator, plan, accumulation).indices)
+        before = len(_largest(parts, accumulation).indices)
         accumulation *= 2
-        rows = len(_largest(accelerator, plan, accumulation).indices)
+        rows = len(_largest(parts, accumulation).indices)
         exhausted = rows == before
         return 0 if exhausted else rows
 
-    first = len(_largest(accelerator, plan, accumulation).indices)
+    first = len(_largest(parts, accumulation).indices)
 
     @find_executable_batch_size(starting_batch_size=first, reduce_batch_size_fn=halve)
     def attempt(rows: int) -> int:
-        _try(accelerator, parts, plan, accumulation)
+        _try(replace(parts, accumulation=accumulation))
         return accumulation
 
     try:
-        with _untouched(accelerator, parts):
+        with _untouched(parts):
             found: int = attempt()
             return found
     except RuntimeError:  # accelerate's, when there is nothing left to halve
@@ -96,25 +95,26 @@ def _own_need(accelerator: Accelerator, parts: Parts, plan: TrainPlan, configure
         raise
 
 
-def _try(accelerator: Accelerator, parts: Parts, plan: TrainPlan, accumulation: int) -> None:
+def _try(parts: Parts) -> None:
     """Forward and backward pass of this rank's largest micro-batch. Raises what the allocator raises."""
-    updater = Updater(accelerator, parts, plan, accumulation)
-    model, share, device = updater.plain_model, _largest(accelerator, plan, accumulation), accelerator.device
+    updater, accelerator = Updater(parts), parts.accelerator
+    model, share, device = updater.plain_model, _largest(parts, parts.accumulation), accelerator.device
     side = parts.config.data.image_size
     _drop_gradients(model)
-    reserve = torch.empty(_rest_of_a_run(accelerator, parts, share), dtype=torch.uint8, device=device)
+    reserve = torch.empty(_rest_of_a_run(parts, share), dtype=torch.uint8, device=device)
     for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
         images = torch.randint(0, 256, (len(share.indices), side, side, 3), dtype=torch.uint8, device=device)
         accelerator.backward(updater.loss(model, Batch(images, share, {}), 0))
     del reserve
 
 
-def _rest_of_a_run(accelerator: Accelerator, parts: Parts, share: Share) -> int:
+def _rest_of_a_run(parts: Parts, share: Share) -> int:
     """Bytes that a run takes besides what is there and what a forward and backward pass takes.
 
     The optimiser's state, if it has none yet; DDP's buckets of what is yet to thaw (at most all of it); the loader's
     slots on a GPU. The moving average is there already.
     """
+    accelerator = parts.accelerator
     weights = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"])
     total = 0.0 if parts.optimizer.state else weights * state_per_weight(parts.config.optim)
     if accelerator.num_processes > 1 and any(part.epochs is not None for part in parts.freezing.parts):
@@ -127,12 +127,12 @@ def _rest_of_a_run(accelerator: Accelerator, parts: Parts, share: Share) -> int:
 
 
 @contextlib.contextmanager
-def _untouched(accelerator: Accelerator, parts: Parts) -> Iterator[None]:
+def _untouched(parts: Parts) -> Iterator[None]:
     """Train everything that will ever be trained, and afterwards be as if nothing had been."""
     model = plain(parts.model)
     kept = [buffer.clone() for buffer in model.buffers()]
     flowing = [p.requires_grad for p in model.parameters()]
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    devices = [parts.accelerator.device] if parts.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         parts.freezing.apply(None)
         parts.freezing.training_mode(model, None)

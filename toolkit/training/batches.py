@@ -6,17 +6,18 @@ shards ─ reader ─ order, plan ─→ shares ─ cutter, loader ─→ batche
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from typing import Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
 from shards.dataset.store import RemoteShards
 from toolkit.config.schema import Config
-from toolkit.data.augment.mixup import mixes
+from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.loader.faults import FaultPolicy, check_limit
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.loader.timing import Meter, verdict
@@ -27,8 +28,11 @@ from toolkit.data.sources.prefetch import check_room, pass_of
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.device.defaults import decode_threads, own_cores
+from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
 from toolkit.inference.scoring import infer_all
+
+if TYPE_CHECKING:
+    from toolkit.training.setup import Parts
 
 #: Samples whose repeat factors are computed at a time.
 FACTORS = 1 << 20
@@ -36,7 +40,7 @@ FACTORS = 1 << 20
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
     """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
-    deal = 2 if mixes(config.augment) else 1  # partners must meet in a micro-batch at any world size
+    deal = 2 if config.augment.mixes else 1  # partners must meet in a micro-batch at any world size
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 
@@ -83,52 +87,92 @@ class RunFeed(Protocol):
     def close(self) -> None: ...
 
 
+class Inputs(Protocol):
+    """What a run learns from, and what it trains: pixels (Pixels), or cached features (cached.probe.Probe)."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """What learns: its state is what checkpoints hold."""
+        ...
+
+    @property
+    def frozen(self) -> Sequence[str]:
+        """Parts of ``trained`` that are held, as in model.freeze."""
+        ...
+
+    def feed(self, parts: Parts) -> RunFeed:
+        """What gives a run its batches."""
+        ...
+
+    def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(inputs of ``trained``, (n, G) targets) for training on a batch of ``feed`` with its (n, G) targets."""
+        ...
+
+    def whole(self, trained: nn.Module) -> nn.Module:
+        """The model that is saved, of a trained copy of ``trained``."""
+        ...
+
+
+class Pixels:
+    """Inputs of a whole model."""
+
+    def __init__(
+        self, config: Config, model: nn.Module, preprocessing: Preprocessing, accelerator: Accelerator
+    ) -> None:
+        self.trained, self.frozen, self.preprocessing = model, config.model.freeze, preprocessing
+        self.augment = Augmenter(config.augment, config.train.seed)
+        self.dtype = autocast_dtype(accelerator)
+        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+
+    def feed(self, parts: Parts) -> Feed:
+        """See Inputs."""
+        return Feed(parts)
+
+    def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Inputs: augmented, then normalised, (n, 3, S, S)."""
+        images, targets = self.augment(batch.images, targets, batch.share, epoch)
+        normal = self.preprocessing.normalize(images, self.dtype)
+        return normal.contiguous(memory_format=self.memory_format), targets
+
+    def whole(self, trained: nn.Module) -> nn.Module:
+        """See Inputs."""
+        return trained
+
+
 class Feed:
     """The loaders of a run, for one rank."""
 
-    def __init__(
-        self,
-        config: Config,
-        plan: TrainPlan,
-        train: ShardReader,
-        val: ShardReader,
-        preprocessing: Preprocessing,
-        accelerator: Accelerator,
-    ) -> None:
-        self.config, self.plan, self.accelerator = config, plan, accelerator
-        self.threads = decode_threads(config.data.workers, accelerator.device)
-        data = config.data
-        self.policy = FaultPolicy(data.on_error, data.max_errors, config.train.seed)
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.plan, self.accelerator = parts, parts.plan, parts.accelerator
+        data, device = parts.config.data, parts.accelerator.device
+        self.threads = decode_threads(data.workers, device)
+        self.policy = FaultPolicy(data.on_error, data.max_errors, parts.config.train.seed)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
         masking = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
-        device = accelerator.device
-        self.train_loader = Loader(train, self.threads, data.prefetch, device=device, policy=self.policy)
-        self.val_loader = Loader(val, self.threads, data.prefetch, device=device, policy=masking)
-        self.val_cutter: Cutter = eval_cutter(val, preprocessing, data.geometry, device)
+        self.train_loader = Loader(
+            parts.train, self.threads, data.prefetch, device=device, policy=self.policy
+        )
+        self.val_loader = Loader(parts.val, self.threads, data.prefetch, device=device, policy=masking)
+        self.val_cutter: Cutter = eval_cutter(parts.val, parts.preprocessing, data.geometry, device)
         self.meter = self.train_loader.meter
-        self._train, self._val, self._preprocessing = train, val, preprocessing
-        if isinstance(train.store, RemoteShards):
+        store = parts.train.store
+        if isinstance(store, RemoteShards):
             window = data.window if data.order == "window" else None
-            check_room(train.store, train.shards, window, self.plan.global_batch * (data.prefetch + 1))
+            check_room(store, parts.train.shards, window, self.plan.global_batch * (data.prefetch + 1))
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
-        accelerator, config = self.accelerator, self.config
-        shares = self.plan.shares(
-            epoch,
-            accelerator.process_index,
-            accelerator.num_processes,
-            config.train.accumulation,
-            first_step=step,
-        )
-        cutter = train_cutter(self._train, config.data, config.train.seed, epoch, accelerator.device)
+        accelerator, config = self.accelerator, self.parts.config
+        rank, world = accelerator.process_index, accelerator.num_processes
+        shares = self.plan.shares(epoch, rank, world, self.parts.accumulation, first_step=step)
+        cutter = train_cutter(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
         self._fetch_ahead(epoch, self.plan.start(step))
         return self.train_loader.batches(shares, cutter, epoch)
 
     def _fetch_ahead(self, epoch: int, position: int) -> None:
         """Have remote shards come in the plan's order, the next epoch's first ones before this one ends."""
-        data, order, count = self.config.data, self.plan.order, len(self._train.shards)
-        self._train.begin(
+        data, order, count = self.parts.config.data, self.plan.order, len(self.parts.train.shards)
+        self.parts.train.begin(
             pass_of(order, count, epoch, position),
             pass_of(order, count, epoch + 1, 0),
             data.window if data.order == "window" else count,
@@ -139,15 +183,15 @@ class Feed:
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See RunFeed. ``model`` is unwrapped and in evaluation mode."""
-        with self._val.in_order(self.accelerator.is_local_main_process):
+        with self.parts.val.in_order(self.accelerator.is_local_main_process):
             return infer_all(
                 model,
                 self.val_loader,
                 self.val_cutter,
-                self.config.train.eval_batch_size,
-                self._preprocessing,
+                self.parts.config.train.eval_batch_size,
+                self.parts.preprocessing,
                 self.accelerator,
-                channels_last=self.config.train.channels_last,
+                channels_last=self.parts.config.train.channels_last,
                 on_batch=on_batch,
             )
 
@@ -168,8 +212,8 @@ class Feed:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._train.abandon()
-        self._val.abandon()
+        self.parts.train.abandon()
+        self.parts.val.abandon()
         self.train_loader.close()
         self.val_loader.close()
 

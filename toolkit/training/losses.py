@@ -9,12 +9,15 @@ torchvision's losses put the mix inside the focusing factor instead and agree wi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from toolkit.config.losses import LOSSES, AsymmetricOptions, WeightedOptions
+from toolkit.config.registry import named
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.multilabel import FloatArray
 
@@ -35,21 +38,12 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
     positives (G,): training samples of each genre; num_samples: training samples in all. Kinds ``weighted`` and
     ``balanced`` take their weights from these counts, the other kinds only G.
 
-    Raises ValueError on an unknown name, or on counts that are no counts of ``num_samples`` samples.
+    Raises ValueError on counts that are no counts of ``num_samples`` samples.
     """
     counts = _check_counts(positives, num_samples)
-    genres, smoothing = len(counts), config.smoothing
-    if config.name == "bce":
-        return MultiLabelLoss(genres, smoothing)
-    if config.name == "weighted":
-        return WeightedLoss(positive_weights(counts, num_samples, config.pos_weight_cap), smoothing)
-    if config.name == "focal":
-        return FocalLoss(genres, smoothing, config.focal_gamma)
-    if config.name == "asl":
-        return AsymmetricLoss(genres, smoothing, config.gamma_pos, config.gamma_neg, config.clip)
-    if config.name == "balanced":
-        return DistributionBalancedLoss(counts, num_samples, smoothing)
-    raise ValueError(f"loss must be bce, weighted, focal, asl or balanced, got {config.name!r}")
+    entry = LOSSES[config.name]
+    kind: type[MultiLabelLoss] = named(entry.computed_by)
+    return kind(counts, num_samples, config.smoothing, entry.options(**config.options))
 
 
 def positive_weights(positives: np.ndarray, num_samples: int, cap: float) -> FloatArray:
@@ -84,10 +78,10 @@ class MultiLabelLoss(nn.Module):
     the state dict: they follow from the config and the training set.
     """
 
-    def __init__(self, num_genres: int, smoothing: float) -> None:
+    def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
+        """(G,) ``counts`` of positives among a training split's ``num_samples``; options of its entry in LOSSES."""
         super().__init__()
-        self.num_genres = num_genres
-        self.smoothing = smoothing
+        self.num_genres, self.smoothing, self.options = len(counts), smoothing, options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(n,) float32 losses in nats, summed over genres, from logits (n, G) and targets (n, G) in [0, 1].
@@ -120,8 +114,11 @@ class WeightedLoss(MultiLabelLoss):
 
     pos_weight: torch.Tensor
 
-    def __init__(self, pos_weight: FloatArray, smoothing: float) -> None:
-        super().__init__(len(pos_weight), smoothing)
+    def __init__(
+        self, counts: FloatArray, num_samples: int, smoothing: float, options: WeightedOptions
+    ) -> None:
+        super().__init__(counts, num_samples, smoothing, options)
+        pos_weight = positive_weights(counts, num_samples, options.pos_weight_cap)
         self.register_buffer("pos_weight", _float32(pos_weight), persistent=False)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,14 +132,11 @@ class FocalLoss(MultiLabelLoss):
     Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 4.
     """
 
-    def __init__(self, num_genres: int, smoothing: float, gamma: float) -> None:
-        super().__init__(num_genres, smoothing)
-        self.gamma = gamma
-
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
         # Powers by exp of the logarithm: pow() has an infinite derivative at 0 for exponents under 1.
-        return -torch.exp(self.gamma * log_not_p) * log_p, -torch.exp(self.gamma * log_p) * log_not_p
+        gamma = self.options.focal_gamma
+        return -torch.exp(gamma * log_not_p) * log_p, -torch.exp(gamma * log_p) * log_not_p
 
 
 class AsymmetricLoss(MultiLabelLoss):
@@ -157,23 +151,21 @@ class AsymmetricLoss(MultiLabelLoss):
     log_clip: torch.Tensor
 
     def __init__(
-        self, num_genres: int, smoothing: float, gamma_pos: float, gamma_neg: float, clip: float
+        self, counts: FloatArray, num_samples: int, smoothing: float, options: AsymmetricOptions
     ) -> None:
-        super().__init__(num_genres, smoothing)
-        self.gamma_pos = gamma_pos
-        self.gamma_neg = gamma_neg
-        self.clip = clip
+        super().__init__(counts, num_samples, smoothing, options)
+        clip = options.clip
         log_clip = math.log(clip) if clip > 0 else -math.inf
         self.register_buffer("log_clip", torch.tensor(log_clip, dtype=torch.float32), persistent=False)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-        positive = -torch.exp(self.gamma_pos * log_not_p) * log_p
+        positive = -torch.exp(self.options.gamma_pos * log_not_p) * log_p
         # log(1 - q) = min(log((1 - p) + clip), 0), added up in logarithms: exact for any logit, without a floor.
         log_not_q = torch.logaddexp(log_not_p, self.log_clip).clamp(max=0.0)
         # Not quite 0, where exponents under 1 have an infinite derivative.
-        q = (torch.sigmoid(logits) - self.clip).clamp(min=torch.finfo(torch.float32).tiny)
-        return positive, -(q**self.gamma_neg) * log_not_q
+        q = (torch.sigmoid(logits) - self.options.clip).clamp(min=torch.finfo(torch.float32).tiny)
+        return positive, -(q**self.options.gamma_neg) * log_not_q
 
 
 class DistributionBalancedLoss(MultiLabelLoss):
@@ -198,9 +190,9 @@ class DistributionBalancedLoss(MultiLabelLoss):
     inverse_counts: torch.Tensor
     nu: torch.Tensor
 
-    def __init__(self, positives: np.ndarray, num_samples: int, smoothing: float) -> None:
-        super().__init__(len(positives), smoothing)
-        counts = np.clip(positives, 0.5, num_samples - 0.5)
+    def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: object) -> None:
+        super().__init__(counts, num_samples, smoothing, options)
+        counts = np.clip(counts, 0.5, num_samples - 0.5)
         self.register_buffer("inverse_counts", _float32(1.0 / counts), persistent=False)
         nu = BALANCED_KAPPA * np.log(num_samples / counts - 1.0)
         self.register_buffer("nu", _float32(nu), persistent=False)

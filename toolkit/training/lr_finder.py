@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
@@ -26,7 +25,7 @@ from shards.storage.files import atomic_write
 from toolkit.distributed.collectives import by_main, sum_over_ranks
 from toolkit.distributed.votes import Vote
 from toolkit.metrics.multilabel import FloatArray
-from toolkit.training.setup import Parts, make_feed
+from toolkit.training.setup import Parts
 from toolkit.training.train_step import Updater
 
 log = logging.getLogger(__name__)
@@ -84,10 +83,10 @@ class LrCurve:
         return curve
 
 
-def find_lr(accelerator: Accelerator, parts: Parts, accumulation: int) -> None:
+def find_lr(parts: Parts) -> None:
     """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
-    rates, losses = _run(accelerator, parts, accumulation)
-    by_main(accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
+    rates, losses = _run(parts)
+    by_main(parts.accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
 
 
 def _suggest(curve: LrCurve, parts: Parts) -> None:
@@ -101,11 +100,11 @@ def _suggest(curve: LrCurve, parts: Parts) -> None:
     )
 
 
-def _run(accelerator: Accelerator, parts: Parts, accumulation: int) -> tuple[FloatArray, FloatArray]:
+def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
     """(rates, losses) of the updates until the loss diverged, the same on every rank."""
-    feed = make_feed(accelerator, parts, accumulation)
-    updater = Updater(accelerator, parts, feed.plan, accumulation, lost=Vote(accelerator))
-    steps = feed.plan.steps_per_epoch
+    accelerator, feed = parts.accelerator, parts.inputs.feed(parts)
+    updater = Updater(parts, lost=Vote(accelerator))
+    steps = parts.plan.steps_per_epoch
     rates = np.geomspace(LOW, HIGH, min(MOST, max(FEWEST, steps)))
     losses: list[float] = []
     epoch = 0

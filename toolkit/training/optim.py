@@ -10,12 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_info,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
-)
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from shards.errors import UserError, one_line
@@ -32,12 +27,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     timm's ``sgd`` is Nesterov's, its ``momentum`` the classical one. A parameter without a gradient (frozen for now)
     is passed over by every optimiser of timm: it is neither moved nor decayed.
 
-    Raises UserError for an optimiser that cannot be made here, or that needs more than gradients.
+    Raises UserError for an optimiser that cannot be made here.
     """
-    if get_optimizer_info(config.name).second_order:
-        raise UserError(
-            f"optim.name {config.name} needs second derivatives, which this trainer has not: adamw has none"
-        )
     groups = parameter_groups(model, config)
     try:
         return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)

@@ -122,13 +122,10 @@ def _train(
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
     checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
     by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
-    parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
+    parts = _prepared(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.tensorboard:
         by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
-    accumulation = _accumulation(accelerator, parts)
-    _say_what_runs(accelerator, parts, accumulation, checkpoint)
-    _check_rows(accelerator, parts, accumulation, checkpoint)
-    if not Trainer(accelerator, parts, accumulation, checkpoint).run():
+    if not Trainer(parts, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
         log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
@@ -140,31 +137,34 @@ def _search_lr(
     from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
 
     config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is what is watched
-    parts = build_parts(accelerator, config, manifest, readers, out, None)
-    accumulation = _accumulation(accelerator, parts)
-    _say_what_runs(accelerator, parts, accumulation, None)
-    _check_rows(accelerator, parts, accumulation, None)
-    find_lr(accelerator, parts, accumulation)
+    find_lr(_prepared(accelerator, config, manifest, readers, out, None))
 
 
-def _accumulation(accelerator: Accelerator, parts: Parts) -> int:
-    config = parts.config
-    if not config.train.auto_batch:
-        return config.train.accumulation
-    return fit_accumulation(accelerator, parts, parts.plan)
+def _prepared(
+    accelerator: Accelerator,
+    config: Config,
+    manifest: Manifest,
+    readers: list[ShardReader],
+    out: Path,
+    checkpoint: Checkpoint | None,
+) -> Parts:
+    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well."""
+    parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
+    if config.train.auto_batch:
+        parts.accumulation = fit_accumulation(parts)
+    if accelerator.is_main_process:
+        _say_what_runs(parts, checkpoint)
+    _check_rows(parts, checkpoint)
+    return parts
 
 
-def _check_rows(
-    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
-) -> None:
+def _check_rows(parts: Parts, checkpoint: Checkpoint | None) -> None:
     """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
-    wanted = parts.config.model
+    wanted, processes = parts.config.model, parts.accelerator.num_processes
     trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
-    parts.freezing.training_mode(
-        parts.model, None
-    )  # of all that will ever learn; each epoch begins with its own
-    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, accumulation, trained=trained)
-    if warning and accelerator.is_main_process:
+    parts.freezing.training_mode(parts.model, None)  # of all that will learn; each epoch begins with its own
+    warning = check_rows(parts.model, parts.plan, processes, parts.accumulation, trained=trained)
+    if warning and parts.accelerator.is_main_process:
         log.warning("%s", warning)
 
 
@@ -202,13 +202,8 @@ def _start_tensorboard(accelerator: Accelerator, folder: Path) -> None:
         accelerator.init_trackers("tensorboard")
 
 
-def _say_what_runs(
-    accelerator: Accelerator, parts: Parts, accumulation: int, checkpoint: Checkpoint | None
-) -> None:
-    if not accelerator.is_main_process:
-        return
-    config = parts.config
-    plan = parts.plan
+def _say_what_runs(parts: Parts, checkpoint: Checkpoint | None) -> None:
+    accelerator, config, plan, accumulation = parts.accelerator, parts.config, parts.plan, parts.accumulation
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     log.info(
         "%s, %s head, %.1f M trainable weights; %d genres",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from torch import nn
 
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
-from toolkit.config.schema import Config
-from toolkit.data.augment.mixup import mixes
+from toolkit.config.schema import Config, TrainConfig
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -32,9 +30,9 @@ from toolkit.models.factory import build_model, other_size
 from toolkit.models.freezing import Freezing, check_random
 from toolkit.models.heads import HeadSpec, head_from_hub, head_prefixes, set_prior
 from toolkit.models.wrapping import check_synced, synced, wrap
-from toolkit.training.batches import Feed, RunFeed, train_plan
+from toolkit.training.batches import Inputs, Pixels, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
-from toolkit.training.cached.probe import FeatureFeed, Probe
+from toolkit.training.cached.probe import Probe
 from toolkit.training.checkpoints.checkpoint import Checkpoint, restoring
 from toolkit.training.checkpoints.weights import load_weights
 from toolkit.training.losses import build_loss
@@ -48,11 +46,14 @@ log = logging.getLogger(__name__)
 class Parts:
     """What a run is made of, ready to go."""
 
+    accelerator: Accelerator
     config: Config
     manifest: Manifest
     train: ShardReader
     val: ShardReader
     plan: TrainPlan
+    accumulation: int
+    """Parts of a process's share of an update: the configuration's, or what was found to fit (auto_batch.py)."""
     model: nn.Module
     """Wrapped for several processes (wrapping.py) or spread over them (fsdp.py), on its device."""
     optimizer: Any
@@ -62,21 +63,13 @@ class Parts:
     ema: ModelEmaV3 | None
     preprocessing: Preprocessing
     out: Path
-    probe: Probe | None
-    """Where cached features take the place of pixels: and the model whose head learns on them."""
+    inputs: Inputs
+    """Pixels, or cached features: what the model that learns is given."""
 
     @property
     def fsdp(self) -> bool:
         """Whether model, optimiser and ema hold this process's part of each tensor only."""
         return is_spread(self.model)
-
-
-def make_feed(accelerator: Accelerator, parts: Parts, accumulation: int) -> RunFeed:
-    """The run's feed, with the accumulation that was found to fit."""
-    config = replace(parts.config, train=replace(parts.config.train, accumulation=accumulation))
-    if parts.probe is not None:
-        return FeatureFeed(config, parts.plan, parts.probe.views, parts.probe.val, accelerator)
-    return Feed(config, parts.plan, parts.train, parts.val, parts.preprocessing, accelerator)
 
 
 def build_parts(
@@ -91,13 +84,10 @@ def build_parts(
     train, val = readers
     fsdp, over_processes = spreads(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
-    probing = config.train.feature_views > 0
-    if probing:
-        _check_probe(config)
-    # A probe's checkpoint holds the head alone: the backbone is the weights' at every start.
-    model: Any
-    model, trained = _model(
-        accelerator, config, manifest.labels, train.positives / len(train), None if probing else checkpoint
+    cached = config.train.feature_views > 0
+    # A checkpoint of a head on cached features holds the head alone: the backbone is the weights' at every start.
+    model, learnt = _model(
+        accelerator, config, manifest.labels, train.positives / len(train), checkpoint is None or cached
     )
     if checkpoint is None and not config.model.pretrained and config.model.weights is None:
         warning = check_random(model, config.model.freeze)
@@ -106,19 +96,14 @@ def build_parts(
     mean, std = mean_std(model)
     data = config.data
     preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
-    probe = None
-    if probing:
-        probe = _probe(accelerator, model, trained, config, preprocessing, manifest, readers, out)
-        model = probe.head
-        if checkpoint is not None:
-            with restoring(checkpoint):
-                model.load_state_dict(checkpoint.tensors["model"])
-    if config.train.channels_last and not probing:
-        model = model.to(memory_format=torch.channels_last)
-    ema = build_ema(model, config.train.ema)
-    if ema is not None and checkpoint is not None:
-        with restoring(checkpoint):
-            restore_ema(ema, checkpoint.tensors["ema"])
+    inputs: Inputs
+    if cached:
+        folder = Path(config.train.feature_cache or out / "features")
+        bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
+        inputs = Probe.of(bank, train, val, config, learnt)
+    else:
+        inputs = Pixels(config, model, preprocessing, accelerator)
+    model, ema = _restored(inputs.trained, config.train, checkpoint)
     if over_processes:  # not the average, which is what is saved
         model = synced(model)
     if fsdp:
@@ -126,115 +111,72 @@ def build_parts(
         if ema is not None:
             spread(accelerator, ema.module)
             ema.foreach = False  # torch's lists do not take spread and whole tensors together
-    if config.model.checkpointing and not probing:
+    if config.model.checkpointing:
         enable_checkpointing(model)
-    # Of the parameters as they are from here on.
-    freezing = Freezing(model, () if probing else config.model.freeze)
+    freezing = Freezing(model, inputs.frozen)  # of the parameters as they are from here on
+    model, optimizer = _optimised(accelerator, config, model, freezing, checkpoint)
+    if ema is not None and not fsdp:
+        ema.to(accelerator.device)
+    criterion = build_loss(config.loss, train.positives, len(train)).to(accelerator.device)
+    plan = train_plan(config, train, checkpoint.progress.sizes if checkpoint else "even")
+    return Parts(
+        accelerator, config, manifest, train, val, plan, config.train.accumulation, model, optimizer, freezing,
+        criterion, ema, preprocessing, out, inputs,
+    )  # fmt: skip
+
+
+def _restored(
+    model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None
+) -> tuple[nn.Module, ModelEmaV3 | None]:
+    """What learns and its moving average, where one is kept, with the checkpoint's weights."""
+    if checkpoint is not None:
+        with restoring(checkpoint):
+            model.load_state_dict(checkpoint.tensors["model"])
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    ema = build_ema(model, config.ema)
+    if ema is not None and checkpoint is not None:
+        with restoring(checkpoint):
+            restore_ema(ema, checkpoint.tensors["ema"])
+    return model, ema
+
+
+def _optimised(
+    accelerator: Accelerator,
+    config: Config,
+    model: nn.Module,
+    freezing: Freezing,
+    checkpoint: Checkpoint | None,
+) -> tuple[nn.Module, Any]:
+    """The model, wrapped unless it is spread, and its optimiser with the checkpoint's state."""
     # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
     freezing.apply(None)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
     # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
+    fsdp = is_spread(model)
     if not fsdp:
         model = wrap(accelerator, model, config.train)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    if ema is not None and not fsdp:
-        ema.to(accelerator.device)
     if checkpoint is not None:
         with restoring(checkpoint):
             state = checkpoint.tensors["optimizer"]
             restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
             if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
                 restore_scaler(accelerator.scaler, checkpoint.tensors["scaler"])
-    criterion = build_loss(config.loss, train.positives, len(train))
-    return Parts(
-        config,
-        manifest,
-        train,
-        val,
-        train_plan(config, train, checkpoint.progress.sizes if checkpoint else "even"),
-        model,
-        optimizer,
-        freezing,
-        criterion.to(accelerator.device),
-        ema,
-        preprocessing,
-        out,
-        probe,
-    )
-
-
-def _probe(
-    accelerator: Accelerator,
-    model: nn.Module,
-    trained: bool,
-    config: Config,
-    preprocessing: Preprocessing,
-    manifest: Manifest,
-    readers: Sequence[ShardReader],
-    out: Path,
-) -> Probe:
-    """Features of all views, and the head that learns on them; ``trained``: whether it came with the weights."""
-    train, val = readers
-    folder = Path(config.train.feature_cache) if config.train.feature_cache else out / "features"
-    model = model.to(accelerator.device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
-    views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-    # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
-    dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
-    return Probe.of(
-        model, views, bank.evaluation_view(val, "val"), config.train.standardize, dropout, trained
-    )
-
-
-def _check_probe(config: Config) -> None:
-    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
-    frozen = config.model.freeze
-    if "backbone" not in frozen:
-        raise UserError(
-            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
-            "--train.feature_views 0"
-        )
-    if others := [name for name in frozen if name != "backbone"]:
-        raise UserError(
-            f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
-            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
-        )
-    if mixes(config.augment):
-        raise UserError(
-            "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
-            "--train.feature_views 0"
-        )
-    for key, asked, off in (
-        ("train.auto_batch", config.train.auto_batch, "false"),
-        ("optim.layer_decay", config.optim.layer_decay < 1, "1"),
-        ("model.drop_path", config.model.drop_path > 0, "0"),
-        ("model.checkpointing", config.model.checkpointing, "false"),
-        ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
-    ):
-        if asked:
-            raise UserError(
-                f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
-                f"--train.feature_views 0"
-            )
+    return model, optimizer
 
 
 def _model(
-    accelerator: Accelerator,
-    config: Config,
-    labels: LabelSet,
-    prevalence: np.ndarray,
-    checkpoint: Checkpoint | None,
+    accelerator: Accelerator, config: Config, labels: LabelSet, prevalence: np.ndarray, first: bool
 ) -> tuple[nn.Module, bool]:
-    """The network with its first weights: the checkpoint's, a local file's, the hub's or random ones.
+    """The network, with its first weights if ``first``: a local file's, the hub's or random ones.
 
     And whether its head is among those that were read, rather than one that was drawn.
     ``prevalence`` (G,) is training's: a head that comes with none of these weights may start at it.
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
-    hub = wanted.pretrained and wanted.weights is None and checkpoint is None
+    hub = first and wanted.pretrained and wanted.weights is None
     with accelerator.main_process_first():  # one download, then the cache
         model = build_model(
             wanted.name,
@@ -245,19 +187,16 @@ def _model(
             drop_path=wanted.drop_path,
             scratch="backbone" not in wanted.freeze,
         )
-    trained = checkpoint is not None or (hub and head_from_hub(model, wanted.head, num_genres))
+    learnt = not first or (hub and head_from_hub(model, wanted.head, num_genres))
     # Before weights are loaded: a head that comes with them keeps its own biases.
-    if wanted.prior and not trained:
+    if wanted.prior and not learnt:
         set_prior(model, prevalence)
     said = None
-    if checkpoint is not None:
-        with restoring(checkpoint):
-            model.load_state_dict(checkpoint.tensors["model"])
-    elif wanted.weights is not None:
+    if first and wanted.weights is not None:
         drawn = _head_state(model)
         said = load_weights(model, Path(wanted.weights), labels)
         # A file without a head, or with one of another size, leaves ours as it was.
-        trained = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
+        learnt = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
     if accelerator.num_processes > 1 and (hub or said):
         # Each node has its own cache of the hub, or copy of the file, and not every kind of run takes the first one's.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
@@ -266,7 +205,7 @@ def _model(
             log.info("%s", said)
         if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
             log.warning("%s", warning)
-    return model, trained
+    return model, learnt
 
 
 def _head_state(model: nn.Module) -> dict[str, torch.Tensor]:

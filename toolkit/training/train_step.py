@@ -10,15 +10,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from shards.errors import UserError
-from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.loader.loader import Batch, targets_of
-from toolkit.data.sampling.plan import TrainPlan
-from toolkit.device.defaults import autocast_dtype
 from toolkit.device.out_of_memory import memory_told, training_line
 from toolkit.device.transfer import to_device
 from toolkit.distributed.collectives import require_read, seed_step
@@ -33,27 +29,16 @@ from toolkit.training.setup import Parts
 class Updater:
     """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        parts: Parts,
-        plan: TrainPlan,
-        accumulation: int,
-        guard: Guard | None = None,
-        lost: Vote | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, guard: Guard | None = None, lost: Vote | None = None) -> None:
         """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
 
         ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
         """
-        self.accelerator, self.parts, self.plan, self.accumulation = accelerator, parts, plan, accumulation
+        self.accelerator, self.parts = parts.accelerator, parts
+        self.plan, self.accumulation = parts.plan, parts.accumulation
         self.guard, self.lost = guard, lost
         self.overflows = 0
         """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
-        config = parts.config
-        self.augment = Augmenter(config.augment, config.train.seed)
-        self.dtype = autocast_dtype(accelerator)
-        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
@@ -180,12 +165,7 @@ class Updater:
         device = self.accelerator.device
         targets = to_device(targets_of(batch.share, self.parts.train), device)
         valid = to_device(batch.share.valid, device)
-        inputs = batch.images
-        if self.parts.probe is None:  # cached features are the head's inputs as they are
-            inputs, targets = self.augment(batch.images, targets, batch.share, epoch)
-            inputs = self.parts.preprocessing.normalize(inputs, self.dtype).contiguous(
-                memory_format=self.memory_format
-            )
+        inputs, targets = self.parts.inputs.prepare(batch, targets, epoch)
         with self.accelerator.autocast():
             logits = model(inputs)
         losses: torch.Tensor = self.parts.criterion(logits, targets)

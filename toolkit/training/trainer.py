@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from shards.errors import UserError
@@ -32,7 +31,7 @@ from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_c
 from toolkit.training.nonfinite import Guard, require_made, skipped_line
 from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
-from toolkit.training.setup import Parts, make_feed
+from toolkit.training.setup import Parts
 from toolkit.training.train_step import Updater
 from toolkit.training.validation import better, export_model, judge, monitored, score_again
 
@@ -42,14 +41,12 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
 
-    def __init__(
-        self, accelerator: Accelerator, parts: Parts, accumulation: int, resumed: Checkpoint | None = None
-    ) -> None:
-        self.accelerator, self.parts, self.config = accelerator, parts, parts.config
-        self.feed = make_feed(accelerator, parts, accumulation)
-        self.plan = self.feed.plan
+    def __init__(self, parts: Parts, resumed: Checkpoint | None = None) -> None:
+        accelerator = parts.accelerator
+        self.accelerator, self.parts, self.config, self.plan = accelerator, parts, parts.config, parts.plan
+        self.feed = parts.inputs.feed(parts)
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
-        self.updater = Updater(accelerator, parts, self.plan, accumulation, self.guard, Vote(accelerator))
+        self.updater = Updater(parts, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
@@ -71,7 +68,7 @@ class Trainer:
         began = self.state.updates
         try:
             if not self._over():
-                score_again(self.accelerator, self.parts, self.state)
+                score_again(self.parts, self.state)
             while not self._over():
                 if not self._epoch():
                     self._save()
@@ -271,18 +268,8 @@ class Trainer:
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
-            sha256 = export_model(
-                parts.out / "model",
-                self.judged_model if parts.probe is None else parts.probe.merged(self.judged_model),
-                self.config,
-                parts.manifest,
-                parts.preprocessing,
-                verdict,
-                epoch=state.epoch + 1,
-                score=score,
-                weights="raw" if parts.ema is None else "ema",
-                state=whole,
-            )
+            model, epoch = self.judged_model, state.epoch + 1
+            sha256 = export_model(parts, model, verdict, epoch=epoch, score=score, state=whole)
         log.info(
             "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
             state.epoch + 1,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 from torch import nn
 
 from shards.dataset.manifest import Manifest
@@ -16,8 +14,6 @@ from shards.errors import UserError
 from shards.storage.files import fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
-from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
@@ -88,7 +84,7 @@ def judge(
     return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
 
 
-def score_again(accelerator: Accelerator, parts: Parts, state: Progress) -> None:
+def score_again(parts: Parts, state: Progress) -> None:
     """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
 
     A model that cannot be read any more is no longer the best.
@@ -99,11 +95,11 @@ def score_again(accelerator: Accelerator, parts: Parts, state: Progress) -> None
         return
     problem = ""
     try:
-        verdict = _judge_folder(accelerator, parts.out / "model", config, parts.val, parts.manifest)
+        verdict = _judge_folder(parts)
         state.best_score = monitored(verdict.row(), config.train.monitor)
     except UserError as error:
         state.best_score, problem = None, str(error)
-    if accelerator.is_main_process:
+    if parts.accelerator.is_main_process:
         result = (
             f"{state.best_score:.4f}"
             if not problem
@@ -119,13 +115,12 @@ def score_again(accelerator: Accelerator, parts: Parts, state: Progress) -> None
         )
 
 
-def _judge_folder(
-    accelerator: Accelerator, path: Path, config: Config, val: ShardReader, manifest: Manifest
-) -> Verdict:
-    """Verdict on a model folder, by a pass over the validation split. Raises UserError if it cannot be read."""
-    folder = load_model_folder(path)
+def _judge_folder(parts: Parts) -> Verdict:
+    """Verdict on RUN/model, by a pass over the validation split. Raises UserError if it cannot be read."""
+    accelerator, config, manifest = parts.accelerator, parts.config, parts.manifest
+    folder = load_model_folder(parts.out / "model")
     rows, workers = config.train.eval_batch_size, config.data.workers
-    outputs = infer_split(accelerator, folder, val.store, manifest, "val", rows, workers)
+    outputs = infer_split(accelerator, folder, parts.val.store, manifest, "val", rows, workers)
     folder.model.to("cpu")  # its memory is the trained model's again
     return by_main(
         accelerator,
@@ -161,38 +156,33 @@ def better(score: float, best: float | None, monitor: str) -> bool:
 
 
 def export_model(
-    folder: Path,
-    model: nn.Module,
-    config: Config,
-    manifest: Manifest,
-    preprocessing: Preprocessing,
+    parts: Parts,
+    trained: nn.Module,
     verdict: Verdict,
     *,
     epoch: int,
     score: float,
-    weights: str = "raw",
-    state: dict[str, Any] | None = None,
+    state: dict[str, Any] | None,
 ) -> str:
-    """Write the model folder of the best epoch so far, and return the sha256 of its weights.
+    """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
-    ``model`` is unwrapped, ``epoch`` counts from 1; ``score`` is the figure of train.monitor, by which a resume
-    compares what lies there with what its checkpoint knows.
-
-    ``state`` is its whole state where ``model`` holds a part of each tensor only.
-    ``weights`` says whose they are: "raw" (of the last update) or "ema" (their moving average).
+    ``trained`` is the unwrapped model of inputs.trained, or its moving average; ``epoch`` counts from 1; ``score`` is
+    the figure of train.monitor, by which a resume compares what lies there with what its checkpoint knows. ``state`` is
+    its whole state where ``trained`` holds a part of each tensor only.
     """
+    config, manifest = parts.config, parts.manifest
     return save_model_folder(
-        folder,
-        model,
+        parts.out / "model",
+        parts.inputs.whole(trained),
         HeadSpec.of(config.model),
         manifest.labels,
         verdict.decisions,
-        preprocessing,
+        parts.preprocessing,
         {
             "epoch": epoch,
             "monitor": config.train.monitor,
             "score": score,
-            "weights": weights,
+            "weights": "raw" if parts.ema is None else "ema",
             "shard_set": manifest.fingerprint,
             "training_config": config_dict(config),
         },

@@ -72,6 +72,18 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path):
         (["--train.feature_cache", "s3://b/f"], ["train.feature_cache", "a folder", "no URL"]),
         (["--optim.momentum", "-3"], ["optim.momentum", "at least 0"]),
         (["--optim.momentum", "1"], ["optim.momentum", "under 1"]),
+        (["--loss.name", "hinge"], ["loss.name", "bce, weighted, focal, asl, balanced", "hinge"]),
+        (
+            ["--loss.name=asl", "--loss.options.gama_neg=3"],
+            ["loss.options.gama_neg", "loss asl", "'gamma_neg'"],
+        ),
+        (
+            ["--loss.name=asl", "--loss.options.gamma_neg=-1"],
+            ["loss.options.gamma_neg must be 0 or more, not -1"],
+        ),
+        (["--loss.name=asl", "--loss.options.gamma_neg=many"], ["loss.options", "float", "gamma_neg"]),
+        (["--loss.name=asl", "--loss.options.clip=.inf"], ["loss.options.clip must be finite"]),
+        (["--loss.options.clip=0"], ["loss.options.clip is no option of loss bce; it has none"]),
         (["--augment.mixup", "0.2", "--train.batch_size", "1"], ["train.batch_size", "at least 2", "mixup"]),
         (["--config", "none.yaml"], ["none.yaml"]),
         (["stray"], ["stray"]),
@@ -166,15 +178,23 @@ def test_a_section_of_its_own_may_not_repeat_a_key_either(tmp_path: Path):
 
 def test_anchors_and_merge_keys_are_yaml(tmp_path: Path):
     (tmp_path / "c.yaml").write_text(
-        "optim: {<<: &o {lr: 0.5, name: sgd}, lr: 0.25}\nloss: {clip: &c 0.1, focal_gamma: *c}\n"
+        "optim: {<<: &o {lr: 0.5, name: sgd}, lr: 0.25}\nloss: {name: asl, clip: &c 0.1, gamma_pos: *c}\n"
     )
     config = parse("--config", str(tmp_path / "c.yaml"))
-    assert (config.optim.lr, config.optim.name, config.loss.clip, config.loss.focal_gamma) == (
-        0.25,
-        "sgd",
-        0.1,
-        0.1,
-    )
+    assert (config.optim.lr, config.optim.name, config.loss.options["clip"]) == (0.25, "sgd", 0.1)
+
+
+def test_options_of_a_loss_and_the_flat_keys_of_earlier_versions(tmp_path: Path):
+    asl = {"gamma_pos": 0.0, "gamma_neg": 3.0, "clip": 0.05}
+    assert parse("--loss.name=asl", "--loss.options.gamma_neg=3").loss.options == asl
+    assert parse("--loss.name=asl", "--loss.gamma_neg=3").loss.options == asl
+    (tmp_path / "c.yaml").write_text("loss: {name: asl, gamma_neg: 3, focal_gamma: 5}\n")
+    assert parse("--config", str(tmp_path / "c.yaml")).loss.options == asl
+    (tmp_path / "loss.yaml").write_text("{name: asl, options: {gamma_neg: 3}}\n")
+    assert parse("--loss", str(tmp_path / "loss.yaml")).loss.options == asl
+    both = parse("--config", str(tmp_path / "c.yaml"), "--loss.options.gamma_neg=2")
+    assert both.loss.options == {**asl, "gamma_neg": 2.0}
+    assert parse("--loss.focal_gamma=3").loss.options == {}  # of another loss: without effect, as before
 
 
 def test_folders_are_needed():

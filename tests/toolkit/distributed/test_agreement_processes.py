@@ -144,7 +144,7 @@ def test_two_processes_that_differ(
                 ("train.precision", "bf16", "auto"),
                 ("data.crop_pct", "0.875", "1.0"),
                 ("data.image_size", "64", "32"),
-                ("loss.focal_gamma", "1.5", "2.0"),
+                ("loss.smoothing", "0.5", "0.0"),
                 ("decide.aim", "f0.5", "f1"),
                 ("model.name", "test_vit", "test_resnet"),
             )

@@ -12,12 +12,13 @@ from toolkit_helpers import make_model_folder
 
 from shards.dataset.labels import LabelSet
 from shards.errors import printable_line
+from toolkit.config.values import HeadKind
 from toolkit.model_folder.card import plain, render_card, write_card
 from toolkit.models.heads import HeadSpec
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "levels", "ensemble"])
-def test_how_others_load_it(tmp_path: Path, kind: str):
+def test_how_others_load_it(tmp_path: Path, kind: HeadKind):
     folder = make_model_folder(tmp_path / "m", LabelSet(("a", "b")), HeadSpec(kind, (8,), 0.0, 2))
     use = (folder / "README.md").read_text().split("## Use\n")[1]
     code = use.split("```python\n")[1].split("```")[0]

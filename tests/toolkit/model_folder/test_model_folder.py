@@ -25,6 +25,7 @@ from shards.storage.files import write_json
 from shards.storage.leftovers import machine, remove_dead_partials
 from shards.storage.remote_files import unique_name
 from toolkit.cli.main import main
+from toolkit.config.values import HeadKind
 from toolkit.evaluation.results import evaluate_arrays
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
@@ -148,7 +149,7 @@ def test_the_card_says_whose_weights_they_are(copy: Path):
         ("levels", "a linear head on its last two stages (288 → 2)"),
     ],
 )
-def test_the_card_says_which_head(tmp_path: Path, kind: str, words: str):
+def test_the_card_says_which_head(tmp_path: Path, kind: HeadKind, words: str):
     folder = make_model_folder(tmp_path / "m", LabelSet(("a", "b")), HeadSpec(kind, (8, 4), 0.0))
     card = (folder / "README.md").read_text()
     assert words in card

@@ -16,7 +16,6 @@ from toolkit.metrics.multilabel import cross_entropy
 from toolkit.models.ema import build_ema, restore_ema
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec
-from toolkit.training.setup import make_feed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,8 +88,8 @@ def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_s
     run, options = tmp_path / "run", ["--train.ema=0.9", "--train.epochs=3", "--train.keep_checkpoints=9"]
     options.append("--optim.lr=0.01")
     assert main(["train", "--shards", str(shard_set), "--out", str(run), *TINY, *options]) == 0
-    accelerator, parts = make_parts(shard_set, tiny_config(*options), tmp_path)
-    feed = make_feed(accelerator, parts, 1)
+    parts = make_parts(shard_set, tiny_config(*options), tmp_path)[1]
+    feed = parts.inputs.feed(parts)
 
     def loss_of(state: dict[str, torch.Tensor]) -> float:
         parts.model.load_state_dict(state)

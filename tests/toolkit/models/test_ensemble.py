@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shards.dataset.labels import LabelSet
+from toolkit.config.values import HeadKind
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
@@ -91,7 +92,7 @@ def test_last_layers_are_every_members_in_float32_and_take_the_prior():
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "levels"])
-def test_logits_are_float32_under_autocast_whatever_the_head(kind: str):
+def test_logits_are_float32_under_autocast_whatever_the_head(kind: HeadKind):
     model = build_model("test_resnet", 3, HeadSpec(kind, (5,), 0.0), 32).eval()
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(2, 3, 32, 32)).dtype == torch.float32

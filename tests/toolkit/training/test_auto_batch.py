@@ -22,9 +22,9 @@ PROBE = Path(__file__).resolve().parents[1] / "probe_memory.py"
 
 def fit(shard_set: Path, out: Path, limit: int, *options: str) -> int:
     """The accumulation found for a global batch of 14, which the set's 56 samples fill."""
-    accelerator, parts = make_parts(shard_set, tiny_config("--train.batch_size=14", *options), out)
+    parts = make_parts(shard_set, tiny_config("--train.batch_size=14", *options), out)[1]
     limit_rows(parts.model, limit)
-    return fit_accumulation(accelerator, parts, parts.plan)
+    return fit_accumulation(parts)
 
 
 @pytest.mark.parametrize(
@@ -58,23 +58,23 @@ def test_the_cpu_allocators_words_are_known_and_other_errors_are_not_taken_for_t
         ),
         ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
     ):
-        accelerator, parts = make_parts(shard_set, tiny_config(), tmp_path)
+        parts = make_parts(shard_set, tiny_config(), tmp_path)[1]
 
         def fail(*_: object, message: str = message) -> None:
             raise RuntimeError(message)
 
         parts.model.register_forward_pre_hook(fail)
         with pytest.raises(caught):
-            fit_accumulation(accelerator, parts, parts.plan)
+            fit_accumulation(parts)
 
 
 def test_everything_is_as_it_was(shard_set: Path, tmp_path: Path):
-    accelerator, parts = make_parts(shard_set, tiny_config("--model.freeze=[stem, layer1@2]"), tmp_path)
+    parts = make_parts(shard_set, tiny_config("--model.freeze=[stem, layer1@2]"), tmp_path)[1]
     limit_rows(parts.model, 5)
     seen: list[Any] = []
     parts.model.register_forward_pre_hook(lambda module, _: seen.append(trains(module)))
     before, flags, generator = state_of(parts.model), trains(parts.model), torch.get_rng_state()
-    fit_accumulation(accelerator, parts, parts.plan)
+    fit_accumulation(parts)
     assert all(torch.equal(value, before[name]) for name, value in parts.model.state_dict().items())
     assert all(p.grad is None for p in parts.model.parameters())
     assert trains(parts.model) == flags and torch.equal(torch.get_rng_state(), generator)
@@ -98,14 +98,14 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
         return empty(*size, **options)
 
     monkeypatch.setattr("toolkit.training.auto_batch.torch.empty", watched)
-    accelerator, parts = make_parts(shard_set, tiny_config("--model.freeze=[]"), tmp_path)
+    parts = make_parts(shard_set, tiny_config("--model.freeze=[]"), tmp_path)[1]
     plan = parts.plan
-    fit_accumulation(accelerator, parts, plan)
+    fit_accumulation(parts)
     weights = sum(p.numel() for p in parts.model.parameters())
     assert sizes[-1] == pytest.approx(8 * weights, rel=0.01)  # Adam's two averages
     parts.freezing.training_mode(parts.model, 0)
-    make_updates(Updater(accelerator, parts, plan, 1), plan, 1, 0.001)
-    fit_accumulation(accelerator, parts, plan)
+    make_updates(Updater(parts), plan, 1, 0.001)
+    fit_accumulation(parts)
     assert sizes[-1] == 0  # they are there now
 
 

@@ -101,7 +101,7 @@ def test_autocast_is_off_inside():
             return super().costs(logits)
 
     with torch.autocast("cpu", torch.bfloat16):
-        Probe(2, 0.0)(torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(1, 2))
+        Probe(np.ones(2), 2, 0.0)(torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(1, 2))
     assert seen == [(False, torch.float32)]
 
 
@@ -158,8 +158,3 @@ def test_wrong_shapes(kind, logits, targets, message):
 def test_wrong_counts(positives, num_samples, message):
     with pytest.raises(ValueError, match=message):
         build_loss(BCE, positives, num_samples)
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match="hinge"):
-        build_loss(replace(BCE, name="hinge"), POSITIVES, NUM_SAMPLES)  # type: ignore[arg-type]

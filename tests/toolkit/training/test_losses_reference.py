@@ -39,16 +39,16 @@ def element(config, x, y, k, row):
         return -y * math.log(p) - (1 - y) * math.log(not_p)
     if config.name == "weighted":
         weight = (NUM_SAMPLES - POSITIVES[k]) / POSITIVES[k] if POSITIVES[k] else math.inf
-        weight = max(1.0, min(weight, config.pos_weight_cap))
+        weight = max(1.0, min(weight, config.options["pos_weight_cap"]))
         return -weight * y * math.log(p) - (1 - y) * math.log(not_p)
     if config.name == "focal":
-        gamma = config.focal_gamma
+        gamma = config.options["focal_gamma"]
         return -y * not_p**gamma * math.log(p) - (1 - y) * p**gamma * math.log(not_p)
     if config.name == "asl":
-        q = max(p - config.clip, 0.0)
-        not_q = min(not_p + config.clip, 1.0)
-        positive = -(not_p**config.gamma_pos) * math.log(p)
-        return y * positive - (1 - y) * q**config.gamma_neg * math.log(not_q)
+        q = max(p - config.options["clip"], 0.0)
+        not_q = min(not_p + config.options["clip"], 1.0)
+        positive = -(not_p ** config.options["gamma_pos"]) * math.log(p)
+        return y * positive - (1 - y) * q ** config.options["gamma_neg"] * math.log(not_q)
     counts = [max(0.5, float(count)) for count in POSITIVES]
     rate = sum(share / count for share, count in zip(row, counts, strict=True))
     ratio = (1 / counts[k]) / rate if rate else math.inf
@@ -139,7 +139,7 @@ def test_torchvision_agrees_on_focal(gamma):
     logits, targets = example(32)
     y = torch.tensor(targets)
     assert_same(
-        lambda x: loss_of(LossConfig(name="focal", focal_gamma=gamma), x, y),
+        lambda x: loss_of(LossConfig("focal", options={"focal_gamma": gamma}), x, y),
         lambda x: sigmoid_focal_loss(x, y, alpha=-1, gamma=gamma).sum(1),
         logits,
         rtol=1e-4,
@@ -155,7 +155,7 @@ def test_timm_agrees_on_asymmetric(gamma_pos, gamma_neg, clip):
     y = torch.tensor(targets)
     # One row at a time: its sum over genres, whichever reduction over rows this version of timm has.
     timm_loss = AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip)
-    config = LossConfig(name="asl", gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip)
+    config = LossConfig("asl", options={"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "clip": clip})
     assert_same(
         lambda x: loss_of(config, x, y),
         lambda x: torch.stack([timm_loss(x[[i]], y[[i]]) for i in range(32)]),
@@ -168,8 +168,8 @@ def test_timm_agrees_on_asymmetric(gamma_pos, gamma_neg, clip):
 @pytest.mark.parametrize(
     "config",
     [
-        LossConfig(name="focal", focal_gamma=0.0),
-        LossConfig(name="asl", gamma_pos=0.0, gamma_neg=0.0, clip=0.0),
+        LossConfig("focal", options={"focal_gamma": 0.0}),
+        LossConfig("asl", options={"gamma_pos": 0.0, "gamma_neg": 0.0, "clip": 0.0}),
     ],
     ids=["focal", "asl"],
 )

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -256,7 +258,11 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
         accelerator = Accelerator(cpu=True)
         train, val = (ShardReader.of_split(store, split, manifest) for split in ("train", "val"))
         plain = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
-        feed = Feed(config, train_plan(config, train), train, val, plain, accelerator)
+        parts: Any = SimpleNamespace(
+            config=config, plan=train_plan(config, train), accumulation=1, train=train, val=val,
+            preprocessing=plain, accelerator=accelerator,
+        )  # fmt: skip
+        feed = Feed(parts)
         seen = []
         for epoch in range(3):
             for batch in feed.batches(epoch, 0):

@@ -21,11 +21,12 @@ from train_tools import make_parts, tiny_config
 
 from shards.errors import UserError
 from toolkit.cli.main import main
+from toolkit.config.values import HeadKind
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.models.factory import build_model, clean_state
 from toolkit.models.heads import HeadSpec, head_prefixes
 from toolkit.training import trainer, validation
-from toolkit.training.cached.probe import Head
+from toolkit.training.cached.probe import Head, Probe
 from toolkit.training.setup import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +67,7 @@ def test_without_a_prior_biases_know_nothing_of_prevalence(
 @pytest.mark.parametrize("cached", [[], CACHED], ids=["pixels", "cached"])
 @pytest.mark.parametrize("weights", ["none", "another size", "no head"])
 def test_a_fresh_head_starts_at_the_prior(
-    shard_set: Path, tmp_path: Path, log_odds: torch.Tensor, head: str, cached: list[str], weights: str
+    shard_set: Path, tmp_path: Path, log_odds: torch.Tensor, head: HeadKind, cached: list[str], weights: str
 ):
     options = ["--model.prior=true", f"--model.head={head}", *cached]
     if weights != "none":
@@ -82,7 +83,7 @@ def test_a_fresh_head_starts_at_the_prior(
 @pytest.mark.parametrize("head", ["mlp", "linear", "levels"])
 @pytest.mark.parametrize("cached", [[], CACHED], ids=["pixels", "cached"])
 def test_a_head_that_comes_with_its_weights_keeps_its_biases(
-    shard_set: Path, tmp_path: Path, log_odds: torch.Tensor, head: str, cached: list[str]
+    shard_set: Path, tmp_path: Path, log_odds: torch.Tensor, head: HeadKind, cached: list[str]
 ):
     """As in training on from an earlier RUN/model/model.safetensors."""
     torch.manual_seed(5)
@@ -121,9 +122,9 @@ def test_a_head_of_the_hub_is_kept_if_it_fits(
 @pytest.mark.parametrize("standardize", [True, False])
 def test_features_are_standardised_if_asked(shard_set: Path, tmp_path: Path, standardize: bool):
     parts = parts_of(shard_set, tmp_path, *CACHED, f"--train.standardize={str(standardize).lower()}")
-    assert parts.probe is not None and parts.model is parts.probe.head
-    head = parts.probe.head
-    rows = torch.from_numpy(np.concatenate([view.values for view in parts.probe.views])).float()
+    assert isinstance(parts.inputs, Probe) and parts.model is parts.inputs.trained
+    head = parts.inputs.trained
+    rows = torch.from_numpy(np.concatenate([view.values for view in parts.inputs.views])).float()
     scaled = (rows - head.mean) / head.deviation
     if standardize:
         assert scaled.mean(0).abs().max() < 1e-2 < rows.mean(0).abs().max()

@@ -152,7 +152,9 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
     readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests' were on the CPU
     accelerator = make_accelerator(precision)
-    trainer = Trainer(accelerator, build_parts(accelerator, config, manifest, readers, tmp_path, None), 2)
+    parts = build_parts(accelerator, config, manifest, readers, tmp_path, None)
+    parts.accumulation = 2
+    trainer = Trainer(parts)
     trainer.parts.freezing.training_mode(trainer.parts.model, 0)
     try:
         for epoch in range(2):  # in the first, kernels are chosen, memory and constants are found

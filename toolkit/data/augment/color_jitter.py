@@ -19,11 +19,6 @@ WHITE = 255.0
 _FINE = 1 << 16
 
 
-def jitters(config: AugmentConfig) -> bool:
-    """Whether colour jitter is switched on."""
-    return max(config.brightness, config.contrast, config.saturation) > 0
-
-
 def jitter(
     images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
 ) -> torch.Tensor:

@@ -21,11 +21,6 @@ from toolkit.data.sampling.rng import Stream, mix64, uniforms
 from toolkit.device.transfer import to_device
 
 
-def mixes(config: AugmentConfig) -> bool:
-    """Whether mixing is switched on; the plan must then deal in pairs."""
-    return config.mix_prob > 0 and (config.mixup > 0 or config.cutmix > 0)
-
-
 @dataclass(frozen=True)
 class Pairs:
     """The m pairs of a micro-batch that are mixed."""

@@ -1,8 +1,8 @@
 """What training does to pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-Order: colour jitter, RandAugment, random erasing, mixing. Every random number is a hash of (seed, epoch, key, purpose)
-made on the CPU (augment.uniforms), so a sample gets the same pixels on any rank, at any world size and accumulation, in
-any place of a batch; and what one operation draws does not change with another switched on. Each operation takes its
+Order: AUGMENTATIONS (config/schema.py), then mixing. Every random number is a hash of (seed, epoch, key, purpose) made
+on the CPU (augment.uniforms), so a sample gets the same pixels on any rank, at any world size and accumulation, in any
+place of a batch; and what one operation draws does not change with another switched on. Each operation takes its
 samples one by one in its arithmetic too (no sum runs over a batch), so this holds to the bit on one kind of device.
 """
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from toolkit.config.schema import AugmentConfig
-from toolkit.data.augment.color_jitter import jitter, jitters
-from toolkit.data.augment.mixup import draw_pairs, mix, mixes
-from toolkit.data.augment.rand_augment import rand_augment
-from toolkit.data.augment.random_erasing import erase
+from toolkit.config.registry import named
+from toolkit.config.schema import AUGMENTATIONS, AugmentConfig
+from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import Share
 
 
@@ -23,12 +21,9 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-
-    @property
-    def active(self) -> bool:
+        self.steps = [named(entry.done_by) for entry in AUGMENTATIONS if entry.on(config)]
+        self.active = bool(self.steps) or config.mixes
         """Whether anything is switched on."""
-        config = self.config
-        return jitters(config) or config.randaugment > 0 or config.erase > 0 or mixes(config)
 
     @torch.no_grad()
     def __call__(
@@ -51,12 +46,8 @@ class Augmenter:
         config, seed, keys = self.config, self.seed, share.keys
         # colour by colour: several times faster on CPUs than pixel by pixel, and no slower on GPUs
         planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
-        if jitters(config):
-            planes = jitter(planes, config, seed, epoch, keys)
-        if config.randaugment > 0:
-            planes = rand_augment(planes, config.randaugment, config.magnitude, seed, epoch, keys)
-        if config.erase > 0:
-            planes = erase(planes, config.erase, config.erase_area, seed, epoch, keys)
-        if mixes(config):
+        for step in self.steps:
+            planes = step(planes, config, seed, epoch, keys)
+        if config.mixes:
             planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], share, seed, epoch))
         return planes.permute(0, 2, 3, 1).contiguous(), targets

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
+from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.color_jitter import WHITE, beside, brightness, contrast, saturation, sharpness
 from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
@@ -43,14 +44,15 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(
-    images: torch.Tensor, layers: int, magnitude: float, seed: int, epoch: int, keys: np.ndarray
+    images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
 ) -> torch.Tensor:
-    """``layers`` random operations on each of (n, 3, S, S) float32 levels, a pure function of (seed, epoch, keys)."""
+    """``config.randaugment`` random operations on each image, a pure function of (seed, epoch, keys)."""
+    layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
         chosen = (draws[:, 2 * layer] * len(OPERATIONS)).astype(np.int64)
         signs = np.where(draws[:, 2 * layer + 1] < 0.5, -1.0, 1.0)
-        images = apply_operations(images, chosen, signs, magnitude)
+        images = apply_operations(images, chosen, signs, config.magnitude)
     return images
 
 

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import torch
 
+from toolkit.config.schema import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
 from toolkit.device.transfer import to_device
 
@@ -20,15 +21,10 @@ ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(
-    images: torch.Tensor,
-    probability: float,
-    area: tuple[float, float],
-    seed: int,
-    epoch: int,
-    keys: np.ndarray,
+    images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
 ) -> torch.Tensor:
-    """(n, 3, S, S) float32 levels, with a noisy rectangle in ``probability`` of the samples, by their keys."""
-    boxes = erased_boxes(images.shape[3], probability, area, seed, epoch, keys)
+    """(n, 3, S, S) float32 levels, with a noisy rectangle in a share ``config.erase`` of the samples, by their keys."""
+    boxes = erased_boxes(images.shape[3], config.erase, config.erase_area, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
         return images

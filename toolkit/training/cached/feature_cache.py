@@ -15,9 +15,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +44,23 @@ log = logging.getLogger(__name__)
 
 #: Samples whose features all ranks send to the main process together.
 TOGETHER = 4096
+#: Options of augmentation that names of files have always told.
+FIRST = (
+    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "erase_area", "mixup", "cutmix",
+    "mix_prob",
+)  # fmt: skip
 #: To be raised when the same facts give other features: files of an older version are then left alone.
 VERSION = 2
+
+
+class View(NamedTuple):
+    """What features are of."""
+
+    reader: ShardReader
+    title: str
+    cutter: Cutter
+    pixels: Callable[[Batch], torch.Tensor]
+    """(n, S, S, 3) grey levels of a batch."""
 
 
 class FeatureBank:
@@ -61,7 +75,10 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model`` is a whole timm model on the accelerator's device, whose backbone gives the features."""
+        """``model`` is a whole timm model, whose backbone gives the features; it goes to the accelerator's device."""
+        model = model.to(accelerator.device)
+        if config.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
         self._backbone = backbone_hash(model)
@@ -76,7 +93,8 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*data.crop_scale, *data.crop_ratio, data.flip],
-            "augment": asdict(config.augment),
+            # An option of a later version than FIRST that is off leaves features, and so names, as they were.
+            "augment": {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
         }
 
         def pixels(batch: Batch) -> torch.Tensor:
@@ -114,7 +132,7 @@ class FeatureBank:
         what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
         there = from_main(self.accelerator, file_of(path))
         if there is None:
-            self._fill(path, reader, f"features of {split}, {what}", cutter, pixels)
+            self._fill(path, View(reader, f"features of {split}, {what}", cutter, pixels))
         path = self.folder / (there or path.name)
         share_file(self.accelerator, path)
         failure: UserError | None = None
@@ -125,47 +143,29 @@ class FeatureBank:
         require_read(self.accelerator, failure)
         return features
 
-    def _fill(
-        self,
-        path: Path,
-        reader: ShardReader,
-        title: str,
-        cutter: Cutter,
-        pixels: Callable[[Batch], torch.Tensor],
-    ) -> None:
+    def _fill(self, path: Path, view: View) -> None:
         """Compute the features of a view into a file of the main process."""
         accelerator, rows = self.accelerator, self.config.train.eval_batch_size
         stop = StopSignal(accelerator)
         try:
             with contextlib.ExitStack() as kept:
-                writer = FeatureWriter(path, len(reader))
+                writer = FeatureWriter(path, len(view.reader))
                 by_main(accelerator, lambda: kept.enter_context(writer))
                 with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
                     self._compute(
-                        reader,
-                        title,
-                        cutter,
-                        pixels,
+                        view,
                         lambda rows: by_main(accelerator, lambda: writer.add(rows)),
-                        lambda: stop.check(f"{title}, are to be computed anew"),
+                        lambda: stop.check(f"{view.title}, are to be computed anew"),
                     )
                 by_main(accelerator, kept.close)
-            stop.check(f"{title}, are kept", now=True)
+            stop.check(f"{view.title}, are kept", now=True)
         finally:
             stop.restore()
 
-    def _compute(
-        self,
-        reader: ShardReader,
-        title: str,
-        cutter: Cutter,
-        pixels: Callable[[Batch], torch.Tensor],
-        add: Callable[[np.ndarray], object],
-        on_batch: Callable[[], None],
-    ) -> None:
+    def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
         """Give ``add`` the rows of a view, some at a time and in order, on every rank."""
-        accelerator = self.accelerator
-        plan = EvalPlan(len(reader), rows_for(self.config.train.eval_batch_size, accelerator.device))
+        accelerator, count = self.accelerator, len(view.reader)
+        plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
         every = max(1, TOGETHER // (plan.batch * world))
         shares = plan.shares(accelerator.process_index, world)
@@ -173,8 +173,8 @@ class FeatureBank:
         done, failure = 0, None
         bad: list[int] = []
         with (
-            contextlib.closing(self._own_rows(reader, shares, cutter, pixels)) as batches,
-            progress(len(reader), title, disable=not accelerator.is_main_process) as bar,
+            contextlib.closing(self._own_rows(view, shares)) as batches,
+            progress(count, view.title, disable=not accelerator.is_main_process) as bar,
         ):
             for step in range(1, steps + 1):
                 try:
@@ -183,7 +183,7 @@ class FeatureBank:
                 except UserError as error:
                     failure = error
                 on_batch()
-                end = min(step * world * plan.batch, len(reader))
+                end = min(step * world * plan.batch, count)
                 bar.update(end - bar.n)
                 if step % every and step < steps:
                     continue
@@ -193,14 +193,10 @@ class FeatureBank:
                 bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
                 add(together)
                 own, done = [], end
-        _require_finite(bad, reader, title)
+        _require_finite(bad, view.reader, view.title)
 
     def _own_rows(
-        self,
-        reader: ShardReader,
-        shares: Iterable[Share],
-        cutter: Cutter,
-        pixels: Callable[[Batch], torch.Tensor],
+        self, view: View, shares: Iterable[Share]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
         accelerator, train, data = self.accelerator, self.config.train, self.config.data
@@ -211,18 +207,18 @@ class FeatureBank:
         self.model.eval()
         with (
             Loader(
-                reader,
+                view.reader,
                 decode_threads(data.workers, accelerator.device),
                 data.prefetch,
                 device=accelerator.device,
                 policy=policy,
             ) as loader,
-            reader.in_order(accelerator.is_local_main_process),
+            view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
-            contextlib.closing(loader.batches(shares, cutter)) as batches,
+            contextlib.closing(loader.batches(shares, view.cutter)) as batches,
         ):
             for batch in batches:
-                images = self.preprocessing.normalize(pixels(batch), dtype).contiguous(
+                images = self.preprocessing.normalize(view.pixels(batch), dtype).contiguous(
                     memory_format=memory_format
                 )
                 with accelerator.autocast():

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from toolkit.config.schema import Config
+from toolkit.config.schema import Config, TrainConfig
 from toolkit.data.loader.loader import Batch
 from toolkit.data.loader.timing import Meter
 from toolkit.data.sampling.plan import TrainPlan
+from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.device.transfer import to_device
 from toolkit.models.ensemble import linears, networks
-from toolkit.models.heads import classifier_path
+from toolkit.models.heads import HeadSpec, classifier_path
+from toolkit.training.cached.feature_cache import FeatureBank
 from toolkit.training.cached.feature_files import Features
+
+if TYPE_CHECKING:
+    from toolkit.training.setup import Parts
 
 #: A feature that hardly varies is not blown up.
 LEAST_DEVIATION = 1e-3
@@ -106,33 +112,41 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Cached features, and the model whose head learns on them."""
+    """Inputs (batches.py) of a head alone: cached features, and the model whose head learns on them."""
 
     model: nn.Module
     """The whole model with its first head."""
-    head: Head
-    """What is trained."""
+    trained: Head
     views: list[Features]
     """Of the training split."""
     val: Features
+    frozen: Sequence[str] = ()
 
     @classmethod
     def of(
-        cls,
-        model: nn.Module,
-        views: list[Features],
-        val: Features,
-        standardize: bool,
-        dropout: float,
-        trained: bool,
+        cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool
     ) -> Probe:
-        """See build_head for ``standardize``, ``dropout`` and ``trained``."""
-        return cls(model, build_head(model, views, standardize, dropout, trained), views, val)
+        """Features of all views, and a head on them; ``learnt``: whether the model's came with its weights."""
+        views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
+        # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
+        dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
+        val_view = bank.evaluation_view(val, "val")
+        head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
+        return cls(bank.model, head, views, val_view)
 
-    def merged(self, head: nn.Module) -> nn.Module:
-        """The whole model with ``head``, a trained copy of ours, in its place."""
-        assert isinstance(head, Head)
-        return merge(self.model, head)
+    def feed(self, parts: Parts) -> FeatureFeed:
+        """See Inputs."""
+        train = replace(parts.config.train, accumulation=parts.accumulation)
+        return FeatureFeed(train, parts.plan, self.views, self.val, parts.accelerator)
+
+    def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Inputs: features are the head's inputs as they are."""
+        return batch.images, targets
+
+    def whole(self, trained: nn.Module) -> nn.Module:
+        """See Inputs: the model with ``trained``, a copy of our head, in the place of its own."""
+        assert isinstance(trained, Head)
+        return merge(self.model, trained)
 
 
 class FeatureFeed:
@@ -142,7 +156,7 @@ class FeatureFeed:
 
     def __init__(
         self,
-        config: Config,
+        config: TrainConfig,
         plan: TrainPlan,
         views: Sequence[Features],
         val: Features,
@@ -158,7 +172,7 @@ class FeatureFeed:
             epoch,
             accelerator.process_index,
             accelerator.num_processes,
-            self.config.train.accumulation,
+            self.config.accumulation,
             first_step=step,
         )
         for share in shares:
@@ -177,7 +191,7 @@ class FeatureFeed:
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See RunFeed. Every rank computes all of it."""
-        size, out = self.config.train.eval_batch_size or ROWS, []
+        size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
                 rows = self.val.values[start : start + size].astype(np.float32)  # out of the map

@@ -9,6 +9,7 @@ Random generators need no state here: order, augmentation and dropout are functi
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -24,9 +25,10 @@ import torch
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as
 from shards.storage.files import PARTIAL, atomic_write, flush, read_json, sha256_file, write_json
+from toolkit.config.files import as_today
 from toolkit.config.io import config_dict
 from toolkit.config.model_files import Number
-from toolkit.config.schema import Config
+from toolkit.config.schema import AugmentConfig, Config, DecideConfig
 from toolkit.data.sampling.plan import Sizes
 from toolkit.models.safe_unpickle import safe_load
 from toolkit.models.tensor_files import plain_names
@@ -255,10 +257,9 @@ MAY_CHANGE = frozenset(
         # what people change in the course of a training: rates, and how strongly it is regularised
         "optim.lr", "optim.schedule", "optim.warmup_steps", "optim.min_lr", "optim.weight_decay", "optim.momentum",
         "optim.clip_norm", "model.dropout", "model.drop_path", "data.crop_scale", "data.crop_ratio", "data.flip",
-        "augment.brightness", "augment.contrast", "augment.saturation", "augment.randaugment", "augment.magnitude",
-        "augment.erase", "augment.erase_area", "augment.mixup", "augment.cutmix", "augment.mix_prob",
+        *(f"augment.{name}" for name in vars(AugmentConfig())),
         # what is chosen anew after every epoch (where train.monitor depends on it, the best so far is measured again)
-        "decide.thresholds", "decide.aim", "decide.calibration", "decide.slack",
+        *(f"decide.{name}" for name in vars(DecideConfig())),
     }
 )  # fmt: skip
 
@@ -305,7 +306,8 @@ def same_run(before: Any, config: dict[str, Any]) -> bool:
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, before, now) of options that differ; one that an earlier version did not know had its default."""
-    defaults = config_dict(Config())
+    before, defaults = copy.deepcopy(before), config_dict(Config())
+    as_today(before)
     for section, values in config.items():
         for name, value in values.items():
             old = before.get(section, {}).get(name, defaults[section][name])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomErasing
 
+from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.random_erasing import ASPECTS, box_masks, erase, erased_boxes, noise
 
 CPU = torch.device("cpu")
@@ -64,7 +65,8 @@ def test_noise_is_uniform_and_its_pixels_channels_and_samples_are_independent():
 def test_inside_of_the_rectangle_is_the_keys_noise_and_outside_nothing_changes():
     keys = np.array([5, 17, 99, 3])
     images = torch.full((4, 3, 32, 32), 300.0)  # no level that noise could have
-    found = erase(images, 0.6, AREA, 1, 2, keys)
+    config = AugmentConfig(erase=0.6, erase_area=AREA)
+    found = erase(images, config, 1, 2, keys)
     boxes = erased_boxes(32, 0.6, AREA, 1, 2, keys)
     assert 0 < (boxes[:, 2] > 0).sum() < 4
     expected = noise(32, 1, 2, keys, CPU)
@@ -75,7 +77,7 @@ def test_inside_of_the_rectangle_is_the_keys_noise_and_outside_nothing_changes()
         assert (found[row][:, ~inside] == 300).all()
     assert (images == 300).all()
     order = np.array([2, 0, 3, 1])
-    assert torch.equal(erase(images, 0.6, AREA, 1, 2, keys[order]), found[order])
+    assert torch.equal(erase(images, config, 1, 2, keys[order]), found[order])
 
 
 def test_masks_are_the_pixels_of_boxes():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from toolkit.config.schema import AugmentConfig
-from toolkit.data.augment.mixup import draw_pairs, mix, mixes
+from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import Share
 
 MIXUP, CUTMIX = AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)
@@ -110,5 +110,5 @@ def test_a_pair_is_its_keys_wherever_it_stands():
 
 
 def test_what_switches_mixing_on():
-    assert mixes(MIXUP) and mixes(CUTMIX) and mixes(BOTH)
-    assert not mixes(AugmentConfig()) and not mixes(AugmentConfig(mixup=0.4, mix_prob=0.0))
+    assert MIXUP.mixes and CUTMIX.mixes and BOTH.mixes
+    assert not AugmentConfig().mixes and not AugmentConfig(mixup=0.4, mix_prob=0.0).mixes

@@ -11,8 +11,11 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
+from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.rand_augment import OPERATIONS, apply_operations, rand_augment
 from toolkit.data.sampling.rng import Stream, uniforms
+
+TWO = AugmentConfig(randaugment=2)
 
 REFERENCE = RandAugment(interpolation=InterpolationMode.BILINEAR)
 #: torchvision has float formulas for all but these, whose thresholds and histograms are meant for whole levels.
@@ -98,7 +101,7 @@ def test_a_mixed_batch_is_its_samples_one_by_one():
 def test_the_arguments_stay_as_they_are():
     images = levels(20, 9)
     before = images.clone()
-    rand_augment(images, 3, 20.0, 0, 0, np.arange(20))
+    rand_augment(images, AugmentConfig(randaugment=3, magnitude=20.0), 0, 0, np.arange(20))
     assert torch.equal(images, before)
 
 
@@ -109,11 +112,11 @@ def test_keys_decide_and_layers_follow_each_other():
     for column in (0, 2):
         chosen = np.floor(u[:, column] * 14).astype(np.int64)
         expected = apply_operations(expected, chosen, np.where(u[:, column + 1] < 0.5, -1.0, 1.0), 9.0)
-    found = rand_augment(images, 2, 9.0, 3, 5, keys)
+    found = rand_augment(images, TWO, 3, 5, keys)
     assert torch.equal(found, expected)
     order = np.random.default_rng(0).permutation(30)
-    assert torch.equal(rand_augment(images[order], 2, 9.0, 3, 5, keys[order]), found[order])
-    assert not torch.equal(rand_augment(images, 2, 9.0, 3, 6, keys), found)
+    assert torch.equal(rand_augment(images[order], TWO, 3, 5, keys[order]), found[order])
+    assert not torch.equal(rand_augment(images, TWO, 3, 6, keys), found)
 
 
 def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch):
@@ -124,6 +127,6 @@ def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch):
         return images
 
     monkeypatch.setattr("toolkit.data.augment.rand_augment.apply_operations", note)
-    rand_augment(torch.zeros(1), 2, 9.0, 0, 0, np.arange(20_000))
+    rand_augment(torch.zeros(1), TWO, 0, 0, np.arange(20_000))
     for layer in seen:
         assert stats.chisquare(np.bincount(layer, minlength=28)).pvalue > 1e-4

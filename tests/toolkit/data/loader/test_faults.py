@@ -17,7 +17,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from toolkit.data.loader.faults import FaultPolicy, Faults, check_limit
 from toolkit.data.loader.loader import targets_of
-from toolkit.training.setup import make_feed
+from toolkit.training.cached.probe import Probe
 
 
 def overwrite(tar: Path, row: int) -> str:
@@ -93,11 +93,13 @@ def test_the_training_loss_is_the_mean_over_rows_that_count(
     launched = run_script if processes == 1 else launch_2
     run = launched("launch/train.py", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
     assert run.returncode == 0, run.stderr
-    accelerator, parts = make_parts(folder, tiny_config(*options), tmp_path / "again")
-    feed = make_feed(accelerator, parts, 1)
+    parts = make_parts(folder, tiny_config(*options), tmp_path / "again")[1]
+    parts.accumulation = 1
+    feed = parts.inputs.feed(parts)
     model, losses, updates = parts.model.eval(), [], []
     for batch in feed.batches(0, 0):
-        inputs = batch.images if parts.probe else parts.preprocessing.normalize(batch.images)
+        cached = isinstance(parts.inputs, Probe)
+        inputs = batch.images if cached else parts.preprocessing.normalize(batch.images)
         with torch.no_grad():
             logits = model(inputs)
         targets = targets_of(batch.share, parts.train)

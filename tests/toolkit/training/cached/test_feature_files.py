@@ -78,7 +78,7 @@ def be_a_rank(folder: str, ready: object, grown: object) -> None:
     views = [read_features(Path(folder) / f"{view}.npy", SAMPLES) for view in range(VIEWS)]
     build_head(model, views, True, 0.0)
     config = Config(train=TrainConfig(batch_size=512))
-    feed = FeatureFeed(config, Samples(), views, views[0], accelerator)  # type: ignore[arg-type]
+    feed = FeatureFeed(config.train, Samples(), views, views[0], accelerator)  # type: ignore[arg-type]
     for epoch in range(2):
         for _ in feed.batches(epoch, 0):
             pass

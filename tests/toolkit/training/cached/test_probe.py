@@ -90,8 +90,8 @@ def make_probe(shard_set: Path, out: Path, head: HeadSpec, *options: str) -> Pro
         f"--model.head={head.kind}", f"--model.hidden={list(head.hidden)}", f"--model.members={head.members}",
         *options,
     )  # fmt: skip
-    probe = make_parts(shard_set, config, out)[1].probe
-    assert probe is not None
+    probe = make_parts(shard_set, config, out)[1].inputs
+    assert isinstance(probe, Probe)
     return probe
 
 
@@ -100,7 +100,7 @@ def first_logits(probe: Probe) -> tuple[torch.Tensor, torch.Tensor]:
     found = torch.from_numpy(probe.val.values).float()
     classifier = probe.model.get_submodule(classifier_path(probe.model)).eval()
     with torch.inference_mode():
-        return probe.head.eval()(found), classifier(found)
+        return probe.trained.eval()(found), classifier(found)
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.kind}-{len(head.hidden)}")
@@ -114,13 +114,13 @@ def test_a_head_that_comes_with_the_weights_starts_as_what_it_was(
     probe = make_probe(
         shard_set, tmp_path, head, f"--model.weights={tmp_path / 'w.safetensors'}", "--model.prior=true"
     )
-    assert (probe.head.deviation != 1).all() and (probe.head.mean != 0).any()
+    assert (probe.trained.deviation != 1).all() and (probe.trained.mean != 0).any()
     ours, plain = first_logits(probe)
     assert torch.allclose(ours, plain, atol=1e-4)
     images = torch.randn(5, 3, 32, 32)
     with torch.inference_mode():
         assert torch.allclose(probe.model.eval()(images), source(images), atol=1e-6)
-        assert torch.allclose(probe.merged(probe.head).eval()(images), source(images), atol=1e-4)
+        assert torch.allclose(probe.whole(probe.trained).eval()(images), source(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["none", "another size", "no head"])
@@ -138,7 +138,7 @@ def test_a_fresh_head_keeps_the_weights_that_were_drawn(
     probe = make_probe(shard_set, tmp_path, head, *options)
     drawn = probe.model.get_submodule(classifier_path(probe.model)).state_dict()
     assert all(
-        torch.equal(tensor, drawn[name]) for name, tensor in probe.head.classifier.state_dict().items()
+        torch.equal(tensor, drawn[name]) for name, tensor in probe.trained.classifier.state_dict().items()
     )
     ours, plain = first_logits(probe)
     assert not torch.allclose(ours, plain, atol=1e-3)
@@ -172,7 +172,7 @@ def feed(reader: ShardReader, **options: object) -> FeatureFeed:
     )
     views = [features(len(reader), 6, seed, decoded=False) for seed in range(3)]
     plan = train_plan(config, reader)
-    return FeatureFeed(config, plan, views, features(7, 6, 9, decoded=False), Accelerator(cpu=True))
+    return FeatureFeed(config.train, plan, views, features(7, 6, 9, decoded=False), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "genre"])

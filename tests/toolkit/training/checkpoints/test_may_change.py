@@ -13,7 +13,7 @@ from train_tools import tiny_config
 
 from shards.errors import UserError
 from toolkit.config.io import config_dict
-from toolkit.config.schema import Config
+from toolkit.config.schema import Config, LossConfig
 from toolkit.config.validation import check_config
 from toolkit.training.checkpoints.checkpoint import (
     MAY_CHANGE,
@@ -47,6 +47,19 @@ def test_what_may_change_on_resume(tmp_path: Path):
         check_resumable(found, config_dict(config), "set")
 
 
+def test_a_checkpoint_of_before_losses_had_options_of_their_own(tmp_path: Path):
+    config = config_dict(Config(loss=LossConfig("asl", options={"gamma_neg": 3.0})))
+    found = saved(tmp_path, Config())
+    found.config["loss"] = {
+        "name": "asl", "smoothing": 0.0, "pos_weight_cap": 20.0, "focal_gamma": 2.0, "gamma_pos": 0.0,
+        "gamma_neg": 3.0, "clip": 0.05,
+    }  # fmt: skip
+    assert check_resumable(found, config, "set") == []
+    found.config["loss"]["gamma_neg"] = 4.0
+    with pytest.raises(UserError, match=r"loss\.options .*3\.0.*: it was trained with .*4\.0"):
+        check_resumable(found, config, "set")
+
+
 def test_a_head_on_cached_features_keeps_its_backbone(tmp_path: Path):
     config = Config()
     config.train.feature_views = 2
@@ -66,7 +79,8 @@ OTHERWISE: dict[str, Any] = {
     "model.dropout": 0.25, "model.drop_path": 0.1, "model.freeze": (), "augment.brightness": 0.1,
     "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.magnitude": 5.0, "augment.erase": 0.2,
     "augment.erase_area": (0.1, 0.2), "augment.mixup": 0.2, "augment.cutmix": 0.5, "augment.mix_prob": 0.5,
-    "loss.name": "focal", "loss.smoothing": 0.1, "loss.clip": 0.1, "optim.name": "adamw", "optim.lr": 0.0001,
+    "loss.name": "focal", "loss.smoothing": 0.1, "loss.options": {"focal_gamma": 3.0},
+    "optim.name": "adamw", "optim.lr": 0.0001,
     "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
     "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
     "train.feature_cache": "elsewhere", "train.on_nonfinite": "skip", "decide.thresholds": "global",
@@ -106,7 +120,12 @@ def test_what_people_change_and_what_makes_another_run():
 
 @pytest.mark.parametrize("key", config_keys())
 def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
-    found, config = saved(tmp_path, Config()), otherwise(Config(), key)
+    usual = Config()
+    if key == "loss.options":
+        usual.loss = LossConfig("focal")
+    elif key == "train.feature_views":
+        usual.model.freeze = ("backbone",)
+    found, config = saved(tmp_path, usual), otherwise(usual, key)
     check_config(config)
     if key in MAY_CHANGE:
         (change,) = check_resumable(found, config_dict(config), "set")
