@@ -4,6 +4,29 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any, Literal
+
+#: What kind of problem a UserError is; docs/errors.md says what each means, and what to do.
+Code = Literal[
+    # The command line and configurations
+    "option-unknown", "option-missing", "option-value", "option-conflict", "config-file",
+    # Files, folders and storage
+    "path-missing", "path-exists", "path-unreadable", "path-unwritable", "path-locked", "path-name", "disk-full",
+    "file-changed", "url-refused", "network",
+    # Tables, images and labels
+    "table-unreadable", "table-column", "table-row", "images-none", "image-unreadable", "labels-differ",
+    "labels-invalid", "samples-repeated",
+    # Shards and shard sets
+    "tar-damaged", "tar-unsupported", "set-missing", "set-damaged", "set-format", "set-split", "set-other", "cache",
+    # Models and what they give
+    "model-missing", "model-damaged", "model-unknown", "model-unfit", "model-other", "weights-refused", "not-finite",
+    "predictions-other", "predictions-damaged", "export-unsupported", "export-differs",
+    # Runs
+    "run-exists", "run-differs", "checkpoint-damaged", "nothing-to-train", "too-many-bad", "out-of-memory",
+    # Processes and the environment
+    "ranks-differ", "rank-lost", "scheduler-lost", "worker-lost", "tasks-failed", "extra-missing", "environment",
+    "device",
+]  # fmt: skip
 
 #: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
 #: its path), host and path, query (signatures and tokens; up to a space, for quotes may be part of it).
@@ -20,9 +43,22 @@ class UserError(Exception):
     status = 2
     """Exit status. Another one for what is nobody's bad input."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, *said: Any) -> None:
         """``message`` may name URLs: what is secret in them is left out."""
+        code, message = said if len(said) == 2 else ("option-value", said[0])
         super().__init__(without_secrets(message))
+        self.code: Code = code  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self), vars(self))
+
+
+def _again(kind: type[UserError], message: str, facts: dict[str, Any]) -> UserError:
+    """A UserError that came from another process."""
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    vars(error).update(facts)
+    return error
 
 
 def one_line(error: object) -> str:

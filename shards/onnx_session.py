@@ -9,9 +9,7 @@ from shards.errors import UserError, one_line
 from shards.extras import require_extra
 
 
-def open_session(
-    source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu"
-) -> Any:
+def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu") -> Any:
     """An onnxruntime session on an ONNX file or its bytes, with ``threads`` for an operator on the CPU.
 
     ``device``: cpu, cuda, or auto, which is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra``

@@ -26,10 +26,7 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("package", "never"),
-    [
-        ("shards", {"toolkit", "launch", "torch", "torchvision", "timm", "accelerate"}),
-        ("toolkit", {"launch"}),
-    ],
+    [("shards", {"toolkit", "launch", "torch", "torchvision", "timm", "accelerate"}), ("toolkit", {"launch"})],
 )
 def test_imports_point_launch_toolkit_shards(package: str, never: set[str]):
     files = list((ROOT / package).rglob("*.py"))
@@ -71,9 +68,7 @@ def test_files_are_of_a_readable_length():
             assert len(path.read_text().splitlines()) <= 420, path
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "launch" / "accelerate").glob("*.yaml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "launch" / "accelerate").glob("*.yaml")), ids=lambda p: p.name)
 def test_accelerate_reads_every_launch_config(path: Path):
     from accelerate.commands.config.config_args import load_config_from_file
 

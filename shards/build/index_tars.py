@@ -28,13 +28,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import answers
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.metadata import (
-    GenreOptions,
-    Metadata,
-    Rejection,
-    first_reasons,
-    write_rejected,
-)
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, write_rejected
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
@@ -112,9 +106,7 @@ def index_folder(options: AdoptOptions) -> Manifest:
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
-                rejected.append(
-                    Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty")
-                )
+                rejected.append(Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty"))
         return _write_set(options, found, rejected)
 
 
@@ -153,9 +145,7 @@ def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
         log.warning("%s", line)
     samples = [genres for genres in merged if genres]
     labels = Counter(label for genres in samples for label in genres)
-    if doubt := doubt_about_classes(
-        f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples
-    ):
+    if doubt := doubt_about_classes(f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples):
         log.warning("%s; choose another with --genre-field, or --metadata, if these are not meant", doubt)
     left = iter(merged)
     for contents in found:

@@ -48,8 +48,7 @@ def render_info(manifest: Manifest, console: Console) -> None:
     rejected = manifest.source.get("rejected", {})
     if rejected:
         console.print(
-            "rejected rows   "
-            + ", ".join(f"{count} {printable_line(reason)}" for reason, count in rejected.items())
+            "rejected rows   " + ", ".join(f"{count} {printable_line(reason)}" for reason, count in rejected.items())
         )
     if manifest.source.get("duplicate_groups"):
         console.print(

@@ -124,9 +124,7 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
                 except BadImage as bad:
                     rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
                     if not samples and len(rows) == HOPELESS:
-                        raise UserError(
-                            f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
-                        ) from None
+                        raise UserError(f"none of {HOPELESS} posters could be cleaned: {bad.detail}") from None
                     continue
                 rows.append(row)
                 samples.append(sample)

@@ -62,12 +62,7 @@ def plan_shards(
 
 
 def _cut(
-    options: BuildOptions,
-    images: Place,
-    rows: Sequence[Row],
-    scan: Scan,
-    splits: np.ndarray,
-    labels: LabelSet,
+    options: BuildOptions, images: Place, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
 ) -> list[PackTask]:
     """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
     tasks = []
@@ -77,9 +72,7 @@ def _cut(
             (row for row, of in zip(rows, splits, strict=True) if of == number),
             key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
         )
-        samples = [
-            Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members
-        ]
+        samples = [Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members]
         count = -(-len(samples) // options.samples_per_shard)
         for shard in range(count):
             part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]

@@ -26,8 +26,7 @@ class OtherShards(UserError):
 
     def __init__(self, out: Place, tar: str, why: str) -> None:
         super().__init__(
-            f"{out} already holds other shards ({tar} {why}); choose another --out, or pass --overwrite to "
-            f"replace them"
+            f"{out} already holds other shards ({tar} {why}); choose another --out, or pass --overwrite to replace them"
         )
 
 

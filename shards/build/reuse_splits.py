@@ -38,9 +38,7 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
                     f"--split-like needs a set without leaks: build it again"
                 )
     if known.keys().isdisjoint(ids):
-        raise UserError(
-            f"no poster of this build is in {folder}; --split-like needs a set of the same posters"
-        )
+        raise UserError(f"no poster of this build is in {folder}; --split-like needs a set of the same posters")
     of_group: dict[int, int] = {}
     for sample_id, group in zip(ids, groups.tolist(), strict=True):
         if sample_id in known:
@@ -48,13 +46,9 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
     new = [sample_id for sample_id in ids if sample_id not in known]
     if new:
         log.info(
-            "%d posters are not in %s (the first is %s): train, or the split of a duplicate",
-            len(new),
-            folder,
-            new[0],
+            "%d posters are not in %s (the first is %s): train, or the split of a duplicate", len(new), folder, new[0]
         )
     train = SPLITS.index("train")
     return np.array(
-        [known.get(i, of_group.get(g, train)) for i, g in zip(ids, groups.tolist(), strict=True)],
-        dtype=np.int8,
+        [known.get(i, of_group.get(g, train)) for i, g in zip(ids, groups.tolist(), strict=True)], dtype=np.int8
     )

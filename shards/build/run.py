@@ -238,6 +238,4 @@ def _report_balance(manifest: Manifest) -> None:
         for split, share in manifest.source["fractions"].items():
             count = summary[split]["genre_counts"][genre] if split in summary else 0
             if total >= 30 and share > 0 and abs(count - share * total) > 0.2 * share * total:
-                log.warning(
-                    "%s has %d of %d %s posters, due are %.1f", split, count, total, genre, share * total
-                )
+                log.warning("%s has %d of %d %s posters, due are %.1f", split, count, total, genre, share * total)

@@ -58,10 +58,7 @@ def split_samples(
 
 
 def _check(
-    ids: Sequence[str],
-    labels: Sequence[Sequence[int]],
-    groups: NDArray[np.int64],
-    fractions: Mapping[str, float],
+    ids: Sequence[str], labels: Sequence[Sequence[int]], groups: NDArray[np.int64], fractions: Mapping[str, float]
 ) -> NDArray[np.float64]:
     """The shares, (splits,), once everything is known to be usable."""
     if not len(ids) == len(labels) == len(groups):
@@ -148,9 +145,7 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
             # where there is none, the split that lacks most, so that the overshoot is smallest.
             room = [s for s in splits if need[s][column] >= amount]
             if room:
-                best = max(
-                    room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last])
-                )
+                best = max(room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last]))
             else:
                 best = max(splits, key=lambda s: (need[s][column], need[s][last]))
             placed[g] = best
@@ -159,9 +154,7 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
                 wants[c] -= value
 
 
-def _repair(
-    counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
     """Move and swap groups while some count is further from its target than we aim for; the better placing.
 
     Minimises the sum of squared distances in units of the aim, always by the best single move or swap; in a

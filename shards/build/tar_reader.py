@@ -131,9 +131,7 @@ def _entry(
     path, length = path_of(name), info.size
     shown = "/".join(path)
     if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended:
-        raise UserError(
-            f"{tar}: member {shown} is sparse; pack it again without --sparse (bsdtar: --no-read-sparse)"
-        )
+        raise UserError(f"{tar}: member {shown} is sparse; pack it again without --sparse (bsdtar: --no-read-sparse)")
     if "size" in extended:
         if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
             raise UserError(f"{tar} is damaged: the size of member {shown} is no number")
@@ -145,9 +143,7 @@ def _entry(
     if stream.tell() + length > size:
         raise UserError(f"{tar} is truncated in member {shown}: {size} bytes are there")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
-    target = (
-        "/".join(path_of(extended.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
-    )
+    target = "/".join(path_of(extended.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
     return Entry(path, stream.tell(), length, kind, target)
 
 
@@ -174,9 +170,7 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         if length > len(body) or not equals or not value.endswith(b"\n"):
             raise UserError(f"{tar} is damaged: the pax records before byte {at} do not parse")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
-        if (
-            name in ("path", "linkpath", "size", "sparse") and len(value) > 1
-        ):  # an empty one takes a global one back
+        if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty one takes a global one back
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")
         body = body[length:]
     return fields
@@ -186,9 +180,7 @@ def path_of(name: str) -> tuple[str, ...]:
     """A name's parts, without ``.`` and empty ones, as text that every file can hold."""
     if not (name.isascii() and name.isprintable()):
         name = "".join(
-            quote(c.encode("utf-8", "surrogateescape"))
-            if c < " " or "\x7f" <= c < "\xa0" or _broken(c)
-            else c
+            quote(c.encode("utf-8", "surrogateescape")) if c < " " or "\x7f" <= c < "\xa0" or _broken(c) else c
             for c in name
         )
     return tuple(part for part in name.split("/") if part not in ("", "."))

@@ -14,24 +14,10 @@ import msgspec
 
 from shards.build.index_read import Unusable, genres_of, id_of
 from shards.build.tar_samples import has_members
-from shards.dataset.index import (
-    Member,
-    foreign_to,
-    index_bytes,
-    index_path,
-    member_checksum,
-    misfit_of,
-    parse_index,
-)
+from shards.dataset.index import Member, foreign_to, index_bytes, index_path, member_checksum, misfit_of, parse_index
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import Manifest, Shard, Source
-from shards.dataset.sample_table import (
-    SampleTable,
-    check_sample_table,
-    map_sample_table,
-    open_sample_table,
-    records_of,
-)
+from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table, records_of
 from shards.dataset.store import warn_of_unknown_indexes
 from shards.errors import UserError
 from shards.executors.chunks import answers
@@ -102,9 +88,7 @@ def check_set(
     keys = Counter(key for checked in found.values() for key in checked.keys)
     ids = Counter(name for checked in found.values() for name in checked.ids)
     problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
-    problems += [
-        f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > max(keys[i], 1)
-    ]
+    problems += [f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > max(keys[i], 1)]
     return problems, {name: checked.index for name, checked in found.items()}
 
 
@@ -118,9 +102,7 @@ def _sound_table(
             return None
         path = folder / table.name
         with open_sample_table(path) as stream:
-            records = map_sample_table(
-                stream, path, table, sum(s.samples for s in shards), len(manifest.genres)
-            )
+            records = map_sample_table(stream, path, table, sum(s.samples for s in shards), len(manifest.genres))
             try:
                 check_sample_table(stream, path, records, table, shards)
             except UserError as error:
@@ -155,9 +137,7 @@ def check_shard(task: _Check) -> Checked:
     if foreign := foreign_to(table, facts, shard):
         problems.append(f"{tar.name}: the index {foreign}")
     if table.num_rows != shard.samples:
-        problems.append(
-            f"{tar.name}: the index has {table.num_rows} samples, the manifest says {shard.samples}"
-        )
+        problems.append(f"{tar.name}: the index has {table.num_rows} samples, the manifest says {shard.samples}")
     if misfit := misfit_of(table, shard):
         problems.append(f"{tar.name}: in its index, {misfit}")
         return found
@@ -185,9 +165,7 @@ def check_shard(task: _Check) -> Checked:
         for member, row in zip(indexed, rows, strict=True):
             problem = _member_problem(stream, member, row, task)
             if problem:
-                problems.append(
-                    f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}"
-                )
+                problems.append(f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}")
     found.keys, found.ids = [row["key"] for row in rows], [row["id"] for row in rows]
     return found
 
@@ -218,8 +196,7 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
         return ""
     turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
     return (
-        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}"
-        f"{turned if size == (height, width) else ''}"
+        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}{turned if size == (height, width) else ''}"
     )
 
 
@@ -238,9 +215,7 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
         if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
             return "its id is not that of the index"
         if not indexed:
-            same = (
-                record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
-            )
+            same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
         else:  # whose JSONs may spell a genre in several ways, and whose genres may be a CSV's
             own = genres_of(record, field, task.source.genre_separator)
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)

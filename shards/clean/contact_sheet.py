@@ -109,9 +109,7 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
     rows = -(-len(cells) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (wide + gap) + gap, rows * (HEIGHT + text + gap) + gap), "white")
     for number, cell in enumerate(cells):
-        sheet.paste(
-            cell, (gap + number % COLUMNS * (wide + gap), gap + number // COLUMNS * (HEIGHT + text + gap))
-        )
+        sheet.paste(cell, (gap + number % COLUMNS * (wide + gap), gap + number // COLUMNS * (HEIGHT + text + gap)))
     return sheet
 
 

@@ -16,15 +16,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from shards.clean.contact_sheet import write_sheet
-from shards.clean.task import (
-    CHUNK,
-    CleanTask,
-    clean_chunk,
-    cleaned_path,
-    finished,
-    of_own_places,
-    rejection_of,
-)
+from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, of_own_places, rejection_of
 from shards.errors import UserError
 from shards.executors.chunks import cut, work_through
 from shards.executors.local import Executor, open_executor
@@ -81,9 +73,7 @@ class CleanOptions(PostersOptions):
         if self.sheet < 0:
             raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
         if is_remote(self.out) and self.sheet and not self.out.name:
-            raise UserError(
-                f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
-            )
+            raise UserError(f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it")
 
 
 @dataclass(frozen=True)
@@ -102,9 +92,7 @@ class CleanResult:
 def clean_posters(options: CleanOptions) -> CleanResult:
     """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
     if options.images.resolve() == options.out.resolve():
-        raise UserError(
-            f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
-        )
+        raise UserError(f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own")
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
     metadata = options.read(options.metadata, strict=False)  # genres only say which posters a set will have
@@ -140,9 +128,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
         _remove_partials(options.out, ids)
         if options.sheet:
-            write_sheet(
-                options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts
-            )
+            write_sheet(options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts)
         write_report(options.out / REPORT, rows, facts)
         slots = executor.slots()
     return CleanResult(rows, rejected, now, slots)
@@ -153,9 +139,7 @@ def _at_work(options: CleanOptions) -> Iterator[Executor]:
     """Hold the folder, and have somebody to do the work."""
     with (
         folder_lock(options.out, options.take_over),
-        open_executor(
-            options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES
-        ) as executor,
+        open_executor(options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES) as executor,
         told("clean posters", options.out),
     ):
         yield executor

@@ -58,9 +58,7 @@ def cleaned_path(out: Place, sample_id: str) -> Place:
     return out / f"{sample_id}.jpg"
 
 
-def finished(
-    task: CleanTask, answer: bytes, sizes: Callable[[str], int | None]
-) -> list[dict[str, Any]] | None:
+def finished(task: CleanTask, answer: bytes, sizes: Callable[[str], int | None]) -> list[dict[str, Any]] | None:
     """The report rows of a chunk that an earlier run finished; None if there is work left.
 
     ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
@@ -95,9 +93,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
         try:
             cleaned = clean_image(sample_id, decode(data, task.image), task.text)
             # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
-            packed = (
-                data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, task.quality)
-            )
+            packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, task.quality)
         except BadImage as bad:
             remove_file(cleaned_path(task.out, sample_id))  # of an earlier run
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
@@ -114,9 +110,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 def encode(image: Image.Image, quality: int) -> bytes:
     """JPEG bytes with colour at full resolution: painted edges keep their place. Raises BadImage."""
     if max(image.size) > JPEG_SIDE:
-        raise BadImage(
-            NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side"
-        )
+        raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side")
     out = io.BytesIO()
     with blamed_on_the_picture(NOT_CLEANED):
         image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)

@@ -97,9 +97,7 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
     copy = cv2().resize(image, size, interpolation=cv2().INTER_CUBIC)
     if options.anchor:
         copy = np.concatenate([copy, strip(size[0], strip_height(options.side))])
-    found = _engine(options)(
-        np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False
-    )
+    found = _engine(options)(np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False)
     mask = np.zeros((height, width), np.uint8)
     for box in () if found.boxes is None else found.boxes:
         cv2().fillPoly(mask, [np.rint(np.asarray(box) / scale).astype(np.int32)], 1)
@@ -115,17 +113,13 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
             try:
                 image = decode(read_image_file(folder, sample_id), ANY)
             except BadImage as bad:
-                raise UserError(
-                    f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"
-                ) from None
+                raise UserError(f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}") from None
             shares.append(float(text_area(np.asarray(image), task.options).mean()))
         answer.append((sample_id, shares[0], shares[1]))
     return answer
 
 
-def judge(
-    raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0
-) -> dict[str, Any]:
+def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
     """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
     if not raw.is_dir():
         raise UserError(f"image folder not found: {raw}")

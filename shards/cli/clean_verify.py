@@ -16,12 +16,10 @@ def run_referee(options: RefereeCommand) -> int:
     table.add_row("posters", f"{found['posters']}, {found['posters_with_text']} with text")
     table.add_row("text before", f"{found['text_before_mean']:.2%} of the picture on average")
     table.add_row(
-        "text after",
-        f"{found['text_after_mean']:.2%} of the picture, {found['text_after_of_before']:.2%} of before",
+        "text after", f"{found['text_after_mean']:.2%} of the picture, {found['text_after_of_before']:.2%} of before"
     )
     table.add_row(
-        "clean enough",
-        f"{found['clean_enough']:.1%} of posters keep {CLEAN_ENOUGH:.0%} of their text or less",
+        "clean enough", f"{found['clean_enough']:.1%} of posters keep {CLEAN_ENOUGH:.0%} of their text or less"
     )
     table.add_row("altered", f"{found['altered_median']:.1%} of the picture (median)")
     table.add_row("seconds", f"{found['seconds_mean']:.2f} a poster and core, cleaning")

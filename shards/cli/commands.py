@@ -46,9 +46,7 @@ def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) ->
     name, rest = "", list(words)
     while not name or not commands[name].options:
         below = {
-            known.rpartition(" ")[2]: command
-            for known, command in commands.items()
-            if known.rpartition(" ")[0] == name
+            known.rpartition(" ")[2]: command for known, command in commands.items() if known.rpartition(" ")[0] == name
         }
         prog, listed = f"posters {name}".rstrip(), "|".join(below)
         word = rest.pop(0) if rest else ""

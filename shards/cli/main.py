@@ -90,7 +90,5 @@ def run_index(options: AdoptOptions) -> int:
     if reasons:
         print(f"rejected        {options.folder / REJECTED}")
     if not manifest.genres:
-        print(
-            "no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)"
-        )
+        print("no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)")
     return 0

@@ -84,9 +84,7 @@ def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
     hints = get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
     for klass in filter(dataclasses.is_dataclass, options.__mro__):
-        docs = {
-            doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(klass).params
-        }
+        docs = {doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(klass).params}
         for name in [name for name in vars(klass).get("__annotations__", ()) if name in fields]:
             field = fields.pop(name)
             default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -130,9 +128,7 @@ class Parser(jsonargparse.ArgumentParser):
                 self.add_argument("--config", action="config", help=argument.help)
                 self.add_class_arguments(argument.kind, nested_key=None)
                 for key, kind in self.options.old_keys.items():
-                    self.add_argument(
-                        f"--{key}", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                    )
+                    self.add_argument(f"--{key}", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
                 for title, keys in self.options.registered().items():
                     self.add_argument_group(title, " ".join(f"{key}: {help}" for key, help in keys.items()))
                 continue
@@ -187,9 +183,7 @@ class Parser(jsonargparse.ArgumentParser):
                 value = getattr(parsed, argument.dest)
                 if argument.default is MISSING and (value is None or (said.parse and not value)):
                     raise UserError(f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
-                if (
-                    said.parse is not None
-                ):  # where a place or a limit is asked for, an empty text is an unset variable
+                if said.parse is not None:  # where a place or a limit is asked for, an empty text is an unset variable
                     value = said.parse(value) if value or (said.text and value == "") else argument.default
             values[argument.name] = value
         return options(**values)

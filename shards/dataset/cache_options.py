@@ -88,15 +88,11 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sha256, str) or not _DIGEST.fullmatch(self.sha256):
-            raise UserError(
-                f"{self.place} has no sha256 of 64 hex digits in its manifest: {str(self.sha256)[:80]!r}"
-            )
+            raise UserError(f"{self.place} has no sha256 of 64 hex digits in its manifest: {str(self.sha256)[:80]!r}")
         if not isinstance(self.bytes, int) or not 0 <= self.bytes <= 1 << 53:
             raise UserError(f"{self.place} has no size in its manifest: {str(self.bytes)[:80]!r}")
         if not _NAME.fullmatch(self.place.name) or self.place.suffix.lower() in _MARKS:
-            raise UserError(
-                f"{self.place} is not a file that a shard set holds: its name is {self.place.name!r}"
-            )
+            raise UserError(f"{self.place} is not a file that a shard set holds: its name is {self.place.name!r}")
 
     @property
     def name(self) -> str:

@@ -58,9 +58,7 @@ class Room:
                     self._tell_over(total + file.bytes)
             try:
                 free = os.fstatvfs(descriptor)
-                if (
-                    file.bytes > free.f_bavail * free.f_frsize
-                ):  # what others need meanwhile is not taken in vain
+                if file.bytes > free.f_bavail * free.f_frsize:  # what others need meanwhile is not taken in vain
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.ftruncate(descriptor, file.bytes)
                 if hasattr(os, "posix_fallocate") and file.bytes:

@@ -26,9 +26,7 @@ from shards.storage.paths import Place
 REMEMBERED = 30 * 86400.0
 
 
-def once_per_node(
-    files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]
-) -> None:
+def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]) -> None:
     """Run ``check`` on some files, unless a process of this node and user did so before and it raised nothing.
 
     files: their paths and what they are now; expected: what they are checked for, such as their digest.

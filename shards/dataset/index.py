@@ -157,9 +157,7 @@ def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
     if foreign := foreign_to(table, facts, shard):
         raise UserError(f"the index {path} {foreign}; build or index the set again")
     if problem := misfit_of(table, shard):
-        raise UserError(
-            f"the index {path} is not sound: {problem}; copy the set again, or build or index it again"
-        )
+        raise UserError(f"the index {path} is not sound: {problem}; copy the set again, or build or index it again")
     return table
 
 
@@ -211,12 +209,8 @@ def parse_index(data: bytes, path: Place, rows: int | None = None) -> tuple[pa.T
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
     if problem:
-        raise UserError(
-            f"the index {path} is not sound: {problem}; copy the set again, or build or index it again"
-        )
-    return table, parse_as(
-        metadata[b"poster_toolkit"], dict[str, Any], path, "index", "build or index the set again"
-    )
+        raise UserError(f"the index {path} is not sound: {problem}; copy the set again, or build or index it again")
+    return table, parse_as(metadata[b"poster_toolkit"], dict[str, Any], path, "index", "build or index the set again")
 
 
 def _oversize(found: pq.FileMetaData, rows: int | None) -> str:
@@ -224,9 +218,7 @@ def _oversize(found: pq.FileMetaData, rows: int | None) -> str:
     if rows is not None and found.num_rows != rows:
         return f"belongs to another build than the manifest: {found.num_rows} samples instead of {rows}"
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    values = max(
-        (group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0
-    )
+    values = max((group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0)
     if values > MAX_GENRES * max(found.num_rows, 1) or (
         sum(group.total_byte_size for group in groups) > ROW_BYTES * (found.num_rows + 8)
     ):
@@ -244,9 +236,7 @@ def _unsound(table: pa.Table) -> str:
     if labels.flatten().null_count:
         return "the column 'labels' has empty values"
     for name in ("key", "id"):
-        longest = max(
-            (pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in table[name].chunks), default=0
-        )
+        longest = max((pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in table[name].chunks), default=0)
         if longest > NAME_BYTES:
             return f"the column {name!r} has a value of {longest} bytes"
     for name, (low, high) in BOUNDS.items():

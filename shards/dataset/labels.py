@@ -22,14 +22,10 @@ MAX_GENRES = 32_767  # the index holds columns as int16
 JOINERS = "\u200c\u200d"
 
 #: Invisible, too, though Unicode does not class them as format characters: fillers, blanks, variation selectors.
-FILLERS = frozenset(
-    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
-)
+FILLERS = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
 
 #: Typographic forms of the hyphen and the apostrophe.
-PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {
-    ord(c): "'" for c in "\u2018\u2019\u02bc"
-}
+PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {ord(c): "'" for c in "\u2018\u2019\u02bc"}
 
 #: Of JSON from outside (shards/schema.py). ``genres_problem`` says the rest.
 Genres = Annotated[
@@ -133,12 +129,8 @@ def merge_spellings(
 
 def _essence(genre: str) -> str:
     """What spellings of one genre have in common."""
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(
-        PLAIN_FORMS
-    )
-    return "".join(
-        c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf" and c not in FILLERS
-    )
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(PLAIN_FORMS)
+    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf" and c not in FILLERS)
 
 
 def _most_frequent(found: dict[str, int]) -> str:

@@ -217,9 +217,7 @@ class Manifest:
         elif folder.is_dir():
             data = small_bytes(path) if path.is_file() else None
         else:
-            raise UserError(
-                f"no shard folder at {folder}; make one with `posters shards build --out {folder}`"
-            )
+            raise UserError(f"no shard folder at {folder}; make one with `posters shards build --out {folder}`")
         if data is None:
             raise UserError(
                 f"{folder} holds no {NAME}: finish its `posters shards build`, "
@@ -227,14 +225,10 @@ class Manifest:
             )
         head = parse_as(data, _Head, path, "manifest", _REMEDY)
         if head.format != FORMAT:
-            raise UserError(
-                f"{path} has format {head.format}, this version reads {FORMAT}; build the set again"
-            )
+            raise UserError(f"{path} has format {head.format}, this version reads {FORMAT}; build the set again")
         raw = parse_as(data, _Document, path, "manifest", _REMEDY)
         check_as(raw.source, Source, path, "manifest", _REMEDY)
-        manifest = cls(
-            raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates
-        )
+        manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
         if raw.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
         if problem := manifest._problem():

@@ -64,9 +64,7 @@ def records_of(table: pa.Table, genres: int) -> np.ndarray:
     records["size"] = table["image_size"].to_numpy()
     records["height"] = table["height"].to_numpy()
     records["width"] = table["width"].to_numpy()
-    records["genres"][:, : -(-genres // 8)] = np.packbits(
-        _multi_hot(table["labels"].combine_chunks(), genres), axis=1
-    )
+    records["genres"][:, : -(-genres // 8)] = np.packbits(_multi_hot(table["labels"].combine_chunks(), genres), axis=1)
     return records
 
 

@@ -23,14 +23,7 @@ import pyarrow as pa
 from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.dataset.checked_files import once_per_node
 from shards.dataset.index import SUFFIX as INDEX
-from shards.dataset.index import (
-    index_bytes,
-    index_of,
-    index_path,
-    read_index_of,
-    require_digest,
-    require_index,
-)
+from shards.dataset.index import index_bytes, index_of, index_path, read_index_of, require_digest, require_index
 from shards.dataset.manifest import Manifest, Shard
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table
 from shards.errors import UserError, one_line
@@ -112,9 +105,7 @@ class LocalShards(ShardStore):
             vouched = [shard for shard in shards if shard.index_sha256 is not None]
             paths = [index_path(self.root / shard.name) for shard in vouched]
             expected = fingerprint([shard.index_sha256 for shard in vouched])
-            once_per_node(
-                [(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched)
-            )
+            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched))
 
     def _check_indexes(self, shards: Sequence[Shard]) -> None:
         for shard in shards:
@@ -140,9 +131,7 @@ class LocalShards(ShardStore):
     def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
         now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
         if self._seen.setdefault(path.name, now) != now:
-            raise UserError(
-                f"shard {path} was replaced while it was read: start again, with the set as it is now"
-            )
+            raise UserError(f"shard {path} was replaced while it was read: start again, with the set as it is now")
 
     def index(self, shard: Shard) -> pa.Table:
         check_files(self.root / shard.name, shard)
@@ -232,9 +221,7 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
     return facts
 
 
-def _records(
-    stream: IO[bytes], path: Place, table: SampleTable, shards: Sequence[Shard], genres: int
-) -> np.ndarray:
+def _records(stream: IO[bytes], path: Place, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
     """The mapped records of an open table, checked once per node."""
     records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
     limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)

@@ -28,11 +28,7 @@ def cut(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
 
 
 def work_through(
-    executor: Executor,
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    what: str,
-    unit: str = "img",
+    executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, result) as they are done, under a progress bar that says ``what``."""
     with progress(sum(map(len, tasks)), what, unit) as bar:
@@ -42,11 +38,7 @@ def work_through(
 
 
 def answers(
-    executor: Executor,
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    what: str,
-    unit: str = "img",
+    executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> list[Result]:
     """The results in the order of the tasks."""
     found = {id(task): result for task, result in work_through(executor, function, tasks, what, unit)}

@@ -63,11 +63,7 @@ class DaskExecutor:
     """
 
     def __init__(
-        self,
-        scheduler: str,
-        reads: Sequence[Path] = (),
-        writes: Sequence[Path] = (),
-        libraries: Sequence[str] = (),
+        self, scheduler: str, reads: Sequence[Path] = (), writes: Sequence[Path] = (), libraries: Sequence[str] = ()
     ) -> None:
         self._scheduler = scheduler
         self._reads, self._writes, self._libraries = reads, writes, libraries
@@ -233,9 +229,7 @@ class _Cluster(Lane):
             workers, last = killed.allowed_failures + 1, killed.last_worker.address
             line = f"{workers} workers were killed while it ran, the last was {last}: out of memory?"
             return number, None, Failure(line, "killed")
-        except (
-            Exception
-        ) as error:  # our side of the worker never came to run: it cannot load what it was sent
+        except Exception as error:  # our side of the worker never came to run: it cannot load what it was sent
             return number, None, Failure(_cannot("a worker", error), "user")
         if failure is not None:
             self._failed_on[number].add(failure.worker)

@@ -55,13 +55,9 @@ class ExecutorOptions:
         """Raise UserError for options that do not go together on a command line."""
         if self.executor == "dask":
             if not self.scheduler:
-                raise UserError(
-                    "--executor dask needs --scheduler: tcp://HOST:PORT, or the path of a scheduler file"
-                )
+                raise UserError("--executor dask needs --scheduler: tcp://HOST:PORT, or the path of a scheduler file")
             if getattr(self, "workers", 0):  # `posters fetch` has none
-                raise UserError(
-                    "--workers is for --executor local; a Dask cluster has the workers that were started"
-                )
+                raise UserError("--workers is for --executor local; a Dask cluster has the workers that were started")
         elif self.scheduler:
             raise UserError(f"--scheduler {self.scheduler} is for --executor dask, which was not asked for")
 

@@ -75,9 +75,7 @@ class Downloader:
         self._options = options
         self._allowed = allowed
         # By host, not by link: redirects lead many links to one host.
-        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(options.per_host)
-        )
+        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
         self._silent_until: dict[str, float] = {}
 
     async def fetch(self, link: str) -> bytes:

@@ -67,9 +67,7 @@ class _Run:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _bring(
-        self, link: Link, downloader: Downloader, threads: ThreadPoolExecutor
-    ) -> Rejection | None:
+    async def _bring(self, link: Link, downloader: Downloader, threads: ThreadPoolExecutor) -> Rejection | None:
         """Fetch, check and save one poster; None if that went well."""
         try:
             data = await downloader.fetch(link.url)
@@ -86,7 +84,5 @@ class _Run:
         if settled:
             # The poster of an earlier link must not stand for this one.
             self.store.remove(link)
-            self.journal.add(
-                Entry(link.id, link.url, rejection.reason, rejection.detail, self.options.limits())
-            )
+            self.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, self.options.limits()))
         return rejection

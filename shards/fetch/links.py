@@ -43,9 +43,7 @@ class Links:
     rejected: dict[int, Rejection] = field(default_factory=dict)
 
 
-def read_links(
-    path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig"
-) -> Links:
+def read_links(path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig") -> Links:
     """Read ids and links from a CSV with a header line.
 
     Columns are named by header or by number from 0; None for ids: the first one, unless it holds row numbers. Raises

@@ -85,9 +85,7 @@ class FolderStore(PosterStore):
 class RemoteStore(PosterStore):
     """A folder at a URL. ``replaces`` are the ids that have a poster of an earlier link."""
 
-    def __init__(
-        self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
-    ) -> None:
+    def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]) -> None:
         super().__init__(folder, journal, options)
         self._replaces = replaces
 

@@ -120,9 +120,7 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
     return result
 
 
-def _of_own_places(
-    links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]
-) -> list[Link]:
+def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]) -> list[Link]:
     """The links without those whose poster would lie where an earlier id's does; they are ``rejected``."""
     first: dict[str, str] = {}
     kept = []

@@ -59,8 +59,7 @@ class Table:
             if int(wanted) < len(names):
                 return int(wanted)
             raise UserError(
-                f"{self.path} has no column number {wanted}; its columns are {self.listing()}; "
-                f"choose one with {option}"
+                f"{self.path} has no column number {wanted}; its columns are {self.listing()}; choose one with {option}"
             )
         raise UserError(
             f"{self.path} has no column {wanted!r}{did_you_mean(wanted, names) or ';'} its columns are "
@@ -77,9 +76,7 @@ class Table:
 
     def refuse_row_numbers(self, position: int, ids: Sequence[str]) -> None:
         """Raise UserError if the column of ids that nobody chose is the one of row numbers that pandas writes."""
-        if tidy(self.header[position]).lower() in ROW_NUMBERS and all(
-            re.fullmatch(r"\d+(\.0)?", i) for i in ids
-        ):
+        if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
             raise UserError(
                 f"{self.path}: column {self.name(position)} has no name of its own and holds numbers, as pandas writes "
                 f"row numbers; choose the column of ids with --id-column (--id-column {position} if these are "

@@ -182,9 +182,7 @@ class _Links:
         self.labels = merged[self.labels].astype(np.int64)
 
 
-def _link_contents(
-    links: _Links, hashes: NDArray[np.uint64], signatures: NDArray[np.uint8], distance: int
-) -> None:
+def _link_contents(links: _Links, hashes: NDArray[np.uint64], signatures: NDArray[np.uint8], distance: int) -> None:
     """Join every two contents (rows sorted by hash) that are near-duplicates."""
     unique, start, count = np.unique(hashes, return_index=True, return_counts=True)
     agree = _Agreement(signatures)
@@ -198,11 +196,7 @@ def _link_contents(
 
 
 def _link_hash_pairs(
-    links: _Links,
-    agree: "_Agreement",
-    pending: list[_Pairs],
-    start: NDArray[np.int64],
-    count: NDArray[np.int64],
+    links: _Links, agree: "_Agreement", pending: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]
 ) -> None:
     """Join the contents of the hashes u[i] and v[i] that agree; h has count[h] contents from start[h]."""
     if not pending:

@@ -24,9 +24,7 @@ DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
 STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 #: NumPy's own strings, since version 2.
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
-TOKEN = re.compile(
-    rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL
-)
+TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
 #: Pieces of a list that was cut up, or text that was quoted twice.
 #: Or a call, such as deque(['Drama']) and np.str_('Drama').
@@ -54,9 +52,7 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     elif separator in text or "," not in text:
         values = text.split(separator)
         if any(QUOTED.fullmatch(value.strip()) for value in values):
-            raise ValueError(
-                f"{text[:60]!r} holds quotes as a list does, but is none; write ['Action', 'Drama']"
-            )
+            raise ValueError(f"{text[:60]!r} holds quotes as a list does, but is none; write ['Action', 'Drama']")
     else:
         raise ValueError(
             f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
@@ -132,9 +128,7 @@ def _literal(part: str, text: str) -> Any:
             return ast.literal_eval(part)
     # literal_eval's documented failures on malformed or hostile text
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError(
-            f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama"
-        ) from None
+        raise ValueError(f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama") from None
 
 
 def _names(values: Any, text: str) -> list[str]:

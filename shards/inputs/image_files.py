@@ -48,9 +48,7 @@ class Walk:
         for problem in self.unreadable[:5]:
             log.warning("%s; what is in it is left out", problem)
         if len(self.unreadable) > 5:
-            log.warning(
-                "%d more folders cannot be read; what is in them is left out", len(self.unreadable) - 5
-            )
+            log.warning("%d more folders cannot be read; what is in them is left out", len(self.unreadable) - 5)
 
 
 def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
@@ -147,9 +145,7 @@ def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> b
     return data
 
 
-def read_checked(
-    folder: Place, sample_id: str, name: str | None, digest: str, when: str, remedy: str
-) -> bytes:
+def read_checked(folder: Place, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
     """As ``read_image_file``. Raises UserError unless it has the SHA-256 ``digest``, as when posters were checked."""
     try:
         data = read_image_file(folder, sample_id, name)

@@ -19,14 +19,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa
 
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
-from shards.inputs.jpeg_header import (
-    JpegHeader,
-    TooMuchWork,
-    missing_scans,
-    most_scans,
-    read_jpeg_header,
-    without_junk,
-)
+from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans, read_jpeg_header, without_junk
 from shards.inputs.metadata import Rejection
 from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
@@ -49,9 +42,7 @@ def parse_aspect(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(
-            f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}"
-        ) from None
+        raise UserError(f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}") from None
     return low, high
 
 
@@ -86,9 +77,7 @@ class ImageOptions:
         if self.min_side < 1 or self.max_pixels < 1:
             raise UserError("--min-side and --max-pixels must be at least 1")
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1] < float("inf"):
-            raise UserError(
-                f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}"
-            )
+            raise UserError(f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}")
 
 
 #: What can be decoded is taken: for commands that were given the pictures one by one, or made by others.

@@ -29,17 +29,7 @@ GROUP = 1000
 """Ids a listing: about what a store answers at a time."""
 
 #: What stores call the thing that changes with a file's content; the first that a store has is used.
-VERSION_KEYS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "generation",
-    "LastModified",
-    "updated",
-    "last_modified",
-    "mtime",
-    "created",
-)
+VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +71,7 @@ def _remote_posters(folder: Any, ids: Iterable[str]) -> Iterator[tuple[Sequence[
     return _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
 
 
-def _local_posters(
-    folder: Path, ids: Iterable[str], quiet: bool
-) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
+def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
     """Groups of ids that lie in one folder, with its files."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
@@ -119,9 +107,7 @@ class NoFolder(UserError):
     """There is nothing at a URL."""
 
 
-def _groups_with_files(
-    folder: Any, begins: Mapping[str, str]
-) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
     """Groups of keys, each with the files (path below the folder → what the store says) that begin as its keys do."""
     with told("list", folder):
         folder.fs.invalidate_cache()
@@ -132,10 +118,7 @@ def _groups_with_files(
             yield [key for _, key in group], _files(folder, prefix=prefix)
     else:
         # No deeper than the names go: a server on HTTP may list folders in folders without end.
-        yield (
-            list(begins),
-            _files(folder, maxdepth=1 + max((b.count("/") for b in begins.values()), default=0)),
-        )
+        yield (list(begins), _files(folder, maxdepth=1 + max((b.count("/") for b in begins.values()), default=0)))
     folder.fs.invalidate_cache()  # which would keep whole listings
 
 
@@ -153,9 +136,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
     }
 
 
-def _groups(
-    pairs: Sequence[tuple[str, str]], known: int = 0
-) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
     """(common beginning, pairs) of sorted (beginning, key), whose first ``known`` characters are the same."""
     if not pairs:
         return

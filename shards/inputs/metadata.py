@@ -13,13 +13,7 @@ from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
 from shards.inputs.csv_table import CsvOptions, Table, open_table
 from shards.inputs.genres import is_list, parse_genres
-from shards.inputs.table_checks import (
-    doubt_about,
-    find_genres,
-    is_named,
-    refuse_headless,
-    refuse_unless_lists,
-)
+from shards.inputs.table_checks import doubt_about, find_genres, is_named, refuse_headless, refuse_unless_lists
 from shards.options import option
 from shards.storage.csv_text import unescaped, write_for_people
 from shards.storage.files import atomic_write
@@ -228,32 +222,24 @@ def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out:
     for sample_id, rows in by_id.items():
         if sample_id in unreadable:
             why = f"another row with this id is unreadable ({unreadable[sample_id].detail})"
-            rejected += [
-                (e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows
-            ]
+            rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
             continue
         first, genres = rows[0], list(rows[0].genres)
         for entry in rows[1:]:
             where = f"line {entry.line}"
             if set(entry.genres) <= set(genres) and (one_each or set(entry.genres) == set(genres)):
-                rejected.append(
-                    (entry.line, Rejection(sample_id, "repeated id", f"{where}; the same genres as above"))
-                )
+                rejected.append((entry.line, Rejection(sample_id, "repeated id", f"{where}; the same genres as above")))
             elif one_each:
                 genres += entry.genres
                 out.joined += 1
             else:
-                detail = (
-                    f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
-                )
+                detail = f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
                 rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
         out.rows.append(Row(sample_id, tuple(genres)))
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
 
 
-def _say(
-    table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]
-) -> None:
+def _say(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
     first = metadata.rows[0] if metadata.rows else Row("", ())
     log.info(
         "%s: %d rows%s; ids in column %s, genres in column %s; the first is %r: %s",

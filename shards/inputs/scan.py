@@ -83,8 +83,7 @@ class Scan:
         mirrored: mirrored copies, too.
         """
         hashes, turned = (
-            np.array([found[sample_id] for sample_id in ids], dtype=np.uint64)
-            for found in (self.hashes, self.mirrored)
+            np.array([found[sample_id] for sample_id in ids], dtype=np.uint64) for found in (self.hashes, self.mirrored)
         )
         signatures = np.frombuffer(b"".join(self.signatures[sample_id] for sample_id in ids), dtype=np.uint8)
         return group_duplicates(
@@ -97,13 +96,7 @@ class Scan:
 
 
 def scan_images(
-    folder: Place,
-    ids: Sequence[str],
-    options: ImageOptions,
-    work: Place,
-    executor: Executor,
-    *,
-    chunk: int = CHUNK,
+    folder: Place, ids: Sequence[str], options: ImageOptions, work: Place, executor: Executor, *, chunk: int = CHUNK
 ) -> Scan:
     """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
     log.info("looking for %d posters in %s", len(ids), folder)

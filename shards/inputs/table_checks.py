@@ -67,9 +67,7 @@ def is_named(table: Table, at: int) -> bool:
     return tidy(table.header[at]).lower() in GENRE_NAMES
 
 
-def refuse_headless(
-    table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|"
-) -> None:
+def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
     """Raise UserError if the header line is a row: it holds a list, or genres where the genres are."""
     header = [name.strip() for name in table.header]
     if any(LIST_CELL.fullmatch(name) for name in header) or (
@@ -93,9 +91,7 @@ def refuse_unless_lists(
     cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK and row[FALLBACK].strip()]
     shown = some([repr(cell[:30]) for cell in dict.fromkeys(cells)], 3) or "it is empty"
     raise UserError(
-        _no_column(
-            table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows
-        )
+        _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows)
     )
 
 
@@ -132,12 +128,7 @@ def _multi_hot(table: Table, flags: Sequence[int]) -> str:
 
 
 def doubt_about(
-    table: Table,
-    encoding: str,
-    at: int,
-    samples: Sequence[Sequence[str]],
-    chosen: bool,
-    known: Sequence[str] = (),
+    table: Table, encoding: str, at: int, samples: Sequence[Sequence[str]], chosen: bool, known: Sequence[str] = ()
 ) -> str:
     """Why these are hardly the genres that were meant, and how to insist; empty if they may be.
 
@@ -201,9 +192,7 @@ def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[st
     Returns it with those labels. See the tuples of separators for what is asked of the parts.
     """
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
-        parts = {
-            label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1
-        }
+        parts = {label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1}
         if not parts or 10 * sum(labels[label] for label in parts) < samples:
             continue
         single = {tidy(label).lower() for label in [*labels, *known] if label not in parts}

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Reasons that tell nothing of unreadable genres or pixels: what is not there, and what a user's limits leave out.
-HARMLESS = frozenset(
-    {"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"}
-)
+HARMLESS = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
 
 #: Reasons that tell of a row: its poster may be there all the same.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
@@ -72,13 +70,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
 
 
 def problem_with_rows(
-    csv: Place,
-    encoding: str,
-    images: Place,
-    metadata: Metadata,
-    scan: Scan,
-    limit: float,
-    pixels: bool = True,
+    csv: Place, encoding: str, images: Place, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
 ) -> str:
     """Say how many rows have no image; return what is wrong if no id names a file, or too many rows are unreadable.
 

@@ -60,11 +60,7 @@ def is_public(address: IPAddress) -> bool:
         return is_public(address.sixtofour)
     # Only what is given out as unicast: loopback, link-local, unique local, multicast and what may yet be
     # assigned lie outside.
-    return (
-        address in _IPV6_UNICAST
-        and address.is_global
-        and not any(address in network for network in _IPV6_SPECIAL)
-    )
+    return address in _IPV6_UNICAST and address.is_global and not any(address in network for network in _IPV6_SPECIAL)
 
 
 def kind_of(address: IPAddress) -> str:

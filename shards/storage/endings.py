@@ -39,7 +39,5 @@ def others_text(others: Counter[str]) -> str:
     rest = others.total() - sum(count for _, count in shown)
     kinds = [f"{count} {printable_line(kind) or 'without an ending'}" for kind, count in shown]
     kinds += [f"{rest} more"] if rest else []
-    what = (
-        "1 file of another kind was" if others.total() == 1 else f"{others.total()} files of other kinds were"
-    )
+    what = "1 file of another kind was" if others.total() == 1 else f"{others.total()} files of other kinds were"
     return f"{what} left out: {', '.join(kinds)}"

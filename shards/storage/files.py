@@ -123,9 +123,7 @@ def small_bytes(path: Path) -> bytes:
     """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
     size = path.stat().st_size
     if size > SMALL:
-        raise UserError(
-            f"{path} cannot be read: it has {size} bytes, over the limit of {SMALL}; copy it again"
-        )
+        raise UserError(f"{path} cannot be read: it has {size} bytes, over the limit of {SMALL}; copy it again")
     return path.read_bytes()
 
 
@@ -192,9 +190,7 @@ def place_key(folder: Place) -> Callable[[str], str]:
     case = form = False
     if not is_remote(folder):
         probe = folder / f".{capital}{PARTIAL}"
-        with contextlib.suppress(
-            OSError, UnicodeError
-        ):  # where there is no such name, there is nothing to confuse
+        with contextlib.suppress(OSError, UnicodeError):  # where there is no such name, there is nothing to confuse
             probe.touch()
             case, form = (probe.with_name(f".{name}{PARTIAL}").exists() for name in (small, apart))
             probe.unlink()

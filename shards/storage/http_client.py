@@ -62,9 +62,7 @@ class HttpClient:
 
     def __init__(self, **options: Any) -> None:
         # Sessions would send these to whatever server a redirect names.
-        self._own: dict[str, Any] = {
-            key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options
-        }
+        self._own: dict[str, Any] = {key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options}
         self._options = options
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}
@@ -112,9 +110,9 @@ class HttpClient:
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
                 # All of the file, where its middle was asked for: of use if it is the file that is expected.
-                body.is_whole = response.status == 200 and not own["headers"].get(
-                    "Range", "bytes=0-"
-                ).startswith("bytes=0-")
+                body.is_whole = response.status == 200 and not own["headers"].get("Range", "bytes=0-").startswith(
+                    "bytes=0-"
+                )
                 response.content = body  # type: ignore[assignment]
                 return response
             response.release()
@@ -205,9 +203,7 @@ class _Body:
             before = self._got
             now = time.monotonic()
             try:
-                await asyncio.wait_for(
-                    self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0)
-                )
+                await asyncio.wait_for(self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0))
                 if self.is_whole and self._got != self._most:
                     raise OSError(f"it knows no ranges, and has {self._got} bytes, not {self._most}")
                 return b"".join(blocks)
@@ -215,9 +211,7 @@ class _Body:
                 raise
             except asyncio.TimeoutError:
                 if self._got - before < RATE * self._seconds or time.monotonic() >= self._ends:
-                    raise TooSlow(
-                        f"only {self._got - before} bytes came in {time.monotonic() - now:.0f} s"
-                    ) from None
+                    raise TooSlow(f"only {self._got - before} bytes came in {time.monotonic() - now:.0f} s") from None
 
     async def _fill(self, blocks: list[bytes], wanted: int) -> None:
         """Add to ``blocks`` until the end, or until they have as much as is wanted. May be called off and on."""

@@ -84,9 +84,7 @@ def place(text: str | Place) -> Place:
     except ValueError as error:
         raise UserError(f"{text} cannot be read: {one_line(error)}") from None
     except remote_errors() as error:  # FTP's client connects at once
-        raise UserError(
-            f"{text} cannot be reached: {one_line(error)}; check the address and the network"
-        ) from None
+        raise UserError(f"{text} cannot be reached: {one_line(error)}; check the address and the network") from None
     if _has_password(str(path)):
         raise UserError(
             f"{protocol}:// URLs take no password: give it where the store's client takes it, in its configuration or "
@@ -114,9 +112,7 @@ def _parted(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
     if at:
         import fsspec.config
 
-        pair = base64.b64encode(
-            unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()
-        ).decode()
+        pair = base64.b64encode(unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()).decode()
         others = fsspec.config.conf.get(protocol, {}).get("headers", {})
         secrets["headers"] = {**others, "Authorization": f"Basic {pair}"}
     return url._replace(netloc=host, query="", fragment="").geturl(), secrets

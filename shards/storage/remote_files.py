@@ -142,9 +142,7 @@ def remote_files(folder: Any) -> Iterator[str]:
     try:
         for count, (_, _, names) in enumerate(folder.fs.walk(folder.path)):
             if count == MOST_FOLDERS:
-                raise UserError(
-                    f"{folder} has over {MOST_FOLDERS} folders; name the one that holds the posters"
-                )
+                raise UserError(f"{folder} has over {MOST_FOLDERS} folders; name the one that holds the posters")
             yield from names
     finally:
         folder.fs.invalidate_cache()

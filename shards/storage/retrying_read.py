@@ -51,9 +51,7 @@ class Abandoned(Exception):
 class Patience:
     """For how long to ask again. Any block that comes renews it, but not without end."""
 
-    def __init__(
-        self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0
-    ) -> None:
+    def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0) -> None:
         """For one file.
 
         stop: once it is set, waiting raises Abandoned; option: what the user says to have it last longer; size: bytes
@@ -136,9 +134,7 @@ def _asked(path: Place, patience: Patience, start: int, end: int | None, size: i
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, patience)
             if isinstance(error, TooMuch):
-                raise UserError(
-                    f"{path} cannot be read: {one_line(error)}; upload the right file again"
-                ) from None
+                raise UserError(f"{path} cannot be read: {one_line(error)}; upload the right file again") from None
             if patience.over:
                 longer = f" ({patience.option} waits longer)" if patience.option else ""
                 raise UserError(

@@ -28,13 +28,7 @@ def strip(width: int, height: int) -> np.ndarray:
     image = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(height * 0.5)
     pen = ImageDraw.Draw(image)
-    pen.text(
-        (height // 4, height // 2),
-        WORDS * (1 + 4 * width // (height * len(WORDS))),
-        "black",
-        font,
-        anchor="lm",
-    )
+    pen.text((height // 4, height // 2), WORDS * (1 + 4 * width // (height * len(WORDS))), "black", font, anchor="lm")
     pen.rectangle((width - height // 4, 0, width, height), "white")  # words do not run into the border
     pixels = np.array(image)
     pixels.flags.writeable = False

@@ -42,9 +42,7 @@ def packaged_model() -> Path:
     spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
-        raise UserError(
-            "the installed rapidocr holds no detection network; pip install --upgrade 'rapidocr>=3.10'"
-        )
+        raise UserError("the installed rapidocr holds no detection network; pip install --upgrade 'rapidocr>=3.10'")
     return found[-1]
 
 

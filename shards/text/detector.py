@@ -55,9 +55,7 @@ class DetectorOptions:
 
     detector: str = "rapidocr"
     """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""
-    looks: tuple[tuple[int, ...], ...] = option(
-        ((256, 608), (416, 1024)), parse=parse_looks, text="256,608/416,1024"
-    )
+    looks: tuple[tuple[int, ...], ...] = option(((256, 608), (416, 1024)), parse=parse_looks, text="256,608/416,1024")
     """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
     letters, large ones small print. A poster is clean when every look in turn finds nothing."""
     pixel_threshold: float = 0.2
@@ -70,9 +68,7 @@ class DetectorOptions:
     """Show the network a line of known text below the picture (anchor_strip.py says why)."""
 
     def __post_init__(self) -> None:
-        if not self.looks or not all(
-            look and all(32 <= side <= 2048 for side in look) for look in self.looks
-        ):
+        if not self.looks or not all(look and all(32 <= side <= 2048 for side in look) for look in self.looks):
             raise UserError("--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
         for name, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:

@@ -38,9 +38,7 @@ class FillModel:
             )
         image, mask = by_channels[3], by_channels[1]
         if image.type != "tensor(float)" or mask.type != "tensor(float)":
-            raise UserError(
-                f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)"
-            )
+            raise UserError(f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)")
         self._names = image.name, mask.name
         sides = [side if isinstance(side, int) else None for side in image.shape[2:]]
         height, width = sides

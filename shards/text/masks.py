@@ -82,9 +82,7 @@ def paint_mask(
         # A hole in a ring of text is part of the ring: so that polygons describe the mask, and no island remains.
         more = mask_of(outlines(mask | _grown(region, shape, options.margin)), shape)
         if more.mean() > options.max_total:
-            skipped.append(
-                Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over")
-            )
+            skipped.append(Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over"))
         else:
             mask = more
     return mask, skipped

@@ -113,9 +113,7 @@ def report_row(sample_id: str, removal: Removal, fill: str, seconds: float) -> d
         "seconds": seconds,
         "polygons": outlines(removal.mask),
         "skipped": [skip.reason for skip in removal.skipped],
-        "skipped_polygons": [
-            np.rint(s.region.outline).astype(int).reshape(-1).tolist() for s in removal.skipped
-        ],
+        "skipped_polygons": [np.rint(s.region.outline).astype(int).reshape(-1).tolist() for s in removal.skipped],
     }
 
 

@@ -44,9 +44,7 @@ def make_detector(options: DetectorOptions) -> TextDetector:
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
     """The entry's options: ``a=1,b=2`` as its dataclass has them. Raises UserError."""
-    given = {
-        name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)
-    }
+    given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
         has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
@@ -72,9 +70,7 @@ def _custom(name: str) -> TextDetector:
     try:
         made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
-        raise UserError(
-            f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
-        ) from None
+        raise UserError(f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}") from None
     name_of, looks = getattr(made, "name", None), getattr(made, "looks", None)
     described = isinstance(name_of, str) and isinstance(looks, int) and looks >= 1
     if not described or not callable(getattr(made, "detect", None)):
@@ -91,7 +87,5 @@ def make_fill(name: str, model: Path | None = None) -> Fill:
 
         return FillModel(model)
     if name not in FILLS:
-        raise UserError(
-            f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model"
-        )
+        raise UserError(f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model")
     return FILLS[name]

@@ -51,9 +51,7 @@ def read_report(folder: Place) -> pd.DataFrame:
         with told("read the report", path):
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"
-        ) from None
+        raise UserError(f"{path} not found: {folder} was not made by `posters clean`, or it has not finished") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}; run `posters clean` again") from None
     missing = [name for name in SCHEMA.names if name not in table.column_names]
@@ -64,9 +62,7 @@ def read_report(folder: Place) -> pd.DataFrame:
         table = table.select(SCHEMA.names).cast(SCHEMA)
         table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(
-            f"{path} is not a valid report: {one_line(error)}; run `posters clean` again"
-        ) from None
+        raise UserError(f"{path} is not a valid report: {one_line(error)}; run `posters clean` again") from None
     if empty := [name for name in SCHEMA.names if table[name].null_count]:
         raise UserError(f"{path} has empty values in column {empty[0]!r}; run `posters clean` again")
     frame = table.to_pandas()

@@ -195,9 +195,7 @@ def poster_tile(source: Image.Image | bytes) -> Image.Image:
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
     except (OSError, ValueError, ZeroDivisionError, BadImage):
         # A sheet of a hundred posters is worth having without the one that cannot be read.
-        ImageDraw.Draw(tile).text(
-            (THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm"
-        )
+        ImageDraw.Draw(tile).text((THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm")
     return tile.convert("RGB")
 
 

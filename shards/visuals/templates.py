@@ -78,6 +78,4 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-ENVIRONMENT.filters.update(
-    number=number, signed=signed, percent=percent, count=count, place=place, data_uri=data_uri
-)
+ENVIRONMENT.filters.update(number=number, signed=signed, percent=percent, count=count, place=place, data_uri=data_uri)

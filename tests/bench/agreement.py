@@ -39,9 +39,7 @@ def facts() -> Facts:
 
 def compare_often(rank: int, processes: int, port: int, rounds: int, results: Any) -> None:
     """Be one process of a launch."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     from toolkit.distributed.launch import compare, open_store
 
     store = open_store(processes, timedelta(seconds=60))

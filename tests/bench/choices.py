@@ -70,9 +70,7 @@ def decoders(files: list[bytes], views: Views) -> dict[str, Way]:
     def cut(k: int) -> None:
         """All that a thread of the loader does for a row on the CPU, without the loader."""
         data = memoryview(bytearray(files[k]))
-        image = decode_rows(
-            data, widths[k], heights[k], rows[k], 1, scratch("rows4", room * 4 // 3), channels=4
-        )
+        image = decode_rows(data, widths[k], heights[k], rows[k], 1, scratch("rows4", room * 4 // 3), channels=4)
         cut_on_cpu(image, views, k, 1, squares[k])
 
     ways["ours, rows, crop and resize"] = cut
@@ -87,9 +85,7 @@ def decoders(files: list[bytes], views: Views) -> dict[str, Way]:
             left, top, right, bottom = views.boxes[k].tolist()
             stream = nv.CodeStream(files[k]).get_sub_code_stream(0, nv.Region([top, left], [bottom, right]))
             if not hasattr(own, "decoder"):
-                own.decoder = nv.Decoder(
-                    device_id=-99999, max_num_cpu_threads=1, backends=backends, options=options
-                )
+                own.decoder = nv.Decoder(device_id=-99999, max_num_cpu_threads=1, backends=backends, options=options)
             return np.asarray(own.decoder.decode(stream))
 
         ways["nvimgcodec, region of the crop"] = region
@@ -128,9 +124,7 @@ def resizers(images: list[np.ndarray], views: Views) -> tuple[dict[str, Way], Ca
     return ways, lambda way: words[..., :3] if way == OURS else out
 
 
-def compare(
-    ways: dict[str, Way], count: int, rounds: int, pool: ThreadPoolExecutor, threads: int
-) -> dict[str, float]:
+def compare(ways: dict[str, Way], count: int, rounds: int, pool: ThreadPoolExecutor, threads: int) -> dict[str, float]:
     """Median seconds an image and thread of each way."""
 
     def work(way: Way, first: int) -> None:
@@ -165,10 +159,7 @@ def main() -> int:
     threads = available_cores()
     config = DataConfig(image_size=SIDE, flip=0.0)
     with ThreadPoolExecutor(threads) as pool:
-        for name, extra in (
-            ("plain", {}),
-            ("restart markers after each row of blocks", {"restart_marker_rows": 1}),
-        ):
+        for name, extra in (("plain", {}), ("restart markers after each row of blocks", {"restart_marker_rows": 1})):
             files = [data for path in paths if (data := encode(path, options.width, **extra))]
             if not files:
                 print(f"error: no readable image in {options.images}", file=sys.stderr)

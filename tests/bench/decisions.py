@@ -36,9 +36,7 @@ FIGURES = ("micro-F1", "macro-F1", "ECE")
 
 def main(argv: list[str] | None = None) -> int:
     """Read, measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="predictions-SPLIT.npz of one model")
     parser.add_argument("--val", type=int, default=0, help="samples to choose on (default: half of all)")
     parser.add_argument("--splits", type=int, default=40, help="random splits (default 40)")
@@ -81,9 +79,7 @@ def measured(targets: np.ndarray, logits: np.ndarray, decisions: Decisions) -> l
     ]
 
 
-def show(
-    rows: dict[str, list[list[float]]], held_out: list[list[float]], chosen_on: int, samples: int
-) -> None:
+def show(rows: dict[str, list[list[float]]], held_out: list[list[float]], chosen_on: int, samples: int) -> None:
     """A table in Markdown."""
     print(f"{len(held_out)} splits: chosen on {chosen_on} samples, measured on {samples - chosen_on}\n")
     print("| thresholds | " + " | ".join(FIGURES) + " | per genre | calibrated |")
@@ -94,16 +90,10 @@ def show(
         cells = [f"{value:.3f}" for value in values.mean(axis=0)[:3]]
         if way != "single":
             change = (values - single)[:, :3]
-            error = (
-                change.std(axis=0, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.full(3, np.nan)
-            )
+            error = change.std(axis=0, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.full(3, np.nan)
             both = zip(cells, change.mean(axis=0), error, strict=True)
             cells = [f"{cell} ({by:+.4f} ± {e:.4f})" for cell, by, e in both]
-        print(
-            f"| {way} | "
-            + " | ".join([*cells, *(f"{share:.0%}" for share in values.mean(axis=0)[3:])])
-            + " |"
-        )
+        print(f"| {way} | " + " | ".join([*cells, *(f"{share:.0%}" for share in values.mean(axis=0)[3:])]) + " |")
     micro, macro = np.mean(held_out, axis=0)
     print(
         f"\ncross-fit figures of auto, from the {chosen_on} samples alone: micro-F1 {micro:.3f}, macro-F1 {macro:.3f}"

@@ -229,12 +229,7 @@ def make_shards(folder: Path) -> None:
     info = {}
     for name, count in splits.items():
         sizes = SHARD_SIZES[:count]
-        info[name] = {
-            "name": name,
-            "filenames": names[:count],
-            "shard_lengths": sizes,
-            "num_samples": sum(sizes),
-        }
+        info[name] = {"name": name, "filenames": names[:count], "shard_lengths": sizes, "num_samples": sum(sizes)}
     (folder / "_info.json").write_text(json.dumps({"splits": info}))
 
 
@@ -291,9 +286,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the verdicts here")
     arguments = parser.parse_args()
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        print(
-            f"error: --json must name a file in a folder that exists, not {arguments.json}", file=sys.stderr
-        )
+        print(f"error: --json must name a file in a folder that exists, not {arguments.json}", file=sys.stderr)
         return 2
     verdicts = {}
     with tempfile.TemporaryDirectory() as name:
@@ -302,9 +295,7 @@ def main() -> int:
             verdicts[stack] = judge_stack({world: run_stack(stack, world, Path(name)) for world in WORLDS})
     versions = {package: version(package) for package in ("webdataset", "timm", "accelerate", "torch")}
     print(markdown(verdicts))
-    print(
-        f"\n{SAMPLES} samples in shards of {_and(SHARD_SIZES)}; global batch {GLOBAL_BATCH}; {_and(WORLDS)} ranks;"
-    )
+    print(f"\n{SAMPLES} samples in shards of {_and(SHARD_SIZES)}; global batch {GLOBAL_BATCH}; {_and(WORLDS)} ranks;")
     print(f"resumed at step {RESUME_STEP};", *(f"{name} {number};" for name, number in versions.items()))
     if arguments.json:
         table = {stack: {check: asdict(v) for check, v in row.items()} for stack, row in verdicts.items()}

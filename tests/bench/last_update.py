@@ -49,9 +49,7 @@ def settings(weights: Path, pixels: int) -> Config:
     )
 
 
-def updates(
-    accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int
-) -> Any:
+def updates(accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
     parts = replace(parts, plan=plan)
     updater, lr = Updater(parts), parts.config.optim.lr

@@ -71,20 +71,13 @@ def unavailable(entry: Entry) -> str:
         return f"stacks/{entry.script} is not there"
     if entry.peer:
         status = status_of(entry.peer)
-        return (
-            "" if status["ok"] and python_of(entry.peer).exists() else status["reason"] or "its venv is gone"
-        )
+        return "" if status["ok"] and python_of(entry.peer).exists() else status["reason"] or "its venv is gone"
     return ""
 
 
 def without_paths(text: str, work: Path) -> str:
     """A reason without the folders of this machine."""
-    for path, name in (
-        (work, "WORK"),
-        (BENCH.parents[1], "REPOSITORY"),
-        (sys.prefix, "VENV"),
-        (Path.home(), "~"),
-    ):
+    for path, name in ((work, "WORK"), (BENCH.parents[1], "REPOSITORY"), (sys.prefix, "VENV"), (Path.home(), "~")):
         text = text.replace(str(path), name)
     return text
 
@@ -169,22 +162,14 @@ def machine() -> dict[str, Any]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line. Raises UserError."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="posters, sub-folders included (default: drawn)"
-    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="posters, sub-folders included (default: drawn)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--samples", type=int, default=2000, help="at most so many posters (default: 2000)")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="timed epochs of every stack, 3 or more (default: 3)"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed epochs of every stack, 3 or more (default: 3)")
     parser.add_argument("--stacks", metavar="A,B", help=f"of {', '.join(STACK_ENTRIES)}, or all of a library")
     parser.add_argument("--sets", default=",".join(SETS), metavar="A,B", help=f"of {', '.join(SETS)}")
     parser.add_argument(
-        "--work",
-        type=Path,
-        default=BENCH / ".work",
-        metavar="DIR",
-        help="where data sets are kept for the next run",
+        "--work", type=Path, default=BENCH / ".work", metavar="DIR", help="where data sets are kept for the next run"
     )
     options = parser.parse_args(arguments)
     if options.samples < 1:
@@ -195,10 +180,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.stacks = chosen(
         "--stacks",
         options.stacks or ",".join(STACK_ENTRIES),
-        {
-            name: (name, name.partition("_")[0], entry.family, entry.peer)
-            for name, entry in STACK_ENTRIES.items()
-        },
+        {name: (name, name.partition("_")[0], entry.family, entry.peer) for name, entry in STACK_ENTRIES.items()},
     )
     if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
         raise UserError(f"--json must name a file in a folder that exists, not {options.json}")
@@ -234,12 +216,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(),
         "python": platform.python_version(),
         "peers": {name: peer.requirements for name, peer in PEERS.items()},
-        "options": {
-            **WORK,
-            "samples": options.samples,
-            "rounds": options.rounds,
-            "drawn": options.images is None,
-        },
+        "options": {**WORK, "samples": options.samples, "rounds": options.rounds, "drawn": options.images is None},
         "memory": "peak PSS of a stack's processes without pages of files, at 10 Hz, in an epoch that is not timed",
         "ratios": headline.get("device", nothing),
         "ratios_cpu": headline.get("cpu", nothing),

@@ -98,9 +98,7 @@ class PosterSet:
         return self.folder / "formats" / stack
 
 
-def prepare_sets(
-    images: Path | None, samples: int, names: list[str], work: Path, seed: int
-) -> list[PosterSet]:
+def prepare_sets(images: Path | None, samples: int, names: list[str], work: Path, seed: int) -> list[PosterSet]:
     """The data sets, made or found. Raises UserError if there is nothing to make them from."""
     candidates = _drawn(samples, work, seed) if images is None else _found(images)
     random.Random(seed).shuffle(candidates)
@@ -152,16 +150,11 @@ def _prepared(name: str, folder: Path, candidates: list[Path], samples: int, see
     facts = read_json(done, "data set")
     skipped = facts.pop("skipped")
     if skipped:
-        print(
-            f"warning: {name}: {len(skipped)} unreadable images were skipped, e.g. {skipped[0]}",
-            file=sys.stderr,
-        )
+        print(f"warning: {name}: {len(skipped)} unreadable images were skipped, e.g. {skipped[0]}", file=sys.stderr)
     return PosterSet(name, folder, **facts)
 
 
-def _write_files(
-    convert: Callable[[bytes], bytes], files: Path, candidates: list[Path], samples: int
-) -> list[str]:
+def _write_files(convert: Callable[[bytes], bytes], files: Path, candidates: list[Path], samples: int) -> list[str]:
     """Write the first ``samples`` candidates that can be read; return what was wrong with the others."""
 
     def write(place: int) -> str:
@@ -170,10 +163,7 @@ def _write_files(
             data = convert(path.read_bytes())
         except BadImage as bad:
             return f"{path.name}: {bad.reason}"
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # the file cannot be read, or the picture not be encoded as JPEG
+        except (OSError, ValueError) as error:  # the file cannot be read, or the picture not be encoded as JPEG
             return f"{path.name}: {type(error).__name__}"
         (files / f"{place:06d}.jpg").write_bytes(data)
         return ""

@@ -69,9 +69,7 @@ def default_model(work: Path, name: str, size: int) -> Path:
     return folder
 
 
-def measure(
-    posters: PosterSet, options: argparse.Namespace, model: Path, size: int, work: Path
-) -> dict[str, Any]:
+def measure(posters: PosterSet, options: argparse.Namespace, model: Path, size: int, work: Path) -> dict[str, Any]:
     """All stacks, taking turns."""
     task = {
         **WORK,
@@ -128,9 +126,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line. Raises UserError."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path, metavar="DIR", help="posters (default: drawn)")
-    parser.add_argument(
-        "--model", type=Path, help="model folder (default: an untrained one of --architecture)"
-    )
+    parser.add_argument("--model", type=Path, help="model folder (default: an untrained one of --architecture)")
     parser.add_argument("--architecture", default="resnet50", help="of timm (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="its input in pixels (default: %(default)s)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
@@ -165,9 +161,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     print("| | images/s | ours on shards ÷ it | ours on files ÷ it |\n| --- | --- | --- | --- |")
     for name, speed in figures["images_per_second"].items():
         against = [figures["ratios"].get(ours, {}).get(name) for ours in OURS]
-        print(
-            f"| {name} | {speed:.1f} | " + " | ".join("" if a is None else f"{a:.2f}" for a in against) + " |"
-        )
+        print(f"| {name} | {speed:.1f} | " + " | ".join("" if a is None else f"{a:.2f}" for a in against) + " |")
     return {
         "benchmark": "predict",
         "device": device,

@@ -128,10 +128,7 @@ def open_set(folder: Path) -> Loading:
     manifest = Manifest.read(folder)
     read = time.perf_counter()
     reader = ShardReader.of_split(folder, "train", manifest)
-    plans = [
-        TrainPlan(order, BATCH)
-        for order in (GlobalOrder(len(reader), 0), WindowOrder(reader.shard_sizes, 16, 0))
-    ]
+    plans = [TrainPlan(order, BATCH) for order in (GlobalOrder(len(reader), 0), WindowOrder(reader.shard_sizes, 16, 0))]
     next(plans[0].shares(0, 0, 8))
     opened = time.perf_counter()
     steps = [walk(reader, plan) for plan in plans]
@@ -201,9 +198,7 @@ def build(folder: Path, count: int) -> Building:
         raise RuntimeError(f"the build of {count} posters failed")
     size = sum(path.stat().st_size for path in out.glob("*.tar"))
     index = [*out.glob("*.parquet"), *out.glob("*.npy"), out / NAME]
-    return Building(
-        count, seconds, count / seconds, largest, size, sum(path.stat().st_size for path in index)
-    )
+    return Building(count, seconds, count / seconds, largest, size, sum(path.stat().st_size for path in index))
 
 
 def tree_memory(process: psutil.Process) -> int:
@@ -237,10 +232,7 @@ def loading_table(rows: Sequence[Loading]) -> str:
 
 def building_table(rows: Sequence[Building]) -> str:
     """Markdown."""
-    lines = [
-        "| posters | seconds | images/s | memory | shards | indexes, bytes/poster |",
-        "| ---: " * 6 + "|",
-    ]
+    lines = ["| posters | seconds | images/s | memory | shards | indexes, bytes/poster |", "| ---: " * 6 + "|"]
     for row in rows:
         lines.append(
             f"| {row.posters:,} | {row.seconds:.1f} | {row.images_per_second:.0f} | "

@@ -37,11 +37,7 @@ def measure(order: Order, per_shard: int, batch: int, epochs: int) -> tuple[floa
             again.append(np.mean([_pairs(where[row]) for row in before.reshape(batches, batch)]))
         before = samples
         touched += [len(np.unique(shards[start : start + 20])) for start in range(0, batches - 19, 20)]
-    return (
-        float(np.mean(same) / chance_shard),
-        float(np.mean(again) / chance_batch),
-        float(np.median(touched)),
-    )
+    return (float(np.mean(same) / chance_shard), float(np.mean(again) / chance_batch), float(np.median(touched)))
 
 
 def _pairs(values: np.ndarray) -> float:
@@ -60,16 +56,12 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     if min(vars(args).values()) < 1 or 20 * args.batch > args.shards * args.samples_per_shard:
-        print(
-            "error: every option must be at least 1, and an epoch at least 20 batches long", file=sys.stderr
-        )
+        print("error: every option must be at least 1, and an epoch at least 20 batches long", file=sys.stderr)
         return 2
     sizes = [args.samples_per_shard] * args.shards
     orders: dict[str, Order] = {"global": GlobalOrder(sum(sizes), 0)}
     orders |= {f"window {w}": WindowOrder(sizes, w, 0) for w in WINDOWS if w <= args.shards}
-    print(
-        f"{args.shards} shards of {args.samples_per_shard} samples, batches of {args.batch}, {args.epochs} epochs\n"
-    )
+    print(f"{args.shards} shards of {args.samples_per_shard} samples, batches of {args.batch}, {args.epochs} epochs\n")
     print("| order | same shard | meet again | working set, shards |")
     print("| --- | --- | --- | --- |")
     for name, order in orders.items():

@@ -100,9 +100,7 @@ def write_report(args: argparse.Namespace, models: dict[str, Path]) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metadata", type=Path, required=True, help="CSV of genre lists")
     parser.add_argument("--images", type=Path, required=True, help="folder of posters")
     parser.add_argument("--weights", type=Path, required=True, help="backbone weights, timm's names")
@@ -110,9 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--splits", type=int, default=1, help="split seeds to run (default 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="recipes to run, by name")
     parser.add_argument(
-        "--fine-tune",
-        action="store_true",
-        help="also recipes whose backbone learns, at 224 pixels: for a GPU",
+        "--fine-tune", action="store_true", help="also recipes whose backbone learns, at 224 pixels: for a GPU"
     )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16", help="of the backbone")
     parser.add_argument("--override", nargs="+", default=[], help="options for every recipe: KEY=VALUE")
@@ -122,9 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def one_split(
-    args: argparse.Namespace, seed: int, chosen: list[Recipe]
-) -> tuple[dict[str, Row], dict[str, Path]]:
+def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> tuple[dict[str, Row], dict[str, Path]]:
     """(figures of every recipe and baseline on the split of ``seed``, model folder of every recipe)."""
     folder = args.out / f"split-{seed}"
     manifest = build_shards(
@@ -145,9 +139,7 @@ def one_split(
         loaded = load_model_folder(models[recipe.name])
         outputs = infer_split(accelerator, loaded, folder / "shards", manifest, "test")
         decisions = loaded.decisions
-        answers[recipe.name] = Answers(
-            decisions.named(outputs.logits), decisions.probabilities(outputs.logits)
-        )
+        answers[recipe.name] = Answers(decisions.named(outputs.logits), decisions.probabilities(outputs.logits))
     assert outputs is not None
     answers.update(baseline_answers(manifest, outputs))
     draws = bootstrap(outputs.targets, answers, units=manifest.units_of("test"))
@@ -185,9 +177,7 @@ def baseline_answers(manifest: Manifest, outputs: SplitLogits) -> dict[str, Answ
     """Baselines that see no poster: prevalence, and always the k commonest genres."""
     prevalence = train_prevalence(manifest)
     shape = outputs.targets.shape
-    answers = {
-        "prevalence": Answers(np.broadcast_to(prevalence >= 0.5, shape), np.broadcast_to(prevalence, shape))
-    }
+    answers = {"prevalence": Answers(np.broadcast_to(prevalence >= 0.5, shape), np.broadcast_to(prevalence, shape))}
     for k in (1, 2, 3):
         named = np.zeros(shape, dtype=bool)
         named[:, commonest_genres(prevalence, k)] = True

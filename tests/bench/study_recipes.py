@@ -37,9 +37,7 @@ def recipes(fine_tune: bool = False) -> list[Recipe]:
         Recipe("best, one member", best, ("--model.members=1", "--train.epochs=20")),
         Recipe("best, 224 pixels", best, ("--data.image_size=224",)),
         Recipe("best, central crop", best, ("--data.fit=crop",)),
-        Recipe(
-            "best, random crops", best, ("--data.crop_scale=[0.35,1.0]", "--data.crop_ratio=[0.75,1.3333333]")
-        ),
+        Recipe("best, random crops", best, ("--data.crop_scale=[0.35,1.0]", "--data.crop_ratio=[0.75,1.3333333]")),
         Recipe("best, no decay", best, ("--optim.weight_decay=0",)),
         Recipe("best, no prior", best, ("--model.prior=false",)),
         Recipe("best, not standardised", best, ("--train.standardize=false",)),

@@ -83,10 +83,7 @@ def against_reference(rows: dict[str, list[Row]]) -> str:
     """
     if "reference" not in rows:
         return ""
-    lines = [
-        "| recipe ÷ reference | " + " | ".join(METRICS.values()) + " |",
-        "| --- |" + " --- |" * len(METRICS),
-    ]
+    lines = ["| recipe ÷ reference | " + " | ".join(METRICS.values()) + " |", "| --- |" + " --- |" * len(METRICS)]
     for name, splits in rows.items():
         if name != "reference":
             cells = [_ratio(splits, rows["reference"], metric) for metric in METRICS]

@@ -48,33 +48,24 @@ def rapidocr_ways() -> dict[str, Way]:
 
     def area(image: np.ndarray, everything: bool) -> np.ndarray:
         # Said each time: the engine remembers what the last call left out.
-        found = engine(
-            np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=everything, use_rec=everything
-        )
+        found = engine(np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=everything, use_rec=everything)
         mask = np.zeros(image.shape[:2], np.uint8)
         for box in () if found.boxes is None else found.boxes:
             cv2().fillPoly(mask, [np.rint(box).astype(np.int32)], 1)
         return mask.astype(bool)
 
-    return {
-        "rapidocr": lambda image: area(image, True),
-        "rapidocr, detection alone": lambda image: area(image, False),
-    }
+    return {"rapidocr": lambda image: area(image, True), "rapidocr, detection alone": lambda image: area(image, False)}
 
 
 def our_ways() -> dict[str, Way]:
     """Each of the cleaner's looks, and the first one without the line of known text."""
     options = DetectorOptions()
-    with_line, without = (
-        DBDetector(packaged_model(), DetectorOptions(anchor=anchor)) for anchor in (True, False)
-    )
+    with_line, without = (DBDetector(packaged_model(), DetectorOptions(anchor=anchor)) for anchor in (True, False))
     ways: dict[str, Way] = {}
     for number, sides in enumerate(options.looks):
         name = f"ours, look {','.join(map(str, sides))}"
         ways[name] = lambda image, n=number: text_mask(with_line.detect(image, n), image.shape[:2])  # type: ignore[misc]
-        ways[f"{name}, no line"] = lambda image, n=number: text_mask(
-            without.detect(image, n), image.shape[:2]
-        )  # type: ignore[misc]
+        ways[f"{name}, no line"] = lambda image, n=number: text_mask(without.detect(image, n), image.shape[:2])  # type: ignore[misc]
     return ways
 
 
@@ -94,14 +85,8 @@ def drawn(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         box = Image.new("L", label.size, 255).rotate(angle, expand=True)
         if turned.width >= picture.width or turned.height >= picture.height:
             continue
-        at = (
-            int(rng.integers(picture.width - turned.width)),
-            int(rng.integers(picture.height - turned.height)),
-        )
-        dark = (
-            np.asarray(picture.crop((*at, at[0] + turned.width, at[1] + turned.height)).convert("L")).mean()
-            > 128
-        )
+        at = (int(rng.integers(picture.width - turned.width)), int(rng.integers(picture.height - turned.height)))
+        dark = np.asarray(picture.crop((*at, at[0] + turned.width, at[1] + turned.height)).convert("L")).mean() > 128
         picture.paste((20, 20, 30) if dark else (245, 240, 220), at, turned)
         truth.paste(255, at, box)
     return np.asarray(picture), np.asarray(truth) > 127
@@ -153,11 +138,7 @@ def measure(images: list[np.ndarray], rounds: int) -> dict[str, Any]:
             "recall_drawn": covered_drawn / total_drawn,
             "false": float(np.mean([way(image).mean() for image in empty])),
         }
-    return {
-        "posters": len(images),
-        "ways": figures,
-        "network_seconds_by_batch": batch_seconds(detector, rounds),
-    }
+    return {"posters": len(images), "ways": figures, "network_seconds_by_batch": batch_seconds(detector, rounds)}
 
 
 def main() -> int:

@@ -87,11 +87,7 @@ def recipe(options: argparse.Namespace) -> Config:
         model=ModelConfig(name=options.model, pretrained=False, head="linear", freeze=()),
         augment=AugmentConfig(),
         train=TrainConfig(
-            epochs=options.rounds + 1,
-            batch_size=options.batch,
-            ema=0.999,
-            checkpoint_steps=0,
-            tensorboard=False,
+            epochs=options.rounds + 1, batch_size=options.batch, ema=0.999, checkpoint_steps=0, tensorboard=False
         ),
     )
 
@@ -215,9 +211,7 @@ def main() -> int:
     parser.add_argument("--model", default="resnet50", help="any timm architecture")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument(
-        "--steps", type=int, default=50, help="updates of a block, if there are so many posters"
-    )
+    parser.add_argument("--steps", type=int, default=50, help="updates of a block, if there are so many posters")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="that decode; 0: as many as a training takes")
     parser.add_argument("--precision", choices=DTYPES, default="bf16")

@@ -22,9 +22,7 @@ from toolkit.models.heads import HeadSpec
 def fault_model(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model folder for that set. Read-only."""
     labels = Manifest.read(drawn_set).labels
-    return make_model_folder(
-        tmp_path_factory.mktemp("fault-model") / "model", labels, HeadSpec("linear", (), 0.0)
-    )
+    return make_model_folder(tmp_path_factory.mktemp("fault-model") / "model", labels, HeadSpec("linear", (), 0.0))
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +30,7 @@ def unharmed(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Runs of two epochs that nothing happens to, by the number of their ranks. Read-only."""
     folder = tmp_path_factory.mktemp("unharmed")
     for ranks in (1, 2):
-        options = train_options(
-            drawn_set, folder / str(ranks), "--train.epochs=2", "--train.checkpoint_steps=2"
-        )
+        options = train_options(drawn_set, folder / str(ranks), "--train.epochs=2", "--train.checkpoint_steps=2")
         run = ended(options, folder / f"said-{ranks}", ranks)
         assert run.statuses == [0] * ranks, run.said
     return {ranks: folder / str(ranks) for ranks in (1, 2)}
@@ -46,10 +42,7 @@ def two_checkpoints(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("two")
     options = train_options(drawn_set, folder / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     assert ended(options, folder / "said", 1, "kill 0 9").statuses == [-9]
-    assert [p.name for p in sorted((folder / "run/checkpoints").iterdir())] == [
-        "step-00000007",
-        "step-00000008",
-    ]
+    assert [p.name for p in sorted((folder / "run/checkpoints").iterdir())] == ["step-00000007", "step-00000008"]
     return folder / "run"
 
 

@@ -164,9 +164,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     """Two runs came to the same end: model folder, last checkpoint, course (but for what clocks say)."""
-    assert (ours / "model/model.safetensors").read_bytes() == (
-        theirs / "model/model.safetensors"
-    ).read_bytes()
+    assert (ours / "model/model.safetensors").read_bytes() == (theirs / "model/model.safetensors").read_bytes()
     assert_same(last_tensors(ours), last_tensors(theirs))
     assert course(ours) == course(theirs)
 
@@ -179,10 +177,7 @@ def course(run: Path) -> list[list[str]]:
     rows = []
     for name in ("log.csv", "epochs.csv"):
         with open(run / name) as stream:
-            rows += [
-                [f"{k}={v}" for k, v in row.items() if not clocks.fullmatch(k)]
-                for row in csv.DictReader(stream)
-            ]
+            rows += [[f"{k}={v}" for k, v in row.items() if not clocks.fullmatch(k)] for row in csv.DictReader(stream)]
     return rows
 
 

@@ -34,9 +34,7 @@ def killed_between(drawn_set: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run whose first model is there, with the checkpoint of update 6 of 7 beside it. Read-only."""
     folder = tmp_path_factory.mktemp("between")
     options = train_options(drawn_set, folder / "run", *TWO_EPOCHS)
-    assert ended(
-        options, folder / "said", 1, "kill-after toolkit.training.trainer:export_model"
-    ).statuses == [-9]
+    assert ended(options, folder / "said", 1, "kill-after toolkit.training.trainer:export_model").statuses == [-9]
     assert last_progress(folder / "run")["updates"] == 6 and model(folder / "run")[1]["epoch"] == 1
     return folder / "run"
 
@@ -49,9 +47,7 @@ def test_killed_between_model_and_checkpoint(
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
     score = f"loss {model(killed_between)[1]['score']:.6g}"
-    assert (
-        f"is of epoch 1 with {score}, the checkpoint knows of none: the model's figure is" in resumed.said[0]
-    )
+    assert f"is of epoch 1 with {score}, the checkpoint knows of none: the model's figure is" in resumed.said[0]
     assert_same_run(tmp_path / "run", unharmed[1])
     ours, theirs = last_progress(tmp_path / "run"), last_progress(unharmed[1])
     assert ours == theirs and ours["best_sha256"] == model(tmp_path / "run")[1]["weights_sha256"]

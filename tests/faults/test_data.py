@@ -77,9 +77,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"),
-    [*DAMAGES.values(), (_cut_table, "samples.npy is damaged")],
-    ids=[*DAMAGES, "truncated table"],
+    ("damage", "word"), [*DAMAGES.values(), (_cut_table, "samples.npy is damaged")], ids=[*DAMAGES, "truncated table"]
 )
 def test_a_resumed_training(
     damage: Callable[[Path, Path], None],
@@ -91,10 +89,7 @@ def test_a_resumed_training(
     capsys: pytest.CaptureFixture[str],
 ):
     """Nothing of the run changes, and with the files as they were it comes to the end of any other."""
-    shards, run = (
-        shutil.copytree(drawn_set, tmp_path / "set"),
-        shutil.copytree(runs / "one", tmp_path / "run"),
-    )
+    shards, run = (shutil.copytree(drawn_set, tmp_path / "set"), shutil.copytree(runs / "one", tmp_path / "run"))
     before = contents(run)
     damage(shards, other_set)
     words = train_options(shards, run, "--train.epochs=2", "--resume")
@@ -107,9 +102,7 @@ def test_a_resumed_training(
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"),
-    [*DAMAGES.values(), (_stale_index, "belongs to another build")],
-    ids=[*DAMAGES, "stale index"],
+    ("damage", "word"), [*DAMAGES.values(), (_stale_index, "belongs to another build")], ids=[*DAMAGES, "stale index"]
 )
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
 def test_an_evaluation_and_a_prediction(
@@ -133,9 +126,7 @@ def test_an_evaluation_and_a_prediction(
     assert contents(model) == before
 
 
-def test_another_set_than_the_runs(
-    other_set: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_another_set_than_the_runs(other_set: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = shutil.copytree(runs / "one", tmp_path / "run")
     before = contents(run)
     status, line = command(train_options(other_set, run, "--train.epochs=2", "--resume"), capsys)
@@ -143,9 +134,7 @@ def test_another_set_than_the_runs(
     assert contents(run) == before
 
 
-def test_flipped_bytes(
-    drawn_set: Path, fault_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_flipped_bytes(drawn_set: Path, fault_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Sizes do not show them: what cannot be decoded is told while it is read, verify finds every one beforehand."""
     shards = shutil.copytree(drawn_set, tmp_path / "set")
     content = bytearray((shards / TAR).read_bytes())
@@ -158,7 +147,5 @@ def test_flipped_bytes(
     assert status == 2 and f"{shards / TAR} member" in line and "cannot be decoded" in line
     options = ["--data.on_error=replace", "--data.max_errors=0.1"]
     assert command(train_options(shards, tmp_path / "other", *options), capsys) == (0, "")
-    status, line = command(
-        ["evaluate", "--model", fault_model, "--shards", shards, "--split", "train"], capsys
-    )
+    status, line = command(["evaluate", "--model", fault_model, "--shards", shards, "--split", "train"], capsys)
     assert status == 2 and f"{shards / TAR} member" in line and "run `posters shards verify`" in line

@@ -55,13 +55,7 @@ def whole(drawn_set: Path, single_thread: None, tmp_path_factory: pytest.TempPat
     ids=["checkpoint", "model", "config", "log"],
 )
 def test_training(
-    owner: Any,
-    name: str,
-    file: str,
-    drawn_set: Path,
-    whole: Path,
-    disk: Disk,
-    capsys: pytest.CaptureFixture[str],
+    owner: Any, name: str, file: str, drawn_set: Path, whole: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ):
     """The first epoch is done when the disk fills up; with room again the run comes to the end of any other."""
     out = disk.folder / "run"
@@ -74,9 +68,7 @@ def test_training(
         assert_no_half_files(out)
         now = contents(out)
         assert all(now[path].startswith(before[path]) for path in ("log.csv", "epochs.csv"))
-        assert all(
-            now[path] == content for path, content in before.items() if path.startswith("checkpoints/")
-        )
+        assert all(now[path] == content for path, content in before.items() if path.startswith("checkpoints/"))
         load_model_folder(out / "model")  # of the first epoch, or already of the second: whole
     assert command(resumed, capsys) == (0, "")
     assert_same_run(out, whole)
@@ -117,9 +109,7 @@ def test_a_row_of_a_log(
 
 
 @pytest.mark.parametrize("room", [0, 4096], ids=["at its start", "later"])
-def test_tensorboard(
-    room: int, drawn_set: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_tensorboard(room: int, drawn_set: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """On a disk of its own: its thread writes later than the rest."""
     out = tmp_path / "run"
     out.mkdir()
@@ -150,11 +140,7 @@ def test_find_lr(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 
 def test_cached_features(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     options = train_options(
-        drawn_set,
-        disk.folder / "run",
-        "--model.freeze=[backbone]",
-        weights_option(),
-        "--train.feature_views=1",
+        drawn_set, disk.folder / "run", "--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"
     )
     with disk.full_during(toolkit.training.cached.feature_cache.FeatureBank, "_compute"):
         status, line = command(options, capsys)
@@ -202,13 +188,7 @@ def test_metrics_and_decisions(
 
 def test_a_report(drawn_set: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     """Without its page, which is written last, a folder is no report; the same command makes it one."""
-    words = [
-        "evaluate",
-        "--model",
-        shutil.copytree(fault_model, disk.folder / "model"),
-        "--shards",
-        drawn_set,
-    ]
+    words = ["evaluate", "--model", shutil.copytree(fault_model, disk.folder / "model"), "--shards", drawn_set]
     words += ["--report", disk.folder / "report"]
     with disk.full_during(toolkit.report.output, "write_json"):
         status, line = command(words, capsys)

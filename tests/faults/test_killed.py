@@ -15,9 +15,7 @@ TWO_EPOCHS = ["--train.epochs=2", "--train.checkpoint_steps=2"]
 
 
 def newest(run: Path) -> str:
-    return sorted(path.name for path in (run / "checkpoints").glob("step-*") if "partial" not in path.name)[
-        -1
-    ]
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*") if "partial" not in path.name)[-1]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -27,9 +25,7 @@ def test_one_of_two_ranks_is_killed(victim: int, drawn_set: Path, unharmed: dict
     killed = ended(options, tmp_path / "first", 2, f"kill {victim} 9")
     assert killed.statuses[victim] == -9 and killed.statuses[1 - victim] == 69
     (line,) = killed.errors
-    assert (
-        "lost another process of this run" in line and "--resume goes on from its newest checkpoint" in line
-    )
+    assert "lost another process of this run" in line and "--resume goes on from its newest checkpoint" in line
     assert newest(tmp_path / "run") == "step-00000008"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0], resumed.said
@@ -60,9 +56,7 @@ def test_killed_while_a_checkpoint_is_written(
     assert ended(options, tmp_path / "first", 1, fault).statuses == [-9]
     (left,) = (tmp_path / "run" / "checkpoints").glob("step-00000010.*.partial")
     found = sorted(path.name for path in left.iterdir())
-    assert len(found) == len(half) and all(
-        Path(name).match(wanted) for name, wanted in zip(found, half, strict=True)
-    )
+    assert len(found) == len(half) and all(Path(name).match(wanted) for name, wanted in zip(found, half, strict=True))
     if len(half) == 1:
         assert next(left.iterdir()).stat().st_size == 100_000
     assert newest(tmp_path / "run") == "step-00000008"

@@ -44,14 +44,8 @@ def updates_saved(run: Path) -> list[int]:
     ("options", "saved"),
     [
         (["--train.log_steps=1", "--train.checkpoint_steps=1"], [3, 4]),
-        (
-            ["--train.log_steps=99", "--train.checkpoint_steps=1"],
-            [3, 4],
-        ),  # looked at when a checkpoint is due
-        (
-            ["--train.log_steps=99", "--train.checkpoint_steps=3"],
-            [3],
-        ),  # due after update 6: none with broken weights
+        (["--train.log_steps=99", "--train.checkpoint_steps=1"], [3, 4]),  # looked at when a checkpoint is due
+        (["--train.log_steps=99", "--train.checkpoint_steps=3"], [3]),  # due after update 6: none with broken weights
         (["--train.log_steps=99"], []),  # at the end of the epoch, and still the right step
     ],
 )
@@ -112,9 +106,7 @@ def test_a_skipped_update_is_as_if_it_had_been_left_out(
     log, epochs = rows(tmp_path / "skipped", "log.csv"), rows(tmp_path / "skipped")
     assert [row["skipped_updates"] for row in epochs] == ["1", "1"]
     first = [row["loss"] for row in log if row["epoch"] == "0"]
-    assert [row["update"] for row in log] == [
-        str(number) for number in range(1, 15)
-    ]  # the plan goes on as ever
+    assert [row["update"] for row in log] == [str(number) for number in range(1, 15)]  # the plan goes on as ever
     assert [not loss for loss in first] == [step == STEP for step in range(7)]
     counted = [(float(loss), 8 if step < 6 else 56 - 48) for step, loss in enumerate(first) if loss]
     mean = sum(loss * count for loss, count in counted) / sum(count for _, count in counted)
@@ -133,9 +125,7 @@ def test_the_count_survives_a_kill(drawn_set: Path, spoilt: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("sample", "most", "count"),
-    [("one", 0, 1), ("all", 2, 3), ("all", 99, 7)],
-    ids=["none borne", "too many", "all"],
+    ("sample", "most", "count"), [("one", 0, 1), ("all", 2, 3), ("all", 99, 7)], ids=["none borne", "too many", "all"]
 )
 def test_too_many_stop_the_run_with_the_list(
     sample: str, most: int, count: int, drawn_set: Path, spoilt: str, tmp_path: Path
@@ -144,10 +134,7 @@ def test_too_many_stop_the_run_with_the_list(
     run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'}")
     assert run.statuses == [2]
     (line,) = run.errors
-    assert (
-        f"{count} of the epoch's 7 updates were not finite and skipped, with --train.max_skipped {most}: "
-        in line
-    )
+    assert f"{count} of the epoch's 7 updates were not finite and skipped, with --train.max_skipped {most}: " in line
     assert line.count("at epoch 1, step ") == count and (sample == "all" or spoilt in line)
     assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "model").exists()
 

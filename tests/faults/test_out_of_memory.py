@@ -22,9 +22,7 @@ pytest_plugins = ("fault_fixtures",)
 #: What the allocators of CUDA, the CPU, cuBLAS, Python and numpy say.
 TEXTS: list[tuple[Exception, str]] = [
     (
-        torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15 GiB"
-        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15 GiB"),
         "out of memory (tried to allocate 2.00 GiB): less",
     ),
     (
@@ -35,15 +33,10 @@ TEXTS: list[tuple[Exception, str]] = [
         "out of memory (tried to allocate 4096 bytes): less",
     ),
     (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), "out of memory: less"),
-    (
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        "out of memory: less",
-    ),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory: less"),
     (MemoryError(), "out of memory: less"),
     (
-        MemoryError(
-            "Unable to allocate 7.45 GiB for an array with shape (1000000000,) and data type float64"
-        ),
+        MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,) and data type float64"),
         "out of memory (tried to allocate 7.45 GiB): less",
     ),
 ]
@@ -109,10 +102,7 @@ def test_what_is_set_already_is_no_advice(drawn_set: Path, tmp_path: Path):
     options = ["--train.accumulation=8", "--model.checkpointing=true"]
     run = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "said", 1, "oom training 0")
     (line,) = run.errors
-    assert (
-        "a micro-batch of 1 at" in line
-        and "set --train.auto_batch true or a smaller --data.image_size" in line
-    )
+    assert "a micro-batch of 1 at" in line and "set --train.auto_batch true or a smaller --data.image_size" in line
 
 
 @pytest.mark.parametrize(
@@ -135,34 +125,24 @@ def test_elsewhere_in_a_run(where: str, options: list[str], drawn_set: Path, tmp
         remedy = "--train.eval_batch_size=4"
         words = "a forward pass of 16 images does not fit: set --train.eval_batch_size 8"
     assert "out of memory (tried to allocate 2.00 GiB): " in line and words in line
-    again = ended(
-        train_options(drawn_set, tmp_path / "again", *options, remedy), tmp_path / "second", 1, tight
-    )
+    again = ended(train_options(drawn_set, tmp_path / "again", *options, remedy), tmp_path / "second", 1, tight)
     assert again.statuses == [0], again.said
 
 
 @pytest.mark.parametrize("where", ["training.run.build_parts", "training.trainer.save_checkpoint"])
 def test_where_no_batch_is_at_fault(
-    where: str,
-    drawn_set: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    where: str, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Another process has the device: a smaller batch would not help, and nobody is told to set one."""
 
     def refused(*arguments: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 98.00 MiB. Process 4711 has 79 GiB"
-        )
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 98.00 MiB. Process 4711 has 79 GiB")
 
     with monkeypatch.context() as patch:
         patch.setattr(f"toolkit.{where}", refused)
         status, line = command(train_options(drawn_set, tmp_path / "run"), capsys)
     assert status == 2 and "batch" not in line
-    assert (
-        "out of memory (tried to allocate 98.00 MiB): posters train needs more than there is; look at" in line
-    )
+    assert "out of memory (tried to allocate 98.00 MiB): posters train needs more than there is; look at" in line
     again = train_options(drawn_set, tmp_path / "run", "--resume")
     assert command(again, capsys) == (0, "")
 
@@ -202,7 +182,5 @@ def test_in_a_forward_pass(
     wanted = "(tried to allocate 20.00 MiB): a forward pass of 16 images does not fit: set --batch-size 8"
     assert status == 2 and wanted in line
     status, line = command(words, capsys)
-    assert (
-        status == 2 and "a forward pass of 32 images does not fit: set --batch-size 16" in line
-    )  # what a CPU takes
+    assert status == 2 and "a forward pass of 32 images does not fit: set --batch-size 16" in line  # what a CPU takes
     assert command([*words, "--batch-size", 8], capsys) == (0, "")

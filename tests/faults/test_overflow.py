@@ -34,9 +34,7 @@ def progress_of(checkpoint: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_overflows_at_the_start_are_as_if_those_updates_had_been_left_out(
-    ranks: int, drawn_set: Path, tmp_path: Path
-):
+def test_overflows_at_the_start_are_as_if_those_updates_had_been_left_out(ranks: int, drawn_set: Path, tmp_path: Path):
     """To the bit: weights, BatchNorm, optimiser, moving average and its step, rates; and no error is made of it."""
     ours, theirs = tmp_path / "skipped", tmp_path / "left-out"
     keep = ["--train.checkpoint_steps=1", "--train.keep_checkpoints=99"]

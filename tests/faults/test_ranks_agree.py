@@ -57,12 +57,7 @@ LACKS = "rank 1 has not the checkpoint that the first process goes on from, step
     ids=["older", "nothing", "damaged", "another", "first has none"],
 )
 def test_ranks_that_see_other_checkpoints(
-    rank: int,
-    change: Callable[[Path], None],
-    words: list[str],
-    drawn_set: Path,
-    two_checkpoints: Path,
-    tmp_path: Path,
+    rank: int, change: Callable[[Path], None], words: list[str], drawn_set: Path, two_checkpoints: Path, tmp_path: Path
 ):
     """Two nodes with a RUN of their own each: nobody trains on, and nothing is written."""
     for number in range(2):
@@ -97,9 +92,7 @@ def test_the_first_process_chooses_for_all(drawn_set: Path, two_checkpoints: Pat
 
 
 @pytest.mark.parametrize(("other", "statuses"), [(1, [2, 2]), (9, [0, 0])])
-def test_ranks_whose_caches_of_the_hub_differ(
-    other: int, statuses: list[int], drawn_set: Path, tmp_path: Path
-):
+def test_ranks_whose_caches_of_the_hub_differ(other: int, statuses: list[int], drawn_set: Path, tmp_path: Path):
     """What the options do not tell; test_agreement_processes.py has what they do."""
     options = train_options(drawn_set, tmp_path / "run", "--model.weights=null", "--model.pretrained=true")
     run = ended(options, tmp_path / "said", 2, f"hub {other}")

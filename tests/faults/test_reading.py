@@ -19,9 +19,7 @@ def checkpoints(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", ["EIO 0 3 2", "ESTALE 0 0 3", "short 0 0 always"])
-def test_what_fails_in_passing_is_read_again(
-    fault: str, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path
-):
+def test_what_fails_in_passing_is_read_again(fault: str, drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
     """Nothing is replaced: the run comes to the same end, to the bit."""
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     run = ended(options, tmp_path / "said", 1, f"read {fault} {TAR}")
@@ -100,9 +98,7 @@ def test_a_prediction_keeps_what_is_finished(ranks: int, drawn_set: Path, fault_
     stopped = ended(words, tmp_path / "first", ranks, fault)
     assert stopped.statuses == [69] * ranks, stopped.said
     assert all(f"shard {drawn_set / TAR} cannot be read on" in line for line in stopped.errors)
-    assert all(
-        "finished files are kept: the same command predicts the rest" in line for line in stopped.errors
-    )
+    assert all("finished files are kept: the same command predicts the rest" in line for line in stopped.errors)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
     assert len(kept) < len(list(drawn_set.glob("*.tar")))
     assert not (tmp_path / "out" / "train-00001.parquet").exists()

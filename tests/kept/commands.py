@@ -196,15 +196,11 @@ def options_of(words: list[str], folder: Path) -> Any:
     parser = Parser(name, COMMANDS)
     try:
         parsed = parser.parse(rest)
-        made = (
-            parser.make(parsed) if name == "train" else None
-        )  # others may look for the folders that they name
+        made = parser.make(parsed) if name == "train" else None  # others may look for the folders that they name
     except UserError:
         return None
     if made is not None:
-        return {
-            key: plain(value) for key, value in (vars(made) | {"config": config_dict(made.config)}).items()
-        }
+        return {key: plain(value) for key, value in (vars(made) | {"config": config_dict(made.config)}).items()}
     command, _, verb = name.partition(" ")
     found = vars(parsed) | {"command": command} | ({"verb": verb} if verb else {})
     if name == "referee":
@@ -228,11 +224,7 @@ def content(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text())
     if path.suffix in (".csv", ".parquet"):
-        table = (
-            pd.read_csv(path, dtype=str, keep_default_na=False)
-            if path.suffix == ".csv"
-            else pd.read_parquet(path)
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
         return {
             column: [plain(v.tolist() if isinstance(v, np.ndarray) else v) for v in table[column].tolist()]
             for column in table
@@ -245,9 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         unpack(Path(folder))
         found = dict(results(Path(folder), False)) | dict(results(Path(folder), True))
-    (HERE / "expected.json").write_text(
-        json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    )
+    (HERE / "expected.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,13 +92,9 @@ def modules_of_ours(tree: ast.Module) -> set[str]:
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {
-                a.asname or a.name.split(".")[0] for a in node.names if a.name.split(".")[0] in PACKAGES
-            }
+            found |= {a.asname or a.name.split(".")[0] for a in node.names if a.name.split(".")[0] in PACKAGES}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
-            found |= {
-                a.asname or a.name for a in node.names if a.name.islower() and not a.name.startswith("_")
-            }
+            found |= {a.asname or a.name for a in node.names if a.name.islower() and not a.name.startswith("_")}
     return found
 
 
@@ -108,8 +104,7 @@ def main() -> int:
         raise SystemExit("error: give one or two commits: python tests/kept/same_functions.py OLD [NEW]")
     old, new = (*sys.argv[1:], None)[:2]
     before, after = (
-        Counter(found for path, text in sources(commit) for found in functions(path, text))
-        for commit in (old, new)
+        Counter(found for path, text in sources(commit) for found in functions(path, text)) for commit in (old, new)
     )
     lost, gained = before - after, after - before
     for title, found in (("only before", lost), ("only now", gained)):

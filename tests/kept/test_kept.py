@@ -49,8 +49,7 @@ def test_nothing_was_left_out():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.long] * command.long) for name, command in COMMANDS.items()],
+    "name", [pytest.param(name, marks=[pytest.mark.long] * command.long) for name, command in COMMANDS.items()]
 )
 def test_a_command_comes_to_what_it_came_to(found: Found, name: str):
     differences = list(differing("", EXPECTED[name], found[name]))
@@ -74,9 +73,7 @@ def same(then: Any, now: Any) -> bool:
     """Numbers are close, also those in a text whose words are the same."""
     if isinstance(then, str) and isinstance(now, str):
         numbers = zip(NUMBER.findall(then), NUMBER.findall(now), strict=False)
-        return NUMBER.sub("#", then) == NUMBER.sub("#", now) and all(
-            same(float(a), float(b)) for a, b in numbers
-        )
+        return NUMBER.sub("#", then) == NUMBER.sub("#", now) and all(same(float(a), float(b)) for a, b in numbers)
     if isinstance(then, float) and isinstance(now, (int, float)):
         return math.isclose(then, now, **CLOSE) or (math.isnan(then) and math.isnan(now))
     return bool(then == now)

@@ -20,20 +20,14 @@ pytest_plugins = ("launch_fixtures",)
 
 def ranks(port: int, world_size: int, *ranks: int, **env: str) -> list[dict[str, str]]:
     """Environments of processes that no launcher started, as in a Slurm step."""
-    shared = (
-        clean_env()
-        | env
-        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-    )
+    shared = clean_env() | env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     return [
         shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)} for rank in ranks
     ]  # fmt: skip
 
 
 def start(env: dict[str, str], *words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +83,11 @@ def test_every_process_is_told_what_the_main_one_met(launch_set: Path, tmp_path:
     ]  # fmt: skip
     for job in both:
         _, said = job.communicate(timeout=60)
-        assert (
-            job.returncode == 2 and "already holds a run: pass --resume" in said and "Traceback" not in said
-        )
+        assert job.returncode == 2 and "already holds a run: pass --resume" in said and "Traceback" not in said
         assert said.endswith("the group is left\n")
 
 
-def test_a_killed_process_ends_the_other_with_a_line_and_a_status_of_its_own(
-    launch_set: Path, tmp_path: Path
-):
+def test_a_killed_process_ends_the_other_with_a_line_and_a_status_of_its_own(launch_set: Path, tmp_path: Path):
     both = [
         start(env, PROBE, tmp_path, "pause update 3 1", *options_of(launch_set, tmp_path / "run"))
         for env in ranks(free_port(), 2, 0, 1)
@@ -118,9 +108,7 @@ def test_a_timeout_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str):
 
 def test_other_errors_keep_their_traceback():
     assert lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-    told = lost_peer(
-        RuntimeError("[/src/gloo/transport/tcp/pair.cc:5] Connection closed by peer [10.0.0.1]:2. More")
-    )
+    told = lost_peer(RuntimeError("[/src/gloo/transport/tcp/pair.cc:5] Connection closed by peer [10.0.0.1]:2. More"))
     assert told is not None and "(Connection closed by peer [10.0.0.1]:2)" in str(told)
     assert lost_peer(dist.DistNetworkError("the server is gone")) is not None
 

@@ -93,12 +93,8 @@ def ends(jobs: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(job.returncode, text) for job, text in zip(jobs, said, strict=True)]
 
 
-def test_two_nodes_give_the_weights_of_two_processes_on_one(
-    nodes: Nodes, launch_set: Path, pair: Path, tmp_path: Path
-):
-    (status, said), (other, quiet) = ends(
-        nodes.both("launch/train.py", *options_of(launch_set, tmp_path / "run"))
-    )
+def test_two_nodes_give_the_weights_of_two_processes_on_one(nodes: Nodes, launch_set: Path, pair: Path, tmp_path: Path):
+    (status, said), (other, quiet) = ends(nodes.both("launch/train.py", *options_of(launch_set, tmp_path / "run")))
     assert (status, other) == (0, 0), said + quiet
     assert "2 process(es) on cpu" in said
     assert weights(tmp_path / "run") == weights(pair)
@@ -116,9 +112,7 @@ def test_a_pulled_cable_ends_both_sides_with_a_line_and_a_resume_finishes(
         (tmp_path / "go").touch()
         for status, said in ends(jobs):
             (line,) = errors(said)
-            assert (
-                status == 1 and "exitcode  : 69" in said
-            )  # the launcher's own status, and its report of ours
+            assert status == 1 and "exitcode  : 69" in said  # the launcher's own status, and its report of ours
             assert "lost another process" in line and "Timed out" in line and "--resume" in line, line
             assert "Traceback" not in said.partition("error:")[0]
     finally:

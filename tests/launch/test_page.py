@@ -31,9 +31,7 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 COMMANDS = [
     bare
     for line in LINES
-    if (bare := re.sub(r"^([A-Z_]+=\S+ )+", "", line)).startswith(
-        ("accelerate ", "torchrun ", "sbatch ", "posters ")
-    )
+    if (bare := re.sub(r"^([A-Z_]+=\S+ )+", "", line)).startswith(("accelerate ", "torchrun ", "sbatch ", "posters "))
 ]
 
 
@@ -84,9 +82,7 @@ def test_the_page_shows_every_way_to_start():
     assert all(path.name in shown for path in FILES if path.name != "task.sh")
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if path.parent.name == "slurm"], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "slurm"], ids=lambda path: path.name)
 def test_scripts_are_scripts(path: Path):
     checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
     assert checked.returncode == 0 and not checked.stderr
@@ -110,9 +106,7 @@ def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_s
     config = ROOT / "launch" / "accelerate" / "gpus.yaml"
     words = options_of(launch_set, tmp_path / "run")
     if script == "predict":
-        model = make_model_folder(
-            tmp_path / "model", Manifest.read(launch_set).labels, HeadSpec("linear", (), 0.0)
-        )
+        model = make_model_folder(tmp_path / "model", Manifest.read(launch_set).labels, HeadSpec("linear", (), 0.0))
         words = ["--shards", str(launch_set), "--out", str(tmp_path / "run"), "--model", str(model)]
     run = run_python(
         "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2, "--main_process_port",
@@ -126,13 +120,9 @@ def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_s
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_what_the_page_says_is_refused(
-    kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_the_page_says_is_refused(kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As accelerate's launcher tells it to the processes."""
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(
-        UserError, match=f"told to use {kind}; this version trains with data parallelism only"
-    ):
+    with pytest.raises(UserError, match=f"told to use {kind}; this version trains with data parallelism only"):
         main(["train", *options_of(launch_set, tmp_path / "run")])
     assert not (tmp_path / "run").exists()

@@ -10,17 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch_tools import (
-    EPOCHS,
-    PROBE,
-    SPEED,
-    UPDATES,
-    accelerate_launch,
-    newest_step,
-    options_of,
-    rows,
-    weights,
-)
+from launch_tools import EPOCHS, PROBE, SPEED, UPDATES, accelerate_launch, newest_step, options_of, rows, weights
 from toolkit_helpers import weights_option
 
 from toolkit.cli.main import main
@@ -68,9 +58,7 @@ def facts(out: Path) -> tuple[bytes, list[dict[str, str]], list[dict[str, str]]]
     return weights(out), rows(out / "epochs.csv", *SPEED), rows(out / "log.csv", *SPEED)
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--train.ema=0.9", "--train.checkpoint_steps=0"]], ids=["raw", "average"]
-)
+@pytest.mark.parametrize("more", [[], ["--train.ema=0.9", "--train.checkpoint_steps=0"]], ids=["raw", "average"])
 def test_stopped_while_validating(launch_set: Path, tmp_path: Path, term_at: Any, more: list[str]):
     uninterrupted, out = tmp_path / "whole", tmp_path / "run"
     assert main(["train", *options_of(launch_set, uninterrupted, *more)]) == 0
@@ -110,11 +98,7 @@ def test_one_of_two_processes_is_told_while_both_validate(launch_set: Path, pair
 
 
 def test_stopped_while_computing_features(
-    launch_set: Path,
-    tmp_path: Path,
-    term_at: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    launch_set: Path, tmp_path: Path, term_at: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     uninterrupted, out = tmp_path / "whole", tmp_path / "run"
     looks = term_at(10**6)
@@ -140,9 +124,7 @@ def test_stopped_while_computing_features(
     assert facts(out) == facts(uninterrupted)
 
 
-def test_a_signal_between_two_views_is_not_lost(
-    launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_signal_between_two_views_is_not_lost(launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It comes after the last look of a view, while its file is being written."""
     compute = FeatureBank._compute
     struck: list[str] = []

@@ -96,16 +96,12 @@ def test_preempted_saved_requeued_and_gone_on_with_fewer_processes(
         os.killpg(int(task), signal.SIGTERM)
     (tmp_path / "go").touch()
     _, output = ended(job)
-    assert (
-        "2 process(es)" in output and "stopped and saved: requeued" in output and "Traceback" not in output
-    ), output
+    assert "2 process(es)" in output and "stopped and saved: requeued" in output and "Traceback" not in output, output
     assert (state / "requeued").exists()
     assert newest_step(out) == 5  # of two processes, the update after the one in which the signal came
 
     (state / "requeued").unlink()
-    status, output = ended(
-        submit("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", *command, restarts=1)
-    )
+    status, output = ended(submit("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", *command, restarts=1))
     assert status == 0, output
     assert "1 process(es)" in output and "resumed from" in output and not (state / "requeued").exists()
     assert [int(row["update"]) for row in rows(out / "log.csv")] == list(range(1, UPDATES + 1))
@@ -114,14 +110,7 @@ def test_preempted_saved_requeued_and_gone_on_with_fewer_processes(
 
 def python(code: str) -> list[str]:
     """The preemptible job with this program in place of a training."""
-    return [
-        "--nodes=1",
-        "--ntasks-per-node=2",
-        "--cpus-per-task=1",
-        str(SCRIPTS / "preemptible.sbatch"),
-        "-c",
-        code,
-    ]
+    return ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", str(SCRIPTS / "preemptible.sbatch"), "-c", code]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +136,7 @@ def python(code: str) -> list[str]:
     ],
 )
 def test_what_is_requeued(
-    submit: Submit,
-    state: Path,
-    statuses: tuple[int, int],
-    restarts: int,
-    requeued: bool,
-    status: int | None,
+    submit: Submit, state: Path, statuses: tuple[int, int], restarts: int, requeued: bool, status: int | None
 ):
     code = (
         f"import os\nstatus = {statuses}[int(os.environ['RANK'])]\n"
@@ -259,15 +243,11 @@ def test_a_cancelled_job_is_not_requeued(submit: Submit, state: Path):
 def test_what_torch_is_told_of_a_step(submit: Submit, state: Path):
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     # In one write: the tasks share a pipe.
-    code = (
-        f"import os, sys; sys.stdout.write(' '.join(['told', *(os.environ[n] for n in {names})]) + chr(10))"
-    )
+    code = f"import os, sys; sys.stdout.write(' '.join(['told', *(os.environ[n] for n in {names})]) + chr(10))"
     words = python(code)
     words[0] = "--nodes=2"
     result, output = ended(submit(*words))
     told = sorted(line.split()[1:] for line in output.splitlines() if line.startswith("told "))
-    assert result == 0 and [line[:4] for line in told] == [
-        [str(rank), "4", str(rank % 2), "2"] for rank in range(4)
-    ]
+    assert result == 0 and [line[:4] for line in told] == [[str(rank), "4", str(rank % 2), "2"] for rank in range(4)]
     port = 20000 + int((state / "job").read_text()) % 12000
     assert {tuple(line[4:]) for line in told} == {("localhost", str(port))}

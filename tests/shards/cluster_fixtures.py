@@ -17,9 +17,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def session_cluster(
-    s3_address: str, broken: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def session_cluster(s3_address: str, broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two workers, which know the S3 server."""
     with cluster_of(tmp_path_factory.mktemp("cluster"), 2, **{BROKEN: str(broken)}) as running:
         yield running

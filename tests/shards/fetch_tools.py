@@ -18,9 +18,7 @@ def table(folder: Path, links: dict[str, str] | list[tuple[str, str]]) -> Path:
     return write_csv(folder / "meta.csv", rows, ("id", "link"))
 
 
-def fetch(
-    folder: Path, links: dict[str, str] | list[tuple[str, str]] | None = None, **changed: Any
-) -> Fetched:
+def fetch(folder: Path, links: dict[str, str] | list[tuple[str, str]] | None = None, **changed: Any) -> Fetched:
     """Fetch these links (None: as before) into folder/images."""
     if links is not None:
         table(folder, links)

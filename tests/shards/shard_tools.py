@@ -67,10 +67,7 @@ def bomb_png(width: int = 50_000, height: int = 50_000) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 999))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
     )
 
 
@@ -196,12 +193,7 @@ def samples(folder: Path) -> dict[str, dict[str, Any]]:
             if name.endswith(".json"):
                 record, key = json.loads(data), name[: -len(".json")]
                 assert record["id"] not in found
-                found[record["id"]] = {
-                    "split": shard.split,
-                    "image": members[f"{key}.jpg"],
-                    "key": key,
-                    **record,
-                }
+                found[record["id"]] = {"split": shard.split, "image": members[f"{key}.jpg"], "key": key, **record}
     return found
 
 

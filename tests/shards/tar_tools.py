@@ -34,12 +34,7 @@ class File:
 
 def python_tar(path: Path, layout: str, files: Sequence[File]) -> Path | None:
     """Written by ``tarfile``; None if the layout cannot hold a name."""
-    types = {
-        "dir": tarfile.DIRTYPE,
-        "fifo": tarfile.FIFOTYPE,
-        "hard link": tarfile.LNKTYPE,
-        "symlink": tarfile.SYMTYPE,
-    }
+    types = {"dir": tarfile.DIRTYPE, "fifo": tarfile.FIFOTYPE, "hard link": tarfile.LNKTYPE, "symlink": tarfile.SYMTYPE}
     try:
         with tarfile.open(path, "w", format=PYTHON[layout]) as archive:
             for file in files:

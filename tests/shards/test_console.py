@@ -96,9 +96,7 @@ def test_a_full_disk_behind_stdout_is_one_line_after_the_work(tmp_path: Path) ->
 
 
 def test_streams_that_are_closed_from_the_start(tmp_path: Path) -> None:
-    code = (
-        f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {COMMAND!r}, sys.argv[1]]))"
-    )
+    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {COMMAND!r}, sys.argv[1]]))"
     shell = 'exec "$0" -c "$1" "$2" >&- 2>&-'
     done = subprocess.run(["sh", "-c", shell, sys.executable, code, str(tmp_path / "out")], cwd=ROOT)
     assert done.returncode == 0 and (tmp_path / "out").read_text() == "results"

@@ -40,18 +40,12 @@ def test_unknown_keys_are_ignored():
         (b'{"parts": [{"name": "a", "size": 1.5}]}', "parts[0].size: expected int, got float"),
         (b'{"parts": [{"name": "a", "size": true}]}', "parts[0].size: expected int, got bool"),
         (b'{"parts": [{"name": "a", "size": 99999999999999999999}]}', "parts[0].size: expected int"),
-        (
-            b'{"parts": [{"name": "a", "size": 1, "digest": "../x"}]}',
-            "parts[0].digest: expected str matching",
-        ),
+        (b'{"parts": [{"name": "a", "size": 1, "digest": "../x"}]}', "parts[0].digest: expected str matching"),
         (b'{"parts": [{"name": "a", "size": 1, "digest": "' + b"0" * 64 + b'\\n"}]}', "parts[0].digest"),
         (b'{"parts": [{"name": "aaaaaaaaa", "size": 1}]}', "parts[0].name: expected str of length <= 8"),
         (b'{"parts": [], "rates": [1' + b"0" * 400 + b"]}", "rates[0]: number out of range"),
         (b'{"parts": [], "rates": [0.5, NaN]}', "rates[1]: expected a finite number, got nan"),
-        (
-            b'{"parts": [], "later": {"x\\n": -1e400, "y": NaN}}',
-            "later.x\\n: expected a finite number, got -inf",
-        ),
+        (b'{"parts": [], "later": {"x\\n": -1e400, "y": NaN}}', "later.x\\n: expected a finite number, got -inf"),
         (b'{"parts": [], "rates": [NaN}', "JSON is malformed"),
         (b"[]", "Expected object, got array"),
         (b"", "truncated"),
@@ -100,7 +94,5 @@ def test_printable_keeps_every_script():
 
 
 def test_schemas_are_quick_to_import():
-    code = (
-        "import sys, shards.schema; sys.exit(any(n in sys.modules for n in ('numpy', 'pyarrow', 'pydantic')))"
-    )
+    code = "import sys, shards.schema; sys.exit(any(n in sys.modules for n in ('numpy', 'pyarrow', 'pydantic')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -32,9 +32,7 @@ def gradient(width: int, height: int, seed: object = 0) -> Image.Image:
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def write_words(
-    image: Image.Image, words: str, centre: tuple[int, int], size: float, angle: float = 0
-) -> np.ndarray:
+def write_words(image: Image.Image, words: str, centre: tuple[int, int], size: float, angle: float = 0) -> np.ndarray:
     """Write on the picture; returns the pixels (h, w) bool that are ink."""
     ink = Image.new("L", image.size)
     pen = ImageDraw.Draw(ink)
@@ -58,9 +56,7 @@ def titled_posters(folder: Path, count: int, size: tuple[int, int] = (160, 240))
     good: dict[str, tuple[str, ...]] = {}
     for number in range(count):
         name = f"t{number:04d}"
-        write_file(
-            folder / "images" / f"{name}.jpg", encoded(poster(name, size, TITLES[number % 4]), quality=95)
-        )
+        write_file(folder / "images" / f"{name}.jpg", encoded(poster(name, size, TITLES[number % 4]), quality=95))
         good[name] = ("Drama",) if number % 2 else ("Comedy", "Drama")
     return Source(folder / "images", write_meta(folder, good), good, {})
 
@@ -119,9 +115,7 @@ def one_line_error(call: Callable[[], Any]) -> str:
     return message
 
 
-def region(
-    box: tuple[float, float, float, float], score: float = 0.99, height: float | None = None
-) -> Region:
+def region(box: tuple[float, float, float, float], score: float = 0.99, height: float | None = None) -> Region:
     """A region that is the rectangle left, top, right, bottom."""
     left, top, right, bottom = box
     outline = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float32)

@@ -25,8 +25,7 @@ def remote_tree(folder: Any) -> dict[str, str]:
     folder.fs.invalidate_cache()
     root = folder.path.rstrip("/") + "/"
     return {
-        path[len(root) :]: hashlib.sha256(folder.fs.cat_file(path)).hexdigest()
-        for path in folder.fs.find(folder.path)
+        path[len(root) :]: hashlib.sha256(folder.fs.cat_file(path)).hexdigest() for path in folder.fs.find(folder.path)
     }
 
 

@@ -41,10 +41,7 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
 
 
 def run_forked(
-    command: Sequence[object],
-    environments: Sequence[Mapping[str, str]],
-    timeout: float,
-    folder: Path = ROOT,
+    command: Sequence[object], environments: Sequence[Mapping[str, str]], timeout: float, folder: Path = ROOT
 ) -> CompletedProcess[str]:
     """Run ``command`` (a script or -m MODULE, and arguments) in a process for each environment, as a launcher does.
 

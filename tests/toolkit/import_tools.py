@@ -20,11 +20,7 @@ class Script(nn.Module):
     """The script's module: torchvision's network under the name ``model``."""
 
     def __init__(
-        self,
-        name: str = "resnet18",
-        hidden: Sequence[int] = (),
-        classes: int = len(GENRES),
-        thresholds: bool = False,
+        self, name: str = "resnet18", hidden: Sequence[int] = (), classes: int = len(GENRES), thresholds: bool = False
     ) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -36,9 +32,7 @@ class Script(nn.Module):
             width = size
         last = nn.Linear(width, classes)
         with torch.no_grad():
-            last.weight *= (
-                0.1  # random networks have large features; probabilities of 0 and 1 would all look alike
-            )
+            last.weight *= 0.1  # random networks have large features; probabilities of 0 and 1 would all look alike
         self.model.fc = nn.Sequential(*layers, nn.Dropout(0.5), last) if hidden else last
         if thresholds:
             self.threshold_logits = nn.Parameter(torch.linspace(-1, 1, classes))

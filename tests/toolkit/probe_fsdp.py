@@ -89,9 +89,7 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
             seen["samples"][number] = used
             wrapper = self.parts.model
             if isinstance(wrapper, DistributedDataParallel):
-                seen["ddp"] = {
-                    name: getattr(wrapper, name) for name in ("gradient_as_bucket_view", "static_graph")
-                }
+                seen["ddp"] = {name: getattr(wrapper, name) for name in ("gradient_as_bucket_view", "static_graph")}
             seen["parameters"] = sum(_bytes(p) for p in self.parts.model.parameters())
             states = self.parts.optimizer.state.values()
             seen["optimizer"] = sum(_bytes(t) for state in states for t in state.values() if t.dim())

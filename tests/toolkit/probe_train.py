@@ -30,12 +30,7 @@ def main() -> None:
                 used.extend(self.parts.train.key(i) for i in batch.share.indices[batch.share.valid])
                 yield batch
 
-        record = {
-            "epoch": state.epoch,
-            "step": state.step,
-            "rank": rank,
-            "world": self.accelerator.num_processes,
-        }
+        record = {"epoch": state.epoch, "step": state.step, "rank": rank, "world": self.accelerator.num_processes}
         result = update(self, watched())
         with open(folder / f"rank{rank}.jsonl", "a") as stream:
             stream.write(json.dumps({**record, "keys": used}) + "\n")

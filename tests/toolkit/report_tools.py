@@ -79,9 +79,7 @@ def decisions(calibrated: bool = True) -> Decisions:
     )
 
 
-def material(
-    *, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")
-) -> Material:
+def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")) -> Material:
     """Everything that a report is about."""
     targets, logits = simulate(seed)
     worse = np.random.default_rng(9).permutation(logits)  # knows what is common, and nothing of the samples

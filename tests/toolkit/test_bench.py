@@ -33,15 +33,7 @@ def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_pat
         measured = {name for name, ratio in result[column].items() if ratio is not None}
         assert measured == {"decode_only", "webdataset_uint8"}
         assert all(result[column][name] > 0 for name in measured)
-    for word in (
-        "short256",
-        "decode_only",
-        "webdataset_uint8",
-        "ours_device",
-        "ours_cpu",
-        "images/s",
-        "first batch",
-    ):
+    for word in ("short256", "decode_only", "webdataset_uint8", "ours_device", "ours_cpu", "images/s", "first batch"):
         assert word in run.stdout
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
@@ -55,9 +47,7 @@ def test_bad_input_of_the_loader_benchmark_is_one_line(tmp_path: Path):
 
 @pytest.mark.long
 def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: Path):
-    build_shards(
-        BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s")
-    )
+    build_shards(BuildOptions(metadata=posters / "metadata.csv", images=posters / "images", out=tmp_path / "s"))
     run = run_script(
         "tests/bench/train_step.py", "--shards", tmp_path / "s", "--model", "test_resnet", "--batch", 8, "--size", 32,
         "--steps", 2, "--rounds", 1, "--precision", "no", "--sides", "64,80", "--json", tmp_path / "out.json",
@@ -77,9 +67,7 @@ def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: P
 
 
 @pytest.mark.long
-def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(
-    posters: Path, tmp_path: Path
-):
+def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(posters: Path, tmp_path: Path):
     run = run_python(
         "tests/bench/predict.py", "--images", posters / "images", "--json", tmp_path / "out.json", "--samples", 40,
         "--work", tmp_path / "work", "--architecture", "test_resnet", "--size", 32, "--batch", 16, "--rounds", 3,
@@ -126,9 +114,7 @@ def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
 def study(posters: Path, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
     """The study of two recipes, small."""
     if not (tmp_path / "weights.safetensors").exists():
-        save_file(
-            timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors"
-        )
+        save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     small = ("model.name=test_resnet", "data.image_size=32", "train.epochs=2", "train.batch_size=16")
     return run_script(
         "tests/bench/study.py", "--metadata", posters / "metadata.csv", "--images", posters / "images",
@@ -150,9 +136,7 @@ def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: 
     text = (tmp_path / "out" / "study.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| best | x ")]
     ratio = float(line.split("|")[2].split()[1].rstrip(";"))
-    assert ratio == pytest.approx(
-        rows["best"][0]["mAP"]["value"] / rows["reference"][0]["mAP"]["value"], abs=0.006
-    )
+    assert ratio == pytest.approx(rows["best"][0]["mAP"]["value"] / rows["reference"][0]["mAP"]["value"], abs=0.006)
     assert (tmp_path / "out" / "report" / "index.html").exists()
 
     # A changed recipe is another run: the table is not the old one's, whose runs stay as they were.

@@ -79,9 +79,7 @@ def test_judge_same_batches():
     swapped = Run([[[0, 1], [4]], [[2, 5], [3]]])
     assert ex.judge_same_batches({1: alone, 2: swapped}) == Verdict(False, "2 of 2 differ on 2 ranks")
     padded = Run([[[0, 1], [4]], [[2, 3], [5, 0]]])
-    assert ex.judge_same_batches({1: alone, 2: padded}) == Verdict(
-        False, "only the last of 2 differs on 2 ranks"
-    )
+    assert ex.judge_same_batches({1: alone, 2: padded}) == Verdict(False, "only the last of 2 differs on 2 ranks")
     longer = Run([[[0, 1], [4], [0]], [[2, 3], [5], [1]]])
     assert not ex.judge_same_batches({1: alone, 2: longer}).kept
     assert ex.judge_same_batches({1: alone, 2: FAILED}) == Verdict(False, "hangs")
@@ -143,8 +141,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verdicts(shards: Path) -> dict[str, dict[str, Verdict]]:
     """Every stack on two ranks, and on one for what compares world sizes."""
     return {
-        stack: ex.judge_stack({world: ex.run_stack(stack, world, shards) for world in (1, 2)})
-        for stack in ex.STACKS
+        stack: ex.judge_stack({world: ex.run_stack(stack, world, shards) for world in (1, 2)}) for stack in ex.STACKS
     }
 
 
@@ -163,9 +160,7 @@ def test_peers_fail_what_the_table_says(verdicts: dict[str, dict[str, Verdict]],
             f"{peer} now passes '{check}' ({verdict.text}). Good for its users: run tests/bench/exactness.py, "
             "correct the published table, then FAILS in this file."
         )
-    assert verdict.kept == expected, (
-        f"{peer} no longer passes '{check}', which the table credits: {verdict.text}"
-    )
+    assert verdict.kept == expected, f"{peer} no longer passes '{check}', which the table credits: {verdict.text}"
 
 
 def test_every_stack_is_judged():

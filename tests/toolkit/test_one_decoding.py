@@ -102,8 +102,7 @@ def evaluated(source: Pictures, geometry: str = "cpu", preprocessing: Preprocess
     cutter = eval_cutter(source, preprocessing, geometry, CPU)  # type: ignore[arg-type]
     with Loader(source, 2, 2) as loader:
         batches = [
-            b.images.float().numpy().copy()
-            for b in loader.batches(EvalPlan(len(source), 8).shares(0, 1), cutter)
+            b.images.float().numpy().copy() for b in loader.batches(EvalPlan(len(source), 8).shares(0, 1), cutter)
         ]
     return np.concatenate(batches)
 
@@ -146,11 +145,7 @@ def test_crops_of_training_are_of_the_upright_picture(geometry: str) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 8),
-    st.integers(8, 80),
-    st.integers(8, 80),
-    st.sampled_from(["JPEG", "PNG", "WEBP"]),
-    st.booleans(),
+    st.integers(1, 8), st.integers(8, 80), st.integers(8, 80), st.sampled_from(["JPEG", "PNG", "WEBP"]), st.booleans()
 )
 def test_any_size_and_orientation(orientation: int, width: int, height: int, kind: str, stored: bool) -> None:
     exif = Image.Exif()
@@ -177,9 +172,7 @@ def test_a_jpeg_cut_and_closed_is_damage(how: dict[str, Any], geometry: str) -> 
         RawTransform(PLAIN)(cut)
     # Below what the model is shown, too: nothing vouches for a loose file
     with pytest.raises(ValueError, match="truncated"):
-        RawTransform(Preprocessing(32, 0.5, PLAIN.mean, PLAIN.std))(
-            whole[: len(whole) * 97 // 100] + b"\xff\xd9"
-        )
+        RawTransform(Preprocessing(32, 0.5, PLAIN.mean, PLAIN.std))(whole[: len(whole) * 97 // 100] + b"\xff\xd9")
     source = Pictures([whole, whole, whole])
     source.files = [whole, cut, whole]
     with Loader(source, 2, 2, policy=FaultPolicy("mask", 1.0)) as loader:
@@ -226,10 +219,7 @@ def test_predictions_of_a_folder_its_tar_and_python_agree(model_folder: Path, tm
     index_folder(AdoptOptions(tars, workers=1))
     common = ["--model", str(model_folder), "--format", "csv"]
     assert main(["predict", *common, "-d", str(folder), "--out", str(tmp_path / "a")]) == 0
-    assert (
-        main(["predict", *common, "--shards", str(tars), "--ignore-labels", "--out", str(tmp_path / "b")])
-        == 0
-    )
+    assert main(["predict", *common, "--shards", str(tars), "--ignore-labels", "--out", str(tmp_path / "b")]) == 0
     loose, packed = (probabilities(next((tmp_path / part).glob("*.csv"))) for part in ("a", "b"))
     assert len(loose) == len(PICTURES) and len(packed) > 15
     for name, row in packed.items():

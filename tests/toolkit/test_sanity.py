@@ -280,6 +280,4 @@ def test_two_processes_give_the_figures_of_one(alone: Trained, tmp_path: Path):
     assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
     for when in ("before", "after"):
         for name in ("loss", "ece", "ece_macro"):
-            assert theirs["calibration"][when][name] == pytest.approx(
-                ours["calibration"][when][name], abs=1e-4
-            )
+            assert theirs["calibration"][when][name] == pytest.approx(ours["calibration"][when][name], abs=1e-4)

@@ -192,9 +192,7 @@ def config_keys() -> list[str]:
 
 def clean_env() -> dict[str, str]:
     """This process's environment without what a launcher or test runner left in it; the project importable."""
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
-    }
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
     env["PYTHONPATH"] = str(ROOT)
     env["PYTHONFAULTHANDLER"] = "1"
     env["OMP_NUM_THREADS"] = "1"  # the same arithmetic at any number of processes

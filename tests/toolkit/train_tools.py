@@ -35,9 +35,7 @@ def make_parts(shard_set: Path, config: Config, out: Path) -> tuple[Accelerator,
     return accelerator, build_parts(accelerator, config, manifest, readers, out, None)
 
 
-def make_updater(
-    shard_set: Path, out: Path, *options: str, accumulation: int = 1
-) -> tuple[Updater, TrainPlan]:
+def make_updater(shard_set: Path, out: Path, *options: str, accumulation: int = 1) -> tuple[Updater, TrainPlan]:
     """Updates of a small run in this process, its model in training mode."""
     config = tiny_config(*options)
     parts = make_parts(shard_set, config, out)[1]

@@ -94,9 +94,7 @@ class Decoder:
                 if answer is None:
                     child.close()
                     child = None
-                    answer = Refused(
-                        job[1].name, f"decoding took more than {FILE_SECONDS:.0f} s, or too much memory"
-                    )
+                    answer = Refused(job[1].name, f"decoding took more than {FILE_SECONDS:.0f} s, or too much memory")
                 yield answer
         finally:
             if child is not None:
@@ -127,9 +125,7 @@ class _Child:
 
 def _work(pipe: Connection) -> None:
     """The child: answers jobs until its parent is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal; the parent ends its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its children
     while True:
         try:
             do, path, argument = pipe.recv()

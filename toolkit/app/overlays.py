@@ -34,9 +34,7 @@ def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int,
     left, upper, right, lower = box
     highest = float(heat.max())
     share = np.clip(heat / highest, 0.0, 1.0) if highest > 0 else np.zeros_like(heat)
-    over = Image.fromarray(share.astype(np.float32)).resize(
-        (right - left, lower - upper), Image.Resampling.BICUBIC
-    )
+    over = Image.fromarray(share.astype(np.float32)).resize((right - left, lower - upper), Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(over), 0.0, 1.0)[..., None]
     part = grey[upper:lower, left:right]
     colour = MAP(share[..., 0])[..., :3] * 255.0
@@ -57,9 +55,7 @@ def scale_colours() -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*row) for row in np.rint(pixels).astype(int).tolist()]
 
 
-def outlined(
-    image: Image.Image, polygons: Sequence[np.ndarray], doubted: Sequence[np.ndarray]
-) -> Image.Image:
+def outlined(image: Image.Image, polygons: Sequence[np.ndarray], doubted: Sequence[np.ndarray]) -> Image.Image:
     """The poster with outlines of text, and of what was not believed to be text (shares of width and height)."""
     scale = 2  # drawn twice as large and shrunk: smooth lines
     picture = image.resize((scale * image.width, scale * image.height), Image.Resampling.BILINEAR)

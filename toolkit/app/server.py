@@ -44,9 +44,7 @@ log = logging.getLogger(__name__)
 #: Pages whose posters are kept in memory.
 SESSIONS = 20
 #: Signals that end the program; a closed terminal sends SIGHUP.
-ENDING = [
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
-]
+ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 #: How folders of uploads are named, with the number of their process behind.
 PREFIX = "posters-app-"
 #: Set before gradio is imported, and whatever the surroundings say.

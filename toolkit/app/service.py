@@ -161,8 +161,7 @@ class Answers:
         cleaned = clean_image(poster.name, image, removal)
         row, size = cleaned.row, np.array(image.size, np.float64)
         outlines, doubted = (
-            [np.reshape(polygon, (-1, 2)) / size for polygon in row[key]]
-            for key in ("polygons", "skipped_polygons")
+            [np.reshape(polygon, (-1, 2)) / size for polygon in row[key]] for key in ("polygons", "skipped_polygons")
         )
         rows = poster.probabilities
         if cleaned.painted:

@@ -78,11 +78,7 @@ def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) 
 
 
 def _card(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    example: Example,
-    corner: tuple[int, int],
-    size: tuple[int, int],
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, example: Example, corner: tuple[int, int], size: tuple[int, int]
 ) -> None:
     left, top = corner
     box = (left, top, left + size[0] - 1, top + size[1] - 1)

@@ -167,10 +167,7 @@ def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
     columns = (taken.shape[1] - shape.shape[1]) // step + 1
     cells, moved = _cells(taken, step), _cells(shape, step)
     # A shape that fills its last cells only partly may reach over the last cells of the picture.
-    grow = (
-        max(0, rows + moved.shape[0] - 1 - cells.shape[0]),
-        max(0, columns + moved.shape[1] - 1 - cells.shape[1]),
-    )
+    grow = (max(0, rows + moved.shape[0] - 1 - cells.shape[0]), max(0, columns + moved.shape[1] - 1 - cells.shape[1]))
     cells = np.pad(cells, ((0, grow[0]), (0, grow[1])))
     found: np.ndarray = cv2().matchTemplate(cells, moved, cv2().TM_CCORR)
     return found.reshape(cells.shape[0] - moved.shape[0] + 1, -1)[:rows, :columns]

@@ -157,9 +157,7 @@ def sentence(ratio: Ratio) -> str:
     factor = times(ratio.value)
     elsewhere = "the same area elsewhere"
     if ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high:
-        return (
-            f"No clear difference: titles move predictions {factor} times as much as {elsewhere} ({basis})."
-        )
+        return f"No clear difference: titles move predictions {factor} times as much as {elsewhere} ({basis})."
     if ratio.value < 1.0:
         return f"Titles move predictions less than {elsewhere}: {factor} times as much ({basis})."
     return f"Titles move predictions {factor} times as much as {elsewhere} ({basis})."
@@ -202,17 +200,14 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
     )
 
 
-def label_metrics(
-    targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray
-) -> dict[str, dict[str, Any]]:
+def label_metrics(targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
     """Metrics of the model on each kind of picture; the controls' are means over the draws.
 
     ``targets`` (n, G) of 0 and 1. Genres without positives among these posters count in no mean.
     """
     truth = check_targets(targets)
     raw, reencoded, cleaned, *draws = (
-        _metrics(Outcome(truth, scores=sigmoid(logits[:, kind])), thresholds)
-        for kind in range(logits.shape[1])
+        _metrics(Outcome(truth, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
     )
     return {
         "raw": raw,

@@ -32,11 +32,7 @@ LEAST_VIEW = 0.5
 #: Mean difference in grey levels beside the text from which a cleaned poster was made of another picture.
 UNLIKE = 5.0
 
-NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = (
-    "no room for a control",
-    "text out of the model's view",
-    "control not as visible",
-)
+NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = ("no room for a control", "text out of the model's view", "control not as visible")
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,7 @@ def make_pictures(
         )
     text = mask_of(poster.polygons, (raw.height, raw.width))
     if abs(float(text.mean()) - poster.altered) > 0.01 or not text.any():
-        raise BadImage(
-            "outlines do not fit", f"they cover {text.mean():.1%}, the report says {poster.altered:.1%}"
-        )
+        raise BadImage("outlines do not fit", f"they cover {text.mean():.1%}, the report says {poster.altered:.1%}")
     pixels, again = np.array(raw), reencode(np.asarray(raw))
     kept = ~text
     if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > UNLIKE:

@@ -42,8 +42,6 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, not {self.limit}")
         if not self.images.is_dir():
-            raise UserError(
-                f"image folder not found: {self.images}; name the uncleaned posters with --images"
-            )
+            raise UserError(f"image folder not found: {self.images}; name the uncleaned posters with --images")
         if not self.cleaned.is_dir():
             raise UserError(f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")

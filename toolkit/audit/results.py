@@ -172,9 +172,7 @@ def _rows(audited: Audited, effects: dict[str, Effect], folder: ModelFolder) -> 
     }
 
 
-def _metrics(
-    audited: Audited, targets: dict[str, np.ndarray] | None, folder: ModelFolder
-) -> dict[str, Any] | None:
+def _metrics(audited: Audited, targets: dict[str, np.ndarray] | None, folder: ModelFolder) -> dict[str, Any] | None:
     if targets is None:
         return None
     truth = [targets[poster.id] for poster in audited.posters]

@@ -48,12 +48,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
     """
     metadata = columns.read(path, known=labels.genres)
     if metadata.rejected:
-        log.warning(
-            "%d rows of %s are not audited: %s",
-            len(metadata.rejected),
-            path,
-            first_reasons(metadata.rejected),
-        )
+        log.warning("%d rows of %s are not audited: %s", len(metadata.rejected), path, first_reasons(metadata.rejected))
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
     if unknown:
         shown = ", ".join(f"{one_line(genre)!r}" for genre, _ in unknown.most_common(5))
@@ -64,9 +59,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
             f"{path} has no genre that the model knows in column {metadata.genre_column!r}; "
             f"choose another with --genre-column"
         )
-    return {
-        row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows
-    }
+    return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
 
 def choose_posters(
@@ -84,9 +77,7 @@ def choose_posters(
         missing = [sample_id for sample_id in targets if sample_id not in known]
         chosen.left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in missing]
         if not listed:
-            raise UserError(
-                f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?"
-            )
+            raise UserError(f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?")
     with_text = [poster for poster in listed if poster.altered > 0]
     if not with_text:
         raise UserError(

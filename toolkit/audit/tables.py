@@ -25,11 +25,7 @@ GENRE_COLUMNS = {
     "gained": "named only with text",
     "lost": "only without",
 }
-EFFECT_NAMES = {
-    "text": "text painted over",
-    "control": "same area elsewhere",
-    "reencoding": "re-encoding alone",
-}
+EFFECT_NAMES = {"text": "text painted over", "control": "same area elsewhere", "reencoding": "re-encoding alone"}
 METRIC_NAMES = {
     "raw": "posters as they are",
     "reencoded": "re-encoded",

@@ -10,9 +10,7 @@ from shards.cli.commands import Command, choose
 #: In the order of help.
 COMMANDS = {
     "fetch": Command(
-        "download posters from the links of a CSV",
-        "shards.fetch.options:FetchOptions",
-        "shards.cli.fetch:run_fetch",
+        "download posters from the links of a CSV", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
     ),
     "clean": Command(
         "paint the text of posters over, and prove that it is gone",
@@ -26,14 +24,10 @@ COMMANDS = {
     ),
     "shards": Command("build, describe, verify or index a shard set"),
     "shards build": Command(
-        "pack posters and a CSV into WebDataset shards",
-        "shards.build.run:BuildOptions",
-        "shards.cli.main:run_build",
+        "pack posters and a CSV into WebDataset shards", "shards.build.run:BuildOptions", "shards.cli.main:run_build"
     ),
     "shards info": Command(
-        "print counts, genres and sizes of a shard set",
-        "shards.cli.main:InfoOptions",
-        "shards.cli.main:run_info",
+        "print counts, genres and sizes of a shard set", "shards.cli.main:InfoOptions", "shards.cli.main:run_info"
     ),
     "shards verify": Command(
         "check every byte, count and image; exit 1 if anything is wrong",
@@ -85,9 +79,7 @@ COMMANDS = {
         "toolkit.export.run:run_export",
     ),
     "push": Command(
-        "upload a model folder to the hub",
-        "toolkit.export.options:PushOptions",
-        "toolkit.export.hub:run_push",
+        "upload a model folder to the hub", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
     ),
     "import": Command(
         "a model folder from an earlier script's .pth",

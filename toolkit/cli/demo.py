@@ -82,15 +82,11 @@ def run_demo(options: DemoOptions) -> int:
     images = {path.stem: path for path in list_images(out / "posters" / "images")}
     paths = [images[reader.sample_id(i)] for i in range(len(reader))]
     predictions = predict_files(folder, paths, accelerator)
-    write_predictions(
-        predictions, folder, str(accelerator.device), out / "predictions.json", "json", verbose=True
-    )
+    write_predictions(predictions, folder, str(accelerator.device), out / "predictions.json", "json", verbose=True)
     true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
     items = [
         GalleryItem(
-            path.read_bytes(),
-            true[path.stem],
-            [(line.genre, line.probability) for line in lines if line.named],
+            path.read_bytes(), true[path.stem], [(line.genre, line.probability) for line in lines if line.named]
         )
         for path, lines in zip(paths, predictions.ranked(), strict=True)
         if lines
@@ -105,9 +101,7 @@ def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, output
     shards, report = out / "shards", out / "report"
     words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
     command = shlex.join(str(word) for word in words)
-    return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(
-        outputs, None
-    )
+    return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(outputs, None)
 
 
 def _say_where(out: Path, folder: ModelFolder) -> None:

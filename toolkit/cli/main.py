@@ -36,9 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _memory_line(command: str, options: Any) -> str:
     """What to do when a command needs more memory than there is."""
-    if not hasattr(
-        options, "batch_size"
-    ):  # updates and forward passes of a training say more about themselves
+    if not hasattr(options, "batch_size"):  # updates and forward passes of a training say more about themselves
         return f"posters {command} needs more than there is; look at what else runs here, or use a larger machine"
     from toolkit.device.defaults import best_device, no_room
 

@@ -31,14 +31,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
     accelerator = make_accelerator(options.precision, facts)
     remove_dead_partials(options.model)
     evaluation, outputs = evaluate(
-        accelerator,
-        folder,
-        store,
-        manifest,
-        options.split,
-        options.thresholds,
-        options.batch_size,
-        options.threads,
+        accelerator, folder, store, manifest, options.split, options.thresholds, options.batch_size, options.threads
     )
     others = None
     if report is not None:
@@ -47,9 +40,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
         evaluation.render()
         out = options.out or options.model / f"metrics-{options.split}.json"
         predictions = (
-            options.out.with_suffix(".npz")
-            if options.out
-            else options.model / f"predictions-{options.split}.npz"
+            options.out.with_suffix(".npz") if options.out else options.model / f"predictions-{options.split}.npz"
         )
         write_json(out, evaluation.to_dict())
         outputs.save(predictions)

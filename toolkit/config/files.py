@@ -55,9 +55,7 @@ def check_file(path: Path, sections: set[str]) -> None:
             raise UserError(f"{what} names another one by the key config: give one file, with all keys")
         if name in sections and not isinstance(value, dict):
             given = "nothing" if value is None else type(value).__name__
-            raise UserError(
-                f"{what}: {name} must hold keys, and holds {given}: give it some, or leave it out"
-            )
+            raise UserError(f"{what}: {name} must hold keys, and holds {given}: give it some, or leave it out")
 
 
 def check_text(text: str, what: str) -> Any:

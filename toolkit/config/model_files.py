@@ -15,15 +15,7 @@ import msgspec
 from shards.dataset.labels import MAX_GENRES, LabelSet
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as, parse_as
-from toolkit.config.values import (
-    LEAST_CROP_PCT,
-    MAX_HIDDEN,
-    MAX_MEMBERS,
-    MAX_RESIZED,
-    MAX_SIDE,
-    MAX_WIDTH,
-    HeadKind,
-)
+from toolkit.config.values import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH, HeadKind
 
 T = TypeVar("T")
 
@@ -191,9 +183,7 @@ def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dic
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
-            raise UserError(
-                f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}"
-            )
+            raise UserError(f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None

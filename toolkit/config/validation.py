@@ -86,8 +86,7 @@ def _check_together(config: Config) -> None:
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
-            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, "
-            f"not {data.crop_pct}"
+            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, not {data.crop_pct}"
         )
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(
@@ -155,6 +154,4 @@ def _check_optimizer(name: str) -> None:
     if name not in known:
         raise UserError(f"optim.name: timm has no optimiser {name!r}{did_you_mean(name, known, str, 3)}")
     if get_optimizer_info(name).second_order:
-        raise UserError(
-            f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none"
-        )
+        raise UserError(f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none")

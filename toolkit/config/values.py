@@ -53,17 +53,12 @@ NotNegative = Annotated[float, at_least(0, "0 or more")]
 Alpha = Annotated[float, or_more("none")]
 Count = Annotated[int, at_least(1)]
 
-_SIDE = Rule(
-    f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels", lambda v: v == 0 or 16 <= v <= MAX_SIDE
-)
+_SIDE = Rule(f"0 (the backbone's own) or from 16 to {MAX_SIDE} pixels", lambda v: v == 0 or 16 <= v <= MAX_SIDE)
 _WIDTHS = Rule(
     f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
     lambda value: len(value) <= MAX_HIDDEN and all(1 <= width <= MAX_WIDTH for width in value),
 )
-_FREEZE, _FREEZES = (
-    re.compile(r"[\w.]+(@[1-9]\d*)?"),
-    "module names, each with @EPOCHS (at least 1) or without",
-)
+_FREEZE, _FREEZES = (re.compile(r"[\w.]+(@[1-9]\d*)?"), "module names, each with @EPOCHS (at least 1) or without")
 _AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
 _AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
 _FOLDER = Rule("a folder, whose files processes map, and no URL", lambda value: not is_url(value or ""))

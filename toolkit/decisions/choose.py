@@ -140,10 +140,7 @@ def choose_decisions(
 
 
 def cross_fit_of(
-    targets: ArrayLike,
-    logits: ArrayLike,
-    decide: DecideConfig | None = None,
-    groups: IntArray | None = None,
+    targets: ArrayLike, logits: ArrayLike, decide: DecideConfig | None = None, groups: IntArray | None = None
 ) -> CrossFit:
     """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
     decide = decide if decide is not None else DecideConfig()
@@ -182,9 +179,7 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
         found = f"the one threshold {goal} on the {_name(split)} split"
-        return (
-            f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
-        )
+        return f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
         "precision": f"for precision of at least {aim.value:g} in each genre",

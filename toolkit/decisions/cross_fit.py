@@ -119,12 +119,7 @@ class CrossFit:
     """
 
     def __init__(
-        self,
-        truth: BoolArray,
-        logits: FloatArray,
-        aim: Aim,
-        decide: DecideConfig,
-        groups: IntArray | None,
+        self, truth: BoolArray, logits: FloatArray, aim: Aim, decide: DecideConfig, groups: IntArray | None
     ) -> None:
         self.order, self.units = in_order(truth, logits, groups)
         self.truth, self.scores = truth[self.order], logits[self.order]
@@ -144,9 +139,7 @@ class CrossFit:
         if not rows.any():  # a split of one sample has no others
             genres = self.truth.shape[1]
             plain = Calibration("none", np.ones(genres), np.zeros(genres))
-            return Choice(
-                plain, Thresholds(np.full(genres, DEFAULT_THRESHOLD), DEFAULT_THRESHOLD), None, {}, {}
-            )
+            return Choice(plain, Thresholds(np.full(genres, DEFAULT_THRESHOLD), DEFAULT_THRESHOLD), None, {}, {})
         calibration, calibrations = choose_calibration(
             self.truth[rows],
             self.scores[rows],
@@ -156,9 +149,7 @@ class CrossFit:
             lambda k, method: self._calibration(out if k is None else out | {k}, method),
         )
         slack, ways = self._choose_slack(out, calibration.method)
-        return Choice(
-            calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, ways
-        )
+        return Choice(calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, ways)
 
     def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
         """(slack, None for one threshold; held-out figures of each).
@@ -214,9 +205,7 @@ class CrossFit:
     def _fit_thresholds(self, out: Out, method: Method, slack: float | None) -> Thresholds:
         rows = self._rows(out)
         truth, scores = self.truth[rows], self.scores[rows]
-        probabilities = self._once(
-            (out, method, "p"), lambda: sigmoid(self._calibration(out, method)(scores))
-        )
+        probabilities = self._once((out, method, "p"), lambda: sigmoid(self._calibration(out, method)(scores)))
         if slack is None:
             single = single_threshold(self.aim, truth, probabilities)
             return Thresholds(np.full(truth.shape[1], single), single)

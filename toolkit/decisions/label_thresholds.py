@@ -86,9 +86,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
     named = sum(float(sweep.named[p]) for sweep, p in zip(sweeps, positions, strict=True))
     # F-beta in counts, as in metrics.f_beta; genres with positives have no bottom of 0.
     tops = {g: (1.0 + square) * sweeps[g].smooth for g in active}
-    own = {
-        g: weight / len(active) * tops[g] / (square * sweeps[g].smooth[-1] + sweeps[g].named) for g in active
-    }
+    own = {g: weight / len(active) * tops[g] / (square * sweeps[g].smooth[-1] + sweeps[g].named) for g in active}
     moved = True
     while moved:
         moved = False

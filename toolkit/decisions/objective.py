@@ -67,12 +67,7 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
 
 
 def genre_thresholds(
-    aim: Aim,
-    truth: BoolArray,
-    probabilities: FloatArray,
-    expected: FloatArray,
-    single: float,
-    slack: float = 0.0,
+    aim: Aim, truth: BoolArray, probabilities: FloatArray, expected: FloatArray, single: float, slack: float = 0.0
 ) -> tuple[FloatArray, float | None]:
     """((G,) thresholds, the weight of macro-F for F aims).
 

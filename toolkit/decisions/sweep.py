@@ -69,12 +69,7 @@ def make_sweep(truth: BoolArray, smoothed: FloatArray, probabilities: FloatArray
     def counts(values: FloatArray) -> FloatArray:
         return np.append(0.0, np.cumsum(values[order])[ends])
 
-    return Sweep(
-        ordered[ends],
-        np.append(0.0, ends + 1.0),
-        counts(truth.astype(np.float64)),
-        counts(smoothed),
-    )
+    return Sweep(ordered[ends], np.append(0.0, ends + 1.0), counts(truth.astype(np.float64)), counts(smoothed))
 
 
 def smoothed_targets(truth: BoolArray, expected: FloatArray) -> FloatArray:

@@ -52,9 +52,7 @@ PACKAGES = ("poster-toolkit", "torch", "timm", "accelerate", "numpy", "pillow", 
 #: Characters of a value that are shown.
 WIDTH = 60
 NOTHING = "nothing"
-_PLAIN = re.compile(
-    r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?"
-)
+_PLAIN = re.compile(r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -78,9 +76,7 @@ class Record(msgspec.Struct, frozen=True):
 # --- what a process does ----------------------------------------------------------------------------------------------
 
 
-def record_of(
-    facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = ""
-) -> Record:
+def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
     """This process's record: ``facts`` of its command, and what it has from its environment.
 
     precision: as an option asks for it; else the launcher's. device: identity of its GPU.
@@ -95,9 +91,7 @@ def record_of(
         _sendable(key): (None if text is None else _sendable(text), _sendable(at))
         for key, (text, at) in all_facts.items()
     }
-    return Record(
-        sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1"))
-    )
+    return Record(sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1")))
 
 
 def problem_record(problem: str) -> Record:
@@ -187,9 +181,7 @@ def set_facts(manifest: Manifest, where: object) -> Facts:
 
 def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
     """Images of a folder: their names below it, and their sizes."""
-    found = [
-        (path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths
-    ]
+    found = [(path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths]
     return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
 

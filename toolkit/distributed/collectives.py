@@ -13,12 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    GradientAccumulationPlugin,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
 
 from shards.errors import UserError, one_line
@@ -73,11 +68,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
             dynamo_backend="no",
             **options,
         )
-    except (
-        ValueError,
-        NotImplementedError,
-        ImportError,
-    ) as error:  # what it wants of machine and environment
+    except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
         raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(
@@ -130,9 +121,7 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
                 raise UserError(line)
 
 
-def gather_by_index(
-    accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray
-) -> np.ndarray:
+def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Collect rows of all ranks on every rank, in sample order.
 
     ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
@@ -145,9 +134,7 @@ def gather_by_index(
     everyone = np.concatenate([part for part, _ in pairs])
     seen = np.bincount(everyone, minlength=count)
     if len(seen) != count or (seen != 1).any():
-        raise RuntimeError(
-            f"{int((seen != 1).sum())} of {count} samples did not come exactly once over all ranks"
-        )
+        raise RuntimeError(f"{int((seen != 1).sum())} of {count} samples did not come exactly once over all ranks")
     ordered = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for part, rows in pairs:
         ordered[part] = rows
@@ -184,10 +171,7 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
 
 
 def require_read(
-    accelerator: Accelerator,
-    failure: UserError | None,
-    owed: int = 0,
-    call: Callable[[], object] = lambda: None,
+    accelerator: Accelerator, failure: UserError | None, owed: int = 0, call: Callable[[], object] = lambda: None
 ) -> None:
     """Raise LostData, on every rank, if one of them has a ``failure``. A collective call.
 

@@ -28,10 +28,7 @@ REFUSED = {
     "ACCELERATE_DYNAMO_BACKEND": ("compile models", "unset it, and use --train.compile true, or --compile"),
     "ACCELERATE_FP8_*": ("compute in fp8", "unset it, and use bf16, fp16 or no"),
     "ACCELERATE_DOWNCAST_BF16": ("take bf16 for float32", "unset it, and use --train.precision"),
-    "ACCELERATE_TORCH_DEVICE": (
-        "use one device",
-        "choose GPUs by CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true",
-    ),
+    "ACCELERATE_TORCH_DEVICE": ("use one device", "choose GPUs by CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true"),
 }
 OFF = ("", "0", "false", "no", "n", "f", "off")
 #: Variables that change nothing here, their usual values, and the option that does what they are for.
@@ -72,14 +69,10 @@ def require_plain(env: Mapping[str, str]) -> None:
     for name, value in sorted(env.items()):
         for entry, (told, remedy) in REFUSED.items():
             if matches(name, entry) and value.lower() not in OFF:
-                raise UserError(
-                    f"accelerate was told to {told}; {remedy} ({name} is {value!r} in the environment)"
-                )
+                raise UserError(f"accelerate was told to {told}; {remedy} ({name} is {value!r} in the environment)")
         usual, option = OURS.get(name, ((value.lower(),), ""))
         if value.lower() not in usual and env.get("RANK", "0") == "0":
-            log.warning(
-                "%s is %r in the environment, and not used: it is %s that counts", name, value, option
-            )
+            log.warning("%s is %r in the environment, and not used: it is %s that counts", name, value, option)
 
 
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
@@ -94,9 +87,7 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
     if value not in ("no", "bf16", "fp16"):
         raise UserError(f"accelerate was told to compute in {value} ({PRECISION}): use bf16, fp16 or no")
     if value == "fp16" and on_cpu:
-        raise UserError(
-            f"accelerate was told to compute in fp16 ({PRECISION}), which needs a GPU: use bf16 or no"
-        )
+        raise UserError(f"accelerate was told to compute in fp16 ({PRECISION}), which needs a GPU: use bf16 or no")
     return value
 
 

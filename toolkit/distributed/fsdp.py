@@ -161,10 +161,6 @@ def _flat(groups: Iterable[dict[str, Any]]) -> Iterable[Any]:
 
 def _part(value: Any, parameter: torch.Tensor) -> Any:
     """``value`` cut as ``parameter`` is, if it has its shape; a count of updates has not."""
-    if (
-        not isinstance(value, torch.Tensor)
-        or not isinstance(parameter, DTensor)
-        or value.shape != parameter.shape
-    ):
+    if not isinstance(value, torch.Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -116,9 +116,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
             "torchrun will start lost processes again, but those may then read addresses of the lost ones: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see launch/README.md)"
         )
-    if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (
-        name := interface_toward(env.get("MASTER_ADDR", ""))
-    ):
+    if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):
         # gloo listens where this host's name leads, which many hosts' own tables say is 127.0.0.1.
         env.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
@@ -225,9 +223,7 @@ def leave() -> None:
 
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
     """Whether a group that torchrun starts again would meet in the store of the one before (pytorch issue 135712)."""
-    return (
-        env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    )
+    return env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def interface_toward(host: str) -> str | None:

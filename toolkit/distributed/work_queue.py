@@ -33,9 +33,7 @@ class HandOut:
             return
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         if accelerator.is_main_process:
-            self._store = dist.TCPStore(
-                host, 0, self.world, is_master=True, timeout=PATIENCE, wait_for_workers=False
-            )
+            self._store = dist.TCPStore(host, 0, self.world, is_master=True, timeout=PATIENCE, wait_for_workers=False)
         port = from_main(accelerator, self._store.port if self._store else None)
         if self._store is None:
             self._store = dist.TCPStore(host, port, self.world, is_master=False, timeout=PATIENCE)

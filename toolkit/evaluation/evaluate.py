@@ -40,10 +40,7 @@ def evaluate(
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
-        log.warning(
-            "the model's thresholds and calibration were chosen on %s: its metrics there are optimistic",
-            split,
-        )
+        log.warning("the model's thresholds and calibration were chosen on %s: its metrics there are optimistic", split)
     return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
 
 
@@ -61,17 +58,11 @@ def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsA
 
 
 def evaluate_outputs(
-    folder: ModelFolder,
-    manifest: Manifest,
-    outputs: SplitLogits,
-    thresholds: list[float] | None = None,
+    folder: ModelFolder, manifest: Manifest, outputs: SplitLogits, thresholds: list[float] | None = None
 ) -> Evaluation:
     """Logits of a split, evaluated at the folder's decisions and at fixed ``thresholds``."""
     if "train" not in manifest.split_names:
-        log.warning(
-            "the shard set has no training split: the baselines use the prevalence of %s itself",
-            outputs.split,
-        )
+        log.warning("the shard set has no training split: the baselines use the prevalence of %s itself", outputs.split)
     return evaluate_arrays(
         outputs.targets,
         outputs.logits,

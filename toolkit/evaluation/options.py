@@ -29,9 +29,7 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
 
     split: str = "test"
     """Split to evaluate."""
-    thresholds: list[float] = option(
-        factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7"
-    )
+    thresholds: list[float] = option(factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7")
     """Thresholds to show beside the model's own, which are always those of validation (see posters tune)."""
     out: Path | None = option(None, "-o")
     """JSON file (default MODEL/metrics-SPLIT.json)."""
@@ -45,9 +43,7 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in ("", ".json"):
-            raise UserError(
-                f"--out {self.out} must end in .json; the predictions go into an .npz file beside it"
-            )
+            raise UserError(f"--out {self.out} must end in .json; the predictions go into an .npz file beside it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,7 @@ from rich.text import Text
 
 from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
-from toolkit.evaluation.tables import (
-    add_number_columns,
-    json_types,
-    plain_table,
-    report_console,
-)
+from toolkit.evaluation.tables import add_number_columns, json_types, plain_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import (
@@ -109,12 +104,7 @@ class Evaluation:
     def render(self, console: Console | None = None) -> None:
         """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
         out = console if console is not None else report_console()
-        tables = (
-            self.headline_table(),
-            self.ranking_table(),
-            self.calibration_table(),
-            self.genre_table(),
-        )
+        tables = (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table())
         for table in tables:
             out.print(table)
             out.print()
@@ -172,9 +162,7 @@ class Evaluation:
         for name, figures in rows.items():
             table.add_row(name, *(format_number(figures[metric.key], ".4f") for metric in shown))
         if len(rows) == 1:
-            table.caption = Text(
-                "not calibrated: it did not help clearly on held-out samples, or was not wanted"
-            )
+            table.caption = Text("not calibrated: it did not help clearly on held-out samples, or was not wanted")
         return table
 
     def genre_table(self) -> Table:
@@ -227,12 +215,7 @@ def evaluate_arrays(
         ranking=values(outcome, "ranking"),
         calibration=calibration,
         thresholds=rows,
-        baselines=baselines(
-            train_prevalence,
-            truth,
-            [*fixed, chosen],
-            [k for k in TOP_K if k <= num_genres],
-        ),
+        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= num_genres]),
         per_genre=per_genre_table(outcome, decisions.thresholds, names),
         shard_set=shard_set,
     )
@@ -245,10 +228,7 @@ def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[s
         return [], (f"chosen {threshold_label(value)}", value)
     # Its label must not let anybody take it for the best one of the evaluated split.
     split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
-    return [(f"single of {split} {threshold_label(value)}", value)], (
-        "chosen (per genre)",
-        decisions.thresholds,
-    )
+    return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
 
 
 def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
@@ -256,11 +236,7 @@ def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> 
         loss = float(cross_entropy(logits, truth).mean())
         return {"loss": loss, **reliability(truth, sigmoid(logits))}
 
-    return {
-        "method": decisions.calibration,
-        "before": figures(scores),
-        "after": figures(decisions.logits(scores)),
-    }
+    return {"method": decisions.calibration, "before": figures(scores), "after": figures(decisions.logits(scores))}
 
 
 def train_prevalence(manifest: Manifest) -> np.ndarray:

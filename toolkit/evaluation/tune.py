@@ -50,9 +50,7 @@ def run_tune(options: TuneOptions) -> int:
     outputs = infer_split(accelerator, folder, shards, manifest, SPLIT, options.batch_size, options.threads)
     if accelerator.is_main_process:
         groups = manifest.units_of(SPLIT)
-        folder.decisions = choose_decisions(
-            outputs.targets, outputs.logits, options.decide, split=SPLIT, groups=groups
-        )
+        folder.decisions = choose_decisions(outputs.targets, outputs.logits, options.decide, split=SPLIT, groups=groups)
         evaluation = evaluate_outputs(folder, manifest, outputs)
         evaluation.render()
         write_labels(options.model, folder.labels, folder.decisions)

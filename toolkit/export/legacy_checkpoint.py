@@ -67,9 +67,7 @@ def run_import(options: ImportOptions) -> int:
     """Read, recognise, write; returns the exit status."""
     out = Path(os.path.abspath(options.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
-            f"--out {options.out} exists and is not an empty folder: choose another, or remove it"
-        )
+        raise UserError(f"--out {options.out} exists and is not an empty folder: choose another, or remove it")
     remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(options.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
@@ -85,9 +83,7 @@ def run_import(options: ImportOptions) -> int:
     save_model_folder(out, model.eval(), head, checkpoint.labels, decisions, preprocessing, facts, {})
     print(f"architecture  {architecture}, {head.kind} head, {checkpoint.image_size} pixels")
     print(f"genres        {len(checkpoint.labels)}: {', '.join(checkpoint.labels.genres)}")
-    print(
-        f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}"
-    )
+    print(f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}")
     print(
         "not the same  where no genre reaches its threshold the script named the most probable one; "
         "`posters predict` names none"
@@ -196,9 +192,7 @@ def decisions_of(checkpoint: Checkpoint, path: Path) -> Decisions:
     else:
         thresholds, source = np.full(size, checkpoint.fixed_threshold), "the earlier script's fixed threshold"
     if not ((thresholds >= 0) & (thresholds <= 1)).all():
-        raise UserError(
-            f"{path}: its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})"
-        )
+        raise UserError(f"{path}: its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})")
     return Decisions.plain(thresholds, source)
 
 
@@ -210,9 +204,7 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
             raise UserError(f"{path}: its model_state_dict holds {_shown(name)}, which is no tensor")
         plain = PREFIXES.sub("", name)
         if plain in state:
-            raise UserError(
-                f"{path}: its model_state_dict has {_shown(plain)} twice, under different prefixes"
-            )
+            raise UserError(f"{path}: its model_state_dict has {_shown(plain)} twice, under different prefixes")
         state[plain] = tensor
     require_finite(state, path)
     return state, state.pop("threshold_logits", None)

@@ -66,9 +66,7 @@ def opened(path: Path, preprocess: bool) -> Run:
 
 def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:
     """The network alone as an onnx.ModelProto, its input ``images``."""
-    example = torch.zeros(
-        2, 3, *[folder.preprocessing.image_size] * 2
-    )  # a batch of one would be taken for fixed
+    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # a batch of one would be taken for fixed
     try:
         with quiet():
             program = torch.onnx.export(
@@ -89,9 +87,7 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
         ) from None
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written.get("") != opset:
-        raise UserError(
-            f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out"
-        )
+        raise UserError(f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out")
     return model
 
 

@@ -63,8 +63,7 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
         # The other side by `int(short * other / shorter)`; the short one gives `short` itself.
         shorter = build("Min", height, width)
         new_height, new_width = (
-            build("Max", least, build("Div", build("Mul", least, side_in), shorter))
-            for side_in in (height, width)
+            build("Max", least, build("Div", build("Mul", least, side_in), shorter)) for side_in in (height, width)
         )
         pixels = _resize(build, pixels, new_height, new_width)
         corner = build("Concat", *(_middle(build, new, size) for new in (new_height, new_width)), axis=0)

@@ -140,9 +140,7 @@ def _batches(numbers: list[int], at_least: int) -> Iterator[list[int]]:
         line = line[size:]
 
 
-def _compare(
-    result: Differences, folder: ModelFolder, images: torch.Tensor, given: dict[str, np.ndarray]
-) -> None:
+def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, given: dict[str, np.ndarray]) -> None:
     with torch.inference_mode():
         logits = folder.model(images).float().numpy()
         embedding = backbone_features(folder.model, images).float().numpy()

@@ -32,9 +32,7 @@ def run_export(options: ExportOptions) -> int:
     with atomic_write(out) as stream:  # renamed when the block ends well, gone when it does not
         stream.write(content)
         stream.flush()
-        found = measure(
-            module.opened(Path(stream.name), options.preprocess), folder, pictures, options.preprocess
-        )
+        found = measure(module.opened(Path(stream.name), options.preprocess), folder, pictures, options.preprocess)
         judge(found, options.preprocess, options.tolerance)
     batches = ", ".join(map(str, sorted(found.batches)))
     print(f"max difference  {found}")

@@ -26,14 +26,10 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(
-                ExportNetwork(folder),
-                (example,),
-                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+                ExportNetwork(folder), (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
             )
             stream = io.BytesIO()
-            torch.export.save(
-                program, stream, extra_files={FACTS_FILE: json.dumps(facts(folder, False, None))}
-            )
+            torch.export.save(program, stream, extra_files={FACTS_FILE: json.dumps(facts(folder, False, None))})
     except Exception as error:  # torch.export and its serializer raise many types
         raise UserError(
             f"torch.export cannot hold {folder.config['architecture']} ({type(error).__name__}: "

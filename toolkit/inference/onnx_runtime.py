@@ -33,10 +33,7 @@ class OnnxModel:
         stated = read_facts(self.session, path)
         if stated.get("preprocess"):
             raise UserError(f"{path} has its preprocessing within: {again} without --preprocess")
-        for key, own in (
-            ("weights_sha256", folder.fingerprint),
-            ("labels_fingerprint", folder.labels.fingerprint),
-        ):
+        for key, own in (("weights_sha256", folder.fingerprint), ("labels_fingerprint", folder.labels.fingerprint)):
             if stated.get(key) != own:
                 what = "weights" if key == "weights_sha256" else "genres"
                 raise UserError(f"{path} was exported from another model: its {what} are not those of "
@@ -71,9 +68,7 @@ def read_facts(session: Any, path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(found)
     except (KeyError, ValueError, RecursionError):
-        raise UserError(
-            f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}"
-        ) from None
+        raise UserError(f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}") from None
     return found
 
 

@@ -62,9 +62,7 @@ class Rows:
     """Column of ``ids``: ``image`` of files and pictures that a user gave one by one."""
 
     @classmethod
-    def of(
-        cls, ids: list[str], scored: Scored, labels: LabelSet, decisions: Decisions, key: str = "id"
-    ) -> Rows:
+    def of(cls, ids: list[str], scored: Scored, labels: LabelSet, decisions: Decisions, key: str = "id") -> Rows:
         """The outcome for all of ``ids``, whose samples are numbered as they stand there."""
 
         def spread(values: np.ndarray) -> np.ndarray:

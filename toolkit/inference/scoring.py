@@ -92,12 +92,7 @@ def inference_loader(
 
 
 def infer_here(
-    forward: Forward,
-    source: Source,
-    cutter: Cutter,
-    device: torch.device,
-    batch_size: int = 0,
-    workers: int = 0,
+    forward: Forward, source: Source, cutter: Cutter, device: torch.device, batch_size: int = 0, workers: int = 0
 ) -> Scored:
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
     shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
@@ -154,9 +149,7 @@ def infer_all(
     rows = rows_for(batch_size, accelerator.device)
     plan, world = EvalPlan(count, rows), accelerator.num_processes
     shares = plan.shares(accelerator.process_index, world)
-    forward = Forward(
-        model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last)
-    )
+    forward = Forward(model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last))
     calls = 0
     failure: UserError | None = None
 

@@ -91,11 +91,5 @@ def infer_split(
         )
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
-        split,
-        ids,
-        logits,
-        reader.targets,
-        folder.labels.genres,
-        folder.fingerprint,
-        manifest.fingerprint,
+        split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint
     )

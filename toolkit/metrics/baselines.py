@@ -13,12 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import (
-    FloatArray,
-    check_probabilities,
-    check_targets,
-    clipped_cross_entropy,
-)
+from toolkit.metrics.multilabel import FloatArray, check_probabilities, check_targets, clipped_cross_entropy
 from toolkit.metrics.table import values
 from toolkit.metrics.weighted import Outcome
 

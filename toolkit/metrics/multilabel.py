@@ -44,15 +44,11 @@ def check_scores(scores: ArrayLike, shape: tuple[int, ...], name: str) -> FloatA
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite values"
-        )
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite values")
     return array
 
 
-def check_probabilities(
-    probabilities: ArrayLike, shape: tuple[int, ...], name: str = "probabilities"
-) -> FloatArray:
+def check_probabilities(probabilities: ArrayLike, shape: tuple[int, ...], name: str = "probabilities") -> FloatArray:
     """Like `check_scores`, and ValueError outside [0, 1]: catches logits passed by mistake."""
     array = check_scores(probabilities, shape, name)
     if array.min() < 0.0 or array.max() > 1.0:
@@ -115,9 +111,7 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
     """Elementwise division that gives 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
     top = np.asarray(numerator, dtype=np.float64)
     bottom = np.asarray(denominator, dtype=np.float64)
-    result: FloatArray = np.divide(
-        top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom != 0
-    )
+    result: FloatArray = np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom != 0)
     return result
 
 

@@ -188,9 +188,7 @@ def prediction_metrics(targets: ArrayLike, predicted: ArrayLike) -> dict[str, fl
     return values(Outcome.of(targets, predicted), "decisions")
 
 
-def threshold_metrics(
-    targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike
-) -> dict[str, float]:
+def threshold_metrics(targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> dict[str, float]:
     """The decisions' metrics of ``probability >= threshold``; every ratio with a zero denominator counts as 0."""
     return values(Outcome.of(targets, probabilities=probabilities).at(thresholds), "decisions")
 

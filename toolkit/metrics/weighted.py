@@ -54,9 +54,7 @@ class Outcome:
     """Probabilities; empty for a baseline that only names."""
 
     @classmethod
-    def of(
-        cls, targets: ArrayLike, named: ArrayLike | None = None, probabilities: ArrayLike | None = None
-    ) -> Outcome:
+    def of(cls, targets: ArrayLike, named: ArrayLike | None = None, probabilities: ArrayLike | None = None) -> Outcome:
         """Raises ValueError on broken input; see `toolkit.metrics.multilabel`."""
         truth = check_targets(targets)
         names = NOTHING_NAMED if named is None else check_targets(named)
@@ -151,9 +149,7 @@ class Weighed:
         """Genre by genre."""
         truth, named = self.outcome.truth, self.outcome.named
         if self.weights is None:
-            hits, predicted, support = (
-                np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth)
-            )
+            hits, predicted, support = (np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth))
         else:
             hits, predicted, support = (self.weights @ of for of in self.outcome.numbers)
         return Counts(hits, predicted, support, self.total[:, None])

@@ -49,9 +49,7 @@ def write_card(folder: Path) -> None:
     found = dict(_metrics(folder))
     metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
-        log.warning(
-            "metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split
-        )
+        log.warning("metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split)
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
 
@@ -113,11 +111,7 @@ def _use_section(head: str) -> list[str]:
         "",
     ]
     if head == "linear":
-        return [
-            *lines,
-            'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.',
-            "",
-        ]
+        return [*lines, 'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
     return [
         *lines,
         "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know "
@@ -177,9 +171,7 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
     beside = f" (label prevalence: {format_number(chance.get('mAP'))})" if chance else ""
     figures = values["ranking"] | {"loss": values["loss"]}
-    said = [
-        f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]
-    ]
+    said = [f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]]
     rows += ["", ", ".join(said) + ".", ""]
     if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]

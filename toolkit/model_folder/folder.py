@@ -142,14 +142,10 @@ def recover_model_folder(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def hub_config(
-    model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]
-) -> dict[str, Any]:
+def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]) -> dict[str, Any]:
     """config.json as timm's ``save_for_hf`` lays it out (read back by ``create_model('local-dir:...')``)."""
     native = {
-        k: v
-        for k, v in dict(model.pretrained_cfg).items()
-        if isinstance(v, (str, int, float, bool, list, tuple))
+        k: v for k, v in dict(model.pretrained_cfg).items() if isinstance(v, (str, int, float, bool, list, tuple))
     }
     for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture"):
         native.pop(source, None)
@@ -203,9 +199,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
     head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
-        )
+        raise UserError(f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}")
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
         raise UserError(

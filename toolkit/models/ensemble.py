@@ -20,14 +20,11 @@ from toolkit.device.transfer import to_device
 class Ensemble(nn.Module):
     """K multi-layer perceptrons on the same features."""
 
-    def __init__(
-        self, width: int, hidden: Sequence[int], num_classes: int, members: int, dropout: float
-    ) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], num_classes: int, members: int, dropout: float) -> None:
         """``width`` features in, ``hidden`` widths, ``num_classes`` logits out; dropout before each layer."""
         super().__init__()
         self.members = nn.ModuleList(
-            nn.Sequential(nn.Dropout(dropout), *mlp(width, hidden, num_classes, dropout))
-            for _ in range(members)
+            nn.Sequential(nn.Dropout(dropout), *mlp(width, hidden, num_classes, dropout)) for _ in range(members)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

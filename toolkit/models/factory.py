@@ -53,16 +53,12 @@ def build_model(
                 model = timm.create_model(name, pretrained=True, **arguments)
         else:
             model = timm.create_model(name, **arguments)
-    except (
-        Exception
-    ) as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
+    except Exception as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
         if "drop_path_rate" in str(error):
             raise UserError(_no_drop_path(name)) from None
         if pretrained:
             raise UserError(_hub_help(name, error, scratch)) from None
-        raise UserError(
-            f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
-        ) from None
+        raise UserError(f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}") from None
     if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
     put_head(model, head, num_classes, image_size)
@@ -121,6 +117,5 @@ def _hub_help(name: str, error: Exception, scratch: bool) -> str:
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict as it is saved: contiguous CPU tensors under the names of the plain model."""
     return {
-        name: tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in plain_names(model.state_dict()).items()
+        name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in plain_names(model.state_dict()).items()
     }

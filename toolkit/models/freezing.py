@@ -94,9 +94,7 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
             f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []"
         )
-    return (
-        f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
-    )
+    return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
 
 
 def _part(model: nn.Module, entry: str) -> Part:
@@ -122,9 +120,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
     """Top-level modules and bare parameters that timm's ``group_matcher`` puts into the stem."""
     matcher = getattr(model, "group_matcher", None)
     pattern = matcher().get("stem") if callable(matcher) else None
-    patterns = (
-        [pattern] if isinstance(pattern, str) else [p[0] for p in pattern or [] if isinstance(p, tuple)]
-    )
+    patterns = [pattern] if isinstance(pattern, str) else [p[0] for p in pattern or [] if isinstance(p, tuple)]
 
     def inside(name: str) -> bool:
         return any(re.match(p, name) for p in patterns)

@@ -22,11 +22,7 @@ class Float32Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F) of any floating type → (..., G) float32."""
         device = x.device.type
-        outside = (
-            torch.autocast(device, enabled=False)
-            if torch.amp.is_autocast_available(device)
-            else nullcontext()
-        )
+        outside = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with outside:
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias)
@@ -43,9 +39,4 @@ def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]
     """The last Linear below each prefix, of each member where an ensemble is; none for classifiers that have none."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
-    return [
-        layer
-        for classifier in classifiers
-        for network in networks(classifier)
-        for layer in linears(network)[-1:]
-    ]
+    return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

@@ -66,9 +66,7 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     # weights fit, but DistributedDataParallel would wait for its gradients for ever.
     used = [p for p in ghost.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(features.sum(), used, allow_unused=True)
-    for parameter, gradient in zip(
-        [p for p in model.parameters() if p.requires_grad], gradients, strict=True
-    ):
+    for parameter, gradient in zip([p for p in model.parameters() if p.requires_grad], gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     parent, _, attribute = classifier.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Linear(width, num_classes))

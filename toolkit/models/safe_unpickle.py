@@ -122,10 +122,7 @@ def safe_load(path: Path, what: str) -> Any:
     if foreign:
         raise UserError(_refusal(path, foreign, what))
     try:
-        with (
-            safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]),
-            warnings.catch_warnings(),
-        ):
+        with safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -192,9 +189,7 @@ def _check_archive(path: Path) -> None:
             if pickles > MAX_PICKLE:
                 problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
             elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                problem = (
-                    "its parts are compressed, which torch.save does not do: write it again by torch.save"
-                )
+                problem = "its parts are compressed, which torch.save does not do: write it again by torch.save"
             elif sum(part.file_size for part in parts) > size:
                 problem = "its parts are larger than the file"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:

@@ -110,8 +110,7 @@ class Predictor:
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
             vectors = [
-                vector if error is None else None
-                for vector, error in zip(rows.embeddings, rows.errors, strict=True)
+                vector if error is None else None for vector, error in zip(rows.embeddings, rows.errors, strict=True)
             ]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
@@ -145,9 +144,7 @@ def load_model(
         chosen = torch.device(device) if device else best_device()
         torch.empty(0, device=chosen)
     except Exception as error:  # each backend of torch raises its own type
-        raise UserError(
-            f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda"
-        ) from None
+        raise UserError(f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda") from None
     return Predictor(load_model_folder(path), chosen, precision)
 
 
@@ -157,9 +154,7 @@ def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
     if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
         raise UserError(f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
-        raise UserError(
-            f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}"
-        )
+        raise UserError(f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}")
     if not isinstance(tta, str) or tta not in get_args(Tta):
         raise UserError(f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
 
@@ -223,11 +218,7 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
 
 def _picture(pixels: np.ndarray) -> Image.Image:
     """An array as a picture. Raises ValueError for shapes and types that are none."""
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim not in (2, 3)
-        or pixels.shape[2:] not in ((), (1,), (3,), (4,))
-    ):
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ValueError(
             f"pixels must be uint8, grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), not "
             f"{pixels.dtype} {pixels.shape}"
@@ -253,9 +244,7 @@ def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     if isinstance(images, np.ndarray):
         single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")
     else:
-        single = isinstance(one, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or _is_file(
-            one
-        )
+        single = isinstance(one, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or _is_file(one)
     if single:
         return [_read(one)]
     if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):

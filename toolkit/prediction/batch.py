@@ -33,14 +33,7 @@ from shards.storage.lock import folder_lock
 from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import rows_for
-from toolkit.distributed.agreement import (
-    Facts,
-    command_facts,
-    file_fact,
-    images_facts,
-    model_facts,
-    set_facts,
-)
+from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
 from toolkit.distributed.collectives import LostData, from_main, make_accelerator
 from toolkit.distributed.work_queue import HandOut
 from toolkit.inference.forward import Forward
@@ -178,9 +171,7 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
     for rank, (_, _, found) in enumerate(results):
         if found is not None:
             who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
-            raise LostData(
-                f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1]
-            )
+            raise LostData(f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1])
     accelerator.wait_for_everyone()
     status = 0
     if main:

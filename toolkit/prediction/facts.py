@@ -69,9 +69,7 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     if found is None:
         return False
     if found != facts:
-        raise UserError(
-            f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out"
-        )
+        raise UserError(f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out")
     return True
 
 

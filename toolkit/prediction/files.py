@@ -32,13 +32,7 @@ from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.batch import run_predict_batch
 from toolkit.prediction.facts import facts_of
 from toolkit.prediction.formats import FORMATS, Shown
-from toolkit.prediction.options import (
-    PredictOptions,
-    file_format,
-    forward_of,
-    load_folder,
-    wants_a_folder,
-)
+from toolkit.prediction.options import PredictOptions, file_format, forward_of, load_folder, wants_a_folder
 
 log = logging.getLogger(__name__)
 

@@ -118,9 +118,7 @@ class Parquet(Format):
         try:
             return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
         except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
-            ) from None
+            raise UserError(f"{path} cannot be read ({one_line(error)}); remove it or choose another --out") from None
 
 
 class Csv(Format):
@@ -226,15 +224,11 @@ class Text(Format):
         ]
         names = {genre: printable_line(genre) for genre in rows.labels.genres}
         width = max(map(len, names.values()))
-        for image, ranked, error in zip(
-            map(printable_line, rows.ids), rows.ranked(), rows.errors, strict=True
-        ):
+        for image, ranked, error in zip(map(printable_line, rows.ids), rows.ranked(), rows.errors, strict=True):
             if error is not None:
                 lines.append(f"{image}: unreadable")
                 continue
-            named = ", ".join(
-                f"{names[line.genre]} ({line.probability:.0%})" for line in ranked if line.named
-            )
+            named = ", ".join(f"{names[line.genre]} ({line.probability:.0%})" for line in ranked if line.named)
             lines.append(f"{image}: {named or 'no genre reaches its threshold'}")
             if shown.verbose:
                 lines += [f"    {names[line.genre]:<{width}}  {line.probability:7.2%}" for line in ranked]
@@ -242,9 +236,7 @@ class Text(Format):
 
 
 #: By name. The first is what folders have where nothing else is asked for.
-FORMATS: dict[str, Format] = {
-    format.name: format for format in (Parquet(), Csv(), JsonLines(), Json(), Text())
-}
+FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(), JsonLines(), Json(), Text())}
 #: Endings of files that name a format.
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
@@ -275,7 +267,5 @@ def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> 
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     # They stand in strings only, so each may become what ASCII JSON has for it.
     return re.sub(
-        r"[^\x00-\x7e]",
-        lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0],
-        text,
+        r"[^\x00-\x7e]", lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0], text
     )

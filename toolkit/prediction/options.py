@@ -64,9 +64,7 @@ class PredictOptions(ModelOption, PassOptions):
         super().__post_init__()
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
-            raise UserError(
-                "one of the options --image, --directory, --shards is required, and no second one"
-            )
+            raise UserError("one of the options --image, --directory, --shards is required, and no second one")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise UserError(f"--threshold must be from 0 to 1, not {self.threshold}")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
@@ -83,9 +81,7 @@ def wants_a_folder(options: PredictOptions) -> bool:
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
         if ending in ENDINGS:
-            raise UserError(
-                f"--shards writes a file per shard: name a folder for --out, not the file {output}"
-            )
+            raise UserError(f"--shards writes a file per shard: name a folder for --out, not the file {output}")
         return True
     if options.directory is None or output is None or options.format not in (None, *FOLDER_FORMATS):
         return False
@@ -103,9 +99,7 @@ def file_format(output: Path | None, format: str | None) -> str:
             )
         return format or "text"
     if output.is_dir():
-        raise UserError(
-            f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
-        )
+        raise UserError(f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}")
     by_ending = ENDINGS.get(output.suffix.lower())
     if format is None:
         if by_ending is None:

@@ -23,12 +23,7 @@ from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.per_label import genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
 from toolkit.report.plots.matrix_plots import instead_plot, together_plot
-from toolkit.report.plots.reliability_plots import (
-    ENOUGH,
-    genre_bins,
-    genre_reliability_plot,
-    reliability_plot,
-)
+from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import course_plots, read_course
 from toolkit.report.summary import comparisons, headline, resampled, verdict
@@ -90,10 +85,7 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
             "per_genre": genres,
             "genre_comparison": genre_comparison(material, draws),
             "threshold_sweep": swept,
-            "calibration": {
-                **calibration(material.model, material.targets),
-                "genres": genre_calibration(material),
-            },
+            "calibration": {**calibration(material.model, material.targets), "genres": genre_calibration(material)},
             "pairs": pairs(material.targets, material.model.named, material.genres),
             "together": together(material.targets),
             "instead": instead.rows(material.genres),
@@ -247,9 +239,7 @@ def _diagrams(material: Material, numbers: dict[str, Any]) -> list[tuple[Plot, d
     calibrated = material.model.calibration != "none"
     return [
         (
-            genre_reliability_plot(
-                _plot_name("reliability", number, genre), genre, bins, calibrated=calibrated
-            ),
+            genre_reliability_plot(_plot_name("reliability", number, genre), genre, bins, calibrated=calibrated),
             rows[genre],
         )
         for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1)

@@ -86,9 +86,7 @@ def choose_groups(material: Material) -> list[Group]:
     missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf))
     return [
         _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
-        _group(
-            material, "worst", "Worst", "Fewest genres right, by the poster's own F1; most loss first.", worst
-        ),
+        _group(material, "worst", "Worst", "Fewest genres right, by the poster's own F1; most loss first.", worst),
         _group(
             material,
             "wrong",
@@ -135,9 +133,7 @@ def _extremes(values: FloatArray) -> list[tuple[int, int]]:
     return [(int(row), int(columns[row])) for row in order if np.isfinite(highest[row])]
 
 
-def _group(
-    material: Material, key: str, title: str, why: str, chosen: list[int] | list[tuple[int, int]]
-) -> Group:
+def _group(material: Material, key: str, title: str, why: str, chosen: list[int] | list[tuple[int, int]]) -> Group:
     examples = []
     for entry in chosen:
         sample, column = entry if isinstance(entry, tuple) else (entry, None)

@@ -17,13 +17,7 @@ from shards.storage.files import PARTIAL, atomic_write, write_json
 from toolkit.report.build import Report
 from toolkit.report.page import render_page
 
-PAGE, NUMBERS, GENRES, ERRORS, PLOTS = (
-    "index.html",
-    "metrics.json",
-    "per-genre.csv",
-    "label-errors.csv",
-    "plots",
-)
+PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
 MADE_BY = "posters evaluate --report"
 
 

@@ -61,9 +61,7 @@ class ReportRun:
         shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
-    def infer_other(
-        self, accelerator: Accelerator, split: str, batch_size: int, workers: int
-    ) -> SplitLogits | None:
+    def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
         """The other run's logits on the same split, on every rank; None without one."""
         if self.other is None:
             return None

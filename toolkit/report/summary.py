@@ -63,8 +63,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """One row per metric: the model's value and interval."""
     intervals = confidence_intervals(draws[MODEL])
     return [
-        {"metric": metric.key, "name": metric.label, **intervals[metric.key]._asdict()}
-        for metric in PLACES["report"]
+        {"metric": metric.key, "name": metric.label, **intervals[metric.key]._asdict()} for metric in PLACES["report"]
     ]
 
 
@@ -115,9 +114,7 @@ def in_words(difference: Difference, better: Better) -> str:
     return f"{SURE}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
 
 
-def verdict(
-    material: Material, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]
-) -> dict[str, Any]:
+def verdict(material: Material, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
     """The finding in one sentence, and the sentences that go with it."""
     values = {row["metric"]: row for row in rows}
     beside = {row["metric"]: row for row in compared[0]["rows"]}

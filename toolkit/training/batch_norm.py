@@ -41,9 +41,7 @@ def held_over_few_rows(
         if rows.min() < LEAST_ROWS:
             held = [module for module in _learning(model) if _least(rows, module) < LEAST_ROWS]
     for module in held:
-        module.training = (
-            False  # not eval(), which would reach modules within: timm puts activation and dropout there
-        )
+        module.training = False  # not eval(), which would reach modules within: timm puts activation and dropout there
     try:
         yield
     finally:
@@ -51,9 +49,7 @@ def held_over_few_rows(
             module.training = True
 
 
-def check_rows(
-    model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool
-) -> str | None:
+def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
     """One line for the log if BatchNorm of ``model`` (in training mode) would have few rows to learn from; else None.
 
     ``trained``: its weights, and so its statistics, were learnt before. Raises UserError where random ones would be

@@ -149,9 +149,7 @@ class Feed:
         self.policy = FaultPolicy(data.on_error, data.max_errors, parts.config.train.seed)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
         masking = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
-        self.train_loader = Loader(
-            parts.train, self.threads, data.prefetch, device=device, policy=self.policy
-        )
+        self.train_loader = Loader(parts.train, self.threads, data.prefetch, device=device, policy=self.policy)
         self.val_loader = Loader(parts.val, self.threads, data.prefetch, device=device, policy=masking)
         self.val_cutter: Cutter = eval_cutter(parts.val, parts.preprocessing, data.geometry, device)
         self.meter = self.train_loader.meter

@@ -65,9 +65,7 @@ def _check_counts(positives: np.ndarray, num_samples: int) -> FloatArray:
     if num_samples < 1:
         raise ValueError(f"num_samples must be positive, got {num_samples}")
     if not ((counts >= 0) & (counts <= num_samples)).all():
-        raise ValueError(
-            f"positives must lie in [0, {num_samples}], got {counts.min():g} to {counts.max():g}"
-        )
+        raise ValueError(f"positives must lie in [0, {num_samples}], got {counts.min():g} to {counts.max():g}")
     return counts
 
 
@@ -114,9 +112,7 @@ class WeightedLoss(MultiLabelLoss):
 
     pos_weight: torch.Tensor
 
-    def __init__(
-        self, counts: FloatArray, num_samples: int, smoothing: float, options: WeightedOptions
-    ) -> None:
+    def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: WeightedOptions) -> None:
         super().__init__(counts, num_samples, smoothing, options)
         pos_weight = positive_weights(counts, num_samples, options.pos_weight_cap)
         self.register_buffer("pos_weight", _float32(pos_weight), persistent=False)
@@ -150,9 +146,7 @@ class AsymmetricLoss(MultiLabelLoss):
 
     log_clip: torch.Tensor
 
-    def __init__(
-        self, counts: FloatArray, num_samples: int, smoothing: float, options: AsymmetricOptions
-    ) -> None:
+    def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: AsymmetricOptions) -> None:
         super().__init__(counts, num_samples, smoothing, options)
         clip = options.clip
         log_clip = math.log(clip) if clip > 0 else -math.inf

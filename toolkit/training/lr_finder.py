@@ -67,19 +67,13 @@ class LrCurve:
     def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
         """Raises UserError if the loss did not fall: there is nothing to suggest then."""
         if len(losses) < 3:
-            raise UserError(
-                "the loss diverged at once, at the lowest rate: look at the data and the weights first"
-            )
+            raise UserError("the loss diverged at once, at the lowest rate: look at the data and the weights first")
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
-        capped = np.minimum(
-            losses, DIVERGED * losses[0]
-        )  # the last points would pull the curve up before them
+        capped = np.minimum(losses, DIVERGED * losses[0])  # the last points would pull the curve up before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
-            raise UserError(
-                f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
-            )
+            raise UserError(f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?")
         return curve
 
 
@@ -109,10 +103,7 @@ def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
     losses: list[float] = []
     epoch = 0
     parts.freezing.training_mode(parts.model, 0)
-    with (
-        contextlib.closing(feed),
-        progress(len(rates), "find-lr", disable=not accelerator.is_main_process) as bar,
-    ):
+    with contextlib.closing(feed), progress(len(rates), "find-lr", disable=not accelerator.is_main_process) as bar:
         while len(losses) < len(rates):
             with contextlib.closing(feed.batches(epoch, 0)) as batches:
                 for step in range(steps):
@@ -165,9 +156,7 @@ def _draw(curve: LrCurve) -> Figure:
     axes.set_xscale("log")
     axes.plot(curve.rates, curve.losses, color="#9aa5b1", linewidth=1, label="loss of each update")
     axes.plot(curve.rates, curve.smoothed, color="#1f4e79", linewidth=2.2, label="smoothed")
-    useful = slice(
-        0, int(np.argmin(curve.smoothed)) + 1
-    )  # what comes after the lowest point may rise out of sight
+    useful = slice(0, int(np.argmin(curve.smoothed)) + 1)  # what comes after the lowest point may rise out of sight
     high = max(np.quantile(curve.losses[useful], 0.95), curve.smoothed[useful].max())
     low = min(np.quantile(curve.losses, 0.05), curve.smoothed.min())
     axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))

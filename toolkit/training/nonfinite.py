@@ -74,9 +74,7 @@ class _Told:
 class Guard:
     """Looks at every update of a run for one rank. See the module for what ``stop`` and ``skip`` do."""
 
-    def __init__(
-        self, accelerator: Accelerator, on_nonfinite: OnNonfinite, sample_id: Callable[[int], str]
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, on_nonfinite: OnNonfinite, sample_id: Callable[[int], str]) -> None:
         """``sample_id`` gives the user's id of a sample of the training split."""
         self.accelerator, self.on_nonfinite, self.sample_id = accelerator, on_nonfinite, sample_id
         self.skipped: list[str] = []
@@ -137,9 +135,7 @@ class Guard:
         self.check()
         self._trouble += ~torch.isfinite(_size(list(model.parameters()), self._trouble))
         if self._agreed():
-            raise UserError(
-                f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
-            )
+            raise UserError(f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept")
 
     def check_skipped(self, count: int, most: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped: over ``most``, or all.
@@ -186,14 +182,10 @@ class Guard:
                 f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "
                 f"fault, or one of them by way of batch statistics, {ids}"
             )
-        return (
-            f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
-        )
+        return f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
 
 
-def check_scale(
-    scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int
-) -> None:
+def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
     """Raise UserError if the scaler, which left out this update and ``in_a_row`` in all, finds no scale. Waits.
 
     Called only after such an update. Ranks have the same gradients, so that all of them raise it or none.

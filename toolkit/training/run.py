@@ -46,9 +46,7 @@ from toolkit.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def train(
-    config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False
-) -> int:
+def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False) -> int:
     """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status.
 
     ``search_lr`` makes a learning-rate range test there instead (lr_finder.py).
@@ -112,12 +110,7 @@ def own_size(name: str) -> int:
 
 
 def _train(
-    accelerator: Accelerator,
-    config: Config,
-    manifest: Manifest,
-    readers: list[ShardReader],
-    out: Path,
-    resume: bool,
+    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path, resume: bool
 ) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
     checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
@@ -188,9 +181,7 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     held.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
-        )
+        raise UserError(f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out")
     if not beside and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
     remove_partial_checkpoints(folder)

@@ -142,11 +142,7 @@ def _restored(
 
 
 def _optimised(
-    accelerator: Accelerator,
-    config: Config,
-    model: nn.Module,
-    freezing: Freezing,
-    checkpoint: Checkpoint | None,
+    accelerator: Accelerator, config: Config, model: nn.Module, freezing: Freezing, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Any]:
     """The model, wrapped unless it is spread, and its optimiser with the checkpoint's state."""
     # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.

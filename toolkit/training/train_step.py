@@ -53,9 +53,7 @@ class Updater:
         every gradient overflows; LostData, on every rank, where one of them cannot read its samples: the update is not
         made, and all is as it was before.
         """
-        hold = held_over_few_rows(
-            self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation
-        )
+        hold = held_over_few_rows(self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
         with memory_told(self._memory_line), hold:
             return self._update(batches, epoch, step, updates, lr)
 
@@ -75,9 +73,7 @@ class Updater:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if (
-                last and self.lost is not None
-            ):  # answered while this rank computes, and looked at before the step
+            if last and self.lost is not None:  # answered while this rank computes, and looked at before the step
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
@@ -133,9 +129,7 @@ class Updater:
         rank, world = accelerator.process_index, accelerator.num_processes
         share = self.plan.micro_batches(epoch, step, rank, world, self.accumulation)[part]
         share.valid[:] = False
-        images = torch.zeros(
-            (len(share.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device
-        )
+        images = torch.zeros((len(share.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device)
         return Batch(images, share, {}), failure
 
     def _memory_line(self) -> str:

@@ -255,13 +255,9 @@ class Trainer:
         state, parts = self.state, self.parts
         units = parts.manifest.units_of("val")
         groups = None if units is None else units[decoded]
-        verdict = judge(
-            parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups
-        )
+        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
         if not np.isfinite(verdict.loss):
-            raise UserError(
-                f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
-            )
+            raise UserError(f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr")
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
         # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.

@@ -101,9 +101,7 @@ def score_again(parts: Parts, state: Progress) -> None:
         state.best_score, problem = None, str(error)
     if parts.accelerator.is_main_process:
         result = (
-            f"{state.best_score:.4f}"
-            if not problem
-            else f"not possible, so the next epoch is the best ({problem})"
+            f"{state.best_score:.4f}" if not problem else f"not possible, so the next epoch is the best ({problem})"
         )
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
@@ -123,8 +121,7 @@ def _judge_folder(parts: Parts) -> Verdict:
     outputs = infer_split(accelerator, folder, parts.val.store, manifest, "val", rows, workers)
     folder.model.to("cpu")  # its memory is the trained model's again
     return by_main(
-        accelerator,
-        lambda: judge(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
+        accelerator, lambda: judge(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val"))
     )
 
 
@@ -156,13 +153,7 @@ def better(score: float, best: float | None, monitor: str) -> bool:
 
 
 def export_model(
-    parts: Parts,
-    trained: nn.Module,
-    verdict: Verdict,
-    *,
-    epoch: int,
-    score: float,
-    state: dict[str, Any] | None,
+    parts: Parts, trained: nn.Module, verdict: Verdict, *, epoch: int, score: float, state: dict[str, Any] | None
 ) -> str:
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 

@@ -15,11 +15,7 @@ def prepare(task: Task) -> Stack:
     """The pipeline, built; it runs only what an epoch asks for."""
 
     @pipeline_def(
-        batch_size=task.batch,
-        num_threads=task.cores,
-        device_id=None,
-        seed=task.seed,
-        prefetch_queue_depth=DEPTH,
+        batch_size=task.batch, num_threads=task.cores, device_id=None, seed=task.seed, prefetch_queue_depth=DEPTH
     )
     def posters():
         jpegs = fn.readers.webdataset(
@@ -28,9 +24,7 @@ def prepare(task: Task) -> Stack:
         images = fn.decoders.image_random_crop(
             jpegs, device="cpu", random_area=list(task.scale), random_aspect_ratio=list(task.ratio)
         )
-        images = fn.resize(
-            images, size=[task.size, task.size], interp_type=types.INTERP_LINEAR, antialias=True
-        )
+        images = fn.resize(images, size=[task.size, task.size], interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.flip(images, horizontal=fn.random.coin_flip(probability=task.flip))
 
     pipeline = posters()

@@ -31,12 +31,7 @@ def prepare(task: Task) -> Stack:
     def epoch(number: int) -> Iterator[int]:
         dataset = create_dataset("", root=task.files)
         loader = create_loader(
-            dataset,
-            batch_size=task.batch,
-            use_prefetcher=True,
-            num_workers=workers,
-            device=device,
-            **config,
+            dataset, batch_size=task.batch, use_prefetcher=True, num_workers=workers, device=device, **config
         )
         outputs = []
         with torch.inference_mode():

@@ -21,9 +21,7 @@ def prepare(task: Task) -> Stack:
     crop = T.RandomResizedCrop(task.size, scale=task.scale, ratio=task.ratio)
     transform = T.Compose([crop, T.RandomHorizontalFlip(task.flip), *tail])
     dataset = (
-        wds.WebDataset(
-            task.tars, shardshuffle=len(task.tars), workersplitter=wds.split_by_worker, seed=task.seed
-        )
+        wds.WebDataset(task.tars, shardshuffle=len(task.tars), workersplitter=wds.split_by_worker, seed=task.seed)
         .shuffle(500)
         .decode("pil")
         .to_tuple("jpg")

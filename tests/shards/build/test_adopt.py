@@ -13,18 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shard_tools import (
-    bomb_png,
-    draw,
-    encoded,
-    only_error,
-    posters,
-    rows_of,
-    tree,
-    write_csv,
-    write_file,
-    write_tar,
-)
+from shard_tools import bomb_png, draw, encoded, only_error, posters, rows_of, tree, write_csv, write_file, write_tar
 
 from shards.build.index_read import MAX_JSON
 from shards.build.index_tars import AdoptOptions, index_folder
@@ -47,9 +36,7 @@ def img2dataset_tar(folder: Path, number: int, samples: Samples) -> Path:
             {"key": key, "status": "success", "width": 50, "height": 70, **record}
         ).encode()
     tar = write_tar(folder / f"{number:05d}.tar", members)
-    pq.write_table(
-        pa.table({"key": list(samples), "url": ["http://x"] * len(samples)}), tar.with_suffix(".parquet")
-    )
+    pq.write_table(pa.table({"key": list(samples), "url": ["http://x"] * len(samples)}), tar.with_suffix(".parquet"))
     (folder / f"{number:05d}_stats.json").write_text('{"count": 2}')
     return tar
 
@@ -59,14 +46,10 @@ def folder(tmp_path: Path) -> Path:
     """Two tars: lists of genres, text as in a CSV, and samples without any."""
     place = tmp_path / "images"
     img2dataset_tar(
-        place,
-        0,
-        {"000000000": {"genres": ["Drama", "War"]}, "000000001": {"genres": "Drama|Comedy", "id": "tt7"}},
+        place, 0, {"000000000": {"genres": ["Drama", "War"]}, "000000001": {"genres": "Drama|Comedy", "id": "tt7"}}
     )
     empty: dict[str, object] = {"genres": [], "id": None}
-    img2dataset_tar(
-        place, 1, {"000010000": {"genres": "['War']", "id": 42.0}, "000010001": {}, "000010002": empty}
-    )
+    img2dataset_tar(place, 1, {"000010000": {"genres": "['War']", "id": 42.0}, "000010001": {}, "000010002": empty})
     return place
 
 
@@ -96,11 +79,7 @@ def test_img2dataset(folder: Path) -> None:
         ("00000.tar", "train", 2, [1, 2, 1]),
         ("00001.tar", "train", 1, [0, 0, 1]),
     ]
-    assert labels(folder) == {
-        "000000000": ["Drama", "War"],
-        "tt7": ["Comedy", "Drama"],
-        "42": ["War"],
-    }
+    assert labels(folder) == {"000000000": ["Drama", "War"], "tt7": ["Comedy", "Drama"], "42": ["War"]}
     assert rows_of(folder / "rejected.csv") == [
         ["000010001", "no genres", "00001.tar"],
         ["000010002", "no genres", "00001.tar"],

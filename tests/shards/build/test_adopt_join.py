@@ -35,9 +35,7 @@ def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
 def test_an_id_of_two_samples_is_refused(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", "x y", x={"id": "tt1"}, y={"id": "tt2"})
     pack(tmp_path / "b.tar", "z", z={"id": "tt1"})
-    with pytest.raises(
-        UserError, match=r"a\.tar: the samples 'x' and 'z' \(in b\.tar\) both have the id 'tt1'"
-    ):
+    with pytest.raises(UserError, match=r"a\.tar: the samples 'x' and 'z' \(in b\.tar\) both have the id 'tt1'"):
         adopt(tmp_path)
     pack(tmp_path / "b.tar", "tt2")  # its key is its id
     with pytest.raises(UserError, match="'y' and 'tt2'"):
@@ -64,10 +62,7 @@ def joined(tmp_path: Path, rows: Genres, names: str, **records: Any) -> tuple[Ge
 
 
 def test_rows_by_file_name(tmp_path: Path) -> None:
-    assert joined(tmp_path, {"1": ["A"], "2": ["B"]}, "./1 dir/sub/2") == (
-        {"1": ["A"], "dir/sub/2": ["B"]},
-        {},
-    )
+    assert joined(tmp_path, {"1": ["A"], "2": ["B"]}, "./1 dir/sub/2") == ({"1": ["A"], "dir/sub/2": ["B"]}, {})
 
 
 def test_rows_by_path_and_by_id(tmp_path: Path) -> None:
@@ -88,17 +83,11 @@ def test_names_as_macos_and_windows_write_them(tmp_path: Path) -> None:
 def test_samples_without_a_usable_row_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     pack(folder / "a.tar", "1 2 3 4")
-    table = write_csv(
-        tmp_path / "meta.csv", [("1", "", "", "['A']"), ("2", "", "", "['A"), ("3", "", "", "[]")]
-    )
+    table = write_csv(tmp_path / "meta.csv", [("1", "", "", "['A']"), ("2", "", "", "['A"), ("3", "", "", "[]")])
     manifest = adopt(folder, metadata=table)
     assert found(folder) == {"1": ["A"]}
     assert rows_of(folder / "rejected.csv") == [
-        [
-            "2",
-            "unparsable genres",
-            "a.tar: CSV, line 3: a quote is not closed in \"['A\"; write ['Action', 'Drama']",
-        ],
+        ["2", "unparsable genres", "a.tar: CSV, line 3: a quote is not closed in \"['A\"; write ['Action', 'Drama']"],
         ["3", "no genres", "a.tar: CSV, line 4"],
         ["4", "not in the CSV", "a.tar"],
     ]

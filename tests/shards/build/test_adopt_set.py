@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 from adopt_tools import adopt, found, pack, rejected
-from shard_tools import (
-    REAL,
-    draw,
-    encoded,
-    mtimes,
-    only_error,
-    tree,
-    write_file,
-    write_tar,
-)
+from shard_tools import REAL, draw, encoded, mtimes, only_error, tree, write_file, write_tar
 
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path
@@ -120,9 +111,7 @@ def test_indexing_again_follows_the_tars(tmp_path: Path) -> None:
     assert verify_shards(tmp_path, 1)[1] == []
 
 
-def test_a_run_that_ends_amid_its_writes_leaves_no_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_ends_amid_its_writes_leaves_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         pack(tmp_path / f"{name}.tar", f"{name}1")
     adopt(tmp_path)

@@ -96,15 +96,9 @@ def test_the_manifest_says_which_samples_are_duplicates(source: Source, shard_se
     manifest, known = Manifest.read(shard_set), Counter[str]()
     ids = {row["id"]: row["group"] for row in read_csv(shard_set / "duplicates.csv")}
     for split in manifest.split_names:
-        names = [
-            i for s in manifest.of_split(split) for i in read_index(shard_set / s.name)[0]["id"].to_pylist()
-        ]
+        names = [i for s in manifest.of_split(split) for i in read_index(shard_set / s.name)[0]["id"].to_pylist()]
         units = manifest.units_of(split)
-        assert (
-            units is not None
-            and len(units) == len(names)
-            and set(units.tolist()) == set(range(units.max() + 1))
-        )
+        assert units is not None and len(units) == len(names) and set(units.tolist()) == set(range(units.max() + 1))
         together: dict[int, set[str]] = {}
         for name, unit in zip(names, units.tolist(), strict=True):
             together.setdefault(unit, set()).add(name)
@@ -139,26 +133,15 @@ def test_mirrored_copies_are_in_one_split(mirrored: Source, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("under_way", [False, True])
 def test_a_set_of_before_mirrored_copies_were_looked_for_keeps_its_splits(
-    mirrored: Source,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    under_way: bool,
+    mirrored: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, under_way: bool
 ) -> None:
     out, groups = tmp_path / "out", Scan.duplicate_groups
     with monkeypatch.context() as earlier:
-        earlier.setattr(
-            Scan, "duplicate_groups", lambda scan, ids, bits, mirrored=0: groups(scan, ids, bits, False)
-        )
+        earlier.setattr(Scan, "duplicate_groups", lambda scan, ids, bits, mirrored=0: groups(scan, ids, bits, False))
         before = build(mirrored, out, samples_per_shard=5)
     manifest = (out / "manifest.json").read_bytes()
     if under_way:  # killed after some shards
-        for name in (
-            "manifest.json",
-            "train-00003.index.parquet",
-            "test-00000.index.parquet",
-            "test-00000.tar",
-        ):
+        for name in ("manifest.json", "train-00003.index.parquet", "test-00000.index.parquet", "test-00000.tar"):
             (out / name).unlink()
     after = build(mirrored, out, samples_per_shard=5)
     assert "did not look for mirrored copies: its splits are kept, and 20 posters may" in caplog.text
@@ -191,9 +174,7 @@ def test_bytes_depend_on_content_alone(source: Source, shard_set: Path, tmp_path
     assert {n: d for n, d in after.items() if n not in in_csv_order} == {
         n: d for n, d in before.items() if n not in in_csv_order
     }
-    pairs = [
-        {(r["id"], r["reason"]) for r in read_csv(f / "rejected.csv")} for f in (shard_set, tmp_path / "out")
-    ]
+    pairs = [{(r["id"], r["reason"]) for r in read_csv(f / "rejected.csv")} for f in (shard_set, tmp_path / "out")]
     assert pairs[0] == pairs[1]
     partitions = []
     for folder in (shard_set, tmp_path / "out"):
@@ -204,9 +185,7 @@ def test_bytes_depend_on_content_alone(source: Source, shard_set: Path, tmp_path
     assert partitions[0] == partitions[1]
 
 
-def test_the_same_csv_gives_the_same_bytes_with_any_workers(
-    source: Source, shard_set: Path, tmp_path: Path
-) -> None:
+def test_the_same_csv_gives_the_same_bytes_with_any_workers(source: Source, shard_set: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", workers=2)
     assert tree(tmp_path / "out") == tree(shard_set)
 
@@ -268,9 +247,7 @@ def test_stock_readers_read_the_tars(source: Source, shard_set: Path, tmp_path: 
 
 def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_path: Path) -> None:
     wanted = ["Western", "Sci-Fi", "Drama", "Action"]
-    (tmp_path / "labels.json").write_text(
-        json.dumps({"genres": wanted, "fingerprint": "x", "thresholds": []})
-    )
+    (tmp_path / "labels.json").write_text(json.dumps({"genres": wanted, "fingerprint": "x", "thresholds": []}))
     manifest = build(few, tmp_path / "out", labels=tmp_path / "labels.json")
     assert manifest.genres == wanted
     found = samples(tmp_path / "out")
@@ -278,9 +255,7 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
     for sample_id, sample in found.items():
         assert sample["multi_hot"] == [int(genre in few.good[sample_id]) for genre in wanted]
         assert sample["genres"] == [genre for genre in wanted if genre in few.good[sample_id]]
-    left_out = [
-        r for r in read_csv(tmp_path / "out" / "rejected.csv") if "none of the given labels" in r["detail"]
-    ]
+    left_out = [r for r in read_csv(tmp_path / "out" / "rejected.csv") if "none of the given labels" in r["detail"]]
     assert {r["id"] for r in left_out} == set(few.good) - set(found) and left_out
     # A manifest serves too: the same genres and posters make the same set.
     build(few, tmp_path / "again", labels=few_shards / "manifest.json", samples_per_shard=8)
@@ -317,13 +292,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"labels": tmp_path / "absent.json"}, "labels file not found"),
     ]
     for number, (changes, message) in enumerate(cases):
-        options = {
-            "metadata": few.csv,
-            "images": few.images,
-            "out": tmp_path / f"out{number}",
-            "workers": 1,
-            **changes,
-        }
+        options = {"metadata": few.csv, "images": few.images, "out": tmp_path / f"out{number}", "workers": 1, **changes}
         with pytest.raises(UserError, match=message) as caught:
             build_shards(BuildOptions(**options))
         assert "\n" not in str(caught.value)
@@ -367,9 +336,7 @@ def test_a_row_with_a_thousand_genres_is_no_harm(few: Source, tmp_path: Path) ->
     assert "[/b]" in done.stdout and "genre 999" in done.stdout
 
 
-def test_the_conventional_folder_is_found(
-    few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_conventional_folder_is_found(few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(few.images, tmp_path / "cleaned_posters_local")
     monkeypatch.chdir(tmp_path)
     build_shards(BuildOptions(metadata=few.csv, out=tmp_path / "out", workers=1))

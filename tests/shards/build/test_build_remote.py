@@ -55,9 +55,7 @@ def requests(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def test_from_url_to_url(there: Source, shard_set: Path, bucket: str) -> None:
-    assert remote_tree(build(there, place(f"{bucket}/sets/a")) and place(f"{bucket}/sets/a")) == tree(
-        shard_set
-    )
+    assert remote_tree(build(there, place(f"{bucket}/sets/a")) and place(f"{bucket}/sets/a")) == tree(shard_set)
 
 
 def test_from_url_to_folder(there: Source, shard_set: Path, tmp_path: Path) -> None:
@@ -65,9 +63,7 @@ def test_from_url_to_folder(there: Source, shard_set: Path, tmp_path: Path) -> N
     assert tree(tmp_path / "out") == tree(shard_set)
 
 
-def test_the_command_with_two_processes(
-    few: Source, few_there: Source, few_shards: Path, bucket: str
-) -> None:
+def test_the_command_with_two_processes(few: Source, few_there: Source, few_shards: Path, bucket: str) -> None:
     out = f"{bucket}/set"
     command = ("shards", "build", "--metadata", few_there.csv, "--out", out, "--samples-per-shard", 8)
     done = posters(*command, "--images", few.images, "--workers", 2)
@@ -87,10 +83,7 @@ def test_a_build_that_stopped_goes_on(few_there: Source, few_shards: Path, bucke
     (out / "manifest.json").unlink()
     (out / "train-00001.index.parquet").unlink()  # killed between the tar and its index
     (out / "val-00000.tar").unlink()
-    before = {
-        name: out.fs.info(f"{out.path}/{name}")["LastModified"]
-        for name in ("train-00000.tar", "test-00000.tar")
-    }
+    before = {name: out.fs.info(f"{out.path}/{name}")["LastModified"] for name in ("train-00000.tar", "test-00000.tar")}
     build(few_there, out, samples_per_shard=8)
     assert remote_tree(out) == tree(few_shards)
     assert before == {name: out.fs.info(f"{out.path}/{name}")["LastModified"] for name in before}
@@ -144,9 +137,7 @@ def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
     with folder_lock(out):
         assert json.loads((out / ".lock").read_bytes())["pid"] == os.getpid()
     # One on another machine may be alive.
-    foreign = json.dumps(
-        claim | {"token": "another", "machine": "there/1", "host": "there", "pid": 7}
-    ).encode()
+    foreign = json.dumps(claim | {"token": "another", "machine": "there/1", "host": "there", "pid": 7}).encode()
     (out / ".lock").write_bytes(foreign)
     message = one_line_error(lambda: build(few_there, out))
     assert "claimed by another run (process 7 on there" in message and "--take-over" in message
@@ -172,24 +163,10 @@ def test_places_that_are_not_there(few: Source, few_there: Source, bucket: str, 
 def test_listing_in_groups(bucket: str, monkeypatch: pytest.MonkeyPatch, requests: list[str]) -> None:
     monkeypatch.setattr(listing, "GROUP", 12)
     folder = place(f"{bucket}/posters")
-    names = [f"tt{number:03d}.jpg" for number in range(0, 40, 2)] + [
-        "a.png",
-        "sub/a.JPG",
-        "tt01.jpeg",
-        "x.jpg",
-    ]
+    names = [f"tt{number:03d}.jpg" for number in range(0, 40, 2)] + ["a.png", "sub/a.JPG", "tt01.jpeg", "x.jpg"]
     for name in [*names, "x.jpg.png", "other/folder.jpg", "tt9.txt"]:
         (folder / name).write_bytes(name.encode())
-    ids = [f"tt{number:03d}" for number in range(40)] + [
-        "a",
-        "sub/a",
-        "tt01",
-        "tt",
-        "x.jpg",
-        "./sub//a",
-        "tt9",
-        "é",
-    ]
+    ids = [f"tt{number:03d}" for number in range(40)] + ["a", "sub/a", "tt01", "tt", "x.jpg", "./sub//a", "tt9", "é"]
     requests.clear()
     found = list_posters(folder, ids)
     assert {i: file.name for i, file in found.items()} == {

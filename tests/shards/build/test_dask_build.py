@@ -13,17 +13,7 @@ from typing import Any
 import pytest
 from cluster_tools import Cluster, cluster_of, until
 from remote_tools import new_bucket
-from shard_tools import (
-    Source,
-    build,
-    build_command,
-    draw_posters,
-    environment,
-    mtimes,
-    only_error,
-    posters,
-    tree,
-)
+from shard_tools import Source, build, build_command, draw_posters, environment, mtimes, only_error, posters, tree
 from url_tools import at_url, remote_tree
 
 from shards.dataset.index import SUFFIX, tar_path
@@ -95,9 +85,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Source, Any, Cluster], Running]]
         running.process.wait()
 
 
-def test_all_kinds_of_rows_into_a_folder(
-    cluster: Cluster, source: Source, shard_set: Path, tmp_path: Path
-) -> None:
+def test_all_kinds_of_rows_into_a_folder(cluster: Cluster, source: Source, shard_set: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", workers=0, scheduler=str(cluster.file))
     assert tree(tmp_path / "out") == tree(shard_set)
 
@@ -172,11 +160,7 @@ def test_a_scheduler_without_workers_that_is_killed_in_the_middle(
     ],
 )
 def test_options_that_do_not_go_together(
-    few: Source,
-    tmp_path: Path,
-    options: tuple[str, ...],
-    says: str,
-    command: Callable[..., tuple[int, str, str]],
+    few: Source, tmp_path: Path, options: tuple[str, ...], says: str, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     status, _, error = command(*build_command(few, tmp_path / "out", *options))
     assert status == 2 and says in only_error(error)

@@ -29,9 +29,7 @@ from shards.errors import UserError
 pytest_plugins = ("shard_fixtures",)
 
 
-def test_a_tar_of_somebody_else_under_one_of_our_names_is_spared(
-    few: Source, few_shards: Path, tmp_path: Path
-):
+def test_a_tar_of_somebody_else_under_one_of_our_names_is_spared(few: Source, few_shards: Path, tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(few_shards / "test-00000.tar", out / "train-00000.tar")  # sound, but with other samples
@@ -53,9 +51,7 @@ def test_our_own_tar_whose_index_a_kill_prevented_is_finished(few: Source, tmp_p
     assert tree(out) == whole
 
 
-def test_a_finished_shard_whose_index_was_changed_is_made_again(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
+def test_a_finished_shard_whose_index_was_changed_is_made_again(few: Source, few_shards: Path, tmp_path: Path) -> None:
     """Its labels would be vouched for by the build's manifest."""
     for column in ("id", "labels"):
         out = tmp_path / column
@@ -92,9 +88,7 @@ def test_a_finished_set_is_not_written_again(few: Source, few_shards: Path, tmp_
     assert mtimes(out) | mtimes(out, "*.parquet") == times
 
 
-def test_another_content_is_refused_and_nothing_changes(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
+def test_another_content_is_refused_and_nothing_changes(few: Source, few_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)
     before, times = tree(out), mtimes(out, "*")
@@ -107,17 +101,13 @@ def test_another_content_is_refused_and_nothing_changes(
         (fewer, {"samples_per_shard": 8}),
     ]
     for source, options in changes:
-        with pytest.raises(
-            UserError, match=r"already holds other shards .*another --out, or pass --overwrite"
-        ):
+        with pytest.raises(UserError, match=r"already holds other shards .*another --out, or pass --overwrite"):
             build(source, out, **options)
         assert tree(out) == before and {n: t for n, t in mtimes(out, "*").items() if n in times} == times
 
 
 @pytest.mark.parametrize("options", [{"samples_per_shard": 1000}, {"samples_per_shard": 3}, {"seed": 1}])
-def test_overwrite_leaves_nothing_stale(
-    few: Source, few_shards: Path, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_overwrite_leaves_nothing_stale(few: Source, few_shards: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)
     write_file(out / "notes.txt", b"the user's own")
@@ -126,9 +116,7 @@ def test_overwrite_leaves_nothing_stale(
     assert tree(out) == {**tree(tmp_path / "fresh"), "notes.txt": tree(out)["notes.txt"]}
 
 
-def test_a_tar_that_a_killed_build_left_is_no_stale_file(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
+def test_a_tar_that_a_killed_build_left_is_no_stale_file(few: Source, few_shards: Path, tmp_path: Path) -> None:
     """Killed between a tar and its index, then started with larger shards."""
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)
@@ -152,9 +140,7 @@ def test_a_damaged_index_is_refused_or_overwritten(few: Source, few_shards: Path
     assert tree(out) == tree(few_shards)
 
 
-@pytest.mark.parametrize(
-    "lost", ["train-00001.tar", "train-00001.index.parquet", "manifest.json", "rejected.csv"]
-)
+@pytest.mark.parametrize("lost", ["train-00001.tar", "train-00001.index.parquet", "manifest.json", "rejected.csv"])
 def test_a_lost_file_is_made_again(few: Source, few_shards: Path, tmp_path: Path, lost: str) -> None:
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)

@@ -22,9 +22,7 @@ def test_counts_sum_up(shard_set: Path) -> None:
     manifest = Manifest.read(shard_set)
     text = rendered(manifest)
     for name, split in manifest.split_summary().items():
-        line = next(
-            line for line in text.splitlines() if line.split("│")[1:2] and line.split("│")[1].strip() == name
-        )
+        line = next(line for line in text.splitlines() if line.split("│")[1:2] and line.split("│")[1].strip() == name)
         assert f" {split['samples']:,} " in line
     assert manifest.fingerprint in text and manifest.labels.fingerprint in text
     assert "1 decompression bomb" in text and "2 truncated" in text

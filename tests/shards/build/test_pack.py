@@ -34,9 +34,7 @@ def task(source: Source, out: Path, ids: Iterable[str] | None = None, **changes:
         Sample(i, hashlib.sha256((source.images / f"{i}.jpg").read_bytes()).hexdigest(), source.good[i])
         for i in ids or list(source.good)[:6]
     ]
-    whole = PackTask(
-        source.images, out, "train-00000", "train", tuple(samples), LabelSet(GENRES), ImageOptions()
-    )
+    whole = PackTask(source.images, out, "train-00000", "train", tuple(samples), LabelSet(GENRES), ImageOptions())
     return replace(whole, **changes)
 
 
@@ -133,9 +131,7 @@ def test_a_poster_that_changed_since_it_was_checked(few: Source, tmp_path: Path,
 
 
 def test_odd_ids_in_a_tar(source: Source, tmp_path: Path) -> None:
-    odd = [
-        i for i in source.good if not re.fullmatch(r"[a-z]+\d*", i) and (source.images / f"{i}.jpg").exists()
-    ]
+    odd = [i for i in source.good if not re.fullmatch(r"[a-z]+\d*", i) and (source.images / f"{i}.jpg").exists()]
     assert len(odd) >= 15 and not any(map(id_problem, odd))
     pack_shard(task(source, tmp_path, odd))
     table, _ = read_index(tmp_path / "train-00000.tar")

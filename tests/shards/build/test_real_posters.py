@@ -69,8 +69,6 @@ def test_large_posters_are_shrunk(real_large: Path, tmp_path: Path) -> None:
     rows = read_csv(real_large / "meta.csv")
     assert manifest.source["samples"] + sum(manifest.source["rejected"].values()) == len(rows)
     assert manifest.source["samples"] >= 0.95 * len(rows)
-    sizes = [
-        (row["width"], row["height"]) for tar in list_tars(out) for row in read_index(tar)[0].to_pylist()
-    ]
+    sizes = [(row["width"], row["height"]) for tar in list_tars(out) for row in read_index(tar)[0].to_pylist()]
     assert max(map(min, sizes)) == 256 and max(map(max, sizes)) <= 512
     assert verify_shards(out)[1] == []

@@ -14,16 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shard_tools import (
-    Source,
-    build_command,
-    draw_posters,
-    environment,
-    mtimes,
-    only_error,
-    posters,
-    tree,
-)
+from shard_tools import Source, build_command, draw_posters, environment, mtimes, only_error, posters, tree
 
 from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
@@ -184,9 +175,7 @@ def test_kill_9_again_and_again(
     finish(large, out, whole)
 
 
-def test_a_killed_worker(
-    large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]
-) -> None:
+def test_a_killed_worker(large: Source, whole: dict[str, str], tmp_path: Path, start: Callable[..., Running]) -> None:
     out = tmp_path / "out"
     build = start(large, out)
     build.until(lambda: len(build.indexes()) >= 2)
@@ -225,11 +214,7 @@ def test_two_builds_in_one_folder(
     os.killpg(first.process.pid, signal.SIGSTOP)  # it holds the folder for as long as the second needs
     first.until(lambda: all(p.status() == psutil.STATUS_STOPPED for p in first.members()))
     before = tree(out)
-    for command in (
-        build_command(large, out),
-        [*build_command(large, out), "--overwrite"],
-        ["shards", "index", out],
-    ):
+    for command in (build_command(large, out), [*build_command(large, out), "--overwrite"], ["shards", "index", out]):
         second = posters(*command)
         assert second.returncode == 2
         assert f"another process is at work in {out}" in only_error(second.stderr)
@@ -257,18 +242,14 @@ def test_a_full_disk(
     finish(large, out, whole)
 
 
-def test_a_set_that_is_mended_is_no_set_until_it_is_whole(
-    few: Source, few_shards: Path, tmp_path: Path
-) -> None:
+def test_a_set_that_is_mended_is_no_set_until_it_is_whole(few: Source, few_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(few_shards, out)
     lost = max(out.glob("*.tar"), key=lambda path: path.stat().st_size)
     size = lost.stat().st_size
     lost.unlink()
     command = [*build_command(few, out, "--workers", 1), "--samples-per-shard", "8"]
-    done = posters(
-        *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))
-    )
+    done = posters(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1)))
     assert done.returncode == 2 and "File too large" in only_error(done.stderr)
     assert_no_half_files(out, besides=("rejected.csv", "duplicates.csv"))
     assert posters(*command).returncode == 0

@@ -98,9 +98,7 @@ def test_generated_sets_are_near_their_due(seed: int, n: int, n_labels: int, gro
     st.lists(st.tuples(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 30)), max_size=60),
     st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any),
 )
-def test_any_input_is_assigned_and_empty_splits_stay_empty(
-    rows: list[tuple[list[int], int]], parts: list[int]
-) -> None:
+def test_any_input_is_assigned_and_empty_splits_stay_empty(rows: list[tuple[list[int], int]], parts: list[int]) -> None:
     groups = np.array([group for _, group in rows], dtype=np.int64)
     fractions = {str(k): part / sum(parts) for k, part in enumerate(parts)}
     split = split_samples([str(k) for k in range(len(rows))], [row for row, _ in rows], groups, fractions, 0)
@@ -190,8 +188,6 @@ def test_result_does_not_depend_on_the_process() -> None:
         (["a", "b"], [[0], [1]], {}, "1 to 127 splits"),
     ],
 )
-def test_wrong_input_is_named(
-    ids: list[str], labels: Labels, fractions: dict[str, float], message: str
-) -> None:
+def test_wrong_input_is_named(ids: list[str], labels: Labels, fractions: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         split_samples(ids, labels, np.arange(len(labels)), fractions, 0)

@@ -22,27 +22,11 @@ from shards.build.tar_samples import has_members, read_tar
 from shards.dataset.index import read_index
 from shards.errors import UserError
 
-bounded = settings(
-    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 FOLDERS = ("", "", "", "./", "a/", "b.c/", "./a//", "é/", "x" * 90 + "/", "__m__/")
 STEMS = (*"xyzxyz", "0001", "é", "映" * 40, "n" * 120, "a b", "%41", "c\udce9", "t\tb", ".h", "__m__")
-ENDINGS = (
-    "jpg",
-    "jpg",
-    "json",
-    "json",
-    "png",
-    "JPG",
-    "Json",
-    "webp",
-    "txt",
-    "in.jpg",
-    "in.json",
-    "1.jpg",
-    "",
-)
+ENDINGS = ("jpg", "jpg", "json", "json", "png", "JPG", "Json", "webp", "txt", "in.jpg", "in.json", "1.jpg", "")
 SOME_BYTES = st.binary(max_size=1100)
 KINDS = ("file",) * 12 + ("hard link", "symlink", "dir", "fifo")
 

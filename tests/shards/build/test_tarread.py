@@ -86,9 +86,7 @@ def test_a_flipped_byte_loses_no_sample_silently(
         assert found == read_members(tar)
 
 
-def block(
-    name: bytes, data: bytes = b"", kind: bytes = b"0", size: int | None = None, **options: Any
-) -> bytes:
+def block(name: bytes, data: bytes = b"", kind: bytes = b"0", size: int | None = None, **options: Any) -> bytes:
     """A member: its header, and its data filled up to whole blocks. ``size`` is what the header claims."""
     claimed = len(data) if size is None else size
     return header(name, kind[0], claimed, **options) + data + b"\0" * (-len(data) % 512)
@@ -150,9 +148,7 @@ def test_sparse_tars_of_real_programs(tmp_path: Path, command: str) -> None:
         stream.truncate(1 << 20)
     if (tmp_path / "x.jpg").stat().st_blocks:
         pytest.skip("the file system keeps no holes")
-    for options in (
-        [["-S", "--format=gnu"], ["-S", "--format=posix"]] if command == "tar" else [["--format=pax"]]
-    ):
+    for options in [["-S", "--format=gnu"], ["-S", "--format=posix"]] if command == "tar" else [["--format=pax"]]:
         subprocess.run([command, *options, "-cf", "s.tar", "x.jpg"], cwd=tmp_path, check=True)
         with pytest.raises(UserError, match=r"x\.jpg is sparse"):
             read_tar(tmp_path / "s.tar")
@@ -160,10 +156,7 @@ def test_sparse_tars_of_real_programs(tmp_path: Path, command: str) -> None:
 
 def test_names_in_gnu_tars_incremental_archives(tmp_path: Path) -> None:
     """Their headers have times where POSIX's have folders; ``tarfile`` reads 14723456701/d/x.jpg."""
-    if (
-        shutil.which("tar") is None
-        or b"GNU" not in subprocess.run(["tar", "--version"], capture_output=True).stdout
-    ):
+    if shutil.which("tar") is None or b"GNU" not in subprocess.run(["tar", "--version"], capture_output=True).stdout:
         pytest.skip("no GNU tar")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x.jpg").write_bytes(b"image")

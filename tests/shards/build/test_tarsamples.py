@@ -29,19 +29,7 @@ def test_members_of_every_tar_layout(tmp_path: Path, layout: str) -> None:
     assert read_tar(tar).others == {"txt": 1}
 
 
-EVERY = (
-    "a.jpg",
-    "b.jpeg",
-    "c.jpe",
-    "d.jfif",
-    "e.png",
-    "f.webp",
-    "g.avif",
-    "h.bmp",
-    "i.gif",
-    "j.tif",
-    "k.tiff",
-)
+EVERY = ("a.jpg", "b.jpeg", "c.jpe", "d.jfif", "e.png", "f.webp", "g.avif", "h.bmp", "i.gif", "j.tif", "k.tiff")
 
 #: Members of a tar, and the samples: key → image and JSON.
 TAKEN = {
@@ -63,9 +51,7 @@ TAKEN = {
 def test_samples_that_are_taken(tmp_path: Path, kind: str) -> None:
     members, samples = TAKEN[kind]
     tar = write_tar(tmp_path / "x.tar", files(members))
-    assert ranges(tar) == {
-        key: (image.encode(), record.encode() or None) for key, (image, record) in samples.items()
-    }
+    assert ranges(tar) == {key: (image.encode(), record.encode() or None) for key, (image, record) in samples.items()}
     assert read_tar(tar).rejected == []
 
 

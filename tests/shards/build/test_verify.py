@@ -207,9 +207,7 @@ def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pyte
     """Earlier versions indexed such tars."""
     monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)
     for name in ("a", "b"):
-        write_tar(
-            tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))}
-        )
+        write_tar(tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))})
     index_folder(AdoptOptions(tmp_path, workers=1))
     assert problems(command, tmp_path) == ["key 'same' occurs 2 times in the set"]
 
@@ -218,9 +216,7 @@ def test_images_that_were_broken_when_they_were_indexed(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indexing read headers alone in earlier versions; the check decodes every picture."""
-    monkeypatch.setattr(
-        "shards.build.index_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size
-    )
+    monkeypatch.setattr("shards.build.index_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
     cut = encoded(draw("cut", 120, 180))[:-300]
     write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
     index_folder(AdoptOptions(tmp_path, workers=1))
@@ -228,9 +224,7 @@ def test_images_that_were_broken_when_they_were_indexed(
     assert "a.tar: member 'cut' at offset 512: the image does not decode" in line
 
 
-def test_doing_what_verify_says_mends_the_set(
-    few: Source, few_shards: Path, copy: Path, command: Command
-) -> None:
+def test_doing_what_verify_says_mends_the_set(few: Source, few_shards: Path, copy: Path, command: Command) -> None:
     flip(copy / SHARD, third(copy)["image_offset"] + 300)
     _, out, _ = command("shards", "verify", copy, "--workers", 1)
     assert "delete the named tars and run their build again" in out
@@ -259,9 +253,7 @@ def test_a_table_of_samples_that_is_not_the_indexes(copy: Path, command: Command
     assert str(table) in line and "missing" in line
 
 
-def as_a_stranger_would(
-    folder: Path, shard: str, column: str, values: Callable[[list[Any]], list[Any]]
-) -> None:
+def as_a_stranger_would(folder: Path, shard: str, column: str, values: Callable[[list[Any]], list[Any]]) -> None:
     """Change a column of an index; table and manifest then agree with it, digests included."""
     table, facts = read_index(folder / shard)
     at = table.schema.get_field_index(column)
@@ -317,9 +309,7 @@ def test_ids_without_a_json_are_the_keys(tmp_path: Path, command: Command) -> No
 
 
 def test_genres_of_a_csv_are_not_the_jsons(indexed: Path) -> None:
-    table = write_csv(
-        indexed / "meta.csv", [(number, "t", 1999, f"['War', 'G{number}']") for number in (7, 8, 9)]
-    )
+    table = write_csv(indexed / "meta.csv", [(number, "t", 1999, f"['War', 'G{number}']") for number in (7, 8, 9)])
     index_folder(AdoptOptions(indexed, metadata=table, workers=1))
     assert verify_shards(indexed, workers=1)[1] == []
 
@@ -331,9 +321,7 @@ def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Co
 
 
 def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "shards.build.index_tars.require_names_of_one", lambda found: None
-    )  # as earlier versions did
+    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)  # as earlier versions did
     for name in ("a", "b"):
         members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
         write_tar(tmp_path / f"{name}.tar", members)

@@ -56,10 +56,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Source:
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # the file lies on its side
     kinds = {
-        "turned": (
-            ".jpg",
-            encoded(poster("turned").rotate(90, expand=True), exif=exif.tobytes(), quality=95),
-        ),
+        "turned": (".jpg", encoded(poster("turned").rotate(90, expand=True), exif=exif.tobytes(), quality=95)),
         "turned dull": (".jpg", encoded(gradient(150, 100, "turned dull"), exif=exif.tobytes())),
         "dull": (".jpg", encoded(gradient(100, 150, "dull"), quality=60)),
         "dullpng": (".png", encoded(gradient(100, 150, "dullpng"), "PNG")),
@@ -127,9 +124,7 @@ def test_sizes_are_kept_and_all_are_upright_rgb_jpegs(mixed: Source, cleaned: Pa
 def test_a_poster_without_text_keeps_its_bytes(mixed: Source, cleaned: Path) -> None:
     assert (cleaned / "dull.jpg").read_bytes() == (mixed.images / "dull.jpg").read_bytes()
     for sample_id in ("dullpng", "turned dull"):  # no plain JPEG: the same picture, encoded anew
-        assert (
-            np.abs(pixels_of(cleaned / f"{sample_id}.jpg").astype(int) - upright(mixed, sample_id)).max() <= 4
-        )
+        assert np.abs(pixels_of(cleaned / f"{sample_id}.jpg").astype(int) - upright(mixed, sample_id)).max() <= 4
 
 
 def test_the_report_says_what_was_done(mixed: Source, cleaned: Path, report: pd.DataFrame) -> None:
@@ -196,15 +191,7 @@ def test_rejected_is_what_building_shards_rejects(mixed: Source, cleaned: Path, 
 
 
 def test_options_of_the_command_line_reach_the_check(mixed: Source, tmp_path: Path, command: Command) -> None:
-    options = (
-        "--aspect",
-        "0.5,0.9",
-        "--min-side",
-        "50",
-        "--drop-duplicates",
-        "--detector",
-        "text_tools:Bright",
-    )
+    options = ("--aspect", "0.5,0.9", "--min-side", "50", "--drop-duplicates", "--detector", "text_tools:Bright")
     status, said, error = command(*clean_command(mixed, tmp_path / "out", *options, "--sheet", 0))
     assert status == 0, error
     found = {row["id"]: row for row in read_csv(tmp_path / "out" / "rejected.csv")}
@@ -257,9 +244,7 @@ def test_the_sheet_is_one_file_that_needs_no_other(cleaned: Path, report: pd.Dat
     folder = cleaned.with_name("out-sheet")
     text = (folder / PAGE).read_text(encoding="utf-8")
     page = Page(text)
-    assert not re.search(r"https?:|url\(|@import", text) and page.tags.isdisjoint(
-        {"link", "script", "iframe"}
-    )
+    assert not re.search(r"https?:|url\(|@import", text) and page.tags.isdisjoint({"link", "script", "iframe"})
     assert len(page.names) == 9 and len(page.pictures) == 27
     for data in page.pictures:
         with Image.open(io.BytesIO(data)) as image:

@@ -76,9 +76,7 @@ def build_text(source: Source, out: Path, **options: object) -> Manifest:
     return build(source, out, **{"text": TEXT, "samples_per_shard": 4, **options})
 
 
-def test_pixels_are_those_of_cleaning_then_shrinking_with_one_encoding(
-    titled: Source, cleaned_set: Path
-) -> None:
+def test_pixels_are_those_of_cleaning_then_shrinking_with_one_encoding(titled: Source, cleaned_set: Path) -> None:
     for sample_id, sample in samples(cleaned_set).items():
         raw = (titled.images / f"{sample_id}.jpg").read_bytes()
         cleaned = clean_image(sample_id, decode(raw, ImageOptions()), TEXT)
@@ -93,17 +91,13 @@ def test_pixels_are_those_of_cleaning_then_shrinking_with_one_encoding(
 
 def test_cleaning_first_gives_nearly_the_same_set(titled: Source, cleaned_set: Path, tmp_path: Path) -> None:
     """But for the second JPEG generation."""
-    clean_posters(
-        CleanOptions(titled.images, titled.csv, tmp_path / "cleaned", text=TEXT, sheet=0, workers=1)
-    )
+    clean_posters(CleanOptions(titled.images, titled.csv, tmp_path / "cleaned", text=TEXT, sheet=0, workers=1))
     twice = Source(tmp_path / "cleaned", titled.csv, titled.good, {})
     build(twice, tmp_path / "shards", image=SMALL)
     one, two = samples(cleaned_set), samples(tmp_path / "shards")
     assert one.keys() == two.keys()
     for sample_id in one:
-        left, right = (
-            np.asarray(Image.open(io.BytesIO(s[sample_id]["image"]))).astype(int) for s in (one, two)
-        )
+        left, right = (np.asarray(Image.open(io.BytesIO(s[sample_id]["image"]))).astype(int) for s in (one, two))
         assert np.abs(left - right).mean() < 1.5, sample_id
 
 
@@ -130,17 +124,7 @@ def test_the_command_line_with_two_workers_writes_the_same_bytes(
     titled: Source, cleaned_set: Path, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "out"
-    options = (
-        "--text-removal",
-        "--looks",
-        "256",
-        "--short-side",
-        "80",
-        "--long-side",
-        "160",
-        "--workers",
-        "2",
-    )
+    options = ("--text-removal", "--looks", "256", "--short-side", "80", "--long-side", "160", "--workers", "2")
     status, _, error = command(*build_command(titled, out, *options), "--samples-per-shard", "4")
     assert status == 0, error
     assert untimed(out) == untimed(cleaned_set)
@@ -168,12 +152,7 @@ def test_a_lost_shard_is_cleaned_again(titled: Source, cleaned_set: Path, tmp_pa
 
 @pytest.mark.parametrize(
     "other",
-    [
-        None,
-        TextRemoval(QUICK, MaskOptions(margin=0.3)),
-        TextRemoval(QUICK, fill="ns"),
-        TextRemoval(QUICK, passes=1),
-    ],
+    [None, TextRemoval(QUICK, MaskOptions(margin=0.3)), TextRemoval(QUICK, fill="ns"), TextRemoval(QUICK, passes=1)],
     ids=["none", "margin", "fill", "passes"],
 )
 def test_another_way_to_remove_text_is_another_set(

@@ -59,17 +59,12 @@ def rejected(folder: Path) -> dict[str, tuple[str, str]]:
 WHY = ("cannot be cleaned", "RuntimeError: (-215:Assertion failed) dst.cols < SHRT_MAX")
 
 
-def test_clean_goes_on_without_them_and_tries_them_again(
-    source: Source, detector: Moody, tmp_path: Path
-) -> None:
+def test_clean_goes_on_without_them_and_tries_them_again(source: Source, detector: Moody, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run_clean(source, out, sheet=4)
     assert rejected(out) == {"t0003": WHY, "wide": WHY} and len(result.rows) == 7
     assert {row["id"] for row in result.rows} | {r.id for r in result.rejected} == set(source.good)
-    assert find_image(out, "wide") is None and set(read_report(out)["id"]) == set(source.good) - {
-        "t0003",
-        "wide",
-    }
+    assert find_image(out, "wide") is None and set(read_report(out)["id"]) == set(source.good) - {"t0003", "wide"}
     again = run_clean(source, out)  # of another detector of that name, perhaps
     assert again.cleaned_now == 9 and rejected(out) == {"t0003": WHY, "wide": WHY}
     detector.limit = 1000
@@ -83,14 +78,10 @@ def test_clean_goes_on_without_them_and_tries_them_again(
 
 
 @pytest.mark.parametrize("limit", [0, 90])
-def test_a_detector_that_fails_at_all_ends_the_run(
-    source: Source, detector: Moody, tmp_path: Path, limit: int
-) -> None:
+def test_a_detector_that_fails_at_all_ends_the_run(source: Source, detector: Moody, tmp_path: Path, limit: int) -> None:
     detector.limit = limit
     message = one_line_error(lambda: run_clean(source, tmp_path / "out"))
-    assert message.startswith(
-        "none of 9 posters could be cleaned, so the others were not tried: 9 cannot be cleaned"
-    )
+    assert message.startswith("none of 9 posters could be cleaned, so the others were not tried: 9 cannot be cleaned")
     assert WHY[1] in message and set(rejected(tmp_path / "out")) == set(source.good)
 
 
@@ -139,9 +130,7 @@ def test_building_goes_on_without_them(source: Source, detector: Moody, tmp_path
 def test_building_ends_if_none_can_be_cleaned(source: Source, detector: Moody, tmp_path: Path) -> None:
     detector.limit = 0
     message = one_line_error(lambda: build(source, tmp_path / "out", text=TextRemoval(), samples_per_shard=4))
-    assert (
-        message.startswith("none of 9 posters could be cleaned: 9 cannot be cleaned; ") and WHY[1] in message
-    )
+    assert message.startswith("none of 9 posters could be cleaned: 9 cannot be cleaned; ") and WHY[1] in message
 
 
 def test_whose_fault_an_exception_is() -> None:
@@ -156,13 +145,8 @@ def test_whose_fault_an_exception_is() -> None:
         assert caught.value is error
 
 
-def test_a_shard_of_none_but_such_posters_is_left_out(
-    source: Source, detector: Moody, tmp_path: Path
-) -> None:
+def test_a_shard_of_none_but_such_posters_is_left_out(source: Source, detector: Moody, tmp_path: Path) -> None:
     manifest = build(source, tmp_path / "out", text=TextRemoval(), samples_per_shard=1)
     assert len(manifest.shards) == 7 and all(shard.samples == 1 for shard in manifest.shards)
-    assert (
-        len(list((tmp_path / "out").glob("*.tar"))) == 7
-        and verify_shards(tmp_path / "out", workers=1)[1] == []
-    )
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 7 and verify_shards(tmp_path / "out", workers=1)[1] == []
     assert build(source, tmp_path / "out", text=TextRemoval(), samples_per_shard=1) == manifest

@@ -8,15 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from shard_tools import Source, encoded, only_error, read_csv, tree, write_file
-from text_tools import (
-    clean_command,
-    jpegs,
-    one_line_error,
-    poster,
-    run_clean,
-    titled_posters,
-    write_meta,
-)
+from text_tools import clean_command, jpegs, one_line_error, poster, run_clean, titled_posters, write_meta
 
 from shards.clean.contact_sheet import PAGE
 from shards.text.report import read_report, write_report
@@ -48,9 +40,7 @@ def test_pictures_that_came_later_are_spared(few: Source, tmp_path: Path) -> Non
     mine = write_file(out / "raw" / "beach.jpg", b"mine")
     some = dict(list(few.good.items())[1:])
     run_clean(Source(few.images, write_meta(tmp_path, some), some, {}), out)
-    assert mine.read_bytes() == b"mine" and set(jpegs(out)) == {f"{name}.jpg" for name in some} | {
-        "raw/beach.jpg"
-    }
+    assert mine.read_bytes() == b"mine" and set(jpegs(out)) == {f"{name}.jpg" for name in some} | {"raw/beach.jpg"}
     dropped = write_file(out / f"{next(iter(few.good))}.jpg", b"mine too")
     write_meta(tmp_path, few.good)
     assert "was not made by" in one_line_error(lambda: run_clean(few, out))
@@ -76,9 +66,7 @@ def test_ids_that_would_share_a_place_are_rows(few: Source, tmp_path: Path) -> N
     }
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}', '{"ids": ["../x"]}', '{"ids": ["/x"]}']
-)
+@pytest.mark.parametrize("text", ["{", "[]", '{"ids": 3}', '{"ids": [3]}', '{"ids": ["../x"]}', '{"ids": ["/x"]}'])
 def test_a_broken_list_of_our_posters_is_one_line(few: Source, tmp_path: Path, text: str) -> None:
     write_file(tmp_path / "out" / ".posters-clean.json", text.encode())
     assert "list of cleaned posters" in one_line_error(lambda: run_clean(few, tmp_path / "out"))
@@ -93,9 +81,7 @@ def test_the_raw_folder_is_no_place_for_cleaned_posters(few: Source, tmp_path: P
 
 
 @pytest.mark.parametrize("out", [".", "..", "../here", "new"])
-def test_any_way_to_name_the_folder(
-    few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
-) -> None:
+def test_any_way_to_name_the_folder(few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     here = tmp_path / "above" / "here"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)

@@ -83,10 +83,7 @@ def test_a_poster_that_left_the_csv_leaves_the_folder(few: Source, tmp_path: Pat
     left_by_a_kill = write_file(out / "sub" / f"x.jpg.123{PARTIAL}", b"half")
     write_meta(tmp_path, {"t0000": ("Drama",), "t0002": ("Drama",)})
     run_clean(few, out)
-    assert set(jpegs(out)) == {"t0000.jpg", "t0002.jpg"} and list(read_report(out)["id"]) == [
-        "t0000",
-        "t0002",
-    ]
+    assert set(jpegs(out)) == {"t0000.jpg", "t0002.jpg"} and list(read_report(out)["id"]) == ["t0000", "t0002"]
     assert not left_by_a_kill.exists()
 
 
@@ -159,9 +156,7 @@ def test_kill_9(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> 
     assert jpegs(out) == jpegs(whole) and not list(out.rglob(f"*{PARTIAL}"))
 
 
-def test_two_at_work_in_one_folder(
-    few: Source, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_two_at_work_in_one_folder(few: Source, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     out = tmp_path / "out"
     process = start(*clean_command(few, out))
     end = time.monotonic() + 60

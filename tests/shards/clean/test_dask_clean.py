@@ -47,9 +47,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def alike(files: dict[str, str]) -> dict[str, str]:
     """What does not tell how long a poster took, or when its file was changed."""
-    return {
-        name: digest for name, digest in files.items() if name != REPORT and not name.startswith(".work/")
-    }
+    return {name: digest for name, digest in files.items() if name != REPORT and not name.startswith(".work/")}
 
 
 def rows(folder: Any) -> list[dict[str, Any]]:
@@ -91,9 +89,7 @@ def test_at_urls(cluster: Cluster, titled: Source, here: Path, bucket: str) -> N
     # Some of it was lost, a poster that is not wanted any more lies there, and one that nobody may touch.
     (out / "t0001.jpg").unlink()
     shorter = place(f"{bucket}/shorter.csv")
-    shorter.write_text(
-        "".join(titled.csv.read_text().splitlines(keepends=True)[:-2])
-    )  # neither t9999 nor t0011
+    shorter.write_text("".join(titled.csv.read_text().splitlines(keepends=True)[:-2]))  # neither t9999 nor t0011
     shorter_source = Source(source.images, shorter, {}, {})
     result = run_clean(shorter_source, out)
     assert result.cleaned_now == 4 + 3  # the chunk with the lost one, and the one that has changed
@@ -130,9 +126,7 @@ def test_text_removal_on_the_way_into_shards(cluster: Cluster, titled: Source, t
     text = TextRemoval(QUICK)
     build(titled, tmp_path / "here", text=text, samples_per_shard=4)
     build(titled, tmp_path / "there", text=text, samples_per_shard=4, workers=0, scheduler=str(cluster.file))
-    here, there = (
-        {n: d for n, d in tree(tmp_path / f).items() if "clean" not in n} for f in ("here", "there")
-    )
+    here, there = ({n: d for n, d in tree(tmp_path / f).items() if "clean" not in n} for f in ("here", "there"))
     assert here == there and len(here) > 8
     assert rows(tmp_path / "here") == rows(tmp_path / "there")
 

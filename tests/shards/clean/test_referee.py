@@ -131,9 +131,7 @@ def test_small_posters_that_were_cleaned_are_judged(tmp_path: Path) -> None:
     write_file(tmp_path / "images" / "small.jpg", encoded(gradient(24, 36)))
     meta = write_meta(tmp_path, {"small": ("Drama",)})
     text, small = TextRemoval(DetectorOptions(looks=LOOKS)), ImageOptions(min_side=16)
-    clean_posters(
-        CleanOptions(tmp_path / "images", meta, tmp_path / "out", image=small, text=text, sheet=0, workers=1)
-    )
+    clean_posters(CleanOptions(tmp_path / "images", meta, tmp_path / "out", image=small, text=text, sheet=0, workers=1))
     assert judge(tmp_path / "images", tmp_path / "out", QUICK_LOOK, workers=1)["posters"] == 1
 
 
@@ -179,9 +177,7 @@ def report_bytes(table: pa.Table, facts: bytes = b"{}") -> bytes:
 
 
 def test_a_report_with_values_that_none_has_is_one_line(tmp_path: Path) -> None:
-    row: dict[str, Any] = {
-        name: [] if pa.types.is_list(SCHEMA.field(name).type) else 1 for name in SCHEMA.names
-    }
+    row: dict[str, Any] = {name: [] if pa.types.is_list(SCHEMA.field(name).type) else 1 for name in SCHEMA.names}
     good = pa.Table.from_pylist([{**row, "id": "a", "fill": "flat"}], schema=SCHEMA)
     path = tmp_path / REPORT
     path.write_bytes(report_bytes(good))

@@ -115,15 +115,9 @@ def test_help_says_names_defaults_and_docstrings():
     ("line", "message"),
     [
         ("one F", "the following arguments are required: --model (see `posters one --help`)"),
-        (
-            "one F -m M --modle x",
-            "unknown argument --modle; did you mean --model? (see `posters one --help`)",
-        ),
+        ("one F -m M --modle x", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
         ("one F -m M --sied=3", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
-        (
-            "one F -m M --elsewhere 3",
-            "unknown argument --elsewhere: other commands have it, this one has not",
-        ),
+        ("one F -m M --elsewhere 3", "unknown argument --elsewhere: other commands have it, this one has not"),
         ("one F -m M --secret 3", "unknown argument --secret"),
         ("one F -m M --side many", "--side: expected int, got many"),
         ("one F -m M --kind c", "argument --kind: invalid choice: 'c' (choose from 'a', 'b')"),
@@ -139,9 +133,7 @@ def test_mistakes_are_one_line(line: str, message: str):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("line", "shown"), [("--help", "  group      more"), ("group -h", "  two        do another")]
-)
+@pytest.mark.parametrize(("line", "shown"), [("--help", "  group      more"), ("group -h", "  two        do another")])
 def test_commands_are_listed(line: str, shown: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         read(line)

@@ -11,17 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shard_tools import (
-    Source,
-    build_command,
-    environment,
-    only_error,
-    posters,
-    read_csv,
-    tree,
-    write_csv,
-    write_file,
-)
+from shard_tools import Source, build_command, environment, only_error, posters, read_csv, tree, write_csv, write_file
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -115,9 +105,7 @@ def test_build_info_and_verify(few: Source, tmp_path: Path, command: Command) ->
 def test_rejected_rows_are_counted_and_located(source: Source, tmp_path: Path, command: Command) -> None:
     status, out, _ = command(*build_command(source, tmp_path / "out", "--workers", 1))
     assert status == 0
-    assert sum(map(int, re.findall(r"(\d+) [a-z]", re.findall(r"rejected rows +(.*)", out)[0]))) == len(
-        source.bad
-    )
+    assert sum(map(int, re.findall(r"(\d+) [a-z]", re.findall(r"rejected rows +(.*)", out)[0]))) == len(source.bad)
     assert f"rejected        {tmp_path / 'out' / 'rejected.csv'}" in out
 
 
@@ -157,9 +145,7 @@ def test_help(command: Command, verb: str) -> None:
     assert status == 0 and err == "" and out.startswith("usage: posters shards")
 
 
-def test_names_from_a_csv_reach_no_terminal_and_no_spreadsheet(
-    few: Source, tmp_path: Path, command: Command
-) -> None:
+def test_names_from_a_csv_reach_no_terminal_and_no_spreadsheet(few: Source, tmp_path: Path, command: Command) -> None:
     images = tmp_path / "images"
     shutil.copytree(few.images, images)
     names = sorted(few.good)

@@ -22,10 +22,7 @@ from shards.storage.paths import place
 from shards.storage.retrying_read import Abandoned
 
 pytest_plugins = ("remote_fixtures",)
-pytestmark = [
-    pytest.mark.usefixtures("quick"),
-    pytest.mark.skipif(sys.platform == "win32", reason="needs flock"),
-]
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.skipif(sys.platform == "win32", reason="needs flock")]
 
 
 def test_fetched_once_and_kept(server: MisbehavingServer, tmp_path: Path) -> None:
@@ -45,9 +42,7 @@ def test_a_network_cut_in_the_middle_is_mended(server: MisbehavingServer, tmp_pa
     assert server.requests["/train-00001.tar"] == 4
 
 
-def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(
-    server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1, reset)
     with pytest.raises(UserError, match=r"train-00001\.tar cannot be read.*check the network.*--patience"):
         cache(tmp_path, patience=0.3).open(file)
@@ -100,9 +95,7 @@ def test_stale_bytes_are_fetched_again(
     assert "other bytes than the manifest's" in caplog.text
 
 
-def test_bytes_that_stay_stale_are_one_line_and_leave_nothing(
-    server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_bytes_that_stay_stale_are_one_line_and_leave_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1, reply(body(2)))
     with pytest.raises(UserError, match=r"train-00001\.tar is not the file of the manifest"):
         cache(tmp_path).open(file)
@@ -134,9 +127,7 @@ def test_what_is_fetched_ahead_again_stays_longer(server: MisbehavingServer, tmp
     assert names(tmp_path) == {files[n].name for n in (0, 2)}
 
 
-def test_what_is_in_use_stays(
-    server: MisbehavingServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_in_use_stays(server: MisbehavingServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = [remote(server, number) for number in range(4)]
     kept = cache(tmp_path, limit=2 * SIZE)
     held = [kept.open(files[0]), kept.open(files[1])]

@@ -20,10 +20,7 @@ from shards.errors import UserError
 from shards.storage.files import PARTIAL
 
 pytest_plugins = ("remote_fixtures",)
-pytestmark = [
-    pytest.mark.usefixtures("quick"),
-    pytest.mark.skipif(sys.platform == "win32", reason="needs flock"),
-]
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.skipif(sys.platform == "win32", reason="needs flock")]
 
 
 def test_one_download_however_many_ranks_ask_at_once(server: MisbehavingServer, tmp_path: Path) -> None:
@@ -68,9 +65,7 @@ def test_patience_ends_once_however_many_wait(server: MisbehavingServer, tmp_pat
     with ThreadPoolExecutor(12) as pool:
         messages = set(pool.map(wait, range(12)))
     assert len(messages) == 1 and "cannot be read" in messages.pop()
-    assert (
-        time.monotonic() - began < 2 * 2.0 + 2 * PATIENCE
-    )  # one after the other they would take 24 s and more
+    assert time.monotonic() - began < 2 * 2.0 + 2 * PATIENCE  # one after the other they would take 24 s and more
     finish([other])
 
 

@@ -25,10 +25,7 @@ from shards.errors import UserError
 from shards.storage.paths import place
 
 pytest_plugins = ("remote_fixtures",)
-pytestmark = [
-    pytest.mark.usefixtures("quick"),
-    pytest.mark.skipif(sys.platform == "win32", reason="needs flock"),
-]
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.skipif(sys.platform == "win32", reason="needs flock")]
 
 WRONG = random.Random(99).randbytes(SIZE)
 INDEX = "0" * 64 + ".index.parquet"
@@ -80,9 +77,7 @@ def test_what_is_planted_is_not_followed(
     kept = cache(folder, patience=0.1 if mark == ".failed" else 20.0)
     if mark == "index":
         source = place(server.add("/index", reply(b"good")))
-        assert (
-            kept.checked(source, INDEX, bytes.decode) == kept.checked(source, INDEX, bytes.decode) == "good"
-        )
+        assert kept.checked(source, INDEX, bytes.decode) == kept.checked(source, INDEX, bytes.decode) == "good"
         assert server.requests["/index"] == 1
     elif mark == ".failed":
         with pytest.raises(UserError, match="cannot be read"):
@@ -171,9 +166,7 @@ def test_a_digest_is_computed_once_per_node_and_file(
     assert server.requests["/train-00000.tar"] == 1 and not server.requests["/train-00001.tar"]
 
 
-def test_a_manifest_that_lies_about_a_size_takes_nothing_away(
-    server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_a_manifest_that_lies_about_a_size_takes_nothing_away(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1)
     kept = cache(tmp_path)
     kept.fetch(file)
@@ -223,9 +216,7 @@ def test_a_small_file_has_a_plain_name(server: MisbehavingServer, tmp_path: Path
     assert {path.name for path in tmp_path.rglob("*")} == {"cache"}
 
 
-def test_more_than_the_disk_has_is_refused_before_it_is_taken(
-    server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_more_than_the_disk_has_is_refused_before_it_is_taken(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1)
     with pytest.raises(UserError, match=r"no room for .*No space left"):
         cache(tmp_path).open(RemoteFile(file.place, 1 << 52, file.sha256))
@@ -237,10 +228,7 @@ def mode(folder: Path) -> int:
 
 
 def test_a_folder_is_private(
-    server: MisbehavingServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("POSTERS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

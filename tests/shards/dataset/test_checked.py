@@ -77,9 +77,7 @@ def test_not_for_ever(file: Path, marks: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", ["a link", "a file", "open to others"])
-def test_a_folder_that_others_planted_is_not_believed(
-    file: Path, marks: Path, tmp_path: Path, planted: str
-) -> None:
+def test_a_folder_that_others_planted_is_not_believed(file: Path, marks: Path, tmp_path: Path, planted: str) -> None:
     assert checks(file) == 1
     elsewhere = tmp_path / "elsewhere"
     os.replace(marks, elsewhere)

@@ -126,10 +126,7 @@ def read_all(fuzzed: Fuzzed, vouched: bool) -> None:
             continue
         widths, heights = reader.sizes(np.arange(len(reader)))
         assert (widths > 0).all() and (heights > 0).all() and (widths * heights < 1 << 28).all()
-        assert set(np.unique(reader.targets)) <= {0, 1} and reader.targets.shape == (
-            len(reader),
-            len(manifest.genres),
-        )
+        assert set(np.unique(reader.targets)) <= {0, 1} and reader.targets.shape == (len(reader), len(manifest.genres))
         for index in range(len(reader)):
             assert len(reader.read(index)) == reader.records["size"][index]
         ids = in_one_line(reader.sample_ids)
@@ -183,9 +180,7 @@ def test_manifests(fuzzed: Fuzzed, data: st.DataObject, fitting: bool) -> None:
     st.one_of(st.none(), st.integers(0, 1 << 20)),
     st.booleans(),
 )
-def test_bytes(
-    fuzzed: Fuzzed, name: str, flips: list[tuple[int, int]], end: int | None, vouched: bool
-) -> None:
+def test_bytes(fuzzed: Fuzzed, name: str, flips: list[tuple[int, int]], end: int | None, vouched: bool) -> None:
     fuzzed.renew()
     path = fuzzed.folder / (fuzzed.raw()["tables"]["train"]["name"] if name == "table" else name)
     data = bytearray(path.read_bytes())
@@ -234,9 +229,7 @@ def test_indexes(fuzzed: Fuzzed, data: st.DataObject, column: str, vouched: bool
 @given(
     st.sampled_from(["offset", "size", "height", "width", "genres"]),
     st.integers(0, 7),
-    st.one_of(
-        st.none(), st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1 << 20, 1 << 31, (1 << 64) - 1])
-    ),
+    st.one_of(st.none(), st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1 << 20, 1 << 31, (1 << 64) - 1])),
     st.booleans(),
 )
 def test_tables(fuzzed: Fuzzed, field: str, row: int, value: int | None, vouched: bool) -> None:

@@ -52,12 +52,7 @@ def test_the_index_gives_exactly_the_members_bytes(shard_set: Path) -> None:
 def test_tables_come_back_as_written(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", SAMPLES)
     members = read_members(tar)
-    columns: dict[str, list[Any]] = {
-        "id": ["ä", "b.1"],
-        "height": [3, 4],
-        "width": [5, 6],
-        "labels": [[], [0, 32_766]],
-    }
+    columns: dict[str, list[Any]] = {"id": ["ä", "b.1"], "height": [3, 4], "width": [5, 6], "labels": [[], [0, 32_766]]}
     table = build_table(tar, members, columns)
     write_index(tar, table, {"plan": "x", "bytes": 1})
     again, facts = read_index(tar)
@@ -157,12 +152,8 @@ BAD_TABLES: dict[str, Callable[[pa.Table], pa.Table]] = {
 
 
 @pytest.mark.parametrize("change", BAD_TABLES.values(), ids=BAD_TABLES)
-def test_values_that_no_index_holds_are_one_line(
-    few_shards: Path, change: Callable[[pa.Table], pa.Table]
-) -> None:
-    shard = replace(
-        Manifest.read(few_shards).shards[0], index_sha256=None
-    )  # or the digest would be the reason
+def test_values_that_no_index_holds_are_one_line(few_shards: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    shard = replace(Manifest.read(few_shards).shards[0], index_sha256=None)  # or the digest would be the reason
     path = index_path(few_shards / shard.name)
     good = pq.read_table(path)
     index_of(written(good, good.schema.metadata), path, shard)

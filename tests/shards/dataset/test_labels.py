@@ -45,9 +45,7 @@ def test_fingerprint_never_changes() -> None:
 def test_differences_are_named() -> None:
     a, b = LabelSet(("Action", "Drama")), LabelSet(("Drama", "Action"))
     require_same("model", a, "shards", LabelSet(("Action", "Drama")))
-    with pytest.raises(
-        UserError, match="another order, first at column 0: 'Action' in model, 'Drama' in shards"
-    ):
+    with pytest.raises(UserError, match="another order, first at column 0: 'Action' in model, 'Drama' in shards"):
         require_same("model", a, "shards", b)
     with pytest.raises(UserError, match="only in model: 'Drama'; only in shards: 'War'"):
         require_same("model", a, "shards", LabelSet(("Action", "War")))
@@ -86,17 +84,14 @@ def test_spellings_of_one_genre_are_merged_and_said(spellings: list[str], kept: 
     samples = [(spelling, "War") for spelling in spellings]
     merged, lines = merge_spellings(samples)
     assert merged == [(kept, "War")] * len(spellings)
-    assert len(lines) == 1 and lines[0].startswith(
-        f"genre {kept!r} ({spellings.count(kept)} samples) is also"
-    )
+    assert len(lines) == 1 and lines[0].startswith(f"genre {kept!r} ({spellings.count(kept)} samples) is also")
     others = set(spellings) - {kept}
     assert lines[0].count("(") == 1 + len(others) and lines[0].endswith(": merged")
     assert "\u200b" not in lines[0] and "\u00a0" not in lines[0]
 
 
 @pytest.mark.parametrize(
-    "genres",
-    [("Sci-Fi", "SciFi"), ("Drama", "Dramas"), ("Comédie", "Comedie"), ("R&B", "RB"), ("A-B", "A_B")],
+    "genres", [("Sci-Fi", "SciFi"), ("Drama", "Dramas"), ("Comédie", "Comedie"), ("R&B", "RB"), ("A-B", "A_B")]
 )
 def test_other_genres_stay_apart(genres: tuple[str, ...]) -> None:
     assert merge_spellings([genres]) == ([genres], [])
@@ -121,9 +116,7 @@ def test_known_labels_are_kept_as_they_are() -> None:
     assert merge_spellings(both, known=("Drama", "drama")) == (both, [])  # which of them would be a guess
 
 
-spelt = st.lists(
-    st.lists(st.sampled_from(["War", "war", "WAR ", "Drama", "dra\u200bma", "x"])).map(tuple), max_size=8
-)
+spelt = st.lists(st.lists(st.sampled_from(["War", "war", "WAR ", "Drama", "dra\u200bma", "x"])).map(tuple), max_size=8)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

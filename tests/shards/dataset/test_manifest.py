@@ -61,9 +61,7 @@ def test_counts_checksums_and_bytes_of_a_built_set(shard_set: Path) -> None:
         records = [json.loads(data) for name, data in contents(tar).items() if name.endswith(".json")]
         assert entry.bytes == tar.stat().st_size and entry.sha256 == sha256_file(tar)
         assert entry.samples == len(records)
-        assert entry.genre_counts == [
-            sum(column) for column in zip(*(r["multi_hot"] for r in records), strict=True)
-        ]
+        assert entry.genre_counts == [sum(column) for column in zip(*(r["multi_hot"] for r in records), strict=True)]
     for name, split in raw["splits"].items():
         mine = [entry for entry in manifest.shards if entry.split == name]
         assert split["samples"] == sum(entry.samples for entry in mine) and split["shards"] == len(mine)
@@ -116,9 +114,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
-def test_edited_manifests_are_user_errors(
-    shard_set: Path, tmp_path: Path, change: Callable[[Any], Any]
-) -> None:
+def test_edited_manifests_are_user_errors(shard_set: Path, tmp_path: Path, change: Callable[[Any], Any]) -> None:
     raw = change(json.loads((shard_set / "manifest.json").read_text()))
     (tmp_path / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(UserError) as caught:
@@ -208,9 +204,7 @@ def test_a_strangers_manifest_is_refused_in_one_line(
 def test_the_same_manifest_unchanged_is_read(few_shards: Path, tmp_path: Path) -> None:
     """Else the test above could not fail; what a later version may add is passed over."""
     raw = json.loads((few_shards / "manifest.json").read_text())
-    raw["later"] = raw["labels"]["later"] = raw["shards"][0]["later"] = raw["tables"]["train"]["later"] = [
-        None
-    ]
+    raw["later"] = raw["labels"]["later"] = raw["shards"][0]["later"] = raw["tables"]["train"]["later"] = [None]
     raw["splits"] = 7
     raw = HOSTILE["deep"](raw)
     (tmp_path / "manifest.json").write_text(json.dumps(honest(raw)))
@@ -256,16 +250,10 @@ def test_every_command_refuses_a_set_whose_shards_lie_elsewhere(
 
 def test_plain_names() -> None:
     assert all(
-        map(
-            is_plain,
-            ("train-00000.tar", "00000.tar", ".hidden.tar", "a b (1).tar", "映.tar", "..a", "x" * 242),
-        )
+        map(is_plain, ("train-00000.tar", "00000.tar", ".hidden.tar", "a b (1).tar", "映.tar", "..a", "x" * 242))
     )
     assert not any(
-        map(
-            is_plain,
-            ("", ".", "..", "a/b", "a\\b", "a:b", "a\0", "a\n", "a\x7f", "\ud800", "x" * 243, "映" * 82),
-        )
+        map(is_plain, ("", ".", "..", "a/b", "a\\b", "a:b", "a\0", "a\n", "a\x7f", "\ud800", "x" * 243, "映" * 82))
     )
 
 
@@ -279,9 +267,7 @@ def test_a_manifest_that_is_no_file(tmp_path: Path) -> None:
 def test_files_of_terabytes_are_not_read(few_shards: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(few_shards, tmp_path / "set")
     os.truncate(folder / name, 1 << 43)  # all holes: a packed set of some KB may hold it
-    with pytest.raises(
-        UserError, match=rf"{name} cannot be read: it has 8796093022208 bytes, over the limit of 26"
-    ):
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it has 8796093022208 bytes, over the limit of 26"):
         read_index(folder / Manifest.read(folder).shards[0].name)
 
 
@@ -301,11 +287,7 @@ def test_indexes_have_digests_and_the_fingerprint_does_not_know(few_shards: Path
 
 
 def test_a_set_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    for entry, genres in (
-        (shard("a:b.tar"), ["A", "B"]),
-        (shard(split="a/b"), ["A", "B"]),
-        (shard(), ["A", "A"]),
-    ):
+    for entry, genres in ((shard("a:b.tar"), ["A", "B"]), (shard(split="a/b"), ["A", "B"]), (shard(), ["A", "A"])):
         with pytest.raises(UserError, match="cannot become a shard set"):
             Manifest(genres, [entry]).write_tables(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -44,9 +44,7 @@ def mapped(path: Path, table: SampleTable, shards: Sequence[Shard], genres: int)
 def index_table(labels: list[list[int]]) -> pa.Table:
     n = len(labels)
     rng = np.random.default_rng(n)
-    numbers = {
-        name: rng.integers(1, 60_000, n) for name in SCHEMA.names if name not in ("key", "id", "labels")
-    }
+    numbers = {name: rng.integers(1, 60_000, n) for name in SCHEMA.names if name not in ("key", "id", "labels")}
     names = [f"s{i}" for i in range(n)]
     return pa.table({"key": names, "id": names, **numbers, "labels": labels}, schema=SCHEMA)
 
@@ -101,9 +99,7 @@ def test_indexes_of_another_build_make_no_table(shard_set: Path, tmp_path: Path)
     manifest = Manifest.read(shard_set)
     shards = [replace(shard, index_sha256=None) for shard in manifest.of_split("train")]
     for changed in (replace(shards[0], sha256="0" * 64), replace(shards[0], samples=shards[0].samples + 1)):
-        with pytest.raises(
-            UserError, match=rf"{shards[0].name.removesuffix('.tar')}.* belongs to another build"
-        ):
+        with pytest.raises(UserError, match=rf"{shards[0].name.removesuffix('.tar')}.* belongs to another build"):
             write_sample_table(tmp_path / "set", "train", [changed, *shards[1:]], manifest.genres)
     table, digests = write_sample_table(tmp_path / "set", "train", shards, manifest.genres)
     assert table == manifest.tables["train"]

@@ -158,9 +158,7 @@ def test_a_set_does_not_poison_the_cache_for_another(
     assert Manifest.read(copy).fingerprint == Manifest.read(honest).fingerprint
     ids = {}
     for name, folder in (("bad", copy), ("good", honest), ("bad again", copy)):
-        store = open_store(
-            place(serve(server, name.split()[0], folder)), CacheOptions(tmp_path / "cache", patience=5)
-        )
+        store = open_store(place(serve(server, name.split()[0], folder)), CacheOptions(tmp_path / "cache", patience=5))
         assert isinstance(store, RemoteShards)
         ids[name] = store.index(store.manifest().shards[0])["id"].to_pylist()
     assert ids["good"] == read_index(few_shards / "train-00000.tar")[0]["id"].to_pylist()

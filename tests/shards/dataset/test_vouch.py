@@ -51,9 +51,7 @@ def test_a_set_of_before_there_were_tables(earlier: Path, few_shards: Path, comm
     assert not Manifest.read(earlier).tables
 
 
-@pytest.mark.parametrize(
-    "damage", ["index reordered", "table rolled", "tar changed", "index missing", "tar missing"]
-)
+@pytest.mark.parametrize("damage", ["index reordered", "table rolled", "tar changed", "index missing", "tar missing"])
 def test_what_does_not_fit_together_gets_no_digests(earlier: Path, command: Command, damage: str) -> None:
     tar = earlier / "train-00000.tar"
     if damage == "index reordered":

@@ -80,9 +80,7 @@ def test_a_passing_failure_is_tried_again(cluster: Cluster, tmp_path: Path) -> N
         assert len(set(tries)) == len(tries)  # the other worker has the second try
 
 
-def test_a_poisoned_task_is_set_aside(
-    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_poisoned_task_is_set_aside(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results, error = run(cluster, fail_at_seven, notes(tmp_path, 20))
     assert sorted(results) == [number for number in range(20) if number != 7]
     assert error.startswith("1 of 20 tasks failed: note 7 (ValueError: seven is poison)")

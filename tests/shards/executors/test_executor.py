@@ -122,9 +122,7 @@ def test_other_errors_arrive_too(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_poisoned_task_is_set_aside_and_the_others_are_done(
-    workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_poisoned_task_is_set_aside_and_the_others_are_done(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     seen = []
     with pytest.raises(UserError) as caught:
         for task, _ in run(fail_at_seven_with_a_bug, range(20), workers):
@@ -148,9 +146,7 @@ def test_a_passing_failure_is_tried_again(workers: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_without_hope_ends(workers: int) -> None:
     seen = []
-    with pytest.raises(
-        UserError, match=r"20 tasks failed one after the other.*PermissionError: the store"
-    ) as caught:
+    with pytest.raises(UserError, match=r"20 tasks failed one after the other.*PermissionError: the store") as caught:
         for task, _ in run(fail_after_three, range(100), workers):
             seen.append(task)
     assert sorted(seen) == [0, 1, 2] and "\n" not in str(caught.value)

@@ -76,9 +76,7 @@ def all_kinds(server: MisbehavingServer) -> dict[str, str]:
     }
 
 
-def test_everywhere_the_same(
-    cluster: Cluster, server: MisbehavingServer, tmp_path: Path, bucket: str
-) -> None:
+def test_everywhere_the_same(cluster: Cluster, server: MisbehavingServer, tmp_path: Path, bucket: str) -> None:
     links = all_kinds(server)
     here = fetch(tmp_path, links)
     wanted = posters_of(tmp_path)
@@ -116,9 +114,7 @@ def _files(out: Any) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-def test_workers_keep_to_public_addresses(
-    cluster: Cluster, server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_workers_keep_to_public_addresses(cluster: Cluster, server: MisbehavingServer, tmp_path: Path) -> None:
     csv = table(tmp_path, {"a": server.add("/a", reply(JPEG)), "b": "http://localhost:1/x"})
     accounts = []
     for name, by in (("here", None), ("there", str(cluster.file))):
@@ -171,9 +167,7 @@ def test_kill_9_of_a_download_into_a_store(server: MisbehavingServer, tmp_path: 
     assert sum(server.requests.values()) <= 30 + 4  # only what was on its way is asked for again
 
 
-def test_a_worker_that_is_killed_in_the_middle(
-    cluster: Cluster, server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_a_worker_that_is_killed_in_the_middle(cluster: Cluster, server: MisbehavingServer, tmp_path: Path) -> None:
     bodies = {f"p{n:02d}": encoded(draw(f"lost{n}")) for n in range(48)}
     links = {name: server.add(f"/{name}", slowly(0.1, reply(body))) for name, body in bodies.items()}
     csv, out = table(tmp_path, links), tmp_path / "images"
@@ -197,16 +191,7 @@ def test_a_worker_that_is_killed_in_the_middle(
 
 def test_the_command(cluster: Cluster, server: MisbehavingServer, tmp_path: Path, bucket: str) -> None:
     csv = table(tmp_path, {"a": server.add("/a", reply(JPEG)), "b": server.add("/b", reply(b"", 404))})
-    command = (
-        "fetch",
-        "--metadata",
-        csv,
-        "--url-column",
-        "link",
-        "--out",
-        f"{bucket}/posters",
-        "--allow-private",
-    )
+    command = ("fetch", "--metadata", csv, "--url-column", "link", "--out", f"{bucket}/posters", "--allow-private")
     done = posters(*command, "--executor", "dask", "--scheduler", cluster.file)
     assert done.returncode == 0, done.stderr
     assert f"1 posters fetched, 0 already there, in {bucket}/posters" in done.stderr
@@ -215,7 +200,5 @@ def test_the_command(cluster: Cluster, server: MisbehavingServer, tmp_path: Path
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     csv = table(tmp_path, {"a": "http://x/y"})
-    done = posters(
-        "fetch", "--metadata", csv, "--url-column", "link", "--out", tmp_path / "o", "--executor", "dask"
-    )
+    done = posters("fetch", "--metadata", csv, "--url-column", "link", "--out", tmp_path / "o", "--executor", "dask")
     assert done.returncode == 2 and "needs --scheduler" in done.stderr

@@ -66,12 +66,7 @@ def test_every_link_becomes_a_poster_or_a_row(
     links: list[tuple[str, str]] = []
     for name, (handler, _) in cases.items():
         links.append((name, server.add(f"/{name}", handler)))
-    links += [
-        ("refused", f"http://127.0.0.1:{closed_port()}/"),
-        ("none", ""),
-        ("../up", links[0][1]),
-        links[0],
-    ]
+    links += [("refused", f"http://127.0.0.1:{closed_port()}/"), ("none", ""), ("../up", links[0][1]), links[0]]
     with caplog.at_level(logging.INFO):
         result = fetch(tmp_path, links, timeout=0.5)
 
@@ -86,12 +81,7 @@ def test_every_link_becomes_a_poster_or_a_row(
         assert find_image(tmp_path / "images", name)
 
     expected = [(name, reason) for name, (_, reason) in cases.items() if reason]
-    expected += [
-        ("refused", "no connection"),
-        ("none", "bad link"),
-        ("../up", "bad id"),
-        ("plain", "repeated id"),
-    ]
+    expected += [("refused", "no connection"), ("none", "bad link"), ("../up", "bad id"), ("plain", "repeated id")]
     assert [(row[0], row[1]) for row in rows_of(tmp_path / "images" / "rejected.csv")] == expected
     assert (result.fetched, result.present, len(result.rejected)) == (6, 0, len(expected))
     assert "6 posters fetched, 0 already there" in caplog.text and "2 http status" in caplog.text
@@ -100,9 +90,7 @@ def test_every_link_becomes_a_poster_or_a_row(
 
 def test_private_addresses_are_no_lasting_rejection(server: MisbehavingServer, tmp_path: Path) -> None:
     links = {"a": server.add("/x", reply(JPEG))}
-    with pytest.raises(
-        UserError, match=r"no poster could be fetched .*: 1 private address; see .*rejected\.csv"
-    ):
+    with pytest.raises(UserError, match=r"no poster could be fetched .*: 1 private address; see .*rejected\.csv"):
         fetch(tmp_path, links, allow_private=False)
     assert not server.requests
     assert rows_of(tmp_path / "images" / "rejected.csv") == [["a", "private address", "127.0.0.1"]]
@@ -149,15 +137,7 @@ def command(*arguments: object) -> int:
 
 def test_command(server: MisbehavingServer, tmp_path: Path) -> None:
     links = {"a": server.add("/a", reply(JPEG)), "b": server.add("/b", reply(b"", 404))}
-    arguments = (
-        "fetch",
-        "--metadata",
-        table(tmp_path, links),
-        "--url-column",
-        1,
-        "--out",
-        tmp_path / "images",
-    )
+    arguments = ("fetch", "--metadata", table(tmp_path, links), "--url-column", 1, "--out", tmp_path / "images")
     assert command(*arguments, "--allow-private", "--user-agent", "us", "--timeout", 5, "--min-side", 8) == 0
     assert posters(tmp_path) == {"a.jpg": JPEG} and server.headers["/a"]["user-agent"] == "us"
     assert command(*arguments) == 0  # nothing new, but all is there

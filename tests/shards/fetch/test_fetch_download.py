@@ -98,9 +98,7 @@ TOO_MANY = reply(b"", 429, Retry_After="1")
     ],
     ids=["plain", "500", "503+408", "reset", "cut", "no http", "slow", "1.0", "gzip"],
 )
-def test_bytes_come_after_failures_that_pass(
-    server: MisbehavingServer, handler: Handler, requests: int
-) -> None:
+def test_bytes_come_after_failures_that_pass(server: MisbehavingServer, handler: Handler, requests: int) -> None:
     assert fetch(server.add("/x", handler)) == [BODY]
     assert server.requests == {"/x": requests}
 
@@ -163,9 +161,7 @@ def test_https_to_who_does_not_speak_it(server: MisbehavingServer) -> None:
 
 @pytest.mark.parametrize("when", ["1", "date"])
 def test_retry_after_is_honoured_by_all_links_of_the_host(server: MisbehavingServer, when: str) -> None:
-    after = (
-        when if when == "1" else formatdate(time.time() + 2, usegmt=True)
-    )  # whole seconds: 1 to 2 from now
+    after = when if when == "1" else formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
     link = server.add("/x", in_turn(reply(b"", 429, Retry_After=after), GOOD))
     other = server.add("/y", GOOD)
     began = time.monotonic()
@@ -211,12 +207,8 @@ def test_no_link_reaches_this_machine_or_its_network(server: MisbehavingServer, 
     assert not server.requests
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.2", "2130706434", "[::1]", "0x7f.2", "169.254.169.254", "two.test"]
-)
-def test_no_redirect_does_either(
-    server: MisbehavingServer, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.2", "2130706434", "[::1]", "0x7f.2", "169.254.169.254", "two.test"])
+def test_no_redirect_does_either(server: MisbehavingServer, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name_two(monkeypatch)
     link = server.add("/x", redirect(f"http://{host}:{server.port}/secret"))
     server.add("/secret", GOOD)
@@ -224,9 +216,7 @@ def test_no_redirect_does_either(
     assert server.requests == {"/x": 1}
 
 
-def test_a_name_that_changes_its_mind_gains_nothing(
-    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_changes_its_mind_gains_nothing(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: the address that was judged is the one that is connected to."""
     answers = name_two(monkeypatch, "127.0.0.1", "127.0.0.2")
     link = server.add("/x", GOOD, host="two.test")

@@ -73,9 +73,7 @@ def test_what_is_no_link(text: str) -> None:
 
 def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "m.csv", [("a", "http://x/")], ("id", "poster_link"))
-    with pytest.raises(
-        UserError, match=r"no column 'poster_lnk'; did you mean 'poster_link'\?.*--url-column"
-    ):
+    with pytest.raises(UserError, match=r"no column 'poster_lnk'; did you mean 'poster_link'\?.*--url-column"):
         read_links(table, "poster_lnk")
     with pytest.raises(UserError, match="--id-column"):
         read_links(table, "poster_link", "7")
@@ -87,15 +85,11 @@ def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
         read_links(write_file(tmp_path / "latin.csv", b"id,link\n\xe9,http://x/\n"), "1")
     with pytest.raises(UserError, match="unknown text encoding"):
         read_links(table, "1", encoding="klingon")
-    assert read_links(
-        write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id"
-    ).links
+    assert read_links(write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id").links
 
 
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
-    table = write_csv(
-        tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link")
-    )
+    table = write_csv(tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link"))
     with pytest.raises(UserError, match=r"row numbers; choose the column of ids with --id-column"):
         read_links(table, "link")
     assert [link.id for link in read_links(table, "link", "0").links] == ["0", "1"]

@@ -51,9 +51,7 @@ def test_a_second_run_asks_only_what_may_have_changed(server: MisbehavingServer,
     result = fetch(tmp_path)
     assert server.requests == {"/busy": 1, "/late": 1}
     assert (result.fetched, result.present) == (2, 1)
-    assert rows_of(tmp_path / "images" / "rejected.csv") == [
-        row for row in first if row[0] in ("gone", "html")
-    ]
+    assert rows_of(tmp_path / "images" / "rejected.csv") == [row for row in first if row[0] in ("gone", "html")]
     server.requests.clear()
 
     before = tree(tmp_path / "images")
@@ -173,9 +171,7 @@ def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(server: MisbehavingServer,
     assert len(posters(tmp_path)) == 23
 
 
-def test_a_full_disk_stops_the_run(
-    server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_stops_the_run(server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     links = {f"p{n}": server.add(f"/p{n}", reply(JPEG)) for n in range(50)}
     real, count = store_module.atomic_write, iter(range(1000))
 

@@ -91,9 +91,7 @@ def test_partition_does_not_depend_on_row_order(seed: int, alike: bool) -> None:
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(0, 15), st.booleans())
-def test_mirrored_copies_equal_brute_force_on_both_ways_round(
-    seed: int, n: int, distance: int, alike: bool
-) -> None:
+def test_mirrored_copies_equal_brute_force_on_both_ways_round(seed: int, n: int, distance: int, alike: bool) -> None:
     """Two pictures are one if any way round of the first is near any of the second."""
     digests, hashes, signatures = planted(seed, n, alike)
     rng = np.random.default_rng(seed)
@@ -191,8 +189,7 @@ def test_the_second_hash_is_that_of_the_mirror_image() -> None:
 def test_a_symmetrical_picture_is_a_copy_of_itself_alone() -> None:
     """Its hash and its mirror image's are one: what is unlike it must stay so."""
     halves = [
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 3, 3)).astype(np.uint8))
-        for seed in range(12)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 3, 3)).astype(np.uint8)) for seed in range(12)
     ]
     whole = []
     for half in halves:

@@ -214,6 +214,4 @@ def test_any_text_is_genres_or_a_value_error(text: str) -> None:
         genres = parse_genres(text)
     except ValueError:
         return
-    assert len(set(genres)) == len(genres) and all(
-        genre == genre.strip(" \t\n") and tidy(genre) for genre in genres
-    )
+    assert len(set(genres)) == len(genres) and all(genre == genre.strip(" \t\n") and tidy(genre) for genre in genres)

@@ -69,14 +69,10 @@ def test_an_id_may_be_a_files_whole_name(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.sets(
-        st.sampled_from(
-            [f"{stem}{kind}" for stem in "ab" for kind in (".jpg", ".PNG", ".Png", ".webp", "", ".txt")]
-        )
+        st.sampled_from([f"{stem}{kind}" for stem in "ab" for kind in (".jpg", ".PNG", ".Png", ".webp", "", ".txt")])
     )
 )
-def test_a_listing_and_a_look_find_the_same(
-    tmp_path_factory: pytest.TempPathFactory, names: set[str]
-) -> None:
+def test_a_listing_and_a_look_find_the_same(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
     folder = tmp_path_factory.mktemp("same")
     for name in names:
         write_file(folder / name, JPEG)
@@ -113,9 +109,7 @@ def test_other_files_are_counted_by_ending(tmp_path: Path, caplog: pytest.LogCap
 def test_many_kinds_are_told_in_a_line() -> None:
     others = Counter({f".k{number}": 20 - number for number in range(12)})
     text = others_text(others)
-    assert text.startswith("174 files of other kinds were left out: 20 .k0, ") and text.endswith(
-        "13 .k7, 42 more"
-    )
+    assert text.startswith("174 files of other kinds were left out: 20 .k0, ") and text.endswith("13 .k7, 42 more")
     assert others_text(Counter({"": 1})) == "1 file of another kind was left out: 1 without an ending"
 
 
@@ -125,9 +119,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         write_file(tmp_path / "images" / name, encoded(draw(name), kind, **film))
     write_file(tmp_path / "images" / "e.gif", encoded(draw("e"), "GIF"))
     with caplog.at_level(logging.WARNING):
-        scan = scan_images(
-            tmp_path / "images", list("abcde"), ImageOptions(), tmp_path / "work", LocalExecutor(1)
-        )
+        scan = scan_images(tmp_path / "images", list("abcde"), ImageOptions(), tmp_path / "work", LocalExecutor(1))
     assert len(scan.digests) == 5
     assert [record.getMessage() for record in caplog.records] == [
         "4 posters have several frames or pages; the first is taken: a, b, c, d"
@@ -168,9 +160,7 @@ def test_folders_that_cannot_be_read_are_named(locked: Path, caplog: pytest.LogC
     said = f"{locked}/locked cannot be read (Permission denied); what is in it is left out"
     assert [record.getMessage() for record in caplog.records] == [said]
     (locked / "a.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"no \.jpg, .* file in .*; .*/locked cannot be read \(Permission denied\)"
-    ):
+    with pytest.raises(UserError, match=r"no \.jpg, .* file in .*; .*/locked cannot be read \(Permission denied\)"):
         require_images(locked)
 
 
@@ -198,9 +188,9 @@ def test_ids_may_come_from_any_csv(tmp_path: Path) -> None:
     write_file(tmp_path / "images" / "a.jpg", JPEG)
     long = "x" * 300
     write_csv(tmp_path / "m.csv", [("a", "", "", "['Drama']"), (long, "", "", "['Drama']")])
-    assert find_image(tmp_path / "images", long) is None and list(
-        list_posters(tmp_path / "images", ["a", long])
-    ) == ["a"]
+    assert find_image(tmp_path / "images", long) is None and list(list_posters(tmp_path / "images", ["a", long])) == [
+        "a"
+    ]
 
 
 def test_a_disk_that_fails_rejects_no_poster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

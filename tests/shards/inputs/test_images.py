@@ -16,14 +16,7 @@ from shard_tools import bomb_png, draw, encoded, write_file
 
 from shards.errors import UserError
 from shards.inputs.image_files import default_image_folder, find_image, holds_images, read_image_file
-from shards.inputs.images import (
-    BadImage,
-    ImageOptions,
-    decode,
-    fitted_size,
-    is_shard_jpeg,
-    pack_image,
-)
+from shards.inputs.images import BadImage, ImageOptions, decode, fitted_size, is_shard_jpeg, pack_image
 
 OPTIONS = ImageOptions()
 
@@ -214,9 +207,7 @@ def cases() -> list[Any]:
     deep, shallow = sixteen_bit()
     see_through, on_paper = transparent_palette()
     return [
-        pytest.param(
-            encoded(rgb.convert("CMYK"), quality=95), rgb.convert("CMYK").convert("RGB"), id="CMYK JPEG"
-        ),
+        pytest.param(encoded(rgb.convert("CMYK"), quality=95), rgb.convert("CMYK").convert("RGB"), id="CMYK JPEG"),
         pytest.param(encoded(rgb.convert("L"), quality=95), rgb.convert("L").convert("RGB"), id="grey JPEG"),
         pytest.param(encoded(rgb.convert("L"), "PNG"), rgb.convert("L").convert("RGB"), id="grey PNG"),
         pytest.param(encoded(rgb.convert("1"), "PNG"), rgb.convert("1").convert("RGB"), id="1-bit PNG"),

@@ -33,9 +33,7 @@ def tiff(order: str, kind: int, value: int, count: int = 1, entries: int = 1) ->
     """EXIF whose directory has the orientation, as a value of some type, behind other entries."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
     size = {1: "B", 3: "H", 4: "I", 8: "h", 9: "i"}[kind]
-    entry = struct.pack(f"{order}HHI", ORIENTATION, kind, count) + struct.pack(f"{order}{size}", value).ljust(
-        4, b"\0"
-    )
+    entry = struct.pack(f"{order}HHI", ORIENTATION, kind, count) + struct.pack(f"{order}{size}", value).ljust(4, b"\0")
     other = struct.pack(f"{order}HHII", 0x0128, 3, 1, 0)
     return b"Exif\0\0" + head + struct.pack(f"{order}H", entries) + other * (entries - 1) + entry + b"\0" * 4
 

@@ -52,11 +52,7 @@ def test_columns_by_name_and_number(tmp_path: Path) -> None:
     assert read(tmp_path, text, id_column="name", genre_column="genre").rows == [Row("a", ("Drama",))]
     assert read(tmp_path, text, id_column="1", genre_column="genre").rows == [Row("a", ("Drama",))]
     metadata = read(tmp_path, HEADER + "7,T,1999,Drama\n")
-    assert (metadata.rows, metadata.id_column, metadata.genre_column) == (
-        [Row("7", ("Drama",))],
-        "id",
-        "genre",
-    )
+    assert (metadata.rows, metadata.id_column, metadata.genre_column) == ([Row("7", ("Drama",))], "id", "genre")
 
 
 @pytest.mark.parametrize(
@@ -143,8 +139,7 @@ def test_bad_ids(tmp_path: Path, sample_id: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "sample_id",
-    ["1", "tt0324127", "a.b.c", "...", "a..b", "sub/x", "a/b/c.d", "日本", "x" * 240, "__x__", "a b"],
+    "sample_id", ["1", "tt0324127", "a.b.c", "...", "a..b", "sub/x", "a/b/c.d", "日本", "x" * 240, "__x__", "a b"]
 )
 def test_good_ids(tmp_path: Path, sample_id: str) -> None:
     metadata = read_metadata(write_csv(tmp_path / "meta.csv", [(sample_id, "", "", "Drama")]))
@@ -173,10 +168,7 @@ def test_rows_that_contradict_each_other_are_not_mixed(tmp_path: Path) -> None:
         ("2", "conflicting rows"),
         ("2", "repeated id"),
     ]
-    assert (
-        metadata.rejected[0].detail
-        == "line 4: other genres than in line 2, which counts; are they two posters?"
-    )
+    assert metadata.rejected[0].detail == "line 4: other genres than in line 2, which counts; are they two posters?"
 
 
 def test_one_id_twice_among_many_is_no_layout(tmp_path: Path) -> None:
@@ -188,16 +180,11 @@ def test_one_id_twice_among_many_is_no_layout(tmp_path: Path) -> None:
 def test_a_poster_with_an_unreadable_row_is_left_out_whole(tmp_path: Path) -> None:
     metadata = read(tmp_path, HEADER + "1,a,1,Drama\n2,b,1,War\n2,b,1,Drama\n1,a,1,[War\n")
     assert [row.id for row in metadata.rows] == ["2"]
-    assert [(r.id, r.reason) for r in metadata.rejected] == [
-        ("1", "conflicting rows"),
-        ("1", "unparsable genres"),
-    ]
+    assert [(r.id, r.reason) for r in metadata.rejected] == [("1", "conflicting rows"), ("1", "unparsable genres")]
 
 
 def test_rows_of_another_length_and_rows_without_genres(tmp_path: Path) -> None:
-    text = (
-        HEADER + "1\n2,a,1,\n3,a,1,[]\n4,a,1,Drama,War\n5,Good, Bad,1966,Western\n6,a,1,Drama,,\n7,a,1,War\n"
-    )
+    text = HEADER + "1\n2,a,1,\n3,a,1,[]\n4,a,1,Drama,War\n5,Good, Bad,1966,Western\n6,a,1,Drama,,\n7,a,1,War\n"
     metadata = read(tmp_path, text)
     assert metadata.rows == [Row("6", ("Drama",)), Row("7", ("War",))]
     assert [(r.id, r.reason) for r in metadata.rejected] == [
@@ -207,10 +194,7 @@ def test_rows_of_another_length_and_rows_without_genres(tmp_path: Path) -> None:
         ("4", "bad row"),
         ("5", "bad row"),
     ]
-    assert (
-        metadata.rejected[3].detail
-        == "line 5: 5 cells under 4 names of columns; texts that hold ',' need quotes"
-    )
+    assert metadata.rejected[3].detail == "line 5: 5 cells under 4 names of columns; texts that hold ',' need quotes"
 
 
 LAYOUTS = {
@@ -249,9 +233,7 @@ def test_all_layouts_of_a_table_are_read_as_one(
 # --- spellings, and what is said
 
 
-def test_spellings_are_merged_with_a_line_each_or_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_spellings_are_merged_with_a_line_each_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = HEADER + "1,a,1,Drama\n2,a,1,drama|War\n3,a,1,Drama|Dra\u200bma\n4,a,1,war \n"
     assert {row.genres for row in read(tmp_path, text).rows} == {("Drama",), ("Drama", "War"), ("War",)}
     lines = [record.message for record in caplog.records if record.levelname == "WARNING"]

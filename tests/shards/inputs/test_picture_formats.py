@@ -78,9 +78,7 @@ def test_all_formats_are_taken_and_their_first_frame() -> None:
 @pytest.mark.parametrize("name", SEEDS)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=8), st.booleans(), st.booleans())
-def test_damaged_bytes_are_a_picture_or_a_reason(
-    name: str, at: int, damage: bytes, insert: bool, near: bool
-) -> None:
+def test_damaged_bytes_are_a_picture_or_a_reason(name: str, at: int, damage: bytes, insert: bool, near: bool) -> None:
     data = SEEDS[name]
     at %= 160 if near else len(data)
     spoilt = data[:at] + damage + data[at + (0 if insert else len(damage)) :]
@@ -117,8 +115,7 @@ def png_cut(share: float) -> bytes:
     pixels = b"".join(body for kind, body in parts if kind == b"IDAT")
     kept = [parts[0], (b"IDAT", pixels[: int(len(pixels) * share)]), (b"IEND", b"")]
     return data[:8] + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in kept
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in kept
     )
 
 
@@ -291,18 +288,7 @@ def test_heavy_decoders_have_fewer_pixels() -> None:
 
 def test_a_tiffs_tiles_are_bounded() -> None:
     pixels = zlib.compress(bytes(60_000))
-    tags = {
-        256: 64,
-        257: 64,
-        258: 8,
-        259: 8,
-        262: 1,
-        277: 1,
-        322: 60_000,
-        323: 60_000,
-        324: 200,
-        325: len(pixels),
-    }
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000, 324: 200, 325: len(pixels)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     data = (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries).ljust(200, b"\0") + pixels
     with pytest.raises(BadImage, match="decompression bomb") as caught:

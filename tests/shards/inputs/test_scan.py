@@ -31,11 +31,7 @@ def scan(source: Source, work: Path, ids: list[str] | None = None, workers: int 
 
 
 def test_good_and_bad_in_file_order(source: Source, tmp_path: Path) -> None:
-    bad = {
-        i: r
-        for i, r in source.bad.items()
-        if r not in ("no genres", "unparsable genres", "bad id", "repeated id")
-    }
+    bad = {i: r for i, r in source.bad.items() if r not in ("no genres", "unparsable genres", "bad id", "repeated id")}
     ids = [*bad, *source.good]
     found = scan(source, tmp_path, ids, chunk=16)
     assert [(r.id, r.reason) for r in found.rejected] == list(bad.items())
@@ -47,18 +43,14 @@ def test_answers_are_of_the_files(own: Source, tmp_path: Path) -> None:
     data = (own.images / "p0003.jpg").read_bytes()
     assert found.digests["p0003"] == hashlib.sha256(data).hexdigest()
     assert len(set(found.hashes.values())) == 10 and found.hashes["p0003"] < 1 << 64
-    assert (
-        perceptual_hashes(draw("p0003"))[0] ^ found.hashes["p0003"]
-    ).bit_count() <= 4  # but for JPEG's loss
+    assert (perceptual_hashes(draw("p0003"))[0] ^ found.hashes["p0003"]).bit_count() <= 4  # but for JPEG's loss
 
 
 def test_workers_and_chunks_play_no_part(source: Source, tmp_path: Path) -> None:
     ids = list(source.good)
     one = scan(source, tmp_path / "a", ids, chunk=7)
     assert (
-        one
-        == scan(source, tmp_path / "b", ids, chunk=1000)
-        == scan(source, tmp_path / "c", ids, chunk=20, workers=2)
+        one == scan(source, tmp_path / "b", ids, chunk=1000) == scan(source, tmp_path / "c", ids, chunk=20, workers=2)
     )
 
 
@@ -92,9 +84,7 @@ def test_a_changed_file_or_option_is_checked_again(own: Source, tmp_path: Path) 
     assert [(r.id, r.reason) for r in scan(own, work).rejected] == [("p0002", "missing file")]
 
 
-def test_answers_of_other_rules_are_not_used(
-    own: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_of_other_rules_are_not_used(own: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of earlier versions know one way round of a picture: none of them stands beside one of this version."""
     work = tmp_path / "work"
     first = scan(own, work, chunk=4)

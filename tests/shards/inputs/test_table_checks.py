@@ -14,14 +14,7 @@ from shards.errors import UserError
 from shards.inputs.metadata import Metadata, read_metadata
 from shards.inputs.table_checks import NUMBER
 
-GENRES = (
-    ("Drama",),
-    ("Comedy", "Drama"),
-    ("Romance", "Drama"),
-    ("Horror",),
-    ("Horror", "Comedy"),
-    ("Romance",),
-) * 4
+GENRES = (("Drama",), ("Comedy", "Drama"), ("Romance", "Drama"), ("Horror",), ("Horror", "Comedy"), ("Romance",)) * 4
 
 
 def table(folder: Path, header: str, cells: Sequence[Sequence[object]], delimiter: str = ",") -> Path:
@@ -37,23 +30,12 @@ def genres_of(metadata: Metadata) -> list[set[str]]:
     return [set(row.genres) for row in metadata.rows]
 
 
-KINDS = [
-    "Comedy",
-    "Drama",
-    "Romance",
-    "Horror",
-    "Comedy Drama",
-    "Romance Drama",
-    "Horror Comedy",
-    "Horror Drama",
-]
+KINDS = ["Comedy", "Drama", "Romance", "Horror", "Comedy Drama", "Romance Drama", "Horror Comedy", "Horror Drama"]
 WANTED = [set(genres) for genres in GENRES]
 JOINED = ["|".join(genres) for genres in GENRES]
 
 
-@pytest.mark.parametrize(
-    "name", ["genre", "Genres", " GENRE ", "label", "Labels", "tag", "TAGS", "genres\u00a0"]
-)
+@pytest.mark.parametrize("name", ["genre", "Genres", " GENRE ", "label", "Labels", "tag", "TAGS", "genres\u00a0"])
 def test_a_column_of_such_a_name_is_found_wherever_it_is(tmp_path: Path, name: str) -> None:
     path = table(tmp_path, f"id,{name},title,score", [(text, "A title", 6.5) for text in JOINED])
     metadata = read_metadata(path)
@@ -192,9 +174,7 @@ def test_ids_are_no_genres(tmp_path: Path) -> None:
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
     for name in ("", "Unnamed: 0"):
         (tmp_path / "meta.csv").write_text(f"{name},id,genre\n0,1,Drama\n1,2,War\n2,0,Drama\n")
-        with pytest.raises(
-            UserError, match=r"holds numbers, as pandas writes row numbers.*--id-column.*1 'id'"
-        ):
+        with pytest.raises(UserError, match=r"holds numbers, as pandas writes row numbers.*--id-column.*1 'id'"):
             read_metadata(tmp_path / "meta.csv")
         assert [row.id for row in read_metadata(tmp_path / "meta.csv", "0").rows] == ["0", "1", "2"]
         assert [row.id for row in read_metadata(tmp_path / "meta.csv", "id").rows] == ["1", "2", "0"]

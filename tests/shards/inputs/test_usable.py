@@ -25,9 +25,7 @@ def dozen(tmp_path: Path) -> Source:
     return draw_posters(tmp_path, 12)
 
 
-def build(
-    source: Source, out: Path, rows: Sequence[Sequence[object]] | None = None, **options: Any
-) -> Manifest:
+def build(source: Source, out: Path, rows: Sequence[Sequence[object]] | None = None, **options: Any) -> Manifest:
     """With the limit as it is by default."""
     csv = source.csv if rows is None else write_csv(source.csv.with_name("other.csv"), rows)
     return build_shards(BuildOptions(csv, out, source.images, workers=1, **options))
@@ -58,9 +56,7 @@ def test_too_many_unreadable_genres_fail_with_the_first_reason(dozen: Source, tm
 
 def test_unreadable_pixels_count_too(dozen: Source, tmp_path: Path) -> None:
     (dozen.images / "p0003.jpg").write_bytes(b"<html>404</html>")
-    with pytest.raises(
-        UserError, match=r"1 of 12 rows .*1 not an image; the first is id 'p0003': not an image"
-    ):
+    with pytest.raises(UserError, match=r"1 of 12 rows .*1 not an image; the first is id 'p0003': not an image"):
         build(dozen, tmp_path / "out")
 
 
@@ -142,14 +138,10 @@ def test_spellings_of_given_labels_are_read_as_them(dozen: Source, tmp_path: Pat
         build(dozen, tmp_path / "o", rows, labels=tmp_path / "labels.json", spellings="refuse")
 
 
-def test_genres_that_are_not_given_are_named(
-    dozen: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_genres_that_are_not_given_are_named(dozen: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "labels.json").write_text(json.dumps({"genres": ["Drama", "Comedy"]}))
     build(dozen, tmp_path / "out", labels=tmp_path / "labels.json")
-    assert (
-        "genres that the given labels do not have are left out: " in caplog.text and "Action (" in caplog.text
-    )
+    assert "genres that the given labels do not have are left out: " in caplog.text and "Action (" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["5", "-1%", "many", "101%", "nan", ""])
@@ -164,28 +156,12 @@ def test_the_summary_counts_all_rows(command: Command, dozen: Source, tmp_path: 
     where = ("--images", dozen.images, "--metadata", csv, "--out", tmp_path / "out", "--workers", 1)
     status, said, error = command("shards", "build", *where, "--max-rejected", "50%")
     assert status == 0 and "7 of 12 posters are usable" in error
-    assert (
-        f"read            {csv}: ids in column 'id', genres in column 'genre'; 7 of 12 posters are usable"
-        in said
-    )
+    assert f"read            {csv}: ids in column 'id', genres in column 'genre'; 7 of 12 posters are usable" in said
 
 
-def test_cleaning_holds_genres_against_it_and_counts_pixels(
-    command: Command, dozen: Source, tmp_path: Path
-) -> None:
+def test_cleaning_holds_genres_against_it_and_counts_pixels(command: Command, dozen: Source, tmp_path: Path) -> None:
     write_file(dozen.images / "p0003.jpg", b"<html>404</html>")
-    options = (
-        "--images",
-        dozen.images,
-        "--out",
-        tmp_path / "out",
-        "--looks",
-        256,
-        "--sheet",
-        0,
-        "--workers",
-        1,
-    )
+    options = ("--images", dozen.images, "--out", tmp_path / "out", "--looks", 256, "--sheet", 0, "--workers", 1)
     csv = write_csv(tmp_path / "other.csv", spoilt(dozen, 2))
     status, _, error = command("clean", "--metadata", csv, *options)
     assert status == 2 and "2 of 12 rows whose image is there are unreadable" in only_error(error)

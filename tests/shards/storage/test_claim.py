@@ -44,9 +44,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("error", [None, *UNKNOWN], ids=str)
-def test_whoever_comes_second_is_refused(
-    error: Exception | None, folder: Place, monkeypatch: pytest.MonkeyPatch
-):
+def test_whoever_comes_second_is_refused(error: Exception | None, folder: Place, monkeypatch: pytest.MonkeyPatch):
     if error is not None:
         refusing(monkeypatch, error)
     with claimed(folder):

@@ -73,9 +73,7 @@ def test_checksums(tmp_path: Path) -> None:
     data = bytes(range(256)) * 9000  # over one block
     (tmp_path / "x").write_bytes(data)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
-    assert (
-        fingerprint({"b": 1, "a": [2]}) == fingerprint({"a": [2], "b": 1}) != fingerprint({"a": [2], "b": 2})
-    )
+    assert fingerprint({"b": 1, "a": [2]}) == fingerprint({"a": [2], "b": 1}) != fingerprint({"a": [2], "b": 2})
 
 
 def test_only_partials_are_removed(tmp_path: Path) -> None:

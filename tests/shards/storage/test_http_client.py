@@ -33,9 +33,7 @@ pytestmark = pytest.mark.usefixtures("short_waits")
 @pytest.fixture
 def internet(monkeypatch: pytest.MonkeyPatch) -> None:
     real = addresses.is_public
-    monkeypatch.setattr(
-        addresses, "is_public", lambda address: address == ip_address(PUBLIC) or real(address)
-    )
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == ip_address(PUBLIC) or real(address))
 
 
 # --- where a redirect may lead ---------------------------------------------------------------------------------------
@@ -163,21 +161,8 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
 def test_kinds_of_addresses() -> None:
     kinds = {
         "machine": ["127.0.0.1", "127.255.0.1", "0.0.0.0", "0.1.2.3", "::1", "::", "::ffff:127.0.0.1"],
-        "link": [
-            "169.254.169.254",
-            "fe80::1",
-            "::ffff:169.254.1.1",
-            "64:ff9b::a9fe:a9fe",
-            "2002:a9fe:a9fe::1",
-        ],
-        "network": [
-            "10.0.0.1",
-            "172.16.0.1",
-            "192.168.0.1",
-            "100.64.0.1",
-            "fd00:ec2::254",
-            "::ffff:10.0.0.1",
-        ],
+        "link": ["169.254.169.254", "fe80::1", "::ffff:169.254.1.1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"],
+        "network": ["10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00:ec2::254", "::ffff:10.0.0.1"],
         "public": ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"],
     }
     for kind, texts in kinds.items():
@@ -214,14 +199,9 @@ def test_they_go_on_to_another_path_of_that_server(hosts: MisbehavingServer) -> 
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize(
-    "answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")]
-)
+@pytest.mark.parametrize("answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")])
 def test_no_error_shows_them(
-    hosts: MisbehavingServer,
-    read: Callable[[Place], object],
-    answer: Handler,
-    monkeypatch: pytest.MonkeyPatch,
+    hosts: MisbehavingServer, read: Callable[[Place], object], answer: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.2)
     hosts.add("/set?token=hidden", answer)

@@ -81,9 +81,7 @@ def test_processes_fetch_once(rule: str, server: MisbehavingServer, tmp_path: Pa
 
 
 @pytest.mark.parametrize("rule", RULES[:2])
-def test_what_another_process_reads_is_not_deleted(
-    rule: str, server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_what_another_process_reads_is_not_deleted(rule: str, server: MisbehavingServer, tmp_path: Path) -> None:
     first = remote(server, 0)
     for number in (1, 2, 3):
         remote(server, number)
@@ -157,9 +155,7 @@ def test_a_folder_without_locks_is_used_with_a_line(
 
 
 @pytest.mark.parametrize("rule", ["nfs", "ofd ENOSYS", "ofd ENOTSUP"], indirect=True)
-def test_a_folder_is_held_under_other_rules(
-    rule: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_is_held_under_other_rules(rule: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with folder_lock(tmp_path), pytest.raises(UserError, match="another process is at work in"):
         folder_lock(tmp_path).__enter__()
     with folder_lock(tmp_path):

@@ -35,11 +35,7 @@ def test_no_text_of_a_place_has_what_is_secret(user: str, password: str, token: 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(SECRET, st.sampled_from(["http", "ftp", "s3", "webdav"]))
 def test_nor_has_an_error_that_quotes_a_url_as_it_was_typed(secret: str, scheme: str) -> None:
-    for url in (
-        f"{scheme}://me:{secret}@h/x",
-        f"{scheme}:/me:{secret}@h/x?y",
-        f"{scheme}://h/x?key={quote(secret)}",
-    ):
+    for url in (f"{scheme}://me:{secret}@h/x", f"{scheme}:/me:{secret}@h/x?y", f"{scheme}://h/x?key={quote(secret)}"):
         for text in (url, f"'{url}'", f"cannot read {url}: no", f"({url})"):
             assert "hush" not in without_secrets(text), text
 
@@ -47,13 +43,7 @@ def test_nor_has_an_error_that_quotes_a_url_as_it_was_typed(secret: str, scheme:
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "no URL at all? yes: none",
-            "C:/data/x?.tar",
-            "hf://datasets/me/set@main/x.tar",
-            "a b://",
-            "://x?y",
-        ),
+        *("no URL at all? yes: none", "C:/data/x?.tar", "hf://datasets/me/set@main/x.tar", "a b://", "://x?y"),
         *("http://127.0.0.1:80/set/train-00000.tar is missing", "abfs://box@account.dfs.core.windows.net/x"),
     ],
 )

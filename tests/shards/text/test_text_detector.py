@@ -144,9 +144,9 @@ def test_the_strip_has_its_size_and_words(width: int, height: int) -> None:
 
 def test_the_strip_is_text_for_the_network_and_in_no_result() -> None:
     line = np.array(strip(256, 32))
-    assert text_mask(
-        detector().detect(np.concatenate([np.full((224, 256, 3), 90, np.uint8), line])), (256, 256)
-    )[224:].any()
+    assert text_mask(detector().detect(np.concatenate([np.full((224, 256, 3), 90, np.uint8), line])), (256, 256))[
+        224:
+    ].any()
     low = gradient(200, 300)
     ink = write_words(low, "at the bottom", (100, 290), 18)  # beside the strip
     for each in detector().detect(np.asarray(low)):

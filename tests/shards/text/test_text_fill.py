@@ -87,9 +87,7 @@ def test_what_is_under_the_mask_plays_no_part(name: str, shape: tuple[int, int])
 def ramp(height: int, width: int, down: float, across: float) -> np.ndarray:
     """A linear gradient about middle grey; the channels run differently."""
     y, x = np.mgrid[:height, :width] - np.array([height, width]).reshape(2, 1, 1) / 2
-    return np.clip(128 + np.stack([down * y + across * x, down * y, -across * x], axis=2), 0, 255).astype(
-        np.uint8
-    )
+    return np.clip(128 + np.stack([down * y + across * x, down * y, -across * x], axis=2), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("down", "across"), [(0.6, 0.0), (0.0, 0.9), (0.5, -0.4)])

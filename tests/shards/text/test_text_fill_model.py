@@ -8,15 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_tools import (
-    FREE,
-    constant_network,
-    copying_network,
-    gradient,
-    one_line_error,
-    save_network,
-    sized,
-)
+from text_tools import FREE, constant_network, copying_network, gradient, one_line_error, save_network, sized
 
 from shards.text.inpaint_model import FillModel
 from shards.text.registry import make_fill
@@ -57,9 +49,7 @@ def test_any_size_of_picture(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("inputs", [FREE, sized(64)], ids=["free", "fixed"])
-def test_a_network_that_copies_what_is_around_the_mask(
-    tmp_path: Path, inputs: dict[str, tuple[Any, ...]]
-) -> None:
+def test_a_network_that_copies_what_is_around_the_mask(tmp_path: Path, inputs: dict[str, tuple[Any, ...]]) -> None:
     fill = FillModel(copying_network(tmp_path / "net.onnx", UNIT, inputs))
     image, mask = picture(64, 64)
     out = fill(image, mask)
@@ -69,19 +59,12 @@ def test_a_network_that_copies_what_is_around_the_mask(
 def test_inputs_in_another_order_are_told_apart_by_their_channels(tmp_path: Path) -> None:
     swapped = {"mask": FREE["mask"], "image": FREE["image"]}
     image, mask = picture()
-    assert (
-        FillModel(constant_network(tmp_path / "net.onnx", UNIT, swapped))(image, mask)[mask] == COLOUR
-    ).all()
+    assert (FillModel(constant_network(tmp_path / "net.onnx", UNIT, swapped))(image, mask)[mask] == COLOUR).all()
 
 
 def test_a_network_that_takes_0_to_255_gets_it(tmp_path: Path) -> None:
     """It gives its input back, less a tenth of white: in 0..1 that would be no grey."""
-    path = save_network(
-        tmp_path / "net.onnx",
-        FREE,
-        [("Sub", ["image", "step"], "out")],
-        {"step": np.float32(25.5)},
-    )
+    path = save_network(tmp_path / "net.onnx", FREE, [("Sub", ["image", "step"], "out")], {"step": np.float32(25.5)})
     image, mask = picture(64, 64)
     expected = np.maximum(image.astype(float) - 25.5, 0)
     assert np.abs(FillModel(path)(image, mask)[mask] - expected[mask]).max() <= 1
@@ -122,20 +105,14 @@ BAD = {
     "one input": (lambda p: copied(p, {"image": IMAGE}), "takes image"),
     "two images": (lambda p: copied(p, {"image": IMAGE, "mask": IMAGE}), "an image (n, 3, h, w) and a mask"),
     "three inputs": (lambda p: copied(p, {**FREE, "more": (1,)}), "an image (n, 3, h, w) and a mask"),
-    "flat image": (
-        lambda p: copied(p, {"image": (3, "h", "w"), "mask": FREE["mask"]}),
-        "an image (n, 3, h, w)",
-    ),
+    "flat image": (lambda p: copied(p, {"image": (3, "h", "w"), "mask": FREE["mask"]}), "an image (n, 3, h, w)"),
     "doubles": (lambda p: copied(p, FREE, "DOUBLE"), "tensor(float)"),
     "bytes": (lambda p: copied(p, FREE, "UINT8"), "tensor(float)"),
     "another shape": (
         lambda p: save_network(p, FREE, [("Transpose", ["image"], "out")], {}),
         "gives the shape that it takes",
     ),
-    "the mask": (
-        lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}),
-        "gives the shape that it takes",
-    ),
+    "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "gives the shape that it takes"),
     "no numbers": (
         lambda p: save_network(p, FREE, [("Mul", ["image", "nan"], "out")], {"nan": np.float32("nan")}),
         "no numbers",
@@ -145,9 +122,7 @@ BAD = {
         "no numbers",
     ),
     "fails when run": (
-        lambda p: save_network(
-            p, FREE, [("Add", ["image", "much"], "out")], {"much": np.zeros(63, np.float32)}
-        ),
+        lambda p: save_network(p, FREE, [("Add", ["image", "much"], "out")], {"much": np.zeros(63, np.float32)}),
         "failed on a 64x64 picture",
     ),
     "html": (not_onnx, "cannot be loaded"),

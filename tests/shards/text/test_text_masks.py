@@ -10,16 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_fill_holes
 from text_tools import one_line_error, region
 
-from shards.text.masks import (
-    CERTAINTY,
-    MaskOptions,
-    believed,
-    disbelief,
-    mask_of,
-    outlines,
-    paint_mask,
-    text_mask,
-)
+from shards.text.masks import CERTAINTY, MaskOptions, believed, disbelief, mask_of, outlines, paint_mask, text_mask
 
 SHAPE = (200, 100)
 NOTHING = np.zeros(SHAPE, bool)
@@ -113,9 +104,7 @@ def test_every_region_is_believed_or_doubted_with_a_reason(found: list) -> None:
 
 
 def test_the_least_certain_have_no_room() -> None:
-    bands = [
-        region((0, top, 99, top + 40), score, height=1) for top, score in ((0, 0.7), (60, 0.9), (120, 0.8))
-    ]
+    bands = [region((0, top, 99, top + 40), score, height=1) for top, score in ((0, 0.7), (60, 0.9), (120, 0.8))]
     mask, skipped = paint_mask(bands, SHAPE, MaskOptions(max_total=0.5), NOTHING)
     assert [skip.region for skip in skipped] == [bands[0]]
     assert skipped[0].reason == "no room: 50% of the picture is painted over"

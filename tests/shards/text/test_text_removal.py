@@ -131,9 +131,7 @@ answer = st.lists(st.builds(region, boxes, st.floats(0, 1)), max_size=3)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(answer, max_size=12), st.integers(1, 4), st.integers(1, 5), st.floats(0.02, 1))
-def test_whatever_is_found_the_loop_ends(
-    answers: list[list[Region]], looks: int, passes: int, most: float
-) -> None:
+def test_whatever_is_found_the_loop_ends(answers: list[list[Region]], looks: int, passes: int, most: float) -> None:
     result, seen = run(answers, looks, passes, MaskOptions(max_total=most))
     assert result.passes <= passes and len(seen) <= (passes + 1) * looks
     assert seen == [number % looks for number in range(len(seen))]

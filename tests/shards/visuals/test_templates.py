@@ -40,11 +40,6 @@ def test_hostile_words_stay_words():
 def test_values_in_words():
     assert (number(0.12345), number(0.5, 1), number(None)) == ("0.123", "0.5", "\N{EN DASH}")
     assert (signed(0.0123), signed(-0.0123)) == ("+0.012", "\N{MINUS SIGN}0.012")
-    assert (percent(0.034), percent(0.34), percent(0.34, 2), percent(None)) == (
-        "3.4%",
-        "34%",
-        "34.00%",
-        "\N{EN DASH}",
-    )
+    assert (percent(0.034), percent(0.34), percent(0.34, 2), percent(None)) == ("3.4%", "34%", "34.00%", "\N{EN DASH}")
     assert (count(1234), place(0.25), place(-1.0), place(2.0)) == ("1,234", 25.0, 0.0, 100.0)
     assert data_uri(b"abc", "png") == "data:image/png;base64,YWJj"

@@ -142,9 +142,7 @@ def test_a_picture_without_text_keeps_its_answer(answers: Answers, tmp_path: Pat
     assert painted.share == 0 and np.array_equal(painted.probabilities, shown.probabilities)
 
 
-def test_large_pictures_are_shrunk_for_the_text(
-    answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_large_pictures_are_shrunk_for_the_text(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_answers, "TEXT_PIXELS", 60_000)  # 200x300
     painted = answers.paint(poster(answers, posters / "images" / "p00003.jpg"))
     assert painted.image.size == (200, 300) and painted.polygons

@@ -198,9 +198,7 @@ def test_another_genre_has_another_heat_map(server: Server, browser: Any, poster
     assert second.shape == first.shape and np.abs(second.astype(int) - first).max() > 30
 
 
-def test_what_is_no_poster_says_so_and_the_others_go_on(
-    server: Server, browser: Any, posters: Path, tmp_path: Path
-):
+def test_what_is_no_poster_says_so_and_the_others_go_on(server: Server, browser: Any, posters: Path, tmp_path: Path):
     images = posters / "images"
     (hostile := tmp_path / "<b id=injected>.jpg").write_bytes(b"no picture")
     page = Page(browser, server.address)
@@ -260,9 +258,7 @@ def test_nobody_else_is_asked(server: Server, browser: Any, posters: Path):
     page.wait("#text table", 60)
     assert asked(browser) == {urlsplit(server.address).netloc}
     lines = server.witness.read_text().splitlines()
-    assert lines and all("127.0.0.1" in line or "localhost" in line or "AF_UNIX" in line for line in lines), (
-        lines
-    )
+    assert lines and all("127.0.0.1" in line or "localhost" in line or "AF_UNIX" in line for line in lines), lines
 
 
 def test_it_ends_when_it_is_told_to_and_leaves_nothing(server: Server):

@@ -85,9 +85,7 @@ def test_one_visitors_slow_file_does_not_hold_up_another(
     slow.join()
 
 
-def test_a_decoder_that_dies_is_a_refused_file(
-    decoder: Decoder, picture: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_decoder_that_dies_is_a_refused_file(decoder: Decoder, picture: Path, monkeypatch: pytest.MonkeyPatch):
     (found,) = decoder._ask([(_die, picture, None)])
     assert found == Refused("a.png", "decoding took more than 10 s, or too much memory")
 

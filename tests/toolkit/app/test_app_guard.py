@@ -21,12 +21,7 @@ async def _page(scope: Any, receive: Any, send: Any) -> None:
 
 
 def ask(
-    guard: Guard,
-    method: str,
-    path: str,
-    client: str = "127.0.0.1",
-    pieces: Sequence[bytes] = (),
-    **headers: str,
+    guard: Guard, method: str, path: str, client: str = "127.0.0.1", pieces: Sequence[bytes] = (), **headers: str
 ) -> tuple[int, str]:
     """(status, body) of a request."""
     given = {"host": HOME, "content-length": "10"} | {n.replace("_", "-"): v for n, v in headers.items()}
@@ -91,9 +86,7 @@ def test_behind_a_proxy():
     guard = Guard(_page, "127.0.0.1", "https://example.org/posters")
     proxied = ask(guard, "POST", f"/posters{UPLOAD}", host="example.org", origin="https://example.org")
     assert proxied[0] == 200
-    assert (
-        ask(guard, "POST", UPLOAD, host=HOME, origin="https://example.org")[0] == 200
-    )  # Host is not passed on
+    assert ask(guard, "POST", UPLOAD, host=HOME, origin="https://example.org")[0] == 200  # Host is not passed on
     assert ask(guard, "POST", UPLOAD, host="example.org", origin="https://evil.example")[0] == 403
     assert ask(guard, "POST", UPLOAD, host="evil.example", origin="https://evil.example")[0] == 403
 
@@ -131,12 +124,7 @@ def test_quotas_of_one_and_of_all(monkeypatch: pytest.MonkeyPatch):
 
 def test_many_small_files_are_no_way_round_the_quota(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_guard, "PER_CLIENT", 10 * app_guard.A_FILE)
-    pieces = [
-        b"--x\r\nContent-Disposition: form-data; FILEN",
-        b'AME="a"\r\n\r\n1\r\n',
-        b'filename="b"' * 9,
-        b"",
-    ]
+    pieces = [b"--x\r\nContent-Disposition: form-data; FILEN", b'AME="a"\r\n\r\n1\r\n', b'filename="b"' * 9, b""]
 
     async def reads(scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["body"]:
@@ -155,9 +143,7 @@ def test_lengths_are_said(length: str, status: int):
     assert ask(guard, "POST", "/gradio_api/queue/join", content_length=length)[0] == status
 
 
-@pytest.mark.parametrize(
-    "root", ["posters", "ftp://example.org/x", "//example.org", "https://", "example.org/x"]
-)
+@pytest.mark.parametrize("root", ["posters", "ftp://example.org/x", "//example.org", "https://", "example.org/x"])
 def test_a_root_path_that_is_none(root: str):
     with pytest.raises(UserError, match="--root-path takes a path such as /posters"):
         check_root(root)

@@ -50,25 +50,14 @@ class Server:
 
     def upload(self, data: bytes, **headers: str) -> tuple[int, str]:
         body = b"\r\n".join(
-            [
-                b"--x",
-                b'Content-Disposition: form-data; name="files"; filename="a.jpg"',
-                b"",
-                data,
-                b"--x--",
-                b"",
-            ]
+            [b"--x", b'Content-Disposition: form-data; name="files"; filename="a.jpg"', b"", data, b"--x--", b""]
         )
-        return self.send(
-            "POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x", **headers
-        )
+        return self.send("POST", "/gradio_api/upload", body, Content_Type="multipart/form-data; boundary=x", **headers)
 
 
 @pytest.fixture(scope="module")
 def model(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(
-        tmp_path_factory.mktemp("app") / "model", labels, HeadSpec("linear", (), 0.0), size=64
-    )
+    return make_model_folder(tmp_path_factory.mktemp("app") / "model", labels, HeadSpec("linear", (), 0.0), size=64)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +176,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path):
     assert not list(tmp_path.glob("posters-app-*"))
 
 
-def test_folders_of_running_programs_and_links_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_folders_of_running_programs_and_links_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from toolkit.app import server as app
 
     monkeypatch.setattr(app.tempfile, "gettempdir", lambda: str(tmp_path))

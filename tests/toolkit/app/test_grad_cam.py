@@ -106,9 +106,7 @@ def test_every_head_shows_where_the_blob_is(head: HeadSpec, one_thread: None):
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.kind)
-@pytest.mark.parametrize(
-    "name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit", "test_vit2"]
-)
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit", "test_vit2"])
 def test_every_head_on_every_backbone(name: str, head: HeadSpec, one_thread: None):
     size = 160 if "vit" in name else 64
     torch.manual_seed(0)

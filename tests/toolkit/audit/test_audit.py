@@ -59,9 +59,7 @@ def test_a_model_that_reads(titles: Folders):
     _, report, examples = audit(Reader(), titles)
     ratio, effects = report["ratio"], report["effects"]
     assert ratio["value"] > 10 and ratio["low"] > 5 and ratio["posters"] == 12
-    assert (
-        report["sentence"].startswith("Titles move predictions ") and "only 12 posters" in report["sentence"]
-    )
+    assert report["sentence"].startswith("Titles move predictions ") and "only 12 posters" in report["sentence"]
     assert effects["text"]["posters_with_a_flip"] == 1.0 and effects["control"]["posters_with_a_flip"] == 0.0
     assert effects["reencoding"]["probability"] <= effects["control"]["probability"] * 1.5
     adds = {record["genre"]: record["title_adds"] for record in report["genres"]}
@@ -126,10 +124,7 @@ def test_both_pictures_went_through_the_same_encoder(titles: Folders):
 
 
 def test_what_cannot_be_audited_is_counted_and_named(titles: Folders, tmp_path: Path):
-    masks = {
-        name: box(30, 10, 10, 40)
-        for name in ("good", "unpainted", "no_raw", "no_clean", "size", "lie", "swap")
-    }
+    masks = {name: box(30, 10, 10, 40) for name in ("good", "unpainted", "no_raw", "no_clean", "size", "lie", "swap")}
     masks |= {"full": box(0, 0, 80, 64), "corner": box(0, 0, 8, 40), "none": box(0, 0, 0, 0)}
     raw, cleaned = write_set(tmp_path, masks, titled)
     (raw / "no_raw.png").unlink()

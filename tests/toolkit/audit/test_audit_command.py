@@ -63,13 +63,7 @@ def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
     assert fill_maker(None)("model") is make_fill("surround")
     with pytest.raises(UserError, match="--fill"):
         fill_maker(None)("crayon")
-    for wrong in (
-        {"batch_size": 0},
-        {"threads": -1},
-        {"controls": 0},
-        {"limit": 0},
-        {"images": tmp_path / "no"},
-    ):
+    for wrong in ({"batch_size": 0}, {"threads": -1}, {"controls": 0}, {"limit": 0}, {"images": tmp_path / "no"}):
         with pytest.raises(UserError):
             replace(settings_of(titles), **wrong)
     with pytest.raises(UserError):
@@ -118,9 +112,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
     # the metrics are scikit-learn's on the model's own logits
     rows = pd.read_csv(out / "audit.csv", keep_default_na=False)
     assert len(rows) == 33
-    ids = [
-        i for i, problem in zip(rows["id"], rows["not_compared"], strict=True) if not problem and i != "p40"
-    ]
+    ids = [i for i, problem in zip(rows["id"], rows["not_compared"], strict=True) if not problem and i != "p40"]
     folder = load_model_folder(model)
     posters = (decode((anywhere[0] / f"{i}.png").read_bytes(), ANY) for i in ids)
     pixels = np.stack([folder.preprocessing.square(poster) for poster in posters])
@@ -128,9 +120,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
         scores = sigmoid(folder.model(folder.preprocessing.normalize(torch.from_numpy(pixels))).numpy())
     targets = np.array([[g in lists[int(i[1:]) % 3] for g in GENRES] for i in ids])
     assert report["metrics"]["posters"] == len(ids)
-    assert report["metrics"]["raw"]["mAP"] == pytest.approx(
-        average_precision_score(targets, scores), abs=1e-6
-    )
+    assert report["metrics"]["raw"]["mAP"] == pytest.approx(average_precision_score(targets, scores), abs=1e-6)
 
     html = (out / "audit.html").read_text()
     assert report["sentence"].split(":")[0] in html and "<script" not in html
@@ -151,10 +141,7 @@ def test_rows_are_read_as_the_models_labels_and_bad_ones_are_named(tmp_path: Pat
     labels = LabelSet(("Comedy", "Drama"))
     targets = read_targets(csv, labels, GenreOptions())
     assert {i: row.tolist() for i, row in targets.items()} == {"a": [True, True], "b": [True, False]}
-    assert (
-        "1 rows of" in caplog.text
-        and "are not audited: 1 unparsable genres; the first is id 'c'" in caplog.text
-    )
+    assert "1 rows of" in caplog.text and "are not audited: 1 unparsable genres; the first is id 'c'" in caplog.text
 
 
 def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):

@@ -25,9 +25,7 @@ def boxes_mask(height: int, width: int, boxes: list[tuple[int, int, int, int]]) 
 
 
 some_boxes = st.lists(
-    st.tuples(st.integers(0, 79), st.integers(0, 59), st.integers(1, 30), st.integers(1, 50)),
-    min_size=1,
-    max_size=5,
+    st.tuples(st.integers(0, 79), st.integers(0, 59), st.integers(1, 30), st.integers(1, 50)), min_size=1, max_size=5
 )
 
 
@@ -116,7 +114,5 @@ def test_the_view_is_what_center_crop_keeps(width: int, height: int, crop_pct: f
     seen = center_crop(Image.fromarray(pixels), 32, crop_pct)
     assert seen[1:-1, 1:-1].min() > 200  # all that it keeps was inside ...
     outside = 255 - pixels
-    assert (
-        center_crop(Image.fromarray(outside), 32, crop_pct)[2:-2, 2:-2].max() == 0
-    )  # ... but the blur's rim
+    assert center_crop(Image.fromarray(outside), 32, crop_pct)[2:-2, 2:-2].max() == 0  # ... but the blur's rim
     assert (right - left) * (bottom - top) < width * height or (width == height and crop_pct == 1.0)

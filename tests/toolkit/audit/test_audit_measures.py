@@ -139,9 +139,7 @@ def test_metrics_are_scikit_learns():
         assert found[name]["mAP"] == pytest.approx(ap) and found[name]["roc_auc"] == pytest.approx(auc)
         named = scores >= thresholds
         assert found[name]["micro_f1"] == pytest.approx(f1_score(targets, named, average="micro"))
-        assert found[name]["macro_f1"] == pytest.approx(
-            f1_score(targets[:, :3], named[:, :3], average="macro")
-        )
+        assert found[name]["macro_f1"] == pytest.approx(f1_score(targets[:, :3], named[:, :3], average="macro"))
     draws = [average_precision_score(targets[:, :3], sigmoid(logits[:, k])[:, :3]) for k in (3, 4)]
     assert found["control"]["mAP"] == pytest.approx(np.mean(draws))
     assert found["control"]["num_genres_ap"] == 3

@@ -73,14 +73,8 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path):
         (["--optim.momentum", "-3"], ["optim.momentum", "at least 0"]),
         (["--optim.momentum", "1"], ["optim.momentum", "under 1"]),
         (["--loss.name", "hinge"], ["loss.name", "bce, weighted, focal, asl, balanced", "hinge"]),
-        (
-            ["--loss.name=asl", "--loss.options.gama_neg=3"],
-            ["loss.options.gama_neg", "loss asl", "'gamma_neg'"],
-        ),
-        (
-            ["--loss.name=asl", "--loss.options.gamma_neg=-1"],
-            ["loss.options.gamma_neg must be 0 or more, not -1"],
-        ),
+        (["--loss.name=asl", "--loss.options.gama_neg=3"], ["loss.options.gama_neg", "loss asl", "'gamma_neg'"]),
+        (["--loss.name=asl", "--loss.options.gamma_neg=-1"], ["loss.options.gamma_neg must be 0 or more, not -1"]),
         (["--loss.name=asl", "--loss.options.gamma_neg=many"], ["loss.options", "float", "gamma_neg"]),
         (["--loss.name=asl", "--loss.options.clip=.inf"], ["loss.options.clip must be finite"]),
         (["--loss.options.clip=0"], ["loss.options.clip is no option of loss bce; it has none"]),
@@ -113,8 +107,7 @@ def test_wrong_yaml(tmp_path: Path, text: str, words: list[str]):
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
-    for before, name in zip("abcdefg", "bcdefgh", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
 
 
@@ -142,10 +135,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train: {seed: 5000000000}", "train.seed must be from 0 to 4294967295, not 5000000000"),
         ("model: {hidden: [70000]}", "model.hidden must be at most 64 widths from 1 to 65536"),
         (f"model: {{hidden: {[1] * 70}}}", "model.hidden must be at most 64 widths"),
-        (
-            "data: {image_size: 1000000}",
-            "data.image_size must be 0 (the backbone's own) or from 16 to 4096 pixels",
-        ),
+        ("data: {image_size: 1000000}", "data.image_size must be 0 (the backbone's own) or from 16 to 4096 pixels"),
         ("data: {image_size: 4096, crop_pct: 0.2}", "data.crop_pct must be larger"),
         ("#" * 2**21, "has over 1048576 bytes"),
     ],
@@ -228,9 +218,7 @@ def test_every_field_says_why():
             assert re.search(rf'^    {field.name}: .*\n    """.+', text, re.M), field.name
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("poster_resnet50.yaml", Config()), ("demo.yaml", demo_config())]
-)
+@pytest.mark.parametrize(("name", "expected"), [("poster_resnet50.yaml", Config()), ("demo.yaml", demo_config())])
 def test_shipped_configs_are_true(name: str, expected: Config):
     path = ROOT / "configs" / name
     assert config_dict(parse("--config", str(path))) == config_dict(expected)

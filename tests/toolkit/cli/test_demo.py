@@ -40,9 +40,7 @@ def named(stdout: str, out: Path) -> dict[str, Path]:
 def test_demo_ends_in_things_to_look_at(run: subprocess.CompletedProcess[str], out: Path):
     assert run.returncode == 0, run.stderr
     paths = named(run.stdout, out)
-    assert {"posters", "shards", "model", "course", "metrics", "report", "predictions", "pictures"} <= set(
-        paths
-    )
+    assert {"posters", "shards", "model", "course", "metrics", "report", "predictions", "pictures"} <= set(paths)
     for path in paths.values():
         assert path.is_absolute() and path.exists(), path
     with Image.open(out / "predictions.png") as picture:
@@ -52,9 +50,7 @@ def test_demo_ends_in_things_to_look_at(run: subprocess.CompletedProcess[str], o
     assert load_model_folder(out / "run" / "model").labels.genres
 
 
-def test_the_report_is_of_the_run_and_says_what_makes_it_again(
-    run: subprocess.CompletedProcess[str], out: Path
-):
+def test_the_report_is_of_the_run_and_says_what_makes_it_again(run: subprocess.CompletedProcess[str], out: Path):
     page = (out / "report" / "index.html").read_text()
     numbers = json.loads((out / "report" / "metrics.json").read_text())
     measured = json.loads((out / "run/model/metrics-test.json").read_text())
@@ -75,9 +71,7 @@ def test_again_without_cleanlab_it_goes_on_and_a_line_says_what_is_missing(
     monkeypatch.setattr(toolkit.cli.demo, "have_cleanlab", lambda: False)
     assert run_demo(DemoOptions(out, POSTERS)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report ")]
-    assert line.endswith(
-        "index.html (without likely label errors: pip install -c constraints.txt -e '.[report]')"
-    )
+    assert line.endswith("index.html (without likely label errors: pip install -c constraints.txt -e '.[report]')")
     assert not (out / "report" / "label-errors.csv").exists()
     assert (out / "run/model/model.safetensors").stat().st_mtime_ns == trained
 

@@ -94,9 +94,7 @@ def test_a_small_run_of_all_else_that_it_says(path: Path, shard_set: Path, tmp_p
     name = tiny_relative(written.model.name)
     weights = weights_option(name).partition("=")[2]  # frozen backbones must have some
     changed: dict[str, Any] = {**SMALL, "model.name": name, "model.weights": weights}
-    options = [
-        f"--{key}={value if isinstance(value, str) else str(value).lower()}" for key, value in changed.items()
-    ]
+    options = [f"--{key}={value if isinstance(value, str) else str(value).lower()}" for key, value in changed.items()]
     assert train(read(path, *options), shard_set, tmp_path / "run") == 0
     with open(tmp_path / "run" / "epochs.csv") as stream:
         rows = list(csv.DictReader(stream))
@@ -113,9 +111,7 @@ def test_a_small_run_of_all_else_that_it_says(path: Path, shard_set: Path, tmp_p
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler here"
 )
-def test_a_compiled_model_learns_the_same_and_is_saved_plain(
-    shard_set: Path, tmp_path: Path, one_thread: None
-):
+def test_a_compiled_model_learns_the_same_and_is_saved_plain(shard_set: Path, tmp_path: Path, one_thread: None):
     from torch._dynamo.utils import counters  # loads the compiler, which takes seconds
 
     options = [*TINY_VIT, "--model.freeze=[]", "--train.batch_size=64", "--train.epochs=1", "--train.ema=0.9"]

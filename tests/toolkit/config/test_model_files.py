@@ -45,9 +45,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "model"
-    return make_model_folder(
-        folder, LabelSet(GENRES), HeadSpec("mlp", (8,), 0.0), decisions=some_decisions(3)
-    )
+    return make_model_folder(folder, LabelSet(GENRES), HeadSpec("mlp", (8,), 0.0), decisions=some_decisions(3))
 
 
 @pytest.fixture
@@ -108,10 +106,7 @@ def answer(folder: Path) -> tuple[Any, ...]:
 
 
 @settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_value_anywhere_is_one_line_or_right(folder: Path, whole: Path, data: st.DataObject):
@@ -130,10 +125,7 @@ def test_any_value_anywhere_is_one_line_or_right(folder: Path, whole: Path, data
 
 
 def test_keys_of_later_versions_are_ignored(folder: Path, whole: Path):
-    for name, places in (
-        ("labels.json", [()]),
-        ("config.json", [(), ("poster_toolkit",), ("pretrained_cfg",)]),
-    ):
+    for name, places in (("labels.json", [()]), ("config.json", [(), ("poster_toolkit",), ("pretrained_cfg",)])):
         raw = json.loads((folder / name).read_text())
         for place in places:
             inner = raw
@@ -219,12 +211,7 @@ def test_what_timm_would_fetch_or_be_given_plays_no_part(folder: Path, monkeypat
     monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     before = load_model_folder(folder)
-    urls = {
-        "url": "http://127.0.0.1:1/x.pth",
-        "hf_hub_id": "user/name",
-        "file": "/etc/passwd",
-        "custom_load": True,
-    }
+    urls = {"url": "http://127.0.0.1:1/x.pth", "hf_hub_id": "user/name", "file": "/etc/passwd", "custom_load": True}
     put(
         folder, "config.json", model_args={"img_size": 10**6, "pretrained": True, "checkpoint_path": "/etc/passwd"},
         **{f"pretrained_cfg__{key}": value for key, value in urls.items()},
@@ -265,10 +252,7 @@ def header_of(header: bytes, data: bytes = b"") -> bytes:
             header_of(b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}'),
             "a.shape[0]: expected a finite number, got inf",
         ),
-        (
-            header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'),
-            "it has 1 tensors, and the head",
-        ),
+        (header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'), "it has 1 tensors, and the head"),
         (160_000, "over the limit of 8388608"),
         (20_000, "does not fit config.json: it lacks"),
     ],
@@ -298,37 +282,21 @@ NAME = "layer1.0.conv1.weight"
     [
         (lambda state: state.pop(NAME), f"it lacks 1 tensors, e.g. '{NAME}'"),
         (lambda state: state.update(extra=torch.zeros(1)), "it has unknown 1 tensors, e.g. 'extra'"),
-        (
-            lambda state: state.update({NAME: torch.zeros(1)}),
-            f"it has other shapes for 1 tensors, e.g. '{NAME}'",
-        ),
+        (lambda state: state.update({NAME: torch.zeros(1)}), f"it has other shapes for 1 tensors, e.g. '{NAME}'"),
         (lambda state: state.update({NAME: state[NAME].long()}), f"it has 'I64' numbers in '{NAME}'"),
-        (
-            lambda state: state[NAME].view(-1)[:3].fill_(torch.nan),
-            f"its tensor '{NAME}' holds 3 values that are not",
-        ),
-        (
-            lambda state: state["fc.0.bias"].fill_(-torch.inf),
-            "its tensor 'fc.0.bias' holds 8 values that are not",
-        ),
-        (
-            lambda state: state["bn1.running_var"].neg_(),
-            "its tensor 'bn1.running_var' holds variances under 0",
-        ),
+        (lambda state: state[NAME].view(-1)[:3].fill_(torch.nan), f"its tensor '{NAME}' holds 3 values that are not"),
+        (lambda state: state["fc.0.bias"].fill_(-torch.inf), "its tensor 'fc.0.bias' holds 8 values that are not"),
+        (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' holds variances under 0"),
     ],
     ids=range(7),
 )
-def test_weights_that_are_not_the_models(
-    folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], words: str
-):
+def test_weights_that_are_not_the_models(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], words: str):
     change_weights(folder, change)
     assert words in refusal(lambda: load_model_folder(folder))
 
 
 def test_half_precision_is_read(folder: Path):
-    change_weights(
-        folder, lambda state: state.update({k: v.half() for k, v in state.items() if v.is_floating_point()})
-    )
+    change_weights(folder, lambda state: state.update({k: v.half() for k, v in state.items() if v.is_floating_point()}))
     assert load_model_folder(folder).model.get_parameter(NAME).dtype == torch.float32
 
 
@@ -398,9 +366,7 @@ def test_a_folder_of_the_first_version_is_read(folder: Path, whole: Path):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '{"num_samples": "many"}', "not json", "[" * 100_000])
-def test_metrics_that_are_none_are_left_out_of_the_card(
-    folder: Path, text: str, caplog: pytest.LogCaptureFixture
-):
+def test_metrics_that_are_none_are_left_out_of_the_card(folder: Path, text: str, caplog: pytest.LogCaptureFixture):
     (folder / "metrics-test.json").write_text(text)
     write_card(folder)
     assert "metrics-test.json is not a valid metrics file" in caplog.text

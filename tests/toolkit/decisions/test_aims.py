@@ -15,18 +15,7 @@ from toolkit.decisions.objective import NEVER, Aim, genre_thresholds, parse_aim,
 from toolkit.metrics.table import threshold_metrics
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
-BAD = [
-    "",
-    "f2",
-    "F1",
-    "macro_f1",
-    "precision",
-    "precision>0.6",
-    "recall>=1.2",
-    "recall>=-1",
-    "precision>=x",
-    "f1 f1x",
-]
+BAD = ["", "f2", "F1", "macro_f1", "precision", "precision>0.6", "recall>=1.2", "recall>=-1", "precision>=x", "f1 f1x"]
 
 
 @pytest.mark.parametrize("text", GOOD)

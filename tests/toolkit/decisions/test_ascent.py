@@ -128,9 +128,7 @@ def test_fresh_samples_gain_macro_f1_at_no_micro_f1_where_the_naive_choice_drown
         before = threshold_metrics(fresh, fresh_probabilities, single)
         for name, thresholds in (("balanced", chosen), ("slack", spending), ("naive", naive)):
             after = threshold_metrics(fresh, fresh_probabilities, thresholds)
-            gains[name].append(
-                (after["micro_f1"] - before["micro_f1"], after["macro_f1"] / before["macro_f1"])
-            )
+            gains[name].append((after["micro_f1"] - before["micro_f1"], after["macro_f1"] / before["macro_f1"]))
     micro, macro = np.mean(gains["balanced"], axis=0)
     assert micro > -0.005 and macro > 1.1
     spent_micro, spent_macro = np.mean(gains["slack"], axis=0)

@@ -12,12 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.calibration import (
-    BIAS_PRIOR,
-    SCALE_PRIOR,
-    SHARED_PRIOR,
-    fit_calibration,
-)
+from toolkit.decisions.calibration import BIAS_PRIOR, SCALE_PRIOR, SHARED_PRIOR, fit_calibration
 from toolkit.decisions.choose import cross_fit_of
 from toolkit.metrics.calibration_error import calibration_summary
 from toolkit.metrics.multilabel import cross_entropy, sigmoid
@@ -46,9 +41,7 @@ def test_one_genre_is_plain_logistic_regression():
     for column in range(3):
         fitted = fit_calibration(targets[:, [column]], logits[:, [column]], "platt")
         # "C" so large that nothing is penalised
-        referee = LogisticRegression(C=1e12, tol=1e-10, max_iter=1000).fit(
-            logits[:, [column]], targets[:, column]
-        )
+        referee = LogisticRegression(C=1e12, tol=1e-10, max_iter=1000).fit(logits[:, [column]], targets[:, column])
         assert fitted.scale[0] == pytest.approx(referee.coef_[0, 0], rel=2e-3)
         assert fitted.bias[0] == pytest.approx(referee.intercept_[0], rel=2e-3)
 
@@ -141,10 +134,7 @@ def test_any_split_gives_finite_numbers_that_fit_no_worse(data, method):
     fitted = fit_calibration(targets, logits, method)
     assert np.isfinite(fitted.scale).all() and (fitted.scale > 0).all() and np.isfinite(fitted.bias).all()
     # The identity costs no prior, so the mode's loss is at most the identity's.
-    assert (
-        cross_entropy(fitted(logits), targets).mean()
-        <= cross_entropy(logits, targets).mean() * (1 + 1e-9) + 1e-12
-    )
+    assert cross_entropy(fitted(logits), targets).mean() <= cross_entropy(logits, targets).mean() * (1 + 1e-9) + 1e-12
     again = fit_calibration(targets, logits, method)
     assert (again.scale == fitted.scale).all() and (again.bias == fitted.bias).all()
 
@@ -166,9 +156,7 @@ def test_auto_leaves_a_calibrated_model_alone_or_does_it_no_harm():
         fresh, fresh_logits = simulate(seed + 1000, 5000)
         found, _ = chosen(targets, logits, "auto")
         methods.append(found.method)
-        harm.append(
-            cross_entropy(found(fresh_logits), fresh).mean() - cross_entropy(fresh_logits, fresh).mean()
-        )
+        harm.append(cross_entropy(found(fresh_logits), fresh).mean() - cross_entropy(fresh_logits, fresh).mean())
         assert (found.method == "none") == (harm[-1] == 0.0)
         always = fit_calibration(targets, logits, "platt")(fresh_logits)
         forced.append(cross_entropy(always, fresh).mean() - cross_entropy(fresh_logits, fresh).mean())
@@ -201,9 +189,7 @@ def test_broken_input_is_refused():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, 1.0, 1e4, 1e30])
 @pytest.mark.parametrize("centre", [0.0, -3.0, 1e4])
-def test_nearly_constant_and_huge_logits(
-    genres: int, samples: int, share: float, scale: float, centre: float
-):
+def test_nearly_constant_and_huge_logits(genres: int, samples: int, share: float, scale: float, centre: float):
     rng = np.random.default_rng(2)
     truth = rng.random((samples, genres)) < share
     logits = centre + scale * rng.standard_normal((samples, genres))

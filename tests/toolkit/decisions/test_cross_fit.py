@@ -31,11 +31,7 @@ def simulate(
     """Targets, and logits that are log-odds of some skill, distorted."""
     rng = np.random.default_rng(seed)
     truth = rng.random((count, len(PREVALENCE))) < PREVALENCE
-    odds = (
-        np.log(PREVALENCE / (1 - PREVALENCE))
-        + skill * (truth - 0.5) * skill
-        + skill * rng.normal(size=truth.shape)
-    )
+    odds = np.log(PREVALENCE / (1 - PREVALENCE)) + skill * (truth - 0.5) * skill + skill * rng.normal(size=truth.shape)
     return truth, (scale * odds + shift).astype(np.float32)
 
 
@@ -76,9 +72,7 @@ def test_the_order_of_samples_changes_no_bit(seed: int, count: int, way: Any, gr
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 10**6), count=st.integers(20, 80), way=st.sampled_from(WAYS), fold=st.integers(0, 4)
-)
+@given(seed=st.integers(0, 10**6), count=st.integers(20, 80), way=st.sampled_from(WAYS), fold=st.integers(0, 4))
 def test_no_look_at_the_fold_that_is_held_out(seed: int, count: int, way: Any, fold: int):
     """Whatever its labels and logits are, what is chosen for it is the same."""
     truth, logits = simulate(seed, count)
@@ -161,9 +155,7 @@ def test_duplicates_stay_in_one_fold_and_count_once():
     truth, logits = simulate(6, 120)
     copies = np.arange(360) % 120
     fits = cross_fit_of(truth[copies], logits[copies], groups=copies)
-    by_group = {
-        (tuple(row), fold) for row, fold in zip(fits.scores.tolist(), fits.fold.tolist(), strict=True)
-    }
+    by_group = {(tuple(row), fold) for row, fold in zip(fits.scores.tolist(), fits.fold.tolist(), strict=True)}
     assert len(by_group) == 120 and set(np.bincount(fits.units)) == {3}
     # Three copies of every sample are no more evidence than one: what is measured and how sure it is stays.
     rng = np.random.default_rng(0)

@@ -38,9 +38,7 @@ def test_probabilities_and_names_by_hand():
         np.array([0.5, 0.2]), np.array([2.0, 1.0]), np.array([0.0, -1.0]), 0.4, "f1", "platt", "words"
     )
     logits = np.array([[1.0, 0.0], [-1.0, -1.0]], np.float32)
-    np.testing.assert_allclose(
-        decisions.probabilities(logits), sigmoid([[2.0, -1.0], [-2.0, -2.0]]), rtol=1e-12
-    )
+    np.testing.assert_allclose(decisions.probabilities(logits), sigmoid([[2.0, -1.0], [-2.0, -2.0]]), rtol=1e-12)
     assert decisions.named(logits).tolist() == [[True, True], [False, False]]
     assert decisions.probabilities(logits).dtype == np.float64
     # any shape that ends in genres
@@ -101,9 +99,7 @@ def test_a_genre_without_positives_has_the_single_threshold():
     calibration=st.sampled_from(["auto", "none", "temperature", "platt"]),
     slack=st.sampled_from([0.0, 0.01, 0.3]),
 )
-def test_any_split_gives_decisions_that_keep_their_promise(
-    data: Any, aim: str, calibration: Any, slack: float
-):
+def test_any_split_gives_decisions_that_keep_their_promise(data: Any, aim: str, calibration: Any, slack: float):
     truth, logits = data
     decide = DecideConfig("genre", aim, calibration, slack)
     chosen = choose_decisions(truth, logits, decide)

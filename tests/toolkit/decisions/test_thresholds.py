@@ -52,9 +52,7 @@ def test_beats_a_grid_on_a_long_tailed_problem():
     probabilities = 1 / (1 + np.exp(-logits))
     chosen = single_threshold(F1, targets, probabilities)
     value = threshold_metrics(targets, probabilities, chosen)["micro_f1"]
-    grid = [
-        threshold_metrics(targets, probabilities, rival)["micro_f1"] for rival in np.linspace(0.01, 0.99, 99)
-    ]
+    grid = [threshold_metrics(targets, probabilities, rival)["micro_f1"] for rival in np.linspace(0.01, 0.99, 99)]
     assert value >= max(grid)
     assert value > threshold_metrics(targets, probabilities, 0.5)["micro_f1"] + 0.01
 

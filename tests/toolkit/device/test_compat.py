@@ -26,18 +26,7 @@ from toolkit.device.compat import (
 
 ROOT = Path(__file__).parents[3]
 #: Packages of ours, and those whose underscores are public (namedtuples, ctypes) or ours to read.
-LIBRARIES = {
-    "accelerate",
-    "jsonargparse",
-    "np",
-    "numpy",
-    "timm",
-    "torch",
-    "torchvision",
-    "nn",
-    "webdataset",
-    "dist",
-}
+LIBRARIES = {"accelerate", "jsonargparse", "np", "numpy", "timm", "torch", "torchvision", "nn", "webdataset", "dist"}
 
 #: What objects of theirs are called.
 OBJECTS = {"accelerator", "layer", "model", "module", "optimizer", "scaler"}
@@ -45,9 +34,7 @@ OBJECTS = {"accelerator", "layer", "model", "module", "optimizer", "scaler"}
 
 @pytest.mark.parametrize("size", [(5, 9), (40, 31), (1, 1)])
 def test_resizing_into_an_array_is_what_interpolate_does(size: tuple[int, int]):
-    images = torch.randint(0, 256, (1, 23, 17, 4), dtype=torch.uint8).permute(
-        0, 3, 1, 2
-    )  # as decoders give them
+    images = torch.randint(0, 256, (1, 23, 17, 4), dtype=torch.uint8).permute(0, 3, 1, 2)  # as decoders give them
     out = torch.empty((1, *size, 4), dtype=torch.uint8).permute(0, 3, 1, 2)
     upsample_into(images, size, False, None, None, out=out)
     assert torch.equal(out, F.interpolate(images, size, mode="bilinear", antialias=True))
@@ -76,13 +63,7 @@ def test_names_that_torch_allows_are_those_that_it_loads(tmp_path: Path):
 
 
 def test_every_batchnorm_is_one():
-    norms = (
-        nn.BatchNorm1d(1),
-        nn.BatchNorm2d(1),
-        nn.BatchNorm3d(1),
-        nn.SyncBatchNorm(1),
-        nn.LazyBatchNorm2d(),
-    )
+    norms = (nn.BatchNorm1d(1), nn.BatchNorm2d(1), nn.BatchNorm3d(1), nn.SyncBatchNorm(1), nn.LazyBatchNorm2d())
     assert all(isinstance(norm, BatchNorm) for norm in norms)
     assert not isinstance(nn.GroupNorm(1, 1), BatchNorm) and not isinstance(nn.InstanceNorm2d(1), BatchNorm)
     model = timm.create_model("efficientnet_b0", num_classes=1)  # norms of timm's own, with activations
@@ -113,9 +94,7 @@ def private_names(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and not node.level:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
             if parts[0] in LIBRARIES:
-                yield from (
-                    ".".join(parts) for part in parts if part.startswith("_") and part != "__version__"
-                )
+                yield from (".".join(parts) for part in parts if part.startswith("_") and part != "__version__")
         elif isinstance(node, ast.Attribute):
             whole = ast.unparse(node)
             private = node.attr.startswith("_") and not node.attr.endswith("__")

@@ -65,9 +65,7 @@ def test_how_values_are_shown(one: str, other: str | None, shown: tuple[str, str
 # --- records ----------------------------------------------------------------------------------------------------------
 
 facts = st.dictionaries(
-    st.text(min_size=1, max_size=6),
-    st.tuples(st.none() | st.text(max_size=6), st.text(max_size=6)),
-    max_size=6,
+    st.text(min_size=1, max_size=6), st.tuples(st.none() | st.text(max_size=6), st.text(max_size=6)), max_size=6
 )
 
 
@@ -83,11 +81,7 @@ def test_whatever_differs_is_named(ours: Facts, theirs: Facts, rank: int):
     if differing:
         key = differing[0]
         here, there = told_apart(theirs.get(key, (None, ""))[0], ours.get(key, (None, ""))[0])
-        assert (
-            line.startswith(f"rank {rank} has ")
-            and f" {here}" in line
-            and f"the first process {there}" in line
-        )
+        assert line.startswith(f"rank {rank} has ") and f" {here}" in line and f"the first process {there}" in line
         assert printable(line) == line
 
 
@@ -118,38 +112,25 @@ def test_two_ranks_on_one_gpu():
     assert line.startswith("rank 2 would share a GPU with rank 1: ") and "--num_processes" in line
 
 
-@pytest.mark.parametrize(
-    "sent", [b"", b"[]", b'{"facts": {"a": 1}}', b'{"facts": {"a": ["b"]}}', b"[" * 10**6]
-)
+@pytest.mark.parametrize("sent", [b"", b"[]", b'{"facts": {"a": 1}}', b'{"facts": {"a": ["b"]}}', b"[" * 10**6])
 def test_what_another_version_may_send_is_one_line(sent: bytes):
-    with pytest.raises(
-        UserError, match=r"what rank 3 says of itself .* same version of this toolkit"
-    ) as caught:
+    with pytest.raises(UserError, match=r"what rank 3 says of itself .* same version of this toolkit") as caught:
         parse_record(sent, 3)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_versions_are_named_but_are_no_disagreement():
-    first, other = (
-        Record(versions={"torch": "2.8.0", "timm": "1"}),
-        Record(versions={"torch": "2.7.1", "timm": "2"}),
-    )
+    first, other = (Record(versions={"torch": "2.8.0", "timm": "1"}), Record(versions={"torch": "2.7.1", "timm": "2"}))
     assert disagreement([first], other) == "" and other_versions(first, first, 1) == ""
     line = other_versions(first, other, 1)
-    assert line.startswith(
-        "rank 1 has torch 2.7.1, the first process 2.8.0 (and others in timm): results may differ"
-    )
+    assert line.startswith("rank 1 has torch 2.7.1, the first process 2.8.0 (and others in timm): results may differ")
 
 
 def test_what_an_environment_decides():
     usual = record_of({}, {"WORLD_SIZE": "2"})
     for harmless in (
         {"OMP_NUM_THREADS": "7", "POSTERS_TIMEOUT": "9", "RANK": "1", "CUDA_VISIBLE_DEVICES": "3"},
-        {
-            "ACCELERATE_MIXED_PRECISION": "no",
-            "ACCELERATE_DYNAMO_BACKEND": "NO",
-            "ACCELERATE_DYNAMO_MODE": "default",
-        },
+        {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default"},
     ):
         assert disagreement([usual], record_of({}, {"WORLD_SIZE": "2"} | harmless)) == ""
     for name, value, key in (
@@ -167,9 +148,7 @@ def test_what_an_environment_decides():
 def test_every_key_of_the_configuration_counts_but_two():
     usual = config_facts(Config())
     sections = {section.name: getattr(Config(), section.name) for section in dataclasses.fields(Config)}
-    keys = {
-        f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)
-    }
+    keys = {f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)}
     assert keys - set(usual) == {"data.workers", "data.prefetch"}
     line = disagreement([Record(usual)], Record(config_facts(Config(optim=OptimConfig(lr=0.1)))))
     assert line == f"rank 1 has optim.lr 0.1, the first process 0.0015{REMEDY}"
@@ -180,11 +159,7 @@ def test_of_files_content_counts(tmp_path: Path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
     same, copy, other, absent = (
-        Record(
-            config_facts(
-                dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(path)))
-            )
-        )
+        Record(config_facts(dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(path)))))
         for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "d")
     )
     assert disagreement([same], copy) == ""
@@ -193,24 +168,17 @@ def test_of_files_content_counts(tmp_path: Path):
 
 
 def test_options_that_name_places_count_as_given():
-    one = command_facts(
-        "evaluate", EvaluateOptions(model=Path("a"), out=Path("x"), threads=1, shards=Path("s"))
-    )
-    two = command_facts(
-        "evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s"))
-    )
+    one = command_facts("evaluate", EvaluateOptions(model=Path("a"), out=Path("x"), threads=1, shards=Path("s")))
+    two = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s")))
     assert one == two
-    without = command_facts(
-        "evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s"))
-    )
+    without = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s")))
     assert "has --out nothing, the first process given" in disagreement([Record(one)], Record(without))
 
 
 def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     one, same, other = (
-        Record(command_facts("predict", {"out": out}), host="a")
-        for out in (Path("x"), tmp_path / "x", Path("y"))
+        Record(command_facts("predict", {"out": out}), host="a") for out in (Path("x"), tmp_path / "x", Path("y"))
     )
     assert disagreement([one], same) == ""
     assert disagreement([one], other).startswith(

@@ -92,12 +92,7 @@ def other_tables(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.long
 def test_two_processes_that_differ(
-    shard_set: Path,
-    other_set: Path,
-    other_tables: Path,
-    models: dict[str, Path],
-    posters: Path,
-    tmp_path: Path,
+    shard_set: Path, other_set: Path, other_tables: Path, models: dict[str, Path], posters: Path, tmp_path: Path
 ):
     one = models["one"]
     (tmp_path / "weights-0.safetensors").write_bytes((one / "model.safetensors").read_bytes())
@@ -106,23 +101,12 @@ def test_two_processes_that_differ(
     next(iter((tmp_path / "images").iterdir())).unlink()
 
     train = ["train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1"]
-    evaluate = [
-        "evaluate",
-        "--shards",
-        shard_set,
-        "--out",
-        tmp_path / "metrics.json",
-        "--workers=1",
-        "--model",
-        one,
-    ]
+    evaluate = ["evaluate", "--shards", shard_set, "--out", tmp_path / "metrics.json", "--workers=1", "--model", one]
     predict = ["predict", "--out", tmp_path / "predictions", "--workers=1", "--model", one]
     on_set = [*predict, "--shards", shard_set]
     tune = ["tune", "--shards", shard_set, "--workers=1", "--model", one]
 
-    def pair(
-        base: list[object], words: list[str], first: list[object], other: list[object], **more: Any
-    ) -> Case:
+    def pair(base: list[object], words: list[str], first: list[object], other: list[object], **more: Any) -> Case:
         return Case(words, [*base, *first], [*base, *other], **more)
 
     def own(key: str, value: str, usual: str) -> list[str]:
@@ -153,12 +137,7 @@ def test_two_processes_that_differ(
         one_of(train, "--resume", "--resume", "true", "false"),
         pair(
             train,
-            [
-                "rank 1 has model.weights ",
-                "weights-1.safetensors",
-                "the first process ",
-                "weights-0.safetensors",
-            ],
+            ["rank 1 has model.weights ", "weights-1.safetensors", "the first process ", "weights-0.safetensors"],
             ["--model.weights", tmp_path / "weights-0.safetensors"],
             ["--model.weights", tmp_path / "weights-1.safetensors"],
         ),
@@ -180,26 +159,14 @@ def test_two_processes_that_differ(
         ),
         # Models.
         *(
-            pair(
-                base,
-                [f"rank 1 has model {key}", f"({models[name]})", f"({one})"],
-                [],
-                ["--model", models[name]],
-            )
+            pair(base, [f"rank 1 has model {key}", f"({models[name]})", f"({one})"], [], ["--model", models[name]])
             for base in (evaluate, on_set, tune)
-            for name, key in (
-                ("weights", "weights "),
-                ("thresholds", "threshold of "),
-                ("crop", "crop_pct 0.875 "),
-            )
+            for name, key in (("weights", "weights "), ("thresholds", "threshold of "), ("crop", "crop_pct 0.875 "))
         ),
         # Options.
         *(
             one_of(evaluate, f"{option}={value}", option, value, usual)
-            for option, value, usual in (
-                ("--split", "val", "test"),
-                ("--batch-size", "3", "0"),
-            )
+            for option, value, usual in (("--split", "val", "test"), ("--batch-size", "3", "0"))
         ),
         one_of(evaluate, "--thresholds=0.2", "--thresholds", "[0.2]", "[0.3, 0.5, 0.7]"),
         one_of(evaluate, "--precision=bf16", "--precision", "bf16", "nothing"),
@@ -222,13 +189,7 @@ def test_two_processes_that_differ(
         # Commands and environments.
         Case([*own("command", "evaluate", "train")], train, evaluate),
         Case([*own("command", "predict", "evaluate")], evaluate, on_set),
-        pair(
-            train,
-            own("precision", "bf16", "no"),
-            [],
-            [],
-            env=({}, {"ACCELERATE_MIXED_PRECISION": "bf16"}),
-        ),
+        pair(train, own("precision", "bf16", "no"), [], [], env=({}, {"ACCELERATE_MIXED_PRECISION": "bf16"})),
         pair(train, own("processes", "3", "2"), [], [], env=({}, {"WORLD_SIZE": "3"})),
         pair(train, own("processes", "2", "3"), [], [], env=({"WORLD_SIZE": "3"}, {})),
         # One that cannot begin: it says why itself.
@@ -244,10 +205,7 @@ def test_two_processes_that_differ(
             ["labels.json"],
             ["--model", models["damaged"]],
             [],
-            own=(
-                "error: the model folder ",
-                "error: [rank 1] the first process cannot begin: the model folder ",
-            ),
+            own=("error: the model folder ", "error: [rank 1] the first process cannot begin: the model folder "),
         ),
         one_cannot_parse := pair(
             train,
@@ -268,10 +226,7 @@ def test_two_processes_that_differ(
             [],
             ["--split=BUG"],
             bug=True,
-            own=(
-                "error: rank 1 cannot begin: a bug, whose traceback is in what it said (ZeroDivisionError",
-                "",
-            ),
+            own=("error: rank 1 cannot begin: a bug, whose traceback is in what it said (ZeroDivisionError", ""),
         ),
         # What may differ: this one ends well, and says of another version.
         pair(

@@ -14,15 +14,7 @@ from toolkit_helpers import TINY
 from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.distributed.environment import (
-    HARMLESS,
-    OURS,
-    PRECISION,
-    REFUSED,
-    matches,
-    precision_of,
-    require_plain,
-)
+from toolkit.distributed.environment import HARMLESS, OURS, PRECISION, REFUSED, matches, precision_of, require_plain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,9 +47,7 @@ def variables() -> set[str]:
 
 def test_every_variable_that_the_installed_accelerate_reads_is_known():
     found = variables()
-    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(
-        found
-    ) > 60
+    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(found) > 60
     known = [*REFUSED, *OURS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
     unknown = {name for name in found if not any(matches(name, entry) for entry in known)}
     assert not unknown, f"say in toolkit/distributed/environment.py what becomes of {sorted(unknown)}"

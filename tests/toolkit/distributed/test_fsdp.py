@@ -207,9 +207,7 @@ def test_whole_weights_go_on_spread(runs: Runs):
     assert_close(ours["ema"], theirs["ema"])
 
 
-def test_spread_weights_go_on_whole_in_one_process(
-    runs: Runs, shard_set: Path, tmp_path: Path, one_thread: None
-):
+def test_spread_weights_go_on_whole_in_one_process(runs: Runs, shard_set: Path, tmp_path: Path, one_thread: None):
     shutil.copytree(runs.folder / "to-one", tmp_path / "run")
     assert train(tiny_config(*EVERYTHING), shard_set, tmp_path / "run", resume=True) == 0
     alone = Runs(tmp_path).checkpoint("run")

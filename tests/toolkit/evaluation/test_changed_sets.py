@@ -104,9 +104,7 @@ def test_predictions_are_written_to_their_folder_alone(copy: Path, model: Path, 
     assert {p.read_text() for p in (tmp_path / "victim.csv", tmp_path / "made" / "victim.csv")} == {"mine"}
 
 
-def test_a_run_resumes_on_a_set_that_got_its_digests(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_resumes_on_a_set_that_got_its_digests(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     raw = json.loads((copy / "manifest.json").read_text())
     for shard in raw["shards"]:
         del shard["index_bytes"], shard["index_sha256"]
@@ -129,9 +127,7 @@ def test_predictions_under_other_ids_are_refused(copy: Path, model: Path, tmp_pa
     shard.update(index_bytes=index.stat().st_size, index_sha256=sha256_file(index))
     (copy / "manifest.json").write_text(json.dumps(raw))
     before = files(tmp_path)
-    with pytest.raises(
-        UserError, match=r"test-00000\.csv holds predictions of another index of the same images"
-    ):
+    with pytest.raises(UserError, match=r"test-00000\.csv holds predictions of another index of the same images"):
         main(predict)
     assert files(tmp_path) == before
 

@@ -27,10 +27,7 @@ from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.evaluation.options import parse_thresholds
-from toolkit.metrics.calibration_error import (
-    calibration_summary,
-    genre_calibration_errors,
-)
+from toolkit.metrics.calibration_error import calibration_summary, genre_calibration_errors
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OURS, load_model_folder
@@ -41,15 +38,7 @@ from toolkit.models.heads import HeadSpec
 def evaluated(model_folder: Path, shard_set: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("eval") / "test.json"
     run = posters_command(
-        "evaluate",
-        "--model",
-        model_folder,
-        "--shards",
-        shard_set,
-        "--out",
-        out,
-        "--thresholds",
-        "0.4,0.45,0.6",
+        "evaluate", "--model", model_folder, "--shards", shard_set, "--out", out, "--thresholds", "0.4,0.45,0.6"
     )
     assert run.returncode == 0, run.stderr
     return run.stdout, json.loads(out.read_text())
@@ -65,9 +54,7 @@ def test_numbers_are_scikit_learns(evaluated, model_folder: Path, shard_set: Pat
         probabilities = folder.model(folder.preprocessing.normalize(batch.images)).sigmoid().numpy()
     assert result["num_samples"] == len(reader)
     supported = reader.targets.any(axis=0)
-    expected = average_precision_score(
-        reader.targets[:, supported], probabilities[:, supported], average="macro"
-    )
+    expected = average_precision_score(reader.targets[:, supported], probabilities[:, supported], average="macro")
     assert result["ranking"]["mAP"] == pytest.approx(expected, abs=1e-6)
     assert [row["label"] for row in result["thresholds"]] == ["0.40", "0.45", "0.60", "chosen 0.50"]
     for row in result["thresholds"]:
@@ -115,18 +102,14 @@ def test_decisions_of_the_folder_are_applied_and_kept(
         assert calibration[name]["ece"] == calibration_summary(reader.targets, values)["ece"]
         assert calibration[name]["ece_macro"] == genre_calibration_errors(reader.targets, values).mean()
         assert calibration[name]["curve"] == calibration_summary(reader.targets, values)["curve"]
-        assert calibration[name]["loss"] == pytest.approx(
-            log_loss(reader.targets.ravel(), values.ravel()), rel=1e-5
-        )
+        assert calibration[name]["loss"] == pytest.approx(log_loss(reader.targets.ravel(), values.ravel()), rel=1e-5)
     assert calibration["before"]["ece"] != calibration["after"]["ece"]
     assert result["loss"] == calibration["before"]["loss"]
     shown = capsys.readouterr().out
     assert "single of val 0.45" in shown and "calibrated (platt)" in shown and "ECE" in shown
 
 
-def test_metrics_name_their_shard_set_and_the_card_says_another_one(
-    calibrated: Path, shard_set: Path, tmp_path: Path
-):
+def test_metrics_name_their_shard_set_and_the_card_says_another_one(calibrated: Path, shard_set: Path, tmp_path: Path):
     model = shutil.copytree(calibrated, tmp_path / "model")
     here = Manifest.read(shard_set).fingerprint
 
@@ -165,16 +148,7 @@ def test_two_processes_evaluate_as_one_does(calibrated: Path, shard_set: Path, t
 
 def test_tables_name_every_genre_and_baseline(evaluated, labels: LabelSet):
     shown, _ = evaluated
-    for word in (
-        *labels.genres,
-        "mAP",
-        "always top-2",
-        "prevalence",
-        "micro-F1",
-        "macro-F1",
-        "F0.5",
-        "support",
-    ):
+    for word in (*labels.genres, "mAP", "always top-2", "prevalence", "micro-F1", "macro-F1", "F0.5", "support"):
         assert word in shown
 
 
@@ -191,9 +165,7 @@ def test_thresholds_outside_zero_to_one(text: str):
         parse_thresholds(text)
 
 
-def test_labels_of_another_set_are_refused_with_the_difference(
-    shard_set: Path, labels: LabelSet, tmp_path: Path
-):
+def test_labels_of_another_set_are_refused_with_the_difference(shard_set: Path, labels: LabelSet, tmp_path: Path):
     swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
     folder = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
     run = posters_command("evaluate", "--model", folder, "--shards", shard_set)
@@ -211,17 +183,7 @@ def test_an_unknown_split_and_a_missing_model(model_folder: Path, shard_set: Pat
 def test_metrics_do_not_take_the_place_of_another_file(model_folder: Path, shard_set: Path, tmp_path: Path):
     for name in ("x.npz", "x.csv", "x.JSON.txt"):
         with pytest.raises(UserError, match=rf"{name} must end in \.json"):
-            main(
-                [
-                    "evaluate",
-                    "--model",
-                    str(model_folder),
-                    "--shards",
-                    str(shard_set),
-                    "--out",
-                    str(tmp_path / name),
-                ]
-            )
+            main(["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--out", str(tmp_path / name)])
     assert not list(tmp_path.iterdir())
 
 

@@ -131,9 +131,7 @@ def test_bad_options_are_one_line(model: Path, shard_set: Path, options: list[st
 def test_two_processes_choose_what_one_does(model: Path, shard_set: Path, tmp_path: Path):
     double = shutil.copytree(model, tmp_path / "double")
     assert tune(model, shard_set, "--calibration", "platt") == 0
-    run = launch_2(
-        "launch/tune.py", "--model", double, "--shards", shard_set, "--calibration", "platt", "--workers", 1
-    )
+    run = launch_2("launch/tune.py", "--model", double, "--shards", shard_set, "--calibration", "platt", "--workers", 1)
     assert run.returncode == 0, run.stderr
     alone, together = load_labels(model)[1], load_labels(double)[1]
     for name in ("thresholds", "scale", "bias"):

@@ -37,8 +37,7 @@ def folder_of(tmp_path: Path, head: str, name: str = "test_resnet", fit: str = "
 
 
 @pytest.mark.parametrize(
-    ("name", "head"),
-    [("test_resnet", head) for head in HEADS] + [("test_vit", "mlp"), ("test_convnext", "levels")],
+    ("name", "head"), [("test_resnet", head) for head in HEADS] + [("test_vit", "mlp"), ("test_convnext", "levels")]
 )
 def test_a_file_gives_what_the_model_gives(tmp_path: Path, name: str, head: str, one_thread: None):
     path = folder_of(tmp_path, head, name)
@@ -88,9 +87,7 @@ def test_torch_export_too(tmp_path: Path, one_thread: None):
             wanted = folder.model(images)
         torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
         torch.testing.assert_close(embedding, backbone_features(folder.model, images), atol=1e-4, rtol=0)
-        np.testing.assert_allclose(
-            probabilities.numpy(), folder.decisions.probabilities(wanted.numpy()), atol=1e-6
-        )
+        np.testing.assert_allclose(probabilities.numpy(), folder.decisions.probabilities(wanted.numpy()), atol=1e-6)
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
@@ -143,17 +140,13 @@ def test_over_the_tolerance_nothing_is_left(
     path = folder_of(tmp_path, "linear")
     before = sorted(file.name for file in path.iterdir())
     broken_export(monkeypatch, lambda network: network.model.fc.bias.add_(0.01))
-    with pytest.raises(
-        UserError, match=r"nothing was exported: logits .* 0\.01 .*over the tolerance of 0\.001"
-    ):
+    with pytest.raises(UserError, match=r"nothing was exported: logits .* 0\.01 .*over the tolerance of 0\.001"):
         main(["export", "-m", str(path), "--format", form])
     assert sorted(file.name for file in path.iterdir()) == before
     assert main(["export", "-m", str(path), "--format", form, "--tolerance", "0.1"]) == 0
 
 
-def test_an_older_file_stays_when_the_new_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
-):
+def test_an_older_file_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None):
     path = folder_of(tmp_path, "linear")
     (path / "model.onnx").write_bytes(b"older")
     broken_export(monkeypatch, lambda network: network.bias.add_(0.5))

@@ -25,11 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """Calibrated; posters are made squares, so that a crop is another picture."""
     path = tmp_path_factory.mktemp("check") / "model"
     make_model_folder(
-        path,
-        LabelSet(("a", "b", "c")),
-        HeadSpec("linear", (), 0.0),
-        decisions=some_decisions(3),
-        fit="stretch",
+        path, LabelSet(("a", "b", "c")), HeadSpec("linear", (), 0.0), decisions=some_decisions(3), fit="stretch"
     )
     return load_model_folder(path)
 
@@ -43,11 +39,7 @@ def exact(folder: ModelFolder, seen: list[tuple[int, ...]] | None = None) -> Run
         with torch.inference_mode():
             logits = folder.model(torch.from_numpy(images)).numpy()
             embedding = backbone_features(folder.model, torch.from_numpy(images)).numpy()
-        return {
-            "logits": logits,
-            "probabilities": folder.decisions.probabilities(logits),
-            "embedding": embedding,
-        }
+        return {"logits": logits, "probabilities": folder.decisions.probabilities(logits), "embedding": embedding}
 
     return run
 
@@ -124,9 +116,7 @@ def test_nan_and_other_shapes_are_never_within_a_tolerance(folder: ModelFolder):
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC])
-def test_other_pixels_are_found_though_probabilities_hardly_move(
-    folder: ModelFolder, resample: Image.Resampling
-):
+def test_other_pixels_are_found_though_probabilities_hardly_move(folder: ModelFolder, resample: Image.Resampling):
     found = measure(with_pixels(folder, resample), folder, pictures((80, 70)), preprocess=True)
     assert found.probabilities < 0.05  # an untrained network does not tell
     with pytest.raises(UserError, match="grey levels from Pillow's"):

@@ -18,18 +18,7 @@ from toolkit.inference.onnx_runtime import open_exported, run_session
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides that round in all ways: odd and even spare, halves on both sides of an even number, squares, banners.
-SIZES = [
-    (200, 300),
-    (300, 200),
-    (182, 268),
-    (97, 64),
-    (64, 97),
-    (51, 53),
-    (32, 32),
-    (33, 47),
-    (400, 90),
-    (20, 31),
-]
+SIZES = [(200, 300), (300, 200), (182, 268), (97, 64), (64, 97), (51, 53), (32, 32), (33, 47), (400, 90), (20, 31)]
 
 
 def graph_only(preprocessing: Preprocessing) -> Any:

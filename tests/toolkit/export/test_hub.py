@@ -45,9 +45,7 @@ def hub(settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     from huggingface_hub import hf_api
 
     monkeypatch.setattr(hf_api.api, "endpoint", url)
@@ -64,9 +62,7 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_what_belongs_goes_up_and_comes_down_again(
-    folder: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
-):
+def test_what_belongs_goes_up_and_comes_down_again(folder: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     assert main(["push", "--model", str(folder), "--repo", "user/name", "--private"]) == 0
     assert hub.created == [{"name": "name", "organization": "user", "visibility": "private"}]
     assert sorted(hub.files) == KEPT
@@ -188,9 +184,7 @@ def test_a_hub_names_no_file_outside_its_cache(
     says(hub, monkeypatch, name.format(tmp_path))
     with pytest.raises(UserError, match="which cannot be the name of a file"):
         fetch_model("user/name")
-    outside = [
-        path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents
-    ]
+    outside = [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents]
     assert not outside
 
 

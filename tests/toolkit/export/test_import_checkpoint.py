@@ -118,9 +118,7 @@ def test_counters_may_lack(tmp_path: Path):
     assert_same_logits(import_it(tmp_path, network, model_state_dict=state), network)
 
 
-@pytest.mark.parametrize(
-    "learned", [[0.2, 0.4, 0.6], np.array([0.2, 0.4, 0.6]), torch.tensor([0.2, 0.4, 0.6])]
-)
+@pytest.mark.parametrize("learned", [[0.2, 0.4, 0.6], np.array([0.2, 0.4, 0.6]), torch.tensor([0.2, 0.4, 0.6])])
 def test_learned_thresholds(tmp_path: Path, learned: Any):
     folder = import_it(tmp_path, Script(), learned_thresholds=learned, learn_thresholds=True)
     np.testing.assert_allclose(folder.thresholds, [0.2, 0.4, 0.6], atol=1e-7)
@@ -153,9 +151,7 @@ def test_the_script_saw_the_whole_poster(tmp_path: Path):
 def test_what_does_not_fit_is_refused(tmp_path: Path):
     whole = content(Script())
     torch.save(whole, tmp_path / "whole.pth")  # nothing but what is changed below is wrong with it
-    assert (
-        main(["import", "--checkpoint", str(tmp_path / "whole.pth"), "--out", str(tmp_path / "whole")]) == 0
-    )
+    assert main(["import", "--checkpoint", str(tmp_path / "whole.pth"), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "refused"
     folder.mkdir()
     state = whole["model_state_dict"]
@@ -163,9 +159,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     assert_refused(folder, {"model_state_dict": None}, "no model_state_dict")
     assert_refused(folder, {**whole, "mlb": None}, "no MultiLabelBinarizer")
     assert_refused(
-        folder,
-        {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4},
-        "3 outputs, and its mlb 4 genres",
+        folder, {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4}, "3 outputs, and its mlb 4 genres"
     )
     assert_refused(folder, {**whole, "mlb": binarizer((1, 2, 3))}, "not names of genres, e.g. 1")
     assert_refused(folder, {**whole, "num_classes": 5}, "num_classes 5, but its mlb has 3")
@@ -176,16 +170,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     assert_refused(folder, {**whole, "epoch": "last"}, "epoch is not a number")
     assert_refused(folder, {**whole, "model_state_dict": {}}, "holds none of resnet18")
     assert_refused(
-        folder,
-        {**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}},
-        "holds none of resnet18",
+        folder, {**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}}, "holds none of resnet18"
     )
-    assert_refused(
-        folder, {**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor"
-    )
-    assert_refused(
-        folder, {**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice"
-    )
+    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor")
+    assert_refused(folder, {**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice")
     nan = torch.full((3,), torch.nan)
     assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite")
     unbiased = {k: v for k, v in state.items() if k != "model.fc.bias"}
@@ -221,17 +209,11 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         ({**light, "config": bomb}, "config is a list instead of a dict"),
         ({**light, "config": {"image_size": bomb}}, "image_size listxlist is not that of a square"),
         ({**light, "config": {"image_size": 0}}, "image_size 0 is not that of a square"),
-        (
-            {**light, "config": {"image_size": 10**6}},
-            "image_size 1000000 is not that of a square of 8 to 4096",
-        ),
+        ({**light, "config": {"image_size": 10**6}}, "image_size 1000000 is not that of a square of 8 to 4096"),
         ({**light, "config": {"image_size": huge}}, "image_size int is not that of a square"),
         ({**light, "config": {"image_size": True}}, "image_size True is not that of a square"),
         ({**light, "config": {"image_size": []}}, "image_size  is not that of a square"),
-        (
-            {**light, "config": {"image_size": 64, "fixed_threshold": "x" * 10**5}},
-            "fixed_threshold is not a number",
-        ),
+        ({**light, "config": {"image_size": 64, "fixed_threshold": "x" * 10**5}}, "fixed_threshold is not a number"),
         ({**whole, "config": {"image_size": 64, "fixed_threshold": float("nan")}}, "not from 0 to 1"),
         ({**light, "learned_thresholds": [huge] * 3}, "learned_thresholds cannot be read"),
         ({**light, "learned_thresholds": bomb}, "learned_thresholds cannot be read"),
@@ -241,18 +223,9 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         ({**light, "mlb": binarizer(("a", "b", "x" * 5000))}, "not names of genres"),
         (with_state(model__fc__weight=torch.zeros(())), "neither one linear layer nor"),
         (with_state(model__fc__weight=torch.zeros(3)), "neither one linear layer nor"),
-        (
-            with_state(model__fc__weight=torch.zeros(1).expand(10**6, 10**6)),
-            "'fc.weight' is no plain array of numbers",
-        ),
-        (
-            with_state(model__fc__weight=torch.zeros(3, 512).to_sparse()),
-            "'fc.weight' is no plain array of numbers",
-        ),
-        (
-            with_state(model__fc__weight=torch.zeros(3, 512, device="meta")),
-            "'fc.weight' is no plain array of numbers",
-        ),
+        (with_state(model__fc__weight=torch.zeros(1).expand(10**6, 10**6)), "'fc.weight' is no plain array of numbers"),
+        (with_state(model__fc__weight=torch.zeros(3, 512).to_sparse()), "'fc.weight' is no plain array of numbers"),
+        (with_state(model__fc__weight=torch.zeros(3, 512, device="meta")), "'fc.weight' is no plain array of numbers"),
         (
             with_state(model__fc__weight=torch.zeros(3, 512, dtype=torch.int64)),
             "'fc.weight' holds int64 numbers, and weights are floating-point ones",
@@ -263,10 +236,7 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         ),
         (with_state(model__bn1__running_var=-torch.ones(64)), "'bn1.running_var' holds variances under 0"),
         ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "holds tuple, which is no tensor"),
-        (
-            with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}),
-            "neither one linear layer",
-        ),
+        (with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}), "neither one linear layer"),
     ):
         assert_refused(tmp_path, value, words)
 

@@ -57,9 +57,7 @@ def test_embeddings_are_what_the_classifier_is_given(head: str, pixels: torch.Te
     given: list[torch.Tensor] = []
     classifier = model.get_submodule(classifier_path(model))
     classifier.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-    logits, embeddings = Forward(model, PREPROCESSING, options=ForwardOptions(embeddings=True))(
-        pixels
-    ).arrays()
+    logits, embeddings = Forward(model, PREPROCESSING, options=ForwardOptions(embeddings=True))(pixels).arrays()
     assert embeddings is not None
     np.testing.assert_array_equal(embeddings, given[0].numpy())
     np.testing.assert_allclose(logits, reference(model, pixels), rtol=1e-4, atol=1e-5)
@@ -81,9 +79,7 @@ def test_flip_is_the_mean_of_both_sides(pixels: torch.Tensor) -> None:
 def test_half_precision_is_used_and_near(pixels: torch.Tensor) -> None:
     model = model_of("linear")
     seen: list[torch.dtype] = []
-    model.get_submodule("layer1").register_forward_hook(
-        lambda module, inputs, output: seen.append(output.dtype)
-    )
+    model.get_submodule("layer1").register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     logits, _ = Forward(model, PREPROCESSING, torch.bfloat16)(pixels).arrays()
     assert seen == [torch.bfloat16] and logits.dtype == np.float32
     expected = reference(model, pixels)
@@ -98,9 +94,7 @@ def test_the_memory_of_a_batch_may_be_used_again(pixels: torch.Tensor) -> None:
     np.testing.assert_allclose(answer.arrays()[0], reference(model, pixels), rtol=1e-4, atol=1e-5)
 
 
-def test_short_batches_of_a_compiled_model_are_filled_up(
-    pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_batches_of_a_compiled_model_are_filled_up(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def compiled(module: nn.Module) -> nn.Module:

@@ -26,9 +26,7 @@ def test_the_file_keeps_every_bit_without_pickle(tmp_path: Path):
     assert (str(kept["split"]), str(kept["shard_set"])) == ("test", "s")
 
 
-def test_outputs_that_are_no_numbers_are_one_line(
-    model_folder: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_outputs_that_are_no_numbers_are_one_line(model_folder: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch):
     folder, manifest = load_model_folder(model_folder), Manifest.read(shard_set)
     accelerator = make_accelerator()
     good = infer_split(accelerator, folder, shard_set, manifest, "val", workers=1)

@@ -194,9 +194,7 @@ def test_rendering_at_100_columns_cuts_nothing(evaluation):
     assert "\u2026" not in text and "\x1b" not in text
     for row in evaluation.thresholds:
         line = next(line for line in lines if line.startswith(f" model @ {row.label} "))
-        keys = (
-            "subset_accuracy micro_precision micro_recall micro_f1 macro_f1 micro_f0.5 predicted_per_sample"
-        )
+        keys = "subset_accuracy micro_precision micro_recall micro_f1 macro_f1 micro_f0.5 predicted_per_sample"
         assert line.split()[-7:] == [f"{row.metrics[key]:.3f}" for key in keys.split()]
     for row in evaluation.baselines:
         assert sum(line.startswith(f" {row.label} ") for line in lines) == 1

@@ -86,9 +86,7 @@ def test_weighted_metrics_are_scikit_learns(problem):
     expected = {
         "mAP": [average_precision_score(*columns[g], sample_weight=weights) for g in some],
         "roc_auc": [roc_auc_score(*columns[g], sample_weight=weights) for g in both],
-        "loss": [
-            log_loss(t, np.clip(p, 1e-7, 1 - 1e-7), sample_weight=weights, labels=[0, 1]) for t, p in columns
-        ],
+        "loss": [log_loss(t, np.clip(p, 1e-7, 1 - 1e-7), sample_weight=weights, labels=[0, 1]) for t, p in columns],
     }
     for name, each in expected.items():
         assert got[name] == pytest.approx(np.mean(each), abs=1e-9) if each else np.isnan(got[name])
@@ -174,9 +172,7 @@ def test_a_set_with_every_poster_several_times_says_no_more_than_with_each_once(
         low, high = interval.low, interval.high
         assert alone[name].high - alone[name].low < 0.85 * (high - low), name  # type: ignore[operator]
     for metric in ("ap", "f1"):
-        for ours, theirs in zip(
-            genre_intervals(together, metric), genre_intervals(once, metric), strict=True
-        ):
+        for ours, theirs in zip(genre_intervals(together, metric), genre_intervals(once, metric), strict=True):
             assert (ours.low, ours.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
 
 
@@ -189,9 +185,7 @@ def test_samples_of_a_unit_are_drawn_together(numbers: list[int], seed: int):
     of_units = np.stack([weights[:, units == unit][:, 0] for unit in range(units.max() + 1)], axis=1)
     assert (weights == of_units[:, units]).all() and (of_units.sum(axis=1) == units.max() + 1).all()
     alone = np.concatenate(list(resample_weights(len(units), rounds=50, seed=seed)))
-    each = np.concatenate(
-        list(resample_weights(len(units), rounds=50, seed=seed, units=np.arange(len(units))))
-    )
+    each = np.concatenate(list(resample_weights(len(units), rounds=50, seed=seed, units=np.arange(len(units)))))
     assert (alone == each).all()
 
 

@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy, sigmoid
 from toolkit.metrics.table import per_genre_table, prediction_metrics, threshold_metrics, values
@@ -45,9 +40,7 @@ def bce_from_probabilities(targets, probabilities):
 def ranking_metrics(targets, probabilities, genres):
     """The ranking group of the table, and the figures of each genre under it."""
     outcome = Outcome.of(targets, probabilities=probabilities)
-    each = [
-        {g: None if math.isnan(v) else v for g, v in zip(genres, vs, strict=True)} for vs in outcome.ranking
-    ]
+    each = [{g: None if math.isnan(v) else v for g, v in zip(genres, vs, strict=True)} for vs in outcome.ranking]
     loss = bce_from_probabilities(targets, probabilities)
     return {**values(outcome, "ranking"), "ap_per_genre": each[0], "roc_auc_per_genre": each[1], "loss": loss}
 

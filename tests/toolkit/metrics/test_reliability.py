@@ -30,9 +30,7 @@ def plain_ece(targets, probabilities, bins):
 
 
 problems = st.tuples(st.integers(1, 30), st.integers(1, 4)).flatmap(
-    lambda shape: st.tuples(
-        arrays(np.bool_, shape), arrays(np.float64, shape, elements=st.floats(0, 1, width=32))
-    )
+    lambda shape: st.tuples(arrays(np.bool_, shape), arrays(np.float64, shape, elements=st.floats(0, 1, width=32)))
 )
 
 
@@ -58,12 +56,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch):
     assert calibration_summary(targets, probabilities)["ece"] == pytest.approx(0.5 * 0.125)
     assert genre_calibration_errors(targets, probabilities) == pytest.approx([0.0, 0.125])
     low, high = calibration_summary(targets, probabilities)["curve"]
-    assert low == {
-        "centre": 0.25,
-        "count": 4,
-        "predicted": pytest.approx(0.125),
-        "observed": pytest.approx(0.25),
-    }
+    assert low == {"centre": 0.25, "count": 4, "predicted": pytest.approx(0.125), "observed": pytest.approx(0.25)}
     assert (high["centre"], high["count"], high["observed"]) == (0.75, 4, 0.75)
 
 

@@ -47,9 +47,7 @@ def test_plain_timm_gives_the_same_logits(model_folder: Path):
 
 
 def test_whoever_reads_the_folder_reads_the_weights(model_folder: Path):
-    modes = {
-        (model_folder / name).stat().st_mode for name in ("model.safetensors", "labels.json", "config.json")
-    }
+    modes = {(model_folder / name).stat().st_mode for name in ("model.safetensors", "labels.json", "config.json")}
     assert len(modes) == 1
 
 
@@ -246,12 +244,7 @@ main(sys.argv[1:])
 
 
 def test_what_a_killed_import_left_goes_at_the_next(tmp_path: Path):
-    theirs = [
-        tmp_path / "m.old",
-        tmp_path / "m.notes.partial",
-        tmp_path / "mm.1-2.partial",
-        tmp_path / "m.5.partial.x",
-    ]
+    theirs = [tmp_path / "m.old", tmp_path / "m.notes.partial", tmp_path / "mm.1-2.partial", tmp_path / "m.5.partial.x"]
     for path in theirs:
         path.mkdir()
         (path / "mine.txt").write_text("mine")

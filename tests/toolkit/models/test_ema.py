@@ -79,9 +79,7 @@ def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
     restore_ema(other, state_of(ema.module))
     for average in (ema, other):
         average.update(updater.plain_model, step=4)
-    assert all(
-        torch.equal(a, b) for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_set: Path, tmp_path: Path):
@@ -98,9 +96,7 @@ def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_s
 
     with open(run / "epochs.csv") as stream:
         told = [float(row["val_loss"]) for row in csv.DictReader(stream)]
-    kept = [
-        torch.load(path / "state.pt", weights_only=True) for path in sorted((run / "checkpoints").iterdir())
-    ]
+    kept = [torch.load(path / "state.pt", weights_only=True) for path in sorted((run / "checkpoints").iterdir())]
     assert told == pytest.approx([loss_of(tensors["ema"]) for tensors in kept], rel=1e-5)
     for loss, tensors in zip(told, kept, strict=True):
         assert loss_of(tensors["model"]) != pytest.approx(loss, rel=1e-3)

@@ -45,9 +45,7 @@ def test_a_member_without_rows_has_gradients_of_zero_which_ddp_waits_for():
     model = ensemble(members=8).train()
     model(torch.randn(2, 6)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    moved = [
-        any(bool(p.grad.any()) for p in member.parameters() if p.grad is not None) for member in model.members
-    ]
+    moved = [any(bool(p.grad.any()) for p in member.parameters() if p.grad is not None) for member in model.members]
     assert 1 <= sum(moved) <= 2
 
 
@@ -82,9 +80,7 @@ def test_last_layers_are_every_members_in_float32_and_take_the_prior():
     assert len(layers) == 3 and all(type(layer) is Float32Linear for layer in layers)
     share = np.array([0.5, 0.1, 0.2, 0.01])
     set_prior(model, share)
-    assert all(
-        torch.allclose(layer.bias.sigmoid(), torch.from_numpy(share).float(), atol=1e-6) for layer in layers
-    )
+    assert all(torch.allclose(layer.bias.sigmoid(), torch.from_numpy(share).float(), atol=1e-6) for layer in layers)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(torch.randn(64, 3, 64, 64))
     assert logits.dtype == torch.float32

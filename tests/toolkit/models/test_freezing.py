@@ -153,10 +153,7 @@ def test_wrong_entries():
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        (
-            ["backbone"],
-            r"model.freeze \[backbone\] with --model.pretrained false holds a backbone of random weights",
-        ),
+        (["backbone"], r"model.freeze \[backbone\] with --model.pretrained false holds a backbone of random weights"),
         (["backbone", "fc@1"], r"\[backbone\] with"),
         (["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"], "a backbone of random weights"),
     ],
@@ -168,17 +165,14 @@ def test_a_backbone_of_random_weights_must_learn(entries: list[str], words: str)
 
 
 @pytest.mark.parametrize(
-    ("entries", "warned"),
-    [([], False), (["backbone@3"], False), (["stem"], True), (["layer1", "layer2@1"], True)],
+    ("entries", "warned"), [([], False), (["backbone@3"], False), (["stem"], True), (["layer1", "layer2@1"], True)]
 )
 def test_parts_of_it_are_warned_of(entries: list[str], warned: bool):
     said = check_random(timm.create_model("resnet18", num_classes=3), entries)
     assert ("holds random weights" in (said or "")) == warned
 
 
-def test_the_hint_that_leads_there_is_not_given(
-    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_hint_that_leads_there_is_not_given(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the hub is out of reach and the backbone is to be held, a start from scratch is no way out."""
 
     def no_network(*_: object, **__: object) -> None:
@@ -189,9 +183,7 @@ def test_the_hint_that_leads_there_is_not_given(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for freeze, hinted in (("[backbone]", False), ("[stem]", True)):
         with pytest.raises(UserError, match="no pretrained weights of resnet18 from timm's hub") as caught:
-            config = tiny_config(
-                "--model.name=resnet18", "--model.pretrained=true", f"--model.freeze={freeze}"
-            )
+            config = tiny_config("--model.name=resnet18", "--model.pretrained=true", f"--model.freeze={freeze}")
             make_parts(shard_set, config, tmp_path)
         assert ("--model.pretrained false --model.freeze []" in str(caught.value)) == hinted
     with pytest.raises(UserError, match="holds a backbone of random weights"):

@@ -49,9 +49,7 @@ def test_it_learns_on_any_kind_of_backbone(name: str, tmp_path: Path):
     before = copy.deepcopy(model.state_dict())
     loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), targets)
     loss.backward()
-    assert all(
-        p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad
-    )
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     torch.optim.SGD(model.parameters(), 0.1).step()
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert len(moved) > len(before) // 2
@@ -59,9 +57,7 @@ def test_it_learns_on_any_kind_of_backbone(name: str, tmp_path: Path):
     labels = LabelSet(("a", "b", "c"))
     preprocessing = Preprocessing(64, 1.0, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     decisions = Decisions.plain(np.full(3, 0.5))
-    save_model_folder(
-        tmp_path / "m", model, HEAD, labels, decisions, preprocessing, {"epoch": 1, "shard_set": "x"}, {}
-    )
+    save_model_folder(tmp_path / "m", model, HEAD, labels, decisions, preprocessing, {"epoch": 1, "shard_set": "x"}, {})
     again = load_model_folder(tmp_path / "m").model
     model.eval()
     with torch.inference_mode():
@@ -74,9 +70,7 @@ def test_names_are_timms_so_that_weights_fit_and_stages_freeze(tmp_path: Path):
     torch.save(source.state_dict(), tmp_path / "w.pth")
     model = build_model("resnet10t", 4, HEAD, 64)
     assert "fc" in load_weights(model, tmp_path / "w.pth", LabelSet(tuple("abc")))  # another size: dropped
-    assert torch.equal(
-        model.state_dict()["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"]
-    )
+    assert torch.equal(model.state_dict()["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"])
     Freezing(model, ["backbone"]).apply(0)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
 

@@ -60,9 +60,7 @@ def test_two_classifiers_are_refused_for_mlp():
         build_model("deit_tiny_distilled_patch16_224", 3, HeadSpec(), 224)
 
 
-def test_unreachable_hub_is_one_quick_line_with_both_ways_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_unreachable_hub_is_one_quick_line_with_both_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def no_network(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
@@ -170,9 +168,7 @@ def head_of(model: Any) -> torch.Tensor:
         (LabelSet(tuple("abcd")), "has another size and was dropped"),
     ],
 )
-def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(
-    tmp_path: Path, theirs: LabelSet, words: str
-):
+def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(tmp_path: Path, theirs: LabelSet, words: str):
     source = make_model_folder(tmp_path / "m", theirs, LINEAR, name="resnet10t", size=64)
     model: Any = build_model("resnet10t", 5, LINEAR, 64)
     drawn = head_of(model)
@@ -184,10 +180,7 @@ def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(
 
 def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Path):
     source = build_model("resnet10t", 5, LINEAR, 64)
-    for labels, words in (
-        (GENRES, "was loaded"),
-        (LabelSet(tuple("vwxyz")), "of other genres (their fingerprint"),
-    ):
+    for labels, words in ((GENRES, "was loaded"), (LabelSet(tuple("vwxyz")), "of other genres (their fingerprint")):
         tensors = {"model": clean_state(source), "optimizer": {}, "scaler": {}, "ema": {}}
         folder = save_checkpoint(tmp_path, Progress(), {}, "set", labels.fingerprint, tensors, 1)
         model = build_model("resnet10t", 5, LINEAR, 64)

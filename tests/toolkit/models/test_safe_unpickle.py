@@ -162,15 +162,7 @@ def test_damage_is_one_line(tmp_path: Path):
     path = tmp_path / "c.pth"
     torch.save({"mlb": binarizer(), "w": torch.ones(1000)}, path)
     whole = path.read_bytes()
-    for content in (
-        b"",
-        b"x",
-        whole[:100],
-        whole[: len(whole) // 2],
-        whole[:-30],
-        b"PK\x03\x04",
-        b"\x80\x02",
-    ):
+    for content in (b"", b"x", whole[:100], whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04", b"\x80\x02"):
         path.write_bytes(content)
         with pytest.raises(UserError) as caught:
             load(path)
@@ -263,9 +255,7 @@ def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path):
     at = content.index(b"PK\x01\x02")
     content[at + 24 : at + 28] = (2**30).to_bytes(4, "little")  # a size that the list of parts claims
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"its pickles have 1073741824 bytes|its parts are larger than the file"
-    ):
+    with pytest.raises(UserError, match=r"its pickles have 1073741824 bytes|its parts are larger than the file"):
         load(tmp_path / "c.pth")
     end = content.index(b"PK\x05\x06")
     content[end + 12 : end + 16] = (2**28).to_bytes(4, "little")
@@ -296,9 +286,7 @@ def test_arrays_that_are_none_are_one_kind_of_error(state: Any):
         to_array(array)
 
 
-@pytest.mark.parametrize(
-    "scalar", [PickledScalar(PickledDtype("f8"), b""), PickledScalar(), PickledScalar(3, 10**15)]
-)
+@pytest.mark.parametrize("scalar", [PickledScalar(PickledDtype("f8"), b""), PickledScalar(), PickledScalar(3, 10**15)])
 def test_numbers_that_are_none_too(scalar: Any):
     with pytest.raises(ValueError):
         to_number(scalar)

@@ -145,8 +145,7 @@ def test_a_checkpoint_under_the_compilers_names_is_resumed(
 def test_ddps_settings_change_no_bit(runs: Runs, name: str):
     torch.testing.assert_close(runs.last(name), runs.last(f"{name} plain DDP"), rtol=0, atol=0)
     seen, without = (
-        json.loads((runs.folder / which / "rank0.jsonl").read_text())["ddp"]
-        for which in (name, f"{name} plain DDP")
+        json.loads((runs.folder / which / "rank0.jsonl").read_text())["ddp"] for which in (name, f"{name} plain DDP")
     )
     assert seen == {"gradient_as_bucket_view": True, "static_graph": True}
     assert without == {"gradient_as_bucket_view": False, "static_graph": False}

@@ -43,13 +43,9 @@ def test_one_image_for_people(model_folder: Path, images: Path, labels: LabelSet
     run = posters_command("predict", "-i", images / "p00000.jpg", "-m", model_folder, "-v", "-t", "0.01")
     assert run.returncode == 0, run.stderr
     assert (
-        f"genres     {len(labels)}" in run.stdout
-        and "threshold  0.01" in run.stdout
-        and "device     cpu" in run.stdout
+        f"genres     {len(labels)}" in run.stdout and "threshold  0.01" in run.stdout and "device     cpu" in run.stdout
     )
-    shares = [
-        float(line.split()[-1].rstrip("%")) for line in run.stdout.splitlines() if line.startswith("    ")
-    ]
+    shares = [float(line.split()[-1].rstrip("%")) for line in run.stdout.splitlines() if line.startswith("    ")]
     assert len(shares) == len(labels) and shares == sorted(shares, reverse=True)
     assert all(genre in run.stdout for genre in labels.genres)
 
@@ -173,9 +169,7 @@ def test_genres_named_like_columns_are_columns_of_their_own(images: Path, tmp_pa
     for name in ("x.csv", "x.parquet"):
         arguments = ["predict", "-i", images / "p00000.jpg", "-m", model, "-o", tmp_path / name, "-t", "0"]
         assert main([str(a) for a in arguments]) == 0
-    assert (tmp_path / "x.csv").read_text().splitlines()[0] == ",".join(
-        ["image", "genres", "error", *columns]
-    )
+    assert (tmp_path / "x.csv").read_text().splitlines()[0] == ",".join(["image", "genres", "error", *columns])
     assert pq.read_schema(tmp_path / "x.parquet").names == ["image", "genres", *columns, "error"]
 
 
@@ -192,10 +186,7 @@ def test_bad_arguments_are_one_line(model_folder: Path, images: Path, tmp_path: 
         (["-i", images / "p00000.jpg", "-m", model_folder, "-t", "7"], "--threshold"),
         (["-m", model_folder], "required"),
         (["-i", "x.jpg", "-m", model_folder, "--treshold", "0.5"], "--threshold"),
-        (
-            ["-i", images / "p00000.jpg", "-m", model_folder, "--embeddings"],
-            "--embeddings goes with --shards",
-        ),
+        (["-i", images / "p00000.jpg", "-m", model_folder, "--embeddings"], "--embeddings goes with --shards"),
     ):
         with pytest.raises(UserError, match=re.escape(word)) as found:
             main(["predict", *map(str, arguments)])
@@ -268,8 +259,6 @@ def test_predictions_of_another_model_are_not_mixed(
     assert posters_command(*arguments, model_folder).returncode == 0
     run = posters_command(*arguments, model_folder, "-t", "0.9")
     assert run.returncode == 2 and "other thresholds" in error_lines(run)[0]
-    other = make_model_folder(
-        tmp_path / "m", LabelSet((*labels.genres[:-1], "Zither")), HeadSpec("linear", (), 0.0)
-    )
+    other = make_model_folder(tmp_path / "m", LabelSet((*labels.genres[:-1], "Zither")), HeadSpec("linear", (), 0.0))
     run = posters_command(*arguments, other)
     assert run.returncode == 2 and "Zither" in error_lines(run)[0]

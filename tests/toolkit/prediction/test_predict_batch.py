@@ -12,15 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from toolkit_helpers import (
-    ROOT,
-    error_lines,
-    launch,
-    make_model_folder,
-    posters_command,
-    run_python,
-    some_decisions,
-)
+from toolkit_helpers import ROOT, error_lines, launch, make_model_folder, posters_command, run_python, some_decisions
 
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.index import index_path, read_index
@@ -117,13 +109,9 @@ def test_killed_and_gone_on_at_other_numbers_of_processes(
     assert run.returncode == 0 and "0 images now" in run.stdout and states(out) == after
 
 
-def test_the_fast_do_not_wait_for_the_slow(
-    by_one: Path, many_shards: Path, model: Path, tmp_path: Path
-) -> None:
+def test_the_fast_do_not_wait_for_the_slow(by_one: Path, many_shards: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run = launch(
-        2, PROBE, "slow", 0.5, "--batch-size", 2, "--shards", many_shards, "--model", model, "--out", out
-    )
+    run = launch(2, PROBE, "slow", 0.5, "--batch-size", 2, "--shards", many_shards, "--model", model, "--out", out)
     assert run.returncode == 0, run.stderr
     files = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("rank ")]
     assert len(files) == len(states(by_one))
@@ -163,9 +151,7 @@ def test_a_folder_is_predicted_as_its_shards_are(
     assert len(both) > 50
     columns = ["genres", *labels.genres]
     # other batches, other roundings of the last bit
-    pd.testing.assert_frame_equal(
-        ours.loc[both, columns], theirs.loc[both, columns], atol=1e-6, check_names=False
-    )
+    pd.testing.assert_frame_equal(ours.loc[both, columns], theirs.loc[both, columns], atol=1e-6, check_names=False)
     # another file in the folder is not passed over in silence
     (folder / "another.jpg").write_bytes((posters / "images" / "p00000.jpg").read_bytes())
     with pytest.raises(UserError, match="other images"):
@@ -195,9 +181,7 @@ def test_csv_and_jsonl_hold_the_same(
         else:
             lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
             empty = dict.fromkeys(genres, np.nan)
-            found = pd.DataFrame(
-                [{"id": r["id"], "error": r["error"], **(r["probabilities"] or empty)} for r in lines]
-            )
+            found = pd.DataFrame([{"id": r["id"], "error": r["error"], **(r["probabilities"] or empty)} for r in lines])
             named = [record["genres"] for record in lines]
         found["genres"] = pd.Series(named, index=found.index, dtype=object)
         found = found.sort_values("id", ignore_index=True)
@@ -251,10 +235,7 @@ def test_a_folder_holds_one_prediction(
         (["-d", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
         (["--shards", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
         ([*test, "--format", "csv"], "another --format: test-00000.parquet"),
-        (
-            ["--shards", many_shards, "--split", "val", "--embeddings", "--out", out],
-            "another choice of --embeddings",
-        ),
+        (["--shards", many_shards, "--split", "val", "--embeddings", "--out", out], "another choice of --embeddings"),
         (["--shards", many_shards, "--split", "val", "-t", "0.9", "--out", out], "other thresholds"),
     ):
         with pytest.raises(UserError, match=words):
@@ -298,10 +279,7 @@ def test_a_name_of_any_bytes_is_a_row(model: Path, posters: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("gone", "words"),
-    [
-        ("val-00000.tar", r"val-00000\.tar is missing"),
-        ("val-00000.index.parquet", r"no index beside .*val-00000\.tar"),
-    ],
+    [("val-00000.tar", r"val-00000\.tar is missing"), ("val-00000.index.parquet", r"no index beside .*val-00000\.tar")],
 )
 def test_what_a_shard_lacks_is_told_before_work_starts(
     many_shards: Path, model: Path, tmp_path: Path, gone: str, words: str
@@ -316,17 +294,7 @@ def test_what_a_shard_lacks_is_told_before_work_starts(
 def test_a_full_disk_loses_nothing(
     by_one: Path, many_shards: Path, model: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    options = [
-        "predict",
-        "--shards",
-        many_shards,
-        "-m",
-        model,
-        "--batch-size",
-        5,
-        "--out",
-        small_disk / "out",
-    ]
+    options = ["predict", "--shards", many_shards, "-m", model, "--batch-size", 5, "--out", small_disk / "out"]
     (small_disk / "ballast").write_bytes(bytes(36 * 1024))
     run = posters_command(*options)
     (line,) = error_lines(run)
@@ -371,6 +339,4 @@ def test_memory_does_not_grow_with_the_set(shard_set: Path, model: Path, tmp_pat
         peaks.append(int(run.stdout.split("peak")[1]) / 1024)
     assert sum(s.samples for s in Manifest.read(tmp_path / "set150").shards) > 10_000
     print(f"{peaks[0]:.0f} MiB for 900 samples, {peaks[1]:.0f} MiB for 13,000")
-    assert (
-        peaks[1] - peaks[0] < 25
-    )  # MiB; the 12,600 further rows alone would be more than that if pixels were kept
+    assert peaks[1] - peaks[0] < 25  # MiB; the 12,600 further rows alone would be more than that if pixels were kept

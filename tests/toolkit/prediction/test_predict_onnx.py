@@ -47,9 +47,7 @@ def test_the_same_rows(model: Path, shard_set: Path, tmp_path: Path, labels: Lab
         np.stack(ours["embedding"].tolist()), np.stack(theirs["embedding"].tolist()), rtol=1e-3, atol=1e-4
     )
     # its own file elsewhere, without embeddings; a finished set is the same set whoever ran the network
-    assert (
-        predict(model, "--onnx", model / "model.onnx", "--shards", shard_set, "--out", tmp_path / "more") == 0
-    )
+    assert predict(model, "--onnx", model / "model.onnx", "--shards", shard_set, "--out", tmp_path / "more") == 0
     assert "embedding" not in rows_of(tmp_path / "more").columns
     assert predict(model, "--shards", shard_set, "--out", tmp_path / "more") == 0
 

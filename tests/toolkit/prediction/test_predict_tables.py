@@ -66,9 +66,7 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    st.lists(
-        st.sampled_from(["id", "Id", "image", "genre:id", "genre:Id", "genre:genre:id", "x"]), unique=True
-    ),
+    st.lists(st.sampled_from(["id", "Id", "image", "genre:id", "genre:Id", "genre:genre:id", "x"]), unique=True),
     st.sets(st.sampled_from(["id", "image", "error", "genre:id"])),
 )
 def test_columns_are_never_two_of_one_name(genres: list[str], reserved: set[str]) -> None:

@@ -82,31 +82,20 @@ def test_what_cannot_be_read_is_a_row(model: toolkit.Predictor, posters: Path, p
     assert found["genres"][1] == [] and found.loc[1:4, list(model.genres)].isna().all(axis=None)
     assert found["embedding"][1] is None and found["embedding"][0].shape == (model.model.num_features,)
     assert found["image"].tolist()[1:4] == [str(bad[0]), "no-such.jpg", "3"]
-    np.testing.assert_array_equal(
-        found.loc[[0, 5], list(model.genres)], model.predict(paths[:2])[list(model.genres)]
-    )
+    np.testing.assert_array_equal(found.loc[[0, 5], list(model.genres)], model.predict(paths[:2])[list(model.genres)])
 
 
 def test_any_array_and_any_open_file(model: toolkit.Predictor, paths: list[Path]) -> None:
     pixels = np.asarray(Image.open(paths[0]).convert("RGB"))
     solid = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     with open(paths[0], "rb") as stream, open(paths[1], "rb") as alone:
-        alike: list[Any] = [
-            pixels,
-            solid,
-            pixels[..., :1],
-            pixels[..., 0],
-            stream,
-            io.BytesIO(paths[0].read_bytes()),
-        ]
+        alike: list[Any] = [pixels, solid, pixels[..., :1], pixels[..., 0], stream, io.BytesIO(paths[0].read_bytes())]
         found = model.predict([*alike, bytearray(paths[0].read_bytes())], batch_size=4)
         assert len(model.predict(alone)) == len(model.predict(bytearray(paths[0].read_bytes()))) == 1
     assert found["error"].isna().all()
     values = found[list(model.genres)].to_numpy()
     np.testing.assert_allclose(values[[1, 3, 5, 6]], values[[0, 2, 4, 4]], rtol=1e-6)
-    np.testing.assert_array_equal(
-        model.predict(np.array([str(p) for p in paths]))["image"], list(map(str, paths))
-    )
+    np.testing.assert_array_equal(model.predict(np.array([str(p) for p in paths]))["image"], list(map(str, paths)))
     assert model.preprocess([]).shape == (0, 3, 32, 32)
 
 
@@ -205,9 +194,7 @@ def test_outputs_that_are_not_finite_end_with_a_line(folder: Path, paths: list[P
     model = toolkit.load_model(folder, device="cpu")
     with torch.no_grad():
         model.model.get_parameter("fc.bias")[1] = torch.inf  # behind the back of what loads it
-    with pytest.raises(
-        UserError, match=r"outputs are not finite for 5 of 5 images \(.*p00000.jpg, .*, \.\.\.\): "
-    ):
+    with pytest.raises(UserError, match=r"outputs are not finite for 5 of 5 images \(.*p00000.jpg, .*, \.\.\.\): "):
         model.predict(paths)
 
 
@@ -285,11 +272,7 @@ def test_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_example_of_the_readme(
-    folder: Path,
-    posters: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, posters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The block under "From Python" runs as it stands, in a folder that has what it names."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python", 1)[1]

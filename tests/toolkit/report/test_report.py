@@ -102,9 +102,7 @@ def test_every_difference_is_of_the_figures_beside_it(report: Report):
     by_metric = {row["metric"]: row for row in compared["single"]}
     assert by_metric["micro_f1"]["theirs"] == pytest.approx(f1_score(targets, single, average="micro"))
     baselines = {row["metric"]: row for row in compared["baselines"]}
-    assert baselines["mAP"]["theirs"] == pytest.approx(
-        targets[:, :4].mean()
-    )  # AP of constants is the prevalence
+    assert baselines["mAP"]["theirs"] == pytest.approx(targets[:, :4].mean())  # AP of constants is the prevalence
     tops = []
     for k in (1, 2, 3):
         named = np.zeros_like(targets)
@@ -186,12 +184,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
     twice = np.tile(np.arange(len(once.targets)), 2)
 
     def double(one: Said) -> Said:
-        return replace(
-            one,
-            logits=one.logits[twice],
-            probabilities=one.probabilities[twice],
-            named=one.named[twice],
-        )
+        return replace(one, logits=one.logits[twice], probabilities=one.probabilities[twice], named=one.named[twice])
 
     assert once.other is not None
     doubled = replace(
@@ -204,9 +197,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
     )
     drawn = [resampled(given, ROUNDS) for given in (once, doubled)]
     rows = [headline(draws) for draws in drawn]
-    compared = [
-        comparisons(given, draws)[-1]["rows"] for given, draws in zip((once, doubled), drawn, strict=True)
-    ]
+    compared = [comparisons(given, draws)[-1]["rows"] for given, draws in zip((once, doubled), drawn, strict=True)]
     for before, after in [*zip(*rows, strict=True), *zip(*compared, strict=True)]:
         assert after["low"] == pytest.approx(before["low"]) and after["high"] == pytest.approx(before["high"])
     words = " ".join(build_notes(doubled, []))
@@ -234,9 +225,7 @@ def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report
     here = material().shard_set[FINGERPRINT]
     assert notes(here, here) == [] == notes(None, None)  # an unknown set is no other one
     (note,) = notes(here, "f" * 16)
-    assert note.startswith(
-        "run 2 <u> was trained on another shard set: if test posters of this one were among"
-    )
+    assert note.startswith("run 2 <u> was trained on another shard set: if test posters of this one were among")
     assert note.endswith("and the comparison with it is not fair.")
     (note,) = notes("f" * 16, here)
     assert note.startswith("run was trained on another") and note.endswith("too good.")
@@ -340,6 +329,4 @@ def test_label_errors_are_listed_with_their_genres(report: Report):
         assert row["given"] == (row["genre"] in row["genres"])
     first = report.errors.examples[0]
     assert first.id == rows[0]["id"]
-    assert {line.genre for line in first.lines if line.told} == {
-        r["genre"] for r in rows if r["id"] == first.id
-    }
+    assert {line.genre for line in first.lines if line.told} == {r["genre"] for r in rows if r["id"] == first.id}

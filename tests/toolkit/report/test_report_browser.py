@@ -64,9 +64,7 @@ def picture(work: Path, page: Path, width: int, height: int, *options: str) -> n
 
 def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path):
     widths = (360, 390, 1280)
-    probe = (
-        "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
-    )
+    probe = "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
     told = tmp_path / "page.html"
     told.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
     listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"

@@ -65,9 +65,7 @@ def test_calibration_of_each_genre_is_shown_before_and_after(page: str, report: 
     rows = {row["genre"]: row for row in report.numbers["per_genre"]}
     assert len(report.diagrams) == 3 and "with at least 20 posters: 3 of 5." in text
     for plot, row in report.diagrams:
-        assert (
-            row == rows[row["genre"]] and row["genre"] in plot.says and unescape(plot.says) in unescape(page)
-        )
+        assert row == rows[row["genre"]] and row["genre"] in plot.says and unescape(plot.says) in unescape(page)
         assert f"error {row['ece_before']:.3f} → {row['ece']:.3f}" in text
     for row in rows.values():  # in the table
         assert f"<td>{row['ece_before']:.3f}</td><td>{row['ece']:.3f}</td></tr>" in page

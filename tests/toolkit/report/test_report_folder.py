@@ -46,14 +46,7 @@ def test_an_older_report_is_replaced_and_a_torn_one_too(report: Report, tmp_path
 
 
 def test_label_errors_as_a_table(report: Report, tmp_path: Path):
-    row = {
-        "id": "=1+1",
-        "score": 0.5,
-        "genre": NASTY,
-        "given": True,
-        "probability": 0.1,
-        "genres": ["War", NASTY],
-    }
+    row = {"id": "=1+1", "score": 0.5, "genre": NASTY, "given": True, "probability": 0.1, "genres": ["War", NASTY]}
     numbers = report.numbers | {"label_errors": {"samples": 1, "rows": [row]}}
     write_report(tmp_path, replace(report, numbers=numbers))
     (found,) = pd.read_csv(tmp_path / "label-errors.csv").to_dict("records")
@@ -61,9 +54,7 @@ def test_label_errors_as_a_table(report: Report, tmp_path: Path):
     assert found == row | {"genres": f"War|{NASTY}", "id": "'=1+1"}
 
 
-@pytest.mark.parametrize(
-    "strange", ["notes.txt", "plots/notes.txt", "sub/index.html", "metrics.json", "index.html"]
-)
+@pytest.mark.parametrize("strange", ["notes.txt", "plots/notes.txt", "sub/index.html", "metrics.json", "index.html"])
 def test_a_folder_with_something_else_is_refused_untouched(report: Report, tmp_path: Path, strange: str):
     path = tmp_path / "dir" / strange
     path.parent.mkdir(parents=True)

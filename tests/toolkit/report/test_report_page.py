@@ -94,10 +94,7 @@ def test_numbers_of_the_json_are_on_the_page(page: str, report: Report):
 def test_the_page_says_which_weights_and_whose_training(page: str):
     given = material()
     assert given.other is not None
-    mine, theirs = (
-        trained_on(given.model, "e" * 16, weights="ema"),
-        trained_on(given.other, "f" * 16, weights="raw"),
-    )
+    mine, theirs = (trained_on(given.model, "e" * 16, weights="ema"), trained_on(given.other, "f" * 16, weights="raw"))
     html = render_page(build_report(replace(given, model=mine, other=theirs), label_errors=False, rounds=5))
     told = unescape(html)
     assert "<dt>weights</dt><dd>moving average of the trained ones (EMA); sha256 abab" in told
@@ -246,9 +243,7 @@ def test_few_genres_and_few_samples(genres: int):
     targets, logits = given.targets[:6, :genres].copy(), given.model.logits[:6, :genres]
     targets[0, 0] = True
     names = GENRES[:genres]
-    chosen = replace(
-        decisions(), thresholds=np.full(genres, 0.5), scale=np.ones(genres), bias=np.zeros(genres)
-    )
+    chosen = replace(decisions(), thresholds=np.full(genres, 0.5), scale=np.ones(genres), bias=np.zeros(genres))
     small = replace(given, genres=names, targets=targets, train_prevalence=np.full(genres, 0.5),
                     model=said(logits, chosen))  # fmt: skip
     report = build_report(small, label_errors=False, rounds=10)

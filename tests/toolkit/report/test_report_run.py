@@ -74,9 +74,7 @@ def test_numbers_are_scikit_learns_on_the_saved_logits(made):
 
 def test_the_set_says_which_posters_are_near_duplicates(made, shard_set: Path):
     _, folder, predictions = made
-    (shown,) = [n for n in json.loads((folder / "metrics.json").read_text())["notes"] if "near-dup" in n] or [
-        ""
-    ]
+    (shown,) = [n for n in json.loads((folder / "metrics.json").read_text())["notes"] if "near-dup" in n] or [""]
     units = Manifest.read(shard_set).units_of("test")
     assert units is not None and len(units) == len(predictions["ids"])
     assert ("take each group for one poster" in shown) == (len(set(units.tolist())) < len(units))
@@ -146,17 +144,13 @@ def test_what_goes_into_a_report_needs_one(shard_set: Path, model_folder: Path, 
         ReportRun.of(options(shard_set, model_folder, *more))
 
 
-def test_a_missing_or_other_run_is_refused(
-    shard_set: Path, model_folder: Path, labels: LabelSet, tmp_path: Path
-):
+def test_a_missing_or_other_run_is_refused(shard_set: Path, model_folder: Path, labels: LabelSet, tmp_path: Path):
     wanted = ["--report", tmp_path / "page", "--compare"]
     with pytest.raises(UserError, match="no model folder at"):
         ReportRun.of(options(shard_set, model_folder, *wanted, tmp_path / "nowhere"))
     swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
     other = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
-    with pytest.raises(
-        UserError, match=r"labels differ: the model has .* --compare has .* first at column 0"
-    ):
+    with pytest.raises(UserError, match=r"labels differ: the model has .* --compare has .* first at column 0"):
         ReportRun.of(options(shard_set, model_folder, *wanted, other))
 
 
@@ -169,9 +163,7 @@ def test_a_foreign_folder_is_refused_before_the_work(
     monkeypatch.setattr("toolkit.evaluation.evaluate.infer_split", infer)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes\.txt"):
-        main(
-            ["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--report", str(tmp_path)]
-        )
+        main(["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--report", str(tmp_path)])
 
 
 def test_label_errors_by_default_where_they_can_be_had(
@@ -203,9 +195,7 @@ def test_names_tell_two_runs_apart(tmp_path: Path):
     assert run_names(tmp_path / "exported", Path("b/model")) == ("exported", "b")
 
 
-@pytest.mark.parametrize(
-    "argv", [["posters", "evaluate", "--model", "a b"], ["evaluate.py", "--model", "a b"]]
-)
+@pytest.mark.parametrize("argv", [["posters", "evaluate", "--model", "a b"], ["evaluate.py", "--model", "a b"]])
 def test_the_command_can_be_typed_again(argv: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", argv)
     assert command_line() == "posters evaluate --model 'a b'"

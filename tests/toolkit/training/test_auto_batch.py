@@ -48,14 +48,9 @@ def test_nothing_fits_is_one_line(shard_set: Path, tmp_path: Path):
         fit(shard_set, tmp_path, 1)
 
 
-def test_the_cpu_allocators_words_are_known_and_other_errors_are_not_taken_for_them(
-    shard_set: Path, tmp_path: Path
-):
+def test_the_cpu_allocators_words_are_known_and_other_errors_are_not_taken_for_them(shard_set: Path, tmp_path: Path):
     for message, caught in (
-        (
-            "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried",
-            UserError,
-        ),
+        ("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried", UserError),
         ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
     ):
         parts = make_parts(shard_set, tiny_config(), tmp_path)[1]

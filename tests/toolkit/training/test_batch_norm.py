@@ -39,20 +39,14 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> tu
         (["--train.batch_size=14"], 2, False),  # in halves of 7
         (["--train.batch_size=16"], 2, False),  # which does not make them larger
         (["--train.batch_size=19"], 2, True),  # 9 rows at least
-        (
-            ["--train.batch_size=14", "--model.checkpointing=true"],
-            2,
-            False,
-        ),  # nor do passes that are made again
+        (["--train.batch_size=14", "--model.checkpointing=true"], 2, False),  # nor do passes that are made again
         (["--train.batch_size=14", "--train.ema=0.9"], 2, False),
     ],
 )
 def test_statistics_are_held_where_a_micro_batch_has_few_rows(
     shard_set: Path, tmp_path: Path, options: list[str], accumulation: int, learns: bool
 ):
-    updater, plan = make_updater(
-        shard_set, tmp_path, *options, "--model.freeze=[]", accumulation=accumulation
-    )
+    updater, plan = make_updater(shard_set, tmp_path, *options, "--model.freeze=[]", accumulation=accumulation)
     model = updater.plain_model
     before, modes = state_of(model), [module.training for module in model.modules()]
     make_updates(updater, plan, 2, 0.01)
@@ -62,9 +56,7 @@ def test_statistics_are_held_where_a_micro_batch_has_few_rows(
 
 def test_a_held_update_is_that_of_running_statistics(shard_set: Path, tmp_path: Path):
     """The loss of a model in evaluation mode, which dropout aside is what a held one computes."""
-    updater, plan = make_updater(
-        shard_set, tmp_path, "--train.batch_size=6", "--model.dropout=0", "--model.freeze=[]"
-    )
+    updater, plan = make_updater(shard_set, tmp_path, "--train.batch_size=6", "--model.dropout=0", "--model.freeze=[]")
     (loss,) = make_updates(updater, plan, 1, 0.0)
     updater.plain_model.eval()
     again = make_updates(updater, plan, 1, 0.0)
@@ -126,9 +118,7 @@ def test_what_lies_within_a_norm_is_left_alone():
         (20, 64, 4, 2, ["micro-batches have 2 rows"]),
     ],
 )
-def test_a_run_is_warned_of_few_rows(
-    n: int, batch: int, world: int, accumulation: int, words: list[str] | None
-):
+def test_a_run_is_warned_of_few_rows(n: int, batch: int, world: int, accumulation: int, words: list[str] | None):
     model = nn.Sequential(nn.BatchNorm2d(3))
     line = check_rows(model, plan_of(n, batch), world, accumulation, trained=True)
     assert (line is None) == (words is None)

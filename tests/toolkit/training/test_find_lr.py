@@ -47,8 +47,7 @@ def test_a_last_explosion_does_not_reach_back():
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"),
-    [([0.7, 0.8], "diverged at once"), (np.linspace(0.7, 1.3, 50), "fell at no rate")],
+    ("losses", "words"), [([0.7, 0.8], "diverged at once"), (np.linspace(0.7, 1.3, 50), "fell at no rate")]
 )
 def test_nothing_to_suggest_is_one_line(losses: list[float], words: str):
     with pytest.raises(UserError, match=words):
@@ -118,16 +117,8 @@ def test_the_folder_holds_no_run_afterwards(searched: Path, shard_set: Path):
     assert (searched / "model").is_dir() and (searched / "find-lr.png").exists()
 
 
-def test_cached_features_stay_for_the_training_that_follows(
-    shard_set: Path, tmp_path: Path, one_thread: None
-):
-    probe = [
-        *TINY,
-        "--model.freeze=[backbone]",
-        weights_option(),
-        "--train.feature_views=2",
-        "--train.epochs=1",
-    ]
+def test_cached_features_stay_for_the_training_that_follows(shard_set: Path, tmp_path: Path, one_thread: None):
+    probe = [*TINY, "--model.freeze=[backbone]", weights_option(), "--train.feature_views=2", "--train.epochs=1"]
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     assert train(tiny_config(*probe), shard_set, out, search_lr=True) == 0
     assert {p.name for p in out.iterdir()} - {".lock"} == {"features", "find-lr.csv", "find-lr.png"}
@@ -142,8 +133,6 @@ def test_cached_features_stay_for_the_training_that_follows(
 
 
 def test_it_cannot_resume(shard_set: Path, tmp_path: Path):
-    run = posters_command(
-        "train", "--shards", shard_set, "--out", tmp_path / "run", *RECIPE, "--find-lr", "--resume"
-    )
+    run = posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *RECIPE, "--find-lr", "--resume")
     (line,) = error_lines(run)
     assert run.returncode == 2 and "--find-lr" in line and not (tmp_path / "run").exists()

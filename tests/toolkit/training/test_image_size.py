@@ -47,9 +47,7 @@ def test_the_size_is_the_one_that_timm_says(name: str, size: int):
 
 
 @pytest.mark.parametrize(("sides", "size"), [((1024, 768), 1024), ((256, 448), 448)])
-def test_the_larger_side_where_it_is_not_square(
-    sides: tuple[int, int], size: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_larger_side_where_it_is_not_square(sides: tuple[int, int], size: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda *_, **__: PretrainedCfg(input_size=(3, *sides)))
     assert own_size("any") == size
 

@@ -76,9 +76,7 @@ def test_extreme_logits_of_any_type(kind, dtype, autocast):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             losses = build_loss(config, POSITIVES, NUM_SAMPLES)(logits, targets)
         assert losses.dtype == torch.float32 and torch.isfinite(losses).all() and (losses > 0).all()
-        torch.testing.assert_close(
-            losses, loss_of(config, torch.tensor(rows), targets.float()), rtol=0, atol=0
-        )
+        torch.testing.assert_close(losses, loss_of(config, torch.tensor(rows), targets.float()), rtol=0, atol=0)
         losses.sum().backward()
         assert logits.grad is not None and logits.grad.dtype == dtype and torch.isfinite(logits.grad).all()
 

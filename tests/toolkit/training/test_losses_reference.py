@@ -17,13 +17,7 @@ from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
 from toolkit.config.schema import LossConfig
-from toolkit.training.losses import (
-    BALANCED_ALPHA,
-    BALANCED_BETA,
-    BALANCED_KAPPA,
-    BALANCED_LAMBDA,
-    BALANCED_MU,
-)
+from toolkit.training.losses import BALANCED_ALPHA, BALANCED_BETA, BALANCED_KAPPA, BALANCED_LAMBDA, BALANCED_MU
 
 # --- the reference --------------------------------------------------------------------------------
 
@@ -64,9 +58,7 @@ def reference(config, logits, targets):
     totals = []
     for xs, row in zip(logits.astype(float), targets.astype(float), strict=True):
         moved = [y + smoothing * (0.5 - y) for y in row]
-        totals.append(
-            sum(element(config, x, y, k, row) for k, (x, y) in enumerate(zip(xs, moved, strict=True)))
-        )
+        totals.append(sum(element(config, x, y, k, row) for k, (x, y) in enumerate(zip(xs, moved, strict=True))))
     return np.array(totals)
 
 
@@ -117,9 +109,7 @@ def values_and_gradients(loss, logits):
 
 
 def assert_same(ours, theirs, logits, **tolerance):
-    for mine, referee in zip(
-        values_and_gradients(ours, logits), values_and_gradients(theirs, logits), strict=True
-    ):
+    for mine, referee in zip(values_and_gradients(ours, logits), values_and_gradients(theirs, logits), strict=True):
         torch.testing.assert_close(mine, referee, **tolerance)
 
 
@@ -147,9 +137,7 @@ def test_torchvision_agrees_on_focal(gamma):
     )
 
 
-@pytest.mark.parametrize(
-    ("gamma_pos", "gamma_neg", "clip"), [(0, 4, 0.05), (1, 4, 0.05), (1, 2, 0), (0, 0, 0.1)]
-)
+@pytest.mark.parametrize(("gamma_pos", "gamma_neg", "clip"), [(0, 4, 0.05), (1, 4, 0.05), (1, 2, 0), (0, 0, 0.1)])
 def test_timm_agrees_on_asymmetric(gamma_pos, gamma_neg, clip):
     logits, targets = example(32)
     y = torch.tensor(targets)

@@ -66,9 +66,7 @@ def compare(outs: dict[int, Path], combination: dict[str, str], processes: int) 
 def test_combinations_are_other_trainings(every: dict[int, Path]):
     """Else the comparison would say little: mixing, sampling and what is left over each change the weights."""
     weights = [
-        read(every[1], c)["weights"]
-        for c in combinations()
-        if c["accumulation"] == "1" and c["compile"] == "off"
+        read(every[1], c)["weights"] for c in combinations() if c["accumulation"] == "1" and c["compile"] == "off"
     ]
     vectors = [torch.cat([tensor.flatten() for tensor in state.values()]) for state in weights]
     for number, one in enumerate(vectors):

@@ -96,9 +96,7 @@ def test_without_factors_there_are_two_groups_as_in_old_checkpoints():
 def test_rates_move_weights_as_stated():
     """With plain SGD and equal gradients the move is the rate."""
     model = build_model("resnet10t", 3, LINEAR, 32)
-    optimizer = build_optimizer(
-        model, OptimConfig(name="momentum", momentum=0.0, layer_decay=0.5, head_lr=2.0)
-    )
+    optimizer = build_optimizer(model, OptimConfig(name="momentum", momentum=0.0, layer_decay=0.5, head_lr=2.0))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -23,16 +23,7 @@ from accelerate import Accelerator
 from hub_server import running_hub
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset, slowly
 from safetensors.torch import load_file
-from toolkit_helpers import (
-    ROOT,
-    TINY,
-    clean_env,
-    error_lines,
-    free_port,
-    launch_2,
-    posters_command,
-    weights_option,
-)
+from toolkit_helpers import ROOT, TINY, clean_env, error_lines, free_port, launch_2, posters_command, weights_option
 from train_tools import tiny_config
 
 from shards.dataset.cache_options import CacheOptions
@@ -95,9 +86,7 @@ def test_s3_within_a_limit(shard_set: Path, local: Path, bucket: str, tmp_path: 
     limit += sum(table.bytes for table in manifest.tables.values())
     assert limit < sum(shard.bytes for shard in manifest.of_split("train"))
     cached = ["--cache-dir", tmp_path / "cache", "--cache-limit", limit]
-    run = posters_command(
-        "train", *TINY, *EPOCHS, *WINDOW, "--shards", url, *cached, "--out", tmp_path / "run"
-    )
+    run = posters_command("train", *TINY, *EPOCHS, *WINDOW, "--shards", url, *cached, "--out", tmp_path / "run")
     assert run.returncode == 0, run.stderr
     assert "over its limit" not in run.stderr and "credentials" not in run.stderr
     assert_same_weights(tmp_path / "run", local)
@@ -122,9 +111,7 @@ def test_s3_within_a_limit(shard_set: Path, local: Path, bucket: str, tmp_path: 
         )
 
 
-def test_two_ranks_and_a_bad_network(
-    shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path
-) -> None:
+def test_two_ranks_and_a_bad_network(shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path) -> None:
     """Every tar is cut off once and comes once, however many ranks and epochs read it."""
     url = server.url("/set")
     run = launch_2(
@@ -149,16 +136,7 @@ def test_a_set_that_is_gone_is_one_line_and_goes_on_later(
     whole = server.routes[f"/set/{missing}"]
     server.add(f"/set/{missing}", reset)
     command = [
-        *[
-            "train",
-            *TINY,
-            *EPOCHS,
-            *WINDOW,
-            "--shards",
-            server.url("/set"),
-            "--cache-dir",
-            tmp_path / "cache",
-        ],
+        *["train", *TINY, *EPOCHS, *WINDOW, "--shards", server.url("/set"), "--cache-dir", tmp_path / "cache"],
         *["--train.checkpoint_steps", "1", "--out", tmp_path / "run"],
     ]
     run = posters_command(*command, "--patience", "1")
@@ -208,9 +186,7 @@ def test_a_reader_of_a_url(shard_set: Path, server: MisbehavingServer, tmp_path:
     assert ours.records.tobytes() == theirs.records.tobytes()
     assert ours.sample_ids() == theirs.sample_ids() and ours.key(0) == theirs.key(0)
     assert ours.where(0).startswith(server.url("/set/val-"))
-    assert [ours.image_bytes(i) for i in range(len(ours))] == [
-        theirs.image_bytes(i) for i in range(len(ours))
-    ]
+    assert [ours.image_bytes(i) for i in range(len(ours))] == [theirs.image_bytes(i) for i in range(len(ours))]
     # The indexes are kept as well: a second reader asks for nothing but the manifest.
     before = dict(server.requests)
     again = ShardReader.of_split(open_store(server.url("/set"), CacheOptions(tmp_path / "cache")), "val")
@@ -288,13 +264,7 @@ def test_nodes_with_other_copies_of_the_set_are_told(shard_set: Path, tmp_path: 
     port = str(free_port())
     ranks = []
     for rank, shards in enumerate((shard_set, other)):
-        where = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": 2,
-            "LOCAL_WORLD_SIZE": 2,
-            "MASTER_PORT": port,
-        }
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         environment = {**clean_env(), "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in where.items()}}
         command = [sys.executable, "launch/train.py", *TINY, "--shards", shards, "--out", tmp_path / "run"]
         words = [str(word) for word in command]

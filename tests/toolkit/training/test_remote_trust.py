@@ -9,16 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from misbehaving_server import (
-    Handler,
-    MisbehavingServer,
-    closed_port,
-    drip,
-    endless,
-    redirect,
-    reply,
-    silence,
-)
+from misbehaving_server import Handler, MisbehavingServer, closed_port, drip, endless, redirect, reply, silence
 from toolkit_helpers import TINY
 
 from shards.dataset.cache_options import CacheOptions
@@ -47,9 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.storage.retrying_read.LEAST", 0.5)
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
     real = addresses.is_public
-    monkeypatch.setattr(
-        addresses, "is_public", lambda address: address == ip_address("127.0.0.1") or real(address)
-    )
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == ip_address("127.0.0.1") or real(address))
 
 
 def read_all(server: MisbehavingServer, folder: Path) -> None:

@@ -89,15 +89,11 @@ def test_what_a_run_leaves(whole: Path, shard_set: Path):
     assert config["model"]["name"] == "test_resnet" and config["train"]["epochs"] == 2
     assert not list(whole.rglob("*.partial"))
     best = min(float(row["val_loss"]) for row in epochs)
-    assert json.loads((whole / "model" / "metrics-val.json").read_text())["loss"] == pytest.approx(
-        best, rel=1e-5
-    )
+    assert json.loads((whole / "model" / "metrics-val.json").read_text())["loss"] == pytest.approx(best, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["whole", "double"])
-def test_every_epoch_visits_every_sample_once(
-    name: str, request: pytest.FixtureRequest, runs: Path, shard_set: Path
-):
+def test_every_epoch_visits_every_sample_once(name: str, request: pytest.FixtureRequest, runs: Path, shard_set: Path):
     request.getfixturevalue(name)
     updates = read_spy(runs / f"spy-{name}")
     for epoch in (0, 1):
@@ -119,26 +115,17 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(
     killed = run_script(PROBE, tmp_path / "spy", f"kill {steps + 3}", *options)
     assert killed.returncode == -9
     (newest,) = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]
-    assert (
-        newest.name > f"step-{steps:08d}"
-    )  # inside the second epoch: the resume starts between two of its updates
+    assert newest.name > f"step-{steps:08d}"  # inside the second epoch: the resume starts between two of its updates
     resumed = run_script(PROBE, tmp_path / "spy", "", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stderr
     assert read_spy(tmp_path / "spy") == read_spy(runs / "spy-whole")
-    ours, theirs = (
-        load_file(tmp_path / "run/model/model.safetensors"),
-        load_file(whole / "model/model.safetensors"),
-    )
+    ours, theirs = (load_file(tmp_path / "run/model/model.safetensors"), load_file(whole / "model/model.safetensors"))
     assert ours.keys() == theirs.keys()
-    assert (tmp_path / "run/model/model.safetensors").read_bytes() == (
-        whole / "model/model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
 
 
-def test_killed_at_two_processes_resumed_at_one_then_two(
-    runs: Path, shard_set: Path, whole: Path, tmp_path: Path
-):
+def test_killed_at_two_processes_resumed_at_one_then_two(runs: Path, shard_set: Path, whole: Path, tmp_path: Path):
     options = two_epochs(shard_set, tmp_path, "--train.checkpoint_steps=1")
     first = launch_2(PROBE, tmp_path / "spy1", "kill 2", *options)
     assert first.returncode != 0
@@ -146,9 +133,7 @@ def test_killed_at_two_processes_resumed_at_one_then_two(
     assert second.returncode == 75, second.stderr
     third = launch_2(PROBE, tmp_path / "spy3", "", *options, "--resume")
     assert third.returncode == 0, third.stderr
-    assert max(read_spy(tmp_path / "spy2")) < max(
-        read_spy(tmp_path / "spy3")
-    )  # the last run did the rest only
+    assert max(read_spy(tmp_path / "spy2")) < max(read_spy(tmp_path / "spy3"))  # the last run did the rest only
     seen = read_spy(tmp_path / "spy1") | read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
     assert seen == read_spy(runs / "spy-whole")
 
@@ -178,9 +163,7 @@ def test_killed_at_random_steps_and_resumed_at_one_two_and_one_processes(
     assert seen == expected, steps
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_rule(
-    runs: Path, whole: Path, shard_set: Path, tmp_path: Path
-):
+def test_a_run_of_an_earlier_version_goes_on_with_its_rule(runs: Path, whole: Path, shard_set: Path, tmp_path: Path):
     """Its checkpoints say nothing of sizes: updates of an epoch are full ones, then what is left."""
     options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY]
     first = run_script(PROBE, tmp_path / "spy1", "", *options, "--train.epochs=1")
@@ -191,9 +174,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_rule(
     path.write_text(json.dumps(state))
     more = [*options, "--train.epochs=2", "--train.checkpoint_steps=1", "--resume"]
     killed = run_script(PROBE, tmp_path / "spy2", "kill 5", *more)
-    assert (
-        killed.returncode == -9 and "its epochs end, as before, on an update of 16 samples" in killed.stderr
-    )
+    assert killed.returncode == -9 and "its epochs end, as before, on an update of 16 samples" in killed.stderr
     last = run_script(PROBE, tmp_path / "spy3", "", *more)
     assert last.returncode == 0, last.stderr
     seen = read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
@@ -211,9 +192,7 @@ def test_a_window_and_geometry_on_the_device_train_too(shard_set: Path, tmp_path
         "--data.order=window", "--data.window=2", "--data.geometry=device",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert sorted(key for keys in read_spy(tmp_path / "spy").values() for key in keys) == train_keys(
-        shard_set
-    )
+    assert sorted(key for keys in read_spy(tmp_path / "spy").values() for key in keys) == train_keys(shard_set)
     again = posters_command(
         "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=2", "--resume"
     )
@@ -261,11 +240,7 @@ def test_metrics_of_two_processes_are_those_of_one(double: Path, shard_set: Path
 
 
 def flat(evaluation: dict) -> dict[str, float]:
-    values = {
-        "loss": evaluation["loss"],
-        "mAP": evaluation["ranking"]["mAP"],
-        "auc": evaluation["ranking"]["roc_auc"],
-    }
+    values = {"loss": evaluation["loss"], "mAP": evaluation["ranking"]["mAP"], "auc": evaluation["ranking"]["roc_auc"]}
     for row in evaluation["thresholds"]:
         values |= {f"{row['label']} {name}": value for name, value in row["metrics"].items()}
     for row in evaluation["per_genre"]:
@@ -287,9 +262,7 @@ def test_accumulation_clipping_cosine_and_a_linear_head(shard_set: Path, tmp_pat
 
 def test_another_label_order_is_refused_on_resume(shard_set: Path, posters: Path, tmp_path: Path):
     options = [*TINY, "--train.epochs=1"]
-    assert (
-        posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *options).returncode == 0
-    )
+    assert posters_command("train", "--shards", shard_set, "--out", tmp_path / "run", *options).returncode == 0
     other = tmp_path / "other"
     lines = (posters / "metadata.csv").read_text().replace("'Western'", "'Eastern'")
     (tmp_path / "meta.csv").write_text(lines)

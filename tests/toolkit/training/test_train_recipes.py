@@ -97,9 +97,7 @@ def test_two_processes_decide_what_one_does(one: Path, two: Path):
     alone, together = (json.loads((run / "model" / "labels.json").read_text()) for run in (one, two))
     for labels in (alone, together):
         del labels["decisions"]  # a fingerprint of every bit
-    assert (
-        alone["calibration"]["method"] != "none" and len(set(alone["thresholds"])) > 1
-    )  # else it says nothing
+    assert alone["calibration"]["method"] != "none" and len(set(alone["thresholds"])) > 1  # else it says nothing
     assert {"none", "temperature", "platt"} == set(alone["chosen_on"]["held_out"])
     assert_alike(together, alone)
 
@@ -119,9 +117,7 @@ def assert_alike(a: Any, b: Any) -> None:
 
 def test_frozen_in_the_first_epoch_to_the_bit_and_not_in_the_second(two: Path):
     first, last = tensors(two, 0)["model"], tensors(two, -1)["model"]
-    held = [
-        n for n in first if n.startswith(("blocks.0.", "patch_embed.", "pos_embed", "cls_token", "reg_token"))
-    ]
+    held = [n for n in first if n.startswith(("blocks.0.", "patch_embed.", "pos_embed", "cls_token", "reg_token"))]
     # The moving average of what never moved is what never moved.
     average = tensors(two, 0)["ema"]
     assert held and all(torch.equal(first[n], average[n]) for n in held)

@@ -57,9 +57,7 @@ def last_bias(model: nn.Module) -> torch.Tensor:
     return [tensor for name, tensor in head_state(model).items() if name.endswith("bias")][-1]
 
 
-def test_without_a_prior_biases_know_nothing_of_prevalence(
-    shard_set: Path, tmp_path: Path, log_odds: torch.Tensor
-):
+def test_without_a_prior_biases_know_nothing_of_prevalence(shard_set: Path, tmp_path: Path, log_odds: torch.Tensor):
     assert not torch.allclose(last_bias(parts_of(shard_set, tmp_path).model), log_odds, atol=0.1)
 
 
@@ -197,8 +195,7 @@ def test_patience_ends_training_and_the_best_epoch_stays(
     assert json.loads((run / "model" / "config.json").read_text())["poster_toolkit"]["epoch"] == best
     saved = load_file(run / "model" / "model.safetensors")
     states = [
-        torch.load(path / "state.pt", weights_only=True)["model"]
-        for path in sorted((run / "checkpoints").iterdir())
+        torch.load(path / "state.pt", weights_only=True)["model"] for path in sorted((run / "checkpoints").iterdir())
     ]
     same = [all(torch.equal(saved[name], state[name]) for name in saved) for state in states]
     assert same == [number == best for number in range(1, epochs + 1)]

@@ -26,9 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = [*TINY_VIT, "--optim.name=momentum", "--optim.momentum=0", "--model.freeze=[]"]
 
 
-def test_an_update_follows_the_gradient_of_the_sum_over_genres_and_mean_over_samples(
-    shard_set: Path, tmp_path: Path
-):
+def test_an_update_follows_the_gradient_of_the_sum_over_genres_and_mean_over_samples(shard_set: Path, tmp_path: Path):
     updater, plan = make_updater(shard_set, tmp_path, *PLAIN)
     model = updater.plain_model
     before = state_of(model)

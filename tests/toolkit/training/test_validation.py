@@ -37,9 +37,7 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
         row = verdict.row()
         held_out = prediction_metrics(targets, cross_fit_of(targets, logits, decide).named())
         assert (row["val_micro_f1"], row["val_macro_f1"]) == (held_out["micro_f1"], held_out["macro_f1"])
-        saved = verdict.evaluation.thresholds[
-            -1
-        ].metrics  # of the decisions that are saved, on the same samples
+        saved = verdict.evaluation.thresholds[-1].metrics  # of the decisions that are saved, on the same samples
         assert saved == threshold_metrics(
             targets, verdict.decisions.probabilities(logits), verdict.decisions.thresholds
         )
@@ -56,9 +54,7 @@ def test_what_is_monitored_does_not_reward_a_fit_to_the_split(shard_set: Path):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         targets = rng.random((60, len(manifest.genres))) < np.linspace(0.4, 0.1, len(manifest.genres))
-        verdict = judge(
-            targets, rng.normal(size=targets.shape), manifest, DecideConfig("genre", "f1", "none")
-        )
+        verdict = judge(targets, rng.normal(size=targets.shape), manifest, DecideConfig("genre", "f1", "none"))
         flattered.append(verdict.evaluation.thresholds[-1].metrics["macro_f1"])
         monitored_.append(monitored(verdict.row(), "macro_f1"))
     assert np.mean(flattered) > np.mean(monitored_) + 0.005

@@ -19,9 +19,7 @@ WHITE = 255.0
 _FINE = 1 << 16
 
 
-def jitter(
-    images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
-) -> torch.Tensor:
+def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
     Each factor is uniform from 1 - x to 1 + x. torchvision draws the order too; a fixed one needs no grouping of

@@ -38,9 +38,7 @@ class Augmenter:
         Raises ValueError if images, targets and share differ in length.
         """
         if not len(images) == len(targets) == len(share.indices):
-            raise ValueError(
-                f"{len(images)} images, {len(targets)} targets and a share of {len(share.indices)}"
-            )
+            raise ValueError(f"{len(images)} images, {len(targets)} targets and a share of {len(share.indices)}")
         if not self.active:
             return images, targets
         config, seed, keys = self.config, self.seed, share.keys

@@ -43,9 +43,7 @@ STRONGEST = 30.0  # torchvision's last of 31 bins
 _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0.9
 
 
-def rand_augment(
-    images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
-) -> torch.Tensor:
+def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """``config.randaugment`` random operations on each image, a pure function of (seed, epoch, keys)."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
@@ -56,9 +54,7 @@ def rand_augment(
     return images
 
 
-def apply_operations(
-    images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float
-) -> torch.Tensor:
+def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
     """Operation OPERATIONS[chosen[i]] on image i, (n, 3, S, S) float32 levels.
 
     ``signs`` (n,) of -1 and 1 turn the ones that have two directions; ``magnitude`` from 0 to 30 as in torchvision,

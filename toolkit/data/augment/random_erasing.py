@@ -20,9 +20,7 @@ from toolkit.device.transfer import to_device
 ASPECTS = (0.3, 1.0 / 0.3)
 
 
-def erase(
-    images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray
-) -> torch.Tensor:
+def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """(n, 3, S, S) float32 levels, with a noisy rectangle in a share ``config.erase`` of the samples, by their keys."""
     boxes = erased_boxes(images.shape[3], config.erase, config.erase_area, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])

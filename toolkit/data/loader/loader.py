@@ -100,9 +100,7 @@ class Loader:
         self._slots = [Slot(self.device) for _ in range(prefetch + 1)]
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def batches(
-        self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0
-    ) -> Generator[Batch, None, None]:
+    def batches(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Batch, None, None]:
         """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
 
         Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
@@ -198,9 +196,7 @@ class Loader:
                     continue
                 work.indices[row] = other
                 return len(data)
-        if work.valid[
-            row
-        ]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
+        if work.valid[row]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
             work.errors[row] = problem
         work.valid[row] = False
         work.squares[row] = np.zeros((work.cut.side, work.cut.side, 3), dtype=np.uint8)

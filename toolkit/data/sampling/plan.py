@@ -121,9 +121,7 @@ class TrainPlan:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
 
-    def micro_batches(
-        self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
-    ) -> list[Share]:
+    def micro_batches(self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1) -> list[Share]:
         """The ``accumulation`` shares of ``rank`` in one update."""
         return _dealt(self.keys(epoch, step), rank, world_size, accumulation, self.deal)
 
@@ -168,9 +166,7 @@ class EvalPlan:
 def _dealt(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[Share]:
     """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
-    return [
-        _padded(keys[holders == part], keys) for part in range(rank * accumulation, (rank + 1) * accumulation)
-    ]
+    return [_padded(keys[holders == part], keys) for part in range(rank * accumulation, (rank + 1) * accumulation)]
 
 
 def _padded(own: np.ndarray, pool: np.ndarray) -> Share:

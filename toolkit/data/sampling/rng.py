@@ -26,9 +26,7 @@ class Stream(IntEnum):
     MIX = 5
 
 
-def uniforms(
-    seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream | str = Stream.CROP
-) -> np.ndarray:
+def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream | str = Stream.CROP) -> np.ndarray:
     """(n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) integers.
 
     A stream is one of Stream, or any other purpose by its name.

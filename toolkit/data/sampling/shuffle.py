@@ -25,9 +25,7 @@ import numpy as np
 from toolkit.data.sampling.rng import mix64
 
 ROUNDS = 8
-_SMALL = (
-    256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
-)
+_SMALL = 256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
 #: Keys of a sample's draws are this far apart: no split has as many samples.
 DRAW_STRIDE = 1 << 40
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -42,9 +42,7 @@ class Prefetcher:
         self._reached = -1
         self._stop = threading.Event()
         self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"prefetch-{n}", daemon=True) for n in range(threads)
-        ]
+        self._threads = [threading.Thread(target=self._work, name=f"prefetch-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 

@@ -44,11 +44,7 @@ class ShardReader:
     """
 
     def __init__(
-        self,
-        shards_at: ShardsAt,
-        shards: Sequence[Shard],
-        labels: LabelSet,
-        records: np.ndarray | None = None,
+        self, shards_at: ShardsAt, shards: Sequence[Shard], labels: LabelSet, records: np.ndarray | None = None
     ) -> None:
         """``records``: the samples' records, if there is a table of just these shards; else their indexes are read."""
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
@@ -152,9 +148,7 @@ class ShardReader:
         finally:
             self.rest()
 
-    def begin(
-        self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True
-    ) -> None:
+    def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
         """Reading begins to need remote shards in this order, then the ``following``; local ones are where they are.
 
         window: shards that are read at a time. So many are held in the cache, and so many fetched ahead.

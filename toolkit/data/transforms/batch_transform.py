@@ -159,9 +159,7 @@ class FileCut:
 Cutter = Callable[[Share], Cut]
 
 
-def train_cutter(
-    reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
-) -> Cutter:
+def train_cutter(reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device) -> Cutter:
     """Random crops and flips of shard samples, as the configuration has them."""
 
     def cut(share: Share) -> Cut:
@@ -174,15 +172,11 @@ def train_cutter(
     return cut
 
 
-def eval_cutter(
-    reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
-) -> Cutter:
+def eval_cutter(reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device) -> Cutter:
     """The evaluation transform of shard samples."""
 
     def views(_: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
-        return eval_views(
-            preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit
-        )
+        return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
     def cut(share: Share) -> Cut:
         return kind(views(slice(None), *reader.sizes(share.indices)), views)

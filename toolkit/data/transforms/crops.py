@@ -67,17 +67,13 @@ def train_views(
     config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
     """Random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.Share.keys."""
-    boxes, flips = random_crops(
-        seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip
-    )
+    boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)
     n, side = len(keys), config.image_size
     resized = np.full((n, 2), side, dtype=np.int64)
     return Views(side, widths, heights, boxes, resized, np.zeros((n, 2), dtype=np.int64), flips)
 
 
-def eval_views(
-    side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray, fit: str = "crop"
-) -> Views:
+def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray, fit: str = "crop") -> Views:
     """The evaluation transform.
 
     fit "crop": torchvision's Resize(side / crop_pct) and CenterCrop(side), with its integer rounding. "stretch":

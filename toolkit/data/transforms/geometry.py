@@ -45,12 +45,7 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
     else:
         # Pillow alone takes a box of fractions of pixels: rounding it to the small grid shifts edges visibly.
         ratio = float(denominator)
-        box = (
-            left / ratio,
-            top / ratio,
-            min(right / ratio, image.shape[1]),
-            min(bottom / ratio, image.shape[0]),
-        )
+        box = (left / ratio, top / ratio, min(right / ratio, image.shape[1]), min(bottom / ratio, image.shape[0]))
         size = image.shape[1], image.shape[0]
         whole = Image.frombuffer("RGBX", size, np.ascontiguousarray(image), "raw", "RGBX", 0, 1)
         corner = tuple(views.corners[row].tolist())
@@ -84,9 +79,7 @@ def _nchw(pixels: np.ndarray) -> torch.Tensor:
 class DeviceGeometry:
     """The views of packed images, cut on a device. Made on the CPU, once per batch."""
 
-    def __init__(
-        self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray
-    ) -> None:
+    def __init__(self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray) -> None:
         """``starts`` (n,) is each image's first pixel in the packed memory, ``pitches`` (n,) its width there."""
         ratio = denominators[:, None].astype(np.float64)
         boxes = views.boxes / ratio
@@ -139,9 +132,7 @@ class DeviceGeometry:
         # The flip mirrors the window: its weights in reverse order.
         mirrored = torch.where(flips, self.side - 1 - targets, targets)
         across, down = (
-            _weights(
-                target, scales[:, axis], origins[:, axis], corners[:, axis], extents[:, axis], length
-            ).to(dtype)
+            _weights(target, scales[:, axis], origins[:, axis], corners[:, axis], extents[:, axis], length).to(dtype)
             for axis, target, length in ((0, mirrored, width), (1, targets, height))
         )
         # (n, h*3, w) x (n, w, S), then (n, S, h) x (n, h, 3*S)

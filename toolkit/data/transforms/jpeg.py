@@ -91,9 +91,7 @@ def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
     return header
 
 
-def _decode_plain(
-    data: memoryview, header: JpegHeader, rows: int, denominator: int, target: np.ndarray
-) -> bool:
+def _decode_plain(data: memoryview, header: JpegHeader, rows: int, denominator: int, target: np.ndarray) -> bool:
     """Whether the decoder had nothing to complain about, and ``target`` holds the pixels."""
     at, height, cut = header.frame + 5, header.height, rows < header.height
     if cut:

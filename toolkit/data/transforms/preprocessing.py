@@ -15,9 +15,7 @@ from PIL import Image
 
 from toolkit.data.transforms.crops import resized_size
 
-BILINEAR = (
-    Image.Resampling.BILINEAR
-)  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
+BILINEAR = Image.Resampling.BILINEAR  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
 #: Pixels of a picture that is resized as a whole; of larger ones only the part that is used.
 MOST_RESIZED = 16_000_000
 #: Images that are normalised at a time.
@@ -57,9 +55,7 @@ class Preprocessing:
         out = torch.empty(images.shape, dtype=dtype, device=images.device)
         step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
-            out[start : start + step] = (
-                images[start : start + step].to(torch.float32, copy=True).sub_(mean).div_(std)
-            )
+            out[start : start + step] = images[start : start + step].to(torch.float32, copy=True).sub_(mean).div_(std)
         return out.permute(0, 3, 1, 2)
 
 

@@ -142,13 +142,7 @@ def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: S
             box = note.get_window_extent(renderer)
             away = _distances(box, points)
             free = not any(box.overlaps(other) for other in taken) and away[own] <= away.min() + 0.5
-            if (
-                free
-                and inside.x0 <= box.x0
-                and box.x1 <= inside.x1
-                and inside.y0 <= box.y0
-                and box.y1 <= inside.y1
-            ):
+            if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
                 taken.append(box)
                 break
             note.remove()

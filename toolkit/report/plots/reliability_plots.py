@@ -8,18 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray
-from toolkit.report.plots.common import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SMALL,
-    WIDE,
-    Plot,
-    finish,
-    new_figure,
-    styled,
-    unit_axis,
-)
+from toolkit.report.plots.common import BLUE, GREY, ORANGE, SMALL, WIDE, Plot, finish, new_figure, styled, unit_axis
 
 #: Positives that a genre needs for a diagram of its own, and that each of its dots has on average.
 ENOUGH, PER_DOT = 20, 5
@@ -40,9 +29,7 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
         summaries.append(("calibrated", after, BLUE, "o-"))
     for name, summary, color, look in summaries:
         bins = [row for row in summary["curve"] if row["count"]]
-        predicted, observed, count = (
-            np.array([b[k] for b in bins]) for k in ("predicted", "observed", "count")
-        )
+        predicted, observed, count = (np.array([b[k] for b in bins]) for k in ("predicted", "observed", "count"))
         axes.vlines(predicted, *_wilson(observed, count), color=color, linewidth=1.0, alpha=0.55)
         axes.plot(predicted, observed, look, color=color, markersize=4.5, linewidth=1.4,
                   label=f"{name}: error {summary['ece']:.3f}")  # fmt: skip
@@ -57,9 +44,7 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
     axes.set_ylabel("share that is true")
     below.set_xlabel("probability, all genres pooled")
     figure.legend(loc="outside upper left", ncols=1, handlelength=2.2)
-    says = "; ".join(
-        f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries
-    )
+    says = "; ".join(f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries)
     return finish(figure, "reliability", f"{says.capitalize()}.")
 
 
@@ -97,15 +82,12 @@ def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *,
     """One genre's `genre_bins`; both axes end where its highest value does."""
     figure, axes = new_figure(SMALL)
     observed, count, before, after = (
-        np.array([row[key] for row in bins], dtype=np.float64)
-        for key in ("observed", "count", "before", "after")
+        np.array([row[key] for row in bins], dtype=np.float64) for key in ("observed", "count", "before", "after")
     )
     low, high = _wilson(observed, count)
     top = 1.04 * max(*before, *after, *observed, 0.05)
     axes.plot([0, top], [0, top], color=GREY, linewidth=1.0, linestyle=":")
-    axes.vlines(
-        after, low, np.minimum(high, top), color=BLUE if calibrated else ORANGE, linewidth=1.0, alpha=0.55
-    )
+    axes.vlines(after, low, np.minimum(high, top), color=BLUE if calibrated else ORANGE, linewidth=1.0, alpha=0.55)
     axes.plot(before, observed, "s--", color=ORANGE, markersize=4, linewidth=1.2)
     if calibrated:
         axes.plot(after, observed, "o-", color=BLUE, markersize=4, linewidth=1.2)

@@ -45,16 +45,12 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
     found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
     # Where nothing is named any more precision is undefined; the 0 of the convention would look like a cliff.
-    swept["micro_precision"] = [
-        row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found
-    ]
+    swept["micro_precision"] = [row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found]
     return {"threshold": thresholds.tolist(), **swept}
 
 
 @styled
-def sweep_plot(
-    swept: dict[str, list[float]], thresholds: FloatArray, single: float, chosen: dict[str, float]
-) -> Plot:
+def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: float, chosen: dict[str, float]) -> Plot:
     """The sweep, with the thresholds of the genres on the axis and what they reach together at the right edge."""
     figure, axes = new_figure()
     for key, name in SWEPT.items():
@@ -82,8 +78,7 @@ def sweep_plot(
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.4)
     best = {key: max(zip(swept[key], swept["threshold"], strict=True)) for key in ("micro_f1", "macro_f1")}
     says = "; ".join(
-        f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}"
-        for key, (value, at) in best.items()
+        f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}" for key, (value, at) in best.items()
     )
     if per_genre:
         says += f"; with the genres' own thresholds {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
@@ -124,18 +119,12 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
     figure, axes = new_figure((4.8, 4.0))
     xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
-    axes.vlines(
-        xs, [row["f1_low"] for row in shown], [row["f1_high"] for row in shown], color=FAINT, linewidth=2
-    )
+    axes.vlines(xs, [row["f1_low"] for row in shown], [row["f1_high"] for row in shown], color=FAINT, linewidth=2)
     axes.plot(xs, ys, "o", color=BLUE, markersize=5.5, markeredgecolor="white")
     axes.set_xscale("log")
     low, high = min(xs, default=1), max(xs, default=10)
     axes.set_xlim(low / 1.6, high * 2.2)
-    marks = [
-        m
-        for m in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
-        if low / 1.6 <= m <= high * 2.2
-    ]
+    marks = [m for m in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000) if low / 1.6 <= m <= high * 2.2]
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,}" for mark in marks]))
     axes.xaxis.set_minor_locator(NullLocator())

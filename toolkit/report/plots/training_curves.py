@@ -21,9 +21,7 @@ EPOCHS = "epochs.csv"
 #: Column of epochs.csv -> name, colour and line.
 METRICS = {
     f"val_{metric.key}": (metric.label, *look)
-    for metric, look in zip(
-        PLACES["epochs"], cycle(((GREEN, "--"), (BLUE, "-"), (ORANGE, "-"))), strict=False
-    )
+    for metric, look in zip(PLACES["epochs"], cycle(((GREEN, "--"), (BLUE, "-"), (ORANGE, "-"))), strict=False)
 }
 
 Course = dict[str, list[float | None]]
@@ -43,9 +41,7 @@ def read_course(model: Path) -> Course | None:
                 row for row in csv.DictReader(stream) if None not in row.values()
             ]  # a killed run's last row is half
     except (OSError, ValueError, csv.Error) as error:
-        log.warning(
-            "the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error)
-        )
+        log.warning("the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error))
         return None
     if not rows or "epoch" not in rows[0]:
         return None
@@ -83,9 +79,7 @@ def _losses(course: Course, saved: int | None) -> Plot:
         _mark(axes, saved)
     _epochs(both[-1])
     last = [values[-1] for values in (_line(course, "train_loss")[1], _line(course, "val_loss")[1]) if values]
-    says = f"Losses over {len(course['epoch'])} epochs; the last are " + " and ".join(
-        f"{v:.4f}" for v in last
-    )
+    says = f"Losses over {len(course['epoch'])} epochs; the last are " + " and ".join(f"{v:.4f}" for v in last)
     return finish(figure, "training-loss", f"{says}.")
 
 
@@ -107,11 +101,7 @@ def _metrics(course: Course, saved: int | None) -> Plot:
 
 
 def _line(course: Course, key: str) -> tuple[list[float], list[float]]:
-    pairs = [
-        (e + 1, v)
-        for e, v in zip(course["epoch"], course[key], strict=True)
-        if e is not None and v is not None
-    ]
+    pairs = [(e + 1, v) for e, v in zip(course["epoch"], course[key], strict=True) if e is not None and v is not None]
     return [e for e, _ in pairs], [v for _, v in pairs]
 
 

@@ -195,9 +195,7 @@ class FeatureBank:
                 own, done = [], end
         _require_finite(bad, view.reader, view.title)
 
-    def _own_rows(
-        self, view: View, shares: Iterable[Share]
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    def _own_rows(self, view: View, shares: Iterable[Share]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
         accelerator, train, data = self.accelerator, self.config.train, self.config.data
         # Never replaced: a substitute's features would stand under the damaged sample's labels.
@@ -218,9 +216,7 @@ class FeatureBank:
             contextlib.closing(loader.batches(shares, view.cutter)) as batches,
         ):
             for batch in batches:
-                images = self.preprocessing.normalize(view.pixels(batch), dtype).contiguous(
-                    memory_format=memory_format
-                )
+                images = self.preprocessing.normalize(view.pixels(batch), dtype).contiguous(memory_format=memory_format)
                 with accelerator.autocast():
                     out = backbone_features(self.model, images)
                 damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))

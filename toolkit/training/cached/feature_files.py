@@ -105,9 +105,7 @@ def read_features(path: Path, count: int) -> Features:
             return Features(values, decoded)
     except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
         problem = one_line(error)[:200]
-    raise UserError(
-        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again"
-    )
+    raise UserError(f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again")
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +123,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         name, extra = struct.unpack("<HH", stream.read(4))
         stream.seek(stored.header_offset + 30 + name + extra)
         version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if dtype.hasobject or fortran:
             raise ValueError("its values need pickle (allow_pickle) or lie by columns")

@@ -123,9 +123,7 @@ class Probe:
     frozen: Sequence[str] = ()
 
     @classmethod
-    def of(
-        cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool
-    ) -> Probe:
+    def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
         """Features of all views, and a head on them; ``learnt``: whether the model's came with its weights."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
@@ -155,12 +153,7 @@ class FeatureFeed:
     threads = 0
 
     def __init__(
-        self,
-        config: TrainConfig,
-        plan: TrainPlan,
-        views: Sequence[Features],
-        val: Features,
-        accelerator: Accelerator,
+        self, config: TrainConfig, plan: TrainPlan, views: Sequence[Features], val: Features, accelerator: Accelerator
     ) -> None:
         self.config, self.plan, self.accelerator, self.views, self.val = config, plan, accelerator, views, val
         self.meter = Meter()
@@ -169,11 +162,7 @@ class FeatureFeed:
         """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
         accelerator = self.accelerator
         shares = self.plan.shares(
-            epoch,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.config.accumulation,
-            first_step=step,
+            epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
         )
         for share in shares:
             which = (epoch + share.draws) % len(self.views)

@@ -197,9 +197,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
     # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
-    return Checkpoint(
-        facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256
-    )
+    return Checkpoint(facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256)
 
 
 def read_state(path: Path) -> StateFile:

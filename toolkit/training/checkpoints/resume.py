@@ -36,9 +36,7 @@ from toolkit.training.checkpoints.checkpoint import (
 log = logging.getLogger(__name__)
 
 
-def resumed_checkpoint(
-    accelerator: Accelerator, out: Path, config: Config, manifest: Manifest
-) -> Checkpoint | None:
+def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
     """The newest whole checkpoint of ``out``, or None if there is none. Called by every rank.
 
     Raises UserError, on every rank, if one of them has not the main process's, or if the run cannot go on from it with
@@ -90,10 +88,7 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
         model = read_best(folder)
     except UserError as error:
         lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
-        return (
-            lost,
-            f"the run's best model is lost ({error}): the best of the epochs that follow takes its place",
-        )
+        return (lost, f"the run's best model is lost ({error}): the best of the epochs that follow takes its place")
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
     if model.sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
         return replace(progress, best_sha256=model.sha256), ""
@@ -148,7 +143,5 @@ def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
     name, sha256 = chosen
     found = load_checkpoint(folder / name)
     if found.sha256 != sha256:
-        raise UserError(
-            f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}"
-        )
+        raise UserError(f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}")
     return [found]

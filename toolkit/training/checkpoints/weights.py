@@ -15,14 +15,7 @@ from shards.errors import UserError
 from toolkit.config.model_files import LABELS, read_labels
 from toolkit.models.heads import head_prefixes
 from toolkit.models.safe_unpickle import safe_load
-from toolkit.models.tensor_files import (
-    load_tensors,
-    misfit,
-    plain_names,
-    read_header,
-    require_finite,
-    shapes_of,
-)
+from toolkit.models.tensor_files import load_tensors, misfit, plain_names, read_header, require_finite, shapes_of
 from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
 
 

@@ -17,13 +17,7 @@ AREA = (0.02, 0.33)
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.integers(4, 300),
-    st.floats(0.0, 1.0),
-    st.floats(0.001, 0.99),
-    st.floats(0.001, 0.99),
-    st.integers(0, 2**40),
-)
+@given(st.integers(4, 300), st.floats(0.0, 1.0), st.floats(0.001, 0.99), st.floats(0.001, 0.99), st.integers(0, 2**40))
 def test_rectangles_lie_inside_and_spare_something(side, probability, a, b, seed):
     boxes = erased_boxes(side, probability, (min(a, b), max(a, b)), seed, 1, np.arange(40))
     left, top, right, bottom = boxes.T
@@ -55,9 +49,7 @@ def test_noise_is_uniform_and_its_pixels_channels_and_samples_are_independent():
     counts = np.bincount(found.astype(int).ravel(), minlength=256)
     assert len(counts) == 256 and stats.chisquare(counts).pvalue > 1e-4
     pixels = found[:, :, :-1, :-1].reshape(18, -1)
-    beside = np.concatenate(
-        [pixels, found[:, :, :-1, 1:].reshape(18, -1), found[:, :, 1:, :-1].reshape(18, -1)]
-    )
+    beside = np.concatenate([pixels, found[:, :, :-1, 1:].reshape(18, -1), found[:, :, 1:, :-1].reshape(18, -1)])
     correlation = np.corrcoef(beside) - np.eye(len(beside))
     assert np.abs(correlation).max() < 0.05
 

@@ -18,14 +18,7 @@ from toolkit.data.sampling.plan import Share, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder
 
 EVERYTHING = AugmentConfig(
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    randaugment=2,
-    erase=0.5,
-    mixup=0.4,
-    cutmix=1.0,
-    mix_prob=0.8,
+    brightness=0.4, contrast=0.4, saturation=0.4, randaugment=2, erase=0.5, mixup=0.4, cutmix=1.0, mix_prob=0.8
 )
 OPTIONS: dict[str, Any] = {
     "brightness": 0.4,
@@ -54,9 +47,7 @@ def whole(n: int) -> Share:
     return Share(np.arange(n), np.ones(n, dtype=bool))
 
 
-def augmented(
-    config: AugmentConfig, share: Share, seed: int = 0, epoch: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(config: AugmentConfig, share: Share, seed: int = 0, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return Augmenter(config, seed)(pictures(share.indices), labels(share.indices), share, epoch)
 
 

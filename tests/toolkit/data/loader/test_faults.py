@@ -59,13 +59,7 @@ def test_a_run_goes_on_and_tells(damaged: tuple[Path, str, str], tmp_path: Path,
 
 
 #: Weights stay as they are, so that the loss of an epoch is that of the first weights.
-STILL = [
-    "--optim.name=momentum",
-    "--optim.momentum=0",
-    "--optim.lr=1e-12",
-    "--model.dropout=0",
-    "--train.epochs=1",
-]
+STILL = ["--optim.name=momentum", "--optim.momentum=0", "--optim.lr=1e-12", "--model.dropout=0", "--train.epochs=1"]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +68,7 @@ STILL = [
         (1, TINY_VIT),
         (2, TINY_VIT),
         (2, [*TINY_VIT, "--train.accumulation=3", "--train.checkpoint_steps=1"]),
-        (
-            1,
-            ["--model.head=linear", "--model.freeze=[backbone]", "--train.feature_views=1", weights_option()],
-        ),
+        (1, ["--model.head=linear", "--model.freeze=[backbone]", "--train.feature_views=1", weights_option()]),
     ],
     ids=["one", "two", "two, in parts", "cached features"],
 )
@@ -139,9 +130,7 @@ def test_two_processes_count_together_and_agree(damaged: tuple[Path, str, str], 
 
 
 @pytest.mark.parametrize("options", [["--data.max_errors=0"], ["--data.on_error=stop"]])
-def test_too_many_end_the_run_with_their_places(
-    damaged: tuple[Path, str, str], tmp_path: Path, options: list[str]
-):
+def test_too_many_end_the_run_with_their_places(damaged: tuple[Path, str, str], tmp_path: Path, options: list[str]):
     folder, train_key, _ = damaged
     run = posters_command("train", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
     (line,) = error_lines(run)
@@ -152,14 +141,7 @@ def test_too_many_end_the_run_with_their_places(
 def test_two_processes_end_together(damaged: tuple[Path, str, str], tmp_path: Path):
     folder, train_key, _ = damaged
     run = launch_2(
-        "launch/train.py",
-        "--shards",
-        folder,
-        "--out",
-        tmp_path / "run",
-        *TINY,
-        "--data.max_errors=0",
-        timeout=120,
+        "launch/train.py", "--shards", folder, "--out", tmp_path / "run", *TINY, "--data.max_errors=0", timeout=120
     )
     assert run.returncode != 0
     assert f"member '{train_key}'" in run.stderr and "posters shards verify" in run.stderr

@@ -133,9 +133,7 @@ def test_geometry_on_the_device_gives_the_pixels_of_the_cpu(shard_set: Path):
 DAMAGED = frozenset({3, 17, 40})
 
 
-def run(
-    policy: FaultPolicy, n: int = 60, world: int = 1, epoch: int = 1
-) -> tuple[dict[int, list[int]], list[Batch]]:
+def run(policy: FaultPolicy, n: int = 60, world: int = 1, epoch: int = 1) -> tuple[dict[int, list[int]], list[Batch]]:
     """Step → numbers shown, over all ranks; and the last rank's batches."""
     plan = TrainPlan(GlobalOrder(n, 0), 12)
     steps: dict[int, list[int]] = {}
@@ -197,9 +195,7 @@ def test_too_many_stop_the_run_with_the_list(on_error):
 
 
 def test_a_source_without_one_sound_sample_ends():
-    with (
-        Loader(Numbers(4, frozenset(range(4))), 2, 2, policy=FaultPolicy("replace", 1.0)) as loader,
-    ):
+    with Loader(Numbers(4, frozenset(range(4))), 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
         batches = list(loader.batches(TrainPlan(GlobalOrder(4, 0), 4).shares(0, 0, 1), NUMBERS))
     assert not batches[0].share.valid.any() and len(batches[0].errors) == 4
 
@@ -237,9 +233,7 @@ def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
     with Loader(reader, 2, 2, policy=KEEP_ERRORS) as loader:
         batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), cutter)]
     first, images = batches[0]
-    assert first.errors == {2: "not an image (no known picture format)"} and not any(
-        b.errors for b, _ in batches[1:]
-    )
+    assert first.errors == {2: "not an image (no known picture format)"} and not any(b.errors for b, _ in batches[1:])
     assert not images[2].any() and images[1].any()
     with Loader(reader, 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
         batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), cutter)]
@@ -268,9 +262,7 @@ def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(sha
 def test_the_meter_counts_what_was_done(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
     with Loader(reader, 2, 2) as loader:
-        for _ in loader.batches(
-            EvalPlan(len(reader), 4).shares(0, 1), eval_cutter(reader, PLAIN, "cpu", CPU)
-        ):
+        for _ in loader.batches(EvalPlan(len(reader), 4).shares(0, 1), eval_cutter(reader, PLAIN, "cpu", CPU)):
             pass
         times = loader.meter.snapshot()
     assert times.samples == len(reader) and times.bytes_read == reader.records["size"].sum()
@@ -283,7 +275,4 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch: pytest
     assert decode_threads(0) == 4 and decode_threads(3) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert decode_threads(0) == decode_threads(0, torch.device("cpu")) == 16
-    assert (
-        decode_threads(0, torch.device("cuda")) == GPU_THREADS
-        and decode_threads(9, torch.device("cuda")) == 9
-    )
+    assert decode_threads(0, torch.device("cuda")) == GPU_THREADS and decode_threads(9, torch.device("cuda")) == 9

@@ -28,9 +28,7 @@ def test_verdicts(times: Times, words: list[str]):
 
 
 def test_fewer_threads_than_cores_is_the_first_remedy():
-    line = verdict(
-        Times(waited=50, decode=395, decode_cpu=390), 100.0, threads=4, cores=16, accelerator="GPU"
-    )
+    line = verdict(Times(waited=50, decode=395, decode_cpu=390), 100.0, threads=4, cores=16, accelerator="GPU")
     assert "--data.workers 16" in line
     line = verdict(Times(waited=50, decode=395, decode_cpu=390), 100.0, threads=4, cores=4, accelerator="GPU")
     assert "more cores" in line

@@ -22,9 +22,7 @@ deals = st.integers(1, 3)
 rules = st.sampled_from(["even", "tail"])
 
 
-def make_plan(
-    n: int, batch: int, seed: int, kind: str = "global", deal: int = 1, sizes: Sizes = "even"
-) -> TrainPlan:
+def make_plan(n: int, batch: int, seed: int, kind: str = "global", deal: int = 1, sizes: Sizes = "even") -> TrainPlan:
     if kind == "global":
         return TrainPlan(GlobalOrder(n, seed), batch, deal, sizes)
     shards = [min(23, n - start) for start in range(0, n, 23)]
@@ -42,14 +40,10 @@ def test_updates_are_of_one_size(n, batch, deal):
     paired = deal == 2 and batch % 2 == 0
     assert max(sizes[:-1], default=0) - min(sizes[:-1], default=0) <= (2 if paired else 1)
     assert max(sizes) - min(sizes) <= (3 if paired else 1)
-    assert not paired or all(
-        size % 2 == 0 for size in sizes[:-1]
-    )  # one sample of an epoch stays alone at most
+    assert not paired or all(size % 2 == 0 for size in sizes[:-1])  # one sample of an epoch stays alone at most
 
 
-@pytest.mark.parametrize(
-    ("n", "batch", "least"), [(3203, 64, 62), (71_976, 256, 255), (65, 64, 32), (5, 64, 5)]
-)
+@pytest.mark.parametrize(("n", "batch", "least"), [(3203, 64, 62), (71_976, 256, 255), (65, 64, 32), (5, 64, 5)])
 def test_no_epoch_ends_on_what_is_left(n, batch, least):
     plan = make_plan(n, batch, 0)
     assert min(plan.count(step) for step in range(plan.steps_per_epoch)) == least
@@ -66,14 +60,7 @@ def test_the_rule_of_before_gives_the_orders_of_before():
     dealt = [[(s.indices.tolist(), s.valid.tolist()) for s in plan.shares(2, rank, 2, 2)] for rank in (0, 1)]
     whole, half, none = [True, True], [True, False], [False, False]
     assert dealt == [
-        [
-            ([9, 4], whole),
-            ([0, 3], whole),
-            ([6, 1], whole),
-            ([5, 10], whole),
-            ([2, 8], whole),
-            ([7, 2], half),
-        ],
+        [([9, 4], whole), ([0, 3], whole), ([6, 1], whole), ([5, 10], whole), ([2, 8], whole), ([7, 2], half)],
         [([9, 4], none), ([9, 4], none), ([6, 1], none), ([6, 1], none), ([2, 8], none), ([2, 8], none)],
     ]
     shares = list(TrainPlan(WindowOrder([400, 5000, 3000], 2, 5), 1000, 1, "tail").shares(7, 1, 3))
@@ -83,12 +70,8 @@ def test_the_rule_of_before_gives_the_orders_of_before():
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(
-    samples, batches, worlds, accumulations, st.integers(0, 2**31), st.integers(0, 50), kinds, deals, rules
-)
-def test_an_epoch_visits_each_sample_once_over_all_ranks(
-    n, batch, world, accumulation, seed, epoch, kind, deal, rule
-):
+@given(samples, batches, worlds, accumulations, st.integers(0, 2**31), st.integers(0, 50), kinds, deals, rules)
+def test_an_epoch_visits_each_sample_once_over_all_ranks(n, batch, world, accumulation, seed, epoch, kind, deal, rule):
     plan = make_plan(n, batch, seed, kind, deal, rule)
     visited: list[int] = []
     counts = set()
@@ -104,9 +87,7 @@ def test_an_epoch_visits_each_sample_once_over_all_ranks(
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(samples, batches, worlds, accumulations, st.integers(0, 2**31), kinds, deals, rules)
-def test_the_samples_of_an_update_do_not_depend_on_the_processes(
-    n, batch, world, accumulation, seed, kind, deal, rule
-):
+def test_the_samples_of_an_update_do_not_depend_on_the_processes(n, batch, world, accumulation, seed, kind, deal, rule):
     plan = make_plan(n, batch, seed, kind, deal, rule)
     for step in range(plan.steps_per_epoch):
         assert len(plan.keys(1, step)) == plan.count(step)
@@ -121,9 +102,7 @@ def test_the_samples_of_an_update_do_not_depend_on_the_processes(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(samples, batches, worlds, accumulations, st.integers(0, 100), kinds, deals, rules)
-def test_resuming_at_a_step_gives_the_rest_of_the_epoch(
-    n, batch, world, accumulation, step, kind, deal, rule
-):
+def test_resuming_at_a_step_gives_the_rest_of_the_epoch(n, batch, world, accumulation, step, kind, deal, rule):
     plan = make_plan(n, batch, 7, kind, deal, rule)
     step = min(step, plan.steps_per_epoch)
     whole = list(plan.shares(3, world - 1, world, accumulation))

@@ -28,8 +28,7 @@ def test_factors_are_the_papers(n, genres, below, seed, density):
     targets = (np.random.default_rng(seed).random((n, genres)) < density).astype(np.uint8)
     prevalence = targets.mean(axis=0)
     expected = [
-        max([1.0, *(max(1.0, (below / prevalence[g]) ** 0.5) for g in range(genres) if row[g])])
-        for row in targets
+        max([1.0, *(max(1.0, (below / prevalence[g]) ** 0.5) for g in range(genres) if row[g])]) for row in targets
     ]
     np.testing.assert_allclose(repeat_factors(targets, below), expected, rtol=1e-12)
 
@@ -130,9 +129,7 @@ def test_repeats_stay_in_their_group_of_shards():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    factor_lists, st.integers(1, 40), st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.booleans()
-)
+@given(factor_lists, st.integers(1, 40), st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.booleans())
 def test_a_plan_of_repeats_resumes_at_another_world_size(factors, batch, world, accumulation, step, window):
     n = len(factors)
     order = RepeatOrder(np.array(factors), 9, shards_of(n) if window else None, 2)

@@ -21,15 +21,8 @@ from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, WindowOrder
 from toolkit.data.sources.prefetch import Prefetcher, check_room, pass_of
 
 
-@given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    st.integers(1, 5),
-    st.integers(0, 3),
-    st.data(),
-)
-def test_the_order_of_need_is_the_plans(
-    sizes: list[int], window: int, epoch: int, data: st.DataObject
-) -> None:
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 3), st.data())
+def test_the_order_of_need_is_the_plans(sizes: list[int], window: int, epoch: int, data: st.DataObject) -> None:
     """From any position on, samples are of one window of the pass after the other, and of nothing else."""
     order = WindowOrder(sizes, window, seed=3)
     start = data.draw(st.integers(0, len(order) - 1))
@@ -91,9 +84,7 @@ def test_never_more_than_ahead_of_the_readers(second: list[int]) -> None:
     fetcher = Prefetcher(cast(RemoteShards, store), shards(5), threads=2)
     for numbers, following in ((first, second), (second, [])):
         fetcher.begin(numbers, following, ahead)
-        begun = (
-            len(store.asked) if numbers is second else 0
-        )  # the first of the second pass are asked for again
+        begun = len(store.asked) if numbers is second else 0  # the first of the second pass are asked for again
         visits = numbers + following[:ahead]
         for place, number in enumerate(numbers):
             due = min(place + ahead, len(visits))

@@ -231,16 +231,12 @@ def test_a_tar_that_ends_early_is_its_shards_damage(copy: Path):
     last = reader.shard_sizes[0] - 1
     reader.image_bytes(0)
     os.truncate(copy / "train-00000.tar", int(reader.records[last]["offset"]) + 10)
-    with pytest.raises(
-        UserError, match=r"shard .*train-00000.tar is truncated: it ends at byte \d+"
-    ) as caught:
+    with pytest.raises(UserError, match=r"shard .*train-00000.tar is truncated: it ends at byte \d+") as caught:
         reader.image_bytes(last)
     assert "copy it again" in str(caught.value)
 
 
-def test_who_waits_for_a_file_that_fails_gives_up_when_nobody_reads(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_who_waits_for_a_file_that_fails_gives_up_when_nobody_reads(copy: Path, monkeypatch: pytest.MonkeyPatch):
     reader = ShardReader.of_split(copy, "train")
     flaky = Flaky(monkeypatch, "preadv", copy / "train-00000.tar")
     monkeypatch.setattr("shards.storage.retry.LONGEST", 60.0)

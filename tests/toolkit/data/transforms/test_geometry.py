@@ -24,9 +24,7 @@ CUTS = [SquareCut, PackedCut]
 EXACT, SCALED = 0.3, 1.0  # grey levels: mean difference of the worst image, without and with scaled decoding
 
 
-def views_of(
-    files: list[bytes], side: int, epoch: int = 0, scale: tuple[float, float] = (0.08, 1.0)
-) -> Views:
+def views_of(files: list[bytes], side: int, epoch: int = 0, scale: tuple[float, float] = (0.08, 1.0)) -> Views:
     widths, heights = sizes(files)
     config = DataConfig(image_size=side, crop_scale=scale)
     return train_views(config, 0, epoch, np.arange(len(files)), widths, heights)
@@ -80,13 +78,7 @@ def test_a_flip_is_the_mirror_image(cut: type):
     files = [jpeg(picture(70, 90))] * 2
     views = views_of(files[:1] * 2, 48)
     twice = Views(
-        48,
-        views.widths,
-        views.heights,
-        views.boxes[[0, 0]],
-        views.resized,
-        views.corners,
-        np.array([False, True]),
+        48, views.widths, views.heights, views.boxes[[0, 0]], views.resized, views.corners, np.array([False, True])
     )
     plain, mirrored = fast(files, cut(twice))
     assert np.array_equal(plain[:, ::-1], mirrored) and not np.array_equal(plain, mirrored)
@@ -142,9 +134,7 @@ def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
 def test_weights_are_pillows_triangle():
     # A box of 7 pixels made 4: one view, its first pixel the source's.
     place = torch.zeros(1)
-    weights = _weights(
-        torch.arange(4)[None], torch.tensor([7 / 4]), place, place.long(), torch.tensor([7]), 7
-    )
+    weights = _weights(torch.arange(4)[None], torch.tensor([7 / 4]), place, place.long(), torch.tensor([7]), 7)
     impulses = Image.fromarray(np.eye(7, dtype=np.float32))  # row k has its one at column k
     expected = np.asarray(impulses.resize((4, 7), Image.Resampling.BILINEAR)).T
     np.testing.assert_allclose(weights[0].numpy(), expected, atol=1e-6)
@@ -152,9 +142,7 @@ def test_weights_are_pillows_triangle():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real posters are not here")
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize(
-    ("folder", "enlarge"), [("posters", 1.0), ("posters_large", 1.0), ("posters_large", 4.0)]
-)
+@pytest.mark.parametrize(("folder", "enlarge"), [("posters", 1.0), ("posters_large", 1.0), ("posters_large", 4.0)])
 def test_real_posters_stay_within_the_bounds(folder: str, enlarge: float, cut: type):
     files = [path.read_bytes() for path in sorted((REAL / folder / "images").glob("*.jpg"))[:24]]
     if enlarge != 1.0:

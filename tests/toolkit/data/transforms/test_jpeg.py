@@ -50,9 +50,7 @@ def test_rows_before_the_last_are_exact(width, height, data, options, grey):
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.integers(1, 150), st.integers(1, 200), st.data(), st.sampled_from([2, 4, 8]), st.sampled_from(KINDS)
-)
+@given(st.integers(1, 150), st.integers(1, 200), st.data(), st.sampled_from([2, 4, 8]), st.sampled_from(KINDS))
 def test_smaller_sizes_are_libjpegs(width, height, data, denominator, options):
     encoded = jpeg(picture(width, height), **options)
     last = data.draw(st.integers(1, height))
@@ -120,9 +118,7 @@ def test_a_file_cut_short_is_undecodable_however_little_of_it_is_needed(rows: in
 
 
 @pytest.mark.parametrize("rows", [16, 60])
-@pytest.mark.parametrize(
-    "data", [b"\x00" * 500, b"<html>not found</html>", b"\xff\xd8\xff\xe0" + b"\xff" * 300]
-)
+@pytest.mark.parametrize("data", [b"\x00" * 500, b"<html>not found</html>", b"\xff\xd8\xff\xe0" + b"\xff" * 300])
 def test_no_picture_is_undecodable_and_says_so(data: bytes, rows: int):
     with pytest.raises(Undecodable) as caught:
         decode(data, 40, 60, rows)

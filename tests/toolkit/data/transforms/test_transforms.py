@@ -19,12 +19,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(8, 400),
-    st.integers(8, 400),
-    st.sampled_from([16, 31, 96]),
-    st.sampled_from([1.0, 0.95, 0.875]),
-)
+@given(st.integers(8, 400), st.integers(8, 400), st.sampled_from([16, 31, 96]), st.sampled_from([1.0, 0.95, 0.875]))
 def test_evaluation_crop_is_torchvisions(width, height, size, crop_pct):
     image = noise(width, height)
     short = max(size, round(size / crop_pct))
@@ -55,9 +50,9 @@ def test_normalisation():
     preprocessing = Preprocessing(4, 1.0, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     images = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
     out = preprocessing.normalize(images)
-    expected = (
-        images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.25, 0.0]).view(3, 1, 1)
-    ) / torch.tensor([0.5, 0.25, 1.0]).view(3, 1, 1)
+    expected = (images.permute(0, 3, 1, 2) / 255.0 - torch.tensor([0.5, 0.25, 0.0]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.25, 1.0]
+    ).view(3, 1, 1)
     assert out.shape == (2, 3, 4, 4) and out.dtype == torch.float32
     torch.testing.assert_close(out, expected)
     assert out.is_contiguous(memory_format=torch.channels_last)

@@ -25,22 +25,14 @@ lengths = st.integers(1, 900)
 def one(width: int, height: int, box: tuple[int, int, int, int], side: int) -> Views:
     zero = np.array([[0, 0]])
     return Views(
-        side,
-        np.array([width]),
-        np.array([height]),
-        np.array([box]),
-        np.array([[side, side]]),
-        zero,
-        np.array([False]),
+        side, np.array([width]), np.array([height]), np.array([box]), np.array([[side, side]]), zero, np.array([False])
     )
 
 
 @settings(max_examples=200, deadline=None)
 @given(lengths, lengths, st.integers(0, 2**40), st.sampled_from([32, 224]))
 def test_a_training_crop_needs_the_rows_of_its_box_at_most(width, height, seed, side):
-    views = train_views(
-        DataConfig(image_size=side), seed, 0, np.arange(3), np.full(3, width), np.full(3, height)
-    )
+    views = train_views(DataConfig(image_size=side), seed, 0, np.arange(3), np.full(3, width), np.full(3, height))
     last = views.last_rows()
     assert (last <= views.boxes[:, 3]).all() and (last > views.boxes[:, 1]).all()
     denominators = views.denominators()
@@ -63,9 +55,7 @@ def test_how_much_smaller_an_image_may_be_decoded():
     sides = {100: 1, 399: 1, 400: 2, 799: 2, 800: 4, 1599: 4, 1600: 8, 5000: 8}
     for length, denominator in sides.items():
         assert one(6000, 6000, (0, 0, length, length), 100).denominators().tolist() == [denominator]
-    assert one(6000, 6000, (0, 0, 3000, 100), 100).denominators().tolist() == [
-        1
-    ]  # the tighter direction decides
+    assert one(6000, 6000, (0, 0, 3000, 100), 100).denominators().tolist() == [1]  # the tighter direction decides
 
 
 @settings(max_examples=60, deadline=None)

@@ -61,9 +61,7 @@ def test_features_are_what_the_classifier_is_given(
     assert expected.std() > 0.05  # the tolerance is small beside what the logits say
 
 
-def test_what_was_computed_is_read_back(
-    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None
-):
+def test_what_was_computed_is_read_back(model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None):
     first = bank(model, tmp_path).training_view(reader, 1)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns
@@ -73,11 +71,7 @@ def test_what_was_computed_is_read_back(
 
 
 def test_the_bar_moves_with_every_batch(
-    model: torch.nn.Module,
-    reader: ShardReader,
-    tmp_path: Path,
-    one_thread: None,
-    monkeypatch: pytest.MonkeyPatch,
+    model: torch.nn.Module, reader: ShardReader, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ):
     moves: list[int] = []
 
@@ -87,8 +81,7 @@ def test_the_bar_moves_with_every_batch(
             return super().update(n)
 
     monkeypatch.setattr(
-        "toolkit.training.cached.feature_cache.progress",
-        lambda rows, *_, **__: Bar(total=rows, file=io.StringIO()),
+        "toolkit.training.cached.feature_cache.progress", lambda rows, *_, **__: Bar(total=rows, file=io.StringIO())
     )
     bank(model, tmp_path).evaluation_view(reader, "val")
     batches, last = divmod(len(reader), 4)
@@ -135,17 +128,12 @@ def test_no_dropout_in_features(model: torch.nn.Module):
         ({"values": np.zeros((3, 4), np.float16)}, "decoded is not a file"),
         ({"values": np.zeros((3, 4), np.float64), "decoded": np.ones(3, bool)}, "other types or shapes"),
         ({"values": np.zeros((2, 4), np.float16), "decoded": np.ones(2, bool)}, "other types or shapes"),
-        (
-            {"values": np.full((3, 4), np.nan, np.float16), "decoded": np.ones(3, bool)},
-            "other types or shapes",
-        ),
+        ({"values": np.full((3, 4), np.nan, np.float16), "decoded": np.ones(3, bool)}, "other types or shapes"),
         ({"values": np.array([{}]), "decoded": np.ones(3, bool)}, "allow_pickle"),
         (None, "not a zip file"),
     ],
 )
-def test_a_cache_that_holds_something_else_is_one_line(
-    tmp_path: Path, arrays: dict[str, Any] | None, words: str
-):
+def test_a_cache_that_holds_something_else_is_one_line(tmp_path: Path, arrays: dict[str, Any] | None, words: str):
     path = tmp_path / "train-0.npz"
     np.savez(path, **arrays) if arrays is not None else path.write_bytes(b"x")
     with pytest.raises(UserError, match=words) as caught:
@@ -163,8 +151,7 @@ def test_features_that_half_precision_does_not_hold_are_kept(
     """Neither an infinity nor 0 is made of them."""
     plain = bank(model, tmp_path / "plain").evaluation_view(reader, "val").values
     monkeypatch.setattr(
-        "toolkit.training.cached.feature_cache.backbone_features",
-        lambda *given: scale * backbone_features(*given),
+        "toolkit.training.cached.feature_cache.backbone_features", lambda *given: scale * backbone_features(*given)
     )
     found = bank(model, tmp_path / "scaled").evaluation_view(reader, "val").values
     with np.errstate(over="ignore"):
@@ -180,9 +167,7 @@ def test_features_that_are_no_numbers_are_named(
         for name, parameter in model.named_parameters():
             if name.endswith("bn2.bias"):
                 parameter.fill_(float("inf"))
-    with pytest.raises(
-        UserError, match=f"are not finite for {len(reader)} of {len(reader)} samples .*overflows"
-    ):
+    with pytest.raises(UserError, match=f"are not finite for {len(reader)} of {len(reader)} samples .*overflows"):
         bank(model, tmp_path).evaluation_view(reader, "val")
     assert not list(tmp_path.iterdir())
 

@@ -111,9 +111,7 @@ def test_a_head_that_comes_with_the_weights_starts_as_what_it_was(
     torch.manual_seed(5)
     source = build_model("test_resnet", genres, head, 32).eval()
     save_file(clean_state(source), tmp_path / "w.safetensors")
-    probe = make_probe(
-        shard_set, tmp_path, head, f"--model.weights={tmp_path / 'w.safetensors'}", "--model.prior=true"
-    )
+    probe = make_probe(shard_set, tmp_path, head, f"--model.weights={tmp_path / 'w.safetensors'}", "--model.prior=true")
     assert (probe.trained.deviation != 1).all() and (probe.trained.mean != 0).any()
     ours, plain = first_logits(probe)
     assert torch.allclose(ours, plain, atol=1e-4)
@@ -131,15 +129,11 @@ def test_a_fresh_head_keeps_the_weights_that_were_drawn(
     options = []
     if weights != "none":
         genres = 99 if weights == "another size" else 0
-        save_file(
-            clean_state(timm.create_model("test_resnet", num_classes=genres)), tmp_path / "w.safetensors"
-        )
+        save_file(clean_state(timm.create_model("test_resnet", num_classes=genres)), tmp_path / "w.safetensors")
         options.append(f"--model.weights={tmp_path / 'w.safetensors'}")
     probe = make_probe(shard_set, tmp_path, head, *options)
     drawn = probe.model.get_submodule(classifier_path(probe.model)).state_dict()
-    assert all(
-        torch.equal(tensor, drawn[name]) for name, tensor in probe.trained.classifier.state_dict().items()
-    )
+    assert all(torch.equal(tensor, drawn[name]) for name, tensor in probe.trained.classifier.state_dict().items())
     ours, plain = first_logits(probe)
     assert not torch.allclose(ours, plain, atol=1e-3)
 

@@ -48,9 +48,7 @@ def test_round_trip_and_last_few_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no json", "bad json", "no tensors"])
-def test_a_damaged_newest_one_is_passed_over_and_named(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-):
+def test_a_damaged_newest_one_is_passed_over_and_named(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture):
     save(tmp_path, 5)
     newest = save(tmp_path, 6)
     content = bytearray((newest / "state.pt").read_bytes())

@@ -131,9 +131,7 @@ def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
         (change,) = check_resumable(found, config_dict(config), "set")
         assert change.startswith(f"{key} ")
     else:
-        with pytest.raises(
-            UserError, match=rf"cannot resume .* with {re.escape(key)} .*: it was trained with"
-        ) as e:
+        with pytest.raises(UserError, match=rf"cannot resume .* with {re.escape(key)} .*: it was trained with") as e:
             check_resumable(found, config_dict(config), "set")
         assert "\n" not in str(e.value) and "start a new run in another --out" in str(e.value)
 
@@ -152,9 +150,7 @@ def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("head", ["ensemble", "mlp"])
 def test_a_resume_with_all_that_may_change_runs(shard_set: Path, tmp_path: Path, one_thread: None, head: str):
     """All at once but compiling, which takes a minute, what a process keeps, and what does not go with the rest."""
-    config = tiny_config(
-        f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd", *CHOSEN
-    )
+    config = tiny_config(f"--model.head={head}", "--train.epochs=1", "--train.ema=0.9", "--optim.name=sgd", *CHOSEN)
     assert train(config, shard_set, tmp_path) == 0
     left_out = {"train.compile", "model.weights", "model.pretrained", "train.precision", "train.fsdp"}
     changed = otherwise(config, *(MAY_CHANGE - left_out))

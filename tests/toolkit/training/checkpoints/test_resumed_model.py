@@ -25,9 +25,7 @@ from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
 from toolkit.training.checkpoints.resume import settle
 
 #: In the second half of the third epoch, the second one was the best.
-KNOWN = Progress(
-    epoch=2, step=5, updates=19, best_score=0.5, best_epoch=1, best_sha256="a" * 64, bad_epochs=0
-)
+KNOWN = Progress(epoch=2, step=5, updates=19, best_score=0.5, best_epoch=1, best_sha256="a" * 64, bad_epochs=0)
 CONFIG = config_dict(Config())
 #: Of a start of which no checkpoint came.
 OTHER = {**CONFIG, "model": {**CONFIG["model"], "name": "resnet18"}}
@@ -74,9 +72,7 @@ def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: floa
     digest = says(run_model, epoch=epoch, monitor="loss", score=score, shard_set="set")
     before = replace(KNOWN, bad_epochs=2)
     after, line = settle(run_model, before, CONFIG, "set")
-    assert after == replace(
-        before, best_epoch=epoch - 1, best_score=score, best_sha256=digest, bad_epochs=bad_epochs
-    )
+    assert after == replace(before, best_epoch=epoch - 1, best_score=score, best_sha256=digest, bad_epochs=bad_epochs)
     assert f"is of epoch {epoch} with loss {score:g}, the checkpoint's best is epoch 2: " in line
     assert before == replace(KNOWN, bad_epochs=2) and "\n" not in line
 
@@ -98,9 +94,7 @@ def test_a_figure_that_does_not_compare_is_left_out_of_it(run_model: Path, facts
     assert after == KNOWN and "it stays until an epoch is better than the checkpoint's best" in line
 
 
-@pytest.mark.parametrize(
-    "damage", ["gone", "no weights", "other weights", "no json", "cut json", "wrong score"]
-)
+@pytest.mark.parametrize("damage", ["gone", "no weights", "other weights", "no json", "cut json", "wrong score"])
 def test_a_lost_model_is_replaced_by_the_best_that_follows(run_model: Path, damage: str):
     config = run_model / "config.json"
     if damage == "gone":
