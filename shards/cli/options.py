@@ -152,7 +152,7 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             parsed = self.parse_args([self._renamed(word) for word in words])
         except argparse.ArgumentError as error:
-            raise UserError(self._explained(one_line(error))) from None
+            raise self._explained(one_line(error)) from None
         if self.has_sections:
             self.options.as_today(parsed)
         return parsed
@@ -182,14 +182,14 @@ class Parser(jsonargparse.ArgumentParser):
             else:
                 value = getattr(parsed, argument.dest)
                 if argument.default is MISSING and (value is None or (said.parse and not value)):
-                    raise UserError(f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
+                    raise UserError("option-missing", f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
                 if said.parse is not None:  # where a place or a limit is asked for, an empty text is an unset variable
                     value = said.parse(value) if value or (said.text and value == "") else argument.default
             values[argument.name] = value
         return options(**values)
 
-    def _explained(self, text: str) -> str:
-        """A message of jsonargparse or argparse, with the nearest valid name for an unknown one."""
+    def _explained(self, text: str) -> UserError:
+        """The error of a message of jsonargparse or argparse, with the nearest valid name for an unknown one."""
         for pattern in (
             r"unrecognized arguments: (\S+)",
             r"Option '([\w.\-]+)' is not accepted",
@@ -197,15 +197,17 @@ class Parser(jsonargparse.ArgumentParser):
         ):
             if found := re.search(pattern, text):
                 parts = found.groupdict()
-                return self._unknown(f"{parts['group']}.{parts['key']}" if parts else found.group(1))
-        name = r"Parser key \"([\w.]+)\": "
-        text = re.sub(name, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
+                name = f"{parts['group']}.{parts['key']}" if parts else found.group(1)
+                return UserError("option-unknown", self._unknown(name))
+        key = r"Parser key \"([\w.]+)\": "
+        text = re.sub(key, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
         text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)
         text = re.sub(r"\. Got value:", ", got", text)
         if found := re.search(r"(?<=arguments are required: ).*", text):
             missing = (self.shown.get(key, key) for key in found.group().split(", "))
             text = text[: found.start()] + ", ".join(missing)
-        return text if self.has_sections else f"{text} (see `{self.prog} --help`)"
+        text = text if self.has_sections else f"{text} (see `{self.prog} --help`)"
+        return UserError("option-missing" if found else "option-value", text)
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]

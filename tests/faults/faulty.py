@@ -7,6 +7,7 @@ Faults, as "NAME ARGUMENTS", several with ; between them:
     fp16 SCALE        half precision with a gradient scaler from that scale on, as on a GPU
     blind             gradients are not looked at, as under a gradient scaler, which needs a GPU
     leave-out-first COUNT    so many updates of the first epoch are not made, in the same way
+    most-skipped COUNT   so many updates of an epoch may be skipped
     leave-out ID      updates with this sample are not made: their batches are read, nothing else happens
     kill RANK UPDATE  this rank kills itself (SIGKILL) after that update
     term RANK UPDATE  this rank is told to stop (SIGTERM) there
@@ -142,6 +143,12 @@ def _leave_out(rank: int, sample_id: str) -> None:
 
 def _leave_out_first(rank: int, count: str) -> None:
     _not_made(lambda _, epoch, step: epoch == 0 and step < int(count))
+
+
+def _most_skipped(rank: int, count: str) -> None:
+    import toolkit.training.nonfinite
+
+    toolkit.training.nonfinite.MAX_SKIPPED = int(count)
 
 
 def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
@@ -363,6 +370,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "fp16": _fp16,
     "blind": _blind,
     "leave-out": _leave_out,
+    "most-skipped": _most_skipped,
     "leave-out-first": _leave_out_first,
     "kill": _kill,
     "term": _term,

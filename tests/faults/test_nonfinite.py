@@ -114,7 +114,7 @@ def test_a_skipped_update_is_as_if_it_had_been_left_out(
 
 
 def test_the_count_survives_a_kill(drawn_set: Path, spoilt: str, tmp_path: Path):
-    options = [*APART, SKIP, "--train.checkpoint_steps=1", "--train.max_skipped=1"]
+    options = [*APART, SKIP, "--train.checkpoint_steps=1"]
     whole = train_options(drawn_set, tmp_path / "whole", *options)
     assert ended(whole, tmp_path / "whole-said", 1, f"nan {spoilt}").statuses == [0]
     parts = train_options(drawn_set, tmp_path / "parts", *options)
@@ -130,11 +130,11 @@ def test_the_count_survives_a_kill(drawn_set: Path, spoilt: str, tmp_path: Path)
 def test_too_many_stop_the_run_with_the_list(
     sample: str, most: int, count: int, drawn_set: Path, spoilt: str, tmp_path: Path
 ):
-    options = train_options(drawn_set, tmp_path / "run", *APART, SKIP, f"--train.max_skipped={most}")
-    run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'}")
+    options = train_options(drawn_set, tmp_path / "run", *APART, SKIP)
+    run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'};most-skipped {most}")
     assert run.statuses == [2]
     (line,) = run.errors
-    assert f"{count} of the epoch's 7 updates were not finite and skipped, with --train.max_skipped {most}: " in line
+    assert f"{count} of the epoch's 7 updates were not finite and skipped, where {most} are the limit: " in line
     assert line.count("at epoch 1, step ") == count and (sample == "all" or spoilt in line)
     assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "model").exists()
 

@@ -38,8 +38,8 @@ def test_overflows_at_the_start_are_as_if_those_updates_had_been_left_out(ranks:
     """To the bit: weights, BatchNorm, optimiser, moving average and its step, rates; and no error is made of it."""
     ours, theirs = tmp_path / "skipped", tmp_path / "left-out"
     keep = ["--train.checkpoint_steps=1", "--train.keep_checkpoints=99"]
-    options = train_options(drawn_set, ours, *MORE, *keep, "--train.max_skipped=0")
-    run = ended(options, tmp_path / "said", ranks, HIGH)
+    options = train_options(drawn_set, ours, *MORE, *keep)
+    run = ended(options, tmp_path / "said", ranks, f"{HIGH};most-skipped 0")
     assert run.statuses == [0] * ranks and run.errors == [], run.said
 
     log, epochs = rows(ours / "log.csv"), rows(ours / "epochs.csv")

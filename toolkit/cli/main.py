@@ -55,7 +55,7 @@ def _run(argv: Sequence[str], streams: Streams) -> NoReturn:
     try:
         status = _status(argv)
         if problem := streams.problem():
-            raise UserError(problem)
+            raise UserError("path-unwritable", problem)
     except UserError as error:
         _fail(str(error), error.status, partial(_farewell, argv, error))
     except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story

@@ -27,7 +27,7 @@ def run_audit(options: AuditOptions) -> int:
     chosen = choose_posters(read_posters(options.cleaned), options, targets)
     accelerator = make_accelerator(options.precision)
     if accelerator.num_processes > 1:
-        raise UserError("`posters audit` runs in one process; start it without a launcher")
+        raise UserError("environment", "`posters audit` runs in one process; start it without a launcher")
     audited = audit_posters(folder, chosen, options, fills, accelerator)
     report, pictures = build_report(folder, chosen, audited, options, fills, targets)
     report["command"] |= {

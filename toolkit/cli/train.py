@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from docstring_parser import parse_from_object
 
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
-from toolkit.config.files import FLAT_LOSS_OPTIONS, as_today, check_file, check_text
+from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, as_today, check_file, check_text
 from toolkit.config.losses import LOSSES
 from toolkit.config.schema import Config
 from toolkit.config.validation import check_config
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,27 @@ class TrainOptions(SetOptions):
     def __post_init__(self) -> None:
         check_config(self.config)
         if self.resume and self.find_lr:
-            raise UserError("--find-lr starts from the first weights: it cannot --resume a run")
+            raise UserError("option-conflict", "--find-lr starts from the first weights: it cannot --resume a run")
 
     #: Keys of earlier versions and their types: read, and not shown.
-    old_keys: ClassVar = dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float)
+    old_keys: ClassVar = {
+        **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
+        **{key: list[float] if isinstance(value, list) else type(value) for key, value in CONSTANTS.items()},
+    }
 
-    as_today = staticmethod(as_today)
+    @staticmethod
+    def as_today(parsed: Any) -> None:
+        """Bring parsed keys of earlier versions under today's names. Raises UserError for a value that is past."""
+        for key, value in as_today(parsed).items():
+            if key == "train.channels_last":
+                log.info("train.channels_last %s has no effect any more: it is always true", value)
+            elif key == "augment.mix_prob" and value == 0:
+                log.info("augment.mix_prob 0 is read as augment.mixup 0 and augment.cutmix 0")
+            else:
+                raise UserError(
+                    "option-value",
+                    f"{key} is {CONSTANTS[key]} in this version, not {value}: leave it out, or use an earlier version",
+                )
 
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:

@@ -20,13 +20,26 @@ MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
 #: Options of losses when all lay side by side in section loss; now those of the chosen one lie in loss.options.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
+#: Keys that are constants now, and their values: the defaults that they had.
+CONSTANTS: dict[str, Any] = {
+    "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
+}  # fmt: skip
 
 
-def as_today(config: Any) -> None:
+def as_today(config: Any) -> dict[str, Any]:
     """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
 
-    An option of another loss than the chosen one goes, as it had no effect.
+    Returns the keys of CONSTANTS that had other values, with these. An option of another loss than the chosen one goes,
+    as it had no effect.
     """
+    other = {}
+    for key, constant in CONSTANTS.items():
+        section, _, name = key.partition(".")
+        value = (config.get(section) or {}).pop(name, constant)
+        if value != constant and list(value if isinstance(value, tuple) else [value]) != constant:
+            other[key] = value
+    if other.get("augment.mix_prob") == 0:
+        config["augment"]["mixup"] = config["augment"]["cutmix"] = 0.0
     loss = config.get("loss") or {}
     flat = {name: loss.pop(name) for name in FLAT_LOSS_OPTIONS if name in loss}
     if flat:
@@ -34,6 +47,7 @@ def as_today(config: Any) -> None:
         known = vars(chosen.options()) if chosen else {}
         loss["options"] = {name: flat[name] for name in flat if name in known}
         loss["options"] |= given if isinstance(given, dict) else {}
+    return other
 
 
 def check_file(path: Path, sections: set[str]) -> None:
@@ -41,21 +55,23 @@ def check_file(path: Path, sections: set[str]) -> None:
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{what} has over {MAX_BYTES} bytes: no configuration is that long")
+            raise UserError("config-file", f"{what} has over {MAX_BYTES} bytes: no configuration is that long")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"config file not found: {path}") from None
+        raise UserError("config-file", f"config file not found: {path}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{what} is no YAML: {one_line(error)}") from None
+        raise UserError("config-file", f"{what} is no YAML: {one_line(error)}") from None
     raw = check_text(text, what)
     if not isinstance(raw, dict):
-        raise UserError(f"{what} holds no keys; see configs/ for annotated ones")
+        raise UserError("config-file", f"{what} holds no keys; see configs/ for annotated ones")
     for name, value in raw.items():
         if name == "config" and value is not None:
-            raise UserError(f"{what} names another one by the key config: give one file, with all keys")
+            raise UserError("config-file", f"{what} names another one by the key config: give one file, with all keys")
         if name in sections and not isinstance(value, dict):
             given = "nothing" if value is None else type(value).__name__
-            raise UserError(f"{what}: {name} must hold keys, and holds {given}: give it some, or leave it out")
+            raise UserError(
+                "config-file", f"{what}: {name} must hold keys, and holds {given}: give it some, or leave it out"
+            )
 
 
 def check_text(text: str, what: str) -> Any:
@@ -65,20 +81,24 @@ def check_text(text: str, what: str) -> Any:
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise UserError(f"{what} is nested over {MAX_DEPTH} deep: no configuration is")
+                raise UserError("config-file", f"{what} is nested over {MAX_DEPTH} deep: no configuration is")
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None:
             return None
         if _values(node, {}) > MAX_VALUES:
-            raise UserError(f"{what} has over {MAX_VALUES} values once its aliases (*name) are written out")
+            raise UserError(
+                "config-file", f"{what} has over {MAX_VALUES} values once its aliases (*name) are written out"
+            )
         first: dict[str, int] = {}
         for key, line in _keys(node, ""):
             if key in first:
-                raise UserError(f"{what} repeats {key}, in lines {first[key]} and {line}: leave one of them")
+                raise UserError(
+                    "config-file", f"{what} repeats {key}, in lines {first[key]} and {line}: leave one of them"
+                )
             first[key] = line
         return yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{what} is no YAML: {one_line(error)[:300]}") from None
+        raise UserError("config-file", f"{what} is no YAML: {one_line(error)[:300]}") from None
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:

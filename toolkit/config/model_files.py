@@ -183,12 +183,14 @@ def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dic
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
-            raise UserError(f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}")
+            raise UserError(
+                "model-damaged", f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{what} not found: {path}") from None
+        raise UserError("model-missing", f"{what} not found: {path}") from None
     except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"{what} {path} cannot be read: {one_line(error)}") from None
     raw: dict[str, Any] = parse_as(data, dict[str, Any], path, what, remedy)
     return check_as(raw, schema, path, what, remedy), raw
 
@@ -199,11 +201,12 @@ def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
     found, raw = read_as(path, LabelsFile, "labels file", AGAIN)
     if len(set(found.genres)) < len(found.genres):
         twice = Counter(found.genres).most_common(1)[0][0]
-        raise UserError(f"{path} is not a valid labels file: genres has {twice!r} twice; {AGAIN}")
+        raise UserError("labels-invalid", f"{path} is not a valid labels file: genres has {twice!r} twice; {AGAIN}")
     labels = LabelSet(tuple(found.genres))
     if found.fingerprint != labels.fingerprint:
         raise UserError(
-            f"{path} was edited: its genres do not match its fingerprint {found.fingerprint[:64]!r}; {AGAIN}"
+            "labels-invalid",
+            f"{path} was edited: its genres do not match its fingerprint {found.fingerprint[:64]!r}; {AGAIN}",
         )
     check_decisions(found, len(labels), path)
     return found, raw
@@ -218,8 +221,9 @@ def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> Non
     for what, values in each.items():
         if len(values) != num_genres:
             raise UserError(
+                "labels-invalid",
                 f"{where} is not a valid labels file: it has {len(values)} {what} for {num_genres} genres; "
-                f"{DECIDE_AGAIN}"
+                f"{DECIDE_AGAIN}",
             )
 
 
@@ -235,7 +239,7 @@ def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
     elif cfg.crop_mode == "center" and width / cfg.crop_pct > MAX_RESIZED:
         problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} of {width} pixels makes images too large"
     if problem:
-        raise UserError(f"{path} is not a valid model config: {problem}; {AGAIN}")
+        raise UserError("model-damaged", f"{path} is not a valid model config: {problem}; {AGAIN}")
     return found, raw
 
 
@@ -247,7 +251,7 @@ def check_agreement(config: ConfigFile, genres: tuple[str, ...], folder: Path) -
         what = f"its label_names are not the genres of {LABELS}"
     else:
         return
-    raise UserError(f"{folder / CONFIG} is of another model than {LABELS}: {what}; {AGAIN}")
+    raise UserError("model-damaged", f"{folder / CONFIG} is of another model than {LABELS}: {what}; {AGAIN}")
 
 
 Method = Literal["none", "temperature", "platt"]

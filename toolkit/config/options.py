@@ -31,4 +31,4 @@ class PassOptions:
 
     def __post_init__(self) -> None:
         if self.batch_size < 0 or self.threads < 0:
-            raise UserError("--batch-size and --threads must be 0 (automatic) or more")
+            raise UserError("option-value", "--batch-size and --threads must be 0 (automatic) or more")

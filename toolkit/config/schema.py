@@ -29,6 +29,8 @@ class DataConfig:
 
     image_size: values.Side = 224
     """Side of the square input in pixels; 0 takes the backbone's own, which is 224 for most ImageNet weights."""
+    train_crop: Literal["random", "none"] = "random"
+    """random: training sees a part of the poster, drawn anew each epoch; none: what evaluation sees (fit, crop_pct)."""
     crop_scale: values.AreaRange = (0.35, 1.0)
     """Smallest and largest share of a poster's area that a training crop takes (torchvision's RandomResizedCrop)."""
     crop_ratio: values.RatioRange = (0.75, 1.3333333333333333)
@@ -103,19 +105,15 @@ class AugmentConfig:
     """Strength of RandAugment's operations, 0 to 30 as in torchvision."""
     erase: values.Probability = 0.0
     """Probability that a rectangle of a sample is filled with noise (random erasing)."""
-    erase_area: values.PartRange = (0.02, 0.33)
-    """Smallest and largest share of the area that is erased."""
     mixup: values.Alpha = 0.0
     """Alpha of mixup's Beta distribution; 0 does not mix. Targets are mixed like the pixels."""
     cutmix: values.Alpha = 0.0
     """Alpha of cutmix's Beta distribution; with both, half of the pairs get either."""
-    mix_prob: values.Probability = 1.0
-    """Probability that a pair of samples is mixed."""
 
     @property
     def mixes(self) -> bool:
         """Whether samples are mixed; the plan must then deal in pairs."""
-        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+        return self.mixup > 0 or self.cutmix > 0
 
 
 #: In their order; mixing follows, which changes targets too. A new one is a row, its options above, and its function.
@@ -210,14 +208,10 @@ class TrainConfig:
     """Spread weights, gradients and the optimiser's state over the processes, for a model that does not fit one GPU."""
     sync_batchnorm: bool = False
     """Statistics of BatchNorm over the rows of all GPUs, not of each: for fewer than some 32 rows a GPU."""
-    channels_last: bool = True
-    """Memory layout of images and weights; faster for convolutions on GPUs and CPUs."""
     compile: bool = False
     """torch.compile the model; needs a working compiler at run time."""
     on_nonfinite: OnNonfinite = "stop"
     """A loss or gradient that is not finite stops the run, or its update is skipped, which waits for each update."""
-    max_skipped: Annotated[int, or_more("none")] = 10
-    """Updates of an epoch that may be skipped (fp16's overflows apart) before the run stops and lists their samples."""
     checkpoint_steps: Annotated[int, or_more("per epoch only")] = 0
     """Save a checkpoint every so many updates, besides one per epoch; 0 only per epoch."""
     keep_checkpoints: values.Count = 2

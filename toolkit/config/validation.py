@@ -45,13 +45,13 @@ def _check_values(where: str, options: Any) -> None:
     for name, value in vars(options).items():
         numbers = value if isinstance(value, (tuple, list)) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise UserError(f"{where}.{name} must be finite, not {value}")
+            raise UserError("option-value", f"{where}.{name} must be finite, not {value}")
     kind: Any = type(options)
     for name, rules in _rules(kind).items():
         value = getattr(options, name)
         for rule in rules:
             if not rule.holds(value):
-                raise UserError(f"{where}.{name} must be {rule.wanted}, not {str(value)[:200]}")
+                raise UserError("option-value", f"{where}.{name} must be {rule.wanted}, not {str(value)[:200]}")
 
 
 @cache
@@ -67,17 +67,17 @@ def _rules(kind: type) -> dict[str, list[Rule]]:
 def _check_loss(loss: LossConfig) -> None:
     """Raise UserError for an option that the chosen loss does not have, or for a value that it cannot have."""
     if loss.name not in LOSSES:
-        raise UserError(f"loss.name must be one of {', '.join(LOSSES)}, not {loss.name[:200]!r}")
+        raise UserError("option-value", f"loss.name must be one of {', '.join(LOSSES)}, not {loss.name[:200]!r}")
     kind = LOSSES[loss.name].options
     known = list(_rules(kind))
     for name in loss.options:
         if name not in known:
             hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
-            raise UserError(f"loss.options.{name} is no option of loss {loss.name}{hint}")
+            raise UserError("option-unknown", f"loss.options.{name} is no option of loss {loss.name}{hint}")
     try:
         options: Any = msgspec.convert(loss.options, kind)
     except msgspec.ValidationError as error:
-        raise UserError(f"loss.options: {one_line(error)}") from None
+        raise UserError("option-value", f"loss.options: {one_line(error)}") from None
     _check_values("loss.options", options)
 
 
@@ -86,12 +86,14 @@ def _check_together(config: Config) -> None:
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
-            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, not {data.crop_pct}"
+            "option-value",
+            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, not {data.crop_pct}",
         )
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(
+            "option-conflict",
             f"train.batch_size must be at least 2 with augment.mixup or augment.cutmix, which mix the pairs of an "
-            f"update, not {train.batch_size}"
+            f"update, not {train.batch_size}",
         )
 
 
@@ -100,18 +102,21 @@ def _check_cached(config: Config) -> None:
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(
+            "option-conflict",
             "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
-            "--train.feature_views 0"
+            "--train.feature_views 0",
         )
     if others := [name for name in frozen if name != "backbone"]:
         raise UserError(
+            "option-conflict",
             f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
-            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0"
+            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0",
         )
     if config.augment.mixes:
         raise UserError(
+            "option-conflict",
             "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
-            "--train.feature_views 0"
+            "--train.feature_views 0",
         )
     for key, asked, off in (
         ("train.auto_batch", config.train.auto_batch, "false"),
@@ -122,8 +127,9 @@ def _check_cached(config: Config) -> None:
     ):
         if asked:
             raise UserError(
+                "option-conflict",
                 f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
-                f"--train.feature_views 0"
+                f"--train.feature_views 0",
             )
 
 
@@ -144,7 +150,9 @@ def _check_fsdp(config: Config) -> None:
          f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}"),
     ):  # fmt: skip
         if asked:
-            raise UserError(f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false")
+            raise UserError(
+                "option-conflict", f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false"
+            )
 
 
 def _check_optimizer(name: str) -> None:
@@ -152,6 +160,10 @@ def _check_optimizer(name: str) -> None:
 
     known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
-        raise UserError(f"optim.name: timm has no optimiser {name!r}{did_you_mean(name, known, str, 3)}")
+        raise UserError(
+            "option-value", f"optim.name: timm has no optimiser {name!r}{did_you_mean(name, known, str, 3)}"
+        )
     if get_optimizer_info(name).second_order:
-        raise UserError(f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none")
+        raise UserError(
+            "option-value", f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none"
+        )

@@ -65,7 +65,6 @@ _FOLDER = Rule("a folder, whose files processes map, and no URL", lambda value: 
 
 Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
-PartRange = Annotated[tuple[float, float], Rule("0 < low <= high < 1", lambda v: 0 < v[0] <= v[1] < 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]
 Widths = Annotated[tuple[int, ...], _WIDTHS]
 Modules = Annotated[tuple[str, ...], Rule(_FREEZES, lambda value: all(map(_FREEZE.fullmatch, value)))]

@@ -19,7 +19,7 @@ from toolkit.data.transforms.batch_transform import Cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
-from toolkit.inference.forward import Answer, Forward, ForwardOptions, require_finite_outputs
+from toolkit.inference.forward import Answer, Forward, require_finite_outputs
 
 
 @dataclass
@@ -137,7 +137,6 @@ def infer_all(
     preprocessing: Preprocessing,
     accelerator: Accelerator,
     *,
-    channels_last: bool = True,
     on_batch: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
@@ -149,7 +148,7 @@ def infer_all(
     rows = rows_for(batch_size, accelerator.device)
     plan, world = EvalPlan(count, rows), accelerator.num_processes
     shares = plan.shares(accelerator.process_index, world)
-    forward = Forward(model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last))
+    forward = Forward(model, preprocessing, autocast_dtype(accelerator))
     calls = 0
     failure: UserError | None = None
 

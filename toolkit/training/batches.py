@@ -122,7 +122,6 @@ class Pixels:
         self.trained, self.frozen, self.preprocessing = model, config.model.freeze, preprocessing
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
-        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
 
     def feed(self, parts: Parts) -> Feed:
         """See Inputs."""
@@ -131,8 +130,7 @@ class Pixels:
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See Inputs: augmented, then normalised, (n, 3, S, S)."""
         images, targets = self.augment(batch.images, targets, batch.share, epoch)
-        normal = self.preprocessing.normalize(images, self.dtype)
-        return normal.contiguous(memory_format=self.memory_format), targets
+        return self.preprocessing.normalize(images, self.dtype), targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
         """See Inputs."""
@@ -189,7 +187,6 @@ class Feed:
                 self.parts.config.train.eval_batch_size,
                 self.parts.preprocessing,
                 self.accelerator,
-                channels_last=self.parts.config.train.channels_last,
                 on_batch=on_batch,
             )
 

@@ -31,6 +31,8 @@ from toolkit.distributed.fsdp import local
 log = logging.getLogger(__name__)
 
 SHOWN = 10
+#: Updates of an epoch that may be skipped (overflows in fp16 apart): more are no accident.
+MAX_SKIPPED = 10
 #: Updates after which `allow` looks by itself: what is noted of each until then stays in memory.
 MOST = 1000
 #: Under fp16 a run ends with a scale below the first (DeepSpeed's and Megatron's least one), or when so many updates in
@@ -137,16 +139,16 @@ class Guard:
         if self._agreed():
             raise UserError(f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept")
 
-    def check_skipped(self, count: int, most: int, updates: int) -> None:
-        """Raise UserError, on every rank, if too many updates of an epoch were skipped: over ``most``, or all.
+    def check_skipped(self, count: int, updates: int) -> None:
+        """Raise UserError, on every rank, if too many updates of an epoch were skipped: over MAX_SKIPPED, or all.
 
         ``count`` of ``updates`` were.
         """
-        if count > most or count == updates:
+        if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-SHOWN:])
             raise UserError(
-                f"{count} of the epoch's {updates} updates were not finite and skipped, with --train.max_skipped "
-                f"{most}: {REMEDY}; the last checkpoint is kept. They were: {listed}"
+                f"{count} of the epoch's {updates} updates were not finite and skipped, where {MAX_SKIPPED} are "
+                f"the limit: {REMEDY}; the last checkpoint is kept. They were: {listed}"
             )
 
     def _agreed(self) -> bool:

@@ -132,8 +132,7 @@ def _restored(
     if checkpoint is not None:
         with restoring(checkpoint):
             model.load_state_dict(checkpoint.tensors["model"])
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
     ema = build_ema(model, config.ema)
     if ema is not None and checkpoint is not None:
         with restoring(checkpoint):

@@ -176,8 +176,7 @@ class Trainer:
             if self.updater.overflows:
                 state.overflowed += 1
             else:
-                most = self.config.train.max_skipped
-                self.guard.check_skipped(state.skipped - state.overflowed, most, self.plan.steps_per_epoch)
+                self.guard.check_skipped(state.skipped - state.overflowed, self.plan.steps_per_epoch)
         state.step += 1
         state.updates += 1
         return loss, counted

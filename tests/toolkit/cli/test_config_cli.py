@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from failing import fails
 from toolkit_helpers import ROOT, config_keys, parse_train, posters_command
 
 from shards.errors import UserError
@@ -185,6 +186,29 @@ def test_options_of_a_loss_and_the_flat_keys_of_earlier_versions(tmp_path: Path)
     both = parse("--config", str(tmp_path / "c.yaml"), "--loss.options.gamma_neg=2")
     assert both.loss.options == {**asl, "gamma_neg": 2.0}
     assert parse("--loss.focal_gamma=3").loss.options == {}  # of another loss: without effect, as before
+
+
+def test_keys_that_became_constants(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    usual = (
+        "train: {channels_last: true, max_skipped: 10}\naugment: {mix_prob: 1, erase_area: [0.02, 0.33], mixup: 0.2}\n"
+    )
+    (tmp_path / "c.yaml").write_text(usual)
+    assert parse("--config", str(tmp_path / "c.yaml")) == parse("--augment.mixup=0.2")
+    assert parse("--train", "{channels_last: true, epochs: 2}") == parse("--train.epochs=2")
+    assert caplog.messages == []
+    assert parse("--train.channels_last=false") == parse()
+    assert parse("--config", str(tmp_path / "c.yaml"), "--augment.mix_prob=0") == parse()
+    assert [message.split()[0] for message in caplog.messages] == ["train.channels_last", "augment.mix_prob"]
+
+
+@pytest.mark.parametrize(
+    "option", ["train.max_skipped=99", "augment.mix_prob=0.5", "augment.erase_area=[0.1, 0.2]", "train.max_skipped=few"]
+)
+def test_another_value_of_what_became_a_constant_is_refused(option: str):
+    key, value = option.split("=")
+    with fails("option-value", key, value):
+        parse(f"--{option}")
 
 
 def test_folders_are_needed():

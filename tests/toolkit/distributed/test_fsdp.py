@@ -37,7 +37,7 @@ EVERYTHING = [
 #: BatchNorm, what never learns and what thaws, dropout and stochastic depth, bfloat16 and recomputation.
 RESNET = [
     "--model.freeze=[stem, layer1@1]", "--model.checkpointing=true", "--model.drop_path=0.1", "--optim.name=sgd",
-    "--optim.lr=0.05", "--train.precision=bf16", "--train.channels_last=false", "--train.epochs=2",
+    "--optim.lr=0.05", "--train.precision=bf16", "--train.epochs=2",
     "--train.keep_checkpoints=9",
 ]  # fmt: skip
 SKIP = [*TINY_VIT, "--model.freeze=[]", "--train.on_nonfinite=skip", "--train.epochs=1"]

@@ -57,7 +57,7 @@ def test_mixing_deals_in_pairs(reader: ShardReader):
     config = Config()
     config.augment.cutmix = 1.0
     assert train_plan(config, reader).deal == 2
-    config.augment.mix_prob = 0.0
+    config.augment.cutmix = 0.0
     assert train_plan(config, reader).deal == 1
 
 

@@ -47,8 +47,6 @@ def draw_pairs(config: AugmentConfig, side: int, share: Share, seed: int, epoch:
     keys = share.keys.astype(np.uint64)
     pair_keys = mix64(mix64(keys[first]) + keys[first + 1])
     u = uniforms(seed, epoch, pair_keys, 5, Stream.MIX)
-    mixed = u[:, 0] < config.mix_prob
-    first, u = first[mixed], u[mixed]
     cut = u[:, 1] < 0.5 if config.mixup > 0 else np.ones(len(first), dtype=bool)
     if config.cutmix <= 0:
         cut = np.zeros(len(first), dtype=bool)

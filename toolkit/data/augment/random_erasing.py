@@ -16,13 +16,15 @@ from toolkit.config.schema import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
 from toolkit.device.transfer import to_device
 
+#: Smallest and largest share of an image that a rectangle takes: torchvision's and timm's.
+AREA = (0.02, 0.33)
 #: Smallest and largest height / width of a rectangle; timm's and the paper's.
 ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """(n, 3, S, S) float32 levels, with a noisy rectangle in a share ``config.erase`` of the samples, by their keys."""
-    boxes = erased_boxes(images.shape[3], config.erase, config.erase_area, seed, epoch, keys)
+    boxes = erased_boxes(images.shape[3], config.erase, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
         return images
@@ -35,18 +37,16 @@ def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, ke
     return out
 
 
-def erased_boxes(
-    side: int, probability: float, area: tuple[float, float], seed: int, epoch: int, keys: np.ndarray
-) -> np.ndarray:
+def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
     """(n, 4) int64 left, top, right, bottom; all zero where nothing is erased.
 
-    As torchvision: a share of the area uniform in ``area`` and a log-uniform aspect ratio, drawn until both sides are
+    As torchvision: a share of the area uniform in AREA and a log-uniform aspect ratio, drawn until both sides are
     less than S; after ATTEMPTS of them nothing is erased.
     """
     n = len(keys)
     u = uniforms(seed, epoch, keys, 1 + 4 * ATTEMPTS, Stream.ERASE)
     draws = u[:, 1:].reshape(n, ATTEMPTS, 4)
-    areas = side * side * (area[0] + draws[..., 0] * (area[1] - area[0]))
+    areas = side * side * (AREA[0] + draws[..., 0] * (AREA[1] - AREA[0]))
     low, high = math.log(ASPECTS[0]), math.log(ASPECTS[1])
     aspects = np.exp(low + draws[..., 1] * (high - low))
     h = np.maximum(1, np.rint(np.sqrt(areas * aspects)))

@@ -1,14 +1,14 @@
 """Which part of each stored image becomes a sample, and what must be decoded for it. Arithmetic on arrays, no pixels.
 
 A view resizes ``box`` of the image to ``resized`` (Pillow's antialiased bilinear filter, edges of the box clamped) and
-takes the square window of side S whose corner is ``corner``, mirrored if ``flip``. A training crop is a view whose
+takes the square window of side S whose corner is ``corner``, mirrored if ``flip``. A random crop is a view whose
 window is the whole resized box; the evaluation transform is one whose box is the whole image (and whose window is the
 whole resized box too where it stretches).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,6 +69,8 @@ def train_views(
     """Random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.Share.keys."""
     boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)
     n, side = len(keys), config.image_size
+    if config.train_crop == "none":
+        return replace(eval_views(side, config.crop_pct, widths, heights, config.fit), flips=flips)
     resized = np.full((n, 2), side, dtype=np.int64)
     return Views(side, widths, heights, boxes, resized, np.zeros((n, 2), dtype=np.int64), flips)
 

@@ -27,6 +27,7 @@ from shards.errors import UserError
 from shards.progress import progress
 from toolkit.config.schema import Config
 from toolkit.data.augment.pipeline import Augmenter
+from toolkit.data.augment.random_erasing import AREA
 from toolkit.data.loader.faults import FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.sampling.plan import EvalPlan, Share
@@ -46,9 +47,10 @@ log = logging.getLogger(__name__)
 TOGETHER = 4096
 #: Options of augmentation that names of files have always told.
 FIRST = (
-    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "erase_area", "mixup", "cutmix",
-    "mix_prob",
+    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix",
 )  # fmt: skip
+#: Of augmentation, what once were options: names of files have them still.
+CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
 #: To be raised when the same facts give other features: files of an older version are then left alone.
 VERSION = 2
 
@@ -76,9 +78,7 @@ class FeatureBank:
         shard_set: str,
     ) -> None:
         """``model`` is a whole timm model, whose backbone gives the features; it goes to the accelerator's device."""
-        model = model.to(accelerator.device)
-        if config.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
         self._backbone = backbone_hash(model)
@@ -88,13 +88,15 @@ class FeatureBank:
         config, seed = self.config, self.config.train.seed
         augment = Augmenter(config.augment, seed)
         data = config.data
+        seen = [data.fit, data.crop_pct]
+        crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
         cutter = train_cutter(reader, data, seed, view, self.accelerator.device)
         facts = {
             "view": view,
             "seed": seed,
-            "crop": [*data.crop_scale, *data.crop_ratio, data.flip],
+            "crop": [*crop, data.flip],
             # An option of a later version than FIRST that is off leaves features, and so names, as they were.
-            "augment": {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
+            "augment": CONSTANT | {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
         }
 
         def pixels(batch: Batch) -> torch.Tensor:
@@ -197,11 +199,10 @@ class FeatureBank:
 
     def _own_rows(self, view: View, shares: Iterable[Share]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
-        accelerator, train, data = self.accelerator, self.config.train, self.config.data
+        accelerator, data = self.accelerator, self.config.data
         # Never replaced: a substitute's features would stand under the damaged sample's labels.
         policy = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
         dtype = autocast_dtype(accelerator)
-        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model.eval()
         with (
             Loader(
@@ -216,7 +217,7 @@ class FeatureBank:
             contextlib.closing(loader.batches(shares, view.cutter)) as batches,
         ):
             for batch in batches:
-                images = self.preprocessing.normalize(view.pixels(batch), dtype).contiguous(memory_format=memory_format)
+                images = self.preprocessing.normalize(view.pixels(batch), dtype)
                 with accelerator.autocast():
                     out = backbone_features(self.model, images)
                 damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))

@@ -25,7 +25,7 @@ import torch
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as
 from shards.storage.files import PARTIAL, atomic_write, flush, read_json, sha256_file, write_json
-from toolkit.config.files import as_today
+from toolkit.config.files import CONSTANTS, as_today
 from toolkit.config.io import config_dict
 from toolkit.config.model_files import Number
 from toolkit.config.schema import AugmentConfig, Config, DecideConfig
@@ -243,18 +243,19 @@ MAY_CHANGE = frozenset(
         "train.epochs", "train.patience",
         # on which machine, how fast and in how much memory: the same updates, but for rounding
         "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
-        "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp", "train.channels_last",
+        "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp",
         "train.compile", "train.feature_cache",
         # statistics of a GPU's rows or of all: as with another number of processes, which may change too
         "train.sync_batchnorm",
         # what is done about damage, and what is written
-        "data.on_error", "data.max_errors", "train.on_nonfinite", "train.max_skipped", "train.checkpoint_steps",
+        "data.on_error", "data.max_errors", "train.on_nonfinite", "train.checkpoint_steps",
         "train.keep_checkpoints", "train.log_steps", "train.tensorboard",
         # where the first weights came from: the checkpoint's are read in their place
         "model.pretrained", "model.weights",
         # what people change in the course of a training: rates, and how strongly it is regularised
         "optim.lr", "optim.schedule", "optim.warmup_steps", "optim.min_lr", "optim.weight_decay", "optim.momentum",
-        "optim.clip_norm", "model.dropout", "model.drop_path", "data.crop_scale", "data.crop_ratio", "data.flip",
+        "optim.clip_norm", "model.dropout", "model.drop_path",
+        "data.train_crop", "data.crop_scale", "data.crop_ratio", "data.flip",
         *(f"augment.{name}" for name in vars(AugmentConfig())),
         # what is chosen anew after every epoch (where train.monitor depends on it, the best so far is measured again)
         *(f"decide.{name}" for name in vars(DecideConfig())),
@@ -285,7 +286,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     if "loss" not in checkpoint.config:  # from before losses could be chosen
         changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
     for key, before, value in _changes(checkpoint.config, config):
-        if key not in free:
+        if key not in free and key not in CONSTANTS:
             raise UserError(
                 f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
                 f"use that, or start a new run in another --out"
@@ -299,13 +300,14 @@ def same_run(before: Any, config: dict[str, Any]) -> bool:
     if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
         return False
     free = _may_change(config)
-    return all(key in free for key, _, _ in _changes(before, config))
+    return all(key in free or key in CONSTANTS for key, _, _ in _changes(before, config))
 
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, before, now) of options that differ; one that an earlier version did not know had its default."""
     before, defaults = copy.deepcopy(before), config_dict(Config())
-    as_today(before)
+    for key, old in as_today(before).items():
+        yield key, old, CONSTANTS[key]
     for section, values in config.items():
         for name, value in values.items():
             old = before.get(section, {}).get(name, defaults[section][name])

@@ -18,7 +18,7 @@ from toolkit.data.sampling.plan import Share, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder
 
 EVERYTHING = AugmentConfig(
-    brightness=0.4, contrast=0.4, saturation=0.4, randaugment=2, erase=0.5, mixup=0.4, cutmix=1.0, mix_prob=0.8
+    brightness=0.4, contrast=0.4, saturation=0.4, randaugment=2, erase=0.5, mixup=0.4, cutmix=1.0
 )
 OPTIONS: dict[str, Any] = {
     "brightness": 0.4,
@@ -113,7 +113,7 @@ def test_switching_an_operation_on_does_not_change_what_another_draws():
     alone = AugmentConfig(erase=0.5)
     with_others = replace(alone, brightness=0.4, randaugment=2)
     erased, both = augmented(alone, share, seed, epoch)[0], augmented(with_others, share, seed, epoch)[0]
-    boxes = erased_boxes(SIDE, 0.5, alone.erase_area, seed, epoch, share.keys)
+    boxes = erased_boxes(SIDE, 0.5, seed, epoch, share.keys)
     assert (boxes[:, 2] > 0).any()
     for row, (left, top, right, bottom) in enumerate(boxes.tolist()):
         assert torch.equal(erased[row, top:bottom, left:right], both[row, top:bottom, left:right])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_evaluation_is_torchvisions(shapes, side, crop_pct, cut):
     found, expected = fast(files, cut(views)), reference_evals(files, side, crop_pct)
     bound = np.where(views.denominators() > 1, 2.5, 0.5)
     assert (worst(found, expected) <= bound).all()
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_training_without_crops_sees_what_evaluation_sees_or_mirrored(fit: Literal["crop", "stretch"], cut: type):
+    files = [jpeg(picture(w, h)) for w, h in ((90, 130), (200, 70), (64, 64), (150, 220))]
+    config = DataConfig(image_size=48, train_crop="none", fit=fit, crop_pct=0.9)
+    views = train_views(config, 0, 1, np.arange(4), *sizes(files))
+    found, seen = fast(files, cut(views)), fast(files, cut(eval_views(48, 0.9, *sizes(files), fit)))
+    assert set(views.flips) == {False, True}
+    for row, flip in enumerate(views.flips):
+        assert np.abs(found[row] - (seen[row][:, ::-1] if flip else seen[row])).max() <= 1
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -21,6 +21,7 @@ from toolkit.training.checkpoints.checkpoint import (
     Progress,
     check_resumable,
     newest_checkpoint,
+    same_run,
     save_checkpoint,
 )
 from toolkit.training.run import train
@@ -78,7 +79,7 @@ OTHERWISE: dict[str, Any] = {
     "model.name": "test_vit", "model.weights": "other.safetensors", "model.head": "levels", "model.hidden": (8, 8),
     "model.dropout": 0.25, "model.drop_path": 0.1, "model.freeze": (), "augment.brightness": 0.1,
     "augment.contrast": 0.1, "augment.saturation": 0.1, "augment.magnitude": 5.0, "augment.erase": 0.2,
-    "augment.erase_area": (0.1, 0.2), "augment.mixup": 0.2, "augment.cutmix": 0.5, "augment.mix_prob": 0.5,
+    "augment.mixup": 0.2, "augment.cutmix": 0.5, "data.train_crop": "none",
     "loss.name": "focal", "loss.smoothing": 0.1, "loss.options": {"focal_gamma": 3.0},
     "optim.name": "adamw", "optim.lr": 0.0001,
     "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
@@ -134,6 +135,15 @@ def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
         with pytest.raises(UserError, match=rf"cannot resume .* with {re.escape(key)} .*: it was trained with") as e:
             check_resumable(found, config_dict(config), "set")
         assert "\n" not in str(e.value) and "start a new run in another --out" in str(e.value)
+
+
+def test_what_became_a_constant_is_a_change_that_is_shown(tmp_path: Path):
+    found = saved(tmp_path, Config())
+    found.config["train"] |= {"channels_last": False, "max_skipped": 10}
+    found.config["augment"] |= {"mix_prob": 0.5}
+    lines = ["train.channels_last False -> True", "augment.mix_prob 0.5 -> 1.0"]
+    assert check_resumable(found, config_dict(Config()), "set") == lines
+    assert same_run(found.config, config_dict(Config()))
 
 
 def test_an_option_of_a_later_version_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
