@@ -45,7 +45,7 @@ def settings(weights: Path, pixels: int) -> Config:
         data=DataConfig(image_size=pixels),
         model=ModelConfig(weights=str(weights)),
         optim=OptimConfig(lr=0.00015),
-        train=TrainConfig(batch_size=BATCH, precision="no", tensorboard=False),
+        train=TrainConfig(batch_size=BATCH, precision="no", trackers={}),
     )
 
 

@@ -157,7 +157,7 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
             f"--model.weights={args.weights}",
             f"--train.feature_cache={folder / 'features'}",
             f"--train.precision={args.precision}",
-            "--train.tensorboard=false",
+            "--train.trackers={}",
             *recipe.overrides,
             *(f"--{option}" for option in args.override),
             f"--shards={folder / 'shards'}",

@@ -87,7 +87,7 @@ def recipe(options: argparse.Namespace) -> Config:
         model=ModelConfig(name=options.model, pretrained=False, head="linear", freeze=()),
         augment=AugmentConfig(),
         train=TrainConfig(
-            epochs=options.rounds + 1, batch_size=options.batch, ema=0.999, checkpoint_steps=0, tensorboard=False
+            epochs=options.rounds + 1, batch_size=options.batch, ema=0.999, checkpoint_steps=0, trackers={}
         ),
     )
 

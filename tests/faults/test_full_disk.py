@@ -115,13 +115,13 @@ def test_tensorboard(room: int, drawn_set: Path, disk: Disk, tmp_path: Path, cap
     out.mkdir()
     (out / "tensorboard").symlink_to(disk.folder)
     disk.fill(room)
-    options = [*SMALL, "--train.tensorboard=true", "--train.epochs=6", "--train.patience=0"]
+    options = [*SMALL, "--train.trackers={tensorboard: {}}", "--train.epochs=6", "--train.patience=0"]
     options = ["train", "--shards", str(drawn_set), "--out", str(out), *options]
     status, line = command(options, capsys)
     assert status == 2 and FULL in line and "tensorboard" in line
     assert bool(list(out.glob("checkpoints/step-*"))) == bool(room)
     if room:  # without it the run goes on
-        assert command([*options, "--resume", "--train.tensorboard=false"], capsys) == (0, "")
+        assert command([*options, "--resume", "--train.trackers={}"], capsys) == (0, "")
 
 
 def test_find_lr(drawn_set: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):

@@ -52,6 +52,8 @@ class Run:
     """Update in which an element of rank 1's own part of the gradient is not finite; 0 none."""
     stray: bool = False
     """Whether rank 1 starts with other weights, as from another file."""
+    contiguous: bool = False
+    """Whether whole weights lie in memory as spread ones do: another layout rounds otherwise."""
     backend: str = ""
     """What stands in for the compiler of train.compile, whose own takes a minute; all else of torch.compile is real."""
     plain_ddp: bool = False
@@ -143,6 +145,7 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(run.port)
         torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler
         wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[assignment, misc]
+        parts.LAYOUT = torch.contiguous_format if run.contiguous else torch.channels_last
         parts.spread = partial(_stray, run)
         entry.Trainer, seen = spied(run)  # type: ignore[misc]
         out = Path(run.out)

@@ -52,7 +52,7 @@ TINY = [
     "--data.workers=1",
     "--train.batch_size=20",
     "--train.eval_batch_size=16",
-    "--train.tensorboard=false",
+    "--train.trackers={}",
     "--decide.thresholds=global",
     "--decide.calibration=none",
 ]

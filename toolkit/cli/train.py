@@ -43,6 +43,7 @@ class TrainOptions(SetOptions):
     #: Keys of earlier versions and their types: read, and not shown.
     old_keys: ClassVar = {
         **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
+        "train.tensorboard": bool,
         **{key: list[float] if isinstance(value, list) else type(value) for key, value in CONSTANTS.items()},
     }
 

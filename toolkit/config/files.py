@@ -38,6 +38,9 @@ def as_today(config: Any) -> dict[str, Any]:
         value = (config.get(section) or {}).pop(name, constant)
         if value != constant and list(value if isinstance(value, tuple) else [value]) != constant:
             other[key] = value
+    train = config.get("train") or {}
+    if train.pop("tensorboard", True) is False:
+        train["trackers"] = {name: given for name, given in train.get("trackers", {}).items() if name != "tensorboard"}
     if other.get("augment.mix_prob") == 0:
         config["augment"]["mixup"] = config["augment"]["cutmix"] = 0.0
     loss = config.get("loss") or {}

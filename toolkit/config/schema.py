@@ -218,8 +218,8 @@ class TrainConfig:
     """Newest checkpoints kept; two survive a damaged newest one."""
     log_steps: values.Count = 20
     """Updates between two rows of the log."""
-    tensorboard: bool = True
-    """Write TensorBoard events beside the CSV log, where tensorboard is installed."""
+    trackers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tensorboard": {}})
+    """Where figures go besides the CSV logs, by name, each with its options; one that is not installed is idle."""
 
 
 @dataclass

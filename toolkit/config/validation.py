@@ -6,6 +6,7 @@ Nothing is loaded for it: a run that could not go on ends here, before its data 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -13,10 +14,11 @@ import msgspec
 
 from shards.errors import UserError, did_you_mean, one_line
 from toolkit.config.losses import LOSSES
+from toolkit.config.trackers import TRACKERS
 from toolkit.config.values import MAX_RESIZED, Rule
 
 if TYPE_CHECKING:
-    from toolkit.config.schema import Config, LossConfig
+    from toolkit.config.schema import Config
 
 #: Known without asking timm.
 COMMON = ("adam", "adamw", "sgd", "lamb")
@@ -30,7 +32,9 @@ def check_config(config: Config) -> None:
     """Raise UserError for values that no run could use, naming the key."""
     for name, section in vars(config).items():
         _check_values(name, section)
-    _check_loss(config.loss)
+    _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES)
+    for name, options in config.train.trackers.items():
+        _check_entry("train.trackers", name, f"train.trackers.{name}", options, TRACKERS)
     _check_together(config)
     if config.optim.name not in COMMON:
         _check_optimizer(config.optim.name)
@@ -64,21 +68,21 @@ def _rules(kind: type) -> dict[str, list[Rule]]:
     }
 
 
-def _check_loss(loss: LossConfig) -> None:
-    """Raise UserError for an option that the chosen loss does not have, or for a value that it cannot have."""
-    if loss.name not in LOSSES:
-        raise UserError("option-value", f"loss.name must be one of {', '.join(LOSSES)}, not {loss.name[:200]!r}")
-    kind = LOSSES[loss.name].options
+def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registry: Mapping[str, Any]) -> None:
+    """Raise UserError for a name that is not in a registry, or for options that the entry, a dataclass, cannot have."""
+    if name not in registry:
+        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {name[:200]!r}")
+    kind = registry[name].options
     known = list(_rules(kind))
-    for name in loss.options:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
-            raise UserError("option-unknown", f"loss.options.{name} is no option of loss {loss.name}{hint}")
+    for option in given:
+        if option not in known:
+            hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"
+            raise UserError("option-unknown", f"{where}.{option} is no option of {name}{hint}")
     try:
-        options: Any = msgspec.convert(loss.options, kind)
+        options = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise UserError("option-value", f"loss.options: {one_line(error)}") from None
-    _check_values("loss.options", options)
+        raise UserError("option-value", f"{where}: {one_line(error)}") from None
+    _check_values(where, options)
 
 
 def _check_together(config: Config) -> None:

@@ -39,8 +39,8 @@ from toolkit.training.auto_batch import fit_accumulation
 from toolkit.training.batch_norm import check_rows
 from toolkit.training.checkpoints.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.training.checkpoints.resume import resumed_checkpoint
-from toolkit.training.run_log import naming
 from toolkit.training.setup import Parts, build_parts
+from toolkit.training.trackers import start_trackers
 from toolkit.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,7 @@ def _train(
     checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
     by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
     parts = _prepared(accelerator, config, manifest, readers, out, checkpoint)
-    if config.train.tensorboard:
-        by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
+    by_main(accelerator, lambda: start_trackers(accelerator, config.train.trackers, out))
     if not Trainer(parts, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
@@ -165,12 +164,7 @@ def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
-    return make_accelerator(
-        None if precision == "auto" else precision,
-        facts,
-        log_with="tensorboard" if config.train.tensorboard else None,
-        project_dir=str(out),
-    )
+    return make_accelerator(None if precision == "auto" else precision, facts)
 
 
 def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
@@ -186,11 +180,6 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
     remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")
-
-
-def _start_tensorboard(accelerator: Accelerator, folder: Path) -> None:
-    with naming(folder):
-        accelerator.init_trackers("tensorboard")
 
 
 def _say_what_runs(parts: Parts, checkpoint: Checkpoint | None) -> None:

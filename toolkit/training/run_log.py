@@ -60,8 +60,9 @@ class RunLog:
         with naming(path), open(path, "a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
         values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
-        with naming(path.parent / "tensorboard"):
-            self.accelerator.log(values, step=row["update"])
+        for tracker in self.accelerator.trackers:
+            with naming(path.parent / tracker.name):
+                tracker.log(values, step=row["update"])
 
 
 @contextlib.contextmanager

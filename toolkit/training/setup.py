@@ -41,6 +41,9 @@ from toolkit.training.optim import build_optimizer, restore_optimizer
 
 log = logging.getLogger(__name__)
 
+#: Of weights in memory: faster for convolutions, on GPUs and CPUs.
+LAYOUT = torch.channels_last
+
 
 @dataclass
 class Parts:
@@ -132,7 +135,7 @@ def _restored(
     if checkpoint is not None:
         with restoring(checkpoint):
             model.load_state_dict(checkpoint.tensors["model"])
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=LAYOUT)
     ema = build_ema(model, config.ema)
     if ema is not None and checkpoint is not None:
         with restoring(checkpoint):

@@ -80,7 +80,7 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         plan.append(Run(str(folder / name), options, free_port(), **more))
 
     for name, options in (("everything", EVERYTHING), ("resnet", RESNET)):
-        add(f"{name}-ddp", options)
+        add(f"{name}-ddp", options, contiguous=True)
         add(f"{name}-fsdp", [*options, FSDP])
     add("stopped-fsdp", [*EVERYTHING, FSDP], term=2)
     add("stopped-fsdp", [*EVERYTHING, FSDP], resume=True)

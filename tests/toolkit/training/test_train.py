@@ -253,7 +253,7 @@ def test_accumulation_clipping_cosine_and_a_linear_head(shard_set: Path, tmp_pat
         "train", "--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1", "--train.accumulation=3",
         "--train.batch_size=28",
         "--optim.clip_norm=1", "--optim.schedule=cosine", "--model.head=linear", "--optim.name=adamw",
-        "--train.precision=bf16", "--train.tensorboard=true",
+        "--train.precision=bf16", "--train.trackers={tensorboard: {}}",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "precision bf16" in run.stderr

@@ -249,7 +249,7 @@ MAY_CHANGE = frozenset(
         "train.sync_batchnorm",
         # what is done about damage, and what is written
         "data.on_error", "data.max_errors", "train.on_nonfinite", "train.checkpoint_steps",
-        "train.keep_checkpoints", "train.log_steps", "train.tensorboard",
+        "train.keep_checkpoints", "train.log_steps", "train.trackers",
         # where the first weights came from: the checkpoint's are read in their place
         "model.pretrained", "model.weights",
         # what people change in the course of a training: rates, and how strongly it is regularised

@@ -84,7 +84,8 @@ OTHERWISE: dict[str, Any] = {
     "optim.name": "adamw", "optim.lr": 0.0001,
     "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
     "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
-    "train.feature_cache": "elsewhere", "train.on_nonfinite": "skip", "decide.thresholds": "global",
+    "train.feature_cache": "elsewhere",
+    "train.on_nonfinite": "skip", "decide.thresholds": "global",
     "decide.aim": "f0.5", "decide.calibration": "platt", "decide.slack": 0.0,
 }  # fmt: skip
 
@@ -95,8 +96,8 @@ def otherwise(config: Config, *keys: str) -> Config:
     for key in keys:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        opposite = isinstance(value, bool) and not value
-        other = OTHERWISE[key] if key in OTHERWISE else opposite if isinstance(value, bool) else value + 1
+        opposite = {} if value else {"tensorboard": {}} if isinstance(value, dict) else not value
+        other = OTHERWISE[key] if key in OTHERWISE else opposite if isinstance(value, (bool, dict)) else value + 1
         assert other != value
         setattr(getattr(config, section), name, other)
     return config

@@ -1,0 +1,30 @@
+"""Starts the trackers that train.trackers names; RunLog (run_log.py) gives them its rows."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
+
+from toolkit.config.registry import named
+from toolkit.config.trackers import TRACKERS, TensorBoardOptions
+from toolkit.training.run_log import naming
+
+
+def start_trackers(accelerator: Accelerator, wanted: dict[str, dict[str, Any]], out: Path) -> None:
+    """Start those that are installed. For the main process, before the first row."""
+    for name, options in wanted.items():
+        entry = TRACKERS[name]
+        if find_spec(entry.package):
+            with naming(out / name):
+                tracker = named(entry.made_by)(out, entry.options(**options))
+                tracker.start()
+            accelerator.trackers.append(tracker)
+
+
+def tensorboard(out: Path, options: TensorBoardOptions) -> GeneralTracker:
+    """Events in RUN/tensorboard."""
+    return TensorBoardTracker("tensorboard", out)
