@@ -6,13 +6,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
+from shards.fetch.journal import Journal, recall, take_in_parts
 from shards.fetch.options import FetchOptions
+from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, has_poster, incoming
 from shards.inputs.listing import NoFolder, list_posters
 from shards.inputs.metadata import Rejection, write_rejected
 from shards.progress import progress
@@ -26,19 +29,17 @@ if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FetchOptions", "Fetched", "fetch_posters"]
-
 
 @dataclass
 class Fetched:
     """What a run came to."""
 
+    rejected: dict[int, Rejection]
+    """Rows without a poster, by their line in the CSV."""
     fetched: int = 0
     """Posters that this run brought."""
     present: int = 0
     """Posters that were there before."""
-    rejected: dict[int, Rejection] = field(default_factory=dict)
-    """All other rows, by their line in the CSV."""
 
 
 def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetched:
@@ -50,13 +51,18 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     """
     require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
-    from shards.fetch.poster_store import REJECTED
     from shards.storage.address_policy import is_any, is_public
 
     links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
-        result = _fetch_links(options, allowed or (is_any if options.allow_private else is_public), links)
+        allowed = allowed or (is_any if options.allow_private else is_public)
+        # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and
+        # again when all is done.
+        with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
+            take_in_parts(options.out, JOURNAL)
+            result = _fetch_missing(options, allowed, links, executor)
+            take_in_parts(options.out, JOURNAL)
         rejected = options.out / REJECTED
         write_rejected(rejected, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
@@ -70,53 +76,37 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     return result
 
 
-def _fetch_links(options: FetchOptions, allowed: Policy, links: Links) -> Fetched:
-    """Fetch what is not there yet into ``options.out``, which the caller holds."""
-    from shards.fetch.journal import take_in_parts
-    from shards.fetch.poster_store import JOURNAL
-
-    # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and again
-    # when all is done.
-    with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
-        take_in_parts(options.out, JOURNAL)
-        result = _fetch_missing(options, allowed, links, executor)
-        take_in_parts(options.out, JOURNAL)
-    return result
-
-
 def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executor: Executor) -> Fetched:
-    from shards.fetch.journal import recall
-    from shards.fetch.poster_store import JOURNAL
-
-    result = Fetched(rejected=links.rejected)
+    """Fetch what is not there yet into ``options.out``, which the caller holds."""
+    result = Fetched(links.rejected)
     key = place_key(options.out)
     wanted = _of_own_places(links.links, key, result.rejected)
     urls = {key(link.id): link.url for link in wanted}
-    memory = recall(options.out / JOURNAL, urls, options.limits(), key)
+    moved, rejected = recall(options.out / JOURNAL, urls, options.limits(), key)
     there = _posters_there(options.out, [link.id for link in wanted])
     todo, replaces = [], set()
     for link in wanted:
         place = key(link.id)
-        if there(link.id) and place not in memory.moved:
+        if there(link.id) and place not in moved:
             result.present += 1
-        elif place in memory.rejected and not options.retry_rejected:
-            result.rejected[link.line] = replace(memory.rejected[place], id=link.id)
+        elif place in rejected and not options.retry_rejected:
+            result.rejected[link.line] = replace(rejected[place], id=link.id)
         else:
             todo.append(link)
             if there(link.id):
                 replaces.add(link.id)
     if not (options.scheduler or is_remote(options.out)):
-        _fetch_here(options, allowed, todo, result)
+        bad = _fetch_here(options, allowed, todo)
+        result.rejected |= bad
+        result.fetched = len(todo) - len(bad)
         return result
-    from shards.executors.chunks import work_through
-    from shards.fetch.poster_store import incoming
     from shards.fetch.tasks import fetch_chunk, tasks_of
 
     tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
     with nullcontext() if is_remote(options.out) else incoming(options.out):
-        for _, chunk in work_through(executor, fetch_chunk, tasks, "fetching posters"):
-            result.fetched += chunk.fetched
-            result.rejected |= chunk.rejected
+        for task, bad in work_through(executor, fetch_chunk, tasks, "fetching posters"):
+            result.rejected |= bad
+            result.fetched += len(task) - len(bad)
     return result
 
 
@@ -134,31 +124,21 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
     return kept
 
 
-def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link], result: Fetched) -> None:
-    """In one event loop of this process, into a local folder."""
+def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
+    """In one event loop of this process, into a local folder; returns, by line, why some gave no poster."""
     from shards.fetch.event_loop import bring_in
-    from shards.fetch.journal import Journal
-    from shards.fetch.poster_store import JOURNAL, FolderStore, incoming
-
-    def settle(link: Link, rejection: Rejection | None) -> None:
-        if rejection is None:
-            result.fetched += 1
-        else:
-            result.rejected[link.line] = rejection
-        bar.update(1)
 
     with (
         progress(len(links), "fetching posters") as bar,
         closing(Journal(options.out / JOURNAL)) as journal,
         incoming(options.out),
     ):
-        bring_in(links, options, allowed, FolderStore(options.out, journal, options.image), journal, settle)
+        store = FolderStore(options.out, journal, options.image)
+        return bring_in(links, options, allowed, store, done=bar.update)
 
 
 def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether an id has a poster in the folder."""
-    from shards.fetch.poster_store import has_poster
-
     if not is_remote(folder):
         return lambda sample_id: has_poster(folder, sample_id)
     try:

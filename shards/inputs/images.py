@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans, read_jpeg_header, without_junk
-from shards.inputs.metadata import Rejection
+from shards.inputs.metadata import Unusable
 from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
 
@@ -84,16 +84,8 @@ class ImageOptions:
 ANY = ImageOptions(min_side=1)
 
 
-class BadImage(Exception):
-    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def rejection(self, sample_id: str) -> Rejection:
-        return Rejection(sample_id, self.reason, self.detail)
+class BadImage(Unusable):
+    """A picture that cannot be used."""
 
 
 @contextmanager

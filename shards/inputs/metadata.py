@@ -36,6 +36,17 @@ class Rejection:
     detail: str = ""
 
 
+class Unusable(Exception):
+    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def rejection(self, sample_id: str) -> Rejection:
+        return Rejection(sample_id, self.reason, self.detail)
+
+
 @dataclass(frozen=True)
 class Row:
     """One usable poster of the CSV."""
