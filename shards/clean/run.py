@@ -36,7 +36,7 @@ from shards.text.report import write_report
 
 log = logging.getLogger(__name__)
 
-WORK = ".work"
+WORK, REJECTED = ".work", "rejected.csv"
 OURS = ".posters-clean.json"
 """Lists the posters in a folder that are this command's: other pictures are never overwritten or deleted."""
 
@@ -83,10 +83,8 @@ class CleanResult:
     rows: list[dict[str, Any]]
     """A row of the report for each poster, in the CSV's order."""
     rejected: list[Rejection]
-    cleaned_now: int
-    """Posters that this run cleaned; the others were there from before."""
-    slots: int
-    """How many were cleaned at a time."""
+    cleaned_now: int  # posters that this run cleaned; the others were there from before
+    slots: int  # how many were cleaned at a time
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
@@ -99,39 +97,36 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     _refuse_foreign(options.out)
     with _at_work(options) as executor:
         if _ours(options.out) is None:
-            write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
-        work = options.out / WORK
-        ours = (WORK, OURS, "rejected.csv", REPORT, ".lock")
+            _write_ours(options.out, [])
+        ours = (WORK, OURS, REJECTED, REPORT, ".lock")
         ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
-        scan = scan_images(options.images, ids, options.image, work, executor)
+        scan = scan_images(options.images, ids, options.image, options.out / WORK, executor)
         rejected = metadata.rejected + shared + scan.rejected
         ids = [sample_id for sample_id in ids if sample_id in scan.digests]
         if options.drop_duplicates and ids:
             ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
             rejected += doubles
-        write_rejected(options.out / "rejected.csv", rejected)
+        write_rejected(options.out / REJECTED, rejected)
         limit = options.max_rejected if ids else 1.0
         problem = problem_with_rows(
             options.metadata, options.encoding, options.images, metadata, scan, limit, pixels=False
         )
         if problem or not ids:
             problem = problem or f"no poster left to clean in {options.images}"
-            raise UserError(f"{problem}; reasons are in {options.out}/rejected.csv")
+            raise UserError(f"{problem}; reasons are in {options.out / REJECTED}")
         log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
         _take_over(options.out, ids)
-        rows, now = _clean(options, ids, scan, work, executor, rejected)
-        failed = [rejection for row in rows if (rejection := rejection_of(row))]
-        if failed:
+        rows, now = _clean(options, ids, scan, executor, rejected)
+        if failed := [rejection for row in rows if (rejection := rejection_of(row))]:
             rejected += failed
             rows = [row for row in rows if not rejection_of(row)]
-            write_rejected(options.out / "rejected.csv", rejected)
+            write_rejected(options.out / REJECTED, rejected)
             log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
         _remove_partials(options.out, ids)
         if options.sheet:
-            write_sheet(options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts)
+            write_sheet(options, rows, facts)
         write_report(options.out / REPORT, rows, facts)
-        slots = executor.slots()
-    return CleanResult(rows, rejected, now, slots)
+        return CleanResult(rows, rejected, now, executor.slots())
 
 
 @contextmanager
@@ -152,33 +147,19 @@ def _remove_partials(out: Place, ids: Iterable[str]) -> None:
 
 
 def _clean(
-    options: CleanOptions,
-    ids: Sequence[str],
-    scan: Scan,
-    work: Place,
-    executor: Executor,
-    rejected: Sequence[Rejection],
+    options: CleanOptions, ids: Sequence[str], scan: Scan, executor: Executor, rejected: Sequence[Rejection]
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
-    known = removal_fingerprint(options.text)
+    known, work = removal_fingerprint(options.text), options.out / WORK
+    samples = [(sample_id, scan.digests[sample_id], scan.names[sample_id]) for sample_id in ids]
     tasks = [
-        CleanTask(
-            options.images,
-            options.out,
-            tuple((sample_id, scan.digests[sample_id]) for sample_id in part),
-            options.image,
-            options.text,
-            known,
-            options.quality,
-            work / f"clean-{number:06d}.json",
-            tuple(scan.names[sample_id] for sample_id in part),
-        )
-        for number, part in enumerate(cut(ids, CHUNK))
+        CleanTask(options, part, known, work / f"clean-{number:06d}.json")
+        for number, part in enumerate(cut(samples, CHUNK))
     ]
     sizes = _cleaned_sizes(options.out, ids)
     by_name = {task.answer.name: task for task in tasks}
-    found = {name: finished(by_name[name], data, sizes) for name, data in read_present(work, by_name)}
-    answers = {name: rows for name, rows in found.items() if rows is not None}
+    found = ((name, finished(by_name[name], data, sizes)) for name, data in read_present(work, by_name))
+    answers = {name: rows for name, rows in found if rows is not None}
     todo = [task for task in tasks if task.answer.name not in answers]
     left = sum(map(len, todo))
     if answers:
@@ -190,7 +171,7 @@ def _clean(
         bad = [rejection for row in rows if (rejection := rejection_of(row))]
         failed, good = failed + bad, good + len(rows) - len(bad)
         if not good and len(failed) >= min(HOPELESS, len(ids)):
-            write_rejected(options.out / "rejected.csv", [*rejected, *failed])
+            write_rejected(options.out / REJECTED, [*rejected, *failed])
             raise UserError(
                 f"none of {len(failed)} posters could be cleaned, so the others were not tried: {first_reasons(failed)}"
             )
@@ -222,6 +203,10 @@ def _ours(out: Place) -> set[str] | None:
     return set(ids)
 
 
+def _write_ours(out: Place, ids: Sequence[str]) -> None:
+    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
+
+
 def _refuse_foreign(out: Place) -> None:
     """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
     with told("look", out):
@@ -246,7 +231,7 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
-    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
+    _write_ours(out, ids)
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:

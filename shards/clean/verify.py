@@ -25,6 +25,7 @@ from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.text.anchor_strip import strip, strip_height
+from shards.text.masks import mask_of
 from shards.text.opencv import cv2
 from shards.text.report import read_report
 
@@ -98,10 +99,8 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
     if options.anchor:
         copy = np.concatenate([copy, strip(size[0], strip_height(options.side))])
     found = _engine(options)(np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False)
-    mask = np.zeros((height, width), np.uint8)
-    for box in () if found.boxes is None else found.boxes:
-        cv2().fillPoly(mask, [np.rint(np.asarray(box) / scale).astype(np.int32)], 1)
-    return mask.astype(bool)
+    boxes = () if found.boxes is None else found.boxes
+    return mask_of([np.rint(np.asarray(box) / scale) for box in boxes], (height, width))
 
 
 def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
@@ -132,12 +131,12 @@ def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, wo
         raise UserError(f"{cleaned} holds no cleaned poster")
     tasks = [RefereeTask(raw, cleaned, part, options) for part in cut(ids, CHUNK)]
     found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
-    altered = report.set_index("id").loc[ids, "altered"]
+    judged = report.set_index("id").loc[ids]
     return {
         "referee": asdict(options),
         "cleaning": report.attrs["text_removal"],
-        "altered_median": float(altered.median()),
-        "seconds_mean": float(report.set_index("id").loc[ids, "seconds"].mean()),
+        "altered_median": float(judged["altered"].median()),
+        "seconds_mean": float(judged["seconds"].mean()),
         **findings(sorted(found)),
     }
 

@@ -46,15 +46,12 @@ def packaged_model() -> Path:
     return found[-1]
 
 
-def db_detector(options: DetectorOptions) -> DBDetector:
-    """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
-    return DBDetector(packaged_model() if options.detector == "rapidocr" else Path(options.detector), options)
-
-
 class DBDetector:
     """See TextDetector. Not for several threads at a time."""
 
-    def __init__(self, path: Path, options: DetectorOptions) -> None:
+    def __init__(self, options: DetectorOptions) -> None:
+        """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
+        path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
         self.looks = len(options.looks)
         self._session = open_session(path, "detector model", "clean", device=options.device)
@@ -86,8 +83,7 @@ class DBDetector:
     def _probability(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         cv = cv2()
         shrinks = height * width < image.shape[0] * image.shape[1]
-        method = cv.INTER_AREA if shrinks else cv.INTER_LINEAR
-        copy = cv.resize(image, (width, height), interpolation=method)
+        copy = cv.resize(image, (width, height), interpolation=cv.INTER_AREA if shrinks else cv.INTER_LINEAR)
         rows = strip_height(min(width, height)) if self.options.anchor else 0
         seen = np.concatenate([copy, strip(width, rows)]) if rows else copy
         # the networks were trained on OpenCV's channel order, scaled to -1..1

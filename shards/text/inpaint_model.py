@@ -40,9 +40,8 @@ class FillModel:
         if image.type != "tensor(float)" or mask.type != "tensor(float)":
             raise UserError(f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)")
         self._names = image.name, mask.name
-        sides = [side if isinstance(side, int) else None for side in image.shape[2:]]
-        height, width = sides
-        self._size = (width, height) if width and height else None
+        height, width = image.shape[2:]
+        self._size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         self._takes, self._gives = self._ranges()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -54,9 +53,8 @@ class FillModel:
         seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
         # Area, and anything above nothing: a hole must not lose a line of letters on its way to a smaller picture.
         shrunk = size[0] < width or size[1] < height
-        hole = cv.resize(
-            mask.astype(np.float32), size, interpolation=cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
-        )
+        method = cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
+        hole = cv.resize(mask.astype(np.float32), size, interpolation=method)
         painted = self._run(seen.astype(np.float32) * (self._takes / 255.0), (hole > 0).astype(np.float32))
         levels = np.clip(np.rint(painted * (255.0 / self._gives)), 0, 255).astype(np.uint8)
         levels = cv.resize(levels, (width, height), interpolation=cv.INTER_LINEAR)

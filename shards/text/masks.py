@@ -48,7 +48,7 @@ class Skipped:
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
     """(h, w) bool: the pixels inside of the regions, without any margin. Its mean is the share of text."""
-    return mask_of([_whole(region.outline) for region in regions], shape)
+    return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
 def disbelief(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
@@ -66,11 +66,8 @@ def believed(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
     """The regions taken for text, and the others."""
-    reasons = [disbelief(region, shape, options) for region in regions]
-    return (
-        [region for region, reason in zip(regions, reasons, strict=True) if not reason],
-        [Skipped(region, reason) for region, reason in zip(regions, reasons, strict=True) if reason],
-    )
+    judged = [Skipped(region, disbelief(region, shape, options)) for region in regions]
+    return [each.region for each in judged if not each.reason], [each for each in judged if each.reason]
 
 
 def paint_mask(
@@ -109,7 +106,3 @@ def _grown(region: Region, shape: tuple[int, int], margin: float) -> np.ndarray:
     grow = max(1, round(margin * region.height))
     disc = cv.getStructuringElement(cv.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
     return cv.dilate(mask, disc).astype(bool)
-
-
-def _whole(outline: np.ndarray) -> np.ndarray:
-    return np.rint(outline).astype(np.int32)

@@ -21,7 +21,7 @@ from shards.text.inpaint import FILLS, Fill
 from shards.text.masks import MaskOptions, outlines
 from shards.text.opencv import cv2
 from shards.text.registry import make_detector, make_fill, own_options
-from shards.text.remove import Removal, remove_text
+from shards.text.remove import remove_text
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")
 """Whose versions decide the pixels."""
@@ -55,17 +55,15 @@ class TextRemoval:
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""
-        tools = _tools(self)
-        model = sha256_file(self.fill_model) if self.fill_model else None
         return {
-            "detector": tools[0].name,
+            "detector": _tools(self)[0].name,
             "looks": [list(look) for look in self.detector.looks],
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
             "anchor": self.detector.anchor,
             **asdict(self.mask),
             "fill": self.fill_name,
-            "fill_model_sha256": model,
+            "fill_model_sha256": sha256_file(self.fill_model) if self.fill_model else None,
             "passes": self.passes,
             **own_options(self.detector),
         }
@@ -92,29 +90,24 @@ def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cle
     started = time.perf_counter()
     with blamed_on_the_picture(NOT_CLEANED):
         removal = remove_text(np.asarray(image), detector, fill, options.mask, options.passes)
-        row = report_row(sample_id, removal, options.fill_name, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        row = {
+            "id": sample_id,
+            "width": image.width,
+            "height": image.height,
+            "fill": options.fill_name,
+            "passes": removal.passes,
+            "boxes_before": removal.before,
+            "boxes_after": removal.after,
+            "text_before": removal.text_before,
+            "text_after": removal.text_after,
+            "altered": removal.altered,
+            "seconds": seconds,
+            "polygons": outlines(removal.mask),
+            "skipped": [skip.reason for skip in removal.skipped],
+            "skipped_polygons": [np.rint(s.region.outline).astype(int).reshape(-1).tolist() for s in removal.skipped],
+        }
     return Cleaned(Image.fromarray(removal.image), row, removal.passes > 0)
-
-
-def report_row(sample_id: str, removal: Removal, fill: str, seconds: float) -> dict[str, Any]:
-    """What is reported of a poster."""
-    height, width = removal.mask.shape
-    return {
-        "id": sample_id,
-        "width": width,
-        "height": height,
-        "fill": fill,
-        "passes": removal.passes,
-        "boxes_before": removal.before,
-        "boxes_after": removal.after,
-        "text_before": removal.text_before,
-        "text_after": removal.text_after,
-        "altered": removal.altered,
-        "seconds": seconds,
-        "polygons": outlines(removal.mask),
-        "skipped": [skip.reason for skip in removal.skipped],
-        "skipped_polygons": [np.rint(s.region.outline).astype(int).reshape(-1).tolist() for s in removal.skipped],
-    }
 
 
 @lru_cache(maxsize=2)

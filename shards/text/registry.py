@@ -22,20 +22,17 @@ from shards.text.inpaint import FILLS, Fill
 class Entry(NamedTuple):
     """What a name stands for."""
 
-    made_by: str
-    """MODULE:CALLABLE, which takes the options and returns a TextDetector."""
-    options: type
-    """A dataclass. Of DetectorOptions all fields are options of the command line already."""
+    made_by: str  # MODULE:CALLABLE, which takes the options and returns a TextDetector
+    options: type  # a dataclass; of DetectorOptions all fields are options of the command line already
 
 
-DETECTORS = {"rapidocr": Entry("shards.text.db_detector:db_detector", DetectorOptions)}
+DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOptions)}
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
     """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
-    if name in DETECTORS:
-        entry = DETECTORS[name]
+    if entry := DETECTORS.get(name):
         return _named(entry.made_by)(_options(entry.options, options, own))
     if ":" in options.detector and Path(options.detector).suffix != ".onnx":
         return _custom(options.detector)
@@ -71,9 +68,10 @@ def _custom(name: str) -> TextDetector:
         made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
         raise UserError(f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}") from None
-    name_of, looks = getattr(made, "name", None), getattr(made, "looks", None)
-    described = isinstance(name_of, str) and isinstance(looks, int) and looks >= 1
-    if not described or not callable(getattr(made, "detect", None)):
+    looks, detect = getattr(made, "looks", None), getattr(made, "detect", None)
+    if not (
+        isinstance(getattr(made, "name", None), str) and isinstance(looks, int) and looks >= 1 and callable(detect)
+    ):
         raise UserError(
             f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
         )

@@ -20,16 +20,11 @@ class Removal:
     """(h, w, 3) uint8 RGB; pixels outside of ``mask`` are the original's."""
     mask: np.ndarray
     """(h, w) bool: everything that was painted over. It has no holes."""
-    before: int = 0
-    """Pieces of text that the looks before the first painting found."""
-    after: int = 0
-    """Pieces that the last look of each kind still found."""
-    text_before: float = 0.0
-    """Share of the picture inside of the former."""
-    text_after: float = 0.0
-    """Share of the picture inside of the latter."""
-    passes: int = 0
-    """How often something was painted over."""
+    before: int = 0  # pieces of text that the looks before the first painting found
+    after: int = 0  # pieces that the last look of each kind still found
+    text_before: float = 0.0  # share of the picture inside of the former
+    text_after: float = 0.0  # share of the picture inside of the latter
+    passes: int = 0  # how often something was painted over
     skipped: list[Skipped] = field(default_factory=list)
     """Regions that the last looks found and that were not painted over, and why: not taken for text, or no room."""
 

@@ -26,9 +26,9 @@ from text_tools import (
     written,
 )
 
+from shards.clean.run import CleanOptions
 from shards.clean.task import CHUNK, CleanTask, clean_chunk
 from shards.errors import UserError
-from shards.inputs.images import ImageOptions
 from shards.storage.files import PARTIAL, sha256_file
 from shards.text.masks import MaskOptions
 from shards.text.pipeline import TextRemoval, removal_fingerprint
@@ -98,11 +98,10 @@ def test_a_run_that_fails_takes_the_report_of_the_last_one_away(few: Source, tmp
 
 
 def test_a_poster_that_changes_meanwhile_is_one_line(few: Source, tmp_path: Path) -> None:
-    samples = tuple((name, sha256_file(few.images / f"{name}.jpg")) for name in few.good)
+    samples = tuple((name, sha256_file(few.images / f"{name}.jpg"), f"{name}.jpg") for name in few.good)
     answer = tmp_path / "answer.json"
-    text = TextRemoval(QUICK)
-    facts = removal_fingerprint(text)
-    task = CleanTask(few.images, tmp_path / "out", samples, ImageOptions(), text, facts, 95, answer)
+    options = CleanOptions(images=few.images, metadata=few.csv, out=tmp_path / "out", text=TextRemoval(QUICK))
+    task = CleanTask(options, samples, removal_fingerprint(options.text), answer)
     write_file(few.images / "t0001.jpg", encoded(poster("another")))
     message = one_line_error(lambda: clean_chunk(task))
     assert "t0001" in message and "changed while posters were cleaned (its bytes differ)" in message

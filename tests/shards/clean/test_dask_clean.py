@@ -17,8 +17,8 @@ from text_tools import QUICK, one_line_error, poster, run_clean, titled_posters
 from url_tools import at_url, remote_tree
 
 from shards.clean import run as clean_run
+from shards.clean.run import CleanOptions
 from shards.clean.task import CleanTask, clean_chunk
-from shards.inputs.images import ImageOptions
 from shards.storage.paths import place
 from shards.text.detector import DetectorOptions
 from shards.text.pipeline import TextRemoval
@@ -142,7 +142,6 @@ def test_the_command(cluster: Cluster, titled: Source, bucket: str) -> None:
 
 
 def test_other_tools_on_a_worker_are_refused(titled: Source, tmp_path: Path) -> None:
-    task = CleanTask(
-        titled.images, tmp_path, (("t0000", ""),), ImageOptions(), FRAGILE, "another", 95, tmp_path / "a.json"
-    )
+    options = CleanOptions(images=titled.images, metadata=titled.csv, out=tmp_path, text=FRAGILE)
+    task = CleanTask(options, (("t0000", "", "t0000.jpg"),), "another", tmp_path / "a.json")
     assert "is not what it was when the work began" in one_line_error(lambda: clean_chunk(task))
