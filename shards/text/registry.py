@@ -68,10 +68,8 @@ def _custom(name: str) -> TextDetector:
         made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
         raise UserError(f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}") from None
-    looks, detect = getattr(made, "looks", None), getattr(made, "detect", None)
-    if not (
-        isinstance(getattr(made, "name", None), str) and isinstance(looks, int) and looks >= 1 and callable(detect)
-    ):
+    title, looks, detect = (getattr(made, wanted, None) for wanted in ("name", "looks", "detect"))
+    if not (isinstance(title, str) and isinstance(looks, int) and looks >= 1 and callable(detect)):
         raise UserError(
             f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
         )
