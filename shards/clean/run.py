@@ -23,7 +23,7 @@ from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
-from shards.inputs.metadata import Rejection, first_reasons, id_problem, write_rejected
+from shards.inputs.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
 from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
@@ -93,7 +93,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         raise UserError(f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own")
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
-    metadata = options.read(options.metadata, strict=False)  # genres only say which posters a set will have
+    metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
     _refuse_foreign(options.out)
     with _at_work(options) as executor:
         if _ours(options.out) is None:

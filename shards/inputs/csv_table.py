@@ -17,10 +17,8 @@ from shards.storage.paths import Place
 
 #: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
 ROW_NUMBERS = ("", "unnamed: 0")
-
 #: Other separators of columns. One is used if the header line has it and no comma.
 DELIMITERS = ";\t|"
-
 #: How files begin that are no text: ZIP and Excel, Parquet, gzip.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
 
@@ -48,23 +46,18 @@ class Table:
     def column(self, wanted: str, option: str) -> int:
         """Position of a column given by header name or by number. Raises UserError with the nearest name."""
         names = [name.strip() for name in self.header]
-        if names.count(wanted) > 1:
-            raise UserError(
-                f"{self.path} has several columns {wanted!r}; its columns are {self.listing()}; "
-                f"choose one by its number with {option}"
-            )
-        if wanted in names:
+        if names.count(wanted) == 1:
             return names.index(wanted)
-        if wanted.isdecimal():
-            if int(wanted) < len(names):
-                return int(wanted)
-            raise UserError(
-                f"{self.path} has no column number {wanted}; its columns are {self.listing()}; choose one with {option}"
-            )
-        raise UserError(
-            f"{self.path} has no column {wanted!r}{did_you_mean(wanted, names) or ';'} its columns are "
-            f"{self.listing()}; choose one with {option}"
-        )
+        by = ""
+        if wanted in names:
+            problem, by = f"several columns {wanted!r};", " by its number"
+        elif not wanted.isdecimal():
+            problem = f"no column {wanted!r}{did_you_mean(wanted, names) or ';'}"
+        elif int(wanted) < len(names):
+            return int(wanted)
+        else:
+            problem = f"no column number {wanted};"
+        raise UserError(f"{self.path} has {problem} its columns are {self.listing()}; choose one{by} with {option}")
 
     def listing(self) -> str:
         """All columns, by number and name."""

@@ -13,10 +13,8 @@ from shards.dataset.labels import tidy
 
 #: MovieLens writes this where a film has no genre.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-
 #: Longer cells are no genres; they are not given to a parser.
 MAX_GENRE_TEXT = 100_000
-
 #: What lists are wrapped into: ``array([...], dtype=object)``, ``list([...])``, ``{'a', 'b'}``'s other name.
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
@@ -26,12 +24,10 @@ STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: Pieces of a list that was cut up, or text that was quoted twice.
-#: Or a call, such as deque(['Drama']) and np.str_('Drama').
+#: Pieces of a list that was cut up, text that was quoted twice, or a call: deque(['Drama']), np.str_('Drama').
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened where it was printed; write all genres"
-
 PARTNERS = {"[": "]", "(": ")", "{": "}"}
 
 

@@ -145,10 +145,9 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
     except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise BadImage(reason, _without_address(error)) from None
-    if options.aspect and not options.aspect[0] <= upright.width / upright.height <= options.aspect[1]:
-        low, high = options.aspect
-        size = f"{upright.width}x{upright.height} pixels"
-        raise BadImage("odd shape", f"{size}, not within {low:g} to {high:g}")
+    low, high = options.aspect or (0.0, float("inf"))
+    if not low <= upright.width / upright.height <= high:
+        raise BadImage("odd shape", f"{upright.width}x{upright.height} pixels, not within {low:g} to {high:g}")
     return upright
 
 
@@ -227,20 +226,14 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return image.size if plain else None
 
 
-def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
-    """(width, height) if these bytes can go into a shard untouched, else None: a plain JPEG within the bounds."""
-    size = plain_jpeg_size(data)
-    return size if size is not None and fitted_size(*size, options) == size else None
-
-
 def pack_image(data: bytes, options: ImageOptions) -> Packed:
     """The JPEG for the shard: the original bytes where they fit, else a shrunk, upright, RGB re-encoding.
 
     Raises BadImage as ``decode`` does. The caller has usually checked the bytes by decoding them before.
     """
-    size = is_shard_jpeg(data, options)
-    if size is not None:
-        return Packed(data, size[0], size[1])
+    size = plain_jpeg_size(data)
+    if size is not None and fitted_size(*size, options) == size:
+        return Packed(data, *size)
     header, _ = _opened(data, options)
     # The file's own orientation may be sideways: the bound holds for a square box either way.
     bound = 2 * max(fitted_size(header.width, header.height, options))

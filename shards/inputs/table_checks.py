@@ -14,7 +14,6 @@ from shards.storage.paths import Place
 
 #: A column of one of these names holds the genres.
 GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
-
 #: The column that is looked at when none has such a name.
 FALLBACK = 3
 
@@ -32,10 +31,8 @@ OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
 #: Those that many have (Film-Noir): all parts must be known by themselves.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 
-MANY = 20
-"""Posters from which on shares mean something."""
-PEEK = 500
-"""Rows that are looked at to explain what is wrong."""
+MANY = 20  # posters from which on shares mean something
+PEEK = 500  # rows that are looked at to explain what is wrong
 
 
 def find_genres(table: Table, id_at: int) -> int:
@@ -70,10 +67,9 @@ def is_named(table: Table, at: int) -> bool:
 def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
     """Raise UserError if the header line is a row: it holds a list, or genres where the genres are."""
     header = [name.strip() for name in table.header]
-    if any(LIST_CELL.fullmatch(name) for name in header) or (
-        genres_at is not None
-        and labels
-        and {part.strip() for part in header[genres_at].split(separator)} <= set(labels)
+    genres = () if genres_at is None else header[genres_at].split(separator)
+    if any(map(LIST_CELL.fullmatch, header)) or (
+        labels and genres and {part.strip() for part in genres} <= set(labels)
     ):
         raise UserError(
             f"{table.path} has no header line: the first one is a row ({some([repr(name[:40]) for name in header])}); "
@@ -98,10 +94,8 @@ def refuse_unless_lists(
 def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> str:
     flags = _flag_columns(table, rows)
     hint = f"; {_multi_hot(table, flags)}" if len(flags) > 1 else ""
-    return (
-        f"{table.path} has no column named genre, label or tag{why}{hint}; its columns are {table.listing()}; "
-        f"choose one with --genre-column"
-    )
+    remedy = f"its columns are {table.listing()}; choose one with --genre-column"
+    return f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}"
 
 
 def _peek(path: Place, encoding: str) -> list[list[str]]:
@@ -111,20 +105,14 @@ def _peek(path: Place, encoding: str) -> list[list[str]]:
 
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
     """Columns of nothing but 0 and 1, true and false, yes and no."""
-    found = []
-    for at in range(len(table.header)):
-        values = {row[at].strip().lower() for row in rows if at < len(row)} - {""}
-        if values and values <= FLAGS:
-            found.append(at)
-    return found
+    columns = ({row[at].strip().lower() for row in rows if at < len(row)} - {""} for at in range(len(table.header)))
+    return [at for at, values in enumerate(columns) if values and values <= FLAGS]
 
 
 def _multi_hot(table: Table, flags: Sequence[int]) -> str:
     names = some([table.name(at) for at in flags])
-    return (
-        f"the columns {names} hold flags such as 0 and 1: write the names of those that are set into one column, "
-        f"such as Comedy|Drama"
-    )
+    remedy = "write the names of those that are set into one column, such as Comedy|Drama"
+    return f"the columns {names} hold flags such as 0 and 1: {remedy}"
 
 
 def doubt_about(
@@ -169,11 +157,8 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
-    glued = _glued(labels, samples, known)
-    if glued is None:
-        return ""
-    mark, examples = glued
-    return (
+    mark, examples = _glued(labels, samples, known)
+    return mark and (
         f"{where} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if {mark!r} "
         f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
     )
@@ -186,10 +171,10 @@ def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     return len(samples) >= MANY and own >= share * len(samples)
 
 
-def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[str, list[str]] | None:
+def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[str, list[str]]:
     """A separator that seems to separate genres in the labels of a tenth of the posters: another, or within lists.
 
-    Returns it with those labels. See the tuples of separators for what is asked of the parts.
+    Returns it with those labels; empty if there is none. See the tuples of separators for what is asked of the parts.
     """
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         parts = {label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1}
@@ -204,7 +189,7 @@ def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[st
         many = 10 * sum(labels[label] for label in known) >= samples and 2 * len(known) >= len(parts)
         if many and len(known) > (0 if sure else 1):
             return mark, known
-    return None
+    return "", []
 
 
 def _parts(label: str, mark: str) -> Iterator[str]:

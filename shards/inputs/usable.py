@@ -36,15 +36,15 @@ HARMLESS = frozenset({"missing file", "no genres", "bad id", "repeated id", "too
 #: Reasons that tell of a row: its poster may be there all the same.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
 
+#: File names that are looked at to explain why no id names one.
 NAMES = 20_000
-"""File names that are looked at to explain why no id names one."""
 
 
 def parse_share(text: str) -> float:
     """``0.05`` or ``5%`` → 0.05. Raises UserError."""
-    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
+    number = text.strip().removesuffix("%")
     try:
-        share = float(number) / (100 if percent else 1)
+        share = float(number) / (1 if number == text.strip() else 100)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
@@ -90,13 +90,8 @@ def problem_with_rows(
     if missing:
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
-        log.warning(
-            "%d rows have no image in %s (the first is id %r)%s",
-            len(missing),
-            images,
-            missing[0],
-            f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else "",
-        )
+        known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
+        log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
     judged = present if pixels else [r for r in named if r.id in there]
     unreadable = [r for r in judged if r.reason not in HARMLESS and r.id not in earlier]
     if len(unreadable) <= limit * found:
@@ -116,7 +111,10 @@ def _rejected_before(images: Place) -> dict[str, str]:
 
 def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:
     """Why no id names a file: the ids, the nearest file, and what may be wrong."""
-    names = _names(images)
+    if is_remote(images):
+        names = sorted(name for name in names_in(images) if is_image_name(name))
+    else:
+        names = sorted(islice(walk_images(images, Walk()), NAMES))
     ids = ids or [r.id for r in metadata.rejected]
     near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
     hints = [f"the nearest file is {near[0]!r}"] if near else []
@@ -140,13 +138,6 @@ def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids:
     )
 
 
-def _names(images: Place) -> list[str]:
-    """Some of the posters' paths below the folder."""
-    if is_remote(images):
-        return sorted(name for name in names_in(images) if is_image_name(name))
-    return sorted(islice(walk_images(images, Walk()), NAMES))
-
-
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
     """(the rows with a genre that the labels have, the others)."""
     known, unknown = [], []
@@ -158,7 +149,6 @@ def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row],
         if labels.columns(row.genres):
             known.append(row)
         else:
-            unknown.append(
-                Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
-            )
+            why = one_line(f"none of the given labels: {', '.join(row.genres)}")
+            unknown.append(Rejection(row.id, "no genres", why))
     return known, unknown

@@ -16,7 +16,7 @@ from shard_tools import bomb_png, draw, encoded, write_file
 
 from shards.errors import UserError
 from shards.inputs.image_files import default_image_folder, find_image, holds_images, read_image_file
-from shards.inputs.images import BadImage, ImageOptions, decode, fitted_size, is_shard_jpeg, pack_image
+from shards.inputs.images import BadImage, ImageOptions, decode, fitted_size, pack_image
 
 OPTIONS = ImageOptions()
 
@@ -227,7 +227,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("data", "expected"), cases())
 def test_every_mode_becomes_an_rgb_jpeg_that_looks_the_same(data: bytes, expected: Image.Image) -> None:
-    assert is_shard_jpeg(data, OPTIONS) is None
+    assert pack_image(data, OPTIONS).data != data
     packed = pack_image(data, ImageOptions(quality=95))
     result = opened(packed.data)
     assert (result.format, result.mode, result.size) == ("JPEG", "RGB", expected.size)

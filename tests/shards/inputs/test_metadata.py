@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.inputs.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
 from shards.storage.csv_text import unescaped
 
 HEADER = "id,title,year,genre\n"
@@ -24,10 +25,12 @@ CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 
 
-def read(tmp_path: Path, text: str | bytes, **options: Any) -> Metadata:
+def read(
+    tmp_path: Path, text: str | bytes, *, known: Sequence[str] = (), strict: bool = True, **options: Any
+) -> Metadata:
     path = tmp_path / "meta.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_metadata(path, **options)
+    return read_metadata(path, GenreOptions(**options), known=known, strict=strict)
 
 
 cells = st.one_of(st.text(CHARACTERS, max_size=8), st.sampled_from(["a", "b", "Drama", "War|Drama", "[", ""]))
@@ -107,7 +110,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_metadata(tmp_path)
     with pytest.raises(UserError, match="--genre-separator"):
-        read(tmp_path, HEADER, separator="")
+        read(tmp_path, HEADER, genre_separator="")
 
 
 @pytest.mark.parametrize(

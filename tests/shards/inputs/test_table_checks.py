@@ -6,12 +6,11 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shards.errors import UserError
-from shards.inputs.metadata import Metadata, read_metadata
+from shards.inputs.metadata import GenreOptions, Metadata, read_metadata
 from shards.inputs.table_checks import NUMBER
 
 GENRES = (("Drama",), ("Comedy", "Drama"), ("Romance", "Drama"), ("Horror",), ("Horror", "Comedy"), ("Romance",)) * 4
@@ -113,8 +112,8 @@ def test_what_is_no_column_of_genres_is_refused(tmp_path: Path, kind: str) -> No
 def test_choosing_the_column_insists(tmp_path: Path, kind: str) -> None:
     header, cells, _ = REFUSED[kind]
     path = table(tmp_path, header, cells)
-    assert len(read_metadata(path, genre_column=header.split(",")[1]).rows) == 24
-    assert len(read_metadata(path, genre_column="1").rows) == 24
+    assert len(read_metadata(path, GenreOptions(genre_column=header.split(",")[1])).rows) == 24
+    assert len(read_metadata(path, GenreOptions(genre_column="1")).rows) == 24
 
 
 @pytest.mark.parametrize("kind", ["flags", "semicolons", "ampersands"])
@@ -125,7 +124,7 @@ def test_naming_the_labels_insists_on_what_choosing_the_column_does_not(
     path = table(tmp_path, header, cells)
     known = tuple({str(row[0]) for row in cells})
     with pytest.raises(UserError):
-        read_metadata(path, genre_column="1")
+        read_metadata(path, GenreOptions(genre_column="1"))
     assert len(read_metadata(path, known=known).rows) == 24
     read_metadata(path, strict=False)
     assert parts[0] in caplog.text
@@ -140,7 +139,7 @@ def test_given_labels_do_not_excuse_a_wrong_separator(tmp_path: Path) -> None:
 def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
     for mark in (";", "/", " & ", ",", ", "):
         path = table(tmp_path, "id,genre", [(mark.join(genres),) for genres in GENRES])
-        assert genres_of(read_metadata(path, separator=mark.strip())) == WANTED
+        assert genres_of(read_metadata(path, GenreOptions(genre_separator=mark.strip()))) == WANTED
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_columns_separated_by_something_else_are_read(tmp_path: Path, delimiter:
 def test_ids_are_no_genres(tmp_path: Path) -> None:
     path = table(tmp_path, "id,genre", [(text,) for text in JOINED])
     with pytest.raises(UserError, match="column 0 'id' cannot hold both ids and genres"):
-        read_metadata(path, genre_column="0")
+        read_metadata(path, GenreOptions(genre_column="0"))
 
 
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
@@ -176,15 +175,23 @@ def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
         (tmp_path / "meta.csv").write_text(f"{name},id,genre\n0,1,Drama\n1,2,War\n2,0,Drama\n")
         with pytest.raises(UserError, match=r"holds numbers, as pandas writes row numbers.*--id-column.*1 'id'"):
             read_metadata(tmp_path / "meta.csv")
-        assert [row.id for row in read_metadata(tmp_path / "meta.csv", "0").rows] == ["0", "1", "2"]
-        assert [row.id for row in read_metadata(tmp_path / "meta.csv", "id").rows] == ["1", "2", "0"]
+        assert [row.id for row in read_metadata(tmp_path / "meta.csv", GenreOptions(id_column="0")).rows] == [
+            "0",
+            "1",
+            "2",
+        ]
+        assert [row.id for row in read_metadata(tmp_path / "meta.csv", GenreOptions(id_column="id")).rows] == [
+            "1",
+            "2",
+            "0",
+        ]
 
 
 def test_a_name_that_two_columns_have_names_none(tmp_path: Path) -> None:
     (tmp_path / "meta.csv").write_text("id,kind,kind\n1,Drama,War\n")
     with pytest.raises(UserError, match=r"several columns 'kind'; its columns are 0 'id'.*by its number"):
-        read_metadata(tmp_path / "meta.csv", genre_column="kind")
-    assert read_metadata(tmp_path / "meta.csv", genre_column="2").rows[0].genres == ("War",)
+        read_metadata(tmp_path / "meta.csv", GenreOptions(genre_column="kind"))
+    assert read_metadata(tmp_path / "meta.csv", GenreOptions(genre_column="2")).rows[0].genres == ("War",)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,5 @@ def test_a_long_label_takes_no_quadratic_time(tmp_path: Path) -> None:
     started = time.monotonic()
     assert not NUMBER.fullmatch("1" * 90_000 + "x")
     text = "1" * 49_000 + "x" + ";" * 40_000
-    options: dict[str, Any] = {"genre_column": "1"}
-    assert read_metadata(table(tmp_path, "id,genre", [(text,), ("Drama",)]), **options).rows
+    assert read_metadata(table(tmp_path, "id,genre", [(text,), ("Drama",)]), GenreOptions(genre_column="1")).rows
     assert time.monotonic() - started < 5
