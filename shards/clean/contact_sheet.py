@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
 PAGE = "contact_sheet.html"
-HEIGHT = 320
-"""Height of a picture in pixels."""
+HEIGHT = 320  # of a picture in pixels
 PER_PNG, COLUMNS = 8, 2
+#: Colours of what was painted over and of what was left alone, on the mask picture.
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
-"""Colours of what was painted over and of what was left alone, on the mask picture."""
 
 
 def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ Posters are a function of their bytes and the options: the number of workers, th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -80,8 +79,7 @@ class CleanOptions(PostersOptions):
 class CleanResult:
     """What a run left in the output folder."""
 
-    rows: list[dict[str, Any]]
-    """A row of the report for each poster, in the CSV's order."""
+    rows: list[dict[str, Any]]  # a row of the report for each poster, in the CSV's order
     rejected: list[Rejection]
     cleaned_now: int  # posters that this run cleaned; the others were there from before
     slots: int  # how many were cleaned at a time
@@ -95,7 +93,11 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     facts = options.text.facts()  # a missing model is told before anything is read
     metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
     _refuse_foreign(options.out)
-    with _at_work(options) as executor:
+    with (
+        folder_lock(options.out, options.take_over),
+        open_executor(options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES) as executor,
+        told("clean posters", options.out),
+    ):
         if _ours(options.out) is None:
             _write_ours(options.out, [])
         ours = (WORK, OURS, REJECTED, REPORT, ".lock")
@@ -108,9 +110,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             rejected += doubles
         write_rejected(options.out / REJECTED, rejected)
         limit = options.max_rejected if ids else 1.0
-        problem = problem_with_rows(
-            options.metadata, options.encoding, options.images, metadata, scan, limit, pixels=False
-        )
+        table = options.metadata, options.encoding
+        problem = problem_with_rows(*table, options.images, metadata, scan, limit, pixels=False)
         if problem or not ids:
             problem = problem or f"no poster left to clean in {options.images}"
             raise UserError(f"{problem}; reasons are in {options.out / REJECTED}")
@@ -127,17 +128,6 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             write_sheet(options, rows, facts)
         write_report(options.out / REPORT, rows, facts)
         return CleanResult(rows, rejected, now, executor.slots())
-
-
-@contextmanager
-def _at_work(options: CleanOptions) -> Iterator[Executor]:
-    """Hold the folder, and have somebody to do the work."""
-    with (
-        folder_lock(options.out, options.take_over),
-        open_executor(options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES) as executor,
-        told("clean posters", options.out),
-    ):
-        yield executor
 
 
 def _remove_partials(out: Place, ids: Iterable[str]) -> None:
@@ -178,17 +168,13 @@ def _clean(
     return [row for name in by_name for row in answers[name]], left
 
 
-def _cleaned_sizes(out: Place, ids: Sequence[str]) -> Callable[[str], int | None]:
-    """Tells the sizes of cleaned posters that are there."""
+def _cleaned_sizes(out: Place, ids: Iterable[str]) -> dict[str, int]:
+    """Sizes in bytes of those ids' cleaned posters that are there."""
     if is_remote(out):
         listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
-        return lambda sample_id: listed.get(f"{sample_id}.jpg")
-
-    def size(sample_id: str) -> int | None:
-        path = cleaned_path(out, sample_id)
-        return path.stat().st_size if path.exists() else None
-
-    return size
+        return {name.removesuffix(".jpg"): size for name, size in listed.items()}
+    paths = ((sample_id, cleaned_path(out, sample_id)) for sample_id in ids)
+    return {sample_id: path.stat().st_size for sample_id, path in paths if path.exists()}
 
 
 def _ours(out: Place) -> set[str] | None:
@@ -221,12 +207,9 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.
     """
     ours = _ours(out) or set()
-    sizes = _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours])
-    for sample_id in ids:
-        if sample_id not in ours and sizes(sample_id) is not None:
-            raise UserError(
-                f"{cleaned_path(out, sample_id)} was not made by `posters clean`; move it away, or choose another --out"
-            )
+    for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
+        path = cleaned_path(out, other)
+        raise UserError(f"{path} was not made by `posters clean`; move it away, or choose another --out")
     remove_file(out / REPORT)  # from here to the end the folder is not finished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):

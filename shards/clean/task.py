@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,7 @@ from shards.text.pipeline import NOT_CLEANED, clean_image, require_same_removal
 if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
-JPEG_SIDE = 65_500
-"""Longest side in pixels that libjpeg writes."""
-
+JPEG_SIDE = 65_500  # longest side in pixels that libjpeg writes
 CHUNK = 16  # posters a task: some seconds of work, so that little is lost when the run is killed
 
 
@@ -32,12 +30,9 @@ class CleanTask:
     """A chunk of checked posters."""
 
     options: CleanOptions
-    samples: tuple[tuple[str, str, str], ...]
-    """(id, SHA-256 of the source file, its path below the folder) of each."""
-    facts: str
-    """Fingerprint of the options' ``text``."""
-    answer: Place
-    """Written last: its presence means that the chunk's posters are there."""
+    samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path below the folder) of each
+    facts: str  # fingerprint of the options' ``text``
+    answer: Place  # written last: its presence means that the chunk's posters are there
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -56,19 +51,19 @@ def cleaned_path(out: Place, sample_id: str) -> Place:
     return out / f"{sample_id}.jpg"
 
 
-def finished(task: CleanTask, answer: bytes, sizes: Callable[[str], int | None]) -> list[dict[str, Any]] | None:
+def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[dict[str, Any]] | None:
     """The report rows of a chunk that an earlier run finished; None if there is work left.
 
-    ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
+    ``answer`` is what its file holds; ``sizes`` are those of the cleaned posters that are there.
     """
     found = kept(answer, task.state())
     try:
         rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
             return None  # what failed is tried again: another detector of the same name may do better
-        whole = all(sizes(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
+        whole = all(sizes.get(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
         return rows if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
 
 

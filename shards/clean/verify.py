@@ -30,10 +30,8 @@ from shards.text.opencv import cv2
 from shards.text.report import read_report
 
 CHUNK = 8  # posters a task
-ANY = ImageOptions(min_side=1, max_pixels=1 << 40)
-"""Which posters are good enough was cleaning's decision."""
-CLEAN_ENOUGH = 0.1
-"""A poster passes when at most this share of its text area is left."""
+ANY = ImageOptions(min_side=1, max_pixels=1 << 40)  # which posters are good enough was cleaning's decision
+CLEAN_ENOUGH = 0.1  # a poster passes when at most this share of its text area is left
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,6 @@ class RemoteStore(PosterStore):
                 remove_file(path)
 
 
-def has_poster(folder: Path, sample_id: str) -> bool:
-    """Whether a local folder has an id's poster."""
-    return any(path.is_file() for path in poster_paths(folder, sample_id))
-
-
 def poster_paths(folder: Place, sample_id: str) -> list[Place]:
     """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]

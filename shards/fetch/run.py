@@ -15,7 +15,7 @@ from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
 from shards.fetch.journal import Journal, recall, take_in_parts
 from shards.fetch.options import FetchOptions
-from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, has_poster, incoming
+from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, incoming, poster_paths
 from shards.inputs.listing import NoFolder, list_posters
 from shards.inputs.metadata import Rejection, write_rejected
 from shards.progress import progress
@@ -24,7 +24,7 @@ from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, is_remote, told
 
 if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
-    from shards.fetch.links import Link, Links
+    from shards.fetch.links import Link
     from shards.storage.address_policy import Policy
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,9 @@ log = logging.getLogger(__name__)
 class Fetched:
     """What a run came to."""
 
-    rejected: dict[int, Rejection]
-    """Rows without a poster, by their line in the CSV."""
-    fetched: int = 0
-    """Posters that this run brought."""
-    present: int = 0
-    """Posters that were there before."""
+    rejected: dict[int, Rejection]  # rows without a poster, by their line in the CSV
+    fetched: int = 0  # posters that this run brought
+    present: int = 0  # posters that were there before
 
 
 def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetched:
@@ -53,7 +50,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     from shards.fetch.links import read_links
     from shards.storage.address_policy import is_any, is_public
 
-    links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
+    links, rejected = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
         allowed = allowed or (is_any if options.allow_private else is_public)
@@ -61,26 +58,27 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
         # again when all is done.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
             take_in_parts(options.out, JOURNAL)
-            result = _fetch_missing(options, allowed, links, executor)
+            result = Fetched(rejected)
+            _fetch_missing(options, allowed, links, executor, result)
             take_in_parts(options.out, JOURNAL)
-        rejected = options.out / REJECTED
-        write_rejected(rejected, [result.rejected[line] for line in sorted(result.rejected)])
+        write_rejected(options.out / REJECTED, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     if not result.fetched and not result.present:
-        why = f"{reasons}; see {rejected}" if reasons else "it has a header line and nothing else"
+        why = f"{reasons}; see {options.out / REJECTED}" if reasons else "it has a header line and nothing else"
         raise UserError(f"no poster could be fetched from {options.metadata}: {why}")
     log.info("%d posters fetched, %d already there, in %s", result.fetched, result.present, options.out)
     if reasons:
-        log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, rejected)
+        log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, options.out / REJECTED)
     return result
 
 
-def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executor: Executor) -> Fetched:
+def _fetch_missing(
+    options: FetchOptions, allowed: Policy, links: Sequence[Link], executor: Executor, result: Fetched
+) -> None:
     """Fetch what is not there yet into ``options.out``, which the caller holds."""
-    result = Fetched(links.rejected)
     key = place_key(options.out)
-    wanted = _of_own_places(links.links, key, result.rejected)
+    wanted = _of_own_places(links, key, result.rejected)
     urls = {key(link.id): link.url for link in wanted}
     moved, rejected = recall(options.out / JOURNAL, urls, options.limits(), key)
     there = _posters_there(options.out, [link.id for link in wanted])
@@ -99,7 +97,7 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
         bad = _fetch_here(options, allowed, todo)
         result.rejected |= bad
         result.fetched = len(todo) - len(bad)
-        return result
+        return
     from shards.fetch.tasks import fetch_chunk, tasks_of
 
     tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
@@ -107,7 +105,6 @@ def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executo
         for task, bad in work_through(executor, fetch_chunk, tasks, "fetching posters"):
             result.rejected |= bad
             result.fetched += len(task) - len(bad)
-    return result
 
 
 def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]) -> list[Link]:
@@ -140,7 +137,7 @@ def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -
 def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether an id has a poster in the folder."""
     if not is_remote(folder):
-        return lambda sample_id: has_poster(folder, sample_id)
+        return lambda sample_id: any(path.is_file() for path in poster_paths(folder, sample_id))
     try:
         listed = list_posters(folder, ids)
     except NoFolder:

@@ -23,11 +23,10 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 from shards.storage.paths import is_remote
 
+#: Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker.
 CHUNK = 256
-"""Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker."""
-
+#: Links a task of this process, which keeps fewer hosts waiting at the chunks' ends.
 CHUNK_HERE = 2048
-"""Links a task of this process, which keeps fewer hosts waiting at the chunks' ends."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class FetchTask:
     options: FetchOptions
     allowed: Policy
     links: tuple[Link, ...]
-    replaces: frozenset[str]
-    """Ids among them that have a poster of an earlier link."""
+    replaces: frozenset[str]  # ids among them that have a poster of an earlier link
 
     def __len__(self) -> int:
         return len(self.links)

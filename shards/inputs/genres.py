@@ -54,16 +54,6 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
             f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
         )
     genres = [value.strip(" \t\r\n\f\v") for value in values]
-    _check_characters(genres, text)
-    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
-
-
-def is_list(text: str) -> bool:
-    """Whether a cell (without spaces around) is written as a list."""
-    return text[:1] in PARTNERS or WRAPPER.match(text) is not None
-
-
-def _check_characters(genres: list[str], text: str) -> None:
     categories = {unicodedata.category(character) for genre in genres for character in genre}
     if "Cs" in categories:
         raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
@@ -74,6 +64,12 @@ def _check_characters(genres: list[str], text: str) -> None:
         )
     if any(genre in ("...", "\u2026") for genre in genres):
         raise ValueError(SHORTENED.format(text[:60]))
+    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
+
+
+def is_list(text: str) -> bool:
+    """Whether a cell (without spaces around) is written as a list."""
+    return text[:1] in PARTNERS or WRAPPER.match(text) is not None
 
 
 def _parse_list(text: str) -> list[str]:

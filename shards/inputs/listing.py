@@ -58,7 +58,8 @@ def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict
         for sample_id, own in plain.items():
             if names := chosen.get(own):
                 info = files[names[0]]
-                found[sample_id] = Listed(names[0], _state(info) if info else "")
+                version = next((info[key] for key in VERSION_KEYS if info.get(key)), "") if info else ""
+                found[sample_id] = Listed(names[0], f"{info.get('size')} {version}" if info else "")
                 others = [name for name in names[1:] if name != own]
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
     if several and not quiet:
@@ -142,8 +143,3 @@ def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[
 def _plain(name: str) -> str:
     """The name as a path has it, without ``./`` and double slashes."""
     return str(PurePosixPath(name))
-
-
-def _state(info: Mapping[str, Any]) -> str:
-    version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
-    return f"{info.get('size')} {version}"

@@ -22,7 +22,6 @@ from shards.storage.paths import Place
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-
 #: Reasons of rows whose genres are not known.
 UNREADABLE = ("unparsable genres", "bad row")
 

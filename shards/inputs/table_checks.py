@@ -68,9 +68,8 @@ def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str]
     """Raise UserError if the header line is a row: it holds a list, or genres where the genres are."""
     header = [name.strip() for name in table.header]
     genres = () if genres_at is None else header[genres_at].split(separator)
-    if any(map(LIST_CELL.fullmatch, header)) or (
-        labels and genres and {part.strip() for part in genres} <= set(labels)
-    ):
+    are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
+    if are_labels or any(map(LIST_CELL.fullmatch, header)):
         raise UserError(
             f"{table.path} has no header line: the first one is a row ({some([repr(name[:40]) for name in header])}); "
             f"add a line with the columns' names, such as id,genre"
@@ -156,14 +155,6 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
     return _glued_text(where, labels, len(samples), ())
 
 
-def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
-    mark, examples = _glued(labels, samples, known)
-    return mark and (
-        f"{where} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if {mark!r} "
-        f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
-    )
-
-
 def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     """Whether at least this share of many posters has no label that another one has."""
     labels = Counter(label for genres in samples for label in genres)
@@ -171,10 +162,10 @@ def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     return len(samples) >= MANY and own >= share * len(samples)
 
 
-def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[str, list[str]]:
-    """A separator that seems to separate genres in the labels of a tenth of the posters: another, or within lists.
+def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
+    """Which separator seems to separate genres in the labels of a tenth of the posters: another, or within lists.
 
-    Returns it with those labels; empty if there is none. See the tuples of separators for what is asked of the parts.
+    Empty if there is none. See the tuples of separators for what is asked of the parts.
     """
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         parts = {label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1}
@@ -188,8 +179,11 @@ def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[st
         sure = mark in PLAIN_SEPARATORS and all(part in single for label in known for part in parts[label])
         many = 10 * sum(labels[label] for label in known) >= samples and 2 * len(known) >= len(parts)
         if many and len(known) > (0 if sure else 1):
-            return mark, known
-    return "", []
+            return (
+                f"{where} seems to hold several genres in one: {some([repr(name) for name in known], 3)}; if {mark!r} "
+                f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
+            )
+    return ""
 
 
 def _parts(label: str, mark: str) -> Iterator[str]:

@@ -32,10 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Reasons that tell nothing of unreadable genres or pixels: what is not there, and what a user's limits leave out.
 HARMLESS = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-
 #: Reasons that tell of a row: its poster may be there all the same.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
-
 #: File names that are looked at to explain why no id names one.
 NAMES = 20_000
 
@@ -86,7 +84,11 @@ def problem_with_rows(
     found = len(scan.digests) + len(present)
     if not found:
         return _no_match(csv, encoding, images, metadata, missing)
-    earlier = _rejected_before(images) if missing or present else {}
+    earlier: dict[str, str] = {}  # reasons of posters, not of rows, that fetch or clean left out of the folder
+    if missing or present:
+        with told("read rejected.csv", images):
+            found_before = read_rejected(images / "rejected.csv")
+        earlier = {sample_id: reason for sample_id, reason in found_before.items() if reason not in OF_ROWS}
     if missing:
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
@@ -100,13 +102,6 @@ def problem_with_rows(
         f"{len(unreadable)} of {found} rows whose image is there are unreadable, over --max-rejected "
         f"{100 * limit:g}%: {first_reasons(unreadable)}"
     )
-
-
-def _rejected_before(images: Place) -> dict[str, str]:
-    """Id → reason of the posters, not of the rows, that `posters fetch` or `posters clean` left out of the folder."""
-    with told("read rejected.csv", images):
-        found = read_rejected(images / "rejected.csv")
-    return {sample_id: reason for sample_id, reason in found.items() if reason not in OF_ROWS}
 
 
 def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:

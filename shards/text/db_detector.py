@@ -24,16 +24,12 @@ from shards.text.anchor_strip import strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
 
-STRIDE = 32
-"""The network takes sides that are multiples of this."""
-UNCLIP = 1.6
-"""Growth of a core, times area over perimeter; RapidOCR's default."""
-MIN_SIDE = 3
-"""Cores thinner than this, in pixels of the searched copy, are noise."""
+STRIDE = 32  # the network takes sides that are multiples of this
+UNCLIP = 1.6  # growth of a core, times area over perimeter; RapidOCR's default
+MIN_SIDE = 3  # cores thinner than this, in pixels of the searched copy, are noise
+#: A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape.
 STRAIGHT = 0.7
-"""A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape."""
-MAX_SIDE = 4096
-"""Long side of a searched copy: a banner must not take all memory."""
+MAX_SIDE = 4096  # long side of a searched copy: a banner must not take all memory
 
 
 def packaged_model() -> Path:

@@ -21,21 +21,16 @@ from shards.options import option
 class Region:
     """A piece of text: a word, a line, sometimes a single large letter."""
 
-    outline: np.ndarray
-    """(k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not."""
-    height: float
-    """Height of the letters in pixels: the shorter side of the smallest rectangle around the region."""
-    score: float
-    """How sure the detector is, 0 to 1."""
+    outline: np.ndarray  # (k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not
+    height: float  # of the letters in pixels: the shorter side of the smallest rectangle around the region
+    score: float  # how sure the detector is, 0 to 1
 
 
 class TextDetector(Protocol):
     """Finds text. The same image must give the same regions, in any process."""
 
-    name: str
-    """What it is and from which file, for reports."""
-    looks: int
-    """How many ways of looking it has, at least 1."""
+    name: str  # what it is and from which file, for reports
+    looks: int  # how many ways of looking it has, at least 1
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
         """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""

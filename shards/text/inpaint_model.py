@@ -16,10 +16,8 @@ from shards.errors import UserError, one_line
 from shards.onnx_session import open_session
 from shards.text.opencv import cv2
 
-MULTIPLE = 8
-"""Sides given to a network of free size are multiples of this (most halve their input three times)."""
-PROBE = 64
-"""Side of the picture on which a network of free size is tried."""
+MULTIPLE = 8  # sides given to a network of free size are multiples of this (most halve their input three times)
+PROBE = 64  # side of the picture on which a network of free size is tried
 
 
 class FillModel:

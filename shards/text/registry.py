@@ -17,6 +17,7 @@ from shards.errors import UserError, one_line
 from shards.schema import problem_of
 from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import FILLS, Fill
+from shards.text.inpaint_model import FillModel
 
 
 class Entry(NamedTuple):
@@ -79,8 +80,6 @@ def _custom(name: str) -> TextDetector:
 def make_fill(name: str, model: Path | None = None) -> Fill:
     """The fill of that name; with ``model``, an in-painting network (see inpaint_model.py). Raises UserError."""
     if model is not None:
-        from shards.text.inpaint_model import FillModel
-
         return FillModel(model)
     if name not in FILLS:
         raise UserError(f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model")

@@ -31,7 +31,7 @@ from shards.text.detector import DetectorOptions
 from shards.text.inpaint import surround
 from shards.text.masks import MaskOptions, text_mask
 from shards.text.opencv import cv2
-from shards.text.remove import remove_text
+from shards.text.pipeline import remove_text
 
 WORDS = ("MIDNIGHT", "The Long Way", "2049", "Part Two", "from the makers of", "LOVE", "Écran", "coming soon")
 Way = Callable[[np.ndarray], np.ndarray]

@@ -175,16 +175,9 @@ def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
         (tmp_path / "meta.csv").write_text(f"{name},id,genre\n0,1,Drama\n1,2,War\n2,0,Drama\n")
         with pytest.raises(UserError, match=r"holds numbers, as pandas writes row numbers.*--id-column.*1 'id'"):
             read_metadata(tmp_path / "meta.csv")
-        assert [row.id for row in read_metadata(tmp_path / "meta.csv", GenreOptions(id_column="0")).rows] == [
-            "0",
-            "1",
-            "2",
-        ]
-        assert [row.id for row in read_metadata(tmp_path / "meta.csv", GenreOptions(id_column="id")).rows] == [
-            "1",
-            "2",
-            "0",
-        ]
+        for column, ids in (("0", ["0", "1", "2"]), ("id", ["1", "2", "0"])):
+            found = read_metadata(tmp_path / "meta.csv", GenreOptions(id_column=column))
+            assert [row.id for row in found.rows] == ids
 
 
 def test_a_name_that_two_columns_have_names_none(tmp_path: Path) -> None:
