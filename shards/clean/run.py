@@ -16,7 +16,7 @@ from typing import Any
 
 from shards.clean.contact_sheet import write_sheet
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, of_own_places, rejection_of
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.executors.chunks import cut, work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
@@ -68,11 +68,12 @@ class CleanOptions(PostersOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality must be from 1 to 100, not {self.quality}")
+            raise UserError("option-value", f"--quality must be from 1 to 100, not {self.quality}")
         if self.sheet < 0:
-            raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
+            raise UserError("option-value", f"--sheet must be 0 or more posters, not {self.sheet}")
         if is_remote(self.out) and self.sheet and not self.out.name:
-            raise UserError(f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it")
+            message = f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
+            raise UserError("option-value", message)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class CleanResult:
 def clean_posters(options: CleanOptions) -> CleanResult:
     """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
     if options.images.resolve() == options.out.resolve():
-        raise UserError(f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own")
+        message = f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
+        raise UserError("option-conflict", message)
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
     metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
@@ -113,8 +115,9 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         table = options.metadata, options.encoding
         problem = problem_with_rows(*table, options.images, metadata, scan, limit, pixels=False)
         if problem or not ids:
+            code: Code = "table-row" if problem else "images-none"
             problem = problem or f"no poster left to clean in {options.images}"
-            raise UserError(f"{problem}; reasons are in {options.out / REJECTED}")
+            raise UserError(code, f"{problem}; reasons are in {options.out / REJECTED}")
         log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
         _take_over(options.out, ids)
         rows, now = _clean(options, ids, scan, executor, rejected)
@@ -162,9 +165,8 @@ def _clean(
         failed, good = failed + bad, good + len(rows) - len(bad)
         if not good and len(failed) >= min(HOPELESS, len(ids)):
             write_rejected(options.out / REJECTED, [*rejected, *failed])
-            raise UserError(
-                f"none of {len(failed)} posters could be cleaned, so the others were not tried: {first_reasons(failed)}"
-            )
+            problem = f"none of {len(failed)} posters could be cleaned, so the others were not tried"
+            raise UserError("images-none", f"{problem}: {first_reasons(failed)}")
     return [row for name in by_name for row in answers[name]], left
 
 
@@ -185,7 +187,7 @@ def _ours(out: Place) -> set[str] | None:
     ids = kept.get("ids") if isinstance(kept, dict) else None
     # Posters are deleted by this list: it may come from elsewhere with the folder.
     if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
-        raise UserError(f"{out / OURS} is no list of cleaned posters; choose another --out")
+        raise UserError("path-exists", f"{out / OURS} is no list of cleaned posters; choose another --out")
     return set(ids)
 
 
@@ -198,7 +200,7 @@ def _refuse_foreign(out: Place) -> None:
     with told("look", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
-        raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
+        raise UserError("path-exists", f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
 def _take_over(out: Place, ids: Sequence[str]) -> None:
@@ -209,7 +211,7 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)
-        raise UserError(f"{path} was not made by `posters clean`; move it away, or choose another --out")
+        raise UserError("path-exists", f"{path} was not made by `posters clean`; move it away, or choose another --out")
     remove_file(out / REPORT)  # from here to the end the folder is not finished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):

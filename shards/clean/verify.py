@@ -49,10 +49,10 @@ class RefereeOptions:
 
     def __post_init__(self) -> None:
         if not 64 <= self.side <= 4096:
-            raise UserError(f"--side must be from 64 to 4096 pixels, not {self.side}")
+            raise UserError("option-value", f"--side must be from 64 to 4096 pixels, not {self.side}")
         for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
-                raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+                raise UserError("option-value", f"--{option}-threshold must be between 0 and 1, not {value:g}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RefereeCommand(WorkersOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sample < 0:
-            raise UserError(f"--sample must be 0 or more posters, not {self.sample}")
+            raise UserError("option-value", f"--sample must be 0 or more posters, not {self.sample}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
             try:
                 image = decode(read_image_file(folder, sample_id), ANY)
             except BadImage as bad:
-                raise UserError(f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}") from None
+                message = f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"
+                raise UserError("image-unreadable", message) from None
             shares.append(float(text_area(np.asarray(image), task.options).mean()))
         answer.append((sample_id, shares[0], shares[1]))
     return answer
@@ -119,14 +120,14 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
     """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
     if not raw.is_dir():
-        raise UserError(f"image folder not found: {raw}")
+        raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(cleaned)
     cv2()  # what is missing is told at the start
     _engine(options)
     ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
     ids = ids[: sample or None]
     if not ids:
-        raise UserError(f"{cleaned} holds no cleaned poster")
+        raise UserError("images-none", f"{cleaned} holds no cleaned poster")
     tasks = [RefereeTask(raw, cleaned, part, options) for part in cut(ids, CHUNK)]
     found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
     judged = report.set_index("id").loc[ids]

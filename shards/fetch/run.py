@@ -66,7 +66,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     if not result.fetched and not result.present:
         why = f"{reasons}; see {options.out / REJECTED}" if reasons else "it has a header line and nothing else"
-        raise UserError(f"no poster could be fetched from {options.metadata}: {why}")
+        raise UserError("images-none", f"no poster could be fetched from {options.metadata}: {why}")
     log.info("%d posters fetched, %d already there, in %s", result.fetched, result.present, options.out)
     if reasons:
         log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, options.out / REJECTED)

@@ -156,7 +156,7 @@ def read_checked(folder: Place, sample_id: str, name: str | None, digest: str, w
     except BadImage as error:
         problem = one_line(f"{error.reason} {error.detail}")
     if problem:
-        raise UserError(f"poster {sample_id} in {folder} changed while {when} ({problem}); {remedy}")
+        raise UserError("file-changed", f"poster {sample_id} in {folder} changed while {when} ({problem}); {remedy}")
     return data
 
 
@@ -195,14 +195,14 @@ def default_image_folder(start: Path) -> Path:
         if holds_images(folder):
             return folder
     tried = " and ".join(DEFAULT_FOLDERS)
-    raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
+    raise UserError("images-none", f"no images found in {tried} (under {start}); name the folder with --images DIR")
 
 
 def require_images(folder: Place) -> None:
     """Raise UserError unless there is such a folder, with images."""
     with told("look for posters", folder):
         if not folder.is_dir():
-            raise UserError(f"image folder not found: {folder}")
+            raise UserError("path-missing", f"image folder not found: {folder}")
         # A remote folder is listed by the ids anyway, and walking through a million others takes long.
         if not is_remote(folder):
             walk = Walk()
@@ -214,7 +214,7 @@ def no_images(folder: Place, walk: Walk) -> UserError:
     """What is said of a folder without pictures."""
     found = [others_text(walk.others)] if walk.others else []
     found += walk.unreadable[:1]
-    return UserError(f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
+    return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
 
 
 def holds_images(folder: Place) -> bool:

@@ -42,7 +42,8 @@ def parse_aspect(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}") from None
+        message = f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}"
+        raise UserError("option-value", message) from None
     return low, high
 
 
@@ -69,15 +70,15 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         if not 8 <= self.short_side <= self.long_side:
-            raise UserError(
-                f"--short-side must be between 8 and --long-side, not {self.short_side} (--long-side {self.long_side})"
-            )
+            given = f"{self.short_side} (--long-side {self.long_side})"
+            raise UserError("option-value", f"--short-side must be between 8 and --long-side, not {given}")
         if not 1 <= self.quality <= 95:
-            raise UserError(f"--quality must be from 1 to 95, not {self.quality}")
+            raise UserError("option-value", f"--quality must be from 1 to 95, not {self.quality}")
         if self.min_side < 1 or self.max_pixels < 1:
-            raise UserError("--min-side and --max-pixels must be at least 1")
+            raise UserError("option-value", "--min-side and --max-pixels must be at least 1")
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1] < float("inf"):
-            raise UserError(f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}")
+            message = f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}"
+            raise UserError("option-value", message)
 
 
 #: What can be decoded is taken: for commands that were given the pictures one by one, or made by others.

@@ -105,7 +105,7 @@ def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple
     with told("list", folder):
         folder.fs.invalidate_cache()
         if not folder.fs.isdir(folder.path):
-            raise NoFolder(f"folder not found: {folder}")
+            raise NoFolder("path-missing", f"folder not found: {folder}")
     if folder.protocol in BY_PREFIX:
         for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
             yield [key for _, key in group], _files(folder, prefix=prefix)

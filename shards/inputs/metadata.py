@@ -99,7 +99,7 @@ def read_metadata(
     """
     genre_column, separator = options.genre_column, options.genre_separator
     if not separator:
-        raise UserError("--genre-separator must not be empty")
+        raise UserError("option-value", "--genre-separator must not be empty")
     with open_table(path, options.encoding) as table:
         id_at, genres_at = _columns(table, options)
         cells = _read_cells(table, id_at, genres_at, separator)
@@ -112,10 +112,9 @@ def read_metadata(
         refuse_unless_lists(table, options.encoding, cells.written, cells.lists, read)
     merged, lines = merge_spellings(read, known)
     if lines and options.spellings == "refuse":
-        raise UserError(
-            f"{path} spells a genre in several ways: {'; '.join(lines[:3]).replace(': merged', '')}; "
-            f"repair the column {table.name(genres_at)}, or pass --spellings merge"
-        )
+        ways = "; ".join(lines[:3]).replace(": merged", "")
+        remedy = f"repair the column {table.name(genres_at)}, or pass --spellings merge"
+        raise UserError("table-row", f"{path} spells a genre in several ways: {ways}; {remedy}")
     rows = [replace(row, genres=genres) for row, genres in zip(cells.rows, merged, strict=True)]
     metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
     _join(rows, cells.rejected, metadata)
@@ -125,7 +124,7 @@ def read_metadata(
         bad = [r for _, r in cells.rejected if r.reason in UNREADABLE]
         doubt += f" ({len(bad)} of {cells.count} rows are unreadable: {first_reasons(bad)})" if bad else ""
         if strict:
-            raise UserError(doubt)
+            raise UserError("table-column", doubt)
         log.warning("%s", doubt)
     _say(table, id_at, genres_at, metadata, cells.count, lines)
     return metadata
@@ -139,10 +138,9 @@ def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
     else:
         genres_at = table.column(options.genre_column, "--genre-column")
     if genres_at == id_at:
-        raise UserError(
-            f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
-            f"and --genre-column; its columns are {table.listing()}"
-        )
+        problem = f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres"
+        remedy = f"choose others with --id-column and --genre-column; its columns are {table.listing()}"
+        raise UserError("table-column", f"{problem}; {remedy}")
     return id_at, genres_at
 
 

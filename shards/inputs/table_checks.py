@@ -42,20 +42,17 @@ def find_genres(table: Table, id_at: int) -> int:
     """
     named = [at for at in range(len(table.header)) if at != id_at and is_named(table, at)]
     if len(named) > 1:
-        raise UserError(
-            f"{table.path} has several columns that may hold the genres: {some([table.name(at) for at in named])}; "
-            f"choose one with --genre-column"
-        )
+        problem = f"several columns that may hold the genres: {some([table.name(at) for at in named])}"
+        raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
     if named:
         return named[0]
     if len(table.header) <= FALLBACK or id_at == FALLBACK:
         refuse_headless(table, None, ())
         if is_named(table, id_at):
-            raise UserError(
-                f"{table.path}: column {table.name(id_at)} is named as genres are, and it would be that of the ids; "
-                f"choose the column of ids with --id-column; its columns are {table.listing()}"
-            )
-        raise UserError(_no_column(table))
+            problem = f"column {table.name(id_at)} is named as genres are, and it would be that of the ids"
+            remedy = f"choose the column of ids with --id-column; its columns are {table.listing()}"
+            raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
+        raise _no_column(table)
     return FALLBACK
 
 
@@ -70,10 +67,9 @@ def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str]
     genres = () if genres_at is None else header[genres_at].split(separator)
     are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
     if are_labels or any(map(LIST_CELL.fullmatch, header)):
-        raise UserError(
-            f"{table.path} has no header line: the first one is a row ({some([repr(name[:40]) for name in header])}); "
-            f"add a line with the columns' names, such as id,genre"
-        )
+        problem = f"has no header line: the first one is a row ({some([repr(name[:40]) for name in header])})"
+        remedy = "add a line with the columns' names, such as id,genre"
+        raise UserError("table-unreadable", f"{table.path} {problem}; {remedy}")
 
 
 def refuse_unless_lists(
@@ -85,16 +81,14 @@ def refuse_unless_lists(
     rows = _peek(table.path, encoding)
     cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK and row[FALLBACK].strip()]
     shown = some([repr(cell[:30]) for cell in dict.fromkeys(cells)], 3) or "it is empty"
-    raise UserError(
-        _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows)
-    )
+    raise _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows)
 
 
-def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> str:
+def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> UserError:
     flags = _flag_columns(table, rows)
     hint = f"; {_multi_hot(table, flags)}" if len(flags) > 1 else ""
     remedy = f"its columns are {table.listing()}; choose one with --genre-column"
-    return f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}"
+    return UserError("table-column", f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}")
 
 
 def _peek(path: Place, encoding: str) -> list[list[str]]:

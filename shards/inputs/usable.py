@@ -46,7 +46,7 @@ def parse_share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
+        raise UserError("option-value", f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
     return share
 
 
@@ -62,9 +62,9 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.near_duplicates <= 15:
-            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+            raise UserError("option-value", f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
         if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
+            raise UserError("option-value", f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
 
 
 def problem_with_rows(

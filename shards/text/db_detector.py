@@ -38,7 +38,8 @@ def packaged_model() -> Path:
     spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
-        raise UserError("the installed rapidocr holds no detection network; pip install --upgrade 'rapidocr>=3.10'")
+        remedy = "pip install --upgrade 'rapidocr>=3.10'"
+        raise UserError("environment", f"the installed rapidocr holds no detection network; {remedy}")
     return found[-1]
 
 
@@ -53,10 +54,9 @@ class DBDetector:
         self._session = open_session(path, "detector model", "clean", device=options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
-            raise UserError(
-                f"detector model {path} takes {[i.shape for i in inputs]} and gives {len(outputs)} outputs; a text "
-                f"detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
-            )
+            does = f"takes {[i.shape for i in inputs]} and gives {len(outputs)} outputs"
+            wanted = "a text detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
+            raise UserError("model-unfit", f"detector model {path} {does}; {wanted}")
         self._input = inputs[0].name
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
@@ -89,14 +89,12 @@ class DBDetector:
         try:
             (out,) = self._session.run(None, {self._input: planes})
         except Exception as error:  # onnxruntime has no error class of its own
-            raise UserError(
-                f"detector model {self.name} failed on a {width}x{height} copy: {one_line(error)}"
-            ) from None
+            problem = f"failed on a {width}x{height} copy: {one_line(error)}"
+            raise UserError("model-unfit", f"detector model {self.name} {problem}") from None
         if out.shape != (1, 1, *seen.shape[:2]):
-            raise UserError(
-                f"detector model {self.name} gives {out.shape} for a picture of {seen.shape[1]}x{seen.shape[0]}; "
-                f"a text detector gives (1, 1, {seen.shape[0]}, {seen.shape[1]})"
-            )
+            problem = f"gives {out.shape} for a picture of {seen.shape[1]}x{seen.shape[0]}"
+            wanted = f"a text detector gives (1, 1, {seen.shape[0]}, {seen.shape[1]})"
+            raise UserError("model-unfit", f"detector model {self.name} {problem}; {wanted}")
         return np.ascontiguousarray(out[0, 0, :height])
 
     def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:

@@ -41,7 +41,7 @@ def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
     try:
         return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
     except ValueError:
-        raise UserError(f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
+        raise UserError("option-value", f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class DetectorOptions:
 
     def __post_init__(self) -> None:
         if not self.looks or not all(look and all(32 <= side <= 2048 for side in look) for look in self.looks):
-            raise UserError("--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
+            raise UserError("option-value", "--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
         for name, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
-                raise UserError(f"--{name}-threshold must be between 0 and 1, not {value:g}")
+                raise UserError("option-value", f"--{name}-threshold must be between 0 and 1, not {value:g}")
         if self.device not in ("cpu", "cuda"):
-            raise UserError(f"--device must be cpu or cuda, not {self.device!r}")
+            raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

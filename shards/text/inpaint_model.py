@@ -30,13 +30,13 @@ class FillModel:
         inputs = self._session.get_inputs()
         by_channels = {i.shape[1]: i for i in inputs if len(i.shape) == 4}
         if len(inputs) != 2 or set(by_channels) != {1, 3}:
-            raise UserError(
-                f"fill model {path} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}; an in-painting network "
-                f"takes an image (n, 3, h, w) and a mask (n, 1, h, w)"
-            )
+            takes = ", ".join(f"{i.name} {i.shape}" for i in inputs)
+            wanted = "an in-painting network takes an image (n, 3, h, w) and a mask (n, 1, h, w)"
+            raise UserError("model-unfit", f"fill model {path} takes {takes}; {wanted}")
         image, mask = by_channels[3], by_channels[1]
         if image.type != "tensor(float)" or mask.type != "tensor(float)":
-            raise UserError(f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)")
+            takes = f"{image.type} and {mask.type}; both must be tensor(float)"
+            raise UserError("model-unfit", f"fill model {path} takes {takes}")
         self._names = image.name, mask.name
         height, width = image.shape[2:]
         self._size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
@@ -66,16 +66,14 @@ class FillModel:
         try:
             out: Any = self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime has no error class of its own
-            raise UserError(
-                f"fill model {self.path} failed on a {mask.shape[1]}x{mask.shape[0]} picture: {one_line(error)[:300]}"
-            ) from None
+            problem = f"failed on a {mask.shape[1]}x{mask.shape[0]} picture: {one_line(error)[:300]}"
+            raise UserError("model-unfit", f"fill model {self.path} {problem}") from None
         if out.shape != planes.shape:
-            raise UserError(
-                f"fill model {self.path} gives {tuple(out.shape)} for an image of {tuple(planes.shape)}; "
-                f"an in-painting network gives the shape that it takes"
-            )
+            problem = f"gives {tuple(out.shape)} for an image of {tuple(planes.shape)}"
+            wanted = "an in-painting network gives the shape that it takes"
+            raise UserError("model-unfit", f"fill model {self.path} {problem}; {wanted}")
         if not np.isfinite(out).all():
-            raise UserError(f"fill model {self.path} gives values that are no numbers")
+            raise UserError("not-finite", f"fill model {self.path} gives values that are no numbers")
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:

@@ -30,12 +30,10 @@ class MaskOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin <= 2.0:
-            raise UserError(f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
+            raise UserError("option-value", f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
         if not 0.0 < self.max_region <= 1.0 or not 0.0 < self.max_total <= 1.0:
-            raise UserError(
-                f"--max-region and --max-total are shares of the picture, above 0 and up to 1, not "
-                f"{self.max_region:g} and {self.max_total:g}"
-            )
+            wanted = "--max-region and --max-total are shares of the picture, above 0 and up to 1"
+            raise UserError("option-value", f"{wanted}, not {self.max_region:g} and {self.max_total:g}")
 
 
 @dataclass(frozen=True)

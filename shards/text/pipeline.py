@@ -49,7 +49,7 @@ class TextRemoval:
 
     def __post_init__(self) -> None:
         if self.passes < 1:
-            raise UserError(f"--passes must be at least 1, not {self.passes}")
+            raise UserError("option-value", f"--passes must be at least 1, not {self.passes}")
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""
@@ -175,7 +175,6 @@ def removal_fingerprint(options: TextRemoval) -> str:
 def require_same_removal(options: TextRemoval, facts: str) -> None:
     """Raise UserError if text removal is not what it was, by its fingerprint, where the tasks were made."""
     if removal_fingerprint(options) != facts:
-        raise UserError(
-            f"text removal on {socket.gethostname()} is not what it was when the work began: another detector, or a "
-            f"model file with other content; give all workers the same files, and run it again"
-        )
+        problem = "is not what it was when the work began: another detector, or a model file with other content"
+        remedy = "give all workers the same files, and run it again"
+        raise UserError("ranks-differ", f"text removal on {socket.gethostname()} {problem}; {remedy}")

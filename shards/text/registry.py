@@ -46,11 +46,11 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
         has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
-        raise UserError(f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
+        raise UserError("option-unknown", f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
     try:
         return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"--detector {options.detector}: {problem_of(error)}") from None
+        raise UserError("option-value", f"--detector {options.detector}: {problem_of(error)}") from None
 
 
 def own_options(options: DetectorOptions) -> dict[str, str]:
@@ -68,12 +68,12 @@ def _custom(name: str) -> TextDetector:
     try:
         made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
-        raise UserError(f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}") from None
+        message = f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
+        raise UserError("option-value", message) from None
     title, looks, detect = (getattr(made, wanted, None) for wanted in ("name", "looks", "detect"))
     if not (isinstance(title, str) and isinstance(looks, int) and looks >= 1 and callable(detect)):
-        raise UserError(
-            f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
-        )
+        problem = f"gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
+        raise UserError("option-value", f"--detector {name} {problem}")
     return made
 
 
@@ -82,5 +82,6 @@ def make_fill(name: str, model: Path | None = None) -> Fill:
     if model is not None:
         return FillModel(model)
     if name not in FILLS:
-        raise UserError(f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model")
+        remedy = f"choose one of {', '.join(FILLS)}, or give --fill-model"
+        raise UserError("option-value", f"--fill {name!r} is not known; {remedy}")
     return FILLS[name]
