@@ -106,7 +106,7 @@ def read_metadata(
         read = [row.genres for row in cells.rows]
         if options.id_column is None and cells.rows:
             table.refuse_row_numbers(id_at, [row.id for row in cells.rows])
-        if genre_column not in map(str.strip, table.header):
+        if genre_column is None or genre_column not in map(str.strip, table.header):
             refuse_headless(table, genres_at, {genre for genres in read for genre in genres}, separator)
     if genre_column is None and not is_named(table, genres_at):
         refuse_unless_lists(table, options.encoding, cells.written, cells.lists, read)
