@@ -103,16 +103,13 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
     except FileNotFoundError:
         raise UserError("path-missing", f"metadata CSV not found: {path}") from None
     except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
-        message = f"{path} is not {encoding} text ({one_line(error)}); {_remedy(error)}"
+        start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
+        utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+        remedy = f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
+        if start.startswith(OTHER_FILES):
+            remedy = "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
+        message = f"{path} is not {encoding} text ({one_line(error)}); {remedy}"
         raise UserError("table-unreadable", message) from None
     except (OSError, csv.Error) as error:
         code: Code = "path-unreadable" if isinstance(error, OSError) else "table-unreadable"
         raise UserError(code, f"{path} cannot be read as CSV: {one_line(error)}") from None
-
-
-def _remedy(error: UnicodeError) -> str:
-    start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
-    if start.startswith(OTHER_FILES):
-        return "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
-    utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"

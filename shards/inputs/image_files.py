@@ -23,13 +23,10 @@ log = logging.getLogger(__name__)
 #: Where cleaned posters lie by convention, in the order in which they are looked for.
 DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
 
-#: Endings as they are usually written, in the order in which an id's files are preferred. Those of the first row were
-#: once the only ones: a set that is built again keeps its files.
-USUAL_ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"),
-    *IMAGE_ENDINGS[3:],
-    *(kind.upper() for kind in IMAGE_ENDINGS[3:]),
-)
+#: Endings as they are usually written, in the order in which an id's files are preferred. The first ones were once the
+#: only ones: a set that is built again keeps its files.
+_FIRST, _LATER = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"), IMAGE_ENDINGS[3:]
+USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 
 @dataclass

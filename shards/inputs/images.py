@@ -26,13 +26,10 @@ from shards.options import option
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-
 #: What libjpeg-turbo says where the pixels of a JPEG end before the picture does, though an end marker is there.
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
-
 #: JPEGs of more pixels are decoded by Pillow after a look: the other decoder's copy would double the memory.
 FAST_PIXELS = 16_000_000
-
 #: Bytes a pixel that decoding takes at most, and those formats whose decoders take more.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 

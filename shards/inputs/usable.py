@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line, some
@@ -19,14 +18,12 @@ from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import Walk, walk_images
 from shards.inputs.listing import list_posters
 from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, first_reasons, read_rejected
+from shards.inputs.scan import Scan
 from shards.inputs.table_checks import PEEK
 from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
 from shards.storage.paths import Place, is_remote, told
-
-if TYPE_CHECKING:
-    from shards.inputs.scan import Scan
 
 log = logging.getLogger(__name__)
 
