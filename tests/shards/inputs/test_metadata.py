@@ -68,7 +68,7 @@ def test_columns_by_name_and_number(tmp_path: Path) -> None:
         ({"genre_column": "xyzzy"}, ["'xyzzy';", "0 'id', 1 'title', 2 'year', 3 'genre'"]),
     ],
 )
-def test_missing_column_names_the_nearest(tmp_path: Path, options: dict[str, str], parts: list[str]) -> None:
+def test_missing_column_names_the_nearest(tmp_path: Path, options: dict[str, Any], parts: list[str]) -> None:
     with fails("table-column", "meta.csv", *parts):
         read(tmp_path, HEADER + "1,T,1,Drama\n", **options)
 
