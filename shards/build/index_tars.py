@@ -28,7 +28,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import answers
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, write_rejected
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, read_metadata, write_rejected
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
@@ -130,7 +130,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
 def _read_csv(options: AdoptOptions) -> Metadata | None:
     if options.metadata is None:
         return None
-    return options.read(options.metadata)
+    return read_metadata(options.metadata, options)
 
 
 def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:

@@ -34,7 +34,7 @@ from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, write_rejected
+from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, read_metadata, write_rejected
 from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
@@ -100,7 +100,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
-    metadata = options.read(options.metadata, known=given.genres if given else ())
+    metadata = read_metadata(options.metadata, options, known=given.genres if given else ())
     if not metadata.rows:
         raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
     rejected_csv = options.out / "rejected.csv"

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.inputs.image_files import read_image_file
-from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.inputs.images import BadImage, decode
 from shards.storage.files import atomic_write, names_in, remove_file
-from shards.storage.paths import Place
 from shards.text.masks import mask_of
 from shards.text.report import summarize
 from shards.visuals.templates import render
 
+if TYPE_CHECKING:
+    from shards.clean.run import CleanOptions
+
 PAGE = "contact_sheet.html"
-HEIGHT = 320
-"""Height of a picture in pixels."""
+HEIGHT = 320  # of a picture in pixels
 PER_PNG, COLUMNS = 8, 2
+#: Colours of what was painted over and of what was left alone, on the mask picture.
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
-"""Colours of what was painted over and of what was left alone, on the mask picture."""
 
 
 def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -31,44 +32,29 @@ def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, An
     return order[:count]
 
 
-def write_sheet(
-    out: Place,
-    rows: Sequence[dict[str, Any]],
-    raw: Place,
-    cleaned: Place,
-    image: ImageOptions,
-    count: int,
-    facts: dict[str, Any],
-) -> None:
-    """Write the sheet of the ``count`` worst posters to the folder ``out``; old pages go."""
+def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the sheet of the worst posters to the folder that the options name; old pages go."""
+    out = options.sheet_folder
     out.mkdir(parents=True, exist_ok=True)
     for name in names_in(out):
         if name.startswith("contact_sheet-") and name.endswith(".png"):
             remove_file(out / name)
-    worst = [(row, tiles(row, raw, cleaned, image)) for row in worst_first(rows, count)]
+    worst = [(row, tiles(row, options)) for row in worst_first(rows, options.sheet)]
     for number, start in enumerate(range(0, len(worst), PER_PNG), 1):
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
             _png(worst[start : start + PER_PNG]).save(stream, "PNG")
+    summary = summary_lines(summarize(rows))
+    said = {"posters": worst, "summary": summary, "facts": facts, "painted": PAINTED, "skipped": SKIPPED}
     with atomic_write(out / PAGE, "w") as stream:
-        stream.write(
-            render(
-                "shards.clean/contact_sheet.html",
-                posters=worst,
-                summary=summary_lines(summarize(rows)),
-                facts=facts,
-                caption=caption,
-                painted=PAINTED,
-                skipped=SKIPPED,
-            )
-        )
+        stream.write(render("shards.clean/contact_sheet.html", caption=caption, **said))
 
 
-def tiles(row: dict[str, Any], raw: Place, cleaned: Place, image: ImageOptions) -> list[Image.Image]:
+def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
     """before, mask and after of one poster, HEIGHT pixels high."""
     found = []
-    for folder in (raw, cleaned):
+    for folder in (options.images, options.out):
         try:
-            found.append(decode(read_image_file(folder, row["id"]), image))
+            found.append(decode(read_image_file(folder, row["id"]), options.image))
         except BadImage:  # deleted since: the sheet is of what is there
             found.append(Image.new("RGB", (row["width"], row["height"]), "grey"))
     before, after = found
@@ -101,8 +87,7 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
         for picture in pictures:
             cell.paste(picture, (left, 0))
             left += picture.width + 4
-        words = f"{row['id']}: {caption(row)}"
-        lines = textwrap.wrap(words, 96, max_lines=2, placeholder=" ...")
+        lines = textwrap.wrap(f"{row['id']}: {caption(row)}", 96, max_lines=2, placeholder=" ...")
         ImageDraw.Draw(cell).multiline_text((2, HEIGHT + 4), "\n".join(lines), "black", font)
         cells.append(cell)
     wide = max((cell.width for cell in cells), default=1)

@@ -10,20 +10,19 @@ Posters are a function of their bytes and the options: the number of workers, th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from shards.clean.contact_sheet import write_sheet
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, of_own_places, rejection_of
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.executors.chunks import cut, work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
-from shards.inputs.metadata import Rejection, first_reasons, id_problem, write_rejected
+from shards.inputs.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
 from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
@@ -36,7 +35,7 @@ from shards.text.report import write_report
 
 log = logging.getLogger(__name__)
 
-WORK = ".work"
+WORK, REJECTED = ".work", "rejected.csv"
 OURS = ".posters-clean.json"
 """Lists the posters in a folder that are this command's: other pictures are never overwritten or deleted."""
 
@@ -69,80 +68,69 @@ class CleanOptions(PostersOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality must be from 1 to 100, not {self.quality}")
+            raise UserError("option-value", f"--quality must be from 1 to 100, not {self.quality}")
         if self.sheet < 0:
-            raise UserError(f"--sheet must be 0 or more posters, not {self.sheet}")
+            raise UserError("option-value", f"--sheet must be 0 or more posters, not {self.sheet}")
         if is_remote(self.out) and self.sheet and not self.out.name:
-            raise UserError(f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it")
+            message = f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
+            raise UserError("option-value", message)
 
 
 @dataclass(frozen=True)
 class CleanResult:
     """What a run left in the output folder."""
 
-    rows: list[dict[str, Any]]
-    """A row of the report for each poster, in the CSV's order."""
+    rows: list[dict[str, Any]]  # a row of the report for each poster, in the CSV's order
     rejected: list[Rejection]
-    cleaned_now: int
-    """Posters that this run cleaned; the others were there from before."""
-    slots: int
-    """How many were cleaned at a time."""
+    cleaned_now: int  # posters that this run cleaned; the others were there from before
+    slots: int  # how many were cleaned at a time
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
     """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
     if options.images.resolve() == options.out.resolve():
-        raise UserError(f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own")
+        message = f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
+        raise UserError("option-conflict", message)
     require_images(options.images)
     facts = options.text.facts()  # a missing model is told before anything is read
-    metadata = options.read(options.metadata, strict=False)  # genres only say which posters a set will have
+    metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
     _refuse_foreign(options.out)
-    with _at_work(options) as executor:
-        if _ours(options.out) is None:
-            write_json(options.out / OURS, {"made_by": "posters clean", "ids": []})
-        work = options.out / WORK
-        ours = (WORK, OURS, "rejected.csv", REPORT, ".lock")
-        ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
-        scan = scan_images(options.images, ids, options.image, work, executor)
-        rejected = metadata.rejected + shared + scan.rejected
-        ids = [sample_id for sample_id in ids if sample_id in scan.digests]
-        if options.drop_duplicates and ids:
-            ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
-            rejected += doubles
-        write_rejected(options.out / "rejected.csv", rejected)
-        limit = options.max_rejected if ids else 1.0
-        problem = problem_with_rows(
-            options.metadata, options.encoding, options.images, metadata, scan, limit, pixels=False
-        )
-        if problem or not ids:
-            problem = problem or f"no poster left to clean in {options.images}"
-            raise UserError(f"{problem}; reasons are in {options.out}/rejected.csv")
-        log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
-        _take_over(options.out, ids)
-        rows, now = _clean(options, ids, scan, work, executor, rejected)
-        failed = [rejection for row in rows if (rejection := rejection_of(row))]
-        if failed:
-            rejected += failed
-            rows = [row for row in rows if not rejection_of(row)]
-            write_rejected(options.out / "rejected.csv", rejected)
-            log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
-        _remove_partials(options.out, ids)
-        if options.sheet:
-            write_sheet(options.sheet_folder, rows, options.images, options.out, options.image, options.sheet, facts)
-        write_report(options.out / REPORT, rows, facts)
-        slots = executor.slots()
-    return CleanResult(rows, rejected, now, slots)
-
-
-@contextmanager
-def _at_work(options: CleanOptions) -> Iterator[Executor]:
-    """Hold the folder, and have somebody to do the work."""
     with (
         folder_lock(options.out, options.take_over),
         open_executor(options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES) as executor,
         told("clean posters", options.out),
     ):
-        yield executor
+        if _ours(options.out) is None:
+            _write_ours(options.out, [])
+        ours = (WORK, OURS, REJECTED, REPORT, ".lock")
+        ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
+        scan = scan_images(options.images, ids, options.image, options.out / WORK, executor)
+        rejected = metadata.rejected + shared + scan.rejected
+        ids = [sample_id for sample_id in ids if sample_id in scan.digests]
+        if options.drop_duplicates and ids:
+            ids, doubles = _first_of_each(ids, scan, options.near_duplicates)
+            rejected += doubles
+        write_rejected(options.out / REJECTED, rejected)
+        limit = options.max_rejected if ids else 1.0
+        table = options.metadata, options.encoding
+        problem = problem_with_rows(*table, options.images, metadata, scan, limit, pixels=False)
+        if problem or not ids:
+            code: Code = "table-row" if problem else "images-none"
+            problem = problem or f"no poster left to clean in {options.images}"
+            raise UserError(code, f"{problem}; reasons are in {options.out / REJECTED}")
+        log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
+        _take_over(options.out, ids)
+        rows, now = _clean(options, ids, scan, executor, rejected)
+        if failed := [rejection for row in rows if (rejection := rejection_of(row))]:
+            rejected += failed
+            rows = [row for row in rows if not rejection_of(row)]
+            write_rejected(options.out / REJECTED, rejected)
+            log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
+        _remove_partials(options.out, ids)
+        if options.sheet:
+            write_sheet(options, rows, facts)
+        write_report(options.out / REPORT, rows, facts)
+        return CleanResult(rows, rejected, now, executor.slots())
 
 
 def _remove_partials(out: Place, ids: Iterable[str]) -> None:
@@ -152,33 +140,19 @@ def _remove_partials(out: Place, ids: Iterable[str]) -> None:
 
 
 def _clean(
-    options: CleanOptions,
-    ids: Sequence[str],
-    scan: Scan,
-    work: Place,
-    executor: Executor,
-    rejected: Sequence[Rejection],
+    options: CleanOptions, ids: Sequence[str], scan: Scan, executor: Executor, rejected: Sequence[Rejection]
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
-    known = removal_fingerprint(options.text)
+    known, work = removal_fingerprint(options.text), options.out / WORK
+    samples = [(sample_id, scan.digests[sample_id], scan.names[sample_id]) for sample_id in ids]
     tasks = [
-        CleanTask(
-            options.images,
-            options.out,
-            tuple((sample_id, scan.digests[sample_id]) for sample_id in part),
-            options.image,
-            options.text,
-            known,
-            options.quality,
-            work / f"clean-{number:06d}.json",
-            tuple(scan.names[sample_id] for sample_id in part),
-        )
-        for number, part in enumerate(cut(ids, CHUNK))
+        CleanTask(options, part, known, work / f"clean-{number:06d}.json")
+        for number, part in enumerate(cut(samples, CHUNK))
     ]
     sizes = _cleaned_sizes(options.out, ids)
     by_name = {task.answer.name: task for task in tasks}
-    found = {name: finished(by_name[name], data, sizes) for name, data in read_present(work, by_name)}
-    answers = {name: rows for name, rows in found.items() if rows is not None}
+    found = ((name, finished(by_name[name], data, sizes)) for name, data in read_present(work, by_name))
+    answers = {name: rows for name, rows in found if rows is not None}
     todo = [task for task in tasks if task.answer.name not in answers]
     left = sum(map(len, todo))
     if answers:
@@ -190,24 +164,19 @@ def _clean(
         bad = [rejection for row in rows if (rejection := rejection_of(row))]
         failed, good = failed + bad, good + len(rows) - len(bad)
         if not good and len(failed) >= min(HOPELESS, len(ids)):
-            write_rejected(options.out / "rejected.csv", [*rejected, *failed])
-            raise UserError(
-                f"none of {len(failed)} posters could be cleaned, so the others were not tried: {first_reasons(failed)}"
-            )
+            write_rejected(options.out / REJECTED, [*rejected, *failed])
+            problem = f"none of {len(failed)} posters could be cleaned, so the others were not tried"
+            raise UserError("images-none", f"{problem}: {first_reasons(failed)}")
     return [row for name in by_name for row in answers[name]], left
 
 
-def _cleaned_sizes(out: Place, ids: Sequence[str]) -> Callable[[str], int | None]:
-    """Tells the sizes of cleaned posters that are there."""
+def _cleaned_sizes(out: Place, ids: Iterable[str]) -> dict[str, int]:
+    """Sizes in bytes of those ids' cleaned posters that are there."""
     if is_remote(out):
         listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
-        return lambda sample_id: listed.get(f"{sample_id}.jpg")
-
-    def size(sample_id: str) -> int | None:
-        path = cleaned_path(out, sample_id)
-        return path.stat().st_size if path.exists() else None
-
-    return size
+        return {name.removesuffix(".jpg"): size for name, size in listed.items()}
+    paths = ((sample_id, cleaned_path(out, sample_id)) for sample_id in ids)
+    return {sample_id: path.stat().st_size for sample_id, path in paths if path.exists()}
 
 
 def _ours(out: Place) -> set[str] | None:
@@ -218,8 +187,12 @@ def _ours(out: Place) -> set[str] | None:
     ids = kept.get("ids") if isinstance(kept, dict) else None
     # Posters are deleted by this list: it may come from elsewhere with the folder.
     if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
-        raise UserError(f"{out / OURS} is no list of cleaned posters; choose another --out")
+        raise UserError("path-exists", f"{out / OURS} is no list of cleaned posters; choose another --out")
     return set(ids)
+
+
+def _write_ours(out: Place, ids: Sequence[str]) -> None:
+    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
 
 
 def _refuse_foreign(out: Place) -> None:
@@ -227,7 +200,7 @@ def _refuse_foreign(out: Place) -> None:
     with told("look", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
-        raise UserError(f"{out} holds pictures that `posters clean` did not make; choose another --out")
+        raise UserError("path-exists", f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
 def _take_over(out: Place, ids: Sequence[str]) -> None:
@@ -236,17 +209,14 @@ def _take_over(out: Place, ids: Sequence[str]) -> None:
     Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.
     """
     ours = _ours(out) or set()
-    sizes = _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours])
-    for sample_id in ids:
-        if sample_id not in ours and sizes(sample_id) is not None:
-            raise UserError(
-                f"{cleaned_path(out, sample_id)} was not made by `posters clean`; move it away, or choose another --out"
-            )
+    for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
+        path = cleaned_path(out, other)
+        raise UserError("path-exists", f"{path} was not made by `posters clean`; move it away, or choose another --out")
     remove_file(out / REPORT)  # from here to the end the folder is not finished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
-    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
+    _write_ours(out, ids)
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:

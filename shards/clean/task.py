@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from shards.executors.chunks import keep, kept
 from shards.inputs.image_files import read_checked
-from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode, plain_jpeg_size
+from shards.inputs.images import BadImage, blamed_on_the_picture, decode, plain_jpeg_size
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
 from shards.storage.paths import Place
-from shards.text.pipeline import NOT_CLEANED, TextRemoval, clean_image, require_same_removal
+from shards.text.pipeline import NOT_CLEANED, clean_image, require_same_removal
 
-JPEG_SIDE = 65_500
-"""Longest side in pixels that libjpeg writes."""
+if TYPE_CHECKING:
+    from shards.clean.run import CleanOptions
 
+JPEG_SIDE = 65_500  # longest side in pixels that libjpeg writes
 CHUNK = 16  # posters a task: some seconds of work, so that little is lost when the run is killed
 
 
@@ -28,19 +29,10 @@ CHUNK = 16  # posters a task: some seconds of work, so that little is lost when 
 class CleanTask:
     """A chunk of checked posters."""
 
-    folder: Place
-    out: Place
-    samples: tuple[tuple[str, str], ...]
-    """(id, SHA-256 of the source file) of each."""
-    image: ImageOptions
-    text: TextRemoval
-    facts: str
-    """Fingerprint of ``text``."""
-    quality: int
-    answer: Place
-    """Written last: its presence means that the chunk's posters are there."""
-    names: tuple[str, ...] | None = None
-    """The posters' files below a remote folder."""
+    options: CleanOptions
+    samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path below the folder) of each
+    facts: str  # fingerprint of the options' ``text``
+    answer: Place  # written last: its presence means that the chunk's posters are there
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -50,7 +42,8 @@ class CleanTask:
 
     def state(self) -> str:
         """Fingerprint of everything that decides the posters; places play no part."""
-        return fingerprint([list(map(list, self.samples)), self.facts, self.quality])
+        contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
+        return fingerprint([contents, self.facts, self.options.quality])
 
 
 def cleaned_path(out: Place, sample_id: str) -> Place:
@@ -58,19 +51,19 @@ def cleaned_path(out: Place, sample_id: str) -> Place:
     return out / f"{sample_id}.jpg"
 
 
-def finished(task: CleanTask, answer: bytes, sizes: Callable[[str], int | None]) -> list[dict[str, Any]] | None:
+def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[dict[str, Any]] | None:
     """The report rows of a chunk that an earlier run finished; None if there is work left.
 
-    ``answer`` is what its file holds; ``sizes`` tells the size of an id's cleaned poster, None if there is none.
+    ``answer`` is what its file holds; ``sizes`` are those of the cleaned posters that are there.
     """
     found = kept(answer, task.state())
     try:
         rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
             return None  # what failed is tried again: another detector of the same name may do better
-        whole = all(sizes(i) == size for (i, _), size in zip(task.samples, expected, strict=True))
+        whole = all(sizes.get(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
         return rows if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # no usable answer from an earlier run
 
 
@@ -84,22 +77,23 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 
     A poster that cannot be cleaned has a row of its id and why (``rejection_of``), and no file.
     """
-    require_same_removal(task.text, task.facts)
+    options = task.options
+    require_same_removal(options.text, task.facts)
     rows: list[dict[str, Any]] = []
     sizes: list[int | None] = []
-    for number, (sample_id, digest) in enumerate(task.samples):
-        name = None if task.names is None else task.names[number]
-        data = read_checked(task.folder, sample_id, name, digest, "posters were cleaned", "run it again")
+    for sample_id, digest, name in task.samples:
+        data = read_checked(options.images, sample_id, name, digest, "posters were cleaned", "run it again")
+        place = cleaned_path(options.out, sample_id)
         try:
-            cleaned = clean_image(sample_id, decode(data, task.image), task.text)
+            cleaned = clean_image(sample_id, decode(data, options.image), options.text)
             # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
-            packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, task.quality)
+            packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, options.quality)
         except BadImage as bad:
-            remove_file(cleaned_path(task.out, sample_id))  # of an earlier run
+            remove_file(place)  # of an earlier run
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
             sizes.append(None)
             continue
-        with atomic_write(cleaned_path(task.out, sample_id)) as stream:
+        with atomic_write(place) as stream:
             stream.write(packed)
         rows.append(cleaned.row)
         sizes.append(len(packed))

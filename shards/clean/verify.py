@@ -25,14 +25,13 @@ from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.text.anchor_strip import strip, strip_height
+from shards.text.masks import mask_of
 from shards.text.opencv import cv2
 from shards.text.report import read_report
 
 CHUNK = 8  # posters a task
-ANY = ImageOptions(min_side=1, max_pixels=1 << 40)
-"""Which posters are good enough was cleaning's decision."""
-CLEAN_ENOUGH = 0.1
-"""A poster passes when at most this share of its text area is left."""
+ANY = ImageOptions(min_side=1, max_pixels=1 << 40)  # which posters are good enough was cleaning's decision
+CLEAN_ENOUGH = 0.1  # a poster passes when at most this share of its text area is left
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class RefereeOptions:
 
     def __post_init__(self) -> None:
         if not 64 <= self.side <= 4096:
-            raise UserError(f"--side must be from 64 to 4096 pixels, not {self.side}")
+            raise UserError("option-value", f"--side must be from 64 to 4096 pixels, not {self.side}")
         for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
-                raise UserError(f"--{option}-threshold must be between 0 and 1, not {value:g}")
+                raise UserError("option-value", f"--{option}-threshold must be between 0 and 1, not {value:g}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class RefereeCommand(WorkersOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sample < 0:
-            raise UserError(f"--sample must be 0 or more posters, not {self.sample}")
+            raise UserError("option-value", f"--sample must be 0 or more posters, not {self.sample}")
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,8 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
     if options.anchor:
         copy = np.concatenate([copy, strip(size[0], strip_height(options.side))])
     found = _engine(options)(np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False)
-    mask = np.zeros((height, width), np.uint8)
-    for box in () if found.boxes is None else found.boxes:
-        cv2().fillPoly(mask, [np.rint(np.asarray(box) / scale).astype(np.int32)], 1)
-    return mask.astype(bool)
+    boxes = () if found.boxes is None else found.boxes
+    return mask_of([np.rint(np.asarray(box) / scale) for box in boxes], (height, width))
 
 
 def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
@@ -113,7 +110,8 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
             try:
                 image = decode(read_image_file(folder, sample_id), ANY)
             except BadImage as bad:
-                raise UserError(f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}") from None
+                message = f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"
+                raise UserError("image-unreadable", message) from None
             shares.append(float(text_area(np.asarray(image), task.options).mean()))
         answer.append((sample_id, shares[0], shares[1]))
     return answer
@@ -122,22 +120,22 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
     """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
     if not raw.is_dir():
-        raise UserError(f"image folder not found: {raw}")
+        raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(cleaned)
     cv2()  # what is missing is told at the start
     _engine(options)
     ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
     ids = ids[: sample or None]
     if not ids:
-        raise UserError(f"{cleaned} holds no cleaned poster")
+        raise UserError("images-none", f"{cleaned} holds no cleaned poster")
     tasks = [RefereeTask(raw, cleaned, part, options) for part in cut(ids, CHUNK)]
     found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
-    altered = report.set_index("id").loc[ids, "altered"]
+    judged = report.set_index("id").loc[ids]
     return {
         "referee": asdict(options),
         "cleaning": report.attrs["text_removal"],
-        "altered_median": float(altered.median()),
-        "seconds_mean": float(report.set_index("id").loc[ids, "seconds"].mean()),
+        "altered_median": float(judged["altered"].median()),
+        "seconds_mean": float(judged["seconds"].mean()),
         **findings(sorted(found)),
     }
 

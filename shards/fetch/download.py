@@ -17,33 +17,26 @@ from yarl import URL
 from shards.errors import one_line, without_secrets
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
+from shards.inputs.metadata import Unusable
 from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, literal_address
 
 MAX_REDIRECTS = 5
-
 REDIRECTS = (301, 302, 303, 307, 308)
-
 #: Answers that another try may change, beside 5xx: request timeout, too early, too many requests.
 PASSING = (408, 425, 429)
-
 #: This machine is out of something; no link is to blame.
 OUR_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-
 #: The longest pause between two tries that we choose ourselves, in seconds.
 MAX_BACKOFF = 30.0
 
 
-class Unfetched(Exception):
-    """A link that gave no file; ``reason`` is one of rejected.csv's words."""
+class Unfetched(Unusable):
+    """A link that gave no file."""
 
-    def __init__(self, reason: str, detail: str = "", *, passing: bool = False, retry: bool = True) -> None:
+    def __init__(self, reason: str, detail: str, *, passing: bool = False, retry: bool = True) -> None:
         super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-        self.passing = passing
-        """Whether another run may fare better."""
-        self.retry = passing and retry
-        """Whether another try in this run may."""
+        self.passing = passing  # whether another run may fare better
+        self.retry = passing and retry  # whether another try in this run may
 
 
 def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSession:
@@ -71,9 +64,7 @@ class Downloader:
     """Fetches links one by one, for any number of callers at a time."""
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
-        self._session = session
-        self._options = options
-        self._allowed = allowed
+        self._session, self._options, self._allowed = session, options, allowed
         # By host, not by link: redirects lead many links to one host.
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
         self._silent_until: dict[str, float] = {}
@@ -124,7 +115,10 @@ class Downloader:
                     self._check_status(response, host)
                     return await self._read(response)
             except asyncio.TimeoutError as error:
-                raise self._timeout(error) from None
+                connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+                seconds = self._options.connect_timeout if connecting else self._options.timeout
+                what = "no connection" if connecting else "not done"
+                raise Unfetched("timeout", f"{what} in {seconds:g} s", passing=True) from None
             except (aiohttp.ClientError, ValueError) as error:  # ValueError: Locations that no URL can be
                 raise _unfetched(error) from None
 
@@ -139,28 +133,21 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        if not passing or seconds is None:
-            raise Unfetched("http status", str(status), passing=passing)
-        if seconds > self._options.max_wait:  # sooner would be unwelcome, and later is too late for this run
-            raise Unfetched("http status", str(status), passing=True, retry=False)
-        self._silent_until[host] = max(self._silent_until.get(host, 0.0), time.monotonic() + seconds)
-        raise Unfetched("http status", str(status), passing=True)
+        # Sooner than it asks for would be unwelcome, and later than max_wait is too late for this run.
+        retry = seconds is None or seconds <= self._options.max_wait
+        if passing and retry and seconds is not None:
+            self._silent_until[host] = max(self._silent_until.get(host, 0.0), time.monotonic() + seconds)
+        raise Unfetched("http status", str(status), passing=passing, retry=retry)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        limit = self._options.max_bytes
-        if (response.content_length or 0) > limit:
-            raise Unfetched("too large", f"over {limit} bytes")
-        body = bytearray()
-        async for block in response.content.iter_any():
+        limit, body = self._options.max_bytes, bytearray()
+        size = response.content_length or 0
+        while size <= limit and (block := await response.content.readany()):
             body += block
-            if len(body) > limit:
-                raise Unfetched("too large", f"over {limit} bytes")
+            size = len(body)
+        if size > limit:
+            raise Unfetched("too large", f"over {limit} bytes")
         return bytes(body)
-
-    def _timeout(self, error: asyncio.TimeoutError) -> Unfetched:
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return Unfetched("timeout", f"no connection in {self._options.connect_timeout:g} s", passing=True)
-        return Unfetched("timeout", f"not done in {self._options.timeout:g} s", passing=True)
 
 
 def _seconds(text: str) -> float | None:
@@ -190,17 +177,12 @@ def _unfetched(error: Exception) -> Unfetched:
             raise cause
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return Unfetched("no connection", "the host is not known", passing=True)
-        return Unfetched("no connection", _system_word(cause), passing=True)
+        word = os.strerror(cause.errno) if cause.errno else "no address could be connected to"
+        if cause.errno is None and isinstance(cause, ssl.SSLError):
+            word = "no secure connection could be agreed on"
+        return Unfetched("no connection", word, passing=True)
     if isinstance(error, (aiohttp.InvalidURL, ValueError)):
         return Unfetched("bad link", one_line(error)[:200])
     if isinstance(error, aiohttp.ClientConnectionError):  # also the system's resets of open connections
         return Unfetched("no connection", "the server closed the connection", passing=True)
     return Unfetched("no connection", "the answer is no HTTP", passing=True)
-
-
-def _system_word(error: OSError) -> str:
-    """``Connection refused`` from what says more than that, such as each address that was tried."""
-    number = error.errno
-    if number is None and isinstance(error, ssl.SSLError):
-        return "no secure connection could be agreed on"
-    return os.strerror(number) if number else "no address could be connected to"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from shards.fetch.download import Downloader, Unfetched, open_session
-from shards.fetch.host_queue import HostQueue
-from shards.fetch.journal import Entry, EntryLog
+from shards.fetch.journal import Entry
 from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import PosterStore
@@ -18,45 +17,32 @@ from shards.inputs.images import BadImage
 from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 
-#: Told of each link when it is done with, and why it gave no poster if it gave none.
-Settled = Callable[[Link, Rejection | None], None]
-
 
 def bring_in(
     links: Sequence[Link],
     options: FetchOptions,
     allowed: Policy,
     store: PosterStore,
-    journal: EntryLog,
-    settled: Settled,
-) -> None:
-    """Fetch these links into a store."""
-    if links:
-        asyncio.run(_Run(options, allowed, store, journal, settled).fetch_all(links))
+    done: Callable[[], object] = lambda: None,
+) -> dict[int, Rejection]:
+    """Fetch these links into a store; returns, by line, why some gave no poster. ``done`` is called for each link."""
+    rejected: dict[int, Rejection] = {}
 
-
-@dataclass(frozen=True)
-class _Run:
-    options: FetchOptions
-    allowed: Policy
-    store: PosterStore
-    journal: EntryLog
-    settled: Settled
-
-    async def fetch_all(self, links: Sequence[Link]) -> None:
+    async def fetch_all() -> None:
         """Bring in all links. A fixed number of workers: a million links are no million tasks."""
-        options = self.options
         # Names are looked up in the default threads; pictures have their own, so that neither waits for the other.
         lookups = ThreadPoolExecutor(min(32, options.concurrency), "lookup")
         asyncio.get_running_loop().set_default_executor(lookups)
         queue = HostQueue(links, options.per_host)
         with ThreadPoolExecutor(os.cpu_count() or 1, "poster") as threads:
-            async with open_session(options, self.allowed) as session:
-                downloader = Downloader(session, options, self.allowed)
+            async with open_session(options, allowed) as session:
+                downloader = Downloader(session, options, allowed)
 
                 async def work() -> None:
                     while (link := await queue.take()) is not None:
-                        self.settled(link, await self._bring(link, downloader, threads))
+                        if rejection := await _bring(link, downloader, store, options.limits(), threads):
+                            rejected[link.line] = rejection
+                        done()
                         await queue.done(link)
 
                 tasks = [asyncio.create_task(work()) for _ in range(min(options.concurrency, len(links)))]
@@ -67,22 +53,72 @@ class _Run:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _bring(self, link: Link, downloader: Downloader, threads: ThreadPoolExecutor) -> Rejection | None:
-        """Fetch, check and save one poster; None if that went well."""
-        try:
-            data = await downloader.fetch(link.url)
-            # Decoding is work for a core, and would keep the loop from all other links meanwhile.
-            await asyncio.get_running_loop().run_in_executor(threads, self.store.save, link, data)
-            return None
-        except Unfetched as failure:
-            # Not for good: another run may be told --allow-private, or get another answer to the name.
-            settled = not failure.passing and failure.reason != "private address"
-            rejection = Rejection(link.id, failure.reason, failure.detail)
-        except BadImage as bad:
-            settled = bad.reason != "bad id"  # what took its place may be gone in another run
-            rejection = bad.rejection(link.id)
-        if settled:
-            # The poster of an earlier link must not stand for this one.
-            self.store.remove(link)
-            self.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, self.options.limits()))
-        return rejection
+    if links:
+        asyncio.run(fetch_all())
+    return rejected
+
+
+async def _bring(
+    link: Link, downloader: Downloader, store: PosterStore, limits: str, threads: ThreadPoolExecutor
+) -> Rejection | None:
+    """Fetch, check and save one poster; None if that went well."""
+    try:
+        data = await downloader.fetch(link.url)
+        # Decoding is work for a core, and would keep the loop from all other links meanwhile.
+        await asyncio.get_running_loop().run_in_executor(threads, store.save, link, data)
+        return None
+    except Unfetched as failure:
+        # Not for good: another run may be told --allow-private, or get another answer to the name.
+        settled = not failure.passing and failure.reason != "private address"
+        rejection = failure.rejection(link.id)
+    except BadImage as bad:
+        settled = bad.reason != "bad id"  # what took its place may be gone in another run
+        rejection = bad.rejection(link.id)
+    if settled:
+        # The poster of an earlier link must not stand for this one.
+        store.remove(link)
+        store.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, limits))
+    return rejection
+
+
+class HostQueue:
+    """Hosts take turns, each with at most ``per_host`` links in work: a slow one with many links holds nobody up."""
+
+    def __init__(self, links: Iterable[Link], per_host: int) -> None:
+        self._per_host = per_host
+        self._active: Counter[str] = Counter()
+        self._waiting: dict[str, list[Link]] = {}
+        for link in links:
+            self._waiting.setdefault(link.host, []).append(link)
+        for waiting in self._waiting.values():
+            waiting.reverse()  # links are taken from the end
+        #: Hosts that have both a link waiting and a free place, in turn.
+        self._ready = deque(self._waiting)
+        self._changed = asyncio.Condition()
+
+    async def take(self) -> Link | None:
+        """The next link, once a host has a free place; None when all have been taken."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ready or not self._waiting)
+            if not self._ready:
+                return None
+            host = self._ready.popleft()
+            link = self._waiting[host].pop()
+            self._active[host] += 1
+            if not self._waiting[host]:
+                del self._waiting[host]
+            elif self._active[host] < self._per_host:
+                self._ready.append(host)
+            if not self._waiting:
+                self._changed.notify_all()  # there will be no more: whoever waits can go home
+            return link
+
+    async def done(self, link: Link) -> None:
+        """Give the link's place back to its host."""
+        async with self._changed:
+            if link.host in self._waiting and self._active[link.host] == self._per_host:
+                self._ready.append(link.host)
+                self._changed.notify()
+            self._active[link.host] -= 1
+            if not self._active[link.host]:
+                del self._active[link.host]

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, names_in, read_present, remove_tree
@@ -34,17 +33,8 @@ class Entry:
     limits: str = ""
 
 
-class EntryLog(Protocol):
-    """Takes entries, from any thread."""
-
-    def add(self, entry: Entry) -> None:
-        """Note an entry. One without a reason is safe when this returns: its poster is put in place next."""
-
-    def close(self) -> None: ...
-
-
 class Journal:
-    """The open journal of a local folder."""
+    """The open journal of a local folder. Takes entries from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,6 +46,7 @@ class Journal:
                 self._stream.write(b"\n")
 
     def add(self, entry: Entry) -> None:
+        """Note an entry. One without a reason is safe when this returns: its poster is put in place next."""
         with self._lock:
             try:
                 self._stream.write(_line(entry))
@@ -71,7 +62,7 @@ class Journal:
 
 
 class RemoteJournal:
-    """A part in a store, written anew each time: what must be known before a poster is put, and the rest at the end.
+    """As Journal, a part in a store, written anew each time: before a poster is put, and at the end.
 
     The links that are ``expected`` to give posters, and have none yet, are noted in advance, all at once. If one gives
     none, its entry is of a poster that is not there, and the link counts as not yet tried.
@@ -98,6 +89,9 @@ class RemoteJournal:
     def _write(self) -> None:
         with atomic_write(self._path) as stream:
             stream.writelines(self._lines)
+
+
+EntryLog = Journal | RemoteJournal
 
 
 def _line(entry: Entry) -> bytes:
@@ -138,29 +132,23 @@ def read_journal(path: Place) -> Iterator[Entry]:
                 yield entry
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What earlier runs settled about the links of this one."""
+def recall(
+    path: Place, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
+) -> tuple[set[str], dict[str, Rejection]]:
+    """What earlier runs settled about these links, by their ids' keys (files.place_key).
 
-    moved: set[str]
-    """Keys of ids whose poster came from another link than the one they have now."""
-    rejected: dict[str, Rejection]
-    """Rejections, by their ids' keys, of links that are still the same and would be judged by the same limits."""
-
-
-def recall(path: Place, urls: Mapping[str, str], limits: str, key: Callable[[str], str]) -> Memory:
-    """Read the journal for these links, by their ids' keys (files.place_key); the last entry of a key counts."""
-    memory = Memory(set(), {})
-    for entry in read_journal(path):
+    Returns the keys of ids whose poster came from another link than the one they have now, and the rejections of links
+    that are still the same and would be judged by the same limits.
+    """
+    moved: set[str] = set()
+    rejected: dict[str, Rejection] = {}
+    for entry in read_journal(path):  # the last entry of a key counts
         place = key(entry.id)
         url = urls.get(place)
-        memory.moved.discard(place)
-        memory.rejected.pop(place, None)
-        if url is None:
-            continue
-        if not entry.reason:
-            if entry.url != url:
-                memory.moved.add(place)
-        elif entry.url == url and entry.limits == limits:
-            memory.rejected[place] = Rejection(entry.id, entry.reason, entry.detail)
-    return memory
+        moved.discard(place)
+        rejected.pop(place, None)
+        if entry.reason and (entry.url, entry.limits) == (url, limits):
+            rejected[place] = Rejection(entry.id, entry.reason, entry.detail)
+        elif not entry.reason and url not in (None, entry.url):
+            moved.add(place)
+    return moved, rejected

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from yarl import URL
@@ -16,7 +15,6 @@ from shards.inputs.metadata import Rejection, id_problem
 
 #: Longer cells are no links.
 MAX_LINK_TEXT = 8000
-
 #: Control characters and lone surrogates.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -35,49 +33,36 @@ class Link:
     host: str
 
 
-@dataclass
-class Links:
-    """A CSV that was read: links in file order, and the rejected rows by their line."""
-
-    links: list[Link] = field(default_factory=list)
-    rejected: dict[int, Rejection] = field(default_factory=dict)
-
-
-def read_links(path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig") -> Links:
-    """Read ids and links from a CSV with a header line.
+def read_links(
+    path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig"
+) -> tuple[list[Link], dict[int, Rejection]]:
+    """Links of a CSV with a header line, in file order, and the rejected rows by their line.
 
     Columns are named by header or by number from 0; None for ids: the first one, unless it holds row numbers. Raises
     UserError if the file or a column is missing; a bad row is a Rejection, never an error.
     """
-    found = Links()
+    links: list[Link] = []
+    rejected: dict[int, Rejection] = {}
     seen: set[str] = set()
     with open_table(path, encoding) as table:
         id_at = 0 if id_column is None else table.column(id_column, "--id-column")
         url_at = table.column(url_column, "--url-column")
         for line, row in table.rows:
-            _read_row(row, id_at, url_at, line, seen, found)
+            sample_id, text = (row[at].strip() if at < len(row) else "" for at in (id_at, url_at))
+            if problem := id_problem(sample_id):
+                rejected[line] = Rejection(sample_id, "bad id", f"line {line}: {problem}")
+            elif sample_id in seen:
+                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}; the first row with it counts")
+            else:
+                seen.add(sample_id)
+                try:
+                    host = sys.intern(parse_link(text).raw_host or "")  # a million links have few hosts
+                    links.append(Link(line, sample_id, text, host))
+                except BadLink as bad:
+                    rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
         if id_column is None:
             table.refuse_row_numbers(id_at, list(seen))
-    return found
-
-
-def _read_row(row: Sequence[str], id_at: int, url_at: int, line: int, seen: set[str], out: Links) -> None:
-    where = f"line {line}"
-    sample_id = row[id_at].strip() if id_at < len(row) else ""
-    if problem := id_problem(sample_id):
-        out.rejected[line] = Rejection(sample_id, "bad id", f"{where}: {problem}")
-        return
-    if sample_id in seen:
-        out.rejected[line] = Rejection(sample_id, "repeated id", f"{where}; the first row with it counts")
-        return
-    seen.add(sample_id)
-    text = row[url_at].strip() if url_at < len(row) else ""
-    try:
-        host = parse_link(text).raw_host or ""
-    except BadLink as bad:
-        out.rejected[line] = Rejection(sample_id, "bad link", f"{where}: {bad}")
-        return
-    out.links.append(Link(line, sample_id, text, sys.intern(host)))  # a million links have few hosts
+    return links, rejected
 
 
 def parse_link(text: str) -> URL:

@@ -50,15 +50,16 @@ class FetchOptions(CsvOptions, ExecutorOptions):
     def __post_init__(self) -> None:
         for name in ("concurrency", "per_host", "max_bytes"):
             if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} must be at least 1, not {getattr(self, name)}")
+                raise UserError("option-value", f"{_option(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("timeout", "connect_timeout"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{_option(name)} takes seconds above 0, not {getattr(self, name)}")
+                raise UserError("option-value", f"{_option(name)} takes seconds above 0, not {getattr(self, name)}")
         for name in ("retries", "backoff", "max_wait"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{_option(name)} must be 0 or more, not {getattr(self, name)}")
+                raise UserError("option-value", f"{_option(name)} must be 0 or more, not {getattr(self, name)}")
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
-            raise UserError("--user-agent takes a line of plain ASCII")  # it goes into a header as it is
+            # It goes into a header as it is.
+            raise UserError("option-value", "--user-agent takes a line of plain ASCII")
 
     def limits(self) -> str:
         """What a rejected poster was judged by: other limits may judge it otherwise."""

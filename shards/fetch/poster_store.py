@@ -9,21 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from shards.fetch.journal import PARTS, Entry, EntryLog
-from shards.fetch.links import Link
 from shards.inputs.image_files import USUAL_ENDINGS
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.storage.files import atomic_write, remove_file, remove_tree
 from shards.storage.paths import Place
 
+if TYPE_CHECKING:  # links.py needs an extra
+    from shards.fetch.links import Link
+
 #: Posters on their way in. Short names there: an id may be as long as a file name can be.
 INCOMING = ".incoming"
-
-JOURNAL = ".fetch.jsonl"
-
-REJECTED = "rejected.csv"
-
+JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
 #: No id may make folders of these.
 OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
 
@@ -43,15 +42,22 @@ class PosterStore(ABC):
     """Posters by id in a folder, which the caller, or who sent it, holds."""
 
     def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions) -> None:
-        self._folder, self._journal, self._options = folder, journal, options
+        self._folder, self.journal, self._options = folder, journal, options
 
-    @abstractmethod
     def save(self, link: Link, data: bytes) -> None:
         """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
 
         The link is in the journal before the poster gets its name, and an older poster is gone before
         that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
         """
+        parts = PurePosixPath(link.id).parts
+        if len(parts) > 1 and parts[0] in OUR_NAMES:
+            raise BadImage("bad id", "its place is taken by our own files")
+        extension, data = checked(data, self._options)
+        self._put(link, self._folder / f"{link.id}{extension}", data)
+
+    @abstractmethod
+    def _put(self, link: Link, final: Place, data: bytes) -> None: ...
 
     @abstractmethod
     def remove(self, link: Link) -> None:
@@ -61,17 +67,15 @@ class PosterStore(ABC):
 class FolderStore(PosterStore):
     """A folder of this machine or of a file system that several machines share."""
 
-    def save(self, link: Link, data: bytes) -> None:
-        extension, data = _usable(link, data, self._options)
+    def _put(self, link: Link, final: Path, data: bytes) -> None:
         # A chunk may be in work twice, on two machines.
         incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
         with atomic_write(incoming) as stream:
             stream.write(data)
-        final = self._folder / f"{link.id}{extension}"
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             self.remove(link)
-            self._journal.add(Entry(link.id, link.url))
+            self.journal.add(Entry(link.id, link.url))
             os.replace(incoming, final)
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
@@ -89,11 +93,10 @@ class RemoteStore(PosterStore):
         super().__init__(folder, journal, options)
         self._replaces = replaces
 
-    def save(self, link: Link, data: bytes) -> None:
-        extension, data = _usable(link, data, self._options)
+    def _put(self, link: Link, final: Place, data: bytes) -> None:
         self.remove(link)
-        self._journal.add(Entry(link.id, link.url))
-        with atomic_write(self._folder / f"{link.id}{extension}") as stream:
+        self.journal.add(Entry(link.id, link.url))
+        with atomic_write(final) as stream:
             stream.write(data)
 
     def remove(self, link: Link) -> None:
@@ -102,26 +105,9 @@ class RemoteStore(PosterStore):
                 remove_file(path)
 
 
-def has_poster(folder: Path, sample_id: str) -> bool:
-    """Whether a local folder has an id's poster."""
-    return any(path.is_file() for path in poster_paths(folder, sample_id))
-
-
-def _usable(link: Link, data: bytes, options: ImageOptions) -> tuple[str, bytes]:
-    if outer_folder(link.id) in OUR_NAMES:
-        raise BadImage("bad id", "its place is taken by our own files")
-    return checked(data, options)
-
-
 def poster_paths(folder: Place, sample_id: str) -> list[Place]:
     """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
-
-
-def outer_folder(sample_id: str) -> str:
-    """The outermost folder of an id's poster below the poster folder; empty if it has none."""
-    parts = PurePosixPath(sample_id).parts
-    return parts[0] if len(parts) > 1 else ""
 
 
 def checked(data: bytes, options: ImageOptions) -> tuple[str, bytes]:

@@ -6,13 +6,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
+from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
+from shards.fetch.journal import Journal, recall, take_in_parts
 from shards.fetch.options import FetchOptions
+from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, incoming, poster_paths
 from shards.inputs.listing import NoFolder, list_posters
 from shards.inputs.metadata import Rejection, write_rejected
 from shards.progress import progress
@@ -21,24 +24,19 @@ from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, is_remote, told
 
 if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
-    from shards.fetch.links import Link, Links
+    from shards.fetch.links import Link
     from shards.storage.address_policy import Policy
 
 log = logging.getLogger(__name__)
-
-__all__ = ["FetchOptions", "Fetched", "fetch_posters"]
 
 
 @dataclass
 class Fetched:
     """What a run came to."""
 
-    fetched: int = 0
-    """Posters that this run brought."""
-    present: int = 0
-    """Posters that were there before."""
-    rejected: dict[int, Rejection] = field(default_factory=dict)
-    """All other rows, by their line in the CSV."""
+    rejected: dict[int, Rejection]  # rows without a poster, by their line in the CSV
+    fetched: int = 0  # posters that this run brought
+    present: int = 0  # posters that were there before
 
 
 def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetched:
@@ -50,74 +48,63 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     """
     require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
-    from shards.fetch.poster_store import REJECTED
     from shards.storage.address_policy import is_any, is_public
 
-    links = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
+    links, rejected = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
-        result = _fetch_links(options, allowed or (is_any if options.allow_private else is_public), links)
-        rejected = options.out / REJECTED
-        write_rejected(rejected, [result.rejected[line] for line in sorted(result.rejected)])
+        allowed = allowed or (is_any if options.allow_private else is_public)
+        # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and
+        # again when all is done.
+        with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
+            take_in_parts(options.out, JOURNAL)
+            result = Fetched(rejected)
+            _fetch_missing(options, allowed, links, executor, result)
+            take_in_parts(options.out, JOURNAL)
+        write_rejected(options.out / REJECTED, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     if not result.fetched and not result.present:
-        why = f"{reasons}; see {rejected}" if reasons else "it has a header line and nothing else"
-        raise UserError(f"no poster could be fetched from {options.metadata}: {why}")
+        why = f"{reasons}; see {options.out / REJECTED}" if reasons else "it has a header line and nothing else"
+        raise UserError("images-none", f"no poster could be fetched from {options.metadata}: {why}")
     log.info("%d posters fetched, %d already there, in %s", result.fetched, result.present, options.out)
     if reasons:
-        log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, rejected)
+        log.info("%d rows rejected (%s), see %s", len(result.rejected), reasons, options.out / REJECTED)
     return result
 
 
-def _fetch_links(options: FetchOptions, allowed: Policy, links: Links) -> Fetched:
+def _fetch_missing(
+    options: FetchOptions, allowed: Policy, links: Sequence[Link], executor: Executor, result: Fetched
+) -> None:
     """Fetch what is not there yet into ``options.out``, which the caller holds."""
-    from shards.fetch.journal import take_in_parts
-    from shards.fetch.poster_store import JOURNAL
-
-    # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and again
-    # when all is done.
-    with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
-        take_in_parts(options.out, JOURNAL)
-        result = _fetch_missing(options, allowed, links, executor)
-        take_in_parts(options.out, JOURNAL)
-    return result
-
-
-def _fetch_missing(options: FetchOptions, allowed: Policy, links: Links, executor: Executor) -> Fetched:
-    from shards.fetch.journal import recall
-    from shards.fetch.poster_store import JOURNAL
-
-    result = Fetched(rejected=links.rejected)
     key = place_key(options.out)
-    wanted = _of_own_places(links.links, key, result.rejected)
+    wanted = _of_own_places(links, key, result.rejected)
     urls = {key(link.id): link.url for link in wanted}
-    memory = recall(options.out / JOURNAL, urls, options.limits(), key)
+    moved, rejected = recall(options.out / JOURNAL, urls, options.limits(), key)
     there = _posters_there(options.out, [link.id for link in wanted])
     todo, replaces = [], set()
     for link in wanted:
         place = key(link.id)
-        if there(link.id) and place not in memory.moved:
+        if there(link.id) and place not in moved:
             result.present += 1
-        elif place in memory.rejected and not options.retry_rejected:
-            result.rejected[link.line] = replace(memory.rejected[place], id=link.id)
+        elif place in rejected and not options.retry_rejected:
+            result.rejected[link.line] = replace(rejected[place], id=link.id)
         else:
             todo.append(link)
             if there(link.id):
                 replaces.add(link.id)
     if not (options.scheduler or is_remote(options.out)):
-        _fetch_here(options, allowed, todo, result)
-        return result
-    from shards.executors.chunks import work_through
-    from shards.fetch.poster_store import incoming
+        bad = _fetch_here(options, allowed, todo)
+        result.rejected |= bad
+        result.fetched = len(todo) - len(bad)
+        return
     from shards.fetch.tasks import fetch_chunk, tasks_of
 
     tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
     with nullcontext() if is_remote(options.out) else incoming(options.out):
-        for _, chunk in work_through(executor, fetch_chunk, tasks, "fetching posters"):
-            result.fetched += chunk.fetched
-            result.rejected |= chunk.rejected
-    return result
+        for task, bad in work_through(executor, fetch_chunk, tasks, "fetching posters"):
+            result.rejected |= bad
+            result.fetched += len(task) - len(bad)
 
 
 def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]) -> list[Link]:
@@ -134,33 +121,23 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
     return kept
 
 
-def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link], result: Fetched) -> None:
-    """In one event loop of this process, into a local folder."""
+def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
+    """In one event loop of this process, into a local folder; returns, by line, why some gave no poster."""
     from shards.fetch.event_loop import bring_in
-    from shards.fetch.journal import Journal
-    from shards.fetch.poster_store import JOURNAL, FolderStore, incoming
-
-    def settle(link: Link, rejection: Rejection | None) -> None:
-        if rejection is None:
-            result.fetched += 1
-        else:
-            result.rejected[link.line] = rejection
-        bar.update(1)
 
     with (
         progress(len(links), "fetching posters") as bar,
         closing(Journal(options.out / JOURNAL)) as journal,
         incoming(options.out),
     ):
-        bring_in(links, options, allowed, FolderStore(options.out, journal, options.image), journal, settle)
+        store = FolderStore(options.out, journal, options.image)
+        return bring_in(links, options, allowed, store, done=bar.update)
 
 
 def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether an id has a poster in the folder."""
-    from shards.fetch.poster_store import has_poster
-
     if not is_remote(folder):
-        return lambda sample_id: has_poster(folder, sample_id)
+        return lambda sample_id: any(path.is_file() for path in poster_paths(folder, sample_id))
     try:
         listed = list_posters(folder, ids)
     except NoFolder:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from shards.executors.chunks import cut
 from shards.fetch.event_loop import bring_in
-from shards.fetch.journal import PARTS, Entry, EntryLog, Journal, RemoteJournal
+from shards.fetch.journal import PARTS, Entry, Journal, RemoteJournal
 from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import FolderStore, PosterStore, RemoteStore
@@ -22,11 +23,10 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 from shards.storage.paths import is_remote
 
+#: Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker.
 CHUNK = 256
-"""Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker."""
-
+#: Links a task of this process, which keeps fewer hosts waiting at the chunks' ends.
 CHUNK_HERE = 2048
-"""Links a task of this process, which keeps fewer hosts waiting at the chunks' ends."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,13 @@ class FetchTask:
     options: FetchOptions
     allowed: Policy
     links: tuple[Link, ...]
-    replaces: frozenset[str]
-    """Ids among them that have a poster of an earlier link."""
+    replaces: frozenset[str]  # ids among them that have a poster of an earlier link
 
     def __len__(self) -> int:
         return len(self.links)
 
     def __str__(self) -> str:
         return f"fetching lines {self.links[0].line} to {self.links[-1].line}"
-
-
-@dataclass(frozen=True)
-class FetchedChunk:
-    """What became of a chunk."""
-
-    fetched: int
-    rejected: dict[int, Rejection]
-    """By line."""
 
 
 def tasks_of(
@@ -68,28 +58,16 @@ def tasks_of(
     ]
 
 
-def fetch_chunk(task: FetchTask) -> FetchedChunk:
-    """Bring in the posters of a chunk."""
-    out = task.options.out
+def fetch_chunk(task: FetchTask) -> dict[int, Rejection]:
+    """Bring in the posters of a chunk; returns, by line, why some are not there."""
+    out, image = task.options.out, task.options.image
     path = out / PARTS / f"{task.links[0].line:09d}-{secrets.token_hex(4)}.jsonl"
-    journal: EntryLog
     store: PosterStore
     if is_remote(out):
         new = [Entry(link.id, link.url) for link in task.links if link.id not in task.replaces]
-        journal = RemoteJournal(path, new)
-        store = RemoteStore(out, journal, task.options.image, task.replaces)
+        store = RemoteStore(out, RemoteJournal(path, new), image, task.replaces)
     else:
         path.parent.mkdir(exist_ok=True)
-        journal = Journal(path)
-        store = FolderStore(out, journal, task.options.image)
-    rejected: dict[int, Rejection] = {}
-
-    def settle(link: Link, rejection: Rejection | None) -> None:
-        if rejection is not None:
-            rejected[link.line] = rejection
-
-    try:
-        bring_in(task.links, task.options, task.allowed, store, journal, settle)
-    finally:
-        journal.close()
-    return FetchedChunk(len(task.links) - len(rejected), rejected)
+        store = FolderStore(out, Journal(path), image)
+    with closing(store.journal):
+        return bring_in(task.links, task.options, task.allowed, store)

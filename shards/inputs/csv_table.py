@@ -11,16 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shards.dataset.labels import tidy
-from shards.errors import UserError, did_you_mean, one_line
+from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
 from shards.storage.paths import Place
 
 #: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
 ROW_NUMBERS = ("", "unnamed: 0")
-
 #: Other separators of columns. One is used if the header line has it and no comma.
 DELIMITERS = ";\t|"
-
 #: How files begin that are no text: ZIP and Excel, Parquet, gzip.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
 
@@ -48,23 +46,19 @@ class Table:
     def column(self, wanted: str, option: str) -> int:
         """Position of a column given by header name or by number. Raises UserError with the nearest name."""
         names = [name.strip() for name in self.header]
-        if names.count(wanted) > 1:
-            raise UserError(
-                f"{self.path} has several columns {wanted!r}; its columns are {self.listing()}; "
-                f"choose one by its number with {option}"
-            )
-        if wanted in names:
+        if names.count(wanted) == 1:
             return names.index(wanted)
-        if wanted.isdecimal():
-            if int(wanted) < len(names):
-                return int(wanted)
-            raise UserError(
-                f"{self.path} has no column number {wanted}; its columns are {self.listing()}; choose one with {option}"
-            )
-        raise UserError(
-            f"{self.path} has no column {wanted!r}{did_you_mean(wanted, names) or ';'} its columns are "
-            f"{self.listing()}; choose one with {option}"
-        )
+        by = ""
+        if wanted in names:
+            problem, by = f"several columns {wanted!r};", " by its number"
+        elif not wanted.isdecimal():
+            problem = f"no column {wanted!r}{did_you_mean(wanted, names) or ';'}"
+        elif int(wanted) < len(names):
+            return int(wanted)
+        else:
+            problem = f"no column number {wanted};"
+        remedy = f"its columns are {self.listing()}; choose one{by} with {option}"
+        raise UserError("table-column", f"{self.path} has {problem} {remedy}")
 
     def listing(self) -> str:
         """All columns, by number and name."""
@@ -77,11 +71,10 @@ class Table:
     def refuse_row_numbers(self, position: int, ids: Sequence[str]) -> None:
         """Raise UserError if the column of ids that nobody chose is the one of row numbers that pandas writes."""
         if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
-            raise UserError(
-                f"{self.path}: column {self.name(position)} has no name of its own and holds numbers, as pandas writes "
-                f"row numbers; choose the column of ids with --id-column (--id-column {position} if these are "
-                f"the ids); its columns are {self.listing()}"
-            )
+            what = "has no name of its own and holds numbers, as pandas writes row numbers"
+            remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
+            message = f"column {self.name(position)} {what}; {remedy}; its columns are {self.listing()}"
+            raise UserError("table-column", f"{self.path}: {message}")
 
 
 @contextlib.contextmanager
@@ -95,7 +88,7 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
         if codecs.lookup(encoding).name == "utf-8":
             encoding = "utf-8-sig"  # the same, without the mark at its start
     except LookupError:
-        raise UserError(f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
+        raise UserError("option-value", f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
         with opened_text(path, encoding) as stream:
             first = stream.readline()
@@ -105,19 +98,18 @@ def open_table(path: Place, encoding: str) -> Iterator[Table]:
             header = next(reader, None)
             if not header or not any(cell.strip() for cell in header):
                 what = "begins with an empty line" if first else "is empty"
-                raise UserError(f"{path} {what}: a CSV with a header line is needed")
+                raise UserError("table-unreadable", f"{path} {what}: a CSV with a header line is needed")
             yield Table(path, header, ((reader.line_num, row) for row in reader if row), delimiter)
     except FileNotFoundError:
-        raise UserError(f"metadata CSV not found: {path}") from None
+        raise UserError("path-missing", f"metadata CSV not found: {path}") from None
     except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
-        raise UserError(f"{path} is not {encoding} text ({one_line(error)}); {_remedy(error)}") from None
+        start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
+        utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+        remedy = f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
+        if start.startswith(OTHER_FILES):
+            remedy = "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
+        message = f"{path} is not {encoding} text ({one_line(error)}); {remedy}"
+        raise UserError("table-unreadable", message) from None
     except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
-
-
-def _remedy(error: UnicodeError) -> str:
-    start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
-    if start.startswith(OTHER_FILES):
-        return "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
-    utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
+        code: Code = "path-unreadable" if isinstance(error, OSError) else "table-unreadable"
+        raise UserError(code, f"{path} cannot be read as CSV: {one_line(error)}") from None

@@ -154,25 +154,33 @@ def group_duplicates(
     _, first, content = np.unique(rows, return_index=True, return_inverse=True)
     _, file = np.unique(np.asarray(digests), return_inverse=True)
     # Nodes: contents, then files. Each sample joins its contents to its file.
-    links = _Links(len(first) + int(file.max()) + 1)
-    links.add(content, np.tile(file, len(content) // n) + len(first))
-    _link_contents(links, hashes[first], signatures[first], max_distance)
+    groups = _Groups(len(first) + int(file.max()) + 1, signatures[first])
+    groups.join(content, np.tile(file, len(content) // n) + len(first))
+    _join_contents(groups, hashes[first], max_distance)
 
-    label = links.labels[content[:n]]
+    label = groups.labels[content[:n]]
     _, first_row, number = np.unique(label, return_index=True, return_inverse=True)
     rank = np.empty(len(first_row), dtype=np.int64)
     rank[np.argsort(first_row)] = np.arange(len(first_row))
-    groups: NDArray[np.int64] = rank[number]
-    return groups
+    numbers: NDArray[np.int64] = rank[number]
+    return numbers
 
 
-class _Links:
-    """Connected components that grow: `labels` (nodes,) holds each node's component."""
+class _Groups:
+    """Connected components that grow: `labels` (nodes,) holds each node's. The first nodes are contents."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
+        self.signatures = signatures  # of the contents
+        luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
+        for begin in range(0, len(luma), _CHECKS_AT_ONCE):
+            part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
+            luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
+        self.light = luma.mean(1)
+        # How far the mean luma of two that agree can be apart; for blanks |_LUMA| * sqrt(3) * 2.5 = 2.9.
+        self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
 
-    def add(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+    def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
         """Join nodes a[i] and b[i]."""
         if len(a) == 0:
             return
@@ -181,22 +189,29 @@ class _Links:
         _, merged = connected_components(edges, directed=False)
         self.labels = merged[self.labels].astype(np.int64)
 
+    def join_alike(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Join those contents a[i] and b[i] whose signatures agree. Before that comes a cheap test that it implies."""
+        near = np.abs(self.light[a] - self.light[b]) <= np.minimum(self.reach[a], self.reach[b])
+        near &= self.labels[a] != self.labels[b]
+        a, b = a[near], b[near]
+        same = signatures_agree(self.signatures[a], self.signatures[b])
+        self.join(a[same], b[same])
 
-def _link_contents(links: _Links, hashes: NDArray[np.uint64], signatures: NDArray[np.uint8], distance: int) -> None:
+
+def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -> None:
     """Join every two contents (rows sorted by hash) that are near-duplicates."""
     unique, start, count = np.unique(hashes, return_index=True, return_counts=True)
-    agree = _Agreement(signatures)
     pending: list[_Pairs] = []
     for pairs in _near_hashes(unique, distance):
         pending.append(pairs)
         if sum(len(u) for u, _ in pending) >= _PAIRS_AT_ONCE:
-            _link_hash_pairs(links, agree, pending, start, count)
+            _join_hash_pairs(groups, pending, start, count)
             pending = []
-    _link_hash_pairs(links, agree, pending, start, count)
+    _join_hash_pairs(groups, pending, start, count)
 
 
-def _link_hash_pairs(
-    links: _Links, agree: "_Agreement", pending: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]
+def _join_hash_pairs(
+    groups: _Groups, pending: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]
 ) -> None:
     """Join the contents of the hashes u[i] and v[i] that agree; h has count[h] contents from start[h]."""
     if not pending:
@@ -204,7 +219,7 @@ def _link_hash_pairs(
     u, v = (np.concatenate(side) for side in zip(*pending, strict=True))
     while len(u):
         # What is joined already needs no second look: it is this that keeps large groups cheap.
-        contents = links.labels[: start[-1] + count[-1]]
+        contents = groups.labels[: start[-1] + count[-1]]
         low, high = np.minimum.reduceat(contents, start), np.maximum.reduceat(contents, start)
         todo = (low[u] != low[v]) | (low[u] != high[u]) | (low[v] != high[v])
         u, v = u[todo], v[todo]
@@ -216,31 +231,7 @@ def _link_hash_pairs(
             for index, right in _ranges(first, start[other] + count[other]):
                 for begin in range(0, len(right), _CHECKS_AT_ONCE):
                     part = slice(begin, begin + _CHECKS_AT_ONCE)
-                    a, b = left[index[part]], right[part]
-                    apart = links.labels[a] != links.labels[b]
-                    a, b = a[apart], b[apart]
-                    same = agree(a, b)
-                    links.add(a[same], b[same])
-
-
-class _Agreement:
-    """`signatures_agree` on pairs of rows, after a cheap test that it implies."""
-
-    def __init__(self, signatures: NDArray[np.uint8]) -> None:
-        self.signatures = signatures
-        luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
-        for begin in range(0, len(luma), _CHECKS_AT_ONCE):
-            part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
-            luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
-        self.light = luma.mean(1)
-        # How far the mean luma of two that agree can be apart; for blanks |_LUMA| * sqrt(3) * 2.5 = 2.9.
-        self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
-
-    def __call__(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
-        result = np.abs(self.light[a] - self.light[b]) <= np.minimum(self.reach[a], self.reach[b])
-        near = np.flatnonzero(result)
-        result[near] = signatures_agree(self.signatures[a[near]], self.signatures[b[near]])
-        return result
+                    groups.join_alike(left[index[part]], right[part])
 
 
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:

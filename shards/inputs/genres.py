@@ -13,10 +13,8 @@ from shards.dataset.labels import tidy
 
 #: MovieLens writes this where a film has no genre.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-
 #: Longer cells are no genres; they are not given to a parser.
 MAX_GENRE_TEXT = 100_000
-
 #: What lists are wrapped into: ``array([...], dtype=object)``, ``list([...])``, ``{'a', 'b'}``'s other name.
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
@@ -26,12 +24,10 @@ STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: Pieces of a list that was cut up, or text that was quoted twice.
-#: Or a call, such as deque(['Drama']) and np.str_('Drama').
+#: Pieces of a list that was cut up, text that was quoted twice, or a call: deque(['Drama']), np.str_('Drama').
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened where it was printed; write all genres"
-
 PARTNERS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -58,16 +54,6 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
             f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
         )
     genres = [value.strip(" \t\r\n\f\v") for value in values]
-    _check_characters(genres, text)
-    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
-
-
-def is_list(text: str) -> bool:
-    """Whether a cell (without spaces around) is written as a list."""
-    return text[:1] in PARTNERS or WRAPPER.match(text) is not None
-
-
-def _check_characters(genres: list[str], text: str) -> None:
     categories = {unicodedata.category(character) for genre in genres for character in genre}
     if "Cs" in categories:
         raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
@@ -78,6 +64,12 @@ def _check_characters(genres: list[str], text: str) -> None:
         )
     if any(genre in ("...", "\u2026") for genre in genres):
         raise ValueError(SHORTENED.format(text[:60]))
+    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
+
+
+def is_list(text: str) -> bool:
+    """Whether a cell (without spaces around) is written as a list."""
+    return text[:1] in PARTNERS or WRAPPER.match(text) is not None
 
 
 def _parse_list(text: str) -> list[str]:

@@ -23,23 +23,18 @@ log = logging.getLogger(__name__)
 #: Where cleaned posters lie by convention, in the order in which they are looked for.
 DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
 
-#: Endings as they are usually written, in the order in which an id's files are preferred. Those of the first row were
-#: once the only ones: a set that is built again keeps its files.
-USUAL_ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"),
-    *IMAGE_ENDINGS[3:],
-    *(kind.upper() for kind in IMAGE_ENDINGS[3:]),
-)
+#: Endings as they are usually written, in the order in which an id's files are preferred. The first ones were once the
+#: only ones: a set that is built again keeps its files.
+_FIRST, _LATER = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"), IMAGE_ENDINGS[3:]
+USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 
 @dataclass
 class Walk:
     """What was met on a walk through a folder, beside pictures."""
 
-    others: Counter[str] = field(default_factory=Counter)
-    """Files that are no pictures, by ending."""
-    unreadable: list[str] = field(default_factory=list)
-    """What is said of each folder that cannot be listed."""
+    others: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
+    unreadable: list[str] = field(default_factory=list)  # what is said of each folder that cannot be listed
 
     def tell(self, folder: Place) -> None:
         """Say so: one line for files of other kinds, and one for each of the first folders that cannot be read."""
@@ -53,32 +48,38 @@ class Walk:
 
 def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
     """Paths, below a local folder, of all files that are pictures by their names. Links to folders are not followed."""
+    for _, files in walk_folders(folder, walk):
+        yield from filter(is_image_name, files)
+
+
+def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
+    """(path with its slash, paths of its files) of a local folder and all below it, each path below ``folder``."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
-        for name, is_folder in list_folder(folder, below, walk):
-            if is_folder:
-                waiting.append(f"{name}/")
-            elif is_image_name(name):
-                yield name
+        folders, files = list_folder(folder, below, walk)
+        yield below, files
+        waiting += folders
 
 
-def list_folder(folder: Path, below: str, walk: Walk) -> list[tuple[str, bool]]:
-    """(path below ``folder``, whether it is a folder) of what is in ``below``, a path with its slash at the end.
+def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
+    """Paths below ``folder`` of the folders and of the files in ``below``. Paths of folders have a slash at the end.
 
     Files of other kinds are counted, hidden ones apart; a folder that cannot be listed is noted, and is empty.
     """
-    found = []
+    folders, files = [], []
     try:
         with os.scandir(folder / below) as entries:
             for entry in entries:
-                is_folder = entry.is_dir(follow_symlinks=False)
-                found.append((below + entry.name, is_folder))
-                if not is_folder and not is_image_name(entry.name) and not entry.name.startswith("."):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{below}{entry.name}/")
+                    continue
+                files.append(below + entry.name)
+                if not is_image_name(entry.name) and not entry.name.startswith("."):
                     walk.others[ending(entry.name)] += 1
     except OSError as error:
         walk.unreadable.append(f"{folder / below} cannot be read ({error.strerror or one_line(error)})")
-    return found
+    return folders, files
 
 
 def image_names(sample_id: str) -> Iterator[str]:
@@ -86,8 +87,7 @@ def image_names(sample_id: str) -> Iterator[str]:
 
     The id with one of the endings, and an id that is itself a file name (``x.jpg``).
     """
-    for kind in USUAL_ENDINGS:
-        yield f"{sample_id}{kind}"
+    yield from (f"{sample_id}{kind}" for kind in USUAL_ENDINGS)
     if is_image_name(sample_id):
         yield sample_id
 
@@ -119,8 +119,8 @@ def find_image(folder: Path, sample_id: str) -> Path | None:
             return path
     # Endings in mixed case: only the folder's listing knows them.
     parent, own = (folder / sample_id).parent, PurePosixPath(sample_id).name
-    names = [name for name, is_folder in list_folder(parent, "", Walk()) if not is_folder]
-    files = files_of([own], [name for name in names if name.startswith(own)]).get(own, [])
+    names = [name for name in list_folder(parent, "", Walk())[1] if name.startswith(own)]
+    files = files_of([own], names).get(own, [])
     return next((parent / name for name in files if _is_file(parent / name)), None)
 
 
@@ -153,7 +153,7 @@ def read_checked(folder: Place, sample_id: str, name: str | None, digest: str, w
     except BadImage as error:
         problem = one_line(f"{error.reason} {error.detail}")
     if problem:
-        raise UserError(f"poster {sample_id} in {folder} changed while {when} ({problem}); {remedy}")
+        raise UserError("file-changed", f"poster {sample_id} in {folder} changed while {when} ({problem}); {remedy}")
     return data
 
 
@@ -188,19 +188,18 @@ def missing_file(sample_id: str) -> BadImage:
 
 def default_image_folder(start: Path) -> Path:
     """The conventional folder of cleaned posters that holds images. Raises UserError if none does."""
-    for name in DEFAULT_FOLDERS:
-        folder = start / name
-        if folder.is_dir() and holds_images(folder):
+    for folder in (start / name for name in DEFAULT_FOLDERS):
+        if holds_images(folder):
             return folder
     tried = " and ".join(DEFAULT_FOLDERS)
-    raise UserError(f"no images found in {tried} (under {start}); name the folder with --images DIR")
+    raise UserError("images-none", f"no images found in {tried} (under {start}); name the folder with --images DIR")
 
 
 def require_images(folder: Place) -> None:
     """Raise UserError unless there is such a folder, with images."""
     with told("look for posters", folder):
         if not folder.is_dir():
-            raise UserError(f"image folder not found: {folder}")
+            raise UserError("path-missing", f"image folder not found: {folder}")
         # A remote folder is listed by the ids anyway, and walking through a million others takes long.
         if not is_remote(folder):
             walk = Walk()
@@ -212,11 +211,10 @@ def no_images(folder: Place, walk: Walk) -> UserError:
     """What is said of a folder without pictures."""
     found = [others_text(walk.others)] if walk.others else []
     found += walk.unreadable[:1]
-    return UserError(f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
+    return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
 
 
 def holds_images(folder: Place) -> bool:
     """Whether at least one file with an image extension lies below the folder."""
-    if is_remote(folder):
-        return any(map(is_image_name, remote_files(folder)))
-    return next(walk_images(folder, Walk()), None) is not None
+    names = filter(is_image_name, remote_files(folder)) if is_remote(folder) else walk_images(folder, Walk())
+    return any(True for _ in names)

@@ -108,21 +108,17 @@ def _gif_image(data: bytes, at: int = 0) -> int:
         flags = data[10] if len(data) > 10 else 0
         at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
     blocks = 0
-    while at < len(data):
+    while at < len(data) and data[at] != 0x3B:
         if data[at] == 0x2C:
             return at
-        if data[at] == 0x3B:
-            return 0
-        if data[at] != 0x21:  # what Pillow skips
-            at += 1
-            continue
-        at += 2
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-            blocks += 1
-            if blocks > MAX_BLOCKS:
-                raise TooMuchWork(f"over {MAX_BLOCKS} blocks of comments")
-        at += 1
+        if data[at] == 0x21:
+            at += 2
+            while at < len(data) and data[at]:
+                at += 1 + data[at]
+                blocks += 1
+                if blocks > MAX_BLOCKS:
+                    raise TooMuchWork(f"over {MAX_BLOCKS} blocks of comments")
+        at += 1  # behind the last block, or what Pillow skips
     return 0
 
 

@@ -20,19 +20,16 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans, read_jpeg_header, without_junk
-from shards.inputs.metadata import Rejection
+from shards.inputs.metadata import Unusable
 from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-
 #: What libjpeg-turbo says where the pixels of a JPEG end before the picture does, though an end marker is there.
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
-
 #: JPEGs of more pixels are decoded by Pillow after a look: the other decoder's copy would double the memory.
 FAST_PIXELS = 16_000_000
-
 #: Bytes a pixel that decoding takes at most, and those formats whose decoders take more.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
@@ -42,7 +39,8 @@ def parse_aspect(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}") from None
+        message = f"--aspect takes two ratios of width to height such as 0.5,0.9, not {text!r}"
+        raise UserError("option-value", message) from None
     return low, high
 
 
@@ -69,31 +67,23 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         if not 8 <= self.short_side <= self.long_side:
-            raise UserError(
-                f"--short-side must be between 8 and --long-side, not {self.short_side} (--long-side {self.long_side})"
-            )
+            given = f"{self.short_side} (--long-side {self.long_side})"
+            raise UserError("option-value", f"--short-side must be between 8 and --long-side, not {given}")
         if not 1 <= self.quality <= 95:
-            raise UserError(f"--quality must be from 1 to 95, not {self.quality}")
+            raise UserError("option-value", f"--quality must be from 1 to 95, not {self.quality}")
         if self.min_side < 1 or self.max_pixels < 1:
-            raise UserError("--min-side and --max-pixels must be at least 1")
+            raise UserError("option-value", "--min-side and --max-pixels must be at least 1")
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1] < float("inf"):
-            raise UserError(f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}")
+            message = f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}"
+            raise UserError("option-value", message)
 
 
 #: What can be decoded is taken: for commands that were given the pictures one by one, or made by others.
 ANY = ImageOptions(min_side=1)
 
 
-class BadImage(Exception):
-    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def rejection(self, sample_id: str) -> Rejection:
-        return Rejection(sample_id, self.reason, self.detail)
+class BadImage(Unusable):
+    """A picture that cannot be used."""
 
 
 @contextmanager
@@ -153,10 +143,9 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
     except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise BadImage(reason, _without_address(error)) from None
-    if options.aspect and not options.aspect[0] <= upright.width / upright.height <= options.aspect[1]:
-        low, high = options.aspect
-        size = f"{upright.width}x{upright.height} pixels"
-        raise BadImage("odd shape", f"{size}, not within {low:g} to {high:g}")
+    low, high = options.aspect or (0.0, float("inf"))
+    if not low <= upright.width / upright.height <= high:
+        raise BadImage("odd shape", f"{upright.width}x{upright.height} pixels, not within {low:g} to {high:g}")
     return upright
 
 
@@ -235,20 +224,14 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return image.size if plain else None
 
 
-def is_shard_jpeg(data: bytes, options: ImageOptions) -> tuple[int, int] | None:
-    """(width, height) if these bytes can go into a shard untouched, else None: a plain JPEG within the bounds."""
-    size = plain_jpeg_size(data)
-    return size if size is not None and fitted_size(*size, options) == size else None
-
-
 def pack_image(data: bytes, options: ImageOptions) -> Packed:
     """The JPEG for the shard: the original bytes where they fit, else a shrunk, upright, RGB re-encoding.
 
     Raises BadImage as ``decode`` does. The caller has usually checked the bytes by decoding them before.
     """
-    size = is_shard_jpeg(data, options)
-    if size is not None:
-        return Packed(data, size[0], size[1])
+    size = plain_jpeg_size(data)
+    if size is not None and fitted_size(*size, options) == size:
+        return Packed(data, *size)
     header, _ = _opened(data, options)
     # The file's own orientation may be sideways: the bound holds for a square box either way.
     bound = 2 * max(fitted_size(header.width, header.height, options))

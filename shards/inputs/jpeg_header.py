@@ -40,18 +40,13 @@ class TooMuchWork(ValueError):
 class JpegHeader(NamedTuple):
     """What stands before the first scan."""
 
-    frame: int
-    """Offset of the start-of-frame marker."""
-    width: int
+    frame: int  # offset of the start-of-frame marker
+    width: int  # of the stored pixels, before the orientation is applied
     height: int
-    """Stored width and height in pixels, before the orientation is applied."""
     components: int
-    orientation: int
-    """1 to 8, as in EXIF; 1 is upright."""
-    scan: int
-    """Offset of the first start-of-scan marker."""
-    one_scan: bool
-    """Whether the first scan holds everything, as in baseline JPEGs of nearly all encoders."""
+    orientation: int  # 1 to 8, as in EXIF; 1 is upright
+    scan: int  # offset of the first start-of-scan marker
+    one_scan: bool  # whether the first scan holds everything, as in baseline JPEGs of nearly all encoders
 
 
 def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
@@ -170,10 +165,7 @@ def most_scans(pixels: int) -> int:
 def scans(data: bytes) -> Iterator[int]:
     """Offsets of the start-of-scan markers that a decoder meets, up to the end-of-image marker."""
     at = 2
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 3 >= len(data):
-            return
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import UserError, some
-from shards.inputs.image_files import Walk, files_of, list_folder
+from shards.inputs.image_files import Walk, files_of, list_folder, walk_folders
 from shards.storage.endings import is_image_name
 from shards.storage.paths import Place, is_remote, told
 
@@ -24,10 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Stores that list by the beginning of a name. Others are walked through once.
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-
+#: Ids a listing: about what a store answers at a time.
 GROUP = 1000
-"""Ids a listing: about what a store answers at a time."""
-
 #: What stores call the thing that changes with a file's content; the first that a store has is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
@@ -36,10 +34,8 @@ VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "update
 class Listed:
     """A poster's file."""
 
-    name: str
-    """Its path below the folder."""
-    state: str = ""
-    """Of a file at a URL: changes with its content; size and what the store calls its version."""
+    name: str  # its path below the folder
+    state: str = ""  # of a file at a URL: changes with its content; size and what the store calls its version
 
 
 def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
@@ -48,7 +44,12 @@ def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict
     Said in a line each, unless ``quiet``: ids with several files, of which one counts; in a local folder also files of
     other kinds, and folders that cannot be read.
     """
-    groups = _remote_posters(folder, ids) if is_remote(folder) else _local_posters(folder, ids, quiet)
+    groups: Iterable[tuple[Sequence[str], Mapping[str, Any]]]
+    if is_remote(folder):
+        # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
+        groups = _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
+    else:
+        groups = _local_posters(folder, ids, quiet)
     found, several = {}, []
     for members, files in groups:
         # Ids may have ./ and double slashes; two of them may then be one file's
@@ -57,7 +58,8 @@ def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict
         for sample_id, own in plain.items():
             if names := chosen.get(own):
                 info = files[names[0]]
-                found[sample_id] = Listed(names[0], _state(info) if info else "")
+                version = next((info[key] for key in VERSION_KEYS if info.get(key)), "") if info else ""
+                found[sample_id] = Listed(names[0], f"{info.get('size')} {version}" if info else "")
                 others = [name for name in names[1:] if name != own]
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
     if several and not quiet:
@@ -66,27 +68,18 @@ def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict
     return found
 
 
-def _remote_posters(folder: Any, ids: Iterable[str]) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
-    return _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
-
-
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
     """Groups of ids that lie in one folder, with its files."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
-    walk, waiting = Walk(), [""]
-    while waiting:
-        below = waiting.pop()
-        entries = list_folder(folder, below, walk)
-        waiting += [f"{name}/" for name, is_folder in entries if is_folder]
+    walk = Walk()
+    for below, files in walk_folders(folder, walk):
         if members := by_folder.pop(below.rstrip("/"), None):
-            yield members, {name: None for name, is_folder in entries if not is_folder}
+            yield members, dict.fromkeys(files)
     for below, members in by_folder.items():
         if os.path.isdir(folder / below):  # behind a link, which the walk does not follow
-            entries = list_folder(folder, f"{below}/", walk)
-            yield members, {name: None for name, is_folder in entries if not is_folder}
+            yield members, dict.fromkeys(list_folder(folder, f"{below}/", walk)[1])
     if not quiet:
         walk.tell(folder)
 
@@ -112,7 +105,7 @@ def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple
     with told("list", folder):
         folder.fs.invalidate_cache()
         if not folder.fs.isdir(folder.path):
-            raise NoFolder(f"folder not found: {folder}")
+            raise NoFolder("path-missing", f"folder not found: {folder}")
     if folder.protocol in BY_PREFIX:
         for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
             yield [key for _, key in group], _files(folder, prefix=prefix)
@@ -129,18 +122,16 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
             infos = folder.fs.find(folder.path, detail=True, **which)
         except FileNotFoundError:
             return {}
-    return {
-        path[len(root) :]: info
-        for path, info in infos.items()
-        if path.startswith(root) and info.get("type") != "directory"
-    }
+    files = ((path, info) for path, info in infos.items() if info.get("type") != "directory")
+    return {path[len(root) :]: info for path, info in files if path.startswith(root)}
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
     """(common beginning, pairs) of sorted (beginning, key), whose first ``known`` characters are the same."""
     if not pairs:
         return
-    common = _common(pairs[0][0], pairs[-1][0])
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))
+    common = "".join(character for character, _ in same)
     if len(pairs) <= GROUP or len(common) > 200:
         yield common, pairs
         return
@@ -149,16 +140,6 @@ def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[
         yield from _groups(list(members), at + 1)
 
 
-def _common(first: str, last: str) -> str:
-    differ = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return first[: next(differ, min(len(first), len(last)))]
-
-
 def _plain(name: str) -> str:
     """The name as a path has it, without ``./`` and double slashes."""
     return str(PurePosixPath(name))
-
-
-def _state(info: Mapping[str, Any]) -> str:
-    version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
-    return f"{info.get('size')} {version}"

@@ -6,7 +6,7 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from shards.dataset.labels import merge_spellings
@@ -22,7 +22,6 @@ from shards.storage.paths import Place
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-
 #: Reasons of rows whose genres are not known.
 UNREADABLE = ("unparsable genres", "bad row")
 
@@ -36,12 +35,24 @@ class Rejection:
     detail: str = ""
 
 
+class Unusable(Exception):
+    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def rejection(self, sample_id: str) -> Rejection:
+        return Rejection(sample_id, self.reason, self.detail)
+
+
 @dataclass(frozen=True)
 class Row:
-    """One usable poster of the CSV."""
+    """A row with genres; one usable poster, once the rows of an id are joined."""
 
     id: str
     genres: tuple[str, ...]
+    line: int = field(default=0, compare=False)  # of the CSV
 
 
 @dataclass
@@ -52,8 +63,7 @@ class Metadata:
     rejected: list[Rejection] = field(default_factory=list)
     id_column: str = ""
     genre_column: str = ""
-    joined: int = 0
-    """Rows of one genre that were joined to an earlier row with their id."""
+    joined: int = 0  # rows of one genre that were joined to an earlier row with their id
 
     @property
     def posters(self) -> int:
@@ -74,109 +84,81 @@ class GenreOptions(CsvOptions):
     """Genres that differ only in case, spaces, invisible characters or Unicode form: merge them and say so (default),
     or refuse the table."""
 
-    def read(self, path: Place, *, known: Sequence[str] = (), strict: bool = True) -> Metadata:
-        """As ``read_metadata``."""
-        columns = self.id_column, self.genre_column, self.genre_separator, self.encoding
-        return read_metadata(path, *columns, known=known, spellings=self.spellings, strict=strict)
-
 
 def read_metadata(
-    path: Place,
-    id_column: str | None = None,
-    genre_column: str | None = None,
-    separator: str = "|",
-    encoding: str = "utf-8-sig",
-    *,
-    known: Sequence[str] = (),
-    spellings: str = "merge",
-    strict: bool = True,
+    path: Place, options: GenreOptions = GenreOptions(), *, known: Sequence[str] = (), strict: bool = True
 ) -> Metadata:
     """Read ids and genre lists from a CSV with a header line, and log what was read.
 
-    Columns are named by header or by number from 0. None for ids: the first column, unless it holds row numbers. None
-    for genres: the one named genre(s), label(s) or tag(s), else column 3 if it holds lists.
     known: labels that are given, such as a model's: other spellings of them are read as them.
-    spellings: "merge" genres that differ only in spelling (see labels.merge_spellings), or "refuse" such a table.
     strict: refuse classes that are hardly meant, such as numbers (see table_checks.doubt_about), or only warn. Numbers,
-    years and a single class pass if ``genre_column`` is given, and every class passes that is ``known``.
+    years and a single class pass if their column is named, and every class passes that is ``known``.
 
     Raises UserError if the file or a column is missing, if the genres' column cannot be told, and for such classes;
     a bad row is a Rejection, never an error.
     """
+    genre_column, separator = options.genre_column, options.genre_separator
     if not separator:
-        raise UserError("--genre-separator must not be empty")
-    with open_table(path, encoding) as table:
-        id_at, genres_at = _columns(table, id_column, genre_column)
+        raise UserError("option-value", "--genre-separator must not be empty")
+    with open_table(path, options.encoding) as table:
+        id_at, genres_at = _columns(table, options)
         cells = _read_cells(table, id_at, genres_at, separator)
-        if id_column is None and cells.entries:
-            table.refuse_row_numbers(id_at, [entry.id for entry in cells.entries])
-        labels = {genre for entry in cells.entries for genre in entry.genres}
-        named = genre_column is not None and genre_column in map(str.strip, table.header)
-        if not named:
-            refuse_headless(table, genres_at, labels, separator)
+        read = [row.genres for row in cells.rows]
+        if options.id_column is None and cells.rows:
+            table.refuse_row_numbers(id_at, [row.id for row in cells.rows])
+        if genre_column is None or genre_column not in map(str.strip, table.header):
+            refuse_headless(table, genres_at, {genre for genres in read for genre in genres}, separator)
     if genre_column is None and not is_named(table, genres_at):
-        refuse_unless_lists(table, encoding, cells.written, cells.lists, [e.genres for e in cells.entries])
-    genres, lines = merge_spellings([entry.genres for entry in cells.entries], known)
-    if lines and spellings == "refuse":
-        raise UserError(
-            f"{path} spells a genre in several ways: {'; '.join(lines[:3]).replace(': merged', '')}; "
-            f"repair the column {table.name(genres_at)}, or pass --spellings merge"
-        )
-    entries = [_Entry(e.line, e.id, g) for e, g in zip(cells.entries, genres, strict=True)]
+        refuse_unless_lists(table, options.encoding, cells.written, cells.lists, read)
+    merged, lines = merge_spellings(read, known)
+    if lines and options.spellings == "refuse":
+        ways = "; ".join(lines[:3]).replace(": merged", "")
+        remedy = f"repair the column {table.name(genres_at)}, or pass --spellings merge"
+        raise UserError("table-row", f"{path} spells a genre in several ways: {ways}; {remedy}")
+    rows = [replace(row, genres=genres) for row, genres in zip(cells.rows, merged, strict=True)]
     metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
-    _join(entries, cells.rejected, metadata)
+    _join(rows, cells.rejected, metadata)
     samples = [row.genres for row in metadata.rows]
-    doubt = doubt_about(table, encoding, genres_at, samples, genre_column is not None, known)
+    doubt = doubt_about(table, options.encoding, genres_at, samples, genre_column is not None, known)
     if doubt:
         bad = [r for _, r in cells.rejected if r.reason in UNREADABLE]
-        doubt += f" ({len(bad)} of {cells.rows} rows are unreadable: {first_reasons(bad)})" if bad else ""
+        doubt += f" ({len(bad)} of {cells.count} rows are unreadable: {first_reasons(bad)})" if bad else ""
         if strict:
-            raise UserError(doubt)
+            raise UserError("table-column", doubt)
         log.warning("%s", doubt)
-    _say(table, id_at, genres_at, metadata, cells.rows, lines)
+    _say(table, id_at, genres_at, metadata, cells.count, lines)
     return metadata
 
 
-def _columns(table: Table, id_column: str | None, genre_column: str | None) -> tuple[int, int]:
-    """Positions of ids and genres, as ``read_metadata`` has them."""
-    id_at = 0 if id_column is None else table.column(id_column, "--id-column")
-    named = None if genre_column is None else table.column(genre_column, "--genre-column")
-    genres_at = find_genres(table, id_at) if named is None else named
+def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
+    """Positions of ids and genres."""
+    id_at = 0 if options.id_column is None else table.column(options.id_column, "--id-column")
+    if options.genre_column is None:
+        genres_at = find_genres(table, id_at)
+    else:
+        genres_at = table.column(options.genre_column, "--genre-column")
     if genres_at == id_at:
-        raise UserError(
-            f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres; choose others with --id-column "
-            f"and --genre-column; its columns are {table.listing()}"
-        )
+        problem = f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres"
+        remedy = f"choose others with --id-column and --genre-column; its columns are {table.listing()}"
+        raise UserError("table-column", f"{problem}; {remedy}")
     return id_at, genres_at
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A row with genres."""
-
-    line: int
-    id: str
-    genres: tuple[str, ...]
 
 
 @dataclass
 class _Cells:
     """What the rows hold."""
 
-    entries: list[_Entry] = field(default_factory=list)
-    rejected: list[tuple[int, Rejection]] = field(default_factory=list)
-    """By line."""
-    rows: int = 0
-    written: int = 0
-    """Rows whose cell of genres is not empty."""
-    lists: int = 0
-    """Those that are written as lists."""
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # by line
+    count: int = 0
+    written: int = 0  # rows whose cell of genres is not empty
+    lists: int = 0  # those that are written as lists
 
 
 def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
     out = _Cells()
     for line, row in table.rows:
-        out.rows += 1
+        out.count += 1
         sample_id = row[id_at].strip() if id_at < len(row) else ""
         cell = row[genres_at].strip() if genres_at < len(row) else ""
         out.written += bool(cell)
@@ -185,34 +167,29 @@ def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Ce
         if problem := id_problem(sample_id):
             reason, detail = "bad id", problem
         elif genres_at >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
-            reason = "bad row"
-            detail = (
-                f"{len(row)} cells under {len(table.header)} names of columns; "
-                f"texts that hold {table.delimiter!r} need quotes"
-            )
+            reason, cells = "bad row", f"{len(row)} cells under {len(table.header)} names of columns"
+            detail = f"{cells}; texts that hold {table.delimiter!r} need quotes"
         else:
             try:
-                genres = parse_genres(cell, separator)
-            except ValueError as error:
-                reason, detail = "unparsable genres", one_line(error)
-            else:
-                if genres:
-                    out.entries.append(_Entry(line, sample_id, genres))
+                if genres := parse_genres(cell, separator):
+                    out.rows.append(Row(sample_id, genres, line))
                     continue
                 reason = "no genres"
+            except ValueError as error:
+                reason, detail = "unparsable genres", one_line(error)
         detail = f"line {line}: {detail}" if detail else f"line {line}"
         out.rejected.append((line, Rejection(sample_id, reason, detail)))
     return out
 
 
-def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
+def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
     """One poster per id.
 
     Rows of one id are joined where the table has one row per genre: each row has a single genre, and at least a tenth
     of the ids have several. Elsewhere two posters may share the id by mistake: the first row counts. An id with an
     unreadable row has no other rows either: its genres would be incomplete.
     """
-    by_id: dict[str, list[_Entry]] = {}
+    by_id: dict[str, list[Row]] = {}
     for entry in entries:
         by_id.setdefault(entry.id, []).append(entry)
     several = sum(len({frozenset(entry.genres) for entry in rows}) > 1 for rows in by_id.values())
@@ -235,27 +212,19 @@ def _join(entries: Sequence[_Entry], rejected: list[tuple[int, Rejection]], out:
             else:
                 detail = f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
                 rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
-        out.rows.append(Row(sample_id, tuple(genres)))
+        out.rows.append(replace(first, genres=tuple(genres)))
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
 
 
 def _say(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
     first = metadata.rows[0] if metadata.rows else Row("", ())
-    log.info(
-        "%s: %d rows%s; ids in column %s, genres in column %s; the first is %r: %s",
-        table.path,
-        rows,
-        "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}",
-        table.name(id_at),
-        table.name(genres_at),
-        first.id,
-        ", ".join(first.genres) or "none",
-    )
+    layout = "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}"
+    columns = f"ids in column {table.name(id_at)}, genres in column {table.name(genres_at)}"
+    shown = ", ".join(first.genres) or "none"
+    log.info("%s: %d rows%s; %s; the first is %r: %s", table.path, rows, layout, columns, first.id, shown)
     if metadata.joined:
-        log.info(
-            "ids stand on several rows with one genre each: %d rows were joined to the first row with their id",
-            metadata.joined,
-        )
+        text = "ids stand on several rows with one genre each: %d rows were joined to the first row with their id"
+        log.info(text, metadata.joined)
     for line in lines:
         log.warning("%s", line)
     counts = Counter(genre for row in metadata.rows for genre in row.genres)
@@ -268,10 +237,8 @@ def id_problem(sample_id: str) -> str:
         return "empty id"
     if any(unicodedata.category(character) == "Cc" for character in sample_id):
         return "control characters in the id"
-    if "\\" in sample_id or sample_id[1:2] == ":":
-        return "the id would leave the image folder"
     parts = PurePosixPath(sample_id).parts
-    if sample_id.startswith("/") or ".." in parts or not parts:
+    if "\\" in sample_id or sample_id[1:2] == ":" or sample_id.startswith("/") or ".." in parts or not parts:
         return "the id would leave the image folder"
     if len(sample_id.encode()) > 240:
         return "the id is too long for a file name"

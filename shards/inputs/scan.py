@@ -39,8 +39,7 @@ class ScanTask:
     ids: tuple[str, ...]
     options: ImageOptions
     cache: Place
-    listed: tuple[Listed | None, ...]
-    """The posters' files; None of one that has none."""
+    listed: tuple[Listed | None, ...]  # the posters' files; None of one that has none
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,15 +51,14 @@ class ScanTask:
         """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
         files: list[list[Any]] = []
         for sample_id, file in zip(self.ids, self.listed, strict=True):
-            facts: list[Any] = []
+            files.append([sample_id])
             if file is not None and is_remote(self.folder):
-                facts = [file.name, file.state]
+                files[-1] += [file.name, file.state]
             elif file is not None:
                 path = self.folder / file.name
                 with contextlib.suppress(OSError):  # gone since it was listed
                     stat = path.stat()
-                    facts = [stat.st_size, stat.st_mtime_ns, path.name]
-            files.append([sample_id, *facts])
+                    files[-1] += [stat.st_size, stat.st_mtime_ns, path.name]
         return fingerprint([files, asdict(self.options), RULES])
 
 
@@ -70,29 +68,23 @@ class Scan:
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
-    mirrored: dict[str, int] = field(default_factory=dict)
-    """Perceptual hashes of their mirror images."""
+    mirrored: dict[str, int] = field(default_factory=dict)  # perceptual hashes of their mirror images
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
-    """Where the good posters lie below the folder (see image_files.read_image_file)."""
+    names: dict[str, str] = field(default_factory=dict)  # where the good posters lie below the folder
 
     def duplicate_groups(self, ids: Sequence[str], max_distance: int, mirrored: bool = True) -> np.ndarray:
         """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates).
 
         mirrored: mirrored copies, too.
         """
+        digests = [self.digests[sample_id] for sample_id in ids]
         hashes, turned = (
             np.array([found[sample_id] for sample_id in ids], dtype=np.uint64) for found in (self.hashes, self.mirrored)
         )
         signatures = np.frombuffer(b"".join(self.signatures[sample_id] for sample_id in ids), dtype=np.uint8)
-        return group_duplicates(
-            [self.digests[sample_id] for sample_id in ids],
-            hashes,
-            signatures.reshape(len(ids), SIGNATURE_BYTES),
-            mirrored=turned if mirrored else None,
-            max_distance=max_distance,
-        )
+        signatures = signatures.reshape(len(ids), SIGNATURE_BYTES)
+        return group_duplicates(digests, hashes, signatures, turned if mirrored else None, max_distance)
 
 
 def scan_images(
@@ -123,8 +115,7 @@ def scan_images(
 def tell_of_films(names: Sequence[str]) -> None:
     """Say which posters have several frames."""
     if names:
-        shown = some(names)
-        log.warning("%d posters have several frames or pages; the first is taken: %s", len(names), shown)
+        log.warning("%d posters have several frames or pages; the first is taken: %s", len(names), some(names))
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
@@ -140,8 +131,7 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
             data = read_image_file(task.folder, sample_id, file.name)
             image = decode(data, task.options)
             looks = "".join(f"{found:016x}" for found in perceptual_hashes(image))
-            signature = poster_signature(image).hex()
-            digest = hashlib.sha256(data).hexdigest()
+            signature, digest = poster_signature(image).hex(), hashlib.sha256(data).hexdigest()
             answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
         except BadImage as bad:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])

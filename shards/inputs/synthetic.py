@@ -270,7 +270,7 @@ def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
     set of 600 begins with the posters of a set of 60. Raises UserError if ``count`` is under 7.
     """
     if count < len(GENRES):
-        raise UserError(f"a demo set needs at least {len(GENRES)} posters, one per genre, not {count}")
+        raise UserError("option-value", f"a demo set needs at least {len(GENRES)} posters, one per genre, not {count}")
     (images := folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, int, str]] = []
     for index in range(count):

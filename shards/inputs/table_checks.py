@@ -14,7 +14,6 @@ from shards.storage.paths import Place
 
 #: A column of one of these names holds the genres.
 GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
-
 #: The column that is looked at when none has such a name.
 FALLBACK = 3
 
@@ -32,10 +31,8 @@ OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
 #: Those that many have (Film-Noir): all parts must be known by themselves.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 
-MANY = 20
-"""Posters from which on shares mean something."""
-PEEK = 500
-"""Rows that are looked at to explain what is wrong."""
+MANY = 20  # posters from which on shares mean something
+PEEK = 500  # rows that are looked at to explain what is wrong
 
 
 def find_genres(table: Table, id_at: int) -> int:
@@ -45,20 +42,17 @@ def find_genres(table: Table, id_at: int) -> int:
     """
     named = [at for at in range(len(table.header)) if at != id_at and is_named(table, at)]
     if len(named) > 1:
-        raise UserError(
-            f"{table.path} has several columns that may hold the genres: {some([table.name(at) for at in named])}; "
-            f"choose one with --genre-column"
-        )
+        problem = f"several columns that may hold the genres: {some([table.name(at) for at in named])}"
+        raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
     if named:
         return named[0]
     if len(table.header) <= FALLBACK or id_at == FALLBACK:
         refuse_headless(table, None, ())
         if is_named(table, id_at):
-            raise UserError(
-                f"{table.path}: column {table.name(id_at)} is named as genres are, and it would be that of the ids; "
-                f"choose the column of ids with --id-column; its columns are {table.listing()}"
-            )
-        raise UserError(_no_column(table))
+            problem = f"column {table.name(id_at)} is named as genres are, and it would be that of the ids"
+            remedy = f"choose the column of ids with --id-column; its columns are {table.listing()}"
+            raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
+        raise _no_column(table)
     return FALLBACK
 
 
@@ -70,15 +64,12 @@ def is_named(table: Table, at: int) -> bool:
 def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
     """Raise UserError if the header line is a row: it holds a list, or genres where the genres are."""
     header = [name.strip() for name in table.header]
-    if any(LIST_CELL.fullmatch(name) for name in header) or (
-        genres_at is not None
-        and labels
-        and {part.strip() for part in header[genres_at].split(separator)} <= set(labels)
-    ):
-        raise UserError(
-            f"{table.path} has no header line: the first one is a row ({some([repr(name[:40]) for name in header])}); "
-            f"add a line with the columns' names, such as id,genre"
-        )
+    genres = () if genres_at is None else header[genres_at].split(separator)
+    are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
+    if are_labels or any(map(LIST_CELL.fullmatch, header)):
+        problem = f"has no header line: the first one is a row ({some([repr(name[:40]) for name in header])})"
+        remedy = "add a line with the columns' names, such as id,genre"
+        raise UserError("table-unreadable", f"{table.path} {problem}; {remedy}")
 
 
 def refuse_unless_lists(
@@ -90,18 +81,14 @@ def refuse_unless_lists(
     rows = _peek(table.path, encoding)
     cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK and row[FALLBACK].strip()]
     shown = some([repr(cell[:30]) for cell in dict.fromkeys(cells)], 3) or "it is empty"
-    raise UserError(
-        _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows)
-    )
+    raise _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})", rows)
 
 
-def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> str:
+def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> UserError:
     flags = _flag_columns(table, rows)
     hint = f"; {_multi_hot(table, flags)}" if len(flags) > 1 else ""
-    return (
-        f"{table.path} has no column named genre, label or tag{why}{hint}; its columns are {table.listing()}; "
-        f"choose one with --genre-column"
-    )
+    remedy = f"its columns are {table.listing()}; choose one with --genre-column"
+    return UserError("table-column", f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}")
 
 
 def _peek(path: Place, encoding: str) -> list[list[str]]:
@@ -111,20 +98,14 @@ def _peek(path: Place, encoding: str) -> list[list[str]]:
 
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
     """Columns of nothing but 0 and 1, true and false, yes and no."""
-    found = []
-    for at in range(len(table.header)):
-        values = {row[at].strip().lower() for row in rows if at < len(row)} - {""}
-        if values and values <= FLAGS:
-            found.append(at)
-    return found
+    columns = ({row[at].strip().lower() for row in rows if at < len(row)} - {""} for at in range(len(table.header)))
+    return [at for at, values in enumerate(columns) if values and values <= FLAGS]
 
 
 def _multi_hot(table: Table, flags: Sequence[int]) -> str:
     names = some([table.name(at) for at in flags])
-    return (
-        f"the columns {names} hold flags such as 0 and 1: write the names of those that are set into one column, "
-        f"such as Comedy|Drama"
-    )
+    remedy = "write the names of those that are set into one column, such as Comedy|Drama"
+    return f"the columns {names} hold flags such as 0 and 1: {remedy}"
 
 
 def doubt_about(
@@ -168,17 +149,6 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
     return _glued_text(where, labels, len(samples), ())
 
 
-def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
-    glued = _glued(labels, samples, known)
-    if glued is None:
-        return ""
-    mark, examples = glued
-    return (
-        f"{where} seems to hold several genres in one: {some([repr(name) for name in examples], 3)}; if {mark!r} "
-        f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
-    )
-
-
 def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     """Whether at least this share of many posters has no label that another one has."""
     labels = Counter(label for genres in samples for label in genres)
@@ -186,10 +156,10 @@ def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
     return len(samples) >= MANY and own >= share * len(samples)
 
 
-def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[str, list[str]] | None:
-    """A separator that seems to separate genres in the labels of a tenth of the posters: another, or within lists.
+def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
+    """Which separator seems to separate genres in the labels of a tenth of the posters: another, or within lists.
 
-    Returns it with those labels. See the tuples of separators for what is asked of the parts.
+    Empty if there is none. See the tuples of separators for what is asked of the parts.
     """
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         parts = {label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1}
@@ -203,8 +173,11 @@ def _glued(labels: Counter[str], samples: int, known: Sequence[str]) -> tuple[st
         sure = mark in PLAIN_SEPARATORS and all(part in single for label in known for part in parts[label])
         many = 10 * sum(labels[label] for label in known) >= samples and 2 * len(known) >= len(parts)
         if many and len(known) > (0 if sure else 1):
-            return mark, known
-    return None
+            return (
+                f"{where} seems to hold several genres in one: {some([repr(name) for name in known], 3)}; if {mark!r} "
+                f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
+            )
+    return ""
 
 
 def _parts(label: str, mark: str) -> Iterator[str]:

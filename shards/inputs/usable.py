@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line, some
@@ -19,36 +18,32 @@ from shards.inputs.duplicates import MAX_DISTANCE
 from shards.inputs.image_files import Walk, walk_images
 from shards.inputs.listing import list_posters
 from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, first_reasons, read_rejected
+from shards.inputs.scan import Scan
 from shards.inputs.table_checks import PEEK
 from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
 from shards.storage.paths import Place, is_remote, told
 
-if TYPE_CHECKING:
-    from shards.inputs.scan import Scan
-
 log = logging.getLogger(__name__)
 
 #: Reasons that tell nothing of unreadable genres or pixels: what is not there, and what a user's limits leave out.
 HARMLESS = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-
 #: Reasons that tell of a row: its poster may be there all the same.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
-
+#: File names that are looked at to explain why no id names one.
 NAMES = 20_000
-"""File names that are looked at to explain why no id names one."""
 
 
 def parse_share(text: str) -> float:
     """``0.05`` or ``5%`` → 0.05. Raises UserError."""
-    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
+    number = text.strip().removesuffix("%")
     try:
-        share = float(number) / (100 if percent else 1)
+        share = float(number) / (1 if number == text.strip() else 100)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
+        raise UserError("option-value", f"--max-rejected takes a share such as 0.05 or 5%, not {text!r}")
     return share
 
 
@@ -64,9 +59,9 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.near_duplicates <= 15:
-            raise UserError(f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
+            raise UserError("option-value", f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
         if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
+            raise UserError("option-value", f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
 
 
 def problem_with_rows(
@@ -86,17 +81,16 @@ def problem_with_rows(
     found = len(scan.digests) + len(present)
     if not found:
         return _no_match(csv, encoding, images, metadata, missing)
-    earlier = _rejected_before(images) if missing or present else {}
+    earlier: dict[str, str] = {}  # reasons of posters, not of rows, that fetch or clean left out of the folder
+    if missing or present:
+        with told("read rejected.csv", images):
+            found_before = read_rejected(images / "rejected.csv")
+        earlier = {sample_id: reason for sample_id, reason in found_before.items() if reason not in OF_ROWS}
     if missing:
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
-        log.warning(
-            "%d rows have no image in %s (the first is id %r)%s",
-            len(missing),
-            images,
-            missing[0],
-            f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else "",
-        )
+        known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
+        log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
     judged = present if pixels else [r for r in named if r.id in there]
     unreadable = [r for r in judged if r.reason not in HARMLESS and r.id not in earlier]
     if len(unreadable) <= limit * found:
@@ -107,16 +101,12 @@ def problem_with_rows(
     )
 
 
-def _rejected_before(images: Place) -> dict[str, str]:
-    """Id → reason of the posters, not of the rows, that `posters fetch` or `posters clean` left out of the folder."""
-    with told("read rejected.csv", images):
-        found = read_rejected(images / "rejected.csv")
-    return {sample_id: reason for sample_id, reason in found.items() if reason not in OF_ROWS}
-
-
 def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:
     """Why no id names a file: the ids, the nearest file, and what may be wrong."""
-    names = _names(images)
+    if is_remote(images):
+        names = sorted(name for name in names_in(images) if is_image_name(name))
+    else:
+        names = sorted(islice(walk_images(images, Walk()), NAMES))
     ids = ids or [r.id for r in metadata.rejected]
     near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
     hints = [f"the nearest file is {near[0]!r}"] if near else []
@@ -140,13 +130,6 @@ def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids:
     )
 
 
-def _names(images: Place) -> list[str]:
-    """Some of the posters' paths below the folder."""
-    if is_remote(images):
-        return sorted(name for name in names_in(images) if is_image_name(name))
-    return sorted(islice(walk_images(images, Walk()), NAMES))
-
-
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
     """(the rows with a genre that the labels have, the others)."""
     known, unknown = [], []
@@ -158,7 +141,6 @@ def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row],
         if labels.columns(row.genres):
             known.append(row)
         else:
-            unknown.append(
-                Rejection(row.id, "no genres", one_line(f"none of the given labels: {', '.join(row.genres)}"))
-            )
+            why = one_line(f"none of the given labels: {', '.join(row.genres)}")
+            unknown.append(Rejection(row.id, "no genres", why))
     return known, unknown

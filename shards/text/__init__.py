@@ -2,5 +2,5 @@
 
     pixels ─ detector ─→ regions ─ masks ─→ mask, skipped ─ fill ─→ pixels, and again until nothing is found
 
-``remove.py`` is that loop for one poster; ``clean/verify.py`` looks again, more strictly than the loop did.
+``pipeline.py`` has that loop for one poster; ``clean/verify.py`` looks again, more strictly than the loop did.
 """

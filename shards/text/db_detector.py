@@ -24,16 +24,12 @@ from shards.text.anchor_strip import strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
 
-STRIDE = 32
-"""The network takes sides that are multiples of this."""
-UNCLIP = 1.6
-"""Growth of a core, times area over perimeter; RapidOCR's default."""
-MIN_SIDE = 3
-"""Cores thinner than this, in pixels of the searched copy, are noise."""
+STRIDE = 32  # the network takes sides that are multiples of this
+UNCLIP = 1.6  # growth of a core, times area over perimeter; RapidOCR's default
+MIN_SIDE = 3  # cores thinner than this, in pixels of the searched copy, are noise
+#: A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape.
 STRAIGHT = 0.7
-"""A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape."""
-MAX_SIDE = 4096
-"""Long side of a searched copy: a banner must not take all memory."""
+MAX_SIDE = 4096  # long side of a searched copy: a banner must not take all memory
 
 
 def packaged_model() -> Path:
@@ -42,28 +38,25 @@ def packaged_model() -> Path:
     spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
-        raise UserError("the installed rapidocr holds no detection network; pip install --upgrade 'rapidocr>=3.10'")
+        remedy = "pip install --upgrade 'rapidocr>=3.10'"
+        raise UserError("environment", f"the installed rapidocr holds no detection network; {remedy}")
     return found[-1]
-
-
-def db_detector(options: DetectorOptions) -> DBDetector:
-    """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
-    return DBDetector(packaged_model() if options.detector == "rapidocr" else Path(options.detector), options)
 
 
 class DBDetector:
     """See TextDetector. Not for several threads at a time."""
 
-    def __init__(self, path: Path, options: DetectorOptions) -> None:
+    def __init__(self, options: DetectorOptions) -> None:
+        """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
+        path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
         self.looks = len(options.looks)
         self._session = open_session(path, "detector model", "clean", device=options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
-            raise UserError(
-                f"detector model {path} takes {[i.shape for i in inputs]} and gives {len(outputs)} outputs; a text "
-                f"detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
-            )
+            does = f"takes {[i.shape for i in inputs]} and gives {len(outputs)} outputs"
+            wanted = "a text detector takes one (n, 3, h, w) image and gives one (n, 1, h, w) map"
+            raise UserError("model-unfit", f"detector model {path} {does}; {wanted}")
         self._input = inputs[0].name
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
@@ -86,8 +79,7 @@ class DBDetector:
     def _probability(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         cv = cv2()
         shrinks = height * width < image.shape[0] * image.shape[1]
-        method = cv.INTER_AREA if shrinks else cv.INTER_LINEAR
-        copy = cv.resize(image, (width, height), interpolation=method)
+        copy = cv.resize(image, (width, height), interpolation=cv.INTER_AREA if shrinks else cv.INTER_LINEAR)
         rows = strip_height(min(width, height)) if self.options.anchor else 0
         seen = np.concatenate([copy, strip(width, rows)]) if rows else copy
         # the networks were trained on OpenCV's channel order, scaled to -1..1
@@ -97,14 +89,12 @@ class DBDetector:
         try:
             (out,) = self._session.run(None, {self._input: planes})
         except Exception as error:  # onnxruntime has no error class of its own
-            raise UserError(
-                f"detector model {self.name} failed on a {width}x{height} copy: {one_line(error)}"
-            ) from None
+            problem = f"failed on a {width}x{height} copy: {one_line(error)}"
+            raise UserError("model-unfit", f"detector model {self.name} {problem}") from None
         if out.shape != (1, 1, *seen.shape[:2]):
-            raise UserError(
-                f"detector model {self.name} gives {out.shape} for a picture of {seen.shape[1]}x{seen.shape[0]}; "
-                f"a text detector gives (1, 1, {seen.shape[0]}, {seen.shape[1]})"
-            )
+            problem = f"gives {out.shape} for a picture of {seen.shape[1]}x{seen.shape[0]}"
+            wanted = f"a text detector gives (1, 1, {seen.shape[0]}, {seen.shape[1]})"
+            raise UserError("model-unfit", f"detector model {self.name} {problem}; {wanted}")
         return np.ascontiguousarray(out[0, 0, :height])
 
     def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:

@@ -21,21 +21,16 @@ from shards.options import option
 class Region:
     """A piece of text: a word, a line, sometimes a single large letter."""
 
-    outline: np.ndarray
-    """(k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not."""
-    height: float
-    """Height of the letters in pixels: the shorter side of the smallest rectangle around the region."""
-    score: float
-    """How sure the detector is, 0 to 1."""
+    outline: np.ndarray  # (k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not
+    height: float  # of the letters in pixels: the shorter side of the smallest rectangle around the region
+    score: float  # how sure the detector is, 0 to 1
 
 
 class TextDetector(Protocol):
     """Finds text. The same image must give the same regions, in any process."""
 
-    name: str
-    """What it is and from which file, for reports."""
-    looks: int
-    """How many ways of looking it has, at least 1."""
+    name: str  # what it is and from which file, for reports
+    looks: int  # how many ways of looking it has, at least 1
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
         """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
@@ -46,7 +41,7 @@ def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
     try:
         return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
     except ValueError:
-        raise UserError(f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
+        raise UserError("option-value", f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ class DetectorOptions:
 
     def __post_init__(self) -> None:
         if not self.looks or not all(look and all(32 <= side <= 2048 for side in look) for look in self.looks):
-            raise UserError("--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
+            raise UserError("option-value", "--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
         for name, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
             if not 0.0 < value < 1.0:
-                raise UserError(f"--{name}-threshold must be between 0 and 1, not {value:g}")
+                raise UserError("option-value", f"--{name}-threshold must be between 0 and 1, not {value:g}")
         if self.device not in ("cpu", "cuda"):
-            raise UserError(f"--device must be cpu or cuda, not {self.device!r}")
+            raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

@@ -7,6 +7,7 @@ are returned as they were; the result is a function of both arguments alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -39,8 +40,8 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return image.copy()
     if mask.all():
         return np.full_like(image, 128)
-    top, bottom, left, right = _surroundings(mask)
-    part, hole = image[top:bottom, left:right], mask[top:bottom, left:right]
+    box = _surroundings(mask)
+    part, hole = image[box], mask[box]
     field = np.empty((*hole.shape, 4), np.float32)
     for rows, seen in _strips(hole.shape, BORDER):
         colour = _colour(part[seen], hole[seen])
@@ -53,7 +54,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     # mean |x| of a normal variable is 0.8 standard deviations
     painted = field[hole][:, :3] + (noise[hole] * field[hole][:, 3] / 0.8)[:, None]
     out = image.copy()
-    out[top:bottom, left:right][hole] = np.clip(np.rint(painted), 0, 255).astype(np.uint8)
+    out[box][hole] = np.clip(np.rint(painted), 0, 255).astype(np.uint8)
     return out
 
 
@@ -76,8 +77,7 @@ def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
         field[hole] = 0
         coarse = cv.resize(field, size, interpolation=cv.INTER_AREA)
         coarse = coarse.reshape(height, width, -1) / np.maximum(weight, 1e-6)[..., None]
-        # A coarse pixel with anything known in it is known.
-        coarse = membrane(coarse, weight < 1e-6)
+        coarse = membrane(coarse, weight < 1e-6)  # a coarse pixel with anything known in it is known
         guess = cv.resize(coarse, hole.shape[::-1], interpolation=cv.INTER_LINEAR).reshape(field.shape)
         field[hole] = guess[hole]
     elif hole.all():
@@ -111,35 +111,27 @@ def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]
         yield slice(start, stop), slice(max(0, start - border), min(stop + border, shape[0]))
 
 
-def _surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of the mask's bounding box with a border that the colours are taken from."""
+def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of the mask's bounding box with a border that the colours are taken from."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (
-        max(0, int(rows[0]) - BORDER),
-        min(mask.shape[0], int(rows[-1]) + 1 + BORDER),
-        max(0, int(columns[0]) - BORDER),
-        min(mask.shape[1], int(columns[-1]) + 1 + BORDER),
-    )
+    # A slice may end behind the picture.
+    top, left = max(0, int(rows[0]) - BORDER), max(0, int(columns[0]) - BORDER)
+    return np.s_[top : int(rows[-1]) + 1 + BORDER, left : int(columns[-1]) + 1 + BORDER]
 
 
-def telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """OpenCV's in-painting after Telea 2004."""
-    return _opencv(image, mask, cv2().INPAINT_TELEA)
-
-
-def navier_stokes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """OpenCV's in-painting after Bertalmio, Bertozzi, Sapiro 2001."""
-    return _opencv(image, mask, cv2().INPAINT_NS)
-
-
-def _opencv(image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
+def opencv(image: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
+    """OpenCV's in-painting: INPAINT_TELEA after Telea 2004, INPAINT_NS after Bertalmio, Bertozzi, Sapiro 2001."""
     plausible = surround(image, mask)
     if mask.all() or not mask.any() or min(mask.shape) < 3:
         return plausible  # OpenCV has nothing to start from
     # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
     # spread the text that lies there: it gets a picture that holds plausible colours there instead.
-    return np.asarray(cv2().inpaint(plausible, mask.astype(np.uint8), RADIUS, method))
+    return np.asarray(cv2().inpaint(plausible, mask.astype(np.uint8), RADIUS, getattr(cv2(), method)))
 
 
 #: The registry of fills, by what ``--fill`` takes. A new one is a function and an entry.
-FILLS: dict[str, Fill] = {"surround": surround, "telea": telea, "ns": navier_stokes}
+FILLS: dict[str, Fill] = {
+    "surround": surround,
+    "telea": partial(opencv, method="INPAINT_TELEA"),
+    "ns": partial(opencv, method="INPAINT_NS"),
+}

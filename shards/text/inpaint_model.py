@@ -16,10 +16,8 @@ from shards.errors import UserError, one_line
 from shards.onnx_session import open_session
 from shards.text.opencv import cv2
 
-MULTIPLE = 8
-"""Sides given to a network of free size are multiples of this (most halve their input three times)."""
-PROBE = 64
-"""Side of the picture on which a network of free size is tried."""
+MULTIPLE = 8  # sides given to a network of free size are multiples of this (most halve their input three times)
+PROBE = 64  # side of the picture on which a network of free size is tried
 
 
 class FillModel:
@@ -32,17 +30,16 @@ class FillModel:
         inputs = self._session.get_inputs()
         by_channels = {i.shape[1]: i for i in inputs if len(i.shape) == 4}
         if len(inputs) != 2 or set(by_channels) != {1, 3}:
-            raise UserError(
-                f"fill model {path} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}; an in-painting network "
-                f"takes an image (n, 3, h, w) and a mask (n, 1, h, w)"
-            )
+            takes = ", ".join(f"{i.name} {i.shape}" for i in inputs)
+            wanted = "an in-painting network takes an image (n, 3, h, w) and a mask (n, 1, h, w)"
+            raise UserError("model-unfit", f"fill model {path} takes {takes}; {wanted}")
         image, mask = by_channels[3], by_channels[1]
         if image.type != "tensor(float)" or mask.type != "tensor(float)":
-            raise UserError(f"fill model {path} takes {image.type} and {mask.type}; both must be tensor(float)")
+            takes = f"{image.type} and {mask.type}; both must be tensor(float)"
+            raise UserError("model-unfit", f"fill model {path} takes {takes}")
         self._names = image.name, mask.name
-        sides = [side if isinstance(side, int) else None for side in image.shape[2:]]
-        height, width = sides
-        self._size = (width, height) if width and height else None
+        height, width = image.shape[2:]
+        self._size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         self._takes, self._gives = self._ranges()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -54,9 +51,8 @@ class FillModel:
         seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
         # Area, and anything above nothing: a hole must not lose a line of letters on its way to a smaller picture.
         shrunk = size[0] < width or size[1] < height
-        hole = cv.resize(
-            mask.astype(np.float32), size, interpolation=cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
-        )
+        method = cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
+        hole = cv.resize(mask.astype(np.float32), size, interpolation=method)
         painted = self._run(seen.astype(np.float32) * (self._takes / 255.0), (hole > 0).astype(np.float32))
         levels = np.clip(np.rint(painted * (255.0 / self._gives)), 0, 255).astype(np.uint8)
         levels = cv.resize(levels, (width, height), interpolation=cv.INTER_LINEAR)
@@ -70,16 +66,14 @@ class FillModel:
         try:
             out: Any = self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime has no error class of its own
-            raise UserError(
-                f"fill model {self.path} failed on a {mask.shape[1]}x{mask.shape[0]} picture: {one_line(error)[:300]}"
-            ) from None
+            problem = f"failed on a {mask.shape[1]}x{mask.shape[0]} picture: {one_line(error)[:300]}"
+            raise UserError("model-unfit", f"fill model {self.path} {problem}") from None
         if out.shape != planes.shape:
-            raise UserError(
-                f"fill model {self.path} gives {tuple(out.shape)} for an image of {tuple(planes.shape)}; "
-                f"an in-painting network gives the shape that it takes"
-            )
+            problem = f"gives {tuple(out.shape)} for an image of {tuple(planes.shape)}"
+            wanted = "an in-painting network gives the shape that it takes"
+            raise UserError("model-unfit", f"fill model {self.path} {problem}; {wanted}")
         if not np.isfinite(out).all():
-            raise UserError(f"fill model {self.path} gives values that are no numbers")
+            raise UserError("not-finite", f"fill model {self.path} gives values that are no numbers")
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:

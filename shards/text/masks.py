@@ -30,12 +30,10 @@ class MaskOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin <= 2.0:
-            raise UserError(f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
+            raise UserError("option-value", f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
         if not 0.0 < self.max_region <= 1.0 or not 0.0 < self.max_total <= 1.0:
-            raise UserError(
-                f"--max-region and --max-total are shares of the picture, above 0 and up to 1, not "
-                f"{self.max_region:g} and {self.max_total:g}"
-            )
+            wanted = "--max-region and --max-total are shares of the picture, above 0 and up to 1"
+            raise UserError("option-value", f"{wanted}, not {self.max_region:g} and {self.max_total:g}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Skipped:
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
     """(h, w) bool: the pixels inside of the regions, without any margin. Its mean is the share of text."""
-    return mask_of([_whole(region.outline) for region in regions], shape)
+    return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
 def disbelief(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
@@ -66,11 +64,8 @@ def believed(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
     """The regions taken for text, and the others."""
-    reasons = [disbelief(region, shape, options) for region in regions]
-    return (
-        [region for region, reason in zip(regions, reasons, strict=True) if not reason],
-        [Skipped(region, reason) for region, reason in zip(regions, reasons, strict=True) if reason],
-    )
+    judged = [Skipped(region, disbelief(region, shape, options)) for region in regions]
+    return [each.region for each in judged if not each.reason], [each for each in judged if each.reason]
 
 
 def paint_mask(
@@ -109,7 +104,3 @@ def _grown(region: Region, shape: tuple[int, int], margin: float) -> np.ndarray:
     grow = max(1, round(margin * region.height))
     disc = cv.getStructuringElement(cv.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
     return cv.dilate(mask, disc).astype(bool)
-
-
-def _whole(outline: np.ndarray) -> np.ndarray:
-    return np.rint(outline).astype(np.int32)

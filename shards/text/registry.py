@@ -17,25 +17,23 @@ from shards.errors import UserError, one_line
 from shards.schema import problem_of
 from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import FILLS, Fill
+from shards.text.inpaint_model import FillModel
 
 
 class Entry(NamedTuple):
     """What a name stands for."""
 
-    made_by: str
-    """MODULE:CALLABLE, which takes the options and returns a TextDetector."""
-    options: type
-    """A dataclass. Of DetectorOptions all fields are options of the command line already."""
+    made_by: str  # MODULE:CALLABLE, which takes the options and returns a TextDetector
+    options: type  # a dataclass; of DetectorOptions all fields are options of the command line already
 
 
-DETECTORS = {"rapidocr": Entry("shards.text.db_detector:db_detector", DetectorOptions)}
+DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOptions)}
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
     """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
-    if name in DETECTORS:
-        entry = DETECTORS[name]
+    if entry := DETECTORS.get(name):
         return _named(entry.made_by)(_options(entry.options, options, own))
     if ":" in options.detector and Path(options.detector).suffix != ".onnx":
         return _custom(options.detector)
@@ -48,11 +46,11 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
         has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
-        raise UserError(f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
+        raise UserError("option-unknown", f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
     try:
         return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"--detector {options.detector}: {problem_of(error)}") from None
+        raise UserError("option-value", f"--detector {options.detector}: {problem_of(error)}") from None
 
 
 def own_options(options: DetectorOptions) -> dict[str, str]:
@@ -70,22 +68,20 @@ def _custom(name: str) -> TextDetector:
     try:
         made = _named(name)()
     except Exception as error:  # a user's own code may raise anything; the line names it
-        raise UserError(f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}") from None
-    name_of, looks = getattr(made, "name", None), getattr(made, "looks", None)
-    described = isinstance(name_of, str) and isinstance(looks, int) and looks >= 1
-    if not described or not callable(getattr(made, "detect", None)):
-        raise UserError(
-            f"--detector {name} gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
-        )
+        message = f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
+        raise UserError("option-value", message) from None
+    title, looks, detect = (getattr(made, wanted, None) for wanted in ("name", "looks", "detect"))
+    if not (isinstance(title, str) and isinstance(looks, int) and looks >= 1 and callable(detect)):
+        problem = f"gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
+        raise UserError("option-value", f"--detector {name} {problem}")
     return made
 
 
 def make_fill(name: str, model: Path | None = None) -> Fill:
     """The fill of that name; with ``model``, an in-painting network (see inpaint_model.py). Raises UserError."""
     if model is not None:
-        from shards.text.inpaint_model import FillModel
-
         return FillModel(model)
     if name not in FILLS:
-        raise UserError(f"--fill {name!r} is not known; choose one of {', '.join(FILLS)}, or give --fill-model")
+        remedy = f"choose one of {', '.join(FILLS)}, or give --fill-model"
+        raise UserError("option-value", f"--fill {name!r} is not known; {remedy}")
     return FILLS[name]

@@ -46,27 +46,27 @@ def write_report(path: Place, rows: Sequence[dict[str, Any]], facts: dict[str, A
 
 def read_report(folder: Place) -> pd.DataFrame:
     """The report of a folder of cleaned posters; ``attrs["text_removal"]`` says how. Raises UserError."""
-    path = folder / NAME
+    path, again = folder / NAME, "run `posters clean` again"
     try:
         with told("read the report", path):
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
-        raise UserError(f"{path} not found: {folder} was not made by `posters clean`, or it has not finished") from None
+        message = f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"
+        raise UserError("path-missing", message) from None
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}; run `posters clean` again") from None
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r}; run `posters clean` again")
+        raise UserError("table-unreadable", f"{path} cannot be read: {one_line(error)}; {again}") from None
+    if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+        raise UserError("table-unreadable", f"{path} has no column {missing[0]!r}; {again}")
     facts = (table.schema.metadata or {}).get(b"text_removal", b"{}")
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
         table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path} is not a valid report: {one_line(error)}; run `posters clean` again") from None
+        raise UserError("table-unreadable", f"{path} is not a valid report: {one_line(error)}; {again}") from None
     if empty := [name for name in SCHEMA.names if table[name].null_count]:
-        raise UserError(f"{path} has empty values in column {empty[0]!r}; run `posters clean` again")
+        raise UserError("table-unreadable", f"{path} has empty values in column {empty[0]!r}; {again}")
     frame = table.to_pandas()
-    frame.attrs["text_removal"] = parse_as(facts, dict[str, Any], path, "report", "run `posters clean` again")
+    frame.attrs["text_removal"] = parse_as(facts, dict[str, Any], path, "report", again)
     return frame
 
 

@@ -17,15 +17,12 @@ from shards.inputs.images import ANY, BadImage, decode
 from shards.storage.files import atomic_write
 
 Color = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Pixels of the sheet, which is made for twice the density of an ordinary screen: 26 pixels read like 13.
 MARGIN, GAP, PADDING = 48, 28, 14
-COLUMNS = 6
-THUMB = (320, 480)
+COLUMNS, THUMB = 6, (320, 480)
 CARD_WIDTH = THUMB[0] + 2 * PADDING
-TEXT, TITLE = 26, 48
-LINE = 36
+TEXT, TITLE, LINE = 26, 48, 36
 MARK = 34  # the column of marks, left of the text
 
 PAPER, CARD, FRAME, TILE = (244, 244, 241), (255, 255, 255), (221, 221, 216), (234, 234, 230)
@@ -43,12 +40,9 @@ VERDICTS: dict[str, tuple[Color, str]] = {
 class GalleryItem:
     """One poster of the sheet."""
 
-    image: Image.Image | bytes
-    """The picture, or the bytes of an encoded one (JPEG, PNG, ...)."""
-    true: list[str] | None
-    """The genres it has; None where nobody knows."""
-    predicted: list[tuple[str, float]]
-    """The genres that the model says it has, each with its probability."""
+    image: Image.Image | bytes  # the picture, or the bytes of an encoded one (JPEG, PNG, ...)
+    true: list[str] | None  # the genres it has; None where nobody knows
+    predicted: list[tuple[str, float]]  # the genres that the model says it has, each with its probability
 
 
 @dataclass(frozen=True)
@@ -100,8 +94,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
             pen.rounded_rectangle(box, radius=12, fill=CARD, outline=FRAME, width=2)
             sheet.paste(poster_tile(item.image), (left + PADDING, top + PADDING))
             for number, line in enumerate(notes[row * columns + column]):
-                y = top + 2 * PADDING + THUMB[1] + number * LINE
-                _draw_line(pen, left + PADDING, y, line)
+                _draw_line(pen, left + PADDING, top + 2 * PADDING + THUMB[1] + number * LINE, line)
         top += height + GAP
     with atomic_write(path) as stream:
         sheet.save(stream, "PNG", optimize=False)
@@ -188,9 +181,9 @@ def poster_tile(source: Image.Image | bytes) -> Image.Image:
     tile = Image.new("RGBA", THUMB, TILE)
     try:
         image = decode(source, ANY) if isinstance(source, bytes) else source
-        # At least one pixel: a banner a thousand times wider than high is still a line.
         scale = min(THUMB[0] / image.width, THUMB[1] / image.height)
-        width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        # At least one pixel: a banner a thousand times wider than high is still a line.
+        width, height = (max(1, round(side * scale)) for side in image.size)
         thumb = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
     except (OSError, ValueError, ZeroDivisionError, BadImage):
@@ -204,6 +197,6 @@ def _width(text: str, size: int = TEXT) -> float:
 
 
 @cache
-def load_font(size: int) -> Font:
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The sheet's font at that size."""
     return ImageFont.load_default(size=size)  # the one inside Pillow: the same on every machine

@@ -26,12 +26,12 @@ from shards.clean.verify import RefereeOptions, text_area
 from shards.errors import UserError
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.storage.endings import is_image_name
-from shards.text.db_detector import DBDetector, packaged_model
+from shards.text.db_detector import DBDetector
 from shards.text.detector import DetectorOptions
 from shards.text.inpaint import surround
 from shards.text.masks import MaskOptions, text_mask
 from shards.text.opencv import cv2
-from shards.text.remove import remove_text
+from shards.text.pipeline import remove_text
 
 WORDS = ("MIDNIGHT", "The Long Way", "2049", "Part Two", "from the makers of", "LOVE", "Écran", "coming soon")
 Way = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +60,7 @@ def rapidocr_ways() -> dict[str, Way]:
 def our_ways() -> dict[str, Way]:
     """Each of the cleaner's looks, and the first one without the line of known text."""
     options = DetectorOptions()
-    with_line, without = (DBDetector(packaged_model(), DetectorOptions(anchor=anchor)) for anchor in (True, False))
+    with_line, without = (DBDetector(DetectorOptions(anchor=anchor)) for anchor in (True, False))
     ways: dict[str, Way] = {}
     for number, sides in enumerate(options.looks):
         name = f"ours, look {','.join(map(str, sides))}"
@@ -120,7 +120,7 @@ def measure(images: list[np.ndarray], rounds: int) -> dict[str, Any]:
                 if turn or rounds == 1:
                     seconds[name].append(time.perf_counter() - started)
     referee = [text_area(image, RefereeOptions()) for image in images]
-    detector = DBDetector(packaged_model(), DetectorOptions())
+    detector = DBDetector(DetectorOptions())
     empty = [remove_text(image, detector, surround, MaskOptions()).image for image in images]
     rng = np.random.default_rng(0)
     lettered = [drawn(image, rng) for image in empty]

@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
-from shards.inputs.metadata import GenreOptions, Rejection, first_reasons
+from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata
 from toolkit.audit.images import Poster
 from toolkit.audit.options import AuditOptions
 
@@ -46,7 +46,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 
     A poster with none but unknown genres is all False: its effect counts, and the metrics leave it out.
     """
-    metadata = columns.read(path, known=labels.genres)
+    metadata = read_metadata(path, columns, known=labels.genres)
     if metadata.rejected:
         log.warning("%d rows of %s are not audited: %s", len(metadata.rejected), path, first_reasons(metadata.rejected))
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)

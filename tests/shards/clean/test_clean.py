@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from failing import fails
 from PIL import Image
 from shard_tools import Source, bomb_png, build, encoded, read_csv, tree, write_csv, write_file
 from text_tools import (
@@ -22,7 +23,6 @@ from text_tools import (
     clean_command,
     gradient,
     jpegs,
-    one_line_error,
     pixels_of,
     poster,
     run_clean,
@@ -203,8 +203,8 @@ def test_options_of_the_command_line_reach_the_check(mixed: Source, tmp_path: Pa
 
 
 def test_no_usable_poster_is_one_line_and_a_list(few: Source, tmp_path: Path) -> None:
-    message = one_line_error(lambda: run_clean(few, tmp_path / "out", image=ImageOptions(min_side=500)))
-    assert "no poster left to clean" in message and str(tmp_path / "out") in message
+    with fails("images-none", few.images, tmp_path / "out" / "rejected.csv"):
+        run_clean(few, tmp_path / "out", image=ImageOptions(min_side=500))
     assert [reason for _, reason in rejections(tmp_path / "out")] == ["too small"] * 3
 
 

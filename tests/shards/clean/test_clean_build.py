@@ -215,7 +215,7 @@ def stop_in_the_middle(source: Source, out: Path) -> None:
     def until_five(*arguments: object) -> object:
         calls.append(1)
         if len(calls) > 5:
-            raise UserError("killed here")
+            raise UserError("tasks-failed", "killed here")
         return real(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

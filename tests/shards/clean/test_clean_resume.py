@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from failing import fails
 from shard_tools import Source, encoded, environment, write_file
 from text_tools import (
     QUICK,
@@ -26,9 +27,9 @@ from text_tools import (
     written,
 )
 
+from shards.clean.run import CleanOptions
 from shards.clean.task import CHUNK, CleanTask, clean_chunk
 from shards.errors import UserError
-from shards.inputs.images import ImageOptions
 from shards.storage.files import PARTIAL, sha256_file
 from shards.text.masks import MaskOptions
 from shards.text.pipeline import TextRemoval, removal_fingerprint
@@ -94,20 +95,21 @@ def test_a_run_that_fails_takes_the_report_of_the_last_one_away(few: Source, tmp
     (out / "t0001.jpg").mkdir()  # no poster can be put there
     with pytest.raises(UserError, match=r"posters t0000 to t0002 \(IsADirectoryError.*kept"):
         run_clean(few, out, quality=50)
-    assert "has not finished" in one_line_error(lambda: read_report(out))
+    with fails("path-missing", out / "clean_report.parquet"):
+        read_report(out)
 
 
 def test_a_poster_that_changes_meanwhile_is_one_line(few: Source, tmp_path: Path) -> None:
-    samples = tuple((name, sha256_file(few.images / f"{name}.jpg")) for name in few.good)
+    samples = tuple((name, sha256_file(few.images / f"{name}.jpg"), f"{name}.jpg") for name in few.good)
     answer = tmp_path / "answer.json"
-    text = TextRemoval(QUICK)
-    facts = removal_fingerprint(text)
-    task = CleanTask(few.images, tmp_path / "out", samples, ImageOptions(), text, facts, 95, answer)
+    options = CleanOptions(images=few.images, metadata=few.csv, out=tmp_path / "out", text=TextRemoval(QUICK))
+    task = CleanTask(options, samples, removal_fingerprint(options.text), answer)
     write_file(few.images / "t0001.jpg", encoded(poster("another")))
-    message = one_line_error(lambda: clean_chunk(task))
-    assert "t0001" in message and "changed while posters were cleaned (its bytes differ)" in message
+    with fails("file-changed", "t0001", few.images, "its bytes differ"):
+        clean_chunk(task)
     (few.images / "t0001.jpg").unlink()
-    assert "missing file" in one_line_error(lambda: clean_chunk(task))
+    with fails("file-changed", "t0001", few.images, "missing file"):
+        clean_chunk(task)
     assert not answer.exists()
 
 
@@ -145,7 +147,8 @@ def test_kill_9(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> 
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert "has not finished" in one_line_error(lambda: read_report(out))
+    with fails("path-missing", out / "clean_report.parquet"):
+        read_report(out)
     before = written(out)
     assert CHUNK <= len(before) < len(many.good)
     assert {n: d for n, d in jpegs(out).items() if n in before} == {n: jpegs(whole)[n] for n in before}

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import Source, encoded, only_error, write_file
@@ -113,17 +114,17 @@ def test_the_sample_depends_on_ids_alone(titled: Source, cleaned: Path, tmp_path
 
 
 def test_what_cannot_be_judged_is_one_line(titled: Source, cleaned: Path, tmp_path: Path) -> None:
-    def said(raw: Path, folder: Path) -> str:
-        return one_line_error(lambda: judge(raw, folder, QUICK_LOOK, workers=1))
-
-    assert "image folder not found" in said(tmp_path / "absent", cleaned)
-    assert "was not made by `posters clean`" in said(titled.images, titled.images)
+    with fails("path-missing", tmp_path / "absent"):
+        judge(tmp_path / "absent", cleaned, QUICK_LOOK, workers=1)
+    with fails("path-missing", titled.images / REPORT, "`posters clean`"):
+        judge(titled.images, titled.images, QUICK_LOOK, workers=1)
     write_report(tmp_path / REPORT, [], {})
-    assert "holds no cleaned poster" in said(titled.images, tmp_path)
+    with fails("images-none", tmp_path):
+        judge(titled.images, tmp_path, QUICK_LOOK, workers=1)
     out = tmp_path / "out"
     shutil.copytree(cleaned, out)
     (out / "t0000.jpg").unlink()
-    message = said(titled.images, out)
+    message = one_line_error(lambda: judge(titled.images, out, QUICK_LOOK, workers=1))
     assert "poster t0000" in message and str(out) in message and "missing file" in message
 
 

@@ -8,17 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_tools import Cluster, until
+from failing import fails
 from fetch_tools import JPEG, PNG, fetch, table
 from fetch_tools import posters as posters_of
 from misbehaving_server import MisbehavingServer, chunked_cut, in_turn, redirect, reply, slowly
 from shard_tools import draw, encoded, environment, posters
-from text_tools import one_line_error
 from url_tools import remote_tree
 
 from shards.fetch import tasks as chunk_module
@@ -119,8 +118,8 @@ def test_workers_keep_to_public_addresses(cluster: Cluster, server: MisbehavingS
     accounts = []
     for name, by in (("here", None), ("there", str(cluster.file))):
         out = tmp_path / name
-        message = one_line_error(partial(fetch_to, out, csv, allow_private=False, scheduler=by))
-        assert "2 private address" in message
+        with fails("images-none", csv, "2 private address", out / "rejected.csv"):
+            fetch_to(out, csv, allow_private=False, scheduler=by)
         accounts.append((out / "rejected.csv").read_bytes())
     assert accounts[0] == accounts[1] and not server.requests
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing import fails
 from fetch_tools import JPEG, PNG, fetch, posters, reasons, table
 from misbehaving_server import (
     Handler,
@@ -27,7 +28,7 @@ from misbehaving_server import (
 from PIL import Image
 from shard_tools import bomb_png, draw, encoded, environment, rows_of
 
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.fetch.run import FetchOptions
 from shards.inputs.image_files import find_image
 from toolkit.cli.main import main
@@ -145,26 +146,28 @@ def test_command(server: MisbehavingServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "value", "code"),
     [
-        ("--concurrency", 0), ("--per-host", 0), ("--timeout", 0), ("--timeout", "nan"), ("--timeout", "inf"),
-        ("--connect-timeout", -1), ("--retries", -1), ("--max-bytes", 0), ("--min-side", 0),
-        ("--user-agent", "a\nX-Evil: 1"), ("--url-column", "lnk"), ("--metadata", "absent.csv"),
+        *((option, 0, "option-value") for option in ("--concurrency", "--per-host", "--max-bytes", "--min-side")),
+        *(("--timeout", value, "option-value") for value in (0, "nan", "inf")),
+        *((option, -1, "option-value") for option in ("--connect-timeout", "--retries")),
+        ("--user-agent", "a\nX-Evil: 1", "option-value"),
+        ("--url-column", "lnk", "table-column"),
+        ("--metadata", "absent.csv", "path-missing"),
     ],
-)  # fmt: skip
-def test_bad_options_are_user_errors(tmp_path: Path, option: str, value: object) -> None:
+)
+def test_bad_options_are_user_errors(tmp_path: Path, option: str, value: object, code: Code) -> None:
     given: dict[str, object] = {
         "--metadata": table(tmp_path, {"a": "http://x/"}), "--url-column": "link", "--out": tmp_path / "images"
     }  # fmt: skip
     given[option] = value
-    with pytest.raises(UserError) as caught:
+    with fails(code, "absent.csv" if option == "--metadata" else option):
         command("fetch", *(word for pair in given.items() for word in pair))
-    assert option in str(caught.value) or option == "--metadata"
     assert not (tmp_path / "images").exists()
 
 
 def test_an_empty_csv(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a header line and nothing else"):
+    with fails("images-none", "meta.csv", "header"):
         fetch(tmp_path, {})
 
 

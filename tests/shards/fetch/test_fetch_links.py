@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from failing import fails
 from shard_tools import write_csv, write_file
 
 from shards.errors import UserError
@@ -23,12 +24,12 @@ def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
         (),
         ("", "http://posters.example/"),
     ]
-    found = read_links(write_csv(tmp_path / "m.csv", rows, ("id", "link")), "link")
-    assert [(link.line, link.id, link.url, link.host) for link in found.links] == [
+    links, rejected = read_links(write_csv(tmp_path / "m.csv", rows, ("id", "link")), "link")
+    assert [(link.line, link.id, link.url, link.host) for link in links] == [
         (2, "a", "http://posters.example/a.jpg", "posters.example"),
         (7, "e", "HTTPS://Posters.Example:8443/ü b.jpg?x=1#frag", "posters.example"),
     ]
-    assert found.rejected == {
+    assert rejected == {
         3: Rejection("b", "bad link", "line 3: empty"),
         4: Rejection("../c", "bad id", "line 4: the id would leave the image folder"),
         5: Rejection("a", "repeated id", "line 5; the first row with it counts"),
@@ -75,22 +76,22 @@ def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "m.csv", [("a", "http://x/")], ("id", "poster_link"))
     with pytest.raises(UserError, match=r"no column 'poster_lnk'; did you mean 'poster_link'\?.*--url-column"):
         read_links(table, "poster_lnk")
-    with pytest.raises(UserError, match="--id-column"):
+    with fails("table-column", "number 7", "0 'id', 1 'poster_link'", "--id-column"):
         read_links(table, "poster_link", "7")
-    with pytest.raises(UserError, match="not found"):
+    with fails("path-missing", tmp_path / "absent.csv"):
         read_links(tmp_path / "absent.csv", "1")
-    with pytest.raises(UserError, match="empty"):
+    with fails("table-unreadable", tmp_path / "empty.csv", "empty"):
         read_links(write_file(tmp_path / "empty.csv", b""), "1")
-    with pytest.raises(UserError, match="not utf-8-sig text"):
+    with fails("table-unreadable", tmp_path / "latin.csv", "utf-8-sig"):
         read_links(write_file(tmp_path / "latin.csv", b"id,link\n\xe9,http://x/\n"), "1")
-    with pytest.raises(UserError, match="unknown text encoding"):
+    with fails("option-value", "'klingon'"):
         read_links(table, "1", encoding="klingon")
-    assert read_links(write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id").links
+    assert read_links(write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id")[0]
 
 
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link"))
-    with pytest.raises(UserError, match=r"row numbers; choose the column of ids with --id-column"):
+    with fails("table-column", "column 0 ''", "row numbers", "--id-column 0"):
         read_links(table, "link")
-    assert [link.id for link in read_links(table, "link", "0").links] == ["0", "1"]
-    assert [link.id for link in read_links(table, "link", "id").links] == ["a", "b"]
+    assert [link.id for link in read_links(table, "link", "0")[0]] == ["0", "1"]
+    assert [link.id for link in read_links(table, "link", "id")[0]] == ["a", "b"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing import fails
 from PIL import Image
 
-from shards.errors import UserError
 from shards.inputs.synthetic import GENRES, draw_poster_set
 
 COUNT = 40
@@ -130,7 +130,7 @@ def test_near_duplicates_look_like_their_originals_but_are_other_files(demo: Pat
 
 
 def test_too_small_a_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 7 posters"):
+    with fails("option-value", "at least 7", "not 6"):
         draw_poster_set(tmp_path / "new", 6)
     assert not (tmp_path / "new").exists()
 

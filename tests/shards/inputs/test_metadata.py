@@ -6,17 +6,19 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.inputs.metadata import Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
+from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
 from shards.storage.csv_text import unescaped
 
 HEADER = "id,title,year,genre\n"
@@ -24,10 +26,12 @@ CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 
 
-def read(tmp_path: Path, text: str | bytes, **options: Any) -> Metadata:
+def read(
+    tmp_path: Path, text: str | bytes, *, known: Sequence[str] = (), strict: bool = True, **options: Any
+) -> Metadata:
     path = tmp_path / "meta.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_metadata(path, **options)
+    return read_metadata(path, GenreOptions(**options), known=known, strict=strict)
 
 
 cells = st.one_of(st.text(CHARACTERS, max_size=8), st.sampled_from(["a", "b", "Drama", "War|Drama", "[", ""]))
@@ -58,16 +62,15 @@ def test_columns_by_name_and_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"genre_column": "genres"}, ["no column 'genres'", "did you mean 'genre'?", "--genre-column"]),
-        ({"id_column": "ID "}, ["no column 'ID '", "did you mean 'id'?", "--id-column"]),
-        ({"genre_column": "4"}, ["no column number 4", "0 'id', 1 'title', 2 'year', 3 'genre'"]),
-        ({"genre_column": "xyzzy"}, ["no column 'xyzzy'", "its columns are 0 'id'"]),
+        ({"genre_column": "genres"}, ["'genres'", "'genre'?", "--genre-column"]),
+        ({"id_column": "ID "}, ["'ID '", "'id'?", "--id-column"]),
+        ({"genre_column": "4"}, ["number 4;", "0 'id', 1 'title', 2 'year', 3 'genre'"]),
+        ({"genre_column": "xyzzy"}, ["'xyzzy';", "0 'id', 1 'title', 2 'year', 3 'genre'"]),
     ],
 )
-def test_missing_column_names_the_nearest(tmp_path: Path, options: dict[str, str], parts: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
+def test_missing_column_names_the_nearest(tmp_path: Path, options: dict[str, Any], parts: list[str]) -> None:
+    with fails("table-column", "meta.csv", *parts):
         read(tmp_path, HEADER + "1,T,1,Drama\n", **options)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
 def test_bom_and_quoted_newlines(tmp_path: Path) -> None:
@@ -85,29 +88,29 @@ def test_line_numbers_count_quoted_newlines(tmp_path: Path) -> None:
 
 def test_other_encodings(tmp_path: Path) -> None:
     text = HEADER + "1,Amélie,2001,Comédie\n"
-    with pytest.raises(UserError, match=r"meta\.csv is not utf-8.* text .*--encoding latin-1"):
+    with fails("table-unreadable", "meta.csv is not utf-8", "--encoding latin-1"):
         read(tmp_path, text.encode("latin-1"))
     assert read(tmp_path, text.encode("latin-1"), encoding="latin-1").rows == [Row("1", ("Comédie",))]
     assert read(tmp_path, text.encode("utf-16"), encoding="utf-16").rows == [Row("1", ("Comédie",))]
-    with pytest.raises(UserError, match="is not utf-16 text"):
+    with fails("table-unreadable", "meta.csv is not utf-16", "--encoding"):
         read(tmp_path, text.encode("utf-16-le"), encoding="utf-16")
-    with pytest.raises(UserError, match="unknown text encoding 'klingon'"):
+    with fails("option-value", "encoding", "'klingon'"):
         read(tmp_path, text, encoding="klingon")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b",,,\n"])
 def test_file_without_a_header(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UserError, match="a CSV with a header line is needed"):
+    with fails("table-unreadable", tmp_path / "meta.csv", "header"):
         read(tmp_path, content)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="metadata CSV not found"):
+    with fails("path-missing", tmp_path / "absent.csv"):
         read_metadata(tmp_path / "absent.csv")
-    with pytest.raises(UserError, match="cannot be read"):
+    with fails("path-unreadable", tmp_path):
         read_metadata(tmp_path)
-    with pytest.raises(UserError, match="--genre-separator"):
-        read(tmp_path, HEADER, separator="")
+    with fails("option-value", "--genre-separator"):
+        read(tmp_path, HEADER, genre_separator="")
 
 
 @pytest.mark.parametrize(

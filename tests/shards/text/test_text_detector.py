@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing import fails
 from PIL import Image
 from shard_tools import environment, python
 from text_tools import (
@@ -24,6 +25,7 @@ from text_tools import (
     write_words,
 )
 
+from shards.errors import Code
 from shards.inputs.images import parse_aspect
 from shards.text.anchor_strip import strip, strip_height
 from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
@@ -227,8 +229,8 @@ NO_DETECTORS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], tuple[s
 def test_a_network_that_is_no_detector(tmp_path: Path, what: str) -> None:
     inputs, nodes, constants, outputs = NO_DETECTORS[what]
     path = save_network(tmp_path / "net.onnx", inputs, nodes, constants, outputs)
-    message = one_line_error(lambda: make_detector(DetectorOptions(str(path))))
-    assert str(path) in message and "text detector takes one (n, 3, h, w) image" in message
+    with fails("model-unfit", path, "(n, 3, h, w)", "(n, 1, h, w)"):
+        make_detector(DetectorOptions(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,8 @@ def test_a_network_that_shows_its_fault_when_it_looks(
 ) -> None:
     path = save_network(tmp_path / "net.onnx", {"x": X}, nodes, constants)
     made = make_detector(DetectorOptions(str(path), LOOKS))
-    message = one_line_error(lambda: made.detect(np.zeros((60, 40, 3), np.uint8)))
-    assert "net.onnx" in message and words in message
+    with fails("model-unfit", "net.onnx", words):
+        made.detect(np.zeros((60, 40, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -297,8 +299,8 @@ def test_a_custom_detector_that_cannot_be_made(
 ) -> None:
     (tmp_path / "broken_for_test.py").write_text("def make(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    message = one_line_error(lambda: make_detector(DetectorOptions(name)))
-    assert f"--detector {name} " in message and words in message
+    with fails("option-value", f"--detector {name} ", words):
+        make_detector(DetectorOptions(name))
 
 
 def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,18 +313,18 @@ def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "code", "words"),
     [
-        ("level:least", "least: expected int"),
-        ("level:last=3", "there is no 'last'; its own options are least, looks"),
-        ("level:least=much", "least: expected int"),
-        ("rapidocr:least=3", "there is no 'least'; it has no options of its own"),
+        ("level:least", "option-value", "least: expected int"),
+        ("level:last=3", "option-unknown", "there is no 'last'; its own options are least, looks"),
+        ("level:least=much", "option-value", "least: expected int"),
+        ("rapidocr:least=3", "option-unknown", "there is no 'least'; it has no options of its own"),
     ],
 )
-def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, code: Code, words: str) -> None:
     monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
-    message = one_line_error(lambda: make_detector(DetectorOptions(name)))
-    assert message.startswith(f"--detector {name}: ") and words in message
+    with fails(code, f"--detector {name}: ", words):
+        make_detector(DetectorOptions(name))
 
 
 def test_another_network_of_the_same_name_is_another_way_to_clean(tmp_path: Path) -> None:
@@ -354,15 +356,19 @@ def test_where_a_network_lies_plays_no_part(tmp_path: Path) -> None:
     ],
 )
 def test_options_out_of_range(values: dict[str, Any], words: str) -> None:
-    assert words in one_line_error(lambda: DetectorOptions(**values))
+    with fails("option-value", words):
+        DetectorOptions(**values)
 
 
 def test_looks_and_aspect_are_read() -> None:
     for text, looks in (("256", ((256,),)), ("256,608/416,1024", ((256, 608), (416, 1024)))):
         assert parse_looks(text) == looks
     for text in ("", "256/", "big", "256;608"):
-        assert repr(text) in one_line_error(lambda text=text: parse_looks(text))  # type: ignore[misc]
+        with fails("option-value", "--looks", repr(text)):
+            parse_looks(text)
     assert parse_aspect("0.5,0.9") == (0.5, 0.9)
     for text in ("0.5", "a,b", "1,2,3"):
-        assert repr(text) in one_line_error(lambda text=text: parse_aspect(text))  # type: ignore[misc]
-    assert "--passes" in one_line_error(lambda: TextRemoval(passes=0))
+        with fails("option-value", "--aspect", repr(text)):
+            parse_aspect(text)
+    with fails("option-value", "--passes", 0):
+        TextRemoval(passes=0)

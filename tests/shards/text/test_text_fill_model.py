@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing import fails
 from text_tools import FREE, constant_network, copying_network, gradient, one_line_error, save_network, sized
 
 from shards.text.inpaint_model import FillModel
@@ -125,6 +126,17 @@ BAD = {
         lambda p: save_network(p, FREE, [("Add", ["image", "much"], "out")], {"much": np.zeros(63, np.float32)}),
         "failed on a 64x64 picture",
     ),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
+def test_what_is_no_network_for_this_is_one_line(tmp_path: Path, make: Any, words: str) -> None:
+    path = make(tmp_path / "net.onnx")
+    with fails("not-finite" if words == "no numbers" else "model-unfit", path, words):
+        make_fill("surround", path)
+
+
+NO_FILES: dict[str, tuple[Any, str]] = {
     "html": (not_onnx, "cannot be loaded"),
     "empty": (empty, "cannot be loaded"),
     "cut": (cut, "cannot be loaded"),
@@ -133,8 +145,8 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
-def test_what_is_no_network_for_this_is_one_line(tmp_path: Path, make: Any, words: str) -> None:
+@pytest.mark.parametrize(("make", "words"), NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_onnx_file_is_one_line(tmp_path: Path, make: Any, words: str) -> None:
     path = make(tmp_path / "net.onnx")
     message = one_line_error(lambda: make_fill("surround", path))
     assert str(path) in message and words in message

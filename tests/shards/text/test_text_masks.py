@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_fill_holes
-from text_tools import one_line_error, region
+from text_tools import region
 
 from shards.text.masks import CERTAINTY, MaskOptions, believed, disbelief, mask_of, outlines, paint_mask, text_mask
 
@@ -131,4 +132,5 @@ def test_what_was_painted_before_takes_room() -> None:
     ],
 )
 def test_options_out_of_range(values: dict[str, float], words: str) -> None:
-    assert words in one_line_error(lambda: MaskOptions(**values))
+    with fails("option-value", words):
+        MaskOptions(**values)
