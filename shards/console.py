@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
@@ -34,28 +34,22 @@ class _Kept:
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        if self.failure is None:
-            try:
-                self._stream.write(text)
-            except OSError as error:
-                self._give_up(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        if self.failure is None:
-            try:
-                self._stream.flush()
-            except OSError as error:
-                self._give_up(error)
+        self._try(self._stream.flush)
 
-    def _give_up(self, error: OSError) -> None:
-        self.failure = error
-        # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
-        with contextlib.suppress(OSError, ValueError):
-            number = self._stream.fileno()
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+    def _try(self, action: Callable[..., object], *given: str) -> None:
+        if self.failure is not None:
+            return
+        try:
+            action(*given)
+        except OSError as error:
+            self.failure = error
+            # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -102,17 +96,16 @@ class Streams:
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Streams]:
     """Replace sys.stdout and sys.stderr as described above until the block ends."""
-    before = sys.stdout, sys.stderr
-    exact = _Kept(_encoding_all(sys.stdout))
-    said = _Kept(_encoding_all(sys.stderr))
+    before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
+    exact, said = _Kept(_encoding_all(sys.stdout)), _Kept(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, said)
+    warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
     try:
-        with _printable_warnings():
-            yield Streams(exact)
+        yield Streams(exact)
     finally:
         exact.flush()
         said.flush()
-        sys.stdout, sys.stderr = before
+        (sys.stdout, sys.stderr), warnings.formatwarning = before, plain
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
@@ -122,16 +115,6 @@ def _encoding_all(stream: TextIO | None) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
-
-
-@contextlib.contextmanager
-def _printable_warnings() -> Iterator[None]:
-    plain = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
-    try:
-        yield
-    finally:
-        warnings.formatwarning = plain
 
 
 def exact_stdout() -> IO[str]:
