@@ -26,7 +26,7 @@ from rich.text import Text
 from shards.errors import printable, printable_line
 
 
-class _Kept:
+class Output:
     """A text stream whose ``write`` and ``flush`` raise no OSError; the first one is kept as ``failure``."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -50,6 +50,14 @@ class _Kept:
             # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def problem(self) -> str | None:
+        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
+        self.flush()
+        if self.failure is None or self.failure.errno in (errno.EPIPE, errno.ECONNRESET):
+            return None
+        why = f"standard output cannot be written ({self.failure.strerror or self.failure})"
+        return f"{why}; what the command shows is lost, the files that it writes are whole"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -75,33 +83,15 @@ def for_people(stream: TextIO) -> TextIO:
     return cast(TextIO, _ForPeople(stream))
 
 
-class Streams:
-    """The standard streams of a command that runs."""
-
-    def __init__(self, out: _Kept) -> None:
-        self._out = out
-
-    def problem(self) -> str | None:
-        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
-        self._out.flush()
-        failure = self._out.failure
-        if failure is None or failure.errno in (errno.EPIPE, errno.ECONNRESET):
-            return None
-        return (
-            f"standard output cannot be written ({failure.strerror or failure}); what the command shows is lost, the "
-            "files that it writes are whole"
-        )
-
-
 @contextlib.contextmanager
-def standard_streams() -> Iterator[Streams]:
-    """Replace sys.stdout and sys.stderr as described above until the block ends."""
+def standard_streams() -> Iterator[Output]:
+    """Replace sys.stdout and sys.stderr as described above until the block ends; yields the former."""
     before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
-    exact, said = _Kept(_encoding_all(sys.stdout)), _Kept(_encoding_all(sys.stderr))
+    exact, said = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, said)
     warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
     try:
-        yield Streams(exact)
+        yield exact
     finally:
         exact.flush()
         said.flush()

@@ -29,10 +29,7 @@ class OtherShards(UserError):
 def survey(
     out: Place, tasks: Sequence[PackTask], overwrite: bool
 ) -> tuple[dict[str, Shard], list[PackTask], list[Place]]:
-    """(finished shards by name, tasks still to do, indexes of strangers whose tars are to go).
-
-    Raises OtherShards unless ``overwrite`` allows strangers to be replaced.
-    """
+    """(finished shards by name, tasks to do, strangers' indexes to delete). Raises OtherShards unless ``overwrite``."""
     planned = {index_path(task.tar) for task in tasks}
     # A killed build may have left a tar without its index; under our names it would pass for one of this set.
     names = names_in(out)
@@ -89,7 +86,8 @@ def _left_by_a_kill(task: PackTask) -> bool:
             keys = [member.key for member in read_members(tar)]
     except UserError:
         return False
+    there = set(keys)
     planned = [sample_key(sample.id) for sample in task.samples]
     if task.text:  # those that could not be cleaned are not there
-        planned = [key for key in planned if key in set(keys)]
+        planned = [key for key in planned if key in there]
     return keys == planned

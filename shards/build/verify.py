@@ -113,8 +113,7 @@ def check_shard(task: _Check) -> Checked:
     if not tar.is_file():
         problems.append(f"{tar.name}: the file is missing")
         return found
-    size = tar.stat().st_size
-    if size != shard.bytes:
+    if (size := tar.stat().st_size) != shard.bytes:
         problems.append(f"{tar.name}: {size} bytes, the manifest says {shard.bytes}")
     elif sha256_file(tar) != shard.sha256:
         problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")

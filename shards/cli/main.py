@@ -41,13 +41,10 @@ def run_build(options: BuildOptions) -> int:
     manifest = build_shards(options)
     render_info(manifest, console())
     source = manifest.source
-    rejected = sum(source["rejected"].values())
-    print(
-        f"read            {options.metadata}: ids in column {source['id_column']!r}, genres in column "
-        f"{source['genre_column']!r}; {source['samples']} of {source['rows']} posters are usable"
-    )
+    columns = f"ids in column {source['id_column']!r}, genres in column {source['genre_column']!r}"
+    print(f"read            {options.metadata}: {columns}; {source['samples']} of {source['rows']} posters are usable")
     print(f"shards          {options.out}")
-    if rejected:
+    if any(source["rejected"].values()):
         print(f"rejected        {options.out / 'rejected.csv'}")
     return 0
 
@@ -72,10 +69,8 @@ def run_verify(options: VerifyOptions) -> int:
     for problem in problems:
         print(printable_line(problem))
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    print(
-        f"{options.shards} has {count} in {len(manifest.shards)} shards; "
-        f"delete the named tars and run their build again"
-    )
+    remedy = "delete the named tars and run their build again"
+    print(f"{options.shards} has {count} in {len(manifest.shards)} shards; {remedy}")
     return 1
 
 

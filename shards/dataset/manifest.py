@@ -211,10 +211,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Place, patience: float = FIRST_PATIENCE) -> Manifest:
-        """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format.
-
-        patience: seconds for which a store that does not answer is asked again.
-        """
+        """Read a folder's manifest; ``patience`` (seconds) with a store. Raises UserError if absent or not valid."""
         path = folder / NAME
         if is_remote(folder):
             data = read_small(path, Patience(patience))

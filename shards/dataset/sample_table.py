@@ -109,8 +109,7 @@ def map_sample_table(
 
     path: for the error. What the file holds is ``check_sample_table``'s matter.
     """
-    size = os.fstat(stream.fileno()).st_size
-    if size != table.bytes:
+    if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
         raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
     kind = record_type(genres)
     try:

@@ -59,10 +59,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """A glance at files before work begins; ``indexes``: they will all be needed.
-
-        Raises UserError for what is known to be missing or changed.
-        """
+        """A glance at files, ``indexes`` too if all are needed. Raises UserError for what is missing or changed."""
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -199,8 +196,7 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
         facts = path.stat()
     except FileNotFoundError:
         raise UserError("set-missing", f"shard {path} is missing; copy it again, or build the set again") from None
-    size = facts.st_size
-    if size != shard.bytes:
+    if (size := facts.st_size) != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
         what = f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}"
         remedy = "copy it again, or delete it and its index and run `posters shards build` again"

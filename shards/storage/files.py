@@ -96,10 +96,7 @@ def write_json(path: Place, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text for reading, line ends as they are. One at a URL is had at once: whole, and not without end.
-
-    Raises OSError, for a URL also UserError.
-    """
+    """Open a text, line ends as they are; one at a URL is had at once, not without end. Raises OSError, UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
@@ -111,8 +108,7 @@ def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
 
 def small_bytes(path: Path) -> bytes:
     """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
-    size = path.stat().st_size
-    if size > SMALL:
+    if (size := path.stat().st_size) > SMALL:
         why = f"it has {size} bytes, over the limit of {SMALL}; copy it again"
         raise UserError("path-unreadable", f"{path} cannot be read: {why}")
     return path.read_bytes()

@@ -122,10 +122,7 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:
-    """What reading or writing a remote place may raise for reasons that lie outside of this program.
-
-    fsspec's file systems pass some of their clients' own errors on: aiohttp's and botocore's among them.
-    """
+    """What reading or writing a remote place may raise for outside reasons, clients' own errors among them."""
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
     for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):
@@ -135,10 +132,7 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def told(what: str, path: Place) -> Iterator[None]:
-    """Turn a remote place's errors into one line: ``what`` ("read the manifest") says what was tried.
-
-    Local places keep their OSErrors, which callers know how to tell apart.
-    """
+    """Turn a remote place's errors into one line that says ``what`` was tried; local ones keep their OSErrors."""
     try:
         yield
     except remote_errors() as error:
