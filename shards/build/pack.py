@@ -147,13 +147,6 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
     """What the manifest says of the tar ``name`` with this index and its ``facts``, by the number of genres."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
-    return Shard(
-        name=name,
-        split=split,
-        samples=table.num_rows,
-        bytes=facts["bytes"],
-        sha256=facts["sha256"],
-        max_height=int(np.max(table["height"].to_numpy(), initial=0)),
-        max_width=int(np.max(table["width"].to_numpy(), initial=0)),
-        genre_counts=[counts[column] for column in range(genres)],
-    )
+    height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
+    per_genre = [counts[column] for column in range(genres)]
+    return Shard(name, split, table.num_rows, facts["bytes"], facts["sha256"], height, width, per_genre)

@@ -73,10 +73,8 @@ def _cut(
     tasks = []
     known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
-        members = sorted(
-            (row for row, of in zip(rows, splits, strict=True) if of == number),
-            key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
-        )
+        members = [row for row, of in zip(rows, splits, strict=True) if of == number]
+        members.sort(key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest())
         samples = [Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members]
         count = -(-len(samples) // options.samples_per_shard)
         for shard in range(count):

@@ -27,6 +27,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -53,6 +54,7 @@ WHOLE_TRIES = 3
 HOPELESS = 30.0
 #: Times that a file is opened that is gone again: others may need its room.
 OPEN_TRIES = 100
+_key = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
@@ -63,11 +65,10 @@ class Cache:
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        self.options = options
-        self.folder = options.path
+        self.options, self.folder = options, options.path
         self._noted: dict[str, float] = {}
         self._failures: dict[str, tuple[float, Code, str]] = {}
-        self._checked: set[tuple[int, int, int, int]] = set()
+        self._checked: set[tuple[int, ...]] = set()
         with self._own_errors():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ours = Ours(self.folder)
@@ -158,11 +159,9 @@ class Cache:
         return False
 
     def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
-        return (
-            self._ours.owns(facts)
-            and facts.st_size == file.bytes
-            and (facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked)
-        )
+        if not self._ours.owns(facts) or facts.st_size != file.bytes:
+            return False
+        return facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked
 
     def _check_kept(self, path: Path, file: RemoteFile) -> bool:
         """Whether a file that was not checked yet is the one; one that is not is deleted. Reads all of it."""
@@ -223,7 +222,7 @@ class Cache:
                 if self._ours.owns(facts):
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
-    def _share_failure(self, path: Path, before: tuple[int, int, int, int] | None) -> None:
+    def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
         """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader.
 
         before: the marker's version when we began, whatever its date says.
@@ -266,12 +265,9 @@ class Cache:
         raise UserError("set-damaged", f"{what}: the set is being replaced or was damaged; {remedy}")
 
 
-def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
-def _version(path: Path) -> tuple[int, int, int, int] | None:
+def _version(path: Path) -> tuple[int, ...] | None:
     """Changes when a file is written anew; None if there is none."""
     with contextlib.suppress(FileNotFoundError):
-        return _key(path.lstat())
+        version: tuple[int, ...] = _key(path.lstat())
+        return version
     return None

@@ -66,12 +66,8 @@ class Ours:
 
     def owns(self, facts: os.stat_result) -> bool:
         """Whether no other user (but root) can have made or changed the file."""
-        return (
-            stat.S_ISREG(facts.st_mode)
-            and facts.st_nlink == 1
-            and facts.st_uid in (self.uid, 0)
-            and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
-        )
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
+        return ours and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
         """A descriptor of our file, None if there is none; what is there under its name instead is deleted."""

@@ -58,10 +58,8 @@ class CacheOptions:
     @property
     def path(self) -> Path:
         """The folder that is used."""
-        if self.folder is not None:
-            return self.folder
-        if own := os.environ.get("POSTERS_CACHE"):
-            return Path(own)
+        if named := self.folder or os.environ.get("POSTERS_CACHE"):
+            return Path(named)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
 
 

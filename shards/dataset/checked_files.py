@@ -16,6 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from shards.storage.file_locks import held_file
@@ -24,6 +25,7 @@ from shards.storage.paths import Place
 
 #: Seconds after which a file is checked again.
 REMEMBERED = 30 * 86400.0
+_version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]) -> None:
@@ -31,11 +33,7 @@ def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, 
 
     files: their paths and what they are now; expected: what they are checked for, such as their digest.
     """
-    seen = [
-        [str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-        for path, facts in files
-    ]
-    key = fingerprint([expected, seen])
+    key = fingerprint([expected, [[str(path), *_version(facts)] for path, facts in files]])
     with contextlib.ExitStack() as held:  # so that no other process of this user checks the same
         mark = None
         with contextlib.suppress(OSError):  # a read-only or full disk; one without locks; no safe folder

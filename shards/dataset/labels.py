@@ -117,9 +117,8 @@ def merge_spellings(
         label = given[0] if given else _most_frequent(found)
         kept.update(dict.fromkeys(found, label))
         if others := [f"{_shown(genre)} ({count})" for genre, count in found.items() if genre != label]:
-            lines.append(
-                f"genre {_shown(label)} ({found.get(label, 0)} samples) is also written {', '.join(others)}: merged"
-            )
+            kept_as = f"genre {_shown(label)} ({found.get(label, 0)} samples)"
+            lines.append(f"{kept_as} is also written {', '.join(others)}: merged")
     return [tuple(dict.fromkeys(kept.get(genre, genre) for genre in genres)) for genres in samples], lines
 
 
@@ -150,10 +149,8 @@ def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet)
         sides = ((left_name, only_left), (right_name, only_right))
         return "; ".join(f"only in {name}: {some(only)}" for name, only in sides if only)
     first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
-    return (
-        f"same genres in another order, first at column {first}: "
-        f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
-    )
+    two = f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
+    return f"same genres in another order, first at column {first}: {two}"
 
 
 def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:

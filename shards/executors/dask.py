@@ -83,10 +83,8 @@ def _misfit(terms: Terms) -> str:
     ours = library_versions([name for name, _ in terms.versions])
     for name, wanted in terms.versions:
         if ours[name] != wanted:
-            return (
-                f"worker {host} has {name} {ours[name]} and this machine {wanted}: shards could differ; install the "
-                f"same versions everywhere (constraints.txt)"
-            )
+            remedy = "install the same versions everywhere (constraints.txt)"
+            return f"worker {host} has {name} {ours[name]} and this machine {wanted}: shards could differ; {remedy}"
     for folder, path, size in terms.files:
         with contextlib.suppress(OSError):
             if os.stat(path).st_size == size:
@@ -111,8 +109,7 @@ class DaskExecutor:
         self._stack = contextlib.ExitStack()
         self._run_key = f"posters-{fingerprint([str(path) for path in writes])[:12]}"
         self._threads: dict[str, int] = {}
-        self._looked = 0.0
-        self._told_to_wait = False
+        self._looked, self._told_to_wait = 0.0, False
 
     def __enter__(self) -> DaskExecutor:
         with self._stack:
@@ -266,10 +263,8 @@ class _Cluster(Lane):
 
 
 def _cannot(worker: str, error: Exception) -> str:
-    return (
-        f"{worker} cannot run this program's tasks ({one_line(error)}); install poster-toolkit there, the same "
-        f"version with the same extras"
-    )
+    remedy = "install poster-toolkit there, the same version with the same extras"
+    return f"{worker} cannot run this program's tasks ({one_line(error)}); {remedy}"
 
 
 def _connect(scheduler: str) -> Client:

@@ -129,8 +129,7 @@ class _Here(Lane):
     this_machine = True
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
-        self._function, self._tasks = function, tasks
-        self._next = 0
+        self._function, self._tasks, self._next = function, tasks, 0
 
     def room(self) -> int:
         return 1

@@ -122,8 +122,7 @@ def drive(tasks: Sequence[Task], lane: Lane) -> Iterator[tuple[Task, Any]]:
 
 class _Trials(Generic[Task]):
     def __init__(self, tasks: Sequence[Task], this_machine: bool) -> None:
-        self._tasks = tasks
-        self._this_machine = this_machine
+        self._tasks, self._this_machine = tasks, this_machine
         self._tries: Counter[int] = Counter()
         self._aside: dict[int, str] = {}
         self.in_a_row = 0

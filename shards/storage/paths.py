@@ -133,10 +133,13 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 @contextlib.contextmanager
 def told(what: str, path: Place) -> Iterator[None]:
     """Turn a remote place's errors into one line that says ``what`` was tried; local ones keep their OSErrors."""
+    if not is_remote(path):
+        yield
+        return
     try:
         yield
     except remote_errors() as error:
-        if not is_remote(path) or isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError):
             raise
         remedy = "check the address, your credentials and the network"
         raise UserError("network", f"cannot {what} at {path}: {one_line(error)}; {remedy}") from None
