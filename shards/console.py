@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
@@ -26,7 +26,7 @@ from rich.text import Text
 from shards.errors import printable, printable_line
 
 
-class _Kept:
+class Output:
     """A text stream whose ``write`` and ``flush`` raise no OSError; the first one is kept as ``failure``."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,28 +34,30 @@ class _Kept:
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        if self.failure is None:
-            try:
-                self._stream.write(text)
-            except OSError as error:
-                self._give_up(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        if self.failure is None:
-            try:
-                self._stream.flush()
-            except OSError as error:
-                self._give_up(error)
+        self._try(self._stream.flush)
 
-    def _give_up(self, error: OSError) -> None:
-        self.failure = error
-        # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
-        with contextlib.suppress(OSError, ValueError):
-            number = self._stream.fileno()
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+    def _try(self, action: Callable[..., object], *given: str) -> None:
+        if self.failure is not None:
+            return
+        try:
+            action(*given)
+        except OSError as error:
+            self.failure = error
+            # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def problem(self) -> str | None:
+        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
+        self.flush()
+        if self.failure is None or self.failure.errno in (errno.EPIPE, errno.ECONNRESET):
+            return None
+        why = f"standard output cannot be written ({self.failure.strerror or self.failure})"
+        return f"{why}; what the command shows is lost, the files that it writes are whole"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -81,38 +83,19 @@ def for_people(stream: TextIO) -> TextIO:
     return cast(TextIO, _ForPeople(stream))
 
 
-class Streams:
-    """The standard streams of a command that runs."""
-
-    def __init__(self, out: _Kept) -> None:
-        self._out = out
-
-    def problem(self) -> str | None:
-        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
-        self._out.flush()
-        failure = self._out.failure
-        if failure is None or failure.errno in (errno.EPIPE, errno.ECONNRESET):
-            return None
-        return (
-            f"standard output cannot be written ({failure.strerror or failure}); what the command shows is lost, the "
-            "files that it writes are whole"
-        )
-
-
 @contextlib.contextmanager
-def standard_streams() -> Iterator[Streams]:
-    """Replace sys.stdout and sys.stderr as described above until the block ends."""
-    before = sys.stdout, sys.stderr
-    exact = _Kept(_encoding_all(sys.stdout))
-    said = _Kept(_encoding_all(sys.stderr))
+def standard_streams() -> Iterator[Output]:
+    """Replace sys.stdout and sys.stderr as described above until the block ends; yields the former."""
+    before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
+    exact, said = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, said)
+    warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
     try:
-        with _printable_warnings():
-            yield Streams(exact)
+        yield exact
     finally:
         exact.flush()
         said.flush()
-        sys.stdout, sys.stderr = before
+        (sys.stdout, sys.stderr), warnings.formatwarning = before, plain
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
@@ -122,16 +105,6 @@ def _encoding_all(stream: TextIO | None) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
-
-
-@contextlib.contextmanager
-def _printable_warnings() -> Iterator[None]:
-    plain = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
-    try:
-        yield
-    finally:
-        warnings.formatwarning = plain
 
 
 def exact_stdout() -> IO[str]:

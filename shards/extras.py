@@ -20,15 +20,12 @@ def absent(*modules: str) -> list[str]:
 
 
 def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
-    """Import ``modules`` and return the first one; without ``load`` only see that they are there.
-
-    Raises UserError that says how to install them for ``what``, which needs them.
-    """
+    """Import (or find) ``modules`` that ``what`` needs; returns the first. Raises UserError with the way to install."""
     missing, reason = absent(*modules), ""
     try:
         found = [importlib.import_module(module) for module in modules] if load and not missing else [None]
     except ImportError as error:
         missing, reason = list(modules), f" ({one_line(error)})"
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}: {install(extra)}{reason}")
+        raise UserError("extra-missing", f"{what} needs {' and '.join(missing)}: {install(extra)}{reason}")
     return found[0]

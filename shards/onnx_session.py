@@ -17,12 +17,11 @@ def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")
     if isinstance(source, Path) and not source.is_file():
-        raise UserError(f"{what} not found: {source}")
+        raise UserError("model-missing", f"{what} not found: {source}")
     has_cuda = device != "cpu" and "CUDAExecutionProvider" in runtime.get_available_providers()
     if device == "cuda" and not has_cuda:
-        raise UserError(
-            "--device cuda needs onnxruntime with CUDA: pip uninstall onnxruntime && pip install onnxruntime-gpu"
-        )
+        remedy = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        raise UserError("device", f"--device cuda needs onnxruntime with CUDA: {remedy}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors: shape inference warns of what is as it should be
@@ -32,4 +31,4 @@ def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 
             graph, options, providers=["CUDAExecutionProvider"] * has_cuda + ["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime has a class for each status, none of them public
-        raise UserError(f"{name} cannot be loaded: {one_line(error)[:300]}") from None
+        raise UserError("model-damaged", f"{name} cannot be loaded: {one_line(error)[:300]}") from None

@@ -17,7 +17,6 @@ def progress(total: int, description: str, unit: str = "img", **options: Any) ->
         total=total,
         desc=printable_line(description),
         unit=unit,
-        unit_scale=False,
         dynamic_ncols=interactive,
         ncols=None if interactive else 100,
         mininterval=0.2 if interactive else 10.0,

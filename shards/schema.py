@@ -6,13 +6,15 @@ ignored, because later versions add some. msgspec was chosen by import time: 0.0
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Annotated, TypeVar
 
 import msgspec
 
-from shards.errors import UserError, one_line, printable, printable_line
+from shards.errors import Code, UserError, one_line, printable, printable_line
 
 T = TypeVar("T")
 
@@ -22,30 +24,34 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
-def parse_as(data: bytes | str, schema: type[T], where: object, what: str, remedy: str) -> T:
+def parse_as(
+    data: bytes | str, schema: type[T], where: object, what: str, remedy: str, code: Code = "path-unreadable"
+) -> T:
     """The value of a JSON text of the type ``schema``.
 
     where: the file, for the error; what: its role, such as "manifest"; remedy: what to do about a bad one.
-    Raises UserError, in one line that names the field, for JSON that is malformed or not of that schema.
+    Raises UserError of the ``code``, in one line that names the field, for JSON that is not of that schema.
     """
-    try:
+    with _told(where, what, remedy, code, data):
         return msgspec.json.decode(data, type=schema)
-    except (msgspec.MsgspecError, ValueError) as error:
-        problem = _not_finite(data) or problem_of(error)
-    except RecursionError:
-        problem = "its values are nested too deeply"
-    raise UserError(f"{where} is not a valid {what}: {problem}; {remedy}") from None
 
 
-def check_as(value: object, schema: type[T], where: object, what: str, remedy: str) -> T:
+def check_as(
+    value: object, schema: type[T], where: object, what: str, remedy: str, code: Code = "path-unreadable"
+) -> T:
     """As ``parse_as``, for a value that was parsed already: JSON types, or what a checkpoint holds."""
-    try:
+    with _told(where, what, remedy, code):
         return msgspec.convert(value, schema)
-    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-        problem = problem_of(error)
-    except RecursionError:
-        problem = "its values are nested too deeply"
-    raise UserError(f"{where} is not a valid {what}: {problem}; {remedy}") from None
+
+
+@contextlib.contextmanager
+def _told(where: object, what: str, remedy: str, code: Code, data: bytes | str = "") -> Iterator[None]:
+    try:
+        yield
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        problem = "its values are nested too deeply" if deep else _not_finite(data) or problem_of(error)
+        raise UserError(code, f"{where} is not a valid {what}: {problem}; {remedy}") from None
 
 
 def problem_of(error: Exception) -> str:

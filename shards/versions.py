@@ -12,11 +12,9 @@ LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
 def library_versions(others: Sequence[str] = ()) -> dict[str, str]:
     """Versions on which a shard's bytes depend, and those of ``others``."""
     found = {"python": platform.python_version()}
-    return found | {name: _version(name) for name in (*LIBRARIES, *others) if name not in found}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a source tree
-        return "not installed"
+    for name in (*LIBRARIES, *others):
+        try:
+            found.setdefault(name, version(name))
+        except PackageNotFoundError:  # run from a source tree
+            found.setdefault(name, "not installed")
+    return found

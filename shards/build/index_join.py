@@ -22,28 +22,23 @@ def require_names_of_one(found: Sequence[Contents]) -> None:
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
-        for key in contents.all_keys():
+        for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
             if key in keys:
-                raise UserError(
-                    f"{keys[key]} and {contents.tar.name} both hold a sample {key!r}; give every sample a key of its "
-                    f"own, or index each tar in a folder of its own"
-                )
+                two = f"{keys[key]} and {contents.tar.name} both hold a sample {key!r}"
+                remedy = "give every sample a key of its own, or index each tar in a folder of its own"
+                raise UserError("samples-repeated", f"{two}; {remedy}")
             keys[key] = contents.tar
         for sample_id, key in contents.names():
             if sample_id in ids:
                 other, first = ids[sample_id]
-                raise UserError(
-                    f"{other}: the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id "
-                    f"{sample_id!r}; give every sample's JSON an id of its own, or none"
-                )
+                two = f"the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id {sample_id!r}"
+                remedy = "give every sample's JSON an id of its own, or none"
+                raise UserError("samples-repeated", f"{other}: {two}; {remedy}")
             ids[sample_id] = contents.tar, key
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Give samples the genres of their CSV rows; those without a usable row are rejected.
-
-    Raises UserError if a row fits two samples.
-    """
+    """Give samples the genres of their CSV rows, or reject them. Raises UserError if a row fits two samples."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -52,10 +47,8 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
     def row_of(sample_id: str, key: str) -> str | None:
         row = find.row(sample_id, key)
         if row is not None and owners.setdefault(row, key) != key:
-            raise UserError(
-                f"row {row!r} of {path} fits two samples, {owners[row]!r} and {key!r}; write their ids with the "
-                f"folders into the CSV"
-            )
+            two, remedy = f"{owners[row]!r} and {key!r}", "write their ids with the folders into the CSV"
+            raise UserError("table-row", f"row {row!r} of {path} fits two samples, {two}; {remedy}")
         return row
 
     for contents in found:
@@ -99,13 +92,8 @@ class RowFinder:
         """The id of a sample's row; None if there is none, or if several fit."""
         names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
         names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names as NFD
-        for name in names:
-            if name in self._exact:
-                return name
-        for name in names:
-            if found := self._paths.get(name):
-                return found
-        return self._files.get(sample_id) or self._files.get(key)
+        found = [name for name in names if name in self._exact] or [*filter(None, map(self._paths.get, names))]
+        return found[0] if found else self._files.get(sample_id) or self._files.get(key)
 
 
 def require_genres(found: Sequence[Contents]) -> None:

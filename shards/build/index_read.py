@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -65,11 +65,6 @@ class Contents:
         """(id, key) of the samples that can be taken."""
         return list(zip(self.table["id"].to_pylist(), self.table["key"].to_pylist(), strict=True))
 
-    def all_keys(self) -> Iterator[str]:
-        """Keys of all samples, taken or not."""
-        yield from self.table["key"].to_pylist()
-        yield from (rejection.id for rejection in self.rejected)
-
     def reject(self, key: str, reason: str, detail: str = "") -> None:
         """Note why a sample is not taken; ``keep`` then drops it."""
         where = self.tar.name
@@ -91,19 +86,12 @@ class Contents:
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
-class Unusable(Exception):
+class Unusable(BadImage):
     """A sample that cannot be taken for another reason than its image."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 def read_contents(task: ReadTask) -> Contents:
-    """Read a tar: every image is decoded, every JSON parsed.
-
-    Raises UserError as tarsamples.read_tar does, and for a tar that changes meanwhile.
-    """
+    """Read a tar, every image and JSON of it. Raises UserError as read_tar does, and if it changes meanwhile."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
     members, ids, sizes, genres, films = [], [], [], [], []
@@ -117,7 +105,7 @@ def read_contents(task: ReadTask) -> Contents:
                 record = _record(stream, member)
                 sample_id = id_of(record, member.key)
                 own = genres_of(record, task.genre_field, task.separator)
-            except (BadImage, Unusable) as bad:
+            except BadImage as bad:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
             members.append(member)
@@ -125,17 +113,11 @@ def read_contents(task: ReadTask) -> Contents:
             ids.append(sample_id)
             sizes.append(size)
             genres.append(own)
-    columns: dict[str, Sequence[Any]] = {
-        "id": ids,
-        "height": [height for _, height in sizes],
-        "width": [width for width, _ in sizes],
-        "labels": [[] for _ in ids],
-    }
-    table = build_table(task.tar, members, columns)
+    table = build_table(task.tar, members, ids, sizes, [[] for _ in ids])
     digest = sha256_file(task.tar)
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise UserError(f"{task.tar} changed while it was read; run the same command again")
+        raise UserError("file-changed", f"{task.tar} changed while it was read; run the same command again")
     return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films)
 
 
@@ -144,8 +126,7 @@ def _image(stream: IO[bytes], member: Member) -> bytes:
     if member.image_size > MAX_IMAGE:
         raise BadImage("file too large", f"{member.image_size} bytes, over {MAX_IMAGE}")
     stream.seek(member.image_offset)
-    data = stream.read(member.image_size)
-    if not data:
+    if not (data := stream.read(member.image_size)):
         raise BadImage("zero bytes", "the image is empty")
     return data
 
@@ -175,8 +156,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def id_of(record: dict[str, Any], key: str) -> str:
     """A sample's id: its JSON's, else its key. Raises Unusable."""
-    found = record.get("id")  # img2dataset's own JSON has none, only the key
-    if found is None:
+    if (found := record.get("id")) is None:  # img2dataset's own JSON has none, only the key
         return key
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
         found = int(found)  # JSON knows one kind of number; pandas writes 42.0
@@ -192,8 +172,7 @@ def id_of(record: dict[str, Any], key: str) -> str:
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
     """The genres that a sample's JSON states in ``field``; none without one. Raises Unusable."""
-    value = record.get(field) if field else None
-    if value is None:
+    if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):
         raise Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")

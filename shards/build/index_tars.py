@@ -9,18 +9,19 @@ What is not taken is a row of rejected.csv, with its reason. What is ambiguous i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
-from shards.build.index_digests import vouch_for_indexes
 from shards.build.index_join import join_csv, require_genres, require_names_of_one
 from shards.build.index_read import Contents, ReadTask, read_contents
 from shards.build.pack import describe
 from shards.build.split import SPLITS
+from shards.build.verify import check_set
 from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
@@ -28,7 +29,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import answers
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.metadata import GenreOptions, Metadata, Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata, write_rejected
 from shards.inputs.scan import tell_of_films
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
@@ -64,7 +65,8 @@ class AdoptOptions(GenreOptions, WorkersOption):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
-            raise UserError(f"--split takes a name of letters, digits, dots and dashes, not {self.split!r}")
+            allowed = "letters, digits, dots and dashes"
+            raise UserError("option-value", f"--split takes a name of {allowed}, not {self.split!r}")
 
     @property
     def json_genres(self) -> str | None:
@@ -80,20 +82,19 @@ def index_folder(options: AdoptOptions) -> Manifest:
     apart, and if no sample can be taken.
     """
     if not options.folder.is_dir():
-        raise UserError(f"no such folder: {options.folder}")
+        raise UserError("path-missing", f"no such folder: {options.folder}")
     tars, rejected = _tars(options.folder)
-    metadata = _read_csv(options)
+    metadata = read_metadata(options.metadata, options) if options.metadata else None
     with folder_lock(options.folder):
         if (options.folder / MANIFEST).exists():
             before = Manifest.read(options.folder)
             if not before.source.get("indexed"):
                 if options.metadata is not None:
-                    raise UserError(
-                        f"{options.folder} has its genres from `posters shards build`: leave --metadata out, or build "
-                        f"a set with that CSV"
-                    )
-                return vouch_for_indexes(options.folder, before, options.workers)
-        _sweep(options.folder)
+                    why = f"{options.folder} has its genres from `posters shards build`"
+                    raise UserError("option-conflict", f"{why}: leave --metadata out, or build a set with that CSV")
+                return _vouch_for_indexes(options.folder, before, options.workers)
+        for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # a killed run's, and no other tool's
+            remove_file(options.folder / name)
         tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
         found = answers(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_names_of_one(found)
@@ -110,37 +111,47 @@ def index_folder(options: AdoptOptions) -> Manifest:
         return _write_set(options, found, rejected)
 
 
+def _vouch_for_indexes(folder: Path, manifest: Manifest, workers: int) -> Manifest:
+    """Check tar, index and table of every shard against each other, then write the manifest with the indexes' digests.
+
+    Nothing else is written, and the set keeps its fingerprint: runs on it resume. Images are not decoded.
+    Raises UserError, and writes nothing, where the files are not those of one set. Call it under the folder's lock.
+    """
+    problems, indexes = check_set(folder, manifest, workers, decode=False)
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        what = f"{folder} is not sound, and its manifest stays as it is: {problems[0]}{more}"
+        remedy = "`posters shards verify` lists what is wrong; delete the named tars and run their build again"
+        raise UserError("set-damaged", f"{what}; {remedy}")
+    vouched = replace(manifest, shards=manifest.vouched(indexes))
+    if vouched != manifest:
+        vouched.write(folder)
+    log.info("%d shards are sound; the manifest has the digests of their indexes", len(vouched.shards))
+    return vouched
+
+
 def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     """The tars to read; files that look like tars and are not read. Raises UserError if there is none to read."""
     tars = list_tars(folder)
     like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
-    rejected = [
-        Rejection(printable(name), NO_TAR, "decompress it, or rename it to end with .tar")
-        for name in sorted(like - {tar.name for tar in tars})
-    ]
+    others, remedy = sorted(like - {tar.name for tar in tars}), "decompress it, or rename it to end with .tar"
+    rejected = [Rejection(printable(name), NO_TAR, remedy) for name in others]
     if not tars:
-        raise UserError(f"no .tar file in {folder}" + (f": {first_reasons(rejected)}" if rejected else ""))
+        why = f": {first_reasons(rejected)}" if rejected else ""
+        raise UserError("set-missing", f"no .tar file in {folder}{why}")
     for tar in tars:
         name = tar.name
         if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
-            raise UserError(f"{str(tar)!r} has characters that not every system allows: rename it")
+            raise UserError("path-name", f"{str(tar)!r} has characters that not every system allows: rename it")
     return tars, rejected
-
-
-def _read_csv(options: AdoptOptions) -> Metadata | None:
-    if options.metadata is None:
-        return None
-    return read_metadata(options.metadata, options)
 
 
 def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
     """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
-        raise UserError(
-            f"the JSONs of {options.folder} spell a genre in several ways: {'; '.join(lines[:3])}; repair them, or "
-            f"pass --spellings merge"
-        )
+        why = f"{'; '.join(lines[:3])}; repair them, or pass --spellings merge"
+        raise UserError("labels-invalid", f"the JSONs of {options.folder} spell a genre in several ways: {why}")
     for line in lines:
         log.warning("%s", line)
     samples = [genres for genres in merged if genres]
@@ -152,44 +163,28 @@ def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
         contents.genres = [next(left) for _ in contents.genres]
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what a killed run left half-written, and no other tool's ``.partial`` files."""
-    for name in names_in(folder):
-        if OWN_PARTIAL.fullmatch(name):
-            remove_file(folder / name)
-
-
 def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
     """Write the set's files. Indexes that are there already keep their time of change."""
-    folder, others = options.folder, Counter[str]()
-    for contents in found:
-        others.update(contents.others)
+    folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
     if not any(contents.genres for contents in found):
         write_rejected(folder / REJECTED, rejected)
-        raise UserError(
-            f"no sample of {folder} can be taken: {first_reasons(rejected)}; all are in {folder / REJECTED}"
-        )
+        remedy = f"all are in {folder / REJECTED}"
+        raise UserError("images-none", f"no sample of {folder} can be taken: {first_reasons(rejected)}; {remedy}")
     labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
     for contents in found:
         contents.label(labels)
-    todo = [contents for contents in found if not _is_indexed(contents)]
-    if todo:
+    for contents in [contents for contents in found if not _is_indexed(contents)]:
         remove_file(folder / MANIFEST)  # from here to the end the folder is no finished set
-    for contents in todo:
         if contents.genres:
             write_index(contents.tar, contents.table, contents.facts())
         else:
             remove_file(index_path(contents.tar))  # of an earlier run
-    shards = [
-        describe(tar.name, _split_of(tar, options.split), contents.table, contents.facts(), len(labels))
-        for contents in found
-        if contents.genres and (tar := contents.tar)
-    ]
-    order = {split: position for position, split in enumerate(SPLITS)}
-    shards.sort(key=lambda shard: (order.get(shard.split, len(order)), shard.split, shard.name))
+    taken, width = [contents for contents in found if contents.genres], len(labels)
+    shards = [describe(c.tar.name, _split_of(c.tar, options.split), c.table, c.facts(), width) for c in taken]
+    shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
     manifest = Manifest(
-        genres=list(labels.genres),
-        shards=shards,
+        list(labels.genres),
+        shards,
         source={
             "indexed": True,
             "samples": sum(shard.samples for shard in shards),
@@ -210,11 +205,10 @@ def _is_indexed(contents: Contents) -> bool:
     """Whether the files of an earlier run say of a tar what this one would."""
     if not contents.genres:
         return not index_path(contents.tar).exists()
-    try:
+    with contextlib.suppress(UserError):
         table, facts = read_index(contents.tar)
-    except UserError:
-        return False
-    return facts == contents.facts() and table.equals(contents.table)
+        return facts == contents.facts() and table.equals(contents.table)
+    return False
 
 
 def _split_of(tar: Path, default: str) -> str:
@@ -224,6 +218,7 @@ def _split_of(tar: Path, default: str) -> str:
 
 def _members(others: Counter[str], limit: int = 10) -> str:
     """``12 txt, 3 hidden``: members that are no part of a sample."""
-    shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in others.most_common(limit))
-    rest = sum(others.values()) - sum(count for _, count in others.most_common(limit))
+    most = others.most_common(limit)
+    rest = others.total() - sum(count for _, count in most)
+    shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in most)
     return shown + (f" and {rest} of other kinds" if rest else "")

@@ -69,11 +69,6 @@ class PackTask:
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
 
-    @property
-    def text_rows(self) -> Place:
-        """The shard's own part of the cleaning report."""
-        return text_rows_path(self.tar)
-
 
 def text_rows_path(tar: Place) -> Place:
     """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
@@ -92,17 +87,14 @@ def sample_key(sample_id: str) -> str:
 
 
 def pack_shard(task: PackTask) -> Shard:
-    """Write the tar, then its index. Both appear under their final names only when whole.
-
-    Raises UserError if a poster changed since it was checked.
-    """
+    """Write the tar, then its index, each whole or not at all. Raises UserError if a poster changed since its check."""
     if task.text:
         require_same_removal(task.text, task.text_facts)
     with atomic_path(task.tar) as tar:
         table, rows = _write_tar(task, tar)
         facts = {"plan": task.plan(), "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
     if task.text:
-        write_json(task.text_rows, rows)  # before the index, which says that the shard is done
+        write_json(text_rows_path(task.tar), rows)  # before the index, which says that the shard is done
     write_index(task.tar, table, facts)
     return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
@@ -113,8 +105,7 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
     A poster whose text cannot be looked for is left out; its row says why, under ``rejected``.
     """
     rows: list[dict[str, Any] | None] = []
-    samples: list[Sample] = []
-    sizes = []
+    ids, sizes, columns = list[str](), list[tuple[int, int]](), list[list[int]]()
     with open(tar, "wb") as stream:
         # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
@@ -123,31 +114,19 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
                     packed, row = _pack_sample(task, sample)
                 except BadImage as bad:
                     rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
-                    if not samples and len(rows) == HOPELESS:
-                        raise UserError(f"none of {HOPELESS} posters could be cleaned: {bad.detail}") from None
+                    if not ids and len(rows) == HOPELESS:
+                        what = f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
+                        raise UserError("images-none", what) from None
                     continue
                 rows.append(row)
-                samples.append(sample)
-                columns = task.labels.columns(sample.genres)
-                record = {
-                    "id": sample.id,
-                    "genres": [task.labels.genres[c] for c in columns],
-                    "multi_hot": task.labels.multi_hot(columns),
-                }
+                ids.append(sample.id)
+                columns.append(task.labels.columns(sample.genres))
+                names, multi_hot = [task.labels.genres[c] for c in columns[-1]], task.labels.multi_hot(columns[-1])
+                record = {"id": sample.id, "genres": names, "multi_hot": multi_hot}
                 text = json.dumps(record, ensure_ascii=False).encode()
                 writer.write({"__key__": sample_key(sample.id), "jpg": packed.data, "json": text})
-                sizes.append((packed.height, packed.width))
-    table = build_table(
-        tar,
-        read_members(tar),
-        {
-            "id": [s.id for s in samples],
-            "height": [h for h, _ in sizes],
-            "width": [w for _, w in sizes],
-            "labels": [task.labels.columns(s.genres) for s in samples],
-        },
-    )
-    return table, rows
+                sizes.append((packed.width, packed.height))
+    return build_table(tar, read_members(tar), ids, sizes, columns), rows
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
@@ -168,13 +147,6 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
     """What the manifest says of the tar ``name`` with this index and its ``facts``, by the number of genres."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
-    return Shard(
-        name=name,
-        split=split,
-        samples=table.num_rows,
-        bytes=facts["bytes"],
-        sha256=facts["sha256"],
-        max_height=int(np.max(table["height"].to_numpy(), initial=0)),
-        max_width=int(np.max(table["width"].to_numpy(), initial=0)),
-        genre_counts=[counts[column] for column in range(genres)],
-    )
+    height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
+    per_genre = [counts[column] for column in range(genres)]
+    return Shard(name, split, table.num_rows, facts["bytes"], facts["sha256"], height, width, per_genre)

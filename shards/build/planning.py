@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from shards.build.pack import PackTask, Sample
 from shards.build.resume import holds
-from shards.build.reuse_splits import splits_like
 from shards.build.split import SPLITS, split_samples
+from shards.dataset.index import read_index_of
 from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
+from shards.dataset.store import warn_of_unknown_indexes
+from shards.errors import UserError
 from shards.inputs.metadata import Row
 from shards.inputs.scan import Scan
 from shards.storage.csv_text import write_for_people
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from shards.build.run import BuildOptions
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def plan_shards(
@@ -52,12 +58,11 @@ def plan_shards(
     before = plan(earlier)
     if not holds(options.out, before):
         return tasks, groups
-    log.warning(
+    said = (
         "%s was begun by an earlier version, which did not look for mirrored copies: its splits are kept, and %d "
-        "posters may have a mirrored copy in another split; build into another --out to keep them together",
-        options.out,
-        len(np.unique(earlier)) - len(np.unique(groups)),
+        "posters may have a mirrored copy in another split; build into another --out to keep them together"
     )
+    log.warning(said, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
 
 
@@ -68,37 +73,21 @@ def _cut(
     tasks = []
     known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
-        members = sorted(
-            (row for row, of in zip(rows, splits, strict=True) if of == number),
-            key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest(),
-        )
+        members = [row for row, of in zip(rows, splits, strict=True) if of == number]
+        members.sort(key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest())
         samples = [Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members]
         count = -(-len(samples) // options.samples_per_shard)
         for shard in range(count):
-            part = samples[shard * len(samples) // count : (shard + 1) * len(samples) // count]
-            tasks.append(
-                PackTask(
-                    images,
-                    options.out,
-                    f"{split}-{shard:05d}",
-                    split,
-                    tuple(part),
-                    labels,
-                    options.image,
-                    options.text,
-                    known,
-                )
-            )
+            part = tuple(samples[shard * len(samples) // count : (shard + 1) * len(samples) // count])
+            name, how = f"{split}-{shard:05d}", (labels, options.image, options.text, known)
+            tasks.append(PackTask(images, options.out, name, split, part, *how))
     return tasks
 
 
 def write_duplicates(path: Place, tasks: Sequence[PackTask], rows: Sequence[Row], groups: np.ndarray) -> None:
     """duplicates.csv: the posters that were taken for one another, for people to look at."""
     split = {sample.id: task.split for task in tasks for sample in task.samples}
-    members: dict[int, list[str]] = {}
-    for row, group in zip(rows, groups.tolist(), strict=True):
-        members.setdefault(group, []).append(row.id)
-    doubles = (ids for ids in members.values() if len(ids) > 1)
+    doubles = _doubles((row.id for row in rows), groups.tolist())
     cells = [(number, sample_id, split[sample_id]) for number, ids in enumerate(doubles) for sample_id in ids]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, [("group", "id", "split"), *cells], end="\r\n")
@@ -112,9 +101,50 @@ def duplicate_positions(
     there = {row.id for row in packed}
     found = {}
     for split in SPLITS:
-        members: dict[int, list[int]] = {}
         ids = [s.id for task in tasks if task.split == split for s in task.samples if s.id in there]
-        for position, sample_id in enumerate(ids):
-            members.setdefault(group[sample_id], []).append(position)
-        found[split] = [positions for positions in members.values() if len(positions) > 1]
-    return {split: found_there for split, found_there in found.items() if found_there}
+        if doubles := _doubles(range(len(ids)), [group[sample_id] for sample_id in ids]):
+            found[split] = doubles
+    return found
+
+
+def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
+    """The members of each group that has several, by its first one."""
+    found: dict[int, list[T]] = {}
+    for member, group in zip(members, groups, strict=True):
+        found.setdefault(group, []).append(member)
+    return [together for together in found.values() if len(together) > 1]
+
+
+def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndarray:
+    """Split of every sample, (n,) int8 as in split.split_samples, for sets to compare: raw and cleaned, two sizes.
+
+    A poster of the set in ``folder`` keeps its split. A new one goes where the first poster of its group of duplicates
+    (``groups``, (n,)) is, so that nothing leaks from test to train; without one it goes to train.
+    Raises UserError if the sets have no poster in common.
+    """
+    known: dict[str, int] = {}
+    manifest = Manifest.read(folder)
+    warn_of_unknown_indexes(folder, manifest)
+    for shard in manifest.shards:
+        if shard.split not in SPLITS:
+            remedy = f"--split-like needs {', '.join(SPLITS)}"
+            raise UserError("set-split", f"{folder} has a split {shard.split!r}; {remedy}")
+        split = SPLITS.index(shard.split)
+        for sample_id in read_index_of(folder, shard)["id"].to_pylist():
+            if known.setdefault(sample_id, split) != split:
+                what = f"{folder} has sample {sample_id!r} in {SPLITS[known[sample_id]]} and in {shard.split}"
+                remedy = "--split-like needs a set without leaks: build it again"
+                raise UserError("samples-repeated", f"{what}; {remedy}")
+    if known.keys().isdisjoint(ids):
+        remedy = "--split-like needs a set of the same posters"
+        raise UserError("set-other", f"no poster of this build is in {folder}; {remedy}")
+    pairs = list(zip(ids, groups.tolist(), strict=True))
+    of_group: dict[int, int] = {}
+    for sample_id, group in pairs:
+        if sample_id in known:
+            of_group.setdefault(group, known[sample_id])
+    if new := [sample_id for sample_id in ids if sample_id not in known]:
+        said = "%d posters are not in %s (the first is %s): train, or the split of a duplicate"
+        log.info(said, len(new), folder, new[0])
+    train = SPLITS.index("train")
+    return np.array([known.get(i, of_group.get(group, train)) for i, group in pairs], dtype=np.int8)

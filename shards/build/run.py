@@ -29,7 +29,7 @@ from shards.dataset.index import index_path, tar_path
 from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.executors.chunks import work_through
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
@@ -54,7 +54,7 @@ def parse_splits(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
+        raise UserError("option-value", f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ class BuildOptions(PostersOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
+            raise UserError("option-value", f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
         if len(self.fractions) != len(SPLITS):
-            raise UserError(f"--splits needs three shares (train, val, test), not {len(self.fractions)}")
+            count = len(self.fractions)
+            raise UserError("option-value", f"--splits needs three shares (train, val, test), not {count}")
         if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
             shares = ",".join(f"{share:g}" for share in self.fractions)
-            raise UserError(f"--splits needs shares of 0 or more that sum to 1, not {shares}")
+            raise UserError("option-value", f"--splits needs shares of 0 or more that sum to 1, not {shares}")
 
 
 def build_shards(options: BuildOptions) -> Manifest:
@@ -102,7 +103,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     given = read_labels(options.labels) if options.labels else None
     metadata = read_metadata(options.metadata, options, known=given.genres if given else ())
     if not metadata.rows:
-        raise UserError(f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+        raise UserError("table-row", f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
     rejected_csv = options.out / "rejected.csv"
     with _at_work(options, images) as executor:
         rows, rejected, labels, scan = _usable(options, images, metadata, given, executor)
@@ -115,25 +116,23 @@ def build_shards(options: BuildOptions) -> Manifest:
             rows = [row for row in rows if row.id not in {rejection.id for rejection in failed}]
             if not rows:
                 write_rejected(rejected_csv, rejected)
-                raise UserError(f"none of {len(planned)} posters could be cleaned: {first_reasons(failed)}")
-            for shard in [shard for shard in shards if not shard.samples]:  # whose posters all failed
-                shards.remove(shard)
-                remove_file(index_path(options.out / shard.name))
-                remove_file(options.out / shard.name)
+                why = first_reasons(failed)
+                raise UserError("images-none", f"none of {len(planned)} posters could be cleaned: {why}")
+            for tar in [options.out / shard.name for shard in shards if not shard.samples]:  # whose posters all failed
+                remove_file(index_path(tar))
+                remove_file(tar)
+            shards = [shard for shard in shards if shard.samples]
         else:
             remove_file(options.out / REPORT)  # of the set that was here before
         write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
+        text = options.text.facts() if options.text else None
         manifest = Manifest(
-            genres=list(labels.genres),
-            shards=shards,
-            packing={
-                **asdict(options.image),
-                "samples_per_shard": options.samples_per_shard,
-                "text_removal": options.text.facts() if options.text else None,
-            },
-            source=_source(options, metadata, len(rows), rejected, groups),
-            versions=library_versions(),
+            list(labels.genres),
+            shards,
+            {**asdict(options.image), "samples_per_shard": options.samples_per_shard, "text_removal": text},
+            _source(options, metadata, len(rows), rejected, groups),
+            library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
         manifest.write_tables(options.out)
@@ -147,8 +146,7 @@ def _usable(
     options: BuildOptions, images: Place, metadata: Metadata, given: LabelSet | None, executor: Executor
 ) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
     """(the rows with a good poster and a known genre, all others, the labels, what is known of the posters)."""
-    ids = [row.id for row in metadata.rows]
-    scan = scan_images(images, ids, options.image, options.out / WORK, executor)
+    scan = scan_images(images, [row.id for row in metadata.rows], options.image, options.out / WORK, executor)
     rows = [row for row in metadata.rows if row.id in scan.digests]
     labels = given or LabelSet.from_samples(row.genres for row in rows)
     rows, unknown = with_known_genres(rows, labels)
@@ -156,9 +154,10 @@ def _usable(
     limit = options.max_rejected if rows else 1.0
     problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
     if problem or not rows:
+        code: Code = "table-row" if problem else "images-none"
         write_rejected(options.out / "rejected.csv", rejected)
         problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
-        raise UserError(f"{problem}; all are in {options.out / 'rejected.csv'}")
+        raise UserError(code, f"{problem}; all are in {options.out / 'rejected.csv'}")
     log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
     return rows, rejected, labels, scan
 
@@ -185,13 +184,10 @@ def _source(
 @contextmanager
 def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
     """Hold the folder, without what a killed run or worker left half-written, and have somebody to do the work."""
-    libraries = TEXT_LIBRARIES if options.text else ()
+    where = options.workers, options.scheduler, [images], [options.out], TEXT_LIBRARIES if options.text else ()
     with folder_lock(options.out, options.take_over):
         remove_partials(options.out)
-        with (
-            open_executor(options.workers, options.scheduler, [images], [options.out], libraries) as executor,
-            told("build shards", options.out),
-        ):
+        with open_executor(*where) as executor, told("build shards", options.out):
             yield executor
         remove_partials(options.out)
 
@@ -222,7 +218,7 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
     from shards.text.report import write_report  # pandas: only when text was removed
 
     assert options.text is not None
-    rows = [row for task in tasks for row in read_json(task.text_rows, "cleaning rows of a shard")]
+    rows = [row for task in tasks for row in read_json(text_rows_path(task.tar), "cleaning rows of a shard")]
     failed = [Rejection(row["id"], *row["rejected"]) for row in rows if "rejected" in row]
     if failed:
         log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))

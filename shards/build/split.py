@@ -1,19 +1,16 @@
 """Train, validation and test splits: stratified over many labels, and the same on every machine.
 
-Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", 2011)
-over groups of duplicates instead of single samples, then a local search on what is left outside the
-tolerances. Nothing depends on the order of the rows or on Python's hash: groups are ordered by BLAKE2b of the
-seed and id.
+Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", 2011) over groups
+of duplicates instead of single samples, then a local search on what is left outside the tolerances. Nothing depends on
+the order of the rows or on Python's hash: groups are ordered by BLAKE2b of the seed and id.
 """
 
 import hashlib
-import math
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from shards.errors import UserError
 
 COMMON_SUPPORT = 30  # labels with so many samples must be near their due in every split; rarer ones should be
 _LABEL_AIM = 0.10  # share of due, half of the 20% that is promised
@@ -36,44 +33,23 @@ def split_samples(
 ) -> NDArray[np.int8]:
     """Split of every sample, (n,) int8: its position in `fractions`.
 
-    ids: n different ids. labels: each sample's label numbers (from 0; may be empty). groups: (n,) from
-    `shards.duplicates.group_duplicates`; a group is never divided. fractions: the share of each split, in
-    sum 1; a split of share 0 stays empty. The result is a function of the seed and the set of samples.
+    ids: n different ids. labels: each sample's label numbers (from 0; may be empty). groups: (n,) of duplicates, which
+    are never divided. fractions: the share of each split, 0 or more, in sum 1; a split of share 0 stays empty. The
+    result is a function of the seed and the set of samples.
 
-    Where groups allow it, labels with 30 samples or more are within 20% of their due in every split, sizes
-    within 1% of n (or 2 samples), and a label of 3 to 29 samples has one in every split (a rarer one goes to
-    the largest). Sets of 200 samples or fewer now and then miss one of those last wishes.
-    Raises UserError for lengths that differ, repeated ids, negative labels, or wrong fractions.
+    Where groups allow it, labels with 30 samples or more are within 20% of their due in every split, sizes within 1% of
+    n (or 2 samples), and a label of 3 to 29 samples has one in every split (a rarer one goes to the largest). Sets of
+    200 samples or fewer now and then miss one of those last wishes.
     """
-    shares = _check(ids, labels, groups, fractions)
+    shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
         return np.zeros(0, dtype=np.int8)
     group = _ordered_groups(ids, np.asarray(groups), seed)
     counts = _group_counts(labels, group)
     active = np.flatnonzero(shares > 0)
     targets = _targets(counts, shares[active])
-    placed = _stratify(counts, targets)
-    placed = _repair(counts, targets, placed)
+    placed = _repair(counts, targets, _stratify(counts, targets))
     return active[placed][group].astype(np.int8)
-
-
-def _check(
-    ids: Sequence[str], labels: Sequence[Sequence[int]], groups: NDArray[np.int64], fractions: Mapping[str, float]
-) -> NDArray[np.float64]:
-    """The shares, (splits,), once everything is known to be usable."""
-    if not len(ids) == len(labels) == len(groups):
-        raise UserError(f"split: {len(ids)} ids, {len(labels)} label lists, {len(groups)} groups must match")
-    if len(set(ids)) != len(ids):
-        raise UserError("split: sample ids must be different; remove repeated ids from the metadata")
-    if not 1 <= len(fractions) <= 127:
-        raise UserError(f"split: 1 to 127 splits are needed, got {len(fractions)}")
-    for name, share in fractions.items():
-        if not (math.isfinite(share) and share >= 0):
-            raise UserError(f"split: the fraction of {name!r} must be 0 or more, got {share}")
-    total = sum(fractions.values())
-    if abs(total - 1) > 1e-6:
-        raise UserError(f"split: fractions must sum to 1, got {total:g}")
-    return np.array(list(fractions.values()), dtype=np.float64) / total
 
 
 def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -94,8 +70,6 @@ def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> 
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)
-    if len(flat) and flat.min() < 0:
-        raise UserError(f"split: label numbers start at 0, got {flat.min()}")
     used, column = np.unique(flat, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(used) + 1), dtype=np.int32)
     np.add.at(counts, (np.repeat(group, lengths), column), 1)
@@ -157,9 +131,9 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
     """Move and swap groups while some count is further from its target than we aim for; the better placing.
 
-    Minimises the sum of squared distances in units of the aim, always by the best single move or swap; in a
-    local minimum the terms that still miss their aim weigh more. Groups with equal counts are
-    interchangeable, so the search runs over kinds of groups.
+    Minimises the sum of squared distances in units of the aim, always by the best single move or swap; in a local
+    minimum the terms that still miss their aim weigh more. Groups with equal counts are interchangeable, so the search
+    runs over kinds of groups.
     """
     splits, columns = targets.shape
     support = counts.sum(0)
@@ -218,24 +192,21 @@ def _best_step(
     splits = len(excess)
     square = x**2
     change = np.full((splits, splits, len(x)), np.inf)
-    for s in range(splits):
-        for t in range(splits):
-            if s != t:
-                slope = 2 * (weight[t] * excess[t] - weight[s] * excess[s])
-                change[s, t] = np.where(stock[:, s] > 0, x @ slope + square @ (weight[s] + weight[t]), np.inf)
+    for s, t in itertools.permutations(range(splits), 2):
+        slope = 2 * (weight[t] * excess[t] - weight[s] * excess[s])
+        change[s, t] = np.where(stock[:, s] > 0, x @ slope + square @ (weight[s] + weight[t]), np.inf)
     s, t, row = (int(i) for i in np.unravel_index(np.argmin(change), change.shape))
-    lowest, step = float(change[s, t, row]), (s, t, row, None)
-    found: tuple[int, int, int, int | None] = step
-    for s in range(splits):
-        for t in range(s + 1, splits):
-            there = np.argsort(change[s, t], kind="stable")[:_BEST]
-            back = np.argsort(change[t, s], kind="stable")[:_BEST]
-            # The two moves share both splits, so their squares overlap.
-            overlap = 2 * (x[there] * (weight[s] + weight[t])) @ x[back].T
-            both = change[s, t][there][:, None] + change[t, s][back][None, :] - overlap
-            i, j = (int(k) for k in np.unravel_index(np.argmin(both), both.shape))
-            if both[i, j] < lowest:
-                lowest, found = float(both[i, j]), (s, t, int(there[i]), int(back[j]))
+    lowest = float(change[s, t, row])
+    found: tuple[int, int, int, int | None] = (s, t, row, None)
+    for s, t in itertools.combinations(range(splits), 2):
+        there = np.argsort(change[s, t], kind="stable")[:_BEST]
+        back = np.argsort(change[t, s], kind="stable")[:_BEST]
+        # The two moves share both splits, so their squares overlap.
+        overlap = 2 * (x[there] * (weight[s] + weight[t])) @ x[back].T
+        both = change[s, t][there][:, None] + change[t, s][back][None, :] - overlap
+        i, j = (int(k) for k in np.unravel_index(np.argmin(both), both.shape))
+        if both[i, j] < lowest:
+            lowest, found = float(both[i, j]), (s, t, int(there[i]), int(back[j]))
     return found if lowest < -1e-9 else None
 
 

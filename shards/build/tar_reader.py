@@ -6,6 +6,7 @@ and pax records are parsed here, because ``tarfile`` reads them without a limit 
 
 from __future__ import annotations
 
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from shards.errors import UserError, one_line
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
 """Bytes of a long name, or of a member's pax records. libarchive has the same limit."""
+
+#: Control characters, halves of characters (which stand for bytes that are no UTF-8) and line separators.
+_QUOTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 DIRECTORIES = (tarfile.DIRTYPE, b"D")  # the second is of GNU's incremental archives
@@ -61,18 +65,15 @@ class Entry:
 
 
 def entries(tar: Path) -> Iterator[Entry]:
-    """The members of a tar, without directories.
-
-    Raises UserError for one that is truncated, damaged, compressed or sparse, or that goes on behind its end mark.
-    """
+    """The members of a tar, without directories. Raises UserError as tar_samples.read_tar does."""
     try:
         status = tar.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
-            raise UserError(f"{tar} is not a file; remove it or rename it")
+            raise UserError("path-unreadable", f"{tar} is not a file; remove it or rename it")
         with open(tar, "rb") as stream:
             yield from _entries(stream, tar, status.st_size)
     except OSError as error:
-        raise UserError(f"{tar} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"{tar} cannot be read: {one_line(error)}") from None
 
 
 def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
@@ -80,25 +81,29 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
     while True:
         at = stream.tell()
         block = stream.read(BLOCK)
-        if len(block) < BLOCK and any(block) and not at:
-            raise _no_header(tar, at, count)
-        if len(block) < BLOCK:
+        if len(block) < BLOCK and (at or not any(block)):
             # Two zero blocks end a tar; one that is cut exactly between two members parses well but lacks them.
-            raise UserError(f"{tar} is truncated: no end-of-archive mark after {count} members")
+            raise UserError("tar-damaged", f"{tar} is truncated: no end-of-archive mark after {count} members")
         if not any(block):
             break
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
-            raise _no_header(tar, at, count) from None
+            if at:
+                why = f"no tar header at byte {at}, after {count} members"
+                raise UserError("tar-damaged", f"{tar} is damaged: {why}") from None
+            remedy = "decompress it if it is compressed"
+            raise UserError("tar-unsupported", f"{tar} is no readable uncompressed tar; {remedy}") from None
         if info.type in LONG_NAMES or info.type in PAX or info.type == tarfile.XGLTYPE:
             fields, begun = _extended(stream, tar, info), True
             if twice := extended.keys() & fields.keys():
-                raise UserError(f"{tar} is damaged: the headers before byte {at} give two of {min(twice)}")
+                why = f"the headers before byte {at} give two of {min(twice)}"
+                raise UserError("tar-damaged", f"{tar} is damaged: {why}")
             if info.type != tarfile.XGLTYPE:
                 extended |= fields
             elif fields:
-                raise UserError(f"{tar}: the header at byte {at} gives all members one {min(fields)}")
+                what = f"the header at byte {at} gives all members one {min(fields)}"
+                raise UserError("tar-unsupported", f"{tar}: {what}")
             continue
         entry = _entry(stream, tar, size, info, block, extended)
         count, extended, begun = count + 1, {}, False
@@ -106,19 +111,12 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
             yield entry
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
     if begun:
-        raise UserError(f"{tar} is damaged: the header before byte {at} has no member")
+        raise UserError("tar-damaged", f"{tar} is damaged: the header before byte {at} has no member")
     while rest := stream.read(1 << 16):
         if any(rest):
-            raise UserError(
-                f"{tar}: data follow the end-of-archive mark at byte {at}, after {count} members (a second archive?); "
-                f"give each archive a file of its own, or join them with `tar --concatenate`"
-            )
-
-
-def _no_header(tar: Path, at: int, count: int) -> UserError:
-    if at:
-        return UserError(f"{tar} is damaged: no tar header at byte {at}, after {count} members")
-    return UserError(f"{tar} is no readable uncompressed tar; decompress it if it is compressed")
+            what = f"data follow the end-of-archive mark at byte {at}, after {count} members (a second archive?)"
+            remedy = "give each archive a file of its own, or join them with `tar --concatenate`"
+            raise UserError("tar-unsupported", f"{tar}: {what}; {remedy}")
 
 
 def _entry(
@@ -131,17 +129,18 @@ def _entry(
     path, length = path_of(name), info.size
     shown = "/".join(path)
     if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended:
-        raise UserError(f"{tar}: member {shown} is sparse; pack it again without --sparse (bsdtar: --no-read-sparse)")
+        remedy = "pack it again without --sparse (bsdtar: --no-read-sparse)"
+        raise UserError("tar-unsupported", f"{tar}: member {shown} is sparse; {remedy}")
     if "size" in extended:
         if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
-            raise UserError(f"{tar} is damaged: the size of member {shown} is no number")
+            raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is no number")
         length = int(extended["size"])
     if info.type in tarfile.SUPPORTED_TYPES and not info.isreg():
         length = 0  # only these have no data, whatever their size says
     if length < 0:
-        raise UserError(f"{tar} is damaged: member {shown} has {length} bytes")
+        raise UserError("tar-damaged", f"{tar} is damaged: member {shown} has {length} bytes")
     if stream.tell() + length > size:
-        raise UserError(f"{tar} is truncated in member {shown}: {size} bytes are there")
+        raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: {size} bytes are there")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
     target = "/".join(path_of(extended.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
     return Entry(path, stream.tell(), length, kind, target)
@@ -151,13 +150,11 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
     """Those of path, linkpath, size and sparse that a header in front of a member's own gives."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
-        raise UserError(
-            f"{tar}: the header before byte {at} has {info.size} bytes; the limit is {MAX_EXTENDED}: pack the tar "
-            f"again, without extended attributes"
-        )
+        remedy = f"the limit is {MAX_EXTENDED}: pack the tar again, without extended attributes"
+        raise UserError("tar-unsupported", f"{tar}: the header before byte {at} has {info.size} bytes; {remedy}")
     body = stream.read(-(-info.size // BLOCK) * BLOCK)[: info.size]
     if len(body) < info.size:
-        raise UserError(f"{tar} is truncated in the header before byte {at}")
+        raise UserError("tar-damaged", f"{tar} is truncated in the header before byte {at}")
     if info.type in LONG_NAMES:
         return {LONG_NAMES[info.type]: body.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     fields: dict[str, str] = {}
@@ -168,7 +165,7 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = body[len(digits) + 1 : length].partition(b"=")
         if length > len(body) or not equals or not value.endswith(b"\n"):
-            raise UserError(f"{tar} is damaged: the pax records before byte {at} do not parse")
+            raise UserError("tar-damaged", f"{tar} is damaged: the pax records before byte {at} do not parse")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
         if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty one takes a global one back
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")
@@ -178,14 +175,5 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
 
 def path_of(name: str) -> tuple[str, ...]:
     """A name's parts, without ``.`` and empty ones, as text that every file can hold."""
-    if not (name.isascii() and name.isprintable()):
-        name = "".join(
-            quote(c.encode("utf-8", "surrogateescape")) if c < " " or "\x7f" <= c < "\xa0" or _broken(c) else c
-            for c in name
-        )
+    name = _QUOTED.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), name)
     return tuple(part for part in name.split("/") if part not in ("", "."))
-
-
-def _broken(character: str) -> bool:
-    """Half a character (which stands for a byte that is no UTF-8), or a line separator."""
-    return "\ud800" <= character <= "\udfff" or character in "\u2028\u2029"

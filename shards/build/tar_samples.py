@@ -31,12 +31,6 @@ class TarContents:
     """By extension, or in words: ``txt``, ``hidden``."""
 
 
-@dataclass
-class _Sample:
-    images: list[Entry] = field(default_factory=list)
-    records: list[Entry] = field(default_factory=list)
-
-
 def read_members(tar: Path) -> list[Member]:
     """Byte ranges of every sample that can be taken. Raises UserError as ``read_tar`` does."""
     return read_tar(tar).members
@@ -49,40 +43,34 @@ def read_tar(tar: Path) -> TarContents:
     that holds an image or JSON of one name twice.
     """
     contents = TarContents()
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, tuple[list[Entry], list[Entry]]] = {}  # images and JSONs
     for entry in entries(tar):
         if problem := _no_part(entry):
             contents.others[problem] += 1
             continue
-        sample = samples.setdefault(entry.key, _Sample())
+        images, records = samples.setdefault(entry.key, ([], []))
         ending = entry.extension.rpartition(".")[2]
         if ending != "json" and f".{ending}" not in IMAGE_ENDINGS:
             contents.others[entry.kind or entry.extension] += 1
             continue
-        parts = sample.records if ending == "json" else sample.images
+        parts = records if ending == "json" else images
         if any(part.path == entry.path for part in parts):
-            raise UserError(
-                f"{tar}: member {entry.name!r} is there twice, and one may belong to another poster; pack the tar "
-                f"again, with each file once"
-            )
+            why = "and one may belong to another poster; pack the tar again, with each file once"
+            raise UserError("samples-repeated", f"{tar}: member {entry.name!r} is there twice, {why}")
         parts.append(entry)
-    for key, sample in samples.items():
-        if sample.images or sample.records:
-            _add(contents, tar, key, sample)
+    for key, (images, records) in samples.items():
+        if images or records:
+            _add(contents, tar, key, images, records)
     return contents
 
 
 def has_members(tar: Path, members: Sequence[Member]) -> bool:
-    """Whether these are byte ranges of the tar's own members, under their keys. It may hold others.
-
-    Raises UserError as ``read_tar`` does.
-    """
+    """Whether these are byte ranges of members of a tar, by key; it may hold others. Raises as ``read_tar``."""
     there = {(e.offset, e.size, e.key) for e in entries(tar) if e.path and not e.kind}
     for member in members:
         key = "/".join(path_of(member.key))  # earlier versions kept ./ in it
-        if (member.image_offset, member.image_size, key) not in there:
-            return False
-        if member.json_offset >= 0 and (member.json_offset, member.json_size, key) not in there:
+        image, record = (member.image_offset, member.image_size, key), (member.json_offset, member.json_size, key)
+        if image not in there or (member.json_offset >= 0 and record not in there):
             return False
     return True
 
@@ -98,17 +86,17 @@ def _no_part(entry: Entry) -> str:
     return "" if extension else (entry.kind or "without an extension")
 
 
-def _add(contents: TarContents, tar: Path, key: str, sample: _Sample) -> None:
-    images = [e for e in sample.images if "." not in e.extension] or sample.images
+def _add(contents: TarContents, tar: Path, key: str, all_images: Sequence[Entry], all_records: Sequence[Entry]) -> None:
+    images = [e for e in all_images if "." not in e.extension] or all_images
     wanted = {"json", f"{images[0].extension.rpartition('.')[0]}.json" if images else ""}
-    records = [e for e in sample.records if e.extension in wanted]
+    records = [e for e in all_records if e.extension in wanted]
     records = [e for e in records if e.extension == "json"] or records
     reason, detail = "", ""
     if not images:
-        reason, detail = "no image", _some(sample.records)
+        reason, detail = "no image", _some(all_records)
     elif len(images) > 1:
-        detail = f"{_some(images)} have one key, which ends at the first dot: rename or remove some of them"
-        reason = "several images"
+        reason, what = "several images", "have one key, which ends at the first dot: rename or remove some of them"
+        detail = f"{_some(images)} {what}"
     elif len(records) > 1:
         reason, detail = "several JSON", _some(records)
     elif linked := [e for e in (*images, *records) if e.kind]:
@@ -120,7 +108,7 @@ def _add(contents: TarContents, tar: Path, key: str, sample: _Sample) -> None:
         contents.rejected.append(Rejection(key, reason, f"{tar.name}: {detail}"))
         return
     image, record = images[0], records[0] if records else None
-    contents.others.update(e.extension for e in (*sample.images, *sample.records) if e not in (image, record))
+    contents.others.update(e.extension for e in (*all_images, *all_records) if e not in (image, record))
     found = (record.offset, record.size) if record else (-1, -1)
     contents.members.append(Member(key, image.offset, image.size, *found))
 

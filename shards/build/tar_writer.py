@@ -6,10 +6,10 @@ The writer's module needs only its neighbours, so it is loaded under a package n
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 import types
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 _ALIAS = "shards._webdataset"
@@ -18,10 +18,7 @@ _ALIAS = "shards._webdataset"
 def tar_writer() -> Any:
     """The class ``webdataset.TarWriter``."""
     if _ALIAS not in sys.modules:
-        found = importlib.util.find_spec("webdataset")  # finds, does not import
-        if found is None or found.submodule_search_locations is None:
-            raise ModuleNotFoundError("webdataset is not installed", name="webdataset")
-        package = types.ModuleType(_ALIAS)
-        package.__path__ = list(found.submodule_search_locations)
-        sys.modules[_ALIAS] = package
-    return importlib.import_module(f"{_ALIAS}.writer").TarWriter
+        found = find_spec("webdataset")  # finds, does not import
+        package = sys.modules[_ALIAS] = types.ModuleType(_ALIAS)
+        package.__path__ = list(found.submodule_search_locations or ()) if found else []
+    return import_module(f"{_ALIAS}.writer").TarWriter

@@ -58,10 +58,7 @@ class Checked:
 
 
 def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
-    """(manifest, problems): one line a problem, naming shard and member; an empty list is a sound set.
-
-    Raises UserError if there is no sound manifest to check against.
-    """
+    """(manifest, problems): a line each, which names shard and member. Raises UserError without a sound manifest."""
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
     return manifest, check_set(folder, manifest, workers)[0]
@@ -96,21 +93,17 @@ def _sound_table(
     folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
 ) -> SampleTable | None:
     """A split's table if there is one that can be opened; what is wrong with it is added to the ``problems``."""
+    table = None
     try:
-        table = manifest.table_of(split)
-        if table is None:
-            return None
-        path = folder / table.name
-        with open_sample_table(path) as stream:
-            records = map_sample_table(stream, path, table, sum(s.samples for s in shards), len(manifest.genres))
-            try:
+        if (named := manifest.table_of(split)) is not None:
+            path = folder / named.name
+            with open_sample_table(path) as stream:
+                records = map_sample_table(stream, path, named, sum(s.samples for s in shards), len(manifest.genres))
+                table = named
                 check_sample_table(stream, path, records, table, shards)
-            except UserError as error:
-                problems.append(str(error))
-            return table
     except UserError as error:
         problems.append(str(error))
-        return None
+    return table
 
 
 def check_shard(task: _Check) -> Checked:
@@ -120,8 +113,7 @@ def check_shard(task: _Check) -> Checked:
     if not tar.is_file():
         problems.append(f"{tar.name}: the file is missing")
         return found
-    size = tar.stat().st_size
-    if size != shard.bytes:
+    if (size := tar.stat().st_size) != shard.bytes:
         problems.append(f"{tar.name}: {size} bytes, the manifest says {shard.bytes}")
     elif sha256_file(tar) != shard.sha256:
         problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")
@@ -163,8 +155,7 @@ def check_shard(task: _Check) -> Checked:
         problems.append(str(error))
     with open(tar, "rb") as stream:
         for member, row in zip(indexed, rows, strict=True):
-            problem = _member_problem(stream, member, row, task)
-            if problem:
+            if problem := _member_problem(stream, member, row, task):
                 problems.append(f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}")
     found.keys, found.ids = [row["key"] for row in rows], [row["id"] for row in rows]
     return found
@@ -172,19 +163,17 @@ def check_shard(task: _Check) -> Checked:
 
 def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task: _Check) -> str:
     changed = member_checksum(stream, member) != row["crc32"]
-    problem = ""
     if task.decode:
         stream.seek(member.image_offset)
-        problem = _image_problem(stream.read(member.image_size), row["width"], row["height"])
-    if not problem:
-        data = b"{}"
-        if member.json_offset >= 0:
-            stream.seek(member.json_offset)
-            data = stream.read(member.json_size)
-        elif not task.source.indexed:
-            return "it has no JSON with its id and genres"
-        problem = _json_problem(data, row, task)
-    return problem or ("its bytes changed since it was packed (crc32)" if changed else "")
+        if problem := _image_problem(stream.read(member.image_size), row["width"], row["height"]):
+            return problem
+    data = b"{}"
+    if member.json_offset >= 0:
+        stream.seek(member.json_offset)
+        data = stream.read(member.json_size)
+    elif not task.source.indexed:
+        return "it has no JSON with its id and genres"
+    return _json_problem(data, row, task) or ("its bytes changed since it was packed (crc32)" if changed else "")
 
 
 def _image_problem(data: bytes, width: int, height: int) -> str:
@@ -195,9 +184,8 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
     if size == (width, height):
         return ""
     turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
-    return (
-        f"the image is {size[0]}x{size[1]}, the index says {width}x{height}{turned if size == (height, width) else ''}"
-    )
+    hint = turned if size == (height, width) else ""
+    return f"the image is {size[0]}x{size[1]}, the index says {width}x{height}{hint}"
 
 
 def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:

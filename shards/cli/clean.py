@@ -1,15 +1,18 @@
-"""``posters clean``."""
+"""``posters clean`` and ``posters referee``."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from rich.table import Table
 
 from shards.clean.contact_sheet import PAGE, summary_lines
 from shards.clean.run import CleanOptions, clean_posters
+from shards.clean.verify import CLEAN_ENOUGH, RefereeCommand, judge
 from shards.console import console
+from shards.storage.files import write_json
 from shards.text.report import summarize
 
 
@@ -19,16 +22,13 @@ def run_clean(options: CleanOptions) -> int:
     started = time.monotonic()
     result = clean_posters(options)
     seconds = time.monotonic() - started
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for what, value in summary_lines(summarize(result.rows)):
-        table.add_row(what, value)
+    rows = [*summary_lines(summarize(result.rows))]
     if result.cleaned_now:
         rate = result.cleaned_now / seconds
         workers = result.slots
-        table.add_row("speed", f"{rate:.2f} images/s on {workers} processes, {rate / workers:.2f} on each")
-    for reason, count in sorted(Counter(r.reason for r in result.rejected).items()):
-        table.add_row("rejected", f"{count} {reason}")
-    console().print(table)
+        rows.append(("speed", f"{rate:.2f} images/s on {workers} processes, {rate / workers:.2f} on each"))
+    reasons = Counter(r.reason for r in result.rejected)
+    _show([*rows, *(("rejected", f"{count} {reason}") for reason, count in sorted(reasons.items()))])
     print(f"posters    {options.out}")
     print(f"report     {options.out / 'clean_report.parquet'}")
     if result.rejected:
@@ -36,3 +36,30 @@ def run_clean(options: CleanOptions) -> int:
     if options.sheet:
         print(f"look at    {options.sheet_folder / PAGE}")
     return 0
+
+
+def run_referee(options: RefereeCommand) -> int:
+    """Look, and show what was found; returns the exit status."""
+    found = judge(options.images, options.cleaned, options.look, options.sample, options.workers)
+    after, kept = f"{found['text_after_mean']:.2%} of the picture", f"{found['text_after_of_before']:.2%} of before"
+    left = [(row["id"], f"{row['before']:.2%} before, {row['after']:.2%} after") for row in found["worst"][:5]]
+    _show([
+        ("posters", f"{found['posters']}, {found['posters_with_text']} with text"),
+        ("text before", f"{found['text_before_mean']:.2%} of the picture on average"),
+        ("text after", f"{after}, {kept}"),
+        ("clean enough", f"{found['clean_enough']:.1%} of posters keep {CLEAN_ENOUGH:.0%} of their text or less"),
+        ("altered", f"{found['altered_median']:.1%} of the picture (median)"),
+        ("seconds", f"{found['seconds_mean']:.2f} a poster and core, cleaning"),
+        *(("left on", f"{name}: {shares}") for name, shares in left),
+    ])  # fmt: skip
+    if options.json:
+        write_json(options.json, found)
+        print(f"figures    {options.json}")
+    return 0
+
+
+def _show(rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)

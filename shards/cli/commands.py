@@ -55,7 +55,9 @@ def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) ->
             print("\n".join(f"  {verb:<10} {command.help}" for verb, command in below.items()))
             sys.exit()
         if word not in below:
-            what = f"unknown command {word!r}{did_you_mean(word, below)}" if word else "a command is missing"
-            raise UserError(f"{what}: {prog} {listed} (see `{prog} --help`)")
+            usage = f"{prog} {listed} (see `{prog} --help`)"
+            if not word:
+                raise UserError("option-missing", f"a command is missing: {usage}")
+            raise UserError("option-unknown", f"unknown command {word!r}{did_you_mean(word, below)}: {usage}")
         name = f"{name} {word}".lstrip()
     return name, rest

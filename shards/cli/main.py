@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
 from shards.build.index_tars import NO_SAMPLES, NO_TAR, REJECTED, AdoptOptions, index_folder
-from shards.build.info import render_info
 from shards.build.run import BuildOptions, build_shards
 from shards.build.verify import verify_shards
 from shards.console import console
-from shards.dataset.manifest import Manifest
+from shards.dataset.manifest import Manifest, Source, column_sums
 from shards.errors import UserError, printable_line
 from shards.executors.local import WorkersOption
 from shards.options import option
@@ -38,13 +41,10 @@ def run_build(options: BuildOptions) -> int:
     manifest = build_shards(options)
     render_info(manifest, console())
     source = manifest.source
-    rejected = sum(source["rejected"].values())
-    print(
-        f"read            {options.metadata}: ids in column {source['id_column']!r}, genres in column "
-        f"{source['genre_column']!r}; {source['samples']} of {source['rows']} posters are usable"
-    )
+    columns = f"ids in column {source['id_column']!r}, genres in column {source['genre_column']!r}"
+    print(f"read            {options.metadata}: {columns}; {source['samples']} of {source['rows']} posters are usable")
     print(f"shards          {options.out}")
-    if rejected:
+    if any(source["rejected"].values()):
         print(f"rejected        {options.out / 'rejected.csv'}")
     return 0
 
@@ -58,10 +58,9 @@ def run_info(options: InfoOptions) -> int:
 def run_verify(options: VerifyOptions) -> int:
     """Verify a set; returns the exit status: 1 if anything is wrong."""
     if is_remote(options.shards):
-        raise UserError(
-            f"{options.shards}: every byte of a set is verified in a folder; copy it to one first. Commands that read "
-            f"shards from a URL compare each one's SHA-256 with the manifest's as it comes"
-        )
+        why = "every byte of a set is verified in a folder; copy it to one first"
+        others = "Commands that read shards from a URL compare each one's SHA-256 with the manifest's as it comes"
+        raise UserError("url-refused", f"{options.shards}: {why}. {others}")
     manifest, problems = verify_shards(options.shards, options.workers)
     samples = sum(shard.samples for shard in manifest.shards)
     if not problems:
@@ -70,10 +69,8 @@ def run_verify(options: VerifyOptions) -> int:
     for problem in problems:
         print(printable_line(problem))
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    print(
-        f"{options.shards} has {count} in {len(manifest.shards)} shards; "
-        f"delete the named tars and run their build again"
-    )
+    remedy = "delete the named tars and run their build again"
+    print(f"{options.shards} has {count} in {len(manifest.shards)} shards; {remedy}")
     return 1
 
 
@@ -92,3 +89,40 @@ def run_index(options: AdoptOptions) -> int:
     if not manifest.genres:
         print("no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)")
     return 0
+
+
+def render_info(manifest: Manifest, console: Console) -> None:
+    """Print splits, sizes and genres of a shard set on one of shards/console.py's."""
+    summary = manifest.split_summary()
+    total = max(sum(split["samples"] for split in summary.values()), 1)
+    table = Table(title="Splits", title_justify="left")
+    for name in ("split", "samples", "share", "shards", "MB", "KB/sample"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, split in summary.items():
+        samples, size = split["samples"], split["bytes"]
+        each = f"{size / 1e6:.1f}", f"{size / 1e3 / max(samples, 1):.1f}"
+        table.add_row(printable_line(name), f"{samples:,}", f"{samples / total:.1%}", str(split["shards"]), *each)
+    console.print(table)
+
+    sums = column_sums(manifest.shards, len(manifest.genres))
+    genres = Table(title=f"Genres ({len(manifest.genres)})", title_justify="left")
+    genres.add_column("genre")
+    for name in ("samples", "prevalence", *summary):
+        genres.add_column(printable_line(name), justify="right")
+    for count, genre in sorted(zip(sums, manifest.genres, strict=True), key=lambda pair: (-pair[0], pair[1])):
+        parts = (split["genre_counts"][genre] for split in summary.values())
+        shares = [f"{part:,} ({part / max(count, 1):.0%})" for part in parts]
+        genres.add_row(printable_line(genre), f"{count:,}", f"{count / total:.1%}", *shares)
+    console.print(genres)
+
+    height = max((shard.max_height for shard in manifest.shards), default=0)
+    width = max((shard.max_width for shard in manifest.shards), default=0)
+    console.print(f"largest image   {width} x {height} pixels (width x height)")
+    source = msgspec.convert(manifest.source, Source)
+    if rejected := [f"{count} {printable_line(reason)}" for reason, count in source.rejected.items()]:
+        console.print(f"rejected rows   {', '.join(rejected)}")
+    if source.duplicate_groups:
+        groups = f"{source.duplicate_groups} groups, each group within one split"
+        console.print(f"duplicates      {source.samples_in_duplicate_groups} samples in {groups}")
+    console.print(f"labels          {manifest.labels.fingerprint}")
+    console.print(f"shard set       {manifest.fingerprint}")

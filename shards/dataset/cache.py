@@ -27,13 +27,14 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from shards.dataset.cache_locks import FAILED, Ours, held_for_reading, held_partial, stamp, write_own
 from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.dataset.cache_room import Room
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_stream
 from shards.storage.paths import Place
 from shards.storage.retry import retried
@@ -53,6 +54,7 @@ WHOLE_TRIES = 3
 HOPELESS = 30.0
 #: Times that a file is opened that is gone again: others may need its room.
 OPEN_TRIES = 100
+_key = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
@@ -63,11 +65,10 @@ class Cache:
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        self.options = options
-        self.folder = options.path
+        self.options, self.folder = options, options.path
         self._noted: dict[str, float] = {}
-        self._failures: dict[str, tuple[float, str]] = {}
-        self._checked: set[tuple[int, int, int, int]] = set()
+        self._failures: dict[str, tuple[float, Code, str]] = {}
+        self._checked: set[tuple[int, ...]] = set()
         with self._own_errors():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ours = Ours(self.folder)
@@ -76,10 +77,7 @@ class Cache:
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
-        """A descriptor of the whole file, which is in use until it is closed. Fetches the file if need be.
-
-        Raises UserError if it cannot be had.
-        """
+        """A descriptor of the whole file, in use until closed; fetched if need be. Raises UserError without it."""
         path = self.folder / file.name
         for _ in range(OPEN_TRIES):
             with self._own_errors():
@@ -87,15 +85,12 @@ class Cache:
             if descriptor is not None:
                 return descriptor
             self.fetch(file, over_limit=True, stop=stop)
-        raise UserError(
-            f"the cache {self.folder} cannot be used: {file.name} is gone as soon as it is there; name another with "
-            f"--cache-dir"
-        )
+        gone = f"{file.name} is gone as soon as it is there"
+        raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; name another with --cache-dir")
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
         """A descriptor of the file, held; None if it is not there, or not whole."""
-        descriptor = held_for_reading(path, self._ours)
-        if descriptor is None:
+        if (descriptor := held_for_reading(path, self._ours)) is None:
             return None
         with contextlib.ExitStack() as unless_whole:
             unless_whole.callback(os.close, descriptor)
@@ -143,18 +138,15 @@ class Cache:
         Kept as ``name``; what was damaged here is fetched anew.
         """
         if not _SMALL.fullmatch(name):
-            raise UserError(f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
+            raise UserError("path-name", f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
         kept = self.folder / name
         with self._own_errors():
-            data = self._ours.read(kept, SMALL)
-            if data is not None:
-                try:
+            if (data := self._ours.read(kept, SMALL)) is not None:
+                with contextlib.suppress(UserError):
                     return parse(data)
-                except UserError:
-                    kept.unlink(missing_ok=True)
-            data = read_small(source, Patience(self.options.patience, option="--patience"))
-            if data is None:
-                raise UserError(f"{source} is missing; upload the set again")
+                kept.unlink(missing_ok=True)
+            if (data := read_small(source, Patience(self.options.patience, option="--patience"))) is None:
+                raise UserError("set-missing", f"{source} is missing; upload the set again")
             result = parse(data)
             if self._writable:
                 write_own(kept, data)
@@ -162,30 +154,24 @@ class Cache:
 
     def has(self, file: RemoteFile) -> bool:
         """Whether the file is there, ours, and was checked."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._is_whole(file, (self.folder / file.name).lstat())
-        except FileNotFoundError:
-            return False
+        return False
 
     def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
-        return (
-            self._ours.owns(facts)
-            and facts.st_size == file.bytes
-            and (facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked)
-        )
+        if not self._ours.owns(facts) or facts.st_size != file.bytes:
+            return False
+        return facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked
 
     def _check_kept(self, path: Path, file: RemoteFile) -> bool:
         """Whether a file that was not checked yet is the one; one that is not is deleted. Reads all of it."""
-        descriptor = self._ours.open(path)
-        if descriptor is None:
+        if (descriptor := self._ours.open(path)) is None:
             return False
         try:
             facts = os.fstat(descriptor)
             if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
-                raise UserError(
-                    f"{file.place} has {facts.st_size} bytes by its sha256, the manifest says {file.bytes}: the "
-                    f"manifest is damaged; upload the set again"
-                )
+                why = f"the manifest says {file.bytes}: the manifest is damaged; upload the set again"
+                raise UserError("set-damaged", f"{file.place} has {facts.st_size} bytes by its sha256, {why}")
             with open(descriptor, "rb", closefd=False) as stream:
                 same = facts.st_size == file.bytes and sha256_stream(stream) == file.sha256
             if same:
@@ -213,21 +199,17 @@ class Cache:
         if self.options.is_usual and facts.st_uid == self._ours.uid:
             self.folder.chmod(0o700)
         else:
-            log.warning(
-                "other users may write to the cache %s: what is not yours there is not used; "
-                "with a folder of your own as --cache-dir they cannot delete or block files",
-                self.folder,
-            )
+            hint = "with a folder of your own as --cache-dir they cannot delete or block files"
+            said = "other users may write to the cache %s: what is not yours there is not used; %s"
+            log.warning(said, self.folder, hint)
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"the cache {self.folder} cannot be used: {one_line(error)}; repair it, or name another with "
-                f"--cache-dir"
-            ) from None
+            remedy = "repair it, or name another with --cache-dir"
+            raise UserError("cache", f"the cache {self.folder} cannot be used: {one_line(error)}; {remedy}") from None
 
     def _note(self, path: Path, file: Path | int) -> None:
         """Note that the file was used now."""
@@ -240,20 +222,19 @@ class Cache:
                 if self._ours.owns(facts):
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
-    def _share_failure(self, path: Path, before: tuple[int, int] | None) -> None:
+    def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
         """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader.
 
         before: the marker's version when we began, whatever its date says.
         """
-        at, message = self._failures.get(path.name, (-HOPELESS, ""))
+        at, code, message = self._failures.get(path.name, (-HOPELESS, "network", ""))
         if time.monotonic() - at < HOPELESS:
-            raise UserError(message)
+            raise UserError(code, message)
         marker = path.with_name(path.name + FAILED)
-        if _version(marker) in (None, before):
-            return
-        said = (self._ours.read(marker, 4096) or b"").decode("utf-8", "replace").strip()
-        if said:
-            raise UserError(one_line(said))
+        said = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
+        message, _, word = said.decode("utf-8", "replace").strip().partition("\n")
+        if message:  # earlier versions wrote no code
+            raise UserError(next((code for code in get_args(Code) if code == word), "network"), one_line(message))
 
     def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
@@ -261,8 +242,8 @@ class Cache:
         try:
             self._download(file, descriptor, Patience(self.options.patience, stop, "--patience", file.bytes))
         except UserError as error:
-            self._failures[file.name] = (time.monotonic(), str(error))
-            write_own(marker, str(error).encode())
+            self._failures[file.name] = (time.monotonic(), error.code, str(error))
+            write_own(marker, f"{error}\n{error.code}".encode())
             raise
         marker.unlink(missing_ok=True)
 
@@ -279,20 +260,14 @@ class Cache:
                 return
             log.warning("%s came with other bytes than the manifest's", file.place)
             patience.wait()
-        raise UserError(
-            f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times): the set is being "
-            f"replaced or was damaged; run `posters shards verify` where it was built, and upload it again"
-        )
+        what = f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times)"
+        remedy = "run `posters shards verify` where it was built, and upload it again"
+        raise UserError("set-damaged", f"{what}: the set is being replaced or was damaged; {remedy}")
 
 
-def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
-def _version(path: Path) -> tuple[int, int] | None:
+def _version(path: Path) -> tuple[int, ...] | None:
     """Changes when a file is written anew; None if there is none."""
-    try:
-        facts = path.lstat()
-    except FileNotFoundError:
-        return None
-    return facts.st_ino, facts.st_mtime_ns
+    with contextlib.suppress(FileNotFoundError):
+        version: tuple[int, ...] = _key(path.lstat())
+        return version
+    return None

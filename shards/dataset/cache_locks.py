@@ -59,22 +59,15 @@ class Ours:
             return locked(descriptor, shared, wait)
         except NoLocks as error:
             self.locks = False
-            log.warning(
-                "the cache %s is on a file system without locks (%s): processes may fetch a file twice, and nothing is "
-                "deleted there for --cache-limit; with a local disk as --cache-dir they share it",
-                self.folder,
-                one_line(error),
-            )
+            said = "the cache %s is on a file system without locks (%s): processes may fetch a file twice, and %s"
+            hint = "nothing is deleted there for --cache-limit; with a local disk as --cache-dir they share it"
+            log.warning(said, self.folder, one_line(error), hint)
             return True
 
     def owns(self, facts: os.stat_result) -> bool:
         """Whether no other user (but root) can have made or changed the file."""
-        return (
-            stat.S_ISREG(facts.st_mode)
-            and facts.st_nlink == 1
-            and facts.st_uid in (self.uid, 0)
-            and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
-        )
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
+        return ours and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
         """A descriptor of our file, None if there is none; what is there under its name instead is deleted."""
@@ -98,8 +91,7 @@ class Ours:
 
     def open_to_delete(self, path: Path) -> int | None:
         """As ``open``, for writing if that is allowed (on NFS an exclusive lock needs it); nothing is written."""
-        descriptor = self.open(path)
-        if descriptor is None:
+        if (descriptor := self.open(path)) is None:
             return None
         with contextlib.suppress(OSError):  # root's, or on a disk that can only be read
             writable = os.open(path, os.O_RDWR | _OPEN)
@@ -113,15 +105,13 @@ class Ours:
         for _ in range(100):
             with contextlib.suppress(FileExistsError):
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
-            descriptor = self.open(path, os.O_RDWR)
-            if descriptor is not None:
+            if (descriptor := self.open(path, os.O_RDWR)) is not None:
                 return descriptor
         raise OSError(errno.EEXIST, "another user puts files there", str(path))
 
     def read(self, path: Path, most: int) -> bytes | None:
         """The first ``most`` bytes of our file, None if there is none."""
-        descriptor = self.open(path)
-        if descriptor is None:
+        if (descriptor := self.open(path)) is None:
             return None
         with open(descriptor, "rb") as stream:
             return stream.read(most)
@@ -155,15 +145,11 @@ _mutex = threading.Lock()
 
 @contextlib.contextmanager
 def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    """(descriptor, path) of the file's partial, held; None if another thread or process holds it.
-
-    What is not under its final name when the block ends is deleted.
-    """
+    """(descriptor, path) of the file's partial, held, then deleted; None if another thread or process has it."""
     partial = path.with_name(path.name + PARTIAL)
     with _mutex:  # before it is opened: closing it again may drop the lock of the thread that fills it
         busy = partial in _filled
-        if not busy:
-            _filled.add(partial)
+        _filled.add(partial)
     if busy:
         yield None
         return
@@ -213,8 +199,7 @@ def held_alone(path: Path, ours: Ours) -> Iterator[None]:
 
 def held_for_reading(path: Path, ours: Ours) -> int | None:
     """A descriptor of our file, which nobody deletes until it is closed; None if there is no such file."""
-    descriptor = ours.open(path)
-    if descriptor is None:
+    if (descriptor := ours.open(path)) is None:
         return None
     with contextlib.ExitStack() as unless_there:
         unless_there.callback(os.close, descriptor)
@@ -229,8 +214,7 @@ def delete_unused(path: Path, ours: Ours) -> bool:
     """Delete our file unless somebody holds it, or none can say so; whether it is gone."""
     if not ours.locks or path in _filled:
         return False
-    descriptor = ours.open_to_delete(path)
-    if descriptor is None:
+    if (descriptor := ours.open_to_delete(path)) is None:
         return True
     try:
         if not locked(descriptor):
@@ -246,9 +230,6 @@ def delete_unused(path: Path, ours: Ours) -> bool:
 
 def same(descriptor: int, path: Path) -> bool:
     """Whether a path still is the file that was opened."""
-    try:
-        there = path.lstat()
-    except FileNotFoundError:
-        return False
-    facts = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino)
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    return False

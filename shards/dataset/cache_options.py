@@ -7,7 +7,7 @@ import re
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
-from shards.errors import UserError
+from shards.errors import UserError, printable_line
 from shards.options import option
 from shards.storage.paths import Place, place
 
@@ -26,7 +26,7 @@ def parse_limit(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?))?b?\s*", text.lower())
     if found is None:
-        raise UserError(f"--cache-limit takes a size such as 200GB or 1.5TiB, not {text!r}")
+        raise UserError("option-value", f"--cache-limit takes a size such as 200GB or 1.5TiB, not {text!r}")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
 
@@ -34,7 +34,7 @@ def parse_limit(text: str) -> int:
 def parse_patience(text: str) -> float:
     """Seconds. Raises UserError."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise UserError(f"--patience takes seconds, 0 or more, not {text!r}")
+        raise UserError("option-value", f"--patience takes seconds, 0 or more, not {text!r}")
     return float(text)
 
 
@@ -58,10 +58,8 @@ class CacheOptions:
     @property
     def path(self) -> Path:
         """The folder that is used."""
-        if self.folder is not None:
-            return self.folder
-        if own := os.environ.get("POSTERS_CACHE"):
-            return Path(own)
+        if named := self.folder or os.environ.get("POSTERS_CACHE"):
+            return Path(named)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
 
 
@@ -88,11 +86,14 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sha256, str) or not _DIGEST.fullmatch(self.sha256):
-            raise UserError(f"{self.place} has no sha256 of 64 hex digits in its manifest: {str(self.sha256)[:80]!r}")
+            found = str(self.sha256)[:80]
+            raise UserError("set-damaged", f"{self.place} has no sha256 of 64 hex digits in its manifest: {found!r}")
         if not isinstance(self.bytes, int) or not 0 <= self.bytes <= 1 << 53:
-            raise UserError(f"{self.place} has no size in its manifest: {str(self.bytes)[:80]!r}")
+            raise UserError("set-damaged", f"{self.place} has no size in its manifest: {str(self.bytes)[:80]!r}")
         if not _NAME.fullmatch(self.place.name) or self.place.suffix.lower() in _MARKS:
-            raise UserError(f"{self.place} is not a file that a shard set holds: its name is {self.place.name!r}")
+            where = printable_line(str(self.place))
+            why = f"is not a file that a shard set holds: its name is {self.place.name!r}"
+            raise UserError("set-damaged", f"{where} {why}")
 
     @property
     def name(self) -> str:

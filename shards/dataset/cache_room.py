@@ -42,20 +42,17 @@ class Room:
 
         Raises NoRoom where the limit leaves none, unless ``over_limit``; UserError where the disk does.
         """
-        limit = self.limit
+        limit = self.limit or float("inf")
         with self.held():
             kept, partials = self._listed()
-            if limit:
-                total = sum(size for _, size, _ in kept) + partials
-                for _, size, path in sorted(kept):
-                    if total + file.bytes <= limit:
-                        break
-                    if delete_unused(path, self._ours):
-                        total -= size
-                if total + file.bytes > limit:
-                    if not over_limit:
-                        raise NoRoom(file.name)
-                    self._tell_over(total + file.bytes)
+            total = sum(size for _, size, _ in kept) + partials + file.bytes
+            for _, size, path in sorted(kept):
+                if total > limit and delete_unused(path, self._ours):
+                    total -= size
+            if total > limit:
+                if not over_limit:
+                    raise NoRoom(file.name)
+                self._tell_over(total)
             try:
                 free = os.fstatvfs(descriptor)
                 if file.bytes > free.f_bavail * free.f_frsize:  # what others need meanwhile is not taken in vain
@@ -64,10 +61,9 @@ class Room:
                 if hasattr(os, "posix_fallocate") and file.bytes:
                     os.posix_fallocate(descriptor, 0, file.bytes)  # a full disk shows now
             except OSError as error:
-                raise UserError(
-                    f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}: "
-                    f"{one_line(error)}; set --cache-limit, or name a larger disk with --cache-dir"
-                ) from None
+                what = f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}"
+                remedy = "set --cache-limit, or name a larger disk with --cache-dir"
+                raise UserError("disk-full", f"{what}: {one_line(error)}; {remedy}") from None
 
     def _listed(self) -> tuple[list[tuple[float, int, Path]], int]:
         """(last use, bytes, path) of every whole file; bytes of those being fetched. Sweeps what a kill left."""
@@ -103,10 +99,6 @@ class Room:
     def _tell_over(self, size: int) -> None:
         if not self._told.is_set():
             self._told.set()
-            log.warning(
-                "the cache %s is over its limit (%.1f of %.1f GiB): what is in it is in use or cannot be deleted; "
-                "raise --cache-limit",
-                self.folder,
-                size / 2**30,
-                self.limit / 2**30,
-            )
+            over = f"is over its limit ({size / 2**30:.1f} of {self.limit / 2**30:.1f} GiB)"
+            why = "what is in it is in use or cannot be deleted"
+            log.warning("the cache %s %s: %s; raise --cache-limit", self.folder, over, why)

@@ -15,7 +15,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from shards.storage.file_locks import held_file
@@ -24,6 +25,7 @@ from shards.storage.paths import Place
 
 #: Seconds after which a file is checked again.
 REMEMBERED = 30 * 86400.0
+_version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]) -> None:
@@ -31,12 +33,13 @@ def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, 
 
     files: their paths and what they are now; expected: what they are checked for, such as their digest.
     """
-    seen = [
-        [str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-        for path, facts in files
-    ]
-    key = fingerprint([expected, seen])
-    with _held(key) as mark:
+    key = fingerprint([expected, [[str(path), *_version(facts)] for path, facts in files]])
+    with contextlib.ExitStack() as held:  # so that no other process of this user checks the same
+        mark = None
+        with contextlib.suppress(OSError):  # a read-only or full disk; one without locks; no safe folder
+            folder = _own_folder()
+            held.enter_context(held_file(folder / f"{key[:2]}.lock", wait=True))
+            mark = folder / key
         if mark is not None and _fresh(mark):
             return
         check()
@@ -46,35 +49,22 @@ def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, 
                 mark.touch(mode=0o600)
 
 
-@contextlib.contextmanager
-def _held(key: str) -> Iterator[Path | None]:
-    """The mark of a key, while no other process of this user checks what it stands for; None without a safe folder."""
-    with contextlib.ExitStack() as held:
-        mark = None
-        with contextlib.suppress(OSError):  # a read-only or full disk; one without locks
-            folder = _own_folder()
-            held.enter_context(held_file(folder / f"{key[:2]}.lock", wait=True))
-            mark = folder / key
-        yield mark
-
-
 def _own_folder() -> Path:
     """Raises OSError if it cannot be made, or is not this user's alone."""
-    user = str(os.getuid()) if hasattr(os, "getuid") else ""
+    user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir()) / f"posters-checked-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
-    mine = not user or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
+    mine = user == "" or (facts.st_uid == user and not facts.st_mode & 0o022)
     if not stat.S_ISDIR(facts.st_mode) or not mine:
         raise PermissionError(f"{folder} is not this user's own folder")
     return folder
 
 
 def _fresh(mark: Path) -> bool:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return time.time() - mark.lstat().st_mtime < REMEMBERED
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _sweep(folder: Path) -> None:

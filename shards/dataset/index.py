@@ -36,18 +36,12 @@ if TYPE_CHECKING:
 SUFFIX = ".index.parquet"
 
 SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("image_offset", pa.int64()),
-        ("image_size", pa.int64()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("crc32", pa.int64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("labels", pa.list_(pa.int16())),
-    ]
+    {
+        **dict.fromkeys(("key", "id"), pa.string()),
+        **dict.fromkeys(("image_offset", "image_size", "json_offset", "json_size", "crc32"), pa.int64()),
+        **dict.fromkeys(("height", "width"), pa.int32()),
+        "labels": pa.list_(pa.int16()),
+    }
 )
 
 #: Over so many pixels Pillow refuses an image, whoever asks.
@@ -65,6 +59,8 @@ BOUNDS = {
 #: Bytes of a key or an id, and of all values of a row, at most.
 NAME_BYTES = 1 << 14
 ROW_BYTES = 1 << 17
+AGAIN = "build or index the set again"
+COPY_AGAIN = "copy the set again, or build or index it again"
 
 
 @dataclass(frozen=True)
@@ -92,18 +88,23 @@ def member_checksum(stream: IO[bytes], member: Member) -> int:
     """CRC-32 of a sample's image and JSON bytes: names the damaged sample when the tar's sha256 differs."""
     stream.seek(member.image_offset)
     value = zlib.crc32(stream.read(member.image_size))
-    if member.json_offset >= 0:
-        stream.seek(member.json_offset)
-        value = zlib.crc32(stream.read(member.json_size), value)
-    return value
+    if member.json_offset < 0:
+        return value
+    stream.seek(member.json_offset)
+    return zlib.crc32(stream.read(member.json_size), value)
 
 
-def build_table(tar: Path, members: Sequence[Member], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """The index table of one shard; ``columns`` gives id, height, width and labels in member order."""
+def build_table(
+    tar: Path, members: Sequence[Member], ids: Sequence[str], sizes: Sequence[tuple[int, int]], labels: Sequence[Any]
+) -> pa.Table:
+    """The index table of one shard, of ids, (width, height) in pixels and genre columns in member order."""
+    columns: dict[str, Sequence[Any]] = {}
+    for name in Member.__dataclass_fields__:
+        columns[name] = [getattr(member, name) for member in members]
     with open(tar, "rb") as stream:
-        checksums = [member_checksum(stream, member) for member in members]
-    own = {name: [getattr(member, name) for member in members] for name in Member.__dataclass_fields__}
-    return pa.table({**own, **columns, "crc32": checksums}, schema=SCHEMA)
+        columns["crc32"] = [member_checksum(stream, member) for member in members]
+    columns |= {"id": ids, "labels": labels, "width": [w for w, _ in sizes], "height": [h for _, h in sizes]}
+    return pa.table(columns, schema=SCHEMA)
 
 
 def write_index(tar: Place, table: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -143,7 +144,7 @@ def index_bytes(tar: Place) -> bytes:
     except FileNotFoundError:
         raise _no_index(tar) from None
     except OSError as error:
-        raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"the index {path} cannot be read: {one_line(error)}") from None
 
 
 def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
@@ -155,26 +156,23 @@ def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
     require_digest(data, path, shard)
     table, facts = parse_index(data, path, shard.samples)
     if foreign := foreign_to(table, facts, shard):
-        raise UserError(f"the index {path} {foreign}; build or index the set again")
+        raise UserError("set-other", f"the index {path} {foreign}; {AGAIN}")
     if problem := misfit_of(table, shard):
-        raise UserError(f"the index {path} is not sound: {problem}; copy the set again, or build or index it again")
+        raise _not_sound(path, problem)
     return table
 
 
 def require_digest(data: bytes, path: Place, shard: Shard) -> None:
     """Raise UserError if the bytes of an index are not those that the manifest vouches for."""
     if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise UserError(
-            f"the index {path} of {shard.name} belongs to another build than the manifest, or was changed (its sha256 "
-            f"differs): copy the set again, or build or index it again"
-        )
+        what = "belongs to another build than the manifest, or was changed (its sha256 differs)"
+        raise UserError("set-damaged", f"the index {path} of {shard.name} {what}: {COPY_AGAIN}")
 
 
 def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
     """Whether an index was made for another tar than the manifest's; empty if not."""
-    if facts.get("sha256") != shard.sha256 or table.num_rows != shard.samples:
-        return f"of {shard.name} belongs to another build than the manifest"
-    return ""
+    ours = facts.get("sha256") == shard.sha256 and table.num_rows == shard.samples
+    return "" if ours else f"of {shard.name} belongs to another build than the manifest"
 
 
 def misfit_of(table: pa.Table, shard: Shard) -> str:
@@ -183,9 +181,8 @@ def misfit_of(table: pa.Table, shard: Shard) -> str:
         ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
         if np.max(ends, initial=0) > shard.bytes:
             return f"a sample's {part} lies outside of its tar"
-    if np.max(table["labels"].combine_chunks().flatten().to_numpy(), initial=-1) >= len(shard.genre_counts):
-        return "a label is none of the set's genres"
-    return ""
+    highest = np.max(table["labels"].combine_chunks().flatten().to_numpy(), initial=-1)
+    return "a label is none of the set's genres" if highest >= len(shard.genre_counts) else ""
 
 
 def parse_index(data: bytes, path: Place, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
@@ -198,43 +195,39 @@ def parse_index(data: bytes, path: Place, rows: int | None = None) -> tuple[pa.T
         file = pq.ParquetFile(pa.BufferReader(data))
         metadata = file.schema_arrow.metadata or {}
         if not file.schema_arrow.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
-            raise UserError(f"{path} is no index of this toolkit; run `posters shards index` on its folder")
-        if problem := _oversize(file.metadata, rows):
-            raise UserError(f"the index {path} {problem}; build or index the set again")
+            remedy = "run `posters shards index` on its folder"
+            raise UserError("set-format", f"{path} is no index of this toolkit; {remedy}")
+        if rows not in (None, count := file.metadata.num_rows):
+            problem = f"belongs to another build than the manifest: {count} samples instead of {rows}"
+            raise UserError("set-other", f"the index {path} {problem}; {AGAIN}")
+        if _is_oversize(file.metadata):
+            raise UserError("set-damaged", f"the index {path} is larger than its samples make it; {AGAIN}")
         # As dictionaries: a long text that is said of every sample is there once, until its length is known.
         names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=["key", "id"])
         table = names.read(use_threads=False)
-        problem = _unsound(table)
-        table = table if problem else table.cast(SCHEMA)
+        if problem := _unsound(table):
+            raise _not_sound(path, problem)
+        table = table.cast(SCHEMA)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise UserError(f"the index {path} cannot be read: {one_line(error)}") from None
-    if problem:
-        raise UserError(f"the index {path} is not sound: {problem}; copy the set again, or build or index it again")
-    return table, parse_as(metadata[b"poster_toolkit"], dict[str, Any], path, "index", "build or index the set again")
+        raise UserError("set-damaged", f"the index {path} cannot be read: {one_line(error)}") from None
+    return table, parse_as(metadata[b"poster_toolkit"], dict[str, Any], path, "index", AGAIN, "set-damaged")
 
 
-def _oversize(found: pq.FileMetaData, rows: int | None) -> str:
-    """Why a Parquet file is not even to be read: some bytes of it can stand for any amount of memory."""
-    if rows is not None and found.num_rows != rows:
-        return f"belongs to another build than the manifest: {found.num_rows} samples instead of {rows}"
+def _is_oversize(found: pq.FileMetaData) -> bool:
+    """Whether a Parquet file is not even to be read: some bytes of it can stand for any amount of memory."""
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
     values = max((group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0)
-    if values > MAX_GENRES * max(found.num_rows, 1) or (
-        sum(group.total_byte_size for group in groups) > ROW_BYTES * (found.num_rows + 8)
-    ):
-        return "is larger than its samples make it"
-    return ""
+    size = sum(group.total_byte_size for group in groups)
+    return values > MAX_GENRES * max(found.num_rows, 1) or size > ROW_BYTES * (found.num_rows + 8)
 
 
 def _unsound(table: pa.Table) -> str:
     """Values that no index of ours holds; empty if there are none."""
     table.validate(full=True)  # text that is not UTF-8, offsets that lead out of their buffers
-    labels = table["labels"].combine_chunks()
+    labels = table["labels"].combine_chunks().flatten()
     for name in SCHEMA.names:
-        if table[name].null_count:
+        if table[name].null_count or (name == "labels" and labels.null_count):
             return f"the column {name!r} has empty values"
-    if labels.flatten().null_count:
-        return "the column 'labels' has empty values"
     for name in ("key", "id"):
         longest = max((pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in table[name].chunks), default=0)
         if longest > NAME_BYTES:
@@ -246,13 +239,16 @@ def _unsound(table: pa.Table) -> str:
     pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
     if np.max(pixels, initial=0) > MAX_PIXELS:
         return f"an image of {np.max(pixels)} pixels, over {MAX_PIXELS}"
-    if np.min(labels.flatten().to_numpy(), initial=0) < 0:
-        return "a label is below 0"
-    return ""
+    return "a label is below 0" if np.min(labels.to_numpy(), initial=0) < 0 else ""
+
+
+def _not_sound(path: Place, problem: str) -> UserError:
+    return UserError("set-damaged", f"the index {path} is not sound: {problem}; {COPY_AGAIN}")
 
 
 def _no_index(tar: Place) -> UserError:
-    return UserError(f"no index beside {tar}: finish `posters shards build`, or run `posters shards index`")
+    remedy = "finish `posters shards build`, or run `posters shards index`"
+    return UserError("set-missing", f"no index beside {tar}: {remedy}")
 
 
 def list_tars(folder: Place) -> list[Place]:

@@ -50,10 +50,8 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if len(self.genres) > MAX_GENRES:
-            raise UserError(
-                f"{len(self.genres)} different genres are over the limit of {MAX_GENRES}; "
-                f"is --genre-column the right column?"
-            )
+            what = f"{len(self.genres)} different genres are over the limit of {MAX_GENRES}"
+            raise UserError("table-column", f"{what}; is --genre-column the right column?")
 
     @classmethod
     def from_samples(cls, genre_lists: Iterable[Sequence[str]]) -> LabelSet:
@@ -79,10 +77,8 @@ class LabelSet:
 
     def multi_hot(self, columns: Iterable[int]) -> list[int]:
         """A list of 0 and 1, one per genre."""
-        row = [0] * len(self.genres)
-        for column in columns:
-            row[column] = 1
-        return row
+        wanted = set(columns)
+        return [int(column in wanted) for column in range(len(self))]
 
 
 def tidy(genre: str) -> str:
@@ -121,9 +117,8 @@ def merge_spellings(
         label = given[0] if given else _most_frequent(found)
         kept.update(dict.fromkeys(found, label))
         if others := [f"{_shown(genre)} ({count})" for genre, count in found.items() if genre != label]:
-            lines.append(
-                f"genre {_shown(label)} ({found.get(label, 0)} samples) is also written {', '.join(others)}: merged"
-            )
+            kept_as = f"genre {_shown(label)} ({found.get(label, 0)} samples)"
+            lines.append(f"{kept_as} is also written {', '.join(others)}: merged")
     return [tuple(dict.fromkeys(kept.get(genre, genre) for genre in genres)) for genres in samples], lines
 
 
@@ -150,27 +145,20 @@ def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet)
     """What differs between two label sets, in a few words."""
     only_left = [repr(g) for g in left.genres if g not in right.index]
     only_right = [repr(g) for g in right.genres if g not in left.index]
-    parts = []
-    if only_left:
-        parts.append(f"only in {left_name}: {some(only_left)}")
-    if only_right:
-        parts.append(f"only in {right_name}: {some(only_right)}")
-    if not parts:
-        first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
-        parts.append(
-            f"same genres in another order, first at column {first}: "
-            f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
-        )
-    return "; ".join(parts)
+    if only_left or only_right:
+        sides = ((left_name, only_left), (right_name, only_right))
+        return "; ".join(f"only in {name}: {some(only)}" for name, only in sides if only)
+    first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
+    two = f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
+    return f"same genres in another order, first at column {first}: {two}"
 
 
 def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:
     """Refuse to go on with two different label sets: probabilities would be read under wrong names."""
     if left.fingerprint != right.fingerprint:
-        raise UserError(
-            f"labels differ: {left_name} has {len(left)} genres ({left.fingerprint}), {right_name} has "
-            f"{len(right)} ({right.fingerprint}); {difference(left_name, left, right_name, right)}"
-        )
+        ours, theirs = f"{len(left)} genres ({left.fingerprint})", f"{len(right)} ({right.fingerprint})"
+        what = f"labels differ: {left_name} has {ours}, {right_name} has {theirs}"
+        raise UserError("labels-differ", f"{what}; {difference(left_name, left, right_name, right)}")
 
 
 def read_labels(path: Place) -> LabelSet:
@@ -179,8 +167,8 @@ def read_labels(path: Place) -> LabelSet:
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
     remedy = "give a model's labels.json or a manifest.json"
     if not isinstance(holder, dict) or not holder.get("genres"):
-        raise UserError(f"{path} has no list of genres; {remedy}")
-    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy)
+        raise UserError("labels-invalid", f"{path} has no list of genres; {remedy}")
+    genres = check_as(holder["genres"], Genres, path, "list of genres", remedy, "labels-invalid")
     if problem := genres_problem(genres):
-        raise UserError(f"{path} is not a valid list of genres: {problem}; {remedy}")
+        raise UserError("labels-invalid", f"{path} is not a valid list of genres: {problem}; {remedy}")
     return LabelSet(tuple(genres))

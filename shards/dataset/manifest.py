@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -17,12 +17,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.dataset.index import COPY_AGAIN
 from shards.dataset.labels import Genres, LabelSet, genres_problem
 from shards.dataset.sample_table import SUFFIX as TABLE
-from shards.dataset.sample_table import SampleTable, remove_other_tables, table_name, write_sample_table
+from shards.dataset.sample_table import SampleTable, table_name, write_sample_table
 from shards.errors import UserError
 from shards.schema import Count, Sha256, check_as, parse_as
-from shards.storage.files import fingerprint, small_bytes, write_json
+from shards.storage.files import fingerprint, names_in, remove_file, small_bytes, write_json
 from shards.storage.paths import Place, is_remote
 from shards.storage.retrying_read import FIRST_PATIENCE, SMALL, Patience, read_small
 
@@ -133,7 +134,7 @@ class Manifest:
         """The shards of a split. Raises UserError if the set has no such split."""
         by_split = self.by_split
         if split not in by_split:
-            raise UserError(f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
+            raise UserError("set-split", f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
         return by_split[split]
 
     def table_of(self, split: str) -> SampleTable | None:
@@ -141,10 +142,8 @@ class Manifest:
         table = self.tables.get(split)
         name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
         if table is not None and table.name != name:
-            raise UserError(
-                f"the shard set's table {table.name!r} is not that of its split {split!r}, {name!r}: copy the set "
-                f"again, or build or index it again"
-            )
+            what = f"the shard set's table {table.name!r} is not that of its split {split!r}, {name!r}"
+            raise UserError("set-damaged", f"{what}: {COPY_AGAIN}")
         return table
 
     def units_of(self, split: str) -> NDArray[np.int64] | None:
@@ -174,18 +173,23 @@ class Manifest:
         Before the manifest, which names them. Raises UserError for a set that could not be read again.
         """
         if problem := self._problem():
-            raise UserError(f"{folder} cannot become a shard set: {problem}")
+            raise UserError("path-name", f"{folder} cannot become a shard set: {problem}")
         self.tables = {}
         digests: dict[str, tuple[int, str]] = {}
         for split, shards in self.by_split.items():
             unknown = [replace(shard, index_sha256=None) for shard in shards]
             self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
             digests.update(zip((shard.name for shard in shards), found, strict=True))
-        self.shards = [
-            replace(shard, index_bytes=digests[shard.name][0], index_sha256=digests[shard.name][1])
-            for shard in self.shards
-        ]
-        remove_other_tables(folder, list(self.tables.values()))
+        self.shards = self.vouched(digests)
+        ours = {table.name for table in self.tables.values()}
+        for name in names_in(folder):
+            if name.endswith(TABLE) and name not in ours:  # of an earlier build
+                remove_file(folder / name)
+
+    def vouched(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
+        """The shards with (bytes, SHA-256) of their indexes, by the shard's name."""
+        known = [(shard, *indexes[shard.name]) for shard in self.shards]
+        return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 
     def write(self, folder: Place) -> None:
         """Write manifest.json, atomically. It is the last file of a build."""
@@ -207,40 +211,37 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Place, patience: float = FIRST_PATIENCE) -> Manifest:
-        """Read a folder's manifest. Raises UserError if it is absent, malformed or of another format.
-
-        patience: seconds for which a store that does not answer is asked again.
-        """
+        """Read a folder's manifest; ``patience`` (seconds) with a store. Raises UserError if absent or not valid."""
         path = folder / NAME
         if is_remote(folder):
             data = read_small(path, Patience(patience))
         elif folder.is_dir():
             data = small_bytes(path) if path.is_file() else None
         else:
-            raise UserError(f"no shard folder at {folder}; make one with `posters shards build --out {folder}`")
+            remedy = f"make one with `posters shards build --out {folder}`"
+            raise UserError("set-missing", f"no shard folder at {folder}; {remedy}")
         if data is None:
-            raise UserError(
-                f"{folder} holds no {NAME}: finish its `posters shards build`, "
-                f"or run `posters shards index {folder}` for tars made by other tools"
-            )
-        head = parse_as(data, _Head, path, "manifest", _REMEDY)
+            other = f"or run `posters shards index {folder}` for tars made by other tools"
+            raise UserError("set-missing", f"{folder} holds no {NAME}: finish its `posters shards build`, {other}")
+        said = path, "manifest", _REMEDY
+        head = parse_as(data, _Head, *said, "set-damaged")
         if head.format != FORMAT:
-            raise UserError(f"{path} has format {head.format}, this version reads {FORMAT}; build the set again")
-        raw = parse_as(data, _Document, path, "manifest", _REMEDY)
-        check_as(raw.source, Source, path, "manifest", _REMEDY)
+            remedy = "build the set again"
+            raise UserError("set-format", f"{path} has format {head.format}, this version reads {FORMAT}; {remedy}")
+        raw = parse_as(data, _Document, *said, "set-damaged")
+        check_as(raw.source, Source, *said, "set-damaged")
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
         if raw.fingerprint != manifest.fingerprint:
-            raise UserError(f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
+            raise UserError("set-damaged", f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
         if problem := manifest._problem():
-            raise UserError(f"{path} is not a valid manifest: {problem}; {_REMEDY}")
+            raise UserError("set-damaged", f"{path} is not a valid manifest: {problem}; {_REMEDY}")
         return manifest
 
     def _problem(self) -> str:
         """What no set has: such names, counts and tables reach no path and no array. Empty if there is nothing."""
-        problems = (self._shards_problem, self._tables_problem, self._duplicates_problem)
-        return genres_problem(self.genres) or next(filter(None, (problem() for problem in problems)), "")
+        return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
 
-    def _shards_problem(self) -> str:
+    def _files_problem(self) -> str:
         if not any(shard.samples for shard in self.shards):
             return "it has no shard with samples"
         for shard in self.shards:
@@ -254,9 +255,8 @@ class Manifest:
                 return f"the shard {shard.name!r} has more samples of a genre than samples"
         # Files of predictions are named like shards; not every file system tells a from A.
         name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
-        return f"{times} shards are named {name!r}" if times > 1 else ""
-
-    def _tables_problem(self) -> str:
+        if times > 1:
+            return f"{times} shards are named {name!r}"
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
                 return f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"

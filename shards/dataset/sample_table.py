@@ -23,7 +23,7 @@ import pyarrow as pa
 from shards.dataset.index import MAX_PIXELS, index_bytes, index_of, index_path
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256
-from shards.storage.files import atomic_write, fingerprint, names_in, remove_file, sha256_stream
+from shards.storage.files import atomic_path, fingerprint, sha256_file, sha256_stream
 from shards.storage.paths import Place
 
 if TYPE_CHECKING:
@@ -46,31 +46,22 @@ class SampleTable:
 
 def record_type(genres: int) -> np.dtype[Any]:
     """Of one sample: offset and size of its image in the tar (bytes), height and width (pixels), genres (bits)."""
-    return np.dtype(
-        [
-            ("offset", "<u8"),
-            ("size", "<u4"),
-            ("height", "<u4"),
-            ("width", "<u4"),
-            ("genres", "u1", (max(1, -(-genres // 8)),)),
-        ]
-    )
+    numbers = [("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4")]
+    return np.dtype([*numbers, ("genres", "u1", (max(1, -(-genres // 8)),))])
 
 
 def records_of(table: pa.Table, genres: int) -> np.ndarray:
     """(n,) records of the samples of an index table (shards/dataset/index.py)."""
     records = np.zeros(table.num_rows, dtype=record_type(genres))
-    records["offset"] = table["image_offset"].to_numpy()
-    records["size"] = table["image_size"].to_numpy()
-    records["height"] = table["height"].to_numpy()
-    records["width"] = table["width"].to_numpy()
+    for field in ("offset", "size", "height", "width"):
+        records[field] = table[field if field in table.column_names else f"image_{field}"].to_numpy()
     records["genres"][:, : -(-genres // 8)] = np.packbits(_multi_hot(table["labels"].combine_chunks(), genres), axis=1)
     return records
 
 
 def multi_hot_of(records: np.ndarray, genres: int) -> np.ndarray:
     """(n, G) uint8 of 0 and 1 of some records."""
-    return np.unpackbits(records["genres"], axis=1, count=genres) if genres else _none(records)
+    return np.unpackbits(records["genres"], axis=1, count=genres)
 
 
 def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str:
@@ -88,24 +79,17 @@ def write_sample_table(
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
     digests = []
-    with atomic_write(path) as stream:
-        out = _Counted(stream)
-        header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
-        np.lib.format.write_array_header_1_0(out, header)
-        for shard in shards:
-            tar = folder / shard.name
-            data = index_bytes(tar)
-            out.write(records_of(index_of(data, index_path(tar), shard), len(genres)).tobytes())
-            digests.append((len(data), hashlib.sha256(data).hexdigest()))
-    return SampleTable(path.name, out.bytes, out.digest.hexdigest()), digests
-
-
-def remove_other_tables(folder: Place, wanted: Sequence[SampleTable]) -> None:
-    """Delete tables of an earlier build."""
-    names = {table.name for table in wanted}
-    for name in names_in(folder):
-        if name.endswith(SUFFIX) and name not in names:
-            remove_file(folder / name)
+    with atomic_path(path) as written:
+        with open(written, "wb") as stream:
+            header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for shard in shards:
+                tar = folder / shard.name
+                data = index_bytes(tar)
+                stream.write(records_of(index_of(data, index_path(tar), shard), len(genres)).tobytes())
+                digests.append((len(data), hashlib.sha256(data).hexdigest()))
+        table = SampleTable(path.name, written.stat().st_size, sha256_file(written))
+    return table, digests
 
 
 def open_sample_table(path: Path) -> IO[bytes]:
@@ -113,9 +97,9 @@ def open_sample_table(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; copy it again, or run the set's build again") from None
+        raise UserError("set-missing", f"{path} is missing; copy it again, or run the set's build again") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be opened: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"{path} cannot be opened: {one_line(error)}") from None
 
 
 def map_sample_table(
@@ -125,8 +109,7 @@ def map_sample_table(
 
     path: for the error. What the file holds is ``check_sample_table``'s matter.
     """
-    size = os.fstat(stream.fileno()).st_size
-    if size != table.bytes:
+    if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
         raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
     kind = record_type(genres)
     try:
@@ -168,19 +151,8 @@ def check_sample_table(
 
 
 def _damaged(path: Place, problem: str) -> UserError:
-    return UserError(f"{path} is damaged ({problem}); copy it again, or delete it and run the build again")
-
-
-class _Counted:
-    """Writes on and keeps count and digest of what was written."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.bytes, self.digest = stream, 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.stream.write(data)
+    remedy = "copy it again, or delete it and run the build again"
+    return UserError("set-damaged", f"{path} is damaged ({problem}); {remedy}")
 
 
 def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
@@ -189,7 +161,3 @@ def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
     targets = np.zeros((len(labels), width), dtype=np.uint8)
     targets[np.repeat(np.arange(len(labels)), counts), labels.flatten().to_numpy()] = 1
     return targets
-
-
-def _none(records: np.ndarray) -> np.ndarray:
-    return np.zeros((len(records), 0), dtype=np.uint8)

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 class ShardStore(ABC):
     """The files of one shard set."""
 
-    def __init__(self, root: Place) -> None:
-        self.root = root
+    def __init__(self, root: Place, patience: float = FIRST_PATIENCE) -> None:
+        self.root, self._patience = root, patience
 
     def __str__(self) -> str:
         return str(self.root)
@@ -53,19 +53,13 @@ class ShardStore(ABC):
 
     def manifest(self) -> Manifest:
         """The set's manifest, read anew."""
-        manifest = self._manifest()
+        manifest = Manifest.read(self.root, self._patience)
         warn_of_unknown_indexes(self.root, manifest)
         return manifest
 
     @abstractmethod
-    def _manifest(self) -> Manifest: ...
-
-    @abstractmethod
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """A glance at files before work begins; ``indexes``: they will all be needed.
-
-        Raises UserError for what is known to be missing or changed.
-        """
+        """A glance at files, ``indexes`` too if all are needed. Raises UserError for what is missing or changed."""
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -93,9 +87,6 @@ class LocalShards(ShardStore):
         super().__init__(root)
         self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
 
-    def _manifest(self) -> Manifest:
-        return Manifest.read(self.root)
-
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
         """See ShardStore: sizes are compared with the manifest's, so that no hour of work comes before the error."""
         for shard in shards:
@@ -120,7 +111,7 @@ class LocalShards(ShardStore):
         except OSError as error:
             if may_pass(error):
                 raise
-            raise UserError(f"shard {path} cannot be opened: {one_line(error)}") from None
+            raise UserError("path-unreadable", f"shard {path} cannot be opened: {one_line(error)}") from None
         try:
             self._require_unchanged(path, os.fstat(descriptor))
         except UserError:
@@ -131,7 +122,8 @@ class LocalShards(ShardStore):
     def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
         now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
         if self._seen.setdefault(path.name, now) != now:
-            raise UserError(f"shard {path} was replaced while it was read: start again, with the set as it is now")
+            remedy = "start again, with the set as it is now"
+            raise UserError("file-changed", f"shard {path} was replaced while it was read: {remedy}")
 
     def index(self, shard: Shard) -> pa.Table:
         check_files(self.root / shard.name, shard)
@@ -147,11 +139,8 @@ class RemoteShards(ShardStore):
     """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
 
     def __init__(self, root: Place, cache: Cache) -> None:
-        super().__init__(root)
+        super().__init__(root, min(FIRST_PATIENCE, cache.options.patience))
         self.cache = cache
-
-    def _manifest(self) -> Manifest:
-        return Manifest.read(self.root, min(FIRST_PATIENCE, self.cache.options.patience))
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
         """See ShardStore: every answer of a store takes time, so files are checked when they come."""
@@ -195,28 +184,23 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStor
     if not is_remote(root):
         return LocalShards(root)
     if sys.platform == "win32":
-        raise UserError(f"{root}: shards at a URL need a POSIX system; copy them to a folder first")
+        raise UserError("environment", f"{root}: shards at a URL need a POSIX system; copy them to a folder first")
     from shards.dataset.cache import Cache
 
     return RemoteShards(root, Cache(cache or CacheOptions()))
 
 
 def check_files(path: Path, shard: Shard) -> os.stat_result:
-    """A glance at a shard's files: what the tar is now.
-
-    Raises UserError if it is missing, truncated or changed, or has no index.
-    """
+    """What a shard's tar is now. Raises UserError if it is missing, truncated or changed, or has no index."""
     try:
         facts = path.stat()
     except FileNotFoundError:
-        raise UserError(f"shard {path} is missing; copy it again, or build the set again") from None
-    size = facts.st_size
-    if size != shard.bytes:
+        raise UserError("set-missing", f"shard {path} is missing; copy it again, or build the set again") from None
+    if (size := facts.st_size) != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
-        raise UserError(
-            f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}; copy it again, or delete it and "
-            f"its index and run `posters shards build` again"
-        )
+        what = f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}"
+        remedy = "copy it again, or delete it and its index and run `posters shards build` again"
+        raise UserError("set-damaged", f"{what}; {remedy}")
     require_index(path)
     return facts
 
@@ -242,10 +226,8 @@ def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
         _warned.add(str(root))
         how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
         where = "the folder it was uploaded from" if is_remote(root) else root
-        log.warning(
+        said = (
             "%s is of an earlier version: its manifest has no digests of its indexes, and one that was changed may go "
-            "unnoticed; add them with `posters shards index %s`%s",
-            root,
-            where,
-            how,
+            "unnoticed; add them with `posters shards index %s`%s"
         )
+        log.warning(said, root, where, how)

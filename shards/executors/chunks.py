@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 from shards.executors.local import Executor
+from shards.executors.retries import Result
 from shards.progress import progress
 from shards.storage.files import write_json
 from shards.storage.paths import Place
 
 Item = TypeVar("Item")
 Task = TypeVar("Task", bound=Sized)  # its items, which the progress bar counts
-Result = TypeVar("Result")
 
 
 def cut(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:

@@ -13,32 +13,32 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import logging
 import os
 import queue
 import secrets
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from distributed import Client, Future, Security
+from distributed import Client, Future, Security, Worker, get_worker
 from distributed.client import ClosedClientError
 from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 
 from shards.errors import UserError, one_line
-from shards.executors.dask_worker import Terms, meet, on_worker
-from shards.executors.retries import Failure, Lane, Outcome, drive
+from shards.executors.retries import Failure, Lane, Outcome, Result, Task, attempt, drive
 from shards.storage.files import fingerprint, names_in
 from shards.versions import library_versions
 
 log = logging.getLogger(__name__)
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 CONNECT = 15
 """Seconds after which a scheduler that does not answer is given up."""
@@ -49,9 +49,48 @@ PATIENCE = 5
 NO_WORKERS = 4
 """Tasks that wait on a scheduler without workers: they start the first ones that come."""
 
-
 SEEN = ".seen-"
 """Begins the name of a file that workers must see in a folder where results go."""
+
+GONE = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
+"""What a lost scheduler makes of a call."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a worker must have in common with this machine. Hashable: each worker looks once."""
+
+    versions: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, str, int], ...]
+    """(folder, a file in it, its size)."""
+
+
+def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> tuple[Any, Failure | None]:
+    """Runs on a worker: the task, if the worker fits."""
+    if problem := _misfit(terms):
+        return None, Failure(problem, "user", "environment")
+    return attempt(function, task, get_worker().address)
+
+
+def meet(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
+    """Runs on a worker: (why it does not fit, whether it still runs tasks of an earlier run on the same folder)."""
+    return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
+
+
+@lru_cache(maxsize=8)
+def _misfit(terms: Terms) -> str:
+    host = socket.gethostname()
+    ours = library_versions([name for name, _ in terms.versions])
+    for name, wanted in terms.versions:
+        if ours[name] != wanted:
+            remedy = "install the same versions everywhere (constraints.txt)"
+            return f"worker {host} has {name} {ours[name]} and this machine {wanted}: shards could differ; {remedy}"
+    for folder, path, size in terms.files:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_size == size:
+                continue
+        return f"worker {host} does not see {folder}: use a shared file system, or a URL such as s3://bucket/folder"
+    return ""
 
 
 class DaskExecutor:
@@ -70,8 +109,7 @@ class DaskExecutor:
         self._stack = contextlib.ExitStack()
         self._run_key = f"posters-{fingerprint([str(path) for path in writes])[:12]}"
         self._threads: dict[str, int] = {}
-        self._looked = 0.0
-        self._told_to_wait = False
+        self._looked, self._told_to_wait = 0.0, False
 
     def __enter__(self) -> DaskExecutor:
         with self._stack:
@@ -105,7 +143,9 @@ class DaskExecutor:
             )  # fmt: skip
 
     def look(self) -> int:
-        """How many tasks the workers that are there now can run at once; every few seconds a new look."""
+        """How many tasks the workers that are there now can run at once, seen every few seconds. Raises UserError."""
+        if self._client.status != "running":
+            raise self._lost("the connection was closed")
         if time.monotonic() - self._looked >= PATIENCE:
             with self.told():
                 self._threads = self._client.nthreads()
@@ -117,32 +157,23 @@ class DaskExecutor:
 
     def cancel(self, futures: Sequence[Future]) -> None:
         """Take tasks back that nobody waits for any more."""
-        with contextlib.suppress(OSError, asyncio.TimeoutError, concurrent.futures.CancelledError):
-            self._client.cancel(list(futures), force=True)
+        with contextlib.suppress(*GONE):
+            self._client.cancel(futures, force=True)
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
         """Turn the loss of the scheduler into one line."""
         try:
             yield
-        except (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError) as error:
-            raise self._lost(error) from None
-        except (RuntimeError, ClosedClientError) as error:
-            # Of a client that is closed, or was while it asked.
-            if self._client.status == "running":
+        except (*GONE, RuntimeError, ClosedClientError) as error:
+            # The last two are of a client that is closed, or was while it asked.
+            if self._client.status == "running" and not isinstance(error, GONE):
                 raise
             raise self._lost(error) from None
 
-    def require_connection(self) -> None:
-        """Raise UserError if the scheduler is lost."""
-        if self._client.status != "running":
-            raise self._lost("the connection was closed")
-
     def _lost(self, why: object) -> UserError:
-        return UserError(
-            f"the Dask scheduler {self._scheduler} is gone ({one_line(why)}); finished work is kept: start it and its "
-            f"workers, and run the same command again"
-        )
+        remedy = "finished work is kept: start it and its workers, and run the same command again"
+        return UserError("scheduler-lost", f"the Dask scheduler {self._scheduler} is gone ({one_line(why)}); {remedy}")
 
     def _close(self) -> None:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
@@ -165,21 +196,18 @@ class DaskExecutor:
 
     def _meet_workers(self) -> None:
         """Refuse workers that do not fit; wait for those that still work for an earlier run on the same folder."""
-        waited = False
-        while True:
+        for look in itertools.count():
             with self.told():
                 answers = self._client.run(meet, self._terms, self._run_key, on_error="return")
             for address, answer in sorted(answers.items()):
                 if isinstance(answer, Exception):
-                    raise UserError(_cannot(f"worker {address}", answer))
+                    raise UserError("environment", _cannot(f"worker {address}", answer))
                 if answer[0]:
-                    raise UserError(answer[0])
-            busy = [address for address, answer in answers.items() if answer[1]]
-            if not busy:
+                    raise UserError("environment", answer[0])
+            if not (busy := sum(at_work for _, at_work in answers.values())):
                 break
-            if not waited:
-                log.warning("%d workers are still at work for an earlier run: waiting for them", len(busy))
-                waited = True
+            if not look:
+                log.warning("%d workers are still at work for an earlier run: waiting for them", busy)
             time.sleep(0.5)
 
 
@@ -198,8 +226,7 @@ class _Cluster(Lane):
         return 2 * self._executor.look() or NO_WORKERS
 
     def submit(self, number: int) -> None:
-        avoid = self._failed_on.get(number, set())
-        future = self._executor.submit(self._function, self._tasks[number], avoid)
+        future = self._executor.submit(self._function, self._tasks[number], self._failed_on[number])
         self._running[str(future.key)] = (number, future)
         done = self._done
         future.add_done_callback(lambda future: done.put(str(future.key)))
@@ -211,7 +238,6 @@ class _Cluster(Lane):
             while True:
                 keys.append(self._done.get_nowait())
         except queue.Empty:
-            self._executor.require_connection()
             self._executor.look()
         return [self._outcome(*self._running.pop(key)) for key in keys]
 
@@ -230,17 +256,15 @@ class _Cluster(Lane):
             line = f"{workers} workers were killed while it ran, the last was {last}: out of memory?"
             return number, None, Failure(line, "killed")
         except Exception as error:  # our side of the worker never came to run: it cannot load what it was sent
-            return number, None, Failure(_cannot("a worker", error), "user")
+            return number, None, Failure(_cannot("a worker", error), "user", "environment")
         if failure is not None:
             self._failed_on[number].add(failure.worker)
         return number, result, failure
 
 
 def _cannot(worker: str, error: Exception) -> str:
-    return (
-        f"{worker} cannot run this program's tasks ({one_line(error)}); install poster-toolkit there, the same "
-        f"version with the same extras"
-    )
+    remedy = "install poster-toolkit there, the same version with the same extras"
+    return f"{worker} cannot run this program's tasks ({one_line(error)}); {remedy}"
 
 
 def _connect(scheduler: str) -> Client:
@@ -254,10 +278,9 @@ def _connect(scheduler: str) -> Client:
             thread.submit(asyncio.run, _greet(address)).result()
         return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
     except (OSError, ValueError, asyncio.TimeoutError) as error:
-        raise UserError(
-            f"no Dask scheduler answers at {scheduler} ({one_line(error)}); start one with `dask scheduler`, "
-            f"or name its address, such as tcp://host:8786"
-        ) from None
+        what = f"no Dask scheduler answers at {scheduler} ({one_line(error)})"
+        remedy = "start one with `dask scheduler`, or name its address, such as tcp://host:8786"
+        raise UserError("scheduler-lost", f"{what}; {remedy}") from None
 
 
 async def _greet(address: str) -> None:
@@ -273,7 +296,5 @@ def _address(scheduler: str) -> str:
     try:
         return str(json.loads(Path(scheduler).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--scheduler {scheduler} is no address such as tcp://host:8786, and no scheduler file either "
-            f"({one_line(error)})"
-        ) from None
+        what = "is no address such as tcp://host:8786, and no scheduler file either"
+        raise UserError("option-value", f"--scheduler {scheduler} {what} ({one_line(error)})") from None

@@ -16,16 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from shards.errors import UserError
-from shards.executors.retries import Lane, Outcome, attempt, drive
+from shards.executors.retries import Lane, Outcome, Result, Task, attempt, drive
 from shards.extras import require_extra
 from shards.options import option
 from shards.storage.paths import Place, is_remote
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from shards.executors.dask import DaskExecutor
+
+#: Who runs tasks: ``run`` yields (task, result) in completion order, ``slots`` says how many run at a time.
+Executor: TypeAlias = "LocalExecutor | DaskExecutor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class WorkersOption:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise UserError(f"--workers must be 0 (all cores) or more, not {self.workers}")
+            raise UserError("option-value", f"--workers must be 0 (all cores) or more, not {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +58,14 @@ class ExecutorOptions:
         """Raise UserError for options that do not go together on a command line."""
         if self.executor == "dask":
             if not self.scheduler:
-                raise UserError("--executor dask needs --scheduler: tcp://HOST:PORT, or the path of a scheduler file")
+                why = "tcp://HOST:PORT, or the path of a scheduler file"
+                raise UserError("option-missing", f"--executor dask needs --scheduler: {why}")
             if getattr(self, "workers", 0):  # `posters fetch` has none
-                raise UserError("--workers is for --executor local; a Dask cluster has the workers that were started")
+                remedy = "a Dask cluster has the workers that were started"
+                raise UserError("option-conflict", f"--workers is for --executor local; {remedy}")
         elif self.scheduler:
-            raise UserError(f"--scheduler {self.scheduler} is for --executor dask, which was not asked for")
-
-
-class Executor(Protocol):
-    """Runs tasks somewhere."""
-
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """Yield (task, result) in completion order. Raises UserError as shards/executors/retries.py says."""
-
-    def slots(self) -> int:
-        """How many tasks run at a time, at least 1."""
+            why = "which was not asked for"
+            raise UserError("option-conflict", f"--scheduler {self.scheduler} is for --executor dask, {why}")
 
 
 @contextlib.contextmanager
@@ -99,9 +95,7 @@ def open_executor(
 
 def available_cores() -> int:
     """Cores this process may use: the scheduler's affinity (containers, Slurm), not the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalExecutor:
@@ -112,8 +106,6 @@ class LocalExecutor:
     """
 
     def __init__(self, workers: int = 0) -> None:
-        if workers < 0:
-            raise UserError(f"--workers must be 0 (all cores) or more, not {workers}")
         self._workers = workers
 
     def slots(self) -> int:
@@ -121,9 +113,14 @@ class LocalExecutor:
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         workers = min(self.slots(), len(tasks))
-        lane: _Here | _Pool = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
+        lane = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
         with contextlib.closing(lane):
-            yield from drive(tasks, lane)
+            try:
+                yield from drive(tasks, lane)
+            except BrokenProcessPool:
+                what = "a worker process was killed from outside (out of memory?); finished work is kept"
+                remedy = "run the same command again, with fewer --workers if memory is short"
+                raise UserError("worker-lost", f"{what}: {remedy}") from None
 
 
 class _Here(Lane):
@@ -132,8 +129,7 @@ class _Here(Lane):
     this_machine = True
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
-        self._function, self._tasks = function, tasks
-        self._next = 0
+        self._function, self._tasks, self._next = function, tasks, 0
 
     def room(self) -> int:
         return 1
@@ -143,9 +139,6 @@ class _Here(Lane):
 
     def wait(self) -> Sequence[Outcome]:
         return [(self._next, *attempt(self._function, self._tasks[self._next]))]
-
-    def close(self) -> None:
-        """Nothing is left open."""
 
 
 class _Pool(Lane):
@@ -164,38 +157,23 @@ class _Pool(Lane):
         return 2 * self._workers
 
     def submit(self, number: int) -> None:
-        with _told_of_a_killed_worker():
-            self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
+        self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
 
     def wait(self) -> Sequence[Outcome]:
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        with _told_of_a_killed_worker():
-            return [(self._running.pop(future), *future.result()) for future in done]
+        return [(self._running.pop(future), *future.result()) for future in done]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _told_of_a_killed_worker() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed from outside (out of memory?); finished work is kept: "
-            "run the same command again, with fewer --workers if memory is short"
-        ) from None
-
-
 def _start_worker() -> None:
-    # Ctrl-C belongs to the parent, which then shuts the pool down in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which shuts the pool down in order
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
     """Without this, workers of a parent killed by SIGKILL would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

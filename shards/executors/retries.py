@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from shards.storage.paths import remote_errors
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,9 @@ class Failure:
     """One line, with the exception's type where that says more."""
     kind: str = "bug"
     """``user``: a UserError; ``disk``: it is full; ``passing``: system or store; ``killed``: its worker; ``bug``."""
+    code: Code = "tasks-failed"
     status: int = UserError.status
-    """Exit status of a UserError."""
+    """Of a UserError, with its exit status."""
     disk: tuple[int, str, str | None] | None = None
     """errno, its word and the file."""
     trace: str = ""
@@ -70,6 +71,10 @@ class Lane(Protocol):
     def wait(self) -> Sequence[Outcome]:
         """What is done by now; waits for something to be done if nothing is, or comes back empty after a while."""
 
+    def close(self) -> None:
+        """Take back what nobody waits for any more."""
+        return
+
 
 def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") -> tuple[Any, Failure | None]:
     """(result, None), or (None, why there is none)."""
@@ -81,7 +86,7 @@ def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") ->
 
 def _failure_of(error: Exception, worker: str) -> Failure:
     if isinstance(error, UserError):
-        return Failure(str(error), "user", error.status, worker=worker)
+        return Failure(str(error), "user", error.code, error.status, worker=worker)
     text, name = one_line(error), type(error).__name__
     line = text if text == name else f"{name}: {text}"
     if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -117,8 +122,7 @@ def drive(tasks: Sequence[Task], lane: Lane) -> Iterator[tuple[Task, Any]]:
 
 class _Trials(Generic[Task]):
     def __init__(self, tasks: Sequence[Task], this_machine: bool) -> None:
-        self._tasks = tasks
-        self._this_machine = this_machine
+        self._tasks, self._this_machine = tasks, this_machine
         self._tries: Counter[int] = Counter()
         self._aside: dict[int, str] = {}
         self.in_a_row = 0
@@ -127,7 +131,7 @@ class _Trials(Generic[Task]):
     def failed(self, number: int, failure: Failure) -> bool:
         """Whether the task is to be tried again. Raises what ends the run."""
         if failure.kind == "user":
-            error = UserError(failure.line)
+            error = UserError(failure.code, failure.line)
             error.status = failure.status
             raise error
         if failure.disk is not None and self._this_machine:
@@ -142,19 +146,15 @@ class _Trials(Generic[Task]):
         self._aside[number] = f"{name} ({failure.line})"
         self.in_a_row += 1
         if HOPELESS <= self.in_a_row < len(self._tasks):
-            raise UserError(
-                f"{self.in_a_row} tasks failed one after the other, so the rest was not tried; the last was "
-                f"{self._aside[number]}; finished work is kept: mend the cause and run the same command again"
-            )
+            what = f"{self.in_a_row} tasks failed one after the other, so the rest was not tried"
+            kept = "finished work is kept: mend the cause and run the same command again"
+            raise UserError("tasks-failed", f"{what}; the last was {self._aside[number]}; {kept}")
         return False
 
     def finish(self) -> None:
         """Raises UserError if tasks were set aside."""
-        if not self._aside:
-            return
-        told = [self._aside[number] for number in sorted(self._aside)]
-        more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
-        raise UserError(
-            f"{len(told)} of {len(self._tasks)} tasks failed: {'; '.join(told[:5])}{more}. Whatever was finished is "
-            f"kept: mend the cause and run the same command again"
-        )
+        if told := [self._aside[number] for number in sorted(self._aside)]:
+            more = [f"and {len(told) - 5} more"] if len(told) > 5 else []
+            kept = "Whatever was finished is kept: mend the cause and run the same command again"
+            what = f"{len(told)} of {len(self._tasks)} tasks failed: {'; '.join(told[:5] + more)}"
+            raise UserError("tasks-failed", f"{what}. {kept}")

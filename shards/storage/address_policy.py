@@ -6,9 +6,10 @@ may send us on is ``reachable_from`` that server's addresses.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Set
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
@@ -21,16 +22,14 @@ MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public"
 #: Says whether an address may be connected to.
 Policy = Callable[[IPAddress], bool]
 
-#: Gateways' own services (port control, relays), which Python's tables count as global.
-_IPV4_SERVICES = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
+#: Which Python's tables count as global: gateways' own services (port control, relays), protocol assignments (Teredo
+#: among them), and documentation, which older Pythons do not know.
+_SERVICES = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
 
 #: "This host on this network": connecting there reaches this machine.
 _IPV4_THIS = IPv4Network("0.0.0.0/8")
 
 _IPV6_UNICAST = IPv6Network("2000::/3")
-
-#: Protocol assignments (Teredo among them), and documentation, which older Pythons do not know.
-_IPV6_SPECIAL = (IPv6Network("2001::/23"), IPv6Network("3fff::/20"))
 
 #: DNS64 answers with these where a network speaks only IPv6; the last 32 bits are the IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -46,21 +45,14 @@ def is_public(address: IPAddress) -> bool:
     >>> is_public(ip_address("93.184.216.34")), is_public(ip_address("169.254.169.254"))
     (True, False)
     """
+    address = _reached(address)
+    if not address.is_global or any(address in network for network in _SERVICES):
+        return False
     if isinstance(address, IPv4Address):
-        return (
-            address.is_global
-            and not (address.is_multicast or address.is_reserved)
-            and not any(address in network for network in _IPV4_SERVICES)
-        )
-    if address.ipv4_mapped is not None:
-        return is_public(address.ipv4_mapped)
-    if address in _NAT64:
-        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-    if address.sixtofour is not None:
-        return is_public(address.sixtofour)
+        return not (address.is_multicast or address.is_reserved)
     # Only what is given out as unicast: loopback, link-local, unique local, multicast and what may yet be
     # assigned lie outside.
-    return address in _IPV6_UNICAST and address.is_global and not any(address in network for network in _IPV6_SPECIAL)
+    return address in _IPV6_UNICAST
 
 
 def kind_of(address: IPAddress) -> str:
@@ -69,19 +61,21 @@ def kind_of(address: IPAddress) -> str:
     >>> [kind_of(ip_address(text)) for text in ("8.8.8.8", "10.0.0.1", "::ffff:169.254.169.254", "0.0.0.0")]
     ['public', 'network', 'link', 'machine']
     """
+    address = _reached(address)
     if is_public(address):
         return PUBLIC
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return kind_of(inner)
-    elif address in _IPV4_THIS:
-        return MACHINE
-    if address.is_loopback or address.is_unspecified:
+    if address.is_loopback or address.is_unspecified or address in _IPV4_THIS:
         return MACHINE
     return LINK if address.is_link_local else NETWORK
+
+
+def _reached(address: IPAddress) -> IPAddress:
+    """The IPv4 address that an IPv6 one stands for, else the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
@@ -109,14 +103,11 @@ def literal_address(host: str) -> IPAddress | None:
     IPv4Address('127.0.0.1')
     """
     host = host.rstrip(".")
-    try:
+    with contextlib.suppress(ValueError):  # 2130706433, 0177.1 and the like are left to the system's own reading
         return ip_address(host)
-    except ValueError:
-        pass  # 2130706433, 0177.1 and the like are left to the system's own reading
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return IPv4Address(socket.inet_aton(host))
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 class PolicyResolver(AbstractResolver):

@@ -18,17 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from shards.errors import UserError, one_line
+from shards.storage import remote_files
 from shards.storage.paths import Place, is_remote
-from shards.storage.remote_files import (
-    downloaded,
-    puts_whole,
-    read_many,
-    remote_names,
-    remove_remote_file,
-    remove_remote_tree,
-    unique_name,
-    uploaded,
-)
 from shards.storage.retrying_read import FIRST_PATIENCE, SMALL, Patience, read_small
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
@@ -47,11 +38,11 @@ def atomic_path(path: Place) -> Iterator[Path]:
     power cut a final name still means a whole file. For a URL the file is uploaded at the end.
     """
     if is_remote(path):
-        with uploaded(path, PARTIAL) as local:
+        with remote_files.uploaded(path, PARTIAL) as local:
             yield local
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(unique_name(path.name, PARTIAL))
+    temporary = path.with_name(remote_files.unique_name(path.name, PARTIAL))
     try:
         yield temporary
         with open(temporary, "rb") as stream:
@@ -105,25 +96,21 @@ def write_json(path: Place, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text for reading, line ends as they are. One at a URL is had at once: whole, and not without end.
-
-    Raises OSError, for a URL also UserError.
-    """
+    """Open a text, line ends as they are; one at a URL is had at once, not without end. Raises OSError, UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
-        return
-    data = read_small(path, Patience(FIRST_PATIENCE), LARGEST_TEXT)
-    if data is None:
+    elif (data := read_small(path, Patience(FIRST_PATIENCE), LARGEST_TEXT)) is not None:
+        yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
+    else:
         raise FileNotFoundError(str(path))
-    yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
 
 
 def small_bytes(path: Path) -> bytes:
     """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
-    size = path.stat().st_size
-    if size > SMALL:
-        raise UserError(f"{path} cannot be read: it has {size} bytes, over the limit of {SMALL}; copy it again")
+    if (size := path.stat().st_size) > SMALL:
+        why = f"it has {size} bytes, over the limit of {SMALL}; copy it again"
+        raise UserError("path-unreadable", f"{path} cannot be read: {why}")
     return path.read_bytes()
 
 
@@ -133,9 +120,9 @@ def read_json(path: Place, what: str) -> Any:
         with opened_text(path) as stream:
             return json.load(stream)
     except FileNotFoundError:
-        raise UserError(f"{what} not found: {path}") from None
+        raise UserError("path-missing", f"{what} not found: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{what} {path} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"{what} {path} cannot be read: {one_line(error)}") from None
 
 
 def sha256_file(path: Place) -> str:
@@ -162,7 +149,7 @@ def fingerprint(value: Any) -> str:
 def names_in(folder: Place) -> set[str]:
     """Names of the files and folders in a folder as it is now; empty if there is no such folder."""
     if is_remote(folder):
-        return remote_names(folder)
+        return remote_files.remote_names(folder)
     try:
         return set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -174,7 +161,7 @@ def read_present(folder: Place, names: Iterable[str]) -> Iterator[tuple[str, byt
     there = names_in(folder)
     wanted = [name for name in names if name in there]
     if is_remote(folder):
-        yield from read_many(folder, wanted)
+        yield from remote_files.read_many(folder, wanted)
     else:
         for name in wanted:
             yield name, (folder / name).read_bytes()
@@ -205,7 +192,7 @@ def place_key(folder: Place) -> Callable[[str], str]:
 
 def remove_partials(folder: Place) -> None:
     """Delete what a killed process left half-written (safe only under the folder's lock)."""
-    if is_remote(folder) and puts_whole(folder):
+    if is_remote(folder) and remote_files.puts_whole(folder):
         return  # there are none, and the folder may be large
     for name in names_in(folder):
         if name.endswith(PARTIAL):
@@ -215,7 +202,7 @@ def remove_partials(folder: Place) -> None:
 def remove_file(path: Place) -> None:
     """Delete a file if it is there."""
     if is_remote(path):
-        remove_remote_file(path)
+        remote_files.remove_remote_file(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -223,7 +210,7 @@ def remove_file(path: Place) -> None:
 def remove_tree(folder: Place) -> None:
     """Delete a folder of our own and all that is in it, as far as that is possible."""
     if is_remote(folder):
-        remove_remote_tree(folder)
+        remote_files.remove_remote_tree(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,7 +219,7 @@ def remove_tree(folder: Place) -> None:
 def local_copy(path: Place) -> Iterator[Path]:
     """A file as a local one: itself, or a copy for as long as the block runs."""
     if is_remote(path):
-        with downloaded(path) as local:
+        with remote_files.downloaded(path) as local:
             yield local
     else:
         yield path

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Generator
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -31,7 +30,7 @@ from shards.storage.address_policy import (
     literal_address,
     reachable_from,
 )
-from shards.storage.limits import LEAST, TooMuch, TooSlow
+from shards.storage.retrying_read import LEAST, TooMuch
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -52,6 +51,10 @@ class Refused(PermissionError):
     """A redirect that is not followed."""
 
 
+class TooSlow(OSError):
+    """A body that hardly comes."""
+
+
 async def open_client(**options: Any) -> HttpClient:
     """What fsspec calls for a session; ``options`` are those of aiohttp.ClientSession."""
     return HttpClient(**options)
@@ -68,15 +71,13 @@ class HttpClient:
         self._kinds: dict[str, set[str]] = {}
 
     def get(self, url: URL | str, **request: Any) -> _Asked:
-        """Ask for a file. Beside aiohttp's options as ``_follow``."""
+        """Ask for a file, with options of aiohttp and of ``_follow``."""
         return _Asked(self._follow("GET", url, **request))
 
     def head(self, url: URL | str, **request: Any) -> _Asked:
-        """Ask for what is known of a file."""
         return _Asked(self._follow("HEAD", url, **request))
 
     async def close(self) -> None:
-        """Close all connections."""
         for session in self._sessions.values():
             await session.close()
 
@@ -97,11 +98,9 @@ class HttpClient:
         query: what the user's URL had after its question mark; most: bytes of the body; seconds: to begin, and for
         which less than RATE may come; ends: when it must be there, by time.monotonic.
         """
-        own: dict[str, Any] = {**self._own, **request}
-        headers: dict[str, str] = {"Accept-Encoding": "identity"}  # what is kept is compressed already
-        for given in (self._own, request):
-            headers.update(given.get("headers") or {})
-        own = {name: value for name, value in own.items() if value is not None} | {"headers": headers}
+        given = [options.get("headers") or {} for options in (self._own, request)]
+        own: dict[str, Any] = {k: value for k, value in {**self._own, **request}.items() if value is not None}
+        own["headers"] = {"Accept-Encoding": "identity", **given[0], **given[1]}  # what is kept is compressed already
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, LEAST), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
@@ -110,9 +109,8 @@ class HttpClient:
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
                 # All of the file, where its middle was asked for: of use if it is the file that is expected.
-                body.is_whole = response.status == 200 and not own["headers"].get("Range", "bytes=0-").startswith(
-                    "bytes=0-"
-                )
+                from_start = own["headers"].get("Range", "bytes=0-").startswith("bytes=0-")
+                body.is_whole = response.status == 200 and not from_start
                 response.content = body  # type: ignore[assignment]
                 return response
             response.release()
@@ -169,10 +167,9 @@ class _Resolver(PolicyResolver):
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
-            public = [one for one in found if kind_of(ip_address(one["host"])) == PUBLIC]
-            if found and not public:
-                raise PrivateAddress(f"{host} was public and is now {found[0]['host']}")
-            found = public
+            before, found = found, [one for one in found if kind_of(ip_address(one["host"])) == PUBLIC]
+            if before and not found:
+                raise PrivateAddress(f"{host} was public and is now {before[0]['host']}")
         known.update(kind_of(ip_address(one["host"])) for one in found)
         return found
 
@@ -241,9 +238,7 @@ class _Asked:
         self._response: aiohttp.ClientResponse = await self._answer
         return self._response
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._response.release()
 
 
@@ -263,13 +258,10 @@ def _target(url: URL, location: str) -> URL:
 
 def _same_server(first: URL, other: URL) -> bool:
     """Whether both are one server, as HTTP has it; also where it sends us from http to its own https."""
-    return first.origin() == other.origin() or (
-        first.host == other.host and first.is_default_port() and other.is_default_port()
-    )
+    usual = first.is_default_port() and other.is_default_port()
+    return first.origin() == other.origin() or (first.host == other.host and usual)
 
 
 def _refused(url: URL, what: str) -> Refused:
-    return Refused(
-        f"it leads to {without_secrets(str(url))} ({what}), an address of this machine or network to which a server "
-        f"elsewhere may not redirect"
-    )
+    why = "an address of this machine or network to which a server elsewhere may not redirect"
+    return Refused(f"it leads to {without_secrets(str(url))} ({what}), {why}")

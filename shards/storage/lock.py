@@ -26,10 +26,8 @@ from shards.storage.remote_files import read_whole, remove_remote_file, require_
 log = logging.getLogger(__name__)
 
 CLAIM = ".lock"
-
 #: Bytes of a claim, at most.
 LARGEST = 1 << 16
-
 #: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 
@@ -61,8 +59,8 @@ def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {one_line(error)}") from None
-    with _locked(folder / ".lock", folder):
+        raise UserError("path-unwritable", f"cannot make the folder {folder}: {one_line(error)}") from None
+    with _locked(folder / CLAIM, folder):
         yield
 
 
@@ -80,19 +78,17 @@ def this_machine() -> str:
 def _locked(file: Path, folder: Place) -> Iterator[None]:
     """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
     with contextlib.ExitStack() as held:
+        free = True
         try:
             free = held.enter_context(held_file(file))
         except NoLocks as error:
-            log.warning(
-                "%s is on a file system without locks (%s): nothing keeps a second process from working there",
-                folder,
-                one_line(error),
-            )
-            free = True
+            warning = "%s is on a file system without locks (%s): nothing keeps a second process from working there"
+            log.warning(warning, folder, one_line(error))
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {one_line(error)}") from None
+            raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}") from None
         if not free:
-            raise UserError(f"another process is at work in {folder}; wait for it or choose another folder")
+            remedy = "wait for it or choose another folder"
+            raise UserError("path-locked", f"another process is at work in {folder}; {remedy}")
         yield
 
 
@@ -116,7 +112,8 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
             with told("write", folder):
                 _take(path, claim, take_over)
         except FileNotFoundError as error:
-            raise UserError(f"cannot write to {folder}: {one_line(error)}; make the bucket first") from None
+            remedy = "make the bucket first"
+            raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}; {remedy}") from None
         try:
             yield
         finally:
@@ -142,33 +139,24 @@ def _created(path: Any, data: bytes) -> bool:
     """Whether the store made the object because there was none; False also where it cannot do so."""
     try:
         path.fs.pipe_file(path.path, data, mode="create")
-    except FileExistsError:
-        return False
+        return True
+    except (FileExistsError, ValueError, TypeError, NotImplementedError):
+        return False  # the last three are what fsspec's clients say to a mode that they do not know
     except OSError as error:
         if error.errno not in NOT_EXCLUSIVE:
             raise  # a passing failure says nothing of what the store knows
         return False
-    except (ValueError, TypeError, NotImplementedError):
-        # What fsspec's clients say to a mode that they do not know.
-        return False
-    return True
 
 
 def _held(path: Any, holder: Claim) -> UserError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
-    return UserError(
-        f"{path.parent} is claimed by another run ({who}); wait for it, choose another folder, or, if that run is "
-        f"dead, pass --take-over"
-    )
+    remedy = "wait for it, choose another folder, or, if that run is dead, pass --take-over"
+    return UserError("path-locked", f"{path.parent} is claimed by another run ({who}); {remedy}")
 
 
 def _holder(path: Any) -> Claim:
     """Who holds the folder; an empty claim if there is none that can be read."""
     try:
-        data = read_whole(path, LARGEST)
-    except FileNotFoundError:
-        return Claim()
-    try:
-        return parse_as(data, Claim, path, "claim", "delete it")
-    except UserError:
+        return parse_as(read_whole(path, LARGEST), Claim, path, "claim", "delete it")
+    except (FileNotFoundError, UserError):
         return Claim()

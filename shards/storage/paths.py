@@ -66,86 +66,63 @@ def place(text: str | Place) -> Place:
     """The place that a text names. Raises UserError for a URL of an unknown kind or without its client."""
     if not isinstance(text, str):
         return text
-    if not is_url(text):
-        return Path(text)
-    protocol = text.partition("://")[0].lower()
+    protocol, rest = text.partition("://")[::2] if is_url(text) else ("file", text)
+    protocol = protocol.lower()
     if protocol in ("file", "local"):
-        return Path(text.partition("://")[2])
+        return Path(rest)
     from upath import UPath  # only those who use URLs pay for it
 
     try:
-        shown, secrets = _parted(text, protocol)
-        path = UPath(shown, **_settings(protocol), **secrets)
+        shown, options = _http(text, protocol) if protocol in ("http", "https") else (text, {})
+        path = UPath(shown, **options)
         _ = path.fs  # made on first use: a missing client shows here and not in the middle of the work
     except ImportError as error:
-        extra = EXTRAS.get(protocol)
-        how = install(extra) if extra else "install the package it names"
-        raise UserError(f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
+        how = install(EXTRAS[protocol]) if protocol in EXTRAS else "install the package it names"
+        raise UserError("extra-missing", f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
     except ValueError as error:
-        raise UserError(f"{text} cannot be read: {one_line(error)}") from None
+        raise UserError("url-refused", f"{text} cannot be read: {one_line(error)}") from None
     except remote_errors() as error:  # FTP's client connects at once
-        raise UserError(f"{text} cannot be reached: {one_line(error)}; check the address and the network") from None
-    if _has_password(str(path)):
-        raise UserError(
-            f"{protocol}:// URLs take no password: give it where the store's client takes it, in its configuration or "
-            f"its environment variables"
-        )
+        remedy = "check the address and the network"
+        raise UserError("network", f"{text} cannot be reached: {one_line(error)}; {remedy}") from None
+    user = urlsplit(str(path)).netloc.rpartition("@")[0]
+    if ":" in user and protocol != "github":  # whose OWNER:REPOSITORY@ looks like a password
+        why = "give it where the store's client takes it, in its configuration or its environment variables"
+        raise UserError("url-refused", f"{protocol}:// URLs take no password: {why}")
     return path  # an UPath, see Place
 
 
-def _parted(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
-    """A URL that may be shown, and the options that stand for what is secret in it. fsspec itself does so for FTP."""
-    if protocol not in ("http", "https"):
-        return text, {}
-    try:
-        url = urlsplit(text)
-        _ = url.port
-    except ValueError:  # whose message would show what it takes for a port, such as half a password
-        raise UserError(
-            "a URL cannot be read: its port is not a number or its host is malformed (write / : @ of a password as "
-            "%2F %3A %40)"
-        ) from None
-    if not url.hostname:
-        raise UserError("a URL cannot be read: it names no host")
-    secrets: dict[str, Any] = {"query": url.query} if url.query else {}
-    user, at, host = url.netloc.rpartition("@")
-    if at:
-        import fsspec.config
+def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
+    """A URL that may be shown, and the options that stand for what is secret in it (fsspec itself does so for FTP).
 
-        pair = base64.b64encode(unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()).decode()
-        others = fsspec.config.conf.get(protocol, {}).get("headers", {})
-        secrets["headers"] = {**others, "Authorization": f"Basic {pair}"}
-    return url._replace(netloc=host, query="", fragment="").geturl(), secrets
-
-
-def _has_password(text: str) -> bool:
-    """Whether a URL has a user with a password. GitHub's ``OWNER:REPOSITORY@`` looks so."""
-    user, at, _ = urlsplit(text).netloc.rpartition("@")
-    return bool(at) and ":" in user and not text.startswith("github:")
-
-
-def _settings(protocol: str) -> dict[str, Any]:
-    """Whom fsspec asks for HTTP, and what its own settings would make wait too long, unless the user has set it."""
-    if protocol not in ("http", "https"):
-        return {}
+    They say whom fsspec asks, and, unless the user has set it, how long it waits. Raises UserError.
+    """
+    import aiohttp
     import fsspec.config
 
     from shards.storage.http_client import open_client
 
-    if "client_kwargs" in fsspec.config.conf.get(protocol, {}):
-        return {"get_client": open_client}
-    import aiohttp
-
-    connect, read = HTTP_TIMEOUT  # aiohttp's own bound is five minutes for a whole file, however large
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
-    return {"get_client": open_client, "client_kwargs": {"timeout": timeout}}
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:  # whose message would show what it takes for a port, such as half a password
+        why = "its port is not a number or its host is malformed (write / : @ of a password as %2F %3A %40)"
+        raise UserError("url-refused", f"a URL cannot be read: {why}") from None
+    if not url.hostname:
+        raise UserError("url-refused", "a URL cannot be read: it names no host")
+    users = fsspec.config.conf.get(protocol, {})
+    options: dict[str, Any] = {"get_client": open_client, **({"query": url.query} if url.query else {})}
+    if "client_kwargs" not in users:
+        connect, read = HTTP_TIMEOUT  # aiohttp's own bound is five minutes for a whole file, however large
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(None, sock_connect=connect, sock_read=read)}
+    user, at, host = url.netloc.rpartition("@")
+    if at:
+        pair = base64.b64encode(unquote(user).encode() if ":" in user else f"{unquote(user)}:".encode()).decode()
+        options["headers"] = {**users.get("headers", {}), "Authorization": f"Basic {pair}"}
+    return url._replace(netloc=host, query="", fragment="").geturl(), options
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:
-    """What reading or writing a remote place may raise for reasons that lie outside of this program.
-
-    fsspec's file systems pass some of their clients' own errors on: aiohttp's and botocore's among them.
-    """
+    """What reading or writing a remote place may raise for outside reasons, clients' own errors among them."""
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
     for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):
@@ -155,10 +132,7 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def told(what: str, path: Place) -> Iterator[None]:
-    """Turn a remote place's errors into one line: ``what`` ("read the manifest") says what was tried.
-
-    Local places keep their OSErrors, which callers know how to tell apart.
-    """
+    """Turn a remote place's errors into one line that says ``what`` was tried; local ones keep their OSErrors."""
     if not is_remote(path):
         yield
         return
@@ -167,6 +141,5 @@ def told(what: str, path: Place) -> Iterator[None]:
     except remote_errors() as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise UserError(
-            f"cannot {what} at {path}: {one_line(error)}; check the address, your credentials and the network"
-        ) from None
+        remedy = "check the address, your credentials and the network"
+        raise UserError("network", f"cannot {what} at {path}: {one_line(error)}; {remedy}") from None

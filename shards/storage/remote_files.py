@@ -21,7 +21,6 @@ ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "ob
 
 #: Folders that are looked through for a first file.
 MOST_FOLDERS = 10_000
-
 READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 
@@ -37,9 +36,10 @@ def require_writable(folder: Place) -> None:
     """Raise UserError for a kind of URL that can only be read."""
     protocol: str = folder.protocol  # type: ignore[attr-defined]  # an UPath
     if protocol in READ_ONLY:
-        raise UserError(f"{folder} can only be read: choose a folder, or a URL of a store such as s3://")
+        raise UserError("url-refused", f"{folder} can only be read: choose a folder, or a URL of a store such as s3://")
     if glob.has_magic(str(folder)):
-        raise UserError(f"{folder} has a * ? or [, which would stand for other names: choose a URL without")
+        why = "choose a URL without"
+        raise UserError("url-refused", f"{folder} has a * ? or [, which would stand for other names: {why}")
 
 
 def puts_whole(place: Any) -> bool:
@@ -48,29 +48,28 @@ def puts_whole(place: Any) -> bool:
 
 
 @contextlib.contextmanager
-def uploaded(path: Place, partial: str) -> Iterator[Path]:
-    """A local file to write; it is put at ``path`` when the block ends well. ``partial`` marks unfinished names."""
+def uploaded(path: Any, partial: str) -> Iterator[Path]:
+    """A local file to write; it is put at ``path`` when the block ends well. ``partial`` marks unfinished names.
+
+    Raises what the store raises: a task that met a passing failure is tried again.
+    """
     with tempfile.TemporaryDirectory(prefix="posters-") as folder:
-        local = Path(folder) / "file"
+        local, fs = Path(folder) / "file", path.fs
         yield local
-        _put(local, path, partial)
-
-
-def _put(local: Path, path: Any, partial: str) -> None:
-    """Raises what the store raises: a task that met a passing failure is tried again."""
-    fs = path.fs
-    if puts_whole(path):
-        fs.put_file(str(local), path.path)
-        return
-    fs.makedirs(path.parent.path, exist_ok=True)
-    unfinished = path.with_name(unique_name(path.name, partial))
-    with contextlib.ExitStack() as in_vain:
-        in_vain.callback(_forget, unfinished)
-        fs.put_file(str(local), unfinished.path)
-        if fs.exists(path.path):  # not every store moves onto a name that is taken
-            fs.rm_file(path.path)
-        fs.mv(unfinished.path, path.path)
-        in_vain.pop_all()
+        if puts_whole(path):
+            fs.put_file(str(local), path.path)
+            return
+        fs.makedirs(path.parent.path, exist_ok=True)
+        unfinished = path.with_name(unique_name(path.name, partial))
+        try:
+            fs.put_file(str(local), unfinished.path)
+            if fs.exists(path.path):  # not every store moves onto a name that is taken
+                fs.rm_file(path.path)
+            fs.mv(unfinished.path, path.path)
+        except BaseException:
+            with contextlib.suppress(*remote_errors()):
+                remove_remote_file(unfinished)
+            raise
 
 
 def remove_remote_file(path: Any) -> None:
@@ -79,17 +78,8 @@ def remove_remote_file(path: Any) -> None:
         path.fs.rm_file(path.path)
 
 
-def _forget(path: Any) -> None:
-    """Delete it if the store does so."""
-    with contextlib.suppress(*remote_errors()):
-        remove_remote_file(path)
-
-
 def read_whole(path: Any, most: int = 0) -> bytes:
-    """A remote file's bytes, in one request where that can be had: posters are many and small.
-
-    most: bytes that are read of it, if that is bounded.
-    """
+    """A remote file's (first ``most``) bytes, in one request where that can be had: posters are many and small."""
     # s3fs would ask for the size first, to fetch large files in parts.
     once = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
     data: bytes = path.fs.cat_file(path.path, **({"start": 0, "end": most} if most else once))
@@ -103,11 +93,10 @@ def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         # Not fs.cat: it would take the name ``Up [2009].jpg`` for a pattern.
         found = folder.fs.cat_ranges([(folder / name).path for name in some], None, None, on_error="return")
         for name, data in zip(some, found, strict=True):
-            if isinstance(data, FileNotFoundError):
-                continue
-            if isinstance(data, Exception):
+            if not isinstance(data, Exception):
+                yield name, data
+            elif not isinstance(data, FileNotFoundError):
                 raise data
-            yield name, data
 
 
 @contextlib.contextmanager
@@ -142,7 +131,8 @@ def remote_files(folder: Any) -> Iterator[str]:
     try:
         for count, (_, _, names) in enumerate(folder.fs.walk(folder.path)):
             if count == MOST_FOLDERS:
-                raise UserError(f"{folder} has over {MOST_FOLDERS} folders; name the one that holds the posters")
+                remedy = "name the one that holds the posters"
+                raise UserError("url-refused", f"{folder} has over {MOST_FOLDERS} folders; {remedy}")
             yield from names
     finally:
         folder.fs.invalidate_cache()

@@ -51,7 +51,6 @@ _OF_ONE_FILE = {
     errno.EINVAL, errno.EFBIG, errno.EOVERFLOW,
 }  # fmt: skip
 
-
 #: Files of which this process has said that they are read again.
 _told: set[str] = set()
 
@@ -61,7 +60,7 @@ class Unreadable(UserError):
 
     def __init__(self, message: str, passing: bool = False) -> None:
         """``passing``: another start may find it; the exit status is then that of a service that was lost."""
-        super().__init__(message)
+        super().__init__("path-unreadable", message)
         if passing:
             self.status = 69
 
@@ -78,16 +77,11 @@ def of_one_file(error: OSError) -> bool:
 
 
 def unreadable(what: str, error: OSError, seconds: float = 0.0) -> Unreadable:
-    """What is said of a file, described by ``what``, that cannot be read on this machine.
-
-    seconds: for how long it was tried.
-    """
+    """What is said of a file, ``what``, that cannot be read on this machine, though it was tried for ``seconds``."""
     tried = f" (tried for {seconds:.0f} s)" if seconds else ""
     reason = f"[Errno {error.errno}] {error.strerror}" if error.errno and error.strerror else one_line(error)
-    return Unreadable(
-        f"{what} cannot be read on {socket.gethostname()}: {reason}{tried}; look at that machine's disk or mount",
-        may_pass(error),
-    )
+    where = f"{what} cannot be read on {socket.gethostname()}"
+    return Unreadable(f"{where}: {reason}{tried}; look at that machine's disk or mount", may_pass(error))
 
 
 def retried(read: Callable[[], T], what: str, stop: threading.Event | None = None) -> T:
@@ -99,19 +93,17 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
     while True:
         try:
             result = read()
+            if tries:
+                log.info("%s was read after %d failures", what, tries)
+            return result
         except OSError as error:
             if not may_pass(error):
                 raise
-            seconds = time.monotonic() - began
-            if seconds >= LONGEST:
+            if (seconds := time.monotonic() - began) >= LONGEST:
                 raise unreadable(what, error, seconds) from None
             tries += 1
             if what not in _told:  # many threads read one file
                 _told.add(what)
                 log.warning("%s: %s; it is read again for up to %.0f s", what, one_line(error), LONGEST)
-        else:
-            if tries:
-                log.info("%s was read after %d failures", what, tries)
-            return result
         Patience.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import UserError, one_line
-from shards.storage.limits import LEAST, TooMuch
 from shards.storage.paths import Place, remote_errors
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,16 @@ SLOWEST = 64 << 10
 USUAL = 1 << 20
 #: Patiences in all that a file may take beside that.
 PATIENCES = 10
+#: The least of seconds that one request may take: a patience of 0 means one try.
+LEAST = 5.0
 #: Errors that asking again does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: And answers of HTTP.
 REFUSALS = (400, 401, 403, 404, 405, 410)
+
+
+class TooMuch(OSError):
+    """A body with more bytes than were asked for."""
 
 
 class _Ends(OSError):
@@ -86,10 +92,7 @@ class Patience:
 
 
 def read_blocks(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
-    """The ``size`` bytes of a remote file, in blocks. What fails in passing is asked for again.
-
-    Raises UserError if it is not there, may not be read, has another size, or the patience ends.
-    """
+    """The ``size`` bytes of a remote file, in blocks, with patience. Raises UserError if they cannot be had."""
     position = 0
     while position < size:
         block = _asked(path, patience, position, min(position + BLOCK, size), size)
@@ -105,7 +108,8 @@ def read_small(path: Place, patience: Patience, most: int = SMALL) -> bytes | No
     except _Missing:
         return None
     if len(data) > most:
-        raise UserError(f"{path} cannot be read: it has more than {most} bytes; upload the right file again")
+        remedy = "upload the right file again"
+        raise UserError("path-unreadable", f"{path} cannot be read: it has more than {most} bytes; {remedy}")
     return data
 
 
@@ -126,21 +130,23 @@ def _asked(path: Place, patience: Patience, start: int, end: int | None, size: i
             return block
         except remote_errors() as error:
             if isinstance(error, FINAL) or _answered(error) in REFUSALS:
-                kind = _Missing if isinstance(error, FileNotFoundError) else UserError
-                raise kind(f"{path} cannot be read: {_said(error)}") from None
+                line = f"{path} cannot be read: {_said(error)}"
+                if isinstance(error, FileNotFoundError):
+                    raise _Missing("path-missing", line) from None
+                raise UserError("network", line) from None
             beyond = _answered(error) == 416 or "range" in str(error).lower()
             if beyond and end is None:  # which stores answer where there is not one byte
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, patience)
             if isinstance(error, TooMuch):
-                raise UserError(f"{path} cannot be read: {one_line(error)}; upload the right file again") from None
+                remedy = "upload the right file again"
+                raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}; {remedy}") from None
             if patience.over:
                 longer = f" ({patience.option} waits longer)" if patience.option else ""
-                raise UserError(
-                    f"{path} cannot be read: {_said(error)}; it was asked for during {patience.seconds:.0f} s: check "
-                    f"the network and the store, then start again{longer}"
-                ) from None
+                tried = f"it was asked for during {patience.seconds:.0f} s"
+                remedy = f"check the network and the store, then start again{longer}"
+                raise UserError("network", f"{path} cannot be read: {_said(error)}; {tried}: {remedy}") from None
             log.info("%s from byte %d: %s; asking again", path, start, _said(error))
             patience.wait()
 
@@ -152,8 +158,7 @@ def _once(path: Any, patience: Patience, start: int, end: int | None, size: int)
     if "get_client" in path.storage_options:  # http_client.py
         limits = {"most": size, "seconds": patience.seconds, "ends": patience.ends}
     else:
-        if end is None:
-            end = size + 1  # a range, so that no more than that can come
+        end = size + 1 if end is None else end  # a range, so that no more than that can come
         if getattr(store, "async_impl", False):
             limits = {"timeout": max(patience.seconds, LEAST) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
@@ -163,24 +168,19 @@ def _once(path: Any, patience: Patience, start: int, end: int | None, size: int)
 
 def _check_size(path: Any, size: int, patience: Patience) -> None:
     """Raise UserError if the store knows that the file has another size: asking again would not mend that."""
-    store = path.fs
-    limits = {"timeout": max(patience.seconds, LEAST)} if getattr(store, "async_impl", False) else {}
-    try:
-        store.invalidate_cache()
-        there = store.info(path.path, **limits).get("size")
-    except remote_errors():
-        return  # it is silent about that, too
-    if there is not None and there != size:
-        raise UserError(f"{path} has {there} bytes, the manifest says {size}: upload it again")
+    limits = {"timeout": max(patience.seconds, LEAST)} if getattr(path.fs, "async_impl", False) else {}
+    there = None
+    with contextlib.suppress(*remote_errors()):  # it is silent about that, too
+        path.fs.invalidate_cache()
+        there = path.fs.info(path.path, **limits).get("size")
+    if there not in (None, size):
+        raise UserError("set-damaged", f"{path} has {there} bytes, the manifest says {size}: upload it again")
 
 
 def _answered(error: BaseException) -> int:
     """The status with which a server answered, as aiohttp's and gcsfs's errors have it; 0 if it did not."""
-    for name in ("status", "code"):
-        value = getattr(error, name, None)
-        if str(value).isdecimal():
-            return int(str(value))
-    return 0
+    found = (str(getattr(error, name, None)) for name in ("status", "code"))
+    return next((int(text) for text in found if text.isdecimal()), 0)
 
 
 def _said(error: BaseException) -> str:

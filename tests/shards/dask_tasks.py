@@ -55,7 +55,7 @@ def refuse_three(task: Note) -> int:
     refused = task.folder / "refused"
     if task.number == 3:
         refused.touch()
-        raise UserError("task 3: 'what' and where")
+        raise UserError("device", "task 3: 'what' and where")
     if task.number > 20:
         until(refused.exists, "the refusal")
         time.sleep(0.05)

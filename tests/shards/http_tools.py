@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from misbehaving_server import MisbehavingServer, reply
 
-from shards.errors import UserError
 from shards.storage.paths import Place, told
 from shards.storage.remote_files import read_whole
 from shards.storage.retrying_read import Patience, read_blocks, read_small
@@ -30,13 +29,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
     monkeypatch.setattr("shards.storage.retrying_read.LEAST", 0.5)
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def got(path: Place, patience: float = 1.0, most: int = 1 << 20) -> bytes | None:

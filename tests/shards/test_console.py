@@ -35,7 +35,7 @@ def main(argv):
     print("x" * 100_000)
     open(argv[0], "w").write("results")
     if argv[1:]:
-        raise UserError("wrong " + evil + "\\nerror: forged")
+        raise UserError("option-value", "wrong " + evil + "\\nerror: forged")
     return 0
 cli.main = main
 cli.run()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,21 +61,20 @@ def test_a_bad_value_is_one_line_that_names_the_field(data: bytes, said: str):
         except UserError as error:
             assert "nested too deeply" in str(error)
         return
-    with pytest.raises(UserError) as caught:
-        parse_as(data, Whole, "f.json", "whole", "mend it")
+    with fails("config-file", said) as caught:
+        parse_as(data, Whole, "f.json", "whole", "mend it", "config-file")
     text = str(caught.value)
     assert text.startswith("f.json is not a valid whole: ") and text.endswith("; mend it")
-    assert said in text and "\n" not in text
 
 
 def test_values_that_were_parsed_already():
     assert check_as({"parts": []}, Whole, "f", "whole", "mend it") == Whole([])
-    with pytest.raises(UserError, match=r"f is not a valid whole: rates\[0\]: "):
+    with fails("path-unreadable", "f is", "whole", "rates[0]", "mend it"):
         check_as({"parts": [], "rates": ["1"]}, Whole, "f", "whole", "mend it")
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    with pytest.raises(UserError, match="is not a valid whole"):
+    with fails("path-unreadable", "whole", "mend it"):
         check_as({"parts": nested}, Whole, "f", "whole", "mend it")
 
 

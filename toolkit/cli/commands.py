@@ -20,7 +20,7 @@ COMMANDS = {
     "referee": Command(
         "look for text on cleaned posters, more strictly than cleaning did",
         "shards.clean.verify:RefereeCommand",
-        "shards.cli.clean_verify:run_referee",
+        "shards.cli.clean:run_referee",
     ),
     "shards": Command("build, describe, verify or index a shard set"),
     "shards build": Command(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from shards.console import PrintableFormatter, Streams, standard_streams
+from shards.console import Output, PrintableFormatter, standard_streams
 from shards.errors import UserError, one_line, printable_line
 from toolkit.cli.commands import COMMANDS, read
 from toolkit.device.out_of_memory import memory_told
@@ -51,7 +51,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         _run(sys.argv[1:] if argv is None else argv, streams)
 
 
-def _run(argv: Sequence[str], streams: Streams) -> NoReturn:
+def _run(argv: Sequence[str], streams: Output) -> NoReturn:
     try:
         status = _status(argv)
         if problem := streams.problem():

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from failing import fails
 from PIL import Image
 from shard_tools import bomb_png, draw, encoded, only_error, posters, rows_of, tree, write_csv, write_file, write_tar
 
@@ -21,7 +22,6 @@ from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path, read_index
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
 
 Samples = dict[str, dict[str, Any]]
 
@@ -183,9 +183,8 @@ def damage(tar: Path, kind: str) -> None:
 )
 def test_damaged_tars(folder: Path, kind: str) -> None:
     damage(folder / "00001.tar", kind)
-    with pytest.raises(UserError, match=r"00001\.tar") as caught:
+    with fails("tar-unsupported" if kind in ("compressed", "text") else "tar-damaged", "00001.tar"):
         adopt(folder)
-    assert "\n" not in str(caught.value)
     assert not (folder / "manifest.json").exists()
 
 
@@ -264,8 +263,8 @@ def test_json_that_is_no_object_has_no_genres(tmp_path: Path) -> None:
 
 
 def test_folders_with_nothing_to_index(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with fails("path-missing", tmp_path / "absent"):
         adopt(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no \.tar file in"):
+    with fails("set-missing", ".tar", tmp_path):
         adopt(tmp_path)
     assert not index_path(tmp_path / "x.tar").exists()

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from failing import fails
 from PIL import Image, ImageOps
 from shard_tools import (
     GENRES,
@@ -269,7 +270,7 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
 )  # fmt: skip
 def test_labels_files_that_are_none(few: Source, tmp_path: Path, content: str) -> None:
     (tmp_path / "labels.json").write_text(content)
-    with pytest.raises(UserError, match=r"labels\.json"):
+    with fails("path-unreadable" if content == "{" else "labels-invalid", "labels.json"):
         build(few, tmp_path / "out", labels=tmp_path / "labels.json")
     assert not (tmp_path / "out").exists()  # it is read before the hours of checking posters
 
@@ -307,14 +308,14 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"near_duplicates": -1}, "--near-duplicates"),
         ({"workers": -1}, "--workers"),
         ({"fractions": (0.9, 0.1)}, "--splits"),
-        ({"fractions": (0.9, 0.1, 0.1)}, "--splits .* not 0.9,0.1,0.1"),
+        ({"fractions": (0.9, 0.1, 0.1)}, "0.9,0.1,0.1"),
         ({"fractions": (1.1, -0.1, 0.0)}, "--splits"),
         ({"fractions": (float("nan"), 0.5, 0.5)}, "--splits"),
         ({"fractions": (float("inf"), 0.0, 0.0)}, "--splits"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], part: str) -> None:
-    with pytest.raises(UserError, match=part):
+    with fails("option-value", part):
         BuildOptions(metadata=Path("x"), out=Path("y"), **options)
 
 
@@ -359,7 +360,6 @@ def test_the_conventional_folder_is_found(few: Source, tmp_path: Path, monkeypat
 )
 def test_given_labels_that_are_no_genres_are_one_line(few: Source, tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(UserError) as caught:
+    with fails("path-unreadable" if len(text) > 1000 else "labels-invalid", "labels.json"):
         build(few, tmp_path / "out", labels=tmp_path / "labels.json")
-    assert "labels.json" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

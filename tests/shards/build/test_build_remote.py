@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing import fails
 from remote_tools import new_bucket
 from shard_tools import Source, build, draw, draw_posters, encoded, posters, tree
 from text_tools import one_line_error
@@ -69,8 +70,8 @@ def test_the_command_with_two_processes(few: Source, few_there: Source, few_shar
     done = posters(*command, "--images", few.images, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert out in done.stdout and remote_tree(place(out)) == tree(few_shards)
-    message = one_line_error(lambda: build(few_there, place(out), samples_per_shard=8, seed=1))
-    assert "already holds other shards" in message and "--overwrite" in message
+    with fails("path-exists", out, "--overwrite"):
+        build(few_there, place(out), samples_per_shard=8, seed=1)
     assert remote_tree(place(out)) == tree(few_shards)
     done = posters(*command, "--images", few_there.images, "--labels", f"{out}/manifest.json", "--overwrite")
     assert done.returncode == 0, done.stderr
@@ -128,8 +129,8 @@ def _is(line: str, method: str, path: str) -> bool:
 def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
     out = place(f"{bucket}/set")
     with folder_lock(out):
-        message = one_line_error(lambda: build(few_there, out))
-        assert f"another process is at work in {out}" in message
+        with fails("path-locked", out):
+            build(few_there, out)
         claim = json.loads((out / ".lock").read_bytes())
     assert not (out / ".lock").exists()
     # A run on this machine was killed: its claim is known to be a dead one's.
@@ -139,25 +140,26 @@ def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
     # One on another machine may be alive.
     foreign = json.dumps(claim | {"token": "another", "machine": "there/1", "host": "there", "pid": 7}).encode()
     (out / ".lock").write_bytes(foreign)
-    message = one_line_error(lambda: build(few_there, out))
-    assert "claimed by another run (process 7 on there" in message and "--take-over" in message
+    with fails("path-locked", out, "process 7 on there", "--take-over"):
+        build(few_there, out)
     assert (out / ".lock").read_bytes() == foreign
     build(few_there, out, take_over=True)
     assert not (out / ".lock").exists() and (out / "manifest.json").exists()
 
 
 def test_places_that_are_not_there(few: Source, few_there: Source, bucket: str, tmp_path: Path) -> None:
-    def error(**places: Any) -> str:
+    def line(**places: Any) -> str:
         changed = {"images": few_there.images, "csv": few_there.csv, "out": tmp_path / "out", **places}
-        source = Source(changed["images"], changed["csv"], {}, {})
-        return one_line_error(lambda: build(source, changed["out"]))
+        return one_line_error(lambda: build(Source(changed["images"], changed["csv"], {}, {}), changed["out"]))
 
-    assert "image folder not found" in error(images=place(f"{bucket}/absent"))
-    assert "image folder not found" in error(images=place("s3://no-such-bucket-here/x"))
-    assert "metadata CSV not found" in error(csv=place(f"{bucket}/absent.csv"))
-    assert "make the bucket first" in error(out=place("s3://no-such-bucket-here/set"))
-    assert "can only be read" in error(out=place("http://127.0.0.1:9/set"))
-    assert "names a file in" in error(images=few_there.images.parent)
+    assert "image folder not found" in line(images=place(f"{bucket}/absent"))
+    assert "image folder not found" in line(images=place("s3://no-such-bucket-here/x"))
+    assert "metadata CSV not found" in line(csv=place(f"{bucket}/absent.csv"))
+    with fails("path-unwritable", "no-such-bucket-here", "bucket first"):
+        build(few_there, place("s3://no-such-bucket-here/set"))
+    with fails("url-refused", "http://127.0.0.1:9/set"):
+        build(few_there, place("http://127.0.0.1:9/set"))
+    assert "names a file in" in line(images=few_there.images.parent)
 
 
 def test_listing_in_groups(bucket: str, monkeypatch: pytest.MonkeyPatch, requests: list[str]) -> None:

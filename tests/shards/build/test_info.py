@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from shards.build.info import render_info
+from shards.cli.main import render_info
 from shards.console import console
 from shards.dataset.manifest import Manifest, Shard
 

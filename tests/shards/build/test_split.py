@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards.build.split import split_samples
-from shards.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"
@@ -174,20 +173,3 @@ def test_result_does_not_depend_on_the_process() -> None:
         [f"a{k}" for k in range(90)], [[k % 4, k % 5] for k in range(90)], np.arange(90) // 2, FRACTIONS, 7
     )
     assert outputs == {f"{here.tolist()}\n"}
-
-
-@pytest.mark.parametrize(
-    ("ids", "labels", "fractions", "message"),
-    [
-        (["a"], [[0], [1]], FRACTIONS, "must match"),
-        (["a", "a"], [[0], [1]], FRACTIONS, "repeated ids"),
-        (["a", "b"], [[0], [-1]], FRACTIONS, "start at 0"),
-        (["a", "b"], [[0], [1]], {"train": 0.8, "val": 0.1}, "sum to 1"),
-        (["a", "b"], [[0], [1]], {"train": 1.1, "val": -0.1}, "'val' must be 0 or more"),
-        (["a", "b"], [[0], [1]], {"train": float("nan")}, "'train' must be 0 or more"),
-        (["a", "b"], [[0], [1]], {}, "1 to 127 splits"),
-    ],
-)
-def test_wrong_input_is_named(ids: list[str], labels: Labels, fractions: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        split_samples(ids, labels, np.arange(len(labels)), fractions, 0)

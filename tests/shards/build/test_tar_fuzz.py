@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing import fails
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from shard_tools import draw, encoded, read_csv
@@ -81,7 +82,7 @@ def test_samples_are_those_that_tarfile_reads(tmp_path: Path, write: Writer, lay
 def compare(tar: Path) -> None:
     expected = read_naively(tar)
     if expected.twice:
-        with pytest.raises(UserError, match="is there twice"):
+        with fails("samples-repeated", tar):
             read_tar(tar)
         return
     contents = read_tar(tar)

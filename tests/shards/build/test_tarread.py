@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import write_tar
@@ -47,10 +48,9 @@ def test_damaged_tars_are_user_errors(tmp_path: Path) -> None:
         "flipped bit in a header": bytes(broken_header),
     }
     for name, damaged in cases.items():
-        with pytest.raises(UserError) as caught:
+        no_tar = name in ("text", "in the first header")
+        with fails("tar-unsupported" if no_tar else "tar-damaged", tmp_path / "y.tar"):
             read_members(with_data(tmp_path / "y.tar", damaged))
-        message = str(caught.value)
-        assert str(tmp_path / "y.tar") in message and "\n" not in message, name
 
 
 def test_compressed_and_sparse_tars_are_user_errors(tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_compressed_and_sparse_tars_are_user_errors(tmp_path: Path) -> None:
         tar = tmp_path / f"{compression}.tar"
         with tarfile.open(tar, f"w:{compression}") as archive:  # type: ignore[call-overload]
             archive.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-        with pytest.raises(UserError, match="no readable uncompressed tar"):
+        with fails("tar-unsupported", tar):
             read_members(tar)
     info = tarfile.TarInfo("a.jpg")
     info.type = tarfile.GNUTYPE_SPARSE
     sparse = with_data(tmp_path / "sparse.tar", info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 9728)
-    with pytest.raises(UserError, match=r"a\.jpg is sparse"):
+    with fails("tar-unsupported", sparse, "a.jpg", "--sparse"):
         read_members(sparse)
 
 
@@ -124,9 +124,9 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_headers_are_one_line(tmp_path: Path, kind: str) -> None:
     data, message = HOSTILE[kind]
-    with pytest.raises(UserError, match=message) as caught:
+    unsupported = any(words in message for words in ("data follow", "the limit is", "gives all", "sparse"))
+    with fails("tar-unsupported" if unsupported else "tar-damaged", tmp_path / "x.tar", message):
         read_tar(with_data(tmp_path / "x.tar", data))
-    assert str(tmp_path / "x.tar") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_headers_that_are_rare_and_right(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_sparse_tars_of_real_programs(tmp_path: Path, command: str) -> None:
         pytest.skip("the file system keeps no holes")
     for options in [["-S", "--format=gnu"], ["-S", "--format=posix"]] if command == "tar" else [["--format=pax"]]:
         subprocess.run([command, *options, "-cf", "s.tar", "x.jpg"], cwd=tmp_path, check=True)
-        with pytest.raises(UserError, match=r"x\.jpg is sparse"):
+        with fails("tar-unsupported", "x.jpg", "--sparse"):
             read_tar(tmp_path / "s.tar")
 
 
@@ -169,7 +169,7 @@ def test_names_of_tars_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.tar")  # opening it would wait
     (tmp_path / "folder.tar").mkdir()
     for name in ("fifo.tar", "folder.tar", "absent.tar"):
-        with pytest.raises(UserError, match=name):
+        with fails("path-unreadable", name):
             read_tar(tmp_path / name)
 
 

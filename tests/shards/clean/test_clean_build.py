@@ -28,8 +28,8 @@ from shard_tools import (
 from text_tools import QUICK, gradient, one_line_error, poster, titled_posters, write_meta
 
 from shards.build import pack
-from shards.build import reuse_splits as split_like
-from shards.build.reuse_splits import splits_like
+from shards.build import planning as split_like
+from shards.build.planning import splits_like
 from shards.build.split import SPLITS
 from shards.build.verify import verify_shards
 from shards.clean.run import CleanOptions, clean_posters

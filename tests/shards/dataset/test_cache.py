@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cache_tools import SIZE, body, cache, content, names, remote
+from failing import fails
 from misbehaving_server import MisbehavingServer, in_turn, reply, reset
 from shared_tools import small_file_system
 
@@ -44,7 +45,7 @@ def test_a_network_cut_in_the_middle_is_mended(server: MisbehavingServer, tmp_pa
 
 def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1, reset)
-    with pytest.raises(UserError, match=r"train-00001\.tar cannot be read.*check the network.*--patience"):
+    with fails("network", "train-00001.tar", "--patience"):
         cache(tmp_path, patience=0.3).open(file)
     (left,) = tmp_path.glob("*.tar*")
     assert left.name == f"{file.sha256}.tar.failed" and "cannot be read" in left.read_text()
@@ -75,7 +76,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(server: MisbehavingServer, tmp
         lambda: kept.fetch(file),
         lambda: kept.checked(url, "0" * 64 + ".index.parquet", bytes.decode),
     ):
-        with pytest.raises(UserError, match=r"cannot be used.*--cache-dir"):
+        with fails("cache", kept.folder, "--cache-dir"):
             call()
 
 
@@ -97,7 +98,7 @@ def test_stale_bytes_are_fetched_again(
 
 def test_bytes_that_stay_stale_are_one_line_and_leave_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1, reply(body(2)))
-    with pytest.raises(UserError, match=r"train-00001\.tar is not the file of the manifest"):
+    with fails("set-damaged", "train-00001.tar", "sha256"):
         cache(tmp_path).open(file)
     assert names(tmp_path) == {f"{file.sha256}.tar.failed"} and server.requests["/train-00001.tar"] == 3
 
@@ -157,7 +158,7 @@ def test_small_files_are_what_they_say(server: MisbehavingServer, tmp_path: Path
 
     def parse(data: bytes) -> str:
         if data != b"good":
-            raise UserError(f"no index: {data!r}")
+            raise UserError("set-damaged", f"no index: {data!r}")
         return "parsed"
 
     kept = cache(tmp_path)
@@ -182,7 +183,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(server: MisbehavingServer, small_disk: Path) -> None:
     kept = cache(small_disk)
     kept.fetch(remote(server, 1))
-    with pytest.raises(UserError, match=r"no room for .*train-00002\.tar.*No space left.*--cache-limit"):
+    with fails("disk-full", "train-00002.tar", "No space left", "--cache-limit"):
         kept.fetch(remote(server, 2))
     assert names(small_disk) == {remote(server, 1).name}
     limited = cache(small_disk, limit=SIZE)  # what the line says helps
@@ -197,5 +198,5 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert CacheOptions().path == tmp_path / "own"
     assert CacheOptions(tmp_path / "told").path == tmp_path / "told"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--cache-dir"):
+    with fails("cache", "--cache-dir"):
         cache(tmp_path / "file" / "cache")

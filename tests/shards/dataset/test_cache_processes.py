@@ -46,7 +46,7 @@ def test_patience_ends_once_however_many_wait(server: MisbehavingServer, tmp_pat
         try:
             content(remote(1))
         except Exception as error:
-            assert "cannot be read" in str(error), error
+            assert error.code == "network" and "train-00001.tar cannot be read" in str(error), error
         else:
             raise SystemExit("it was read")
     """
@@ -59,6 +59,7 @@ def test_patience_ends_once_however_many_wait(server: MisbehavingServer, tmp_pat
         try:
             kept.open(file)
         except UserError as error:
+            assert error.code == "network"
             return str(error)
         raise AssertionError("it was read")
 

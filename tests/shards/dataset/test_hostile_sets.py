@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from shard_tools import tree
 from test_manifest import honest
 
-from shards.build.reuse_splits import splits_like
+from shards.build.planning import splits_like
 from shards.build.verify import verify_shards
 from shards.dataset.index import SCHEMA, index_path
 from shards.dataset.manifest import Manifest

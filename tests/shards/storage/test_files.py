@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from failing import fails
 from shard_tools import environment
 
-from shards.errors import UserError, one_line
+from shards.errors import one_line
 from shards.storage.files import (
     PARTIAL,
     atomic_write,
@@ -57,15 +58,15 @@ def test_json_is_stable_and_strict(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1] [2]"])
 def test_broken_json_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"labels file .*x\.json cannot be read") as caught:
+    with fails("path-unreadable", "labels file", tmp_path / "x.json") as caught:
         read_json(tmp_path / "x.json", "labels file")
     assert "\n" not in str(caught.value)
 
 
 def test_absent_json_and_directories(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="labels file not found"):
+    with fails("path-missing", "labels file", tmp_path / "x.json"):
         read_json(tmp_path / "x.json", "labels file")
-    with pytest.raises(UserError, match="cannot be read"):
+    with fails("path-unreadable", tmp_path):
         read_json(tmp_path, "labels file")
 
 
@@ -99,7 +100,7 @@ def test_one_holder_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> No
     )
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is at work in"):
+        with fails("path-locked", tmp_path):
             with folder_lock(tmp_path):
                 pytest.fail("two processes hold one lock")
     finally:
@@ -120,7 +121,7 @@ def test_errors_of_the_block_are_its_own(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "sub"):
-        with pytest.raises(UserError, match="cannot make the folder"):
+        with fails("path-unwritable", folder):
             with folder_lock(folder):
                 pass
 
@@ -150,5 +151,5 @@ def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path: Path) -> None:
 
 def test_json_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"facts .*x\.json cannot be read"):
+    with fails("path-unreadable", "facts", tmp_path / "x.json"):
         read_json(tmp_path / "x.json", "facts")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from cache_tools import SIZE, body, cache, content, finish, go, names, remote, start
+from failing import fails
 from lock_rules import set_rule
 from misbehaving_server import MisbehavingServer
 
-from shards.errors import UserError
 from shards.storage.file_locks import NoLocks, held_file, locked
 from shards.storage.files import PARTIAL
 from shards.storage.lock import folder_lock
@@ -156,7 +156,7 @@ def test_a_folder_without_locks_is_used_with_a_line(
 
 @pytest.mark.parametrize("rule", ["nfs", "ofd ENOSYS", "ofd ENOTSUP"], indirect=True)
 def test_a_folder_is_held_under_other_rules(rule: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with folder_lock(tmp_path), pytest.raises(UserError, match="another process is at work in"):
+    with folder_lock(tmp_path), fails("path-locked", tmp_path):
         folder_lock(tmp_path).__enter__()
     with folder_lock(tmp_path):
         pass

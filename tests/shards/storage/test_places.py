@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ def test_no_text_of_a_place_has_what_is_secret(user: str, password: str, token: 
     safe = "!$&*+,;=._~-'"
     url = f"{scheme}://{quote(user, safe)}:{quote(password, safe)}@host.example:81/set?token={quote(token, safe)}"
     made = pickle.loads(pickle.dumps(place(url) / "manifest.json"))
-    texts = [str(made), repr(made), made.name, str(made.parent), str(UserError(f"{url} cannot be read"))]
+    texts = [str(made), repr(made), made.name, str(made.parent), str(UserError("network", f"{url} cannot be read"))]
     assert not any("hush" in text for text in [*texts, one_line(OSError(f"GET '{url}'"))])
     options = made.storage_options
     assert options["query"] == f"token={quote(token, safe)}"
@@ -59,19 +60,19 @@ def test_a_long_text_takes_no_long_time() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://me:hush/hush@host/x", "port is not a number"),
+        ("http://me:hush/hush@host/x", "port"),
         ("http://[::1/hush", "malformed"),
-        ("http://me:hush@/x", "names no host"),
-        ("http://?hush", "names no host"),
-        ("s3://me:hush@bucket/x", "take no password"),
-        ("memory://me:hush@bucket/x", "take no password"),
-        ("nonsense://me:hush@bucket/x", "cannot be read"),
+        ("http://me:hush@/x", "no host"),
+        ("http://?hush", "no host"),
+        ("s3://me:hush@bucket/x", "s3:// URLs take no password"),
+        ("memory://me:hush@bucket/x", "memory:// URLs take no password"),
+        ("nonsense://me:hush@bucket/x", "nonsense"),
     ],
 )
 def test_what_cannot_be_a_place(url: str, words: str) -> None:
-    with pytest.raises(UserError, match=words) as caught:
+    with fails("url-refused", words) as caught:
         place(url)
-    assert "hush" not in str(caught.value) and "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_what_needs_nothing_of_this() -> None:
