@@ -30,7 +30,7 @@ from shards.storage.address_policy import (
     literal_address,
     reachable_from,
 )
-from shards.storage.retrying_read import LEAST, TooMuch
+from shards.storage.limits import LEAST, TooMuch
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import UserError, one_line
+from shards.storage.limits import LEAST, TooMuch
 from shards.storage.paths import Place, remote_errors
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,10 @@ SLOWEST = 64 << 10
 USUAL = 1 << 20
 #: Patiences in all that a file may take beside that.
 PATIENCES = 10
-#: The least of seconds that one request may take: a patience of 0 means one try.
-LEAST = 5.0
 #: Errors that asking again does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: And answers of HTTP.
 REFUSALS = (400, 401, 403, 404, 405, 410)
-
-
-class TooMuch(OSError):
-    """A body with more bytes than were asked for."""
 
 
 class _Ends(OSError):
