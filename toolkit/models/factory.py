@@ -48,11 +48,8 @@ def build_model(
         arguments["drop_rate"] = 0.0 if head.drops_within else head.dropout
         if drop_path:
             arguments["drop_path_rate"] = drop_path
-        if pretrained:
-            with _offline_if_unreachable():
-                model = timm.create_model(name, pretrained=True, **arguments)
-        else:
-            model = timm.create_model(name, **arguments)
+        with _offline_if_unreachable() if pretrained else contextlib.nullcontext():
+            model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
         if "drop_path_rate" in str(error):
             raise UserError(_no_drop_path(name)) from None

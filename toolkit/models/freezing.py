@@ -50,8 +50,7 @@ class Freezing:
             raise UserError(f"model.freeze [{names}] leaves nothing to train in the first epoch")
 
     def _held(self, epoch: int | None) -> set[int]:
-        parts = [part for part in self.parts if part.holds(epoch)]
-        return {id(p) for part in parts for p in part.parameters}
+        return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
         """Let gradients flow as in ``epoch`` (from 0; None: after the last thaw). Returns whether anything changed."""
@@ -72,10 +71,8 @@ class Freezing:
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
         """``model.train()``, but what ``epoch`` holds is in evaluation mode; ``model`` may be wrapped."""
         model.train()
-        for part in self.parts:
-            if part.holds(epoch):
-                for module in part.modules:
-                    module.eval()
+        for module in (module for part in self.parts if part.holds(epoch) for module in part.modules):
+            module.eval()
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
@@ -100,14 +97,10 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
 def _part(model: nn.Module, entry: str) -> Part:
     name, _, epochs = entry.partition("@")
     modules = dict(model.named_modules())
-    bare: list[nn.Parameter] = []
-    if name == "backbone":
-        found, bare = _backbone(model)
-    else:
-        found = [modules[name]] if name in modules else []
-        if name == "stem":
-            stem, bare = _stem(model)
-            found += stem
+    several = {"backbone": _backbone, "stem": _stem}.get(name)
+    found, bare = several(model) if several else ([], [])
+    if name in modules and name != "backbone":
+        found = [modules[name], *found]
     if not found:
         raise UserError(
             f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.serialization import safe_globals
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, some
 from toolkit.device.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,7 @@ ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\
 class PickledObject:
     """An object of an allowed class that was not made: its attributes as they were stored."""
 
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = {}
+    state: Any
 
     def __new__(cls, *_: Any) -> PickledObject:
         made = super().__new__(cls)
@@ -71,10 +70,6 @@ class PickledScalar(PickledObject):
         self.dtype, self.data = dtype, data
 
 
-def _array(*_: Any) -> PickledArray:
-    return PickledArray()
-
-
 def _defaultdict(*_: Any) -> dict[Any, Any]:
     return {}
 
@@ -87,8 +82,8 @@ def _factory(*_: Any) -> None:
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
     "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
-    "numpy.core.multiarray._reconstruct": _array,
-    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
     "numpy.ndarray": PickledArray,
     "numpy.dtype": PickledDtype,
     "numpy.core.multiarray.scalar": PickledScalar,
@@ -240,8 +235,7 @@ def _modern(name: str) -> str:
 
 
 def _refusal(path: Path, names: list[str], what: str) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{path} is refused: it holds {shown}, which no {what} has; nothing of it was executed"
+    return f"{path} is refused: it holds {some(names)}, which no {what} has; nothing of it was executed"
 
 
 def _not_torch(path: Path) -> str:

@@ -94,13 +94,12 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
     """
     own = network.state_dict()
     problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})
-    if problem is None:
-        for name, entry in header.items():
-            # BF16, F16, F32, ... or I64, BOOL, ...
-            if ("F" in entry.dtype) != own[name].is_floating_point():
-                problem = f"has {entry.dtype[:20]!r} numbers in {name!r}"
-                break
-    if problem is not None:
+    of_other_types = (
+        f"has {entry.dtype[:20]!r} numbers in {name!r}"
+        for name, entry in header.items()
+        if ("F" in entry.dtype) != own[name].is_floating_point()  # BF16, F16, F32, ... or I64, BOOL, ...
+    )
+    if problem := problem or next(of_other_types, None):
         raise UserError(f"{path} does not fit {of}: it {problem}; {REMEDY}")
 
 

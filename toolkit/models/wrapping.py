@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_compiled_module
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,13 +97,3 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
         if asked:
             raise UserError(f"train.sync_batchnorm does not go with {key}: {why}; set one of them to false")
     return True
-
-
-def synced(model: nn.Module) -> nn.Module:
-    """``model`` with statistics of BatchNorm over the rows of all processes; the same weights under the same names.
-
-    Layers are other objects afterwards. timm's conversion, for torch's own would lose the activations that timm puts
-    into some of them. What is in evaluation mode is what it was before.
-    """
-    converted: nn.Module = convert_sync_batchnorm(model)
-    return converted

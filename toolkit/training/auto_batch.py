@@ -104,7 +104,8 @@ def _try(parts: Parts) -> None:
     reserve = torch.empty(_rest_of_a_run(parts, share), dtype=torch.uint8, device=device)
     for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
         images = torch.randint(0, 256, (len(share.indices), side, side, 3), dtype=torch.uint8, device=device)
-        accelerator.backward(updater.loss(model, Batch(images, share, {}), 0))
+        losses, valid = updater.losses(model, Batch(images, share, {}), 0)
+        accelerator.backward((losses * valid).sum())
     del reserve
 
 

@@ -65,9 +65,14 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
         status = 0
         try:
             if search_lr:
-                _search_lr(accelerator, config, manifest, readers, out)
+                from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
+
+                config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is watched
+                find_lr(_prepared(accelerator, config, manifest, readers, out, None))
             else:
-                _train(accelerator, config, manifest, readers, out, resume)
+                checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
+                by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
+                _train(_prepared(accelerator, config, manifest, readers, out, checkpoint), checkpoint)
         except Stopped as stop:
             if accelerator.is_main_process:
                 log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
@@ -109,28 +114,15 @@ def own_size(name: str) -> int:
     return max(cfg.input_size[1:])
 
 
-def _train(
-    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path, resume: bool
-) -> None:
+def _train(parts: Parts, checkpoint: Checkpoint | None) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
-    checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
-    by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
-    parts = _prepared(accelerator, config, manifest, readers, out, checkpoint)
-    if config.train.tensorboard:
+    accelerator, out = parts.accelerator, parts.out
+    if parts.config.train.tensorboard:
         by_main(accelerator, lambda: _start_tensorboard(accelerator, out / "tensorboard"))
     if not Trainer(parts, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
         log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
-
-
-def _search_lr(
-    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path
-) -> None:
-    from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
-
-    config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is what is watched
-    find_lr(_prepared(accelerator, config, manifest, readers, out, None))
 
 
 def _prepared(
@@ -141,24 +133,21 @@ def _prepared(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> Parts:
-    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well."""
+    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well.
+
+    Raises UserError, on every rank, if BatchNorm could not learn.
+    """
     parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
         parts.accumulation = fit_accumulation(parts)
     if accelerator.is_main_process:
         _say_what_runs(parts, checkpoint)
-    _check_rows(parts, checkpoint)
-    return parts
-
-
-def _check_rows(parts: Parts, checkpoint: Checkpoint | None) -> None:
-    """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
-    wanted, processes = parts.config.model, parts.accelerator.num_processes
-    trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
+    trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
     parts.freezing.training_mode(parts.model, None)  # of all that will learn; each epoch begins with its own
-    warning = check_rows(parts.model, parts.plan, processes, parts.accumulation, trained=trained)
-    if warning and parts.accelerator.is_main_process:
+    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, parts.accumulation, trained=trained)
+    if warning and accelerator.is_main_process:
         log.warning("%s", warning)
+    return parts
 
 
 def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
@@ -194,33 +183,20 @@ def _start_tensorboard(accelerator: Accelerator, folder: Path) -> None:
 
 
 def _say_what_runs(parts: Parts, checkpoint: Checkpoint | None) -> None:
-    accelerator, config, plan, accumulation = parts.accelerator, parts.config, parts.plan, parts.accumulation
-    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-    log.info(
-        "%s, %s head, %.1f M trainable weights; %d genres",
-        config.model.name,
-        config.model.head,
-        trainable / 1e6,
-        len(parts.manifest.genres),
-    )
-    log.info(
-        "%d process(es) on %s, precision %s, %d decoding threads each",
-        accelerator.num_processes,
-        accelerator.device.type,
-        accelerator.mixed_precision,
-        decode_threads(config.data.workers, accelerator.device),
-    )
+    config, plan, accelerator, device = parts.config, parts.plan, parts.accelerator, parts.accelerator.device
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad) / 1e6
+    name, head, genres = config.model.name, config.model.head, len(parts.manifest.genres)
+    world, precision = accelerator.num_processes, accelerator.mixed_precision
+    threads = decode_threads(config.data.workers, device)
+    log.info("%s, %s head, %.1f M trainable weights; %d genres", name, head, trainable, genres)
+    log.info("%d process(es) on %s, precision %s, %d decoding threads each", world, device.type, precision, threads)
+    samples = len(parts.train), len(parts.val), plan.num_samples
+    rows = int(plan.rows(plan.largest_step, world, parts.accumulation).max())
+    batch = config.train.batch_size, world, parts.accumulation, rows
     log.info(
         "%d training and %d validation samples, %d per epoch; "
         "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",
-        len(parts.train),
-        len(parts.val),
-        plan.num_samples,
-        config.train.batch_size,
-        accelerator.num_processes,
-        accumulation,
-        int(plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max()),
-        plan.steps_per_epoch,
+        *(*samples, *batch, plan.steps_per_epoch),
     )
     if checkpoint is not None:
         state = checkpoint.progress

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -23,13 +24,12 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.collectives import require_same_everywhere
 from toolkit.distributed.fsdp import is_spread, spread, spread_state, spreads
-from toolkit.model_folder.folder import mean_std
 from toolkit.models.activation_checkpointing import enable_checkpointing
-from toolkit.models.ema import build_ema, restore_ema
+from toolkit.models.ema import build_ema
 from toolkit.models.factory import build_model, other_size
 from toolkit.models.freezing import Freezing, check_random
-from toolkit.models.heads import HeadSpec, head_from_hub, head_prefixes, set_prior
-from toolkit.models.wrapping import check_synced, synced, wrap
+from toolkit.models.heads import HeadSpec, head_prefixes, set_prior
+from toolkit.models.wrapping import check_synced, wrap
 from toolkit.training.batches import Inputs, Pixels, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
 from toolkit.training.cached.probe import Probe
@@ -93,9 +93,8 @@ def build_parts(
         warning = check_random(model, config.model.freeze)
         if warning and accelerator.is_main_process:
             log.warning("%s", warning)
-    mean, std = mean_std(model)
-    data = config.data
-    preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
+    data, cfg = config.data, model.pretrained_cfg
+    preprocessing = Preprocessing(data.image_size, data.crop_pct, tuple(cfg["mean"]), tuple(cfg["std"]), data.fit)
     inputs: Inputs
     if cached:
         folder = Path(config.train.feature_cache or out / "features")
@@ -105,7 +104,8 @@ def build_parts(
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
     if over_processes:  # not the average, which is what is saved
-        model = synced(model)
+        # timm's conversion, for torch's own would lose the activations that timm puts into some of the layers.
+        model = convert_sync_batchnorm(model)
     if fsdp:
         spread(accelerator, model)
         if ema is not None:
@@ -137,7 +137,7 @@ def _restored(
     ema = build_ema(model, config.ema)
     if ema is not None and checkpoint is not None:
         with restoring(checkpoint):
-            restore_ema(ema, checkpoint.tensors["ema"])
+            ema.module.load_state_dict(checkpoint.tensors["ema"])
     return model, ema
 
 
@@ -183,7 +183,9 @@ def _model(
             drop_path=wanted.drop_path,
             scratch="backbone" not in wanted.freeze,
         )
-    learnt = not first or (hub and head_from_hub(model, wanted.head, num_genres))
+    # timm keeps a classifier of the hub that has the wanted size.
+    from_hub = hub and wanted.head == "linear" and model.pretrained_cfg.get("num_classes") == num_genres
+    learnt = not first or from_hub
     # Before weights are loaded: a head that comes with them keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from probe_fsdp import Run
 from safetensors.torch import load_file, save_file
+from timm.layers import convert_sync_batchnorm
 from toolkit_helpers import free_port, launch_2, weights_option
 from torch import nn
 from train_tools import tiny_config
@@ -24,7 +25,7 @@ from shards.storage.files import sha256_file
 from toolkit.config.schema import TrainConfig
 from toolkit.model_folder.folder import WEIGHTS, load_model_folder
 from toolkit.models.tensor_files import plain_names
-from toolkit.models.wrapping import check_synced, plain, rewrap, synced, wrap
+from toolkit.models.wrapping import check_synced, plain, rewrap, wrap
 from toolkit.training.checkpoints.checkpoint import newest_checkpoint
 from toolkit.training.run import train
 
@@ -253,7 +254,7 @@ def test_converted_layers_keep_weights_names_and_activations(name: str):
     torch.manual_seed(0)
     model, pixels = timm.create_model(name, num_classes=3).eval(), torch.randn(2, 3, 32, 32)
     names, parameters, expected = list(model.state_dict()), list(model.parameters()), model(pixels)
-    model = synced(model)
+    model = convert_sync_batchnorm(model)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     assert list(model.state_dict()) == names
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))

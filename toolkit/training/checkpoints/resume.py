@@ -85,23 +85,23 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
     try:
-        model = read_best(folder)
+        model, training_config = read_best(folder)
     except UserError as error:
         lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
         return (lost, f"the run's best model is lost ({error}): the best of the epochs that follow takes its place")
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
-    if model.sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
-        return replace(progress, best_sha256=model.sha256), ""
+    if model.weights_sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
+        return replace(progress, best_sha256=model.weights_sha256), ""
     what = f"{folder} is of epoch {model.epoch}"
     known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
         known = "the checkpoint knows of none"
     comparable = model.monitor == monitor and model.shard_set == shard_set
-    if model.score is None or not comparable or not same_run(model.training_config, config):
+    if model.score is None or not comparable or not same_run(training_config, config):
         what += f" and says no {monitor} that compares with this run's"
         return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
-    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256, scored="")
+    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
     return theirs, f"{what}, {known}: the model's figure is the one to surpass"
