@@ -35,19 +35,13 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
             # Gradients are parts of the buckets that are reduced: in memory once instead of twice.
             gradient_as_bucket_view=True,
-            static_graph=_static(train),
+            # All passes of one wrapper are alike, so that DDP may learn its graph in the first one: what thaws is
+            # wrapped anew, and members of an ensemble without rows get gradients of zero. But DDP's first backward pass
+            # must be one that reduces, which that of several micro-batches is not (torch ends there with an internal
+            # assertion), and torch wants a compiled model's DDP without it.
+            static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model
-
-
-def _static(train: TrainConfig) -> bool:
-    """Whether all passes of one wrapper are alike, so that DDP may learn its graph in the first one.
-
-    They are: what thaws is wrapped anew, and members of an ensemble without rows get gradients of zero. But DDP's first
-    backward pass must be one that reduces, which that of several micro-batches is not (torch ends there with an
-    internal assertion), and torch wants a compiled model's DDP without it.
-    """
-    return train.accumulation == 1 and not (train.auto_batch or train.compile)
 
 
 def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:

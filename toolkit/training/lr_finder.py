@@ -10,12 +10,12 @@ cache of features stays too, since the training that follows would compute the s
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
@@ -142,10 +142,9 @@ def diverged(losses: list[float]) -> bool:
 def save_curve(curve: LrCurve, out: Path) -> None:
     """Write find-lr.csv and find-lr.png into ``out``."""
     with atomic_write(out / "find-lr.csv", "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["update", "lr", "loss", "smoothed"])
-        for number, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True), 1):
-            writer.writerow([number, *(f"{value:.6g}" for value in row)])
+        table = pd.DataFrame({"lr": curve.rates, "loss": curve.losses, "smoothed": curve.smoothed})
+        table.index += 1
+        table.to_csv(stream, index_label="update", float_format="%.6g", lineterminator="\r\n")
     with atomic_write(out / "find-lr.png") as stream:
         _draw(curve).savefig(stream, format="png", dpi=144)
 

@@ -49,19 +49,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     else:
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
         groups.reverse()  # decayed ones first, as in checkpoints of old
-    prefixes = head_prefixes(model)
-    head = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
+    apart = head_prefixes(model) if config.head_lr != 1 else ()
+    head = {id(p) for name, p in model.named_parameters() if name.startswith(apart)}
     result = []
     for group in groups:
-        parts = [(group["params"], 1.0)]
-        if config.head_lr != 1:
-            parts = [
-                ([p for p in group["params"] if id(p) not in head], 1.0),
-                ([p for p in group["params"] if id(p) in head], config.head_lr),
-            ]
         scale, decay = group.get("lr_scale", 1.0), group["weight_decay"] * config.weight_decay
-        for params, factor in parts:
-            if params:
+        for in_head, factor in ((False, 1.0), (True, config.head_lr)):
+            if params := [p for p in group["params"] if (id(p) in head) is in_head]:
                 result.append({"params": params, "weight_decay": decay, "lr_scale": scale * factor})
     return result
 

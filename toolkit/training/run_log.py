@@ -36,11 +36,8 @@ class RunLog:
         self.accelerator = accelerator
         self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
         self.steps, self.epochs = self.files
-        by_main(accelerator, lambda: self._cut(updates, epoch - 1))
-
-    def _cut(self, updates: int, epoch: int) -> None:
-        _cut(self.steps, STEP_FIELDS, "update", updates)
-        _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch)
+        by_main(accelerator, lambda: _cut(self.steps, STEP_FIELDS, "update", updates))
+        by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
         """One row of log.csv."""

@@ -28,9 +28,9 @@ from toolkit.models.activation_checkpointing import enable_checkpointing
 from toolkit.models.ema import build_ema
 from toolkit.models.factory import build_model, other_size
 from toolkit.models.freezing import Freezing, check_random
-from toolkit.models.heads import HeadSpec, head_prefixes, set_prior
+from toolkit.models.heads import HeadSpec, set_prior
 from toolkit.models.wrapping import check_synced, wrap
-from toolkit.training.batches import Inputs, Pixels, train_plan
+from toolkit.training.batches import Pixels, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
 from toolkit.training.cached.probe import Probe
 from toolkit.training.checkpoints.checkpoint import Checkpoint, restoring
@@ -63,7 +63,7 @@ class Parts:
     ema: ModelEmaV3 | None
     preprocessing: Preprocessing
     out: Path
-    inputs: Inputs
+    inputs: Pixels | Probe
     """Pixels, or cached features: what the model that learns is given."""
 
     @property
@@ -93,9 +93,10 @@ def build_parts(
         warning = check_random(model, config.model.freeze)
         if warning and accelerator.is_main_process:
             log.warning("%s", warning)
-    data, cfg = config.data, model.pretrained_cfg
+    data = config.data
+    cfg: Any = model.pretrained_cfg
     preprocessing = Preprocessing(data.image_size, data.crop_pct, tuple(cfg["mean"]), tuple(cfg["std"]), data.fit)
-    inputs: Inputs
+    inputs: Pixels | Probe
     if cached:
         folder = Path(config.train.feature_cache or out / "features")
         bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
@@ -183,18 +184,15 @@ def _model(
             drop_path=wanted.drop_path,
             scratch="backbone" not in wanted.freeze,
         )
+    cfg: Any = model.pretrained_cfg
     # timm keeps a classifier of the hub that has the wanted size.
-    from_hub = hub and wanted.head == "linear" and model.pretrained_cfg.get("num_classes") == num_genres
-    learnt = not first or from_hub
+    learnt = not first or (hub and wanted.head == "linear" and cfg.get("num_classes") == num_genres)
     # Before weights are loaded: a head that comes with them keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)
     said = None
     if first and wanted.weights is not None:
-        drawn = _head_state(model)
-        said = load_weights(model, Path(wanted.weights), labels)
-        # A file without a head, or with one of another size, leaves ours as it was.
-        learnt = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
+        said, learnt = load_weights(model, Path(wanted.weights), labels)
     if accelerator.num_processes > 1 and (hub or said):
         # Each node has its own cache of the hub, or copy of the file, and not every kind of run takes the first one's.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
@@ -204,9 +202,3 @@ def _model(
         if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
             log.warning("%s", warning)
     return model, learnt
-
-
-def _head_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the classifier's tensors."""
-    prefixes = head_prefixes(model)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(prefixes)}

@@ -72,14 +72,9 @@ def judge(
         raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
     fits = cross_fit_of(targets, logits, decide, groups=groups)
     decisions = decisions_of(fits.choose(), fits)
+    prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
     evaluation = evaluate_arrays(
-        targets,
-        logits,
-        manifest.genres,
-        train_prevalence(manifest),
-        decisions,
-        split="val",
-        shard_set=manifest.fingerprint,
+        targets, logits, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
     )
     return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
 
@@ -93,16 +88,12 @@ def score_again(parts: Parts, state: Progress) -> None:
     outdated, state.scored = state.scored != rule, rule
     if before is None or not outdated:
         return
-    problem = ""
     try:
-        verdict = _judge_folder(parts)
-        state.best_score = monitored(verdict.row(), config.train.monitor)
+        state.best_score = monitored(_judge_folder(parts).row(), config.train.monitor)
+        result = f"{state.best_score:.4f}"
     except UserError as error:
-        state.best_score, problem = None, str(error)
+        state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
     if parts.accelerator.is_main_process:
-        result = (
-            f"{state.best_score:.4f}" if not problem else f"not possible, so the next epoch is the best ({problem})"
-        )
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
             "decide options); measured again: %s",
@@ -162,21 +153,14 @@ def export_model(
     its whole state where ``trained`` holds a part of each tensor only.
     """
     config, manifest = parts.config, parts.manifest
-    return save_model_folder(
-        parts.out / "model",
-        parts.inputs.whole(trained),
-        HeadSpec.of(config.model),
-        manifest.labels,
-        verdict.decisions,
-        parts.preprocessing,
-        {
-            "epoch": epoch,
-            "monitor": config.train.monitor,
-            "score": score,
-            "weights": "raw" if parts.ema is None else "ema",
-            "shard_set": manifest.fingerprint,
-            "training_config": config_dict(config),
-        },
-        {"val": verdict.evaluation.to_dict()},
-        state,
-    )
+    model, head, metrics = parts.inputs.whole(trained), HeadSpec.of(config.model), verdict.evaluation.to_dict()
+    facts = {
+        "epoch": epoch,
+        "monitor": config.train.monitor,
+        "score": score,
+        "weights": "raw" if parts.ema is None else "ema",
+        "shard_set": manifest.fingerprint,
+        "training_config": config_dict(config),
+    }
+    described = manifest.labels, verdict.decisions, parts.preprocessing, facts, {"val": metrics}
+    return save_model_folder(parts.out / "model", model, head, *described, state)

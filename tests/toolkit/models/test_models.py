@@ -93,7 +93,7 @@ def test_local_weights_with_a_head_of_another_size(tmp_path: Path, suffix: str, 
         torch.save({"state_dict": state} if wrapped else state, path)
     for head in (LINEAR, HeadSpec("mlp", (8,), 0.0)):
         model = build_model("resnet10t", 5, head, 64)
-        said = load_weights(model, path, GENRES)
+        said, _ = load_weights(model, path, GENRES)
         assert trunk_equal(model, source)
         assert "dropped" in said and "fc.weight" in said
 
@@ -102,7 +102,7 @@ def test_a_head_of_the_same_size_is_loaded(tmp_path: Path):
     source = build_model("resnet10t", 5, LINEAR, 64)
     save_file(clean_state(source), tmp_path / "w.safetensors")
     model = build_model("resnet10t", 5, LINEAR, 64)
-    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors", GENRES)
+    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors", GENRES)[0]
     assert trunk_equal(model, source, head="none")
 
 
@@ -172,7 +172,7 @@ def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(tmp_path: 
     source = make_model_folder(tmp_path / "m", theirs, LINEAR, name="resnet10t", size=64)
     model: Any = build_model("resnet10t", 5, LINEAR, 64)
     drawn = head_of(model)
-    assert words in load_weights(model, source / "model.safetensors", GENRES)
+    assert words in load_weights(model, source / "model.safetensors", GENRES)[0]
     wanted = load_model_folder(source).model
     assert trunk_equal(model, wanted)
     assert torch.equal(head_of(model), head_of(wanted) if theirs == GENRES else drawn)
@@ -184,7 +184,7 @@ def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Pa
         tensors = {"model": clean_state(source), "optimizer": {}, "scaler": {}, "ema": {}}
         folder = save_checkpoint(tmp_path, Progress(), {}, "set", labels.fingerprint, tensors, 1)
         model = build_model("resnet10t", 5, LINEAR, 64)
-        said = load_weights(model, folder / "state.pt", GENRES)
+        said, _ = load_weights(model, folder / "state.pt", GENRES)
         assert words in said and trunk_equal(model, source)
         assert torch.equal(head_of(model), head_of(source)) == (labels == GENRES)
 
@@ -195,7 +195,7 @@ def test_a_head_whose_genres_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"which genres the head of .* gives cannot be read: .*labels\.json"):
         load_weights(build_model("resnet10t", 5, LINEAR, 64), folder / "model.safetensors", GENRES)
     model = build_model("resnet10t", 4, LINEAR, 64)  # a head of another size is dropped in any case
-    assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))
+    assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))[0]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -348,7 +348,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     source = timm.create_model("test_vit", num_classes=10)
     save_file(clean_state(source), path)
     model: Any = build_model("test_vit", 5, LINEAR, 96)
-    assert "resampled" in load_weights(model, path, GENRES)
+    assert "resampled" in load_weights(model, path, GENRES)[0]
     overlay = {"file": str(path), "num_classes": 10}
     referee: Any = timm.create_model(
         "test_vit", num_classes=5, img_size=96, pretrained=True, pretrained_cfg_overlay=overlay
@@ -356,7 +356,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     assert torch.equal(model.pos_embed, referee.pos_embed)
     assert trunk_equal(model, referee, head="head.")
     same = build_model("test_vit", 5, LINEAR, 160)
-    assert "resampled" not in load_weights(same, path, GENRES)
+    assert "resampled" not in load_weights(same, path, GENRES)[0]
 
 
 def test_shared_imagenet_weights_fit():
@@ -364,4 +364,4 @@ def test_shared_imagenet_weights_fit():
     if not path.exists():
         pytest.skip("../shared/weights is absent")
     model = build_model("resnet50", 19, HeadSpec(), 224)
-    assert load_weights(model, path, GENRES).startswith("loaded 318 tensors")
+    assert load_weights(model, path, GENRES)[0].startswith("loaded 318 tensors")

@@ -169,7 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
     # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
-    return Checkpoint(*msgspec.structs.astuple(facts), tensors, path)
+    return Checkpoint(**msgspec.structs.asdict(facts), tensors=tensors, path=path)
 
 
 def read_state(path: Path) -> StateFile:

@@ -43,8 +43,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return plain_names(state)
 
 
-def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
-    """Load a local weights file. Returns one line that says what was done.
+def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
+    """Load a local weights file. Returns (one line that says what was done, whether a head was loaded).
 
     A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
     labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
     elif brought:
         genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
-    return loaded
+    return loaded, bool(brought) and not why
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
