@@ -33,4 +33,4 @@ def memory_told(line: Callable[[], str]) -> Iterator[None]:
             raise
         asked = _ASKED.search(str(error))
         amount = f" (tried to allocate {asked.group(1)})" if asked else ""
-        raise UserError(f"out of memory{amount}: {line()}") from None
+        raise UserError("out-of-memory", f"out of memory{amount}: {line()}") from None

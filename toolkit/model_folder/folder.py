@@ -97,7 +97,7 @@ def save_model_folder(
             weights = clean_state(model) if state is None else state
             save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, in its words
-            raise UserError(f"the model cannot be written to {folder}: {one_line(error)}") from None
+            raise UserError("path-unwritable", f"the model cannot be written to {folder}: {one_line(error)}") from None
         write_labels(fresh, labels, decisions)
         # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
         os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
@@ -200,10 +200,10 @@ def load_model_folder(folder: Path) -> ModelFolder:
     fetched because it says so.
     """
     if not folder.is_dir():
-        raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
+        raise UserError("model-missing", f"no model folder at {folder}; training leaves one in RUN/model")
     for name in NEEDED:
         if not (folder / name).is_file():
-            raise UserError(f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
+            raise UserError("model-missing", f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
     labels, decisions = load_labels(folder)
     config, raw = read_config(folder)
     check_agreement(config, labels.genres, folder)
@@ -212,12 +212,15 @@ def load_model_folder(folder: Path) -> ModelFolder:
     preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
     head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
-        raise UserError(f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}")
+        raise UserError(
+            "model-damaged", f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
+        )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
         raise UserError(
+            "model-damaged",
             f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, and the head alone needs "
-            f"{head.least_tensors}; {AGAIN}"
+            f"{head.least_tensors}; {AGAIN}",
         )
     size = preprocessing.image_size
     with torch.device("meta"):  # shapes alone
@@ -238,15 +241,15 @@ def read_best(folder: Path) -> tuple[OursFile, Any]:
     """
     for name in NEEDED:
         if not (folder / name).is_file():
-            raise UserError(f"the model folder {folder} lacks {name}")
+            raise UserError("model-missing", f"the model folder {folder} lacks {name}")
     config, raw = read_config(folder)
     ours = config.poster_toolkit
     try:
         digest = sha256_file(folder / WEIGHTS)
     except OSError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
-        raise UserError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
+        raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
     return ours, raw[OURS].get("training_config")
 
 

@@ -47,7 +47,7 @@ class Freezing:
         held = self._held(0)
         if all(id(p) in held for p in self.parameters):  # what is trained once is trained ever after
             names = ", ".join(part.name for part in self.parts)
-            raise UserError(f"model.freeze [{names}] leaves nothing to train in the first epoch")
+            raise UserError("nothing-to-train", f"model.freeze [{names}] leaves nothing to train in the first epoch")
 
     def _held(self, epoch: int | None) -> set[int]:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
@@ -88,8 +88,9 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     everything = all(id(p) in fixed for p in model.parameters())  # then Freezing says so
     if backbone <= fixed and not everything:
         raise UserError(
+            "option-conflict",
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
-            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []"
+            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []",
         )
     return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
 
@@ -103,7 +104,8 @@ def _part(model: nn.Module, entry: str) -> Part:
         found = [modules[name], *found]
     if not found:
         raise UserError(
-            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}"
+            "model-unfit",
+            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}",
         )
     inside = [p for module in found for p in module.parameters()]
     return Part(name, tuple(found), (*inside, *bare), int(epochs) if epochs else None)

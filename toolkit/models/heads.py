@@ -78,7 +78,9 @@ def classifier_name(model: nn.Module) -> str:
     """Dotted name of the classifier module, e.g. ``fc`` or ``head.fc``. Raises UserError if there is not just one."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     if not isinstance(name, str) or not isinstance(dict(model.named_modules()).get(name), nn.Linear):
-        raise UserError(f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it")
+        raise UserError(
+            "model-unfit", f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it"
+        )
     return name
 
 
@@ -130,5 +132,7 @@ def classifier_path(model: nn.Module) -> str:
     """
     prefixes = head_prefixes(model)
     if len(prefixes) != 1:
-        raise UserError(f"{type(model).__name__} has no single classifier: train.feature_views does not fit it")
+        raise UserError(
+            "model-unfit", f"{type(model).__name__} has no single classifier: train.feature_views does not fit it"
+        )
     return prefixes[0].rstrip(".")

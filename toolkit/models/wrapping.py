@@ -82,12 +82,14 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
         return False
     if accelerator.device.type == "cpu":
         raise UserError(
-            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false"
+            "device",
+            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false",
         )
-    for key, asked, why in (
-        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other"),
-        ("train.compile", train.compile, "what is compiled has not been tested with statistics over processes"),
-    ):  # fmt: skip
-        if asked:
-            raise UserError(f"train.sync_batchnorm does not go with {key}: {why}; set one of them to false")
+    for key, why in (
+        ("auto_batch", "processes try unequally often, and would wait for each other"),
+        ("compile", "what is compiled has not been tested with statistics over processes"),
+    ):
+        if getattr(train, key):
+            said = f"train.sync_batchnorm does not go with train.{key}: {why}; set one of them to false"
+            raise UserError("option-conflict", said)
     return True

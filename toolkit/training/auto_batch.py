@@ -43,8 +43,9 @@ def fit_accumulation(parts: Parts) -> int:
     fitting = [need for need in needs if need is not None]
     if len(fitting) < len(needs):
         raise UserError(
+            "out-of-memory",
             f"the memory does not hold {parts.config.model.name} with {parts.config.data.image_size} pixels even at "
-            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more"
+            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
         )
     agreed = max(fitting)
     if accelerator.is_main_process:

@@ -73,9 +73,10 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
     if short == plan.steps_per_epoch:
         if not trained:
             raise UserError(
+                "option-value",
                 f"BatchNorm cannot learn its statistics from micro-batches of {min(least.values())} rows (it wants "
                 f"{LEAST_ROWS}), and random weights bring none: {remedy}, or start from trained weights with "
-                f"--model.weights FILE"
+                f"--model.weights FILE",
             )
         return (
             f"micro-batches have {min(least.values())} rows, under {LEAST_ROWS}: BatchNorm keeps the statistics that "

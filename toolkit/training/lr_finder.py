@@ -67,13 +67,17 @@ class LrCurve:
     def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
         """Raises UserError if the loss did not fall: there is nothing to suggest then."""
         if len(losses) < 3:
-            raise UserError("the loss diverged at once, at the lowest rate: look at the data and the weights first")
+            raise UserError(
+                "not-finite", "the loss diverged at once, at the lowest rate: look at the data and the weights first"
+            )
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
         capped = np.minimum(losses, DIVERGED * losses[0])  # the last points would pull the curve up before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
-            raise UserError(f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?")
+            raise UserError(
+                "nothing-to-train", f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
+            )
         return curve
 
 
@@ -114,7 +118,8 @@ def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
-                            "a whole update was of samples that could not be decoded: look at the shards' images"
+                            "too-many-bad",
+                            "a whole update was of samples that could not be decoded: look at the shards' images",
                         )
                     if not made and np.isfinite(loss):
                         continue  # fp16's gradient scale is being found: the same rate with the next samples
@@ -131,12 +136,8 @@ def diverged(losses: list[float]) -> bool:
     """Whether the last of these losses, smoothed, is DIVERGED times the lowest before, or no number."""
     if not np.isfinite(losses[-1]):
         return True
-    mean, lowest = 0.0, np.inf
-    for number, loss in enumerate(losses, 1):
-        mean = DECAY * mean + (1 - DECAY) * loss
-        current = mean / (1 - DECAY**number)
-        lowest = min(lowest, current)
-    return current > DIVERGED * lowest
+    smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()
+    return bool(smoothed.iloc[-1] > DIVERGED * smoothed.min())
 
 
 def save_curve(curve: LrCurve, out: Path) -> None:

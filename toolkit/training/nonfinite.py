@@ -126,8 +126,9 @@ class Guard:
         told = self._told()
         if told is not None:
             raise UserError(
+                "not-finite",
                 f"{self._story(told)}: {REMEDY}, or leave such updates out with --train.on_nonfinite skip; the last "
-                f"checkpoint is kept"
+                f"checkpoint is kept",
             )
 
     def check_weights(self, model: nn.Module) -> None:
@@ -135,7 +136,9 @@ class Guard:
         self.check()
         self._trouble += ~torch.isfinite(_size(list(model.parameters()), self._trouble))
         if self._agreed():
-            raise UserError(f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept")
+            raise UserError(
+                "not-finite", f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
+            )
 
     def check_skipped(self, count: int, most: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped: over ``most``, or all.
@@ -145,8 +148,9 @@ class Guard:
         if count > most or count == updates:
             listed = "; ".join(self.skipped[-SHOWN:])
             raise UserError(
+                "not-finite",
                 f"{count} of the epoch's {updates} updates were not finite and skipped, with --train.max_skipped "
-                f"{most}: {REMEDY}; the last checkpoint is kept. They were: {listed}"
+                f"{most}: {REMEDY}; the last checkpoint is kept. They were: {listed}",
             )
 
     def _agreed(self) -> bool:
@@ -194,9 +198,10 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
         if guard is not None:
             guard.check()  # a loss that is not finite says more, and names samples
         raise UserError(
+            "not-finite",
             f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1}, whatever their scale: "
             f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
-            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept"
+            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept",
         )
 
 

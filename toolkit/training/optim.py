@@ -33,7 +33,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     try:
         return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)
     except Exception as error:  # each optimiser checks its arguments and the machine in its own way
-        raise UserError(f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}") from None
+        raise UserError(
+            "option-value", f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}"
+        ) from None
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -94,8 +96,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         optimizer.load_state_dict(state)
     except (ValueError, KeyError) as error:
         raise UserError(
+            "run-differs",
             f"the checkpoint's optimiser does not fit this version's groups of parameters ({one_line(error)}): "
-            f"start a new run in another --out"
+            f"start a new run in another --out",
         ) from None
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)

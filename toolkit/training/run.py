@@ -56,7 +56,9 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
     store = open_store(shards)
     manifest = store.manifest()
     if not manifest.genres:
-        raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
+        raise UserError(
+            "nothing-to-train", f"{shards} has no labels to train on; index it with --genre-field or --metadata"
+        )
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     options = command_facts("train", {"find_lr": search_lr, "resume": resume})
     accelerator = _accelerator(config, out, options | config_facts(config) | set_facts(manifest, store))
@@ -108,8 +110,9 @@ def own_size(name: str) -> int:
         known = [*timm.list_models(), *timm.list_pretrained()]
         hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
+            "option-value",
             f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}: "
-            f"give it in pixels, e.g. --data.image_size 224{hint}"
+            f"give it in pixels, e.g. --data.image_size 224{hint}",
         )
     return max(cfg.input_size[1:])
 
@@ -153,7 +156,7 @@ def _prepared(
 def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
+        raise UserError("device", "--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
     return make_accelerator(
         None if precision == "auto" else precision,
         facts,
@@ -170,9 +173,13 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     held.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out")
+        raise UserError(
+            "path-exists", f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+        )
     if not beside and (checkpoints(folder) or (out / "model").exists()):
-        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
+        raise UserError(
+            "run-exists", f"{out} already holds a run: pass --resume to go on with it, or choose another --out"
+        )
     remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")
 

@@ -85,7 +85,8 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(
-                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another"
+                "path-unreadable",
+                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another",
             ) from None
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)

@@ -74,16 +74,16 @@ class Trainer:
                     return False
             if not self.state.made:  # too few to find a scale, or too broken
                 raise UserError(
+                    "not-finite",
                     f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
-                    f"fp16: use --train.precision bf16 or no"
+                    f"fp16: use --train.precision bf16 or no",
                 )
             return True
         except LostData as lost:
-            if self.state.updates == began:
-                raise
-            self._save()
-            line = f"{lost}; checkpoint saved: the same command with --resume goes on"
-            raise LostData(line, lost.status) from None
+            if self.state.updates > began:
+                self._save()
+                lost.args = (f"{lost}; checkpoint saved: the same command with --resume goes on",)
+            raise
         finally:
             self.feed.close()
             self.stop.restore()
@@ -129,8 +129,9 @@ class Trainer:
             self._tell_skipped()
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
+                "too-many-bad",
                 f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
-                f"images, and lower --data.max_errors"
+                f"images, and lower --data.max_errors",
             )
         seconds, account = watch.seconds, watch.account(images)
         if accelerator.is_main_process:
@@ -265,7 +266,9 @@ class Trainer:
         groups = None if units is None else units[decoded]
         verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
         if not np.isfinite(verdict.loss):
-            raise UserError(f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr")
+            raise UserError(
+                "not-finite", f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
+            )
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
         # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.

@@ -69,7 +69,7 @@ def judge(
     as they are: it picks the best epoch, whatever calibration changes.
     """
     if not np.isfinite(logits).all():
-        raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
+        raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
     fits = cross_fit_of(targets, logits, decide, groups=groups)
     decisions = decisions_of(fits.choose(), fits)
     prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
@@ -132,8 +132,9 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
     name = f"val_{monitor}"
     if row[name] is None:
         raise UserError(
+            "option-value",
             f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
-            f"use --train.monitor loss"
+            f"use --train.monitor loss",
         )
     return float(row[name])
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from failing import fails
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
@@ -87,7 +87,7 @@ def test_a_model_without_stages_is_refused():
     class Bare(torch.nn.Module):
         pass
 
-    with pytest.raises(UserError, match="levels"):
+    with fails("model-unfit", "model.head levels", "Bare"):
         use_levels(Bare(), "fc", 3, 32, 0.0)
 
 

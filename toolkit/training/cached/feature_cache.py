@@ -195,8 +195,9 @@ class FeatureBank:
             ids = view.reader.sample_ids()
             shown = ", ".join(ids[row] for row in bad[:3])
             raise UserError(
+                "not-finite",
                 f"{view.title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; "
-                f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0"
+                f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
             )
 
     def _own_rows(self, view: View, shares: Iterable[Share]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:

@@ -146,8 +146,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             log.warning("checkpoint %s is damaged and passed over: %s", path, error)
     if count := len(checkpoints(folder)):
         raise UserError(
+            "checkpoint-damaged",
             f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
-            f"another --out, or remove {folder} to begin again"
+            f"another --out, or remove {folder} to begin again",
         )
     return None
 
@@ -157,16 +158,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         facts = read_state(path)
         if sha256_file(path / TENSORS) != facts.sha256:
-            raise UserError(f"the sha256 of {path / TENSORS} is not the one that was saved")
+            raise UserError("checkpoint-damaged", f"the sha256 of {path / TENSORS} is not the one that was saved")
     except OSError as error:
-        raise UserError(one_line(error)) from error
+        raise UserError("path-unreadable", one_line(error)) from error
     tensors = safe_load(path / TENSORS, "checkpoint")
     if (
         not isinstance(tensors, dict)
         or not all(isinstance(part, dict) for part in tensors.values())
         or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
     ):
-        raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
+        raise UserError(
+            "checkpoint-damaged", f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state"
+        )
     # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
     return Checkpoint(**msgspec.structs.asdict(facts), tensors=tensors, path=path)
@@ -191,8 +194,9 @@ def restoring(checkpoint: Checkpoint) -> Iterator[None]:
         if type(error) is RuntimeError and not str(error).startswith("Error(s) in loading state_dict"):
             raise
         raise UserError(
+            "run-differs",
             f"{checkpoint.path / TENSORS} does not fit this run ({one_line(error)[:300]}): start a new run in another "
-            f"--out"
+            f"--out",
         ) from None
 
 
@@ -250,8 +254,9 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:
         raise UserError(
+            "run-differs",
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
-            f"give the same shards, or start a new run in another --out"
+            f"give the same shards, or start a new run in another --out",
         )
     changes = []
     if "loss" not in checkpoint.config:  # from before losses could be chosen
@@ -259,8 +264,9 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free:
             raise UserError(
+                "run-differs",
                 f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
-                f"use that, or start a new run in another --out"
+                f"use that, or start a new run in another --out",
             )
         changes.append(f"{key} {before!r} -> {value!r}")
     return changes

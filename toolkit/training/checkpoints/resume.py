@@ -69,7 +69,9 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
     if line and accelerator.is_main_process:
         log.warning("%s", line)
     if progress.best_epoch < 0 <= before.best_epoch and progress.epoch >= config.train.epochs:
-        raise UserError(f"{line}; but none follows: set --train.epochs to more than {progress.epoch}")
+        raise UserError(
+            "nothing-to-train", f"{line}; but none follows: set --train.epochs to more than {progress.epoch}"
+        )
     own[0].progress = progress
     return own[0]
 
@@ -127,7 +129,8 @@ def _require_everywhere(
         "sees checkpoints where the first process sees none"
     )  # fmt: skip
     raise UserError(
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there"
+        "ranks-differ",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there",
     )
 
 
@@ -138,10 +141,12 @@ def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
     """
     if chosen is None:
         if there := checkpoints(folder):
-            raise UserError(f"{there[-1]}")
+            raise UserError("ranks-differ", f"{there[-1]}")
         return []
     name, sha256 = chosen
     found = load_checkpoint(folder / name)
     if found.sha256 != sha256:
-        raise UserError(f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}")
+        raise UserError(
+            "ranks-differ", f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}"
+        )
     return [found]
