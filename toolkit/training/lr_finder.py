@@ -89,13 +89,8 @@ def find_lr(parts: Parts) -> None:
 
 def _suggest(curve: LrCurve, parts: Parts) -> None:
     save_curve(curve, parts.out)
-    log.info(
-        "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
-        "look at %s",
-        curve.steepest,
-        curve.lowest / 10,
-        parts.out / "find-lr.png",
-    )
+    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
+    log.info(text + "look at %s", curve.steepest, curve.lowest / 10, parts.out / "find-lr.png")
 
 
 def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:

@@ -210,11 +210,8 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
-    log.warning(
-        "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g",
-        state["scale"],
-        scaler.get_scale(),
-    )
+    text = "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g"
+    log.warning(text, state["scale"], scaler.get_scale())
 
 
 def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:

@@ -175,14 +175,9 @@ def _model(
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
     with accelerator.main_process_first():  # one download, then the cache
+        head, scratch = HeadSpec.of(wanted), "backbone" not in wanted.freeze
         model = build_model(
-            wanted.name,
-            num_genres,
-            HeadSpec.of(wanted),
-            size,
-            pretrained=hub,
-            drop_path=wanted.drop_path,
-            scratch="backbone" not in wanted.freeze,
+            wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch
         )
     cfg: Any = model.pretrained_cfg
     # timm keeps a classifier of the hub that has the wanted size.

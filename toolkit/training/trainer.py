@@ -265,10 +265,9 @@ class Trainer:
         units = parts.manifest.units_of("val")
         groups = None if units is None else units[decoded]
         verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
-        if not np.isfinite(verdict.loss):
-            raise UserError(
-                "not-finite", f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr"
-            )
+        loss = verdict.evaluation.loss
+        if not np.isfinite(loss):
+            raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
         # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
@@ -276,14 +275,9 @@ class Trainer:
         sha256 = ""
         if improved:
             sha256 = export_model(parts, self.judged_model, verdict, epoch=state.epoch + 1, score=score, state=whole)
-        log.info(
-            "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
-            state.epoch + 1,
-            "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}",
-            verdict,
-            row["images_per_s"],
-            100 * row["data_wait"],
-        )
+        train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
+        log.info(text, state.epoch + 1, train_loss, verdict, row["images_per_s"], 100 * row["data_wait"])
         return {**row, **verdict.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:

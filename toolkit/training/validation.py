@@ -40,20 +40,16 @@ class Verdict:
     """Keys of `toolkit.metrics.table.prediction_metrics`: of decisions that are chosen without the fold they are
     measured on. What the others have on this split, on which they were fitted, would flatter them."""
 
-    @property
-    def loss(self) -> float:
-        return self.evaluation.loss
-
     def row(self) -> dict[str, Any]:
         """Its columns of epochs.csv."""
         known = self.evaluation.ranking | self.held_out
         figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
-        return {"val_loss": self.loss, **figures, "threshold": self.decisions.global_threshold}
+        return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold}
 
     def __str__(self) -> str:
         row = self.row()
         figures = [f"{m.column} {format_number(row[f'val_{m.key}'])}" for m in PLACES["epochs"]]
-        return ", ".join([f"val loss {self.loss:.4f}", *figures])
+        return ", ".join([f"val loss {self.evaluation.loss:.4f}", *figures])
 
 
 def judge(
@@ -97,10 +93,7 @@ def score_again(parts: Parts, state: Progress) -> None:
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
             "decide options); measured again: %s",
-            config.train.monitor,
-            before,
-            state.best_epoch + 1,
-            result,
+            *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
 

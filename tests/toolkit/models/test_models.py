@@ -52,7 +52,7 @@ def test_reference_head():
 
 
 def test_unknown_model_names_near_ones():
-    with fails("model-unknown", "'resnett50'", "'resnet50'"):
+    with fails("model-unknown", "'resnett50'", "resnet50"):
         build_model("resnett50", 3, LINEAR, 64)
 
 

@@ -99,22 +99,18 @@ class FeatureBank:
             none = torch.zeros((len(batch.images), 0), device=batch.images.device)
             return self._pixels.prepare(batch, none, view)[0]
 
-        return self._features(reader, "train", facts, cutter, pixels)
+        return self._features("train", facts, View(reader, f"features of train, view {view + 1}", cutter, pixels))
 
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
         """Features of a split as evaluation sees it."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
         cutter = eval_cutter(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
-        return self._features(reader, split, facts, cutter, lambda batch: self._pixels.normal(batch.images))
+        view = View(
+            reader, f"features of {split}, as evaluated", cutter, lambda batch: self._pixels.normal(batch.images)
+        )
+        return self._features(split, facts, view)
 
-    def _features(
-        self,
-        reader: ShardReader,
-        split: str,
-        facts: dict[str, Any],
-        cutter: Cutter,
-        pixels: Callable[[Batch], torch.Tensor],
-    ) -> Features:
+    def _features(self, split: str, facts: dict[str, Any], view: View) -> Features:
         facts = {
             "version": VERSION,
             "split": split,
@@ -127,15 +123,14 @@ class FeatureBank:
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{split}-{name}.npy"
-        what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
         there = from_main(self.accelerator, file_of(path))
         if there is None:
-            self._fill(path, View(reader, f"features of {split}, {what}", cutter, pixels))
+            self._fill(path, view)
         path = self.folder / (there or path.name)
         share_file(self.accelerator, path)
         failure: UserError | None = None
         try:
-            features = read_features(path, len(reader))
+            features = read_features(path, len(view.reader))
         except UserError as error:
             failure = error
         require_read(self.accelerator, failure)
