@@ -112,7 +112,7 @@ def safe_load(path: Path, what: str) -> Any:
         )
     zipped = zipfile.is_zipfile(path)
     if head == ZIP and not zipped:
-        raise UserError("model-damaged", f"{path} is truncated: copy it again")
+        raise UserError("path-unreadable", f"{path} is truncated: copy it again")
     if zipped:
         _check_archive(path)
     foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - names_that_torch_allows())
@@ -134,9 +134,9 @@ def safe_load(path: Path, what: str) -> Any:
                 f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); write it again "
                 f"by torch.save without pickle_protocol",
             ) from None
-        raise UserError("model-damaged", _not_torch(path)) from None
+        raise UserError("path-unreadable", _not_torch(path)) from None
     except Exception as error:  # zip archives, hostile bytes and torch's tensors raise nearly anything
-        raise UserError("model-damaged", f"{_not_torch(path)} ({type(error).__name__})") from None
+        raise UserError("path-unreadable", f"{_not_torch(path)} ({type(error).__name__})") from None
 
 
 def names_in(path: Path, zipped: bool) -> set[str]:
@@ -192,7 +192,7 @@ def _check_archive(path: Path) -> None:
             elif sum(part.file_size for part in parts) > size:
                 problem = "its parts are larger than the file"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError("model-damaged", f"{_not_torch(path)} ({one_line(error)})") from None
+        raise UserError("path-unreadable", f"{_not_torch(path)} ({one_line(error)})") from None
     if problem is not None:
         raise UserError("weights-refused", f"{path} is refused: {problem}")
 

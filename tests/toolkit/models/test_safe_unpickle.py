@@ -164,9 +164,8 @@ def test_damage_is_one_line(tmp_path: Path):
     whole = path.read_bytes()
     for content in (b"", b"x", whole[:100], whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04", b"\x80\x02"):
         path.write_bytes(content)
-        with pytest.raises(UserError) as caught:
+        with fails("path-unreadable", path):
             load(path)
-        assert "c.pth" in str(caught.value) and "\n" not in str(caught.value), content[:10]
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path: Path):
@@ -178,7 +177,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path):
     with fails("path-unreadable", path, "pickle_protocol"):
         load(path)
     plain({"a": 1}, path)
-    with fails("model-damaged", path):
+    with fails("path-unreadable", path):
         load(path)
     with fails("path-missing", tmp_path / "none.pth"):
         load(tmp_path / "none.pth")
