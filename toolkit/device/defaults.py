@@ -27,14 +27,12 @@ def no_room(wanted: int, device: torch.device, option: str) -> str:
     return f"a forward pass of {rows} images does not fit: set {option} {rows // 2}"
 
 
-#: Batches decoded ahead. On a CPU none under the forward pass: the cores that decode would lack there, and a layer is
-#: as slow as its slowest thread.
-CPU_AHEAD, GPU_AHEAD = 1, 4
-
-
 def ahead_for(device: torch.device) -> int:
-    """A Loader's ``prefetch`` where its batches go through a forward pass alone."""
-    return CPU_AHEAD if device.type == "cpu" else GPU_AHEAD
+    """A Loader's ``prefetch`` where its batches go through a forward pass alone.
+
+    On a CPU none is decoded under that pass: the cores would lack there, and a layer is as slow as its slowest thread.
+    """
+    return 1 if device.type == "cpu" else 4
 
 
 #: The thread that queues work for a GPU gives Python's lock away at every operation and must get it back from those

@@ -33,22 +33,4 @@ def memory_told(line: Callable[[], str]) -> Iterator[None]:
             raise
         asked = _ASKED.search(str(error))
         amount = f" (tried to allocate {asked.group(1)})" if asked else ""
-        raise UserError(f"out of memory{amount}: {line()}") from None
-
-
-def training_line(
-    batch_size: int, processes: int, accumulation: int, side: int, *, auto_batch: bool, checkpointing: bool
-) -> str:
-    """What to say of a training whose update did not fit. ``auto_batch``, ``checkpointing``: what is on already."""
-    rows = -(-batch_size // (processes * accumulation))
-    ways = [] if auto_batch else ["--train.auto_batch true"]
-    if rows > 1:
-        ways.append(f"--train.accumulation {2 * accumulation}")
-    if not checkpointing:
-        ways.append("--model.checkpointing true")
-    said = f"set {', '.join(ways)} or" if ways else "set"
-    return (
-        f"a micro-batch of {rows} at {side} pixels does not fit (global batch {batch_size} = {processes} "
-        f"process(es) x {accumulation} accumulation x up to {rows}): {said} a smaller "
-        f"--data.image_size; with --resume the run goes on from its newest checkpoint"
-    )
+        raise UserError("out-of-memory", f"out of memory{amount}: {line()}") from None

@@ -21,8 +21,27 @@ from toolkit.metrics.table import PLACES, format_number
 log = logging.getLogger(__name__)
 
 EVALUATE_AGAIN = "run `posters evaluate` again"
+USE = """\
+## Use
 
+```
+posters predict -m . -i poster.jpg
+```
 
+or in Python:
+
+```python
+import toolkit
+
+model = toolkit.load_model(".")  # or "hf://user/name" of one on the hub
+print(model.predict(["poster.jpg"]))
+```
+
+"""
+NEEDS_US = (
+    "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know this "
+    "head; `toolkit.load_model` puts it back."
+)
 #: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
 #: underscore within a word means nothing, and names of architectures are full of them.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)")
@@ -96,28 +115,8 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     ]
     for split, values in metrics.items():
         lines += _metrics_section(split, values, ours["shard_set"])
-    return "\n".join([*lines, *_use_section(head["kind"])])
-
-
-def _use_section(head: str) -> list[str]:
-    lines = ["## Use", "", "```", "posters predict -m . -i poster.jpg", "```", "", "or in Python:", ""]
-    lines += [
-        "```python",
-        "import toolkit",
-        "",
-        'model = toolkit.load_model(".")  # or "hf://user/name" of one on the hub',
-        'print(model.predict(["poster.jpg"]))',
-        "```",
-        "",
-    ]
-    if head == "linear":
-        return [*lines, 'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.', ""]
-    return [
-        *lines,
-        "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know "
-        "this head; `toolkit.load_model` puts it back.",
-        "",
-    ]
+    plainly = 'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.'
+    return "\n".join([*lines, USE + (plainly if head["kind"] == "linear" else NEEDS_US), ""])
 
 
 def _head(config: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_json
 from shards.storage.remote_files import unique_name
-from toolkit.config.model_files import AGAIN, CONFIG, LABELS, check_agreement, read_config, read_labels
+from toolkit.config.model_files import AGAIN, CONFIG, LABELS, OursFile, check_agreement, read_config, read_labels
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import FloatArray
@@ -35,9 +36,15 @@ from toolkit.models.heads import HeadSpec
 from toolkit.models.tensor_files import load_tensors, read_header, require_finite, require_fit
 
 WEIGHTS = "model.safetensors"
+NEEDED = (CONFIG, LABELS, WEIGHTS)
 OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
 #: Endings of files that torch and others pickle weights into.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+#: Of timm's description of a model: where its weights came from, and what is of another input size.
+LEFT_OUT = (
+    "url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture",
+    "test_input_size", "test_crop_pct", "pool_size",
+)  # fmt: skip
 #: timm's names for what `Preprocessing.fit` does.
 CROP_MODES = {"crop": "center", "stretch": "squash"}
 
@@ -85,37 +92,45 @@ def save_model_folder(
     """
     from toolkit.model_folder.card import write_card
 
-    fresh = folder.with_name(unique_name(folder.name, PARTIAL))
-    with contextlib.ExitStack() as otherwise:
-        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with replacing(folder, _aside(folder)) as fresh:
         try:
             weights = clean_state(model) if state is None else state
             save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, in its words
-            raise UserError(f"the model cannot be written to {folder}: {one_line(error)}") from None
+            raise UserError("path-unwritable", f"the model cannot be written to {folder}: {one_line(error)}") from None
         write_labels(fresh, labels, decisions)
         # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
         os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
-        ours = {"head": head.to_dict(), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
+        ours = {"head": asdict(head), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
         write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
         for split, values in metrics.items():
             write_json(fresh / f"metrics-{split}.json", values)
         write_card(fresh)
-        flush_tree(fresh)
-        otherwise.pop_all()
     digest: str = ours["weights_sha256"]
-    if not folder.is_dir() or not any(folder.iterdir()):
-        os.replace(fresh, folder)  # whatever lies beside it is of others
-        flush(folder.parent)
-        return digest
-    old = _aside(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(folder, old)
-    os.replace(fresh, folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
     return digest
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, aside: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which has the name of ``folder`` once the block has ended well; else nothing of it stays.
+
+    An older one that holds something waits ``aside`` until the new one is on the disk under its name.
+    """
+    fresh = folder.with_name(unique_name(folder.name, PARTIAL))
+    with contextlib.ExitStack() as otherwise:
+        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        flush_tree(fresh)
+        older = folder.is_dir() and any(folder.iterdir())  # else whatever lies beside it is of others
+        if older:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+        os.replace(fresh, folder)
+        otherwise.pop_all()
+    flush(folder.parent)
+    if older:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:
@@ -144,14 +159,12 @@ def recover_model_folder(folder: Path) -> None:
 
 def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]) -> dict[str, Any]:
     """config.json as timm's ``save_for_hf`` lays it out (read back by ``create_model('local-dir:...')``)."""
-    native = {
-        k: v for k, v in dict(model.pretrained_cfg).items() if isinstance(v, (str, int, float, bool, list, tuple))
-    }
-    for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture"):
-        native.pop(source, None)
     size = preprocessing.image_size
-    for stale in ("test_input_size", "test_crop_pct", "pool_size"):
-        native.pop(stale, None)
+    native = {
+        k: v
+        for k, v in dict(model.pretrained_cfg).items()
+        if k not in LEFT_OUT and isinstance(v, (str, int, float, list, tuple))
+    }
     native.update(
         custom_load=False,
         num_classes=len(labels),
@@ -187,10 +200,10 @@ def load_model_folder(folder: Path) -> ModelFolder:
     fetched because it says so.
     """
     if not folder.is_dir():
-        raise UserError(f"no model folder at {folder}; training leaves one in RUN/model")
-    for name in (CONFIG, LABELS, WEIGHTS):
+        raise UserError("model-missing", f"no model folder at {folder}; training leaves one in RUN/model")
+    for name in NEEDED:
         if not (folder / name).is_file():
-            raise UserError(f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
+            raise UserError("model-missing", f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
     labels, decisions = load_labels(folder)
     config, raw = read_config(folder)
     check_agreement(config, labels.genres, folder)
@@ -199,12 +212,15 @@ def load_model_folder(folder: Path) -> ModelFolder:
     preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
     head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
-        raise UserError(f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}")
+        raise UserError(
+            "model-damaged", f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
+        )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
         raise UserError(
+            "model-damaged",
             f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, and the head alone needs "
-            f"{head.least_tensors}; {AGAIN}"
+            f"{head.least_tensors}; {AGAIN}",
         )
     size = preprocessing.image_size
     with torch.device("meta"):  # shapes alone
@@ -218,37 +234,23 @@ def load_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(model, labels, decisions, preprocessing, raw, folder)
 
 
-@dataclass(frozen=True)
-class Best:
-    """What a run's model folder says of the epoch that it is of."""
+def read_best(folder: Path) -> tuple[OursFile, Any]:
+    """(what a model folder says of the epoch that it is of, counted from 1; the training's config as it was read).
 
-    epoch: int
-    """From 1."""
-    sha256: str
-    """Of its weights."""
-    shard_set: str
-    monitor: str | None
-    score: float | None
-    """What train.monitor picked it by, and its figure; None in folders of earlier versions."""
-    training_config: Any
-    """As it was read."""
-
-
-def read_best(folder: Path) -> Best:
-    """That of a model folder whose weights are whole. Raises UserError if it is damaged or lacks something."""
-    for name in (CONFIG, LABELS, WEIGHTS):
+    Raises UserError if it is damaged, its weights are not whole, or something is missing.
+    """
+    for name in NEEDED:
         if not (folder / name).is_file():
-            raise UserError(f"the model folder {folder} lacks {name}")
+            raise UserError("model-missing", f"the model folder {folder} lacks {name}")
     config, raw = read_config(folder)
     ours = config.poster_toolkit
     try:
         digest = sha256_file(folder / WEIGHTS)
     except OSError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
-        raise UserError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
-    training_config = raw[OURS].get("training_config")
-    return Best(ours.epoch, digest, ours.shard_set, ours.monitor, ours.score, training_config)
+        raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
+    return ours, raw[OURS].get("training_config")
 
 
 def _instead(folder: Path, missing: str) -> str:
@@ -260,8 +262,3 @@ def _instead(folder: Path, missing: str) -> str:
         f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes "
         f"a folder from a checkpoint of the earlier script"
     )
-
-
-def mean_std(model: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Normalisation that the backbone's weights were trained with."""
-    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])

@@ -19,8 +19,9 @@ def enable_checkpointing(model: nn.Module) -> None:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
         raise UserError(
+            "model-unfit",
             f"model.checkpointing: timm's {type(model).__name__} cannot recompute activations; set it to false and "
-            f"save memory with --train.accumulation or --train.auto_batch true"
+            f"save memory with --train.accumulation or --train.auto_batch true",
         ) from None
     for module in model.modules():
         if isinstance(module, BatchNorm):

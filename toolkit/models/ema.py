@@ -8,7 +8,6 @@ those of the live weights describe activations that the averaged weights do not 
 
 from __future__ import annotations
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -20,10 +19,4 @@ def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
     """
     if not decay:
         return None
-    ema = ModelEmaV3(model, decay=decay, use_warmup=True)
-    return ema.requires_grad_(False)
-
-
-def restore_ema(ema: ModelEmaV3, state: dict[str, torch.Tensor]) -> None:
-    """Go on with the average of a checkpoint."""
-    ema.module.load_state_dict(state)
+    return ModelEmaV3(model, decay=decay, use_warmup=True).requires_grad_(False)

@@ -42,25 +42,25 @@ def build_model(
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):  # names such as hf-hub:USER/NAME are none, and nothing is fetched
         near = did_you_mean(architecture, timm.list_models(), str, 3)
-        raise UserError(f"timm has no model {name[:200]!r}{near}")
+        raise UserError("model-unknown", f"timm has no model {name[:200]!r}{near}")
     try:
         arguments: dict[str, Any] = {"num_classes": num_classes, **size_argument(name, image_size)}
         arguments["drop_rate"] = 0.0 if head.drops_within else head.dropout
         if drop_path:
             arguments["drop_path_rate"] = drop_path
-        if pretrained:
-            with _offline_if_unreachable():
-                model = timm.create_model(name, pretrained=True, **arguments)
-        else:
-            model = timm.create_model(name, **arguments)
+        with _offline_if_unreachable() if pretrained else contextlib.nullcontext():
+            model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
         if "drop_path_rate" in str(error):
-            raise UserError(_no_drop_path(name)) from None
+            raise UserError("model-unfit", _no_drop_path(name)) from None
         if pretrained:
-            raise UserError(_hub_help(name, error, scratch)) from None
-        raise UserError(f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}") from None
+            raise UserError("network", _hub_help(name, error, scratch)) from None
+        raise UserError(
+            "model-unknown", f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
+        ) from None
     if drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
-        raise UserError(_no_drop_path(name))  # some factories swallow arguments that mean nothing to them
+        # Some factories swallow arguments that mean nothing to them.
+        raise UserError("model-unfit", _no_drop_path(name))
     put_head(model, head, num_classes, image_size)
     keep_float32(model, head_prefixes(model))
     return model

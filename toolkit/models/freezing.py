@@ -47,11 +47,10 @@ class Freezing:
         held = self._held(0)
         if all(id(p) in held for p in self.parameters):  # what is trained once is trained ever after
             names = ", ".join(part.name for part in self.parts)
-            raise UserError(f"model.freeze [{names}] leaves nothing to train in the first epoch")
+            raise UserError("nothing-to-train", f"model.freeze [{names}] leaves nothing to train in the first epoch")
 
     def _held(self, epoch: int | None) -> set[int]:
-        parts = [part for part in self.parts if part.holds(epoch)]
-        return {id(p) for part in parts for p in part.parameters}
+        return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
         """Let gradients flow as in ``epoch`` (from 0; None: after the last thaw). Returns whether anything changed."""
@@ -72,10 +71,8 @@ class Freezing:
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
         """``model.train()``, but what ``epoch`` holds is in evaluation mode; ``model`` may be wrapped."""
         model.train()
-        for part in self.parts:
-            if part.holds(epoch):
-                for module in part.modules:
-                    module.eval()
+        for module in (module for part in self.parts if part.holds(epoch) for module in part.modules):
+            module.eval()
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
@@ -91,8 +88,9 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     everything = all(id(p) in fixed for p in model.parameters())  # then Freezing says so
     if backbone <= fixed and not everything:
         raise UserError(
+            "option-conflict",
             f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
-            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []"
+            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []",
         )
     return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
 
@@ -100,17 +98,14 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
 def _part(model: nn.Module, entry: str) -> Part:
     name, _, epochs = entry.partition("@")
     modules = dict(model.named_modules())
-    bare: list[nn.Parameter] = []
-    if name == "backbone":
-        found, bare = _backbone(model)
-    else:
-        found = [modules[name]] if name in modules else []
-        if name == "stem":
-            stem, bare = _stem(model)
-            found += stem
+    several = {"backbone": _backbone, "stem": _stem}.get(name)
+    found, bare = several(model) if several else ([], [])
+    if name in modules and name != "backbone":
+        found = [modules[name], *found]
     if not found:
         raise UserError(
-            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}"
+            "model-unfit",
+            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}",
         )
     inside = [p for module in found for p in module.parameters()]
     return Part(name, tuple(found), (*inside, *bare), int(epochs) if epochs else None)

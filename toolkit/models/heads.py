@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,6 @@ class HeadSpec:
     members: int = 1
     """Of an ensemble."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "hidden": list(self.hidden)}
-
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:
         return cls(config.head, tuple(config.hidden), config.dropout, config.members)
@@ -80,13 +77,11 @@ HEADS: dict[HeadKind, Head] = {
 def classifier_name(model: nn.Module) -> str:
     """Dotted name of the classifier module, e.g. ``fc`` or ``head.fc``. Raises UserError if there is not just one."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
-    if not isinstance(name, str) or not isinstance(_module(model, name), nn.Linear):
-        raise UserError(f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it")
+    if not isinstance(name, str) or not isinstance(dict(model.named_modules()).get(name), nn.Linear):
+        raise UserError(
+            "model-unfit", f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it"
+        )
     return name
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(name)
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
@@ -108,12 +103,6 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
 
 
-def head_from_hub(model: nn.Module, kind: str, num_classes: int) -> bool:
-    """Whether the hub's weights of ``model`` brought its classifier along: timm keeps one of the wanted size."""
-    cfg: Any = model.pretrained_cfg
-    return kind == "linear" and cfg.get("num_classes") == num_classes
-
-
 def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
     """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
 
@@ -122,8 +111,7 @@ def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
     share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
     for layer in last_linears(model, head_prefixes(model)):
         if layer.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(torch.logit(share))
+            layer.bias.data.copy_(torch.logit(share))
 
 
 def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,5 +132,7 @@ def classifier_path(model: nn.Module) -> str:
     """
     prefixes = head_prefixes(model)
     if len(prefixes) != 1:
-        raise UserError(f"{type(model).__name__} has no single classifier: train.feature_views does not fit it")
+        raise UserError(
+            "model-unfit", f"{type(model).__name__} has no single classifier: train.feature_views does not fit it"
+        )
     return prefixes[0].rstrip(".")

@@ -53,14 +53,14 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     """
     kind = type(model)
     if not hasattr(kind, "forward_intermediates"):
-        raise UserError(_no_stages(kind))
+        raise UserError("model-unfit", _no_stages(kind))
     change_class(model, type(f"Levels{kind.__name__}", (_Levels, kind), {}))
     setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
     ghost = _ghost(model).eval()
     try:
         features = ghost.forward_features(torch.zeros(1, 3, image_size, image_size, device="meta"))
     except AssertionError as error:  # what timm's factories say of options that a family does not have
-        raise UserError(f"{_no_stages(kind)} ({one_line(error)})") from None
+        raise UserError("model-unfit", f"{_no_stages(kind)} ({one_line(error)})") from None
     width = features.shape[1]
     # What stands between the last stage and timm's own classifier plays no part now. It keeps its place, so that
     # weights fit, but DistributedDataParallel would wait for its gradients for ever.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.serialization import safe_globals
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, some
 from toolkit.device.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,7 @@ ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\
 class PickledObject:
     """An object of an allowed class that was not made: its attributes as they were stored."""
 
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = {}
+    state: Any
 
     def __new__(cls, *_: Any) -> PickledObject:
         made = super().__new__(cls)
@@ -71,10 +70,6 @@ class PickledScalar(PickledObject):
         self.dtype, self.data = dtype, data
 
 
-def _array(*_: Any) -> PickledArray:
-    return PickledArray()
-
-
 def _defaultdict(*_: Any) -> dict[Any, Any]:
     return {}
 
@@ -87,8 +82,8 @@ def _factory(*_: Any) -> None:
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
     "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
-    "numpy.core.multiarray._reconstruct": _array,
-    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
     "numpy.ndarray": PickledArray,
     "numpy.dtype": PickledDtype,
     "numpy.core.multiarray.scalar": PickledScalar,
@@ -108,19 +103,21 @@ def safe_load(path: Path, what: str) -> Any:
     Raises UserError that names whatever else the file holds, and for files that are damaged or of another kind.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint not found: {path}")
+        raise UserError("path-missing", f"checkpoint not found: {path}")
     with open(path, "rb") as stream:
         head = stream.read(4)
     if head.startswith((GZIP, *ZLIB)):
-        raise UserError(f"{path} is compressed, as joblib does it: give the .pth that torch.save wrote")
+        raise UserError(
+            "path-unreadable", f"{path} is compressed, as joblib does it: give the .pth that torch.save wrote"
+        )
     zipped = zipfile.is_zipfile(path)
     if head == ZIP and not zipped:
-        raise UserError(f"{path} is truncated: copy it again")
+        raise UserError("path-unreadable", f"{path} is truncated: copy it again")
     if zipped:
         _check_archive(path)
     foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - names_that_torch_allows())
     if foreign:
-        raise UserError(_refusal(path, foreign, what))
+        raise UserError("weights-refused", _refusal(path, foreign, what))
     try:
         with safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -129,16 +126,17 @@ def safe_load(path: Path, what: str) -> Any:
         # The names above are read without following the program, so a crafted one may reach this point.
         found = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
         if found:
-            raise UserError(_refusal(path, [found[1]], what)) from None
+            raise UserError("weights-refused", _refusal(path, [found[1]], what)) from None
         newer = re.search(r"Unsupported operand (\d+)", str(error))
         if newer:
             raise UserError(
+                "path-unreadable",
                 f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); write it again "
-                f"by torch.save without pickle_protocol"
+                f"by torch.save without pickle_protocol",
             ) from None
-        raise UserError(_not_torch(path)) from None
+        raise UserError("path-unreadable", _not_torch(path)) from None
     except Exception as error:  # zip archives, hostile bytes and torch's tensors raise nearly anything
-        raise UserError(f"{_not_torch(path)} ({type(error).__name__})") from None
+        raise UserError("path-unreadable", f"{_not_torch(path)} ({type(error).__name__})") from None
 
 
 def names_in(path: Path, zipped: bool) -> set[str]:
@@ -160,7 +158,8 @@ def names_in(path: Path, zipped: bool) -> set[str]:
                     _collect(stream, names)
     except TooMuch as error:
         raise UserError(
-            f"{path} is refused: {error}; a file of weights alone, as .safetensors, has no such limits"
+            "weights-refused",
+            f"{path} is refused: {error}; a file of weights alone, as .safetensors, has no such limits",
         ) from None
     except Exception as error:  # the loader is the judge of what is no pickle
         log.debug("%s: %s", path, error)
@@ -193,9 +192,9 @@ def _check_archive(path: Path) -> None:
             elif sum(part.file_size for part in parts) > size:
                 problem = "its parts are larger than the file"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{_not_torch(path)} ({one_line(error)})") from None
+        raise UserError("path-unreadable", f"{_not_torch(path)} ({one_line(error)})") from None
     if problem is not None:
-        raise UserError(f"{path} is refused: {problem}")
+        raise UserError("weights-refused", f"{path} is refused: {problem}")
 
 
 class TooMuch(Exception):
@@ -240,8 +239,7 @@ def _modern(name: str) -> str:
 
 
 def _refusal(path: Path, names: list[str], what: str) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{path} is refused: it holds {shown}, which no {what} has; nothing of it was executed"
+    return f"{path} is refused: it holds {some(names)}, which no {what} has; nothing of it was executed"
 
 
 def _not_torch(path: Path) -> str:

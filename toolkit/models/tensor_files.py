@@ -52,12 +52,13 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER:
                 raise UserError(
+                    "model-damaged",
                     f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
-                    f"{REMEDY}, or give fewer and larger tensors"
+                    f"{REMEDY}, or give fewer and larger tensors",
                 )
             data = stream.read(length)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}") from None
     header: dict[str, Any] = parse_as(data, dict[str, Any], path, WHAT, REMEDY)
     header.pop("__metadata__", None)
     return plain_names(check_as(header, dict[str, Entry], path, WHAT, REMEDY))
@@ -68,7 +69,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return plain_names(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a valid {WHAT}: {one_line(error)[:300]}; {REMEDY}") from None
+        raise UserError("model-damaged", f"{path} is not a valid {WHAT}: {one_line(error)[:300]}; {REMEDY}") from None
 
 
 def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
@@ -94,14 +95,13 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
     """
     own = network.state_dict()
     problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})
-    if problem is None:
-        for name, entry in header.items():
-            # BF16, F16, F32, ... or I64, BOOL, ...
-            if ("F" in entry.dtype) != own[name].is_floating_point():
-                problem = f"has {entry.dtype[:20]!r} numbers in {name!r}"
-                break
-    if problem is not None:
-        raise UserError(f"{path} does not fit {of}: it {problem}; {REMEDY}")
+    of_other_types = (
+        f"has {entry.dtype[:20]!r} numbers in {name!r}"
+        for name, entry in header.items()
+        if ("F" in entry.dtype) != own[name].is_floating_point()  # BF16, F16, F32, ... or I64, BOOL, ...
+    )
+    if problem := problem or next(of_other_types, None):
+        raise UserError("model-damaged", f"{path} does not fit {of}: it {problem}; {REMEDY}")
 
 
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -115,13 +115,15 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(
-                f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU"
+                "model-damaged",
+                f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU",
             )
         if not tensor.is_floating_point():
             if tensor.is_complex() or name.endswith(LEARNT):
                 raise UserError(
+                    "model-damaged",
                     f"{path}: its tensor {shown} holds {str(tensor.dtype).removeprefix('torch.')} numbers, and weights "
-                    f"are floating-point ones: save them as float32 or float16"
+                    f"are floating-point ones: save them as float32 or float16",
                 )
             continue
         bad = ~torch.isfinite(tensor)
@@ -132,6 +134,7 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
         else:
             continue
         raise UserError(
+            "not-finite",
             f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other "
-            f"weights, or train again"
+            f"weights, or train again",
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_compiled_module
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,19 +35,13 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
             # Gradients are parts of the buckets that are reduced: in memory once instead of twice.
             gradient_as_bucket_view=True,
-            static_graph=_static(train),
+            # All passes of one wrapper are alike, so that DDP may learn its graph in the first one: what thaws is
+            # wrapped anew, and members of an ensemble without rows get gradients of zero. But DDP's first backward pass
+            # must be one that reduces, which that of several micro-batches is not (torch ends there with an internal
+            # assertion), and torch wants a compiled model's DDP without it.
+            static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model
-
-
-def _static(train: TrainConfig) -> bool:
-    """Whether all passes of one wrapper are alike, so that DDP may learn its graph in the first one.
-
-    They are: what thaws is wrapped anew, and members of an ensemble without rows get gradients of zero. But DDP's first
-    backward pass must be one that reduces, which that of several micro-batches is not (torch ends there with an
-    internal assertion), and torch wants a compiled model's DDP without it.
-    """
-    return train.accumulation == 1 and not (train.auto_batch or train.compile)
 
 
 def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
@@ -89,22 +82,14 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
         return False
     if accelerator.device.type == "cpu":
         raise UserError(
-            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false"
+            "device",
+            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false",
         )
-    for key, asked, why in (
-        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other"),
-        ("train.compile", train.compile, "what is compiled has not been tested with statistics over processes"),
-    ):  # fmt: skip
-        if asked:
-            raise UserError(f"train.sync_batchnorm does not go with {key}: {why}; set one of them to false")
+    for key, why in (
+        ("auto_batch", "processes try unequally often, and would wait for each other"),
+        ("compile", "what is compiled has not been tested with statistics over processes"),
+    ):
+        if getattr(train, key):
+            said = f"train.sync_batchnorm does not go with train.{key}: {why}; set one of them to false"
+            raise UserError("option-conflict", said)
     return True
-
-
-def synced(model: nn.Module) -> nn.Module:
-    """``model`` with statistics of BatchNorm over the rows of all processes; the same weights under the same names.
-
-    Layers are other objects afterwards. timm's conversion, for torch's own would lose the activations that timm puts
-    into some of them. What is in evaluation mode is what it was before.
-    """
-    converted: nn.Module = convert_sync_batchnorm(model)
-    return converted

@@ -2,8 +2,8 @@
 
 Before training every rank tries its largest micro-batch: forward, loss and backward pass on made-up images, in the
 run's precision, memory format and checkpointing, with everything trained that will ever be, and with as much memory
-set aside as the rest of a run will take. Out of memory, it doubles accumulation and tries again (accelerate's
-find_executable_batch_size). The ranks then agree on the largest need. The global batch stays the same.
+set aside as the rest of a run will take. Out of memory, it doubles accumulation and tries again. The ranks then agree
+on the largest need. The global batch stays the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from accelerate.utils import find_executable_batch_size, gather_object
-from torch import nn
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from shards.errors import UserError
 from toolkit.data.loader.buffers import GROWTH
@@ -43,18 +43,15 @@ def fit_accumulation(parts: Parts) -> int:
     fitting = [need for need in needs if need is not None]
     if len(fitting) < len(needs):
         raise UserError(
+            "out-of-memory",
             f"the memory does not hold {parts.config.model.name} with {parts.config.data.image_size} pixels even at "
-            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more"
+            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
         )
     agreed = max(fitting)
     if accelerator.is_main_process:
         rows = len(_largest(parts, agreed).indices)
-        log.info(
-            "automatic batch size: accumulation %d (%d configured), at most %d samples in a forward pass",
-            agreed,
-            configured,
-            rows,
-        )
+        text = "automatic batch size: accumulation %d (%d configured), at most %d samples in a forward pass"
+        log.info(text, agreed, configured, rows)
     return agreed
 
 
@@ -68,31 +65,20 @@ def _largest(parts: Parts, accumulation: int) -> Share:
 
 def _own_need(parts: Parts, configured: int) -> int | None:
     """The least power-of-two multiple of ``configured`` that fits this rank; None if none does."""
-    accumulation, exhausted = configured, False
-
-    def halve() -> int:
-        nonlocal accumulation, exhausted
-        before = len(_largest(parts, accumulation).indices)
-        accumulation *= 2
-        rows = len(_largest(parts, accumulation).indices)
-        exhausted = rows == before
-        return 0 if exhausted else rows
-
-    first = len(_largest(parts, accumulation).indices)
-
-    @find_executable_batch_size(starting_batch_size=first, reduce_batch_size_fn=halve)
-    def attempt(rows: int) -> int:
-        _try(replace(parts, accumulation=accumulation))
-        return accumulation
-
-    try:
-        with _untouched(parts):
-            found: int = attempt()
-            return found
-    except RuntimeError:  # accelerate's, when there is nothing left to halve
-        if exhausted:
-            return None
-        raise
+    accumulation, rows = configured, len(_largest(parts, configured).indices)
+    with _untouched(parts):
+        while True:
+            clear_device_cache(garbage_collection=True)
+            try:
+                _try(replace(parts, accumulation=accumulation))
+                return accumulation
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            before, accumulation = rows, 2 * accumulation
+            rows = len(_largest(parts, accumulation).indices)
+            if rows == before:  # nothing left to halve
+                return None
 
 
 def _try(parts: Parts) -> None:
@@ -100,11 +86,12 @@ def _try(parts: Parts) -> None:
     updater, accelerator = Updater(parts), parts.accelerator
     model, share, device = updater.plain_model, _largest(parts, parts.accumulation), accelerator.device
     side = parts.config.data.image_size
-    _drop_gradients(model)
+    model.zero_grad()
     reserve = torch.empty(_rest_of_a_run(parts, share), dtype=torch.uint8, device=device)
     for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
         images = torch.randint(0, 256, (len(share.indices), side, side, 3), dtype=torch.uint8, device=device)
-        accelerator.backward(updater.loss(model, Batch(images, share, {}), 0))
+        losses, valid = updater.losses(model, Batch(images, share, {}), 0)
+        accelerator.backward((losses * valid).sum())
     del reserve
 
 
@@ -139,13 +126,8 @@ def _untouched(parts: Parts) -> Iterator[None]:
         try:
             yield
         finally:
-            _drop_gradients(model)
+            model.zero_grad()
             for parameter, flows in zip(model.parameters(), flowing, strict=True):
                 parameter.requires_grad_(flows)
             for buffer, value in zip(model.buffers(), kept, strict=True):
                 buffer.copy_(value)
-
-
-def _drop_gradients(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None

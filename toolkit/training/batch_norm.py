@@ -73,9 +73,10 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
     if short == plan.steps_per_epoch:
         if not trained:
             raise UserError(
+                "option-value",
                 f"BatchNorm cannot learn its statistics from micro-batches of {min(least.values())} rows (it wants "
                 f"{LEAST_ROWS}), and random weights bring none: {remedy}, or start from trained weights with "
-                f"--model.weights FILE"
+                f"--model.weights FILE",
             )
         return (
             f"micro-batches have {min(least.values())} rows, under {LEAST_ROWS}: BatchNorm keeps the statistics that "
@@ -85,14 +86,10 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
     if not short and (asked >= FEW_ROWS or not unsynced):  # a row less by even sizes is no news
         return None
-    held = (
-        f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, where it has under {LEAST_ROWS}"
-        if short
-        else ""
-    )
+    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, where it has under {LEAST_ROWS}"
     return (
-        f"BatchNorm learns its statistics from up to {most} rows a process{held}: under {FEW_ROWS} they are noisy; "
-        f"{remedy}"
+        f"BatchNorm learns its statistics from up to {most} rows a process{held * bool(short)}: under {FEW_ROWS} they "
+        f"are noisy; {remedy}"
     )
 
 

@@ -6,8 +6,8 @@ shards ─ reader ─ order, plan ─→ shares ─ cutter, loader ─→ batche
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from toolkit.config.schema import Config
 from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.loader.faults import FaultPolicy, check_limit
 from toolkit.data.loader.loader import Batch, Loader
-from toolkit.data.loader.timing import Meter, verdict
+from toolkit.data.loader.timing import verdict
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
@@ -32,6 +32,7 @@ from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
 from toolkit.inference.scoring import infer_all
 
 if TYPE_CHECKING:
+    from toolkit.training.cached.probe import FeatureFeed
     from toolkit.training.setup import Parts
 
 #: Samples whose repeat factors are computed at a time.
@@ -48,73 +49,19 @@ def _order(config: Config, reader: ShardReader) -> Order:
     data, seed = config.data, config.train.seed
     sizes = reader.shard_sizes if data.order == "window" else None
     if data.sampling == "genre":
-        return RepeatOrder(_factors(reader, data.repeat_below), seed, sizes, data.window)
+        # Some samples at a time: all targets at once would be the largest thing in memory.
+        starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
+        parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
+        factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
+        return RepeatOrder(factors, seed, sizes, data.window)
     return GlobalOrder(len(reader), seed) if sizes is None else WindowOrder(sizes, data.window, seed)
 
 
-def _factors(reader: ShardReader, below: float) -> np.ndarray:
-    """(N,) repeat factors, some samples at a time: all targets at once would be the largest thing in memory."""
-    prevalence = reader.positives / len(reader)
-    parts = (np.arange(start, min(start + FACTORS, len(reader))) for start in range(0, len(reader), FACTORS))
-    return np.concatenate([repeat_factors(reader.targets_of(part), below, prevalence) for part in parts])
-
-
-class RunFeed(Protocol):
-    """What feeds a run: pixels (Feed), or cached features (probe.FeatureFeed)."""
-
-    plan: TrainPlan
-    meter: Meter
-    threads: int
-    accelerator: Accelerator
-
-    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches of ``epoch`` from update ``step`` on."""
-        ...
-
-    def validate(
-        self, model: nn.Module, on_batch: Callable[[int], object] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank.
-
-        Every rank calls ``on_batch`` equally often, with the number of samples done since; it may raise.
-        """
-        ...
-
-    def errors(self) -> int:
-        """Undecodable samples met so far, over all ranks and both splits. Called by every rank."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Inputs(Protocol):
-    """What a run learns from, and what it trains: pixels (Pixels), or cached features (cached.probe.Probe)."""
-
-    @property
-    def trained(self) -> nn.Module:
-        """What learns: its state is what checkpoints hold."""
-        ...
-
-    @property
-    def frozen(self) -> Sequence[str]:
-        """Parts of ``trained`` that are held, as in model.freeze."""
-        ...
-
-    def feed(self, parts: Parts) -> RunFeed:
-        """What gives a run its batches."""
-        ...
-
-    def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(inputs of ``trained``, (n, G) targets) for training on a batch of ``feed`` with its (n, G) targets."""
-        ...
-
-    def whole(self, trained: nn.Module) -> nn.Module:
-        """The model that is saved, of a trained copy of ``trained``."""
-        ...
-
-
 class Pixels:
-    """Inputs of a whole model."""
+    """What a run learns from, and what it trains: pixels and a whole model. cached.probe.Probe is the same of a head.
+
+    ``trained`` learns: its state is what checkpoints hold. ``frozen`` names parts of it that are held (model.freeze).
+    """
 
     def __init__(
         self, config: Config, model: nn.Module, preprocessing: Preprocessing, accelerator: Accelerator
@@ -124,33 +71,45 @@ class Pixels:
         self.dtype = autocast_dtype(accelerator)
 
     def feed(self, parts: Parts) -> Feed:
-        """See Inputs."""
+        """What gives a run its batches."""
         return Feed(parts)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Inputs: augmented, then normalised, (n, 3, S, S)."""
+        """(inputs of ``trained``, (n, G) targets) for training on a batch of ``feed`` with its (n, G) targets.
+
+        Images are augmented, then normalised, (n, 3, S, S).
+        """
         images, targets = self.augment(batch.images, targets, batch.share, epoch)
-        return self.preprocessing.normalize(images, self.dtype), targets
+        return self.normal(images), targets
+
+    def normal(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) grey levels as the model takes them, (n, 3, S, S)."""
+        return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """See Inputs."""
+        """The model that is saved, of a trained copy of ``trained``."""
         return trained
 
 
+def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
+    """What decodes a split for a run; ``substitutes``: whether another sample may take a damaged one's place."""
+    data = config.data
+    on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
+    policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
+    return Loader(reader, decode_threads(data.workers, device), data.prefetch, device=device, policy=policy)
+
+
 class Feed:
-    """The loaders of a run, for one rank."""
+    """The loaders of a run, for one rank. probe.FeatureFeed does the same with cached features."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.plan, self.accelerator = parts, parts.plan, parts.accelerator
         data, device = parts.config.data, parts.accelerator.device
-        self.threads = decode_threads(data.workers, device)
-        self.policy = FaultPolicy(data.on_error, data.max_errors, parts.config.train.seed)
+        self.train_loader = run_loader(parts.train, parts.config, device, substitutes=True)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
-        masking = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
-        self.train_loader = Loader(parts.train, self.threads, data.prefetch, device=device, policy=self.policy)
-        self.val_loader = Loader(parts.val, self.threads, data.prefetch, device=device, policy=masking)
+        self.val_loader = run_loader(parts.val, parts.config, device, substitutes=False)
         self.val_cutter: Cutter = eval_cutter(parts.val, parts.preprocessing, data.geometry, device)
-        self.meter = self.train_loader.meter
+        self.threads, self.meter = self.train_loader.threads, self.train_loader.meter
         store = parts.train.store
         if isinstance(store, RemoteShards):
             window = data.window if data.order == "window" else None
@@ -162,23 +121,21 @@ class Feed:
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = self.plan.shares(epoch, rank, world, self.parts.accumulation, first_step=step)
         cutter = train_cutter(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
-        self._fetch_ahead(epoch, self.plan.start(step))
+        # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
+        order, count = self.plan.order, len(self.parts.train.shards)
+        now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
+        window = config.data.window if config.data.order == "window" else count
+        self.parts.train.begin(now, after, window, accelerator.is_local_main_process)
         return self.train_loader.batches(shares, cutter, epoch)
-
-    def _fetch_ahead(self, epoch: int, position: int) -> None:
-        """Have remote shards come in the plan's order, the next epoch's first ones before this one ends."""
-        data, order, count = self.parts.config.data, self.plan.order, len(self.parts.train.shards)
-        self.parts.train.begin(
-            pass_of(order, count, epoch, position),
-            pass_of(order, count, epoch + 1, 0),
-            data.window if data.order == "window" else count,
-            self.accelerator.is_local_main_process,
-        )
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See RunFeed. ``model`` is unwrapped and in evaluation mode."""
+        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank.
+
+        ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` equally often, with the number of
+        samples done since; it may raise.
+        """
         with self.parts.val.in_order(self.accelerator.is_local_main_process):
             return infer_all(
                 model,
@@ -214,20 +171,22 @@ class Feed:
 
 
 class Stopwatch:
-    """Speed, waiting share and verdict since it was started."""
+    """Speed, waiting share and verdict since it was started, after ``images`` of the epoch."""
 
-    def __init__(self, feed: RunFeed) -> None:
-        self.feed, self.started = feed, time.perf_counter()
+    def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
+        self.feed, self.images, self.started = feed, images, time.perf_counter()
         self.before = feed.meter.snapshot()
 
     @property
     def seconds(self) -> float:
         return max(time.perf_counter() - self.started, 1e-9)
 
-    def account(self) -> dict[str, float]:
-        """This rank's shares of the time since: waiting for data, copying to the device; and cores busy decoding."""
+    def account(self, images: int) -> dict[str, float]:
+        """Speed since, with ``images`` of the epoch done now; this rank's shares of the time: waiting for data, copying
+        to the device; and cores busy decoding."""
         times, seconds = self.feed.meter.snapshot() - self.before, self.seconds
         return {
+            "images_per_s": (images - self.images) / seconds,
             "data_wait": times.waited / seconds,
             "decode_cores": times.decode_cpu / seconds,
             "copy": times.copied / seconds,
@@ -238,16 +197,3 @@ class Stopwatch:
         times = self.feed.meter.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
         return verdict(times, self.seconds, self.feed.threads, own_cores(), name)
-
-
-class SpeedWindow:
-    """Speed and account since the last measurement."""
-
-    def __init__(self, feed: RunFeed) -> None:
-        self.watch, self.images = Stopwatch(feed), 0
-
-    def measure(self, images: int) -> dict[str, float]:
-        """images_per_s and the stopwatch's account; ``images`` counts from the start of the epoch."""
-        result = {"images_per_s": (images - self.images) / self.watch.seconds, **self.watch.account()}
-        self.watch, self.images = Stopwatch(self.watch.feed), images
-        return result

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from toolkit.config.losses import LOSSES, AsymmetricOptions, WeightedOptions
+from toolkit.config.losses import LOSSES, WeightedOptions
 from toolkit.config.registry import named
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.multilabel import FloatArray
@@ -40,25 +40,6 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
 
     Raises ValueError on counts that are no counts of ``num_samples`` samples.
     """
-    counts = _check_counts(positives, num_samples)
-    entry = LOSSES[config.name]
-    kind: type[MultiLabelLoss] = named(entry.computed_by)
-    return kind(counts, num_samples, config.smoothing, entry.options(**config.options))
-
-
-def positive_weights(positives: np.ndarray, num_samples: int, cap: float) -> FloatArray:
-    """(G,) weights of positives: negatives / positives, kept within [1, cap]; ``cap`` for a genre without positives.
-
-    Not under 1: the weights are there to have rare genres heard, not to quieten one that most samples have.
-    """
-    counts = _check_counts(positives, num_samples)
-    ratios = np.full(counts.shape, np.inf)
-    np.divide(num_samples - counts, counts, out=ratios, where=counts > 0)
-    weights: FloatArray = np.clip(ratios, 1.0, cap)
-    return weights
-
-
-def _check_counts(positives: np.ndarray, num_samples: int) -> FloatArray:
     counts = np.asarray(positives, dtype=np.float64)
     if counts.ndim != 1 or counts.size == 0:
         raise ValueError(f"positives must hold one count per genre, got shape {counts.shape}")
@@ -66,7 +47,20 @@ def _check_counts(positives: np.ndarray, num_samples: int) -> FloatArray:
         raise ValueError(f"num_samples must be positive, got {num_samples}")
     if not ((counts >= 0) & (counts <= num_samples)).all():
         raise ValueError(f"positives must lie in [0, {num_samples}], got {counts.min():g} to {counts.max():g}")
-    return counts
+    entry = LOSSES[config.name]
+    kind: type[MultiLabelLoss] = named(entry.computed_by)
+    return kind(counts, num_samples, config.smoothing, entry.options(**config.options))
+
+
+def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatArray:
+    """(G,) weights of positives, from their ``counts`` (G,): negatives / positives, within [1, cap]; ``cap`` for none.
+
+    Not under 1: the weights are there to have rare genres heard, not to quieten one that most samples have.
+    """
+    ratios = np.full(counts.shape, np.inf)
+    np.divide(num_samples - counts, counts, out=ratios, where=counts > 0)
+    weights: FloatArray = np.clip(ratios, 1.0, cap)
+    return weights
 
 
 class MultiLabelLoss(nn.Module):
@@ -144,19 +138,12 @@ class AsymmetricLoss(MultiLabelLoss):
     Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification" (arXiv 2009.14119).
     """
 
-    log_clip: torch.Tensor
-
-    def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: AsymmetricOptions) -> None:
-        super().__init__(counts, num_samples, smoothing, options)
-        clip = options.clip
-        log_clip = math.log(clip) if clip > 0 else -math.inf
-        self.register_buffer("log_clip", torch.tensor(log_clip, dtype=torch.float32), persistent=False)
-
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
         positive = -torch.exp(self.options.gamma_pos * log_not_p) * log_p
         # log(1 - q) = min(log((1 - p) + clip), 0), added up in logarithms: exact for any logit, without a floor.
-        log_not_q = torch.logaddexp(log_not_p, self.log_clip).clamp(max=0.0)
+        log_clip = math.log(self.options.clip) if self.options.clip > 0 else -math.inf
+        log_not_q = torch.logaddexp(log_not_p, logits.new_full((), log_clip)).clamp(max=0.0)
         # Not quite 0, where exponents under 1 have an infinite derivative.
         q = (torch.sigmoid(logits) - self.options.clip).clamp(min=torch.finfo(torch.float32).tiny)
         return positive, -(q**self.options.gamma_neg) * log_not_q

@@ -10,12 +10,12 @@ cache of features stays too, since the training that follows would compute the s
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
@@ -67,13 +67,17 @@ class LrCurve:
     def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
         """Raises UserError if the loss did not fall: there is nothing to suggest then."""
         if len(losses) < 3:
-            raise UserError("the loss diverged at once, at the lowest rate: look at the data and the weights first")
+            raise UserError(
+                "not-finite", "the loss diverged at once, at the lowest rate: look at the data and the weights first"
+            )
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
         capped = np.minimum(losses, DIVERGED * losses[0])  # the last points would pull the curve up before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
-            raise UserError(f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?")
+            raise UserError(
+                "nothing-to-train", f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
+            )
         return curve
 
 
@@ -85,13 +89,8 @@ def find_lr(parts: Parts) -> None:
 
 def _suggest(curve: LrCurve, parts: Parts) -> None:
     save_curve(curve, parts.out)
-    log.info(
-        "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
-        "look at %s",
-        curve.steepest,
-        curve.lowest / 10,
-        parts.out / "find-lr.png",
-    )
+    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
+    log.info(text + "look at %s", curve.steepest, curve.lowest / 10, parts.out / "find-lr.png")
 
 
 def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
@@ -114,7 +113,8 @@ def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
-                            "a whole update was of samples that could not be decoded: look at the shards' images"
+                            "too-many-bad",
+                            "a whole update was of samples that could not be decoded: look at the shards' images",
                         )
                     if not made and np.isfinite(loss):
                         continue  # fp16's gradient scale is being found: the same rate with the next samples
@@ -131,21 +131,16 @@ def diverged(losses: list[float]) -> bool:
     """Whether the last of these losses, smoothed, is DIVERGED times the lowest before, or no number."""
     if not np.isfinite(losses[-1]):
         return True
-    mean, lowest = 0.0, np.inf
-    for number, loss in enumerate(losses, 1):
-        mean = DECAY * mean + (1 - DECAY) * loss
-        current = mean / (1 - DECAY**number)
-        lowest = min(lowest, current)
-    return current > DIVERGED * lowest
+    smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()
+    return bool(smoothed.iloc[-1] > DIVERGED * smoothed.min())
 
 
 def save_curve(curve: LrCurve, out: Path) -> None:
     """Write find-lr.csv and find-lr.png into ``out``."""
     with atomic_write(out / "find-lr.csv", "w") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["update", "lr", "loss", "smoothed"])
-        for number, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True), 1):
-            writer.writerow([number, *(f"{value:.6g}" for value in row)])
+        table = pd.DataFrame({"lr": curve.rates, "loss": curve.losses, "smoothed": curve.smoothed})
+        table.index += 1
+        table.to_csv(stream, index_label="update", float_format="%.6g", lineterminator="\r\n")
     with atomic_write(out / "find-lr.png") as stream:
         _draw(curve).savefig(stream, format="png", dpi=144)
 

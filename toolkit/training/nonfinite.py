@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from shards.errors import UserError
+from shards.errors import UserError, some
 from toolkit.config.schema import OnNonfinite
 from toolkit.data.sampling.plan import Share
 from toolkit.distributed.collectives import sum_over_ranks
@@ -60,17 +60,17 @@ class _Noted:
         bad = torch.stack([flags.any() for flags in self.flags]).any()
         return bad if self.gradient is None else bad | self.gradient
 
+    def told(self) -> _Told:
+        """The same on the host."""
+        bad = [flags.cpu().numpy() for flags in self.flags]
+        samples = [int(i) for share, rows in zip(self.shares, bad, strict=True) for i in share.indices[rows]]
+        good_rows = sum(int((share.valid & ~rows).sum()) for share, rows in zip(self.shares, bad, strict=True))
+        return (self.epoch, self.step), samples, good_rows
 
-@dataclass(frozen=True)
-class _Told:
-    """The same on the host: what ranks tell each other."""
 
-    epoch: int
-    step: int
-    samples: list[int]
-    """Samples whose loss is not finite."""
-    good_rows: int
-    """Rows that count and whose loss is finite."""
+#: What ranks tell each other of an update: (epoch, step), samples whose loss is not finite, and how many rows count and
+#: have a finite one.
+_Told = tuple[tuple[int, int], list[int], int]
 
 
 class Guard:
@@ -128,8 +128,9 @@ class Guard:
         told = self._told()
         if told is not None:
             raise UserError(
+                "not-finite",
                 f"{self._story(told)}: {REMEDY}, or leave such updates out with --train.on_nonfinite skip; the last "
-                f"checkpoint is kept"
+                f"checkpoint is kept",
             )
 
     def check_weights(self, model: nn.Module) -> None:
@@ -137,7 +138,9 @@ class Guard:
         self.check()
         self._trouble += ~torch.isfinite(_size(list(model.parameters()), self._trouble))
         if self._agreed():
-            raise UserError(f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept")
+            raise UserError(
+                "not-finite", f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
+            )
 
     def check_skipped(self, count: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped: over MAX_SKIPPED, or all.
@@ -147,8 +150,9 @@ class Guard:
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-SHOWN:])
             raise UserError(
+                "not-finite",
                 f"{count} of the epoch's {updates} updates were not finite and skipped, where {MAX_SKIPPED} are "
-                f"the limit: {REMEDY}; the last checkpoint is kept. They were: {listed}"
+                f"the limit: {REMEDY}; the last checkpoint is kept. They were: {listed}",
             )
 
     def _agreed(self) -> bool:
@@ -162,23 +166,22 @@ class Guard:
         noted, self._noted = self._noted, []
         if not self._agreed():
             return None
-        own = next((_on_host(update) for update in noted if bool(update.bad())), None)
+        own = next((update.told() for update in noted if bool(update.bad())), None)
         everyone = [own]
         if self.accelerator.num_processes > 1:
             everyone = gather_object(everyone)
         found = [told for told in everyone if told is not None]
-        first = min((told.epoch, told.step) for told in found)
-        return [told for told in found if (told.epoch, told.step) == first]
+        return [told for told in found if told[0] == min(found)[0]]
 
     def _story(self, ranks: list[_Told]) -> str:
         """What was wrong, without a remedy."""
-        where = f"at epoch {ranks[0].epoch + 1}, step {ranks[0].step + 1}"
-        samples = list(dict.fromkeys(sample for told in ranks for sample in told.samples))
-        good_rows = sum(told.good_rows for told in ranks)
+        (epoch, step), _, _ = ranks[0]
+        where = f"at epoch {epoch + 1}, step {step + 1}"
+        samples = list(dict.fromkeys(sample for _, own, _ in ranks for sample in own))
+        good_rows = sum(good for _, _, good in ranks)
         if not samples:
             return f"the gradient is not finite {where}, though the loss of every sample is"
-        more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
-        ids = ", ".join(self.sample_id(sample) for sample in samples[:SHOWN]) + more
+        ids = some([self.sample_id(sample) for sample in samples], SHOWN)
         if not good_rows and len(samples) > 1:
             return (
                 f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "
@@ -197,30 +200,11 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
         if guard is not None:
             guard.check()  # a loss that is not finite says more, and names samples
         raise UserError(
+            "not-finite",
             f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1}, whatever their scale: "
             f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
-            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept"
+            f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept",
         )
-
-
-def require_made(made: int, updates: int) -> None:
-    """Raise UserError if a run that is over made none of its updates: too few to find a scale, or too broken."""
-    if not made:
-        raise UserError(
-            f"none of the {updates} updates of this run was made, since all gradients overflowed in fp16: use "
-            f"--train.precision bf16 or no"
-        )
-
-
-def skipped_line(skipped: int, overflowed: int, updates: int, scaler: torch.amp.GradScaler | None) -> str:
-    """What to say at the end of an epoch of the updates that were skipped, ``overflowed`` of them by the scaler."""
-    line = f"{skipped} of {updates} updates were skipped"
-    if scaler is not None:
-        line += (
-            f", {overflowed} of them for gradients that overflowed in fp16: some are normal while the gradient scale "
-            f"is found, which is {scaler.get_scale():g} now"
-        )
-    return line
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
@@ -228,21 +212,8 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
-    log.warning(
-        "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g",
-        state["scale"],
-        scaler.get_scale(),
-    )
-
-
-def _on_host(noted: _Noted) -> _Told:
-    samples: list[int] = []
-    good_rows = 0
-    for share, flags in zip(noted.shares, noted.flags, strict=True):
-        bad = flags.cpu().numpy()
-        samples += share.indices[bad].tolist()
-        good_rows += int((share.valid & ~bad).sum())
-    return _Told(noted.epoch, noted.step, samples, good_rows)
+    text = "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g"
+    log.warning(text, state["scale"], scaler.get_scale())
 
 
 def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:

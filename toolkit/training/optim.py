@@ -33,7 +33,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     try:
         return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)
     except Exception as error:  # each optimiser checks its arguments and the machine in its own way
-        raise UserError(f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}") from None
+        raise UserError(
+            "option-value", f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}"
+        ) from None
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -49,19 +51,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     else:
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
         groups.reverse()  # decayed ones first, as in checkpoints of old
-    prefixes = head_prefixes(model)
-    head = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
+    apart = head_prefixes(model) if config.head_lr != 1 else ()
+    head = {id(p) for name, p in model.named_parameters() if name.startswith(apart)}
     result = []
     for group in groups:
-        parts = [(group["params"], 1.0)]
-        if config.head_lr != 1:
-            parts = [
-                ([p for p in group["params"] if id(p) not in head], 1.0),
-                ([p for p in group["params"] if id(p) in head], config.head_lr),
-            ]
         scale, decay = group.get("lr_scale", 1.0), group["weight_decay"] * config.weight_decay
-        for params, factor in parts:
-            if params:
+        for in_head, factor in ((False, 1.0), (True, config.head_lr)):
+            if params := [p for p in group["params"] if (id(p) in head) is in_head]:
                 result.append({"params": params, "weight_decay": decay, "lr_scale": scale * factor})
     return result
 
@@ -100,8 +96,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         optimizer.load_state_dict(state)
     except (ValueError, KeyError) as error:
         raise UserError(
+            "run-differs",
             f"the checkpoint's optimiser does not fit this version's groups of parameters ({one_line(error)}): "
-            f"start a new run in another --out"
+            f"start a new run in another --out",
         ) from None
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)

@@ -56,7 +56,9 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
     store = open_store(shards)
     manifest = store.manifest()
     if not manifest.genres:
-        raise UserError(f"{shards} has no labels to train on; index it with --genre-field or --metadata")
+        raise UserError(
+            "nothing-to-train", f"{shards} has no labels to train on; index it with --genre-field or --metadata"
+        )
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     options = command_facts("train", {"find_lr": search_lr, "resume": resume})
     accelerator = _accelerator(config, out, options | config_facts(config) | set_facts(manifest, store))
@@ -65,9 +67,14 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
         status = 0
         try:
             if search_lr:
-                _search_lr(accelerator, config, manifest, readers, out)
+                from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
+
+                config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is watched
+                find_lr(_prepared(accelerator, config, manifest, readers, out, None))
             else:
-                _train(accelerator, config, manifest, readers, out, resume)
+                checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
+                by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
+                _train(_prepared(accelerator, config, manifest, readers, out, checkpoint), checkpoint)
         except Stopped as stop:
             if accelerator.is_main_process:
                 log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
@@ -103,33 +110,21 @@ def own_size(name: str) -> int:
         known = [*timm.list_models(), *timm.list_pretrained()]
         hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
+            "option-value",
             f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}: "
-            f"give it in pixels, e.g. --data.image_size 224{hint}"
+            f"give it in pixels, e.g. --data.image_size 224{hint}",
         )
     return max(cfg.input_size[1:])
 
 
-def _train(
-    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path, resume: bool
-) -> None:
+def _train(parts: Parts, checkpoint: Checkpoint | None) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
-    checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
-    by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
-    parts = _prepared(accelerator, config, manifest, readers, out, checkpoint)
-    by_main(accelerator, lambda: start_trackers(accelerator, config.train.trackers, out))
+    accelerator, out = parts.accelerator, parts.out
+    by_main(accelerator, lambda: start_trackers(accelerator, parts.config.train.trackers, out))
     if not Trainer(parts, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
         log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
-
-
-def _search_lr(
-    accelerator: Accelerator, config: Config, manifest: Manifest, readers: list[ShardReader], out: Path
-) -> None:
-    from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
-
-    config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is what is watched
-    find_lr(_prepared(accelerator, config, manifest, readers, out, None))
 
 
 def _prepared(
@@ -140,30 +135,27 @@ def _prepared(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> Parts:
-    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well."""
+    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well.
+
+    Raises UserError, on every rank, if BatchNorm could not learn.
+    """
     parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
         parts.accumulation = fit_accumulation(parts)
     if accelerator.is_main_process:
         _say_what_runs(parts, checkpoint)
-    _check_rows(parts, checkpoint)
-    return parts
-
-
-def _check_rows(parts: Parts, checkpoint: Checkpoint | None) -> None:
-    """Warn if BatchNorm will have few rows to learn from. Raises UserError, on every rank, if it could not learn."""
-    wanted, processes = parts.config.model, parts.accelerator.num_processes
-    trained = checkpoint is not None or wanted.pretrained or wanted.weights is not None
+    trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
     parts.freezing.training_mode(parts.model, None)  # of all that will learn; each epoch begins with its own
-    warning = check_rows(parts.model, parts.plan, processes, parts.accumulation, trained=trained)
-    if warning and parts.accelerator.is_main_process:
+    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, parts.accumulation, trained=trained)
+    if warning and accelerator.is_main_process:
         log.warning("%s", warning)
+    return parts
 
 
 def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
+        raise UserError("device", "--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
     return make_accelerator(None if precision == "auto" else precision, facts)
 
 
@@ -175,41 +167,32 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     held.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out")
+        raise UserError(
+            "path-exists", f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+        )
     if not beside and (checkpoints(folder) or (out / "model").exists()):
-        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or choose another --out")
+        raise UserError(
+            "run-exists", f"{out} already holds a run: pass --resume to go on with it, or choose another --out"
+        )
     remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")
 
 
 def _say_what_runs(parts: Parts, checkpoint: Checkpoint | None) -> None:
-    accelerator, config, plan, accumulation = parts.accelerator, parts.config, parts.plan, parts.accumulation
-    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-    log.info(
-        "%s, %s head, %.1f M trainable weights; %d genres",
-        config.model.name,
-        config.model.head,
-        trainable / 1e6,
-        len(parts.manifest.genres),
-    )
-    log.info(
-        "%d process(es) on %s, precision %s, %d decoding threads each",
-        accelerator.num_processes,
-        accelerator.device.type,
-        accelerator.mixed_precision,
-        decode_threads(config.data.workers, accelerator.device),
-    )
+    config, plan, accelerator, device = parts.config, parts.plan, parts.accelerator, parts.accelerator.device
+    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad) / 1e6
+    name, head, genres = config.model.name, config.model.head, len(parts.manifest.genres)
+    world, precision = accelerator.num_processes, accelerator.mixed_precision
+    threads = decode_threads(config.data.workers, device)
+    log.info("%s, %s head, %.1f M trainable weights; %d genres", name, head, trainable, genres)
+    log.info("%d process(es) on %s, precision %s, %d decoding threads each", world, device.type, precision, threads)
+    samples = len(parts.train), len(parts.val), plan.num_samples
+    rows = int(plan.rows(plan.largest_step, world, parts.accumulation).max())
+    batch = config.train.batch_size, world, parts.accumulation, rows
     log.info(
         "%d training and %d validation samples, %d per epoch; "
         "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",
-        len(parts.train),
-        len(parts.val),
-        plan.num_samples,
-        config.train.batch_size,
-        accelerator.num_processes,
-        accumulation,
-        int(plan.rows(plan.largest_step, accelerator.num_processes, accumulation).max()),
-        plan.steps_per_epoch,
+        *(*samples, *batch, plan.steps_per_epoch),
     )
     if checkpoint is not None:
         state = checkpoint.progress

@@ -36,11 +36,8 @@ class RunLog:
         self.accelerator = accelerator
         self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
         self.steps, self.epochs = self.files
-        by_main(accelerator, lambda: self._cut(updates, epoch - 1))
-
-    def _cut(self, updates: int, epoch: int) -> None:
-        _cut(self.steps, STEP_FIELDS, "update", updates)
-        _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch)
+        by_main(accelerator, lambda: _cut(self.steps, STEP_FIELDS, "update", updates))
+        by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
         """One row of log.csv."""
@@ -89,7 +86,8 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(
-                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another"
+                "path-unreadable",
+                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another",
             ) from None
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)

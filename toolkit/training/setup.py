@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -23,14 +24,13 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.collectives import require_same_everywhere
 from toolkit.distributed.fsdp import is_spread, spread, spread_state, spreads
-from toolkit.model_folder.folder import mean_std
 from toolkit.models.activation_checkpointing import enable_checkpointing
-from toolkit.models.ema import build_ema, restore_ema
+from toolkit.models.ema import build_ema
 from toolkit.models.factory import build_model, other_size
 from toolkit.models.freezing import Freezing, check_random
-from toolkit.models.heads import HeadSpec, head_from_hub, head_prefixes, set_prior
-from toolkit.models.wrapping import check_synced, synced, wrap
-from toolkit.training.batches import Inputs, Pixels, train_plan
+from toolkit.models.heads import HeadSpec, set_prior
+from toolkit.models.wrapping import check_synced, wrap
+from toolkit.training.batches import Pixels, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
 from toolkit.training.cached.probe import Probe
 from toolkit.training.checkpoints.checkpoint import Checkpoint, restoring
@@ -66,7 +66,7 @@ class Parts:
     ema: ModelEmaV3 | None
     preprocessing: Preprocessing
     out: Path
-    inputs: Inputs
+    inputs: Pixels | Probe
     """Pixels, or cached features: what the model that learns is given."""
 
     @property
@@ -96,10 +96,10 @@ def build_parts(
         warning = check_random(model, config.model.freeze)
         if warning and accelerator.is_main_process:
             log.warning("%s", warning)
-    mean, std = mean_std(model)
     data = config.data
-    preprocessing = Preprocessing(data.image_size, data.crop_pct, mean, std, data.fit)
-    inputs: Inputs
+    cfg: Any = model.pretrained_cfg
+    preprocessing = Preprocessing(data.image_size, data.crop_pct, tuple(cfg["mean"]), tuple(cfg["std"]), data.fit)
+    inputs: Pixels | Probe
     if cached:
         folder = Path(config.train.feature_cache or out / "features")
         bank = FeatureBank(accelerator, model, config, preprocessing, folder, manifest.fingerprint)
@@ -108,7 +108,8 @@ def build_parts(
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
     if over_processes:  # not the average, which is what is saved
-        model = synced(model)
+        # timm's conversion, for torch's own would lose the activations that timm puts into some of the layers.
+        model = convert_sync_batchnorm(model)
     if fsdp:
         spread(accelerator, model)
         if ema is not None:
@@ -139,7 +140,7 @@ def _restored(
     ema = build_ema(model, config.ema)
     if ema is not None and checkpoint is not None:
         with restoring(checkpoint):
-            restore_ema(ema, checkpoint.tensors["ema"])
+            ema.module.load_state_dict(checkpoint.tensors["ema"])
     return model, ema
 
 
@@ -176,25 +177,19 @@ def _model(
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
     with accelerator.main_process_first():  # one download, then the cache
+        head, scratch = HeadSpec.of(wanted), "backbone" not in wanted.freeze
         model = build_model(
-            wanted.name,
-            num_genres,
-            HeadSpec.of(wanted),
-            size,
-            pretrained=hub,
-            drop_path=wanted.drop_path,
-            scratch="backbone" not in wanted.freeze,
+            wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch
         )
-    learnt = not first or (hub and head_from_hub(model, wanted.head, num_genres))
+    cfg: Any = model.pretrained_cfg
+    # timm keeps a classifier of the hub that has the wanted size.
+    learnt = not first or (hub and wanted.head == "linear" and cfg.get("num_classes") == num_genres)
     # Before weights are loaded: a head that comes with them keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)
     said = None
     if first and wanted.weights is not None:
-        drawn = _head_state(model)
-        said = load_weights(model, Path(wanted.weights), labels)
-        # A file without a head, or with one of another size, leaves ours as it was.
-        learnt = any(not torch.equal(drawn[name], tensor) for name, tensor in _head_state(model).items())
+        said, learnt = load_weights(model, Path(wanted.weights), labels)
     if accelerator.num_processes > 1 and (hub or said):
         # Each node has its own cache of the hub, or copy of the file, and not every kind of run takes the first one's.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
@@ -204,9 +199,3 @@ def _model(
         if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
             log.warning("%s", warning)
     return model, learnt
-
-
-def _head_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the classifier's tensors."""
-    prefixes = head_prefixes(model)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(prefixes)}

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from shards.errors import UserError
 from toolkit.data.loader.loader import Batch, targets_of
-from toolkit.device.out_of_memory import memory_told, training_line
+from toolkit.device.out_of_memory import memory_told
 from toolkit.device.transfer import to_device
 from toolkit.distributed.collectives import require_read, seed_step
 from toolkit.distributed.votes import Vote
@@ -134,25 +134,24 @@ class Updater:
 
     def _memory_line(self) -> str:
         """What did not fit, and the ways out."""
-        config = self.parts.config
-        return training_line(
-            config.train.batch_size,
-            self.accelerator.num_processes,
-            self.accumulation,
-            config.data.image_size,
-            auto_batch=config.train.auto_batch,
-            checkpointing=config.model.checkpointing,
+        config, processes, accumulation = self.parts.config, self.accelerator.num_processes, self.accumulation
+        rows = -(-config.train.batch_size // (processes * accumulation))
+        ways = [] if config.train.auto_batch else ["--train.auto_batch true"]
+        if rows > 1:
+            ways.append(f"--train.accumulation {2 * accumulation}")
+        if not config.model.checkpointing:
+            ways.append("--model.checkpointing true")
+        said = f"set {', '.join(ways)} or" if ways else "set"
+        return (
+            f"a micro-batch of {rows} at {config.data.image_size} pixels does not fit (global batch "
+            f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
+            f"{said} a smaller --data.image_size; with --resume the run goes on from its newest checkpoint"
         )
 
     @property
     def plain_model(self) -> nn.Module:
         """The model without DDP and compile wrappers, sharing their weights."""
         return plain(self.parts.model)
-
-    def loss(self, model: nn.Module, batch: Batch, epoch: int) -> torch.Tensor:
-        """The sum of the losses of a micro-batch's valid samples, summed over genres; a float32 scalar."""
-        losses, valid = self.losses(model, batch, epoch)
-        return (losses * valid).sum()
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ from toolkit.distributed.collectives import LostData, broadcast_buffers, by_main
 from toolkit.distributed.fsdp import gathered
 from toolkit.distributed.votes import Stopped, StopSignal, Vote
 from toolkit.models.wrapping import rewrap
-from toolkit.training.batches import SpeedWindow, Stopwatch
+from toolkit.training.batches import Stopwatch
 from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
-from toolkit.training.nonfinite import Guard, require_made, skipped_line
+from toolkit.training.nonfinite import Guard
 from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
 from toolkit.training.setup import Parts
@@ -73,14 +72,18 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
-            require_made(self.state.made, self.state.updates)
+            if not self.state.made:  # too few to find a scale, or too broken
+                raise UserError(
+                    "not-finite",
+                    f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
+                    f"fp16: use --train.precision bf16 or no",
+                )
             return True
         except LostData as lost:
-            if self.state.updates == began:
-                raise
-            self._save()
-            line = f"{lost}; checkpoint saved: the same command with --resume goes on"
-            raise LostData(line, lost.status) from None
+            if self.state.updates > began:
+                self._save()
+                lost.args = (f"{lost}; checkpoint saved: the same command with --resume goes on",)
+            raise
         finally:
             self.feed.close()
             self.stop.restore()
@@ -96,7 +99,7 @@ class Trainer:
         own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
         self._thaw()
         self.parts.freezing.training_mode(self.parts.model, state.epoch)
-        recent = SpeedWindow(self.feed)
+        recent = Stopwatch(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
                 count = self.plan.count(state.step)
@@ -110,6 +113,7 @@ class Trainer:
                 bar.update(count)
                 if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
                     self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
+                    recent = Stopwatch(self.feed, images)
                 every = config.train.checkpoint_steps
                 due = every and state.updates % every == 0 and state.step < self.plan.steps_per_epoch
                 stop = self.stop.agreed()
@@ -122,21 +126,19 @@ class Trainer:
         self._note_loss(own_loss)
         self.guard.check()
         if state.skipped and accelerator.is_main_process:
-            steps, scaler = self.plan.steps_per_epoch, accelerator.scaler
-            many = skipped_line(state.skipped, state.overflowed, steps, scaler)
-            log.warning("epoch %d: %s", state.epoch + 1, many)
+            self._tell_skipped()
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
+                "too-many-bad",
                 f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
-                f"images, and lower --data.max_errors"
+                f"images, and lower --data.max_errors",
             )
-        seconds, account = watch.seconds, watch.account()
+        seconds, account = watch.seconds, watch.account(images)
         if accelerator.is_main_process:
             log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
         row = {
             "train_loss": state.loss_sum / state.loss_rows if state.loss_rows else None,
             "skipped_updates": state.skipped,
-            "images_per_s": images / seconds,
             **account,
             "seconds": seconds,
         }
@@ -145,6 +147,17 @@ class Trainer:
         except Stopped:  # the state is still that of the last update: a resumed run validates again
             return False
         return True
+
+    def _tell_skipped(self) -> None:
+        """Warn of the updates of the epoch that were skipped."""
+        state, scaler = self.state, self.accelerator.scaler
+        line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
+        if scaler is not None:
+            line += (
+                f", {state.overflowed} of them for gradients that overflowed in fp16: some are normal while the "
+                f"gradient scale is found, which is {scaler.get_scale():g} now"
+            )
+        log.warning("epoch %d: %s", state.epoch + 1, line)
 
     def _note_loss(self, own: torch.Tensor) -> None:
         """Add this rank's (2,) sums to those of the epoch, over all ranks, and set them to 0. Collective; waits."""
@@ -186,21 +199,17 @@ class Trainer:
         return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
 
     def _bar(self) -> Any:
-        state = self.state
-        return progress(
-            self.plan.num_samples,
-            f"epoch {state.epoch + 1}/{self.config.train.epochs}",
-            initial=self.plan.start(state.step),
-            disable=not self.accelerator.is_main_process,
-        )
+        title = f"epoch {self.state.epoch + 1}/{self.config.train.epochs}"
+        start, quiet = self.plan.start(self.state.step), not self.accelerator.is_main_process
+        return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
-    def _log_step(self, recent: SpeedWindow, bar: Any, sums: torch.Tensor, images: int) -> None:
+    def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> None:
         """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped."""
         state = self.state
         self.guard.check()
         total, rows = sums.tolist()
         loss = total / rows if rows else None
-        account = recent.measure(images)
+        account = recent.account(images)
         lr, scaler = self._rate(), self.accelerator.scaler
         bar.set_postfix_str(
             f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
@@ -255,24 +264,19 @@ class Trainer:
         units = parts.manifest.units_of("val")
         groups = None if units is None else units[decoded]
         verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
-        if not np.isfinite(verdict.loss):
-            raise UserError(f"the validation loss of epoch {state.epoch + 1} is {verdict.loss}: lower --optim.lr")
+        loss = verdict.evaluation.loss
+        if not np.isfinite(loss):
+            raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(verdict.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
         # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
-            model, epoch = self.judged_model, state.epoch + 1
-            sha256 = export_model(parts, model, verdict, epoch=epoch, score=score, state=whole)
-        log.info(
-            "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data",
-            state.epoch + 1,
-            "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}",
-            verdict,
-            row["images_per_s"],
-            100 * row["data_wait"],
-        )
+            sha256 = export_model(parts, self.judged_model, verdict, epoch=state.epoch + 1, score=score, state=whole)
+        train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
+        log.info(text, state.epoch + 1, train_loss, verdict, row["images_per_s"], 100 * row["data_wait"])
         return {**row, **verdict.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:
@@ -287,15 +291,6 @@ class Trainer:
         }
         if parts.fsdp:
             tensors = gathered(tensors, accelerator.is_main_process)
-        by_main(
-            accelerator,
-            lambda: save_checkpoint(
-                parts.out / "checkpoints",
-                replace(self.state),
-                config_dict(self.config),
-                parts.manifest.fingerprint,
-                parts.manifest.labels.fingerprint,
-                tensors,
-                self.config.train.keep_checkpoints,
-            ),
-        )
+        folder, keep = parts.out / "checkpoints", self.config.train.keep_checkpoints
+        facts = config_dict(self.config), parts.manifest.fingerprint, parts.manifest.labels.fingerprint
+        by_main(accelerator, lambda: save_checkpoint(folder, self.state, *facts, tensors, keep))

@@ -40,20 +40,16 @@ class Verdict:
     """Keys of `toolkit.metrics.table.prediction_metrics`: of decisions that are chosen without the fold they are
     measured on. What the others have on this split, on which they were fitted, would flatter them."""
 
-    @property
-    def loss(self) -> float:
-        return self.evaluation.loss
-
     def row(self) -> dict[str, Any]:
         """Its columns of epochs.csv."""
         known = self.evaluation.ranking | self.held_out
         figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
-        return {"val_loss": self.loss, **figures, "threshold": self.decisions.global_threshold}
+        return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold}
 
     def __str__(self) -> str:
         row = self.row()
         figures = [f"{m.column} {format_number(row[f'val_{m.key}'])}" for m in PLACES["epochs"]]
-        return ", ".join([f"val loss {self.loss:.4f}", *figures])
+        return ", ".join([f"val loss {self.evaluation.loss:.4f}", *figures])
 
 
 def judge(
@@ -69,17 +65,12 @@ def judge(
     as they are: it picks the best epoch, whatever calibration changes.
     """
     if not np.isfinite(logits).all():
-        raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
+        raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
     fits = cross_fit_of(targets, logits, decide, groups=groups)
     decisions = decisions_of(fits.choose(), fits)
+    prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
     evaluation = evaluate_arrays(
-        targets,
-        logits,
-        manifest.genres,
-        train_prevalence(manifest),
-        decisions,
-        split="val",
-        shard_set=manifest.fingerprint,
+        targets, logits, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
     )
     return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
 
@@ -93,23 +84,16 @@ def score_again(parts: Parts, state: Progress) -> None:
     outdated, state.scored = state.scored != rule, rule
     if before is None or not outdated:
         return
-    problem = ""
     try:
-        verdict = _judge_folder(parts)
-        state.best_score = monitored(verdict.row(), config.train.monitor)
+        state.best_score = monitored(_judge_folder(parts).row(), config.train.monitor)
+        result = f"{state.best_score:.4f}"
     except UserError as error:
-        state.best_score, problem = None, str(error)
+        state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
     if parts.accelerator.is_main_process:
-        result = (
-            f"{state.best_score:.4f}" if not problem else f"not possible, so the next epoch is the best ({problem})"
-        )
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
             "decide options); measured again: %s",
-            config.train.monitor,
-            before,
-            state.best_epoch + 1,
-            result,
+            *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
 
@@ -141,8 +125,9 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
     name = f"val_{monitor}"
     if row[name] is None:
         raise UserError(
+            "option-value",
             f"train.monitor {monitor} is not defined on this validation split (no genre has positives and negatives): "
-            f"use --train.monitor loss"
+            f"use --train.monitor loss",
         )
     return float(row[name])
 
@@ -162,21 +147,14 @@ def export_model(
     its whole state where ``trained`` holds a part of each tensor only.
     """
     config, manifest = parts.config, parts.manifest
-    return save_model_folder(
-        parts.out / "model",
-        parts.inputs.whole(trained),
-        HeadSpec.of(config.model),
-        manifest.labels,
-        verdict.decisions,
-        parts.preprocessing,
-        {
-            "epoch": epoch,
-            "monitor": config.train.monitor,
-            "score": score,
-            "weights": "raw" if parts.ema is None else "ema",
-            "shard_set": manifest.fingerprint,
-            "training_config": config_dict(config),
-        },
-        {"val": verdict.evaluation.to_dict()},
-        state,
-    )
+    model, head, metrics = parts.inputs.whole(trained), HeadSpec.of(config.model), verdict.evaluation.to_dict()
+    facts = {
+        "epoch": epoch,
+        "monitor": config.train.monitor,
+        "score": score,
+        "weights": "raw" if parts.ema is None else "ema",
+        "shard_set": manifest.fingerprint,
+        "training_config": config_dict(config),
+    }
+    described = manifest.labels, verdict.decisions, parts.preprocessing, facts, {"val": metrics}
+    return save_model_folder(parts.out / "model", model, head, *described, state)

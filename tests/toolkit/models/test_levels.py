@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from failing import fails
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
@@ -69,7 +69,7 @@ def test_names_are_timms_so_that_weights_fit_and_stages_freeze(tmp_path: Path):
     source = timm.create_model("resnet10t", num_classes=7)
     torch.save(source.state_dict(), tmp_path / "w.pth")
     model = build_model("resnet10t", 4, HEAD, 64)
-    assert "fc" in load_weights(model, tmp_path / "w.pth", LabelSet(tuple("abc")))  # another size: dropped
+    assert "fc" in load_weights(model, tmp_path / "w.pth", LabelSet(tuple("abc")))[0]  # another size: dropped
     assert torch.equal(model.state_dict()["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"])
     Freezing(model, ["backbone"]).apply(0)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
@@ -87,7 +87,7 @@ def test_a_model_without_stages_is_refused():
     class Bare(torch.nn.Module):
         pass
 
-    with pytest.raises(UserError, match="levels"):
+    with fails("model-unfit", "model.head levels", "Bare"):
         use_levels(Bare(), "fc", 3, 32, 0.0)
 
 

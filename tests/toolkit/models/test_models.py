@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from failing import fails
 from safetensors.torch import save_file
 from timm.layers import DropPath
 from toolkit_helpers import make_model_folder
@@ -19,7 +20,7 @@ from torch import nn
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from toolkit.config.schema import LossConfig, OptimConfig
-from toolkit.model_folder.folder import load_model_folder, mean_std
+from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.activation_checkpointing import enable_checkpointing
 from toolkit.models.factory import build_model, clean_state, other_size
 from toolkit.models.freezing import Freezing
@@ -51,12 +52,12 @@ def test_reference_head():
 
 
 def test_unknown_model_names_near_ones():
-    with pytest.raises(UserError, match=r"no model 'resnett50'; did you mean .*resnet50"):
+    with fails("model-unknown", "'resnett50'", "resnet50"):
         build_model("resnett50", 3, LINEAR, 64)
 
 
 def test_two_classifiers_are_refused_for_mlp():
-    with pytest.raises(UserError, match="no single Linear classifier"):
+    with fails("model-unfit", "--model.head linear"):
         build_model("deit_tiny_distilled_patch16_224", 3, HeadSpec(), 224)
 
 
@@ -68,11 +69,9 @@ def test_unreachable_hub_is_one_quick_line_with_both_ways_out(monkeypatch: pytes
     monkeypatch.setattr("toolkit.models.factory.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
-    with pytest.raises(UserError) as caught:
+    with fails("network", "--model.weights FILE", "--model.pretrained false"):
         build_model("resnet18", 3, LINEAR, 64, pretrained=True)
     assert time.monotonic() - started < 20  # the hub client alone retries for most of a minute
-    message = str(caught.value)
-    assert "\n" not in message and "--model.weights FILE" in message and "--model.pretrained false" in message
 
 
 def trunk_equal(a: nn.Module, b: nn.Module, head: str = "fc.") -> bool:
@@ -93,7 +92,7 @@ def test_local_weights_with_a_head_of_another_size(tmp_path: Path, suffix: str, 
         torch.save({"state_dict": state} if wrapped else state, path)
     for head in (LINEAR, HeadSpec("mlp", (8,), 0.0)):
         model = build_model("resnet10t", 5, head, 64)
-        said = load_weights(model, path, GENRES)
+        said, _ = load_weights(model, path, GENRES)
         assert trunk_equal(model, source)
         assert "dropped" in said and "fc.weight" in said
 
@@ -102,7 +101,7 @@ def test_a_head_of_the_same_size_is_loaded(tmp_path: Path):
     source = build_model("resnet10t", 5, LINEAR, 64)
     save_file(clean_state(source), tmp_path / "w.safetensors")
     model = build_model("resnet10t", 5, LINEAR, 64)
-    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors", GENRES)
+    assert "dropped" not in load_weights(model, tmp_path / "w.safetensors", GENRES)[0]
     assert trunk_equal(model, source, head="none")
 
 
@@ -120,7 +119,7 @@ def test_half_precision_weights_become_float32(tmp_path: Path):
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path):
     save_file(clean_state(build_model("resnet18", 5, LINEAR, 64)), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"does not fit ResNet.*--model\.name"):
+    with fails("model-unfit", "w.safetensors", "ResNet", "--model.name"):
         load_weights(build_model("resnet10t", 5, LINEAR, 64), tmp_path / "w.safetensors", GENRES)
 
 
@@ -148,7 +147,7 @@ def test_unreadable_weights(tmp_path: Path, content: bytes, suffix: str):
 
 
 def test_missing_weights(tmp_path: Path):
-    with pytest.raises(UserError, match="not found"):
+    with fails("path-missing", "none.safetensors"):
         read_weights(tmp_path / "none.safetensors")
 
 
@@ -172,7 +171,7 @@ def test_the_head_of_a_model_folder_is_taken_for_the_same_genres_only(tmp_path: 
     source = make_model_folder(tmp_path / "m", theirs, LINEAR, name="resnet10t", size=64)
     model: Any = build_model("resnet10t", 5, LINEAR, 64)
     drawn = head_of(model)
-    assert words in load_weights(model, source / "model.safetensors", GENRES)
+    assert words in load_weights(model, source / "model.safetensors", GENRES)[0]
     wanted = load_model_folder(source).model
     assert trunk_equal(model, wanted)
     assert torch.equal(head_of(model), head_of(wanted) if theirs == GENRES else drawn)
@@ -184,7 +183,7 @@ def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Pa
         tensors = {"model": clean_state(source), "optimizer": {}, "scaler": {}, "ema": {}}
         folder = save_checkpoint(tmp_path, Progress(), {}, "set", labels.fingerprint, tensors, 1)
         model = build_model("resnet10t", 5, LINEAR, 64)
-        said = load_weights(model, folder / "state.pt", GENRES)
+        said, _ = load_weights(model, folder / "state.pt", GENRES)
         assert words in said and trunk_equal(model, source)
         assert torch.equal(head_of(model), head_of(source)) == (labels == GENRES)
 
@@ -195,7 +194,7 @@ def test_a_head_whose_genres_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"which genres the head of .* gives cannot be read: .*labels\.json"):
         load_weights(build_model("resnet10t", 5, LINEAR, 64), folder / "model.safetensors", GENRES)
     model = build_model("resnet10t", 4, LINEAR, 64)  # a head of another size is dropped in any case
-    assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))
+    assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))[0]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -211,7 +210,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix:
         state[name].view(-1)[:3] = value
         path = tmp_path / f"w{suffix}"
         save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-        with pytest.raises(UserError, match=f"its tensor '{name}' holds {words}"):
+        with fails("model-damaged" if value == 0 else "not-finite", f"'{name}'", words):
             load_weights(build_model("resnet10t", 5, LINEAR, 64), path, GENRES)
 
 
@@ -220,7 +219,7 @@ def test_a_tensor_that_shows_one_number_a_billion_times_is_refused(tmp_path: Pat
     state["fc.weight"] = torch.zeros(1).expand(10**9, 1000)
     state["fc.bias"] = torch.zeros(2).to_sparse()
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"its tensor 'fc\.weight' is no plain array of numbers"):
+    with fails("model-damaged", "w.pth", "'fc.weight'"):
         load_weights(build_model("resnet10t", 5, LINEAR, 64), tmp_path / "w.pth", GENRES)
 
 
@@ -265,7 +264,7 @@ def test_updates_of_every_family(name: str, head: HeadSpec, freeze: tuple[str, .
 
 def test_clip_builds_with_its_own_normalisation():
     model: Any = build_model("vit_base_patch16_clip_224", 19, LINEAR, 224)
-    mean, std = mean_std(model)
+    mean, std = (model.pretrained_cfg[name] for name in ("mean", "std"))
     assert mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
     assert std == pytest.approx((0.2686, 0.2613, 0.2758), abs=1e-4)
     scales = {g["lr_scale"] for g in parameter_groups(model, OptimConfig(layer_decay=0.7))}
@@ -292,7 +291,7 @@ def test_stochastic_depth_rises_to_the_last_block():
 
 @pytest.mark.parametrize("name", ["vgg11", "densenet121"])
 def test_no_stochastic_depth_is_one_line(name: str):
-    with pytest.raises(UserError, match=f"model.drop_path: timm's {name} has no stochastic depth"):
+    with fails("model-unfit", "model.drop_path", name):
         build_model(name, 3, LINEAR, 64, drop_path=0.1)
 
 
@@ -331,7 +330,7 @@ class Counter:
 
 
 def test_a_model_that_cannot_recompute_is_one_line():
-    with pytest.raises(UserError, match=r"model\.checkpointing: timm's VGG cannot"):
+    with fails("model-unfit", "model.checkpointing", "VGG"):
         enable_checkpointing(build_model("vgg11", 3, LINEAR, 64))
 
 
@@ -348,7 +347,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     source = timm.create_model("test_vit", num_classes=10)
     save_file(clean_state(source), path)
     model: Any = build_model("test_vit", 5, LINEAR, 96)
-    assert "resampled" in load_weights(model, path, GENRES)
+    assert "resampled" in load_weights(model, path, GENRES)[0]
     overlay = {"file": str(path), "num_classes": 10}
     referee: Any = timm.create_model(
         "test_vit", num_classes=5, img_size=96, pretrained=True, pretrained_cfg_overlay=overlay
@@ -356,7 +355,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     assert torch.equal(model.pos_embed, referee.pos_embed)
     assert trunk_equal(model, referee, head="head.")
     same = build_model("test_vit", 5, LINEAR, 160)
-    assert "resampled" not in load_weights(same, path, GENRES)
+    assert "resampled" not in load_weights(same, path, GENRES)[0]
 
 
 def test_shared_imagenet_weights_fit():
@@ -364,4 +363,4 @@ def test_shared_imagenet_weights_fit():
     if not path.exists():
         pytest.skip("../shared/weights is absent")
     model = build_model("resnet50", 19, HeadSpec(), 224)
-    assert load_weights(model, path, GENRES).startswith("loaded 318 tensors")
+    assert load_weights(model, path, GENRES)[0].startswith("loaded 318 tensors")

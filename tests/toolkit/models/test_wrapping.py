@@ -13,8 +13,10 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from failing import fails
 from probe_fsdp import Run
 from safetensors.torch import load_file, save_file
+from timm.layers import convert_sync_batchnorm
 from toolkit_helpers import free_port, launch_2, weights_option
 from torch import nn
 from train_tools import tiny_config
@@ -24,7 +26,7 @@ from shards.storage.files import sha256_file
 from toolkit.config.schema import TrainConfig
 from toolkit.model_folder.folder import WEIGHTS, load_model_folder
 from toolkit.models.tensor_files import plain_names
-from toolkit.models.wrapping import check_synced, plain, rewrap, synced, wrap
+from toolkit.models.wrapping import check_synced, plain, rewrap, wrap
 from toolkit.training.checkpoints.checkpoint import newest_checkpoint
 from toolkit.training.run import train
 
@@ -242,7 +244,7 @@ def test_what_statistics_over_processes_do_not_go_with():
     assert check_synced(gpus, tiny_config("--train.sync_batchnorm=true"))
     assert not check_synced(gpus, tiny_config())
     for key in ("train.auto_batch", "train.compile"):
-        with pytest.raises(UserError, match=f"train.sync_batchnorm does not go with {key}: "):
+        with fails("option-conflict", "train.sync_batchnorm", key):
             check_synced(gpus, tiny_config("--train.sync_batchnorm=true", f"--{key}=true"))
     with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.sync_batchnorm"):
         tiny_config("--train.sync_batchnorm=true", "--train.fsdp=true")
@@ -253,7 +255,7 @@ def test_converted_layers_keep_weights_names_and_activations(name: str):
     torch.manual_seed(0)
     model, pixels = timm.create_model(name, num_classes=3).eval(), torch.randn(2, 3, 32, 32)
     names, parameters, expected = list(model.state_dict()), list(model.parameters()), model(pixels)
-    model = synced(model)
+    model = convert_sync_batchnorm(model)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     assert list(model.state_dict()) == names
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from failing import fails
 from probe_memory import limit_rows
 from toolkit_helpers import TINY, launch_2, run_script, weights_option
 from torch import nn
@@ -44,7 +45,7 @@ def test_the_least_that_fits(shard_set: Path, tmp_path: Path, limit: int, option
 
 
 def test_nothing_fits_is_one_line(shard_set: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="memory does not hold test_resnet with 32 pixels"):
+    with fails("out-of-memory", "test_resnet", "32 pixels"):
         fit(shard_set, tmp_path, 1)
 
 

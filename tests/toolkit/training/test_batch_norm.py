@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from failing import fails
 from safetensors.torch import load_file
 from toolkit_helpers import TINY, error_lines, launch_2, weights_option
 from torch import nn
 from train_tools import TINY_VIT, make_updater, make_updates, state_of
 
-from shards.errors import UserError
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.training.batch_norm import check_rows, held_over_few_rows
@@ -130,7 +130,7 @@ def test_a_run_is_warned_of_few_rows(n: int, batch: int, world: int, accumulatio
 
 def test_random_statistics_are_not_worth_holding():
     model = nn.Sequential(nn.BatchNorm2d(3))
-    with pytest.raises(UserError, match=r"micro-batches of 7 rows .* --model.weights FILE"):
+    with fails("option-value", "7 rows", "--model.weights FILE"):
         check_rows(model, plan_of(3203, 64), 8, 1, trained=False)
     some = check_rows(model, plan_of(31, 16), 2, 1, trained=False)
     assert some is not None and "1 of 2 updates" in some

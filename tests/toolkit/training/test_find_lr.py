@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing import fails
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from toolkit_helpers import TINY, error_lines, launch_2, posters_command, weights_option
 from train_tools import TINY_VIT, tiny_config
 
-from shards.errors import UserError
+from shards.errors import Code
 from toolkit.training.lr_finder import HIGH, LOW, LrCurve, diverged, save_curve
 from toolkit.training.run import train
 
@@ -47,10 +48,10 @@ def test_a_last_explosion_does_not_reach_back():
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"), [([0.7, 0.8], "diverged at once"), (np.linspace(0.7, 1.3, 50), "fell at no rate")]
+    ("losses", "code"), [([0.7, 0.8], "not-finite"), (np.linspace(0.7, 1.3, 50), "nothing-to-train")]
 )
-def test_nothing_to_suggest_is_one_line(losses: list[float], words: str):
-    with pytest.raises(UserError, match=words):
+def test_nothing_to_suggest_is_one_line(losses: list[float], code: Code):
+    with fails(code):
         LrCurve.of(RATES[: len(losses)], np.array(losses))
 
 

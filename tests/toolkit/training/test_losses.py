@@ -103,7 +103,7 @@ def test_autocast_is_off_inside():
     assert seen == [(False, torch.float32)]
 
 
-@pytest.mark.parametrize(("kind", "count"), [("bce", 0), ("weighted", 1), ("asl", 1), ("balanced", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("bce", 0), ("weighted", 1), ("balanced", 2)])
 def test_weights_move_with_the_module_and_are_not_saved(kind, count):
     loss = build_loss(KINDS[kind], POSITIVES, NUM_SAMPLES)
     assert not loss.state_dict() and not list(loss.parameters())

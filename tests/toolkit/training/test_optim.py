@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from failing import fails
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
@@ -148,9 +149,8 @@ def test_an_optimiser_that_needs_second_derivatives_is_refused_before_anything_i
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="may well be usable here")
 def test_an_optimiser_that_needs_a_gpu_is_refused_in_one_line():
-    with pytest.raises(UserError, match=r"optim\.name fusedadam cannot be used here") as caught:
+    with fails("option-value", "optim.name fusedadam"):
         build_optimizer(build_model("test_resnet", 3, LINEAR, 32), OptimConfig(name="fusedadam"))
-    assert "\n" not in str(caught.value)
 
 
 def test_sgd_is_nesterovs_and_takes_the_momentum():
@@ -205,7 +205,7 @@ def test_a_resumed_run_may_change_decay_and_momentum():
 def test_state_of_other_groups_is_refused():
     model = build_model("test_resnet", 3, LINEAR, 32)
     state = trained(build_optimizer(model, OptimConfig(layer_decay=0.5)), model)
-    with pytest.raises(UserError, match="does not fit"):
+    with fails("run-differs", "--out"):
         restore_optimizer(build_optimizer(model, OptimConfig()), state)
 
 

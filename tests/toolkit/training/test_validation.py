@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing import fails
 from toolkit_helpers import TINY
 
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions, cross_fit_of
@@ -74,7 +74,7 @@ def test_outputs_that_are_no_numbers_are_one_line(shard_set: Path):
     manifest = Manifest.read(shard_set)
     targets, logits = outputs(manifest)
     logits[3, 1] = np.nan
-    with pytest.raises(UserError, match=r"not finite: lower --optim\.lr"):
+    with fails("not-finite", "--optim.lr"):
         judge(targets, logits, manifest)
 
 

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,19 +26,18 @@ from torch import nn
 from shards.errors import UserError
 from shards.progress import progress
 from toolkit.config.schema import Config
-from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.augment.random_erasing import AREA
-from toolkit.data.loader.faults import FaultPolicy
-from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.loader.loader import Batch
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.device.defaults import autocast_dtype, decode_threads, no_room, rows_for
+from toolkit.device.defaults import no_room, rows_for
 from toolkit.device.out_of_memory import memory_told
 from toolkit.distributed.collectives import by_main, from_main, gather_by_index, require_read
 from toolkit.distributed.votes import StopSignal
 from toolkit.models.heads import backbone_features, head_prefixes
+from toolkit.training.batches import Pixels, run_loader
 from toolkit.training.cached.feature_files import Features, FeatureWriter, file_of, read_features, share_file
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class View(NamedTuple):
     title: str
     cutter: Cutter
     pixels: Callable[[Batch], torch.Tensor]
-    """(n, S, S, 3) grey levels of a batch."""
+    """(n, 3, S, S) what the backbone takes of a batch."""
 
 
 class FeatureBank:
@@ -82,12 +81,11 @@ class FeatureBank:
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
         self._backbone = backbone_hash(model)
+        self._pixels = Pixels(config, model, preprocessing, accelerator)
 
     def training_view(self, reader: ShardReader, view: int) -> Features:
         """Features of the training split's crops, flips and other augmentation of epoch ``view``."""
-        config, seed = self.config, self.config.train.seed
-        augment = Augmenter(config.augment, seed)
-        data = config.data
+        config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
         cutter = train_cutter(reader, data, seed, view, self.accelerator.device)
@@ -101,24 +99,20 @@ class FeatureBank:
 
         def pixels(batch: Batch) -> torch.Tensor:
             none = torch.zeros((len(batch.images), 0), device=batch.images.device)
-            return augment(batch.images, none, batch.share, view)[0]
+            return self._pixels.prepare(batch, none, view)[0]
 
-        return self._features(reader, "train", facts, cutter, pixels)
+        return self._features("train", facts, View(reader, f"features of train, view {view + 1}", cutter, pixels))
 
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
         """Features of a split as evaluation sees it."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
         cutter = eval_cutter(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
-        return self._features(reader, split, facts, cutter, lambda batch: batch.images)
+        view = View(
+            reader, f"features of {split}, as evaluated", cutter, lambda batch: self._pixels.normal(batch.images)
+        )
+        return self._features(split, facts, view)
 
-    def _features(
-        self,
-        reader: ShardReader,
-        split: str,
-        facts: dict[str, Any],
-        cutter: Cutter,
-        pixels: Callable[[Batch], torch.Tensor],
-    ) -> Features:
+    def _features(self, split: str, facts: dict[str, Any], view: View) -> Features:
         facts = {
             "version": VERSION,
             "split": split,
@@ -131,15 +125,14 @@ class FeatureBank:
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{split}-{name}.npy"
-        what = "as evaluated" if facts["view"] is None else f"view {facts['view'] + 1}"
         there = from_main(self.accelerator, file_of(path))
         if there is None:
-            self._fill(path, View(reader, f"features of {split}, {what}", cutter, pixels))
+            self._fill(path, view)
         path = self.folder / (there or path.name)
         share_file(self.accelerator, path)
         failure: UserError | None = None
         try:
-            features = read_features(path, len(reader))
+            features = read_features(path, len(view.reader))
         except UserError as error:
             failure = error
         require_read(self.accelerator, failure)
@@ -195,29 +188,28 @@ class FeatureBank:
                 bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
                 add(together)
                 own, done = [], end
-        _require_finite(bad, view.reader, view.title)
+        if bad:  # on every rank
+            ids = view.reader.sample_ids()
+            shown = ", ".join(ids[row] for row in bad[:3])
+            raise UserError(
+                "not-finite",
+                f"{view.title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; "
+                f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
+            )
 
     def _own_rows(self, view: View, shares: Iterable[Share]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
-        accelerator, data = self.accelerator, self.config.data
-        # Never replaced: a substitute's features would stand under the damaged sample's labels.
-        policy = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors)
-        dtype = autocast_dtype(accelerator)
+        accelerator = self.accelerator
         self.model.eval()
         with (
-            Loader(
-                view.reader,
-                decode_threads(data.workers, accelerator.device),
-                data.prefetch,
-                device=accelerator.device,
-                policy=policy,
-            ) as loader,
+            # Never replaced: a substitute's features would stand under the damaged sample's labels.
+            run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
             contextlib.closing(loader.batches(shares, view.cutter)) as batches,
         ):
             for batch in batches:
-                images = self.preprocessing.normalize(view.pixels(batch), dtype)
+                images = view.pixels(batch)
                 with accelerator.autocast():
                     out = backbone_features(self.model, images)
                 damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))
@@ -237,14 +229,3 @@ def backbone_hash(model: Any) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _require_finite(bad: Sequence[int], reader: ShardReader, title: str) -> None:
-    """Raise UserError, on every rank, for samples whose features are no numbers."""
-    if bad:
-        ids = reader.sample_ids()
-        shown = ", ".join(ids[row] for row in bad[:3])
-        raise UserError(
-            f"{title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; use "
-            f"--train.precision no or bf16, take other weights, or set --train.feature_views 0"
-        )

@@ -105,7 +105,10 @@ def read_features(path: Path, count: int) -> Features:
             return Features(values, decoded)
     except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
         problem = one_line(error)[:200]
-    raise UserError(f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again")
+    raise UserError(
+        "path-unreadable",
+        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again",
+    )
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +150,9 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
                     if copy is not None:
                         copy.write(block)
         except OSError as error:
-            failure = UserError(f"{path} cannot be written on {socket.gethostname()}: {one_line(error)}")
+            failure = UserError(
+                "path-unwritable", f"{path} cannot be written on {socket.gethostname()}: {one_line(error)}"
+            )
             for _ in blocks:  # the others write theirs
                 pass
         require_read(accelerator, failure)

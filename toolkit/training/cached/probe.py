@@ -112,7 +112,7 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Inputs (batches.py) of a head alone: cached features, and the model whose head learns on them."""
+    """Pixels (batches.py) for a head alone: cached features, and the model whose head learns on them."""
 
     model: nn.Module
     """The whole model with its first head."""
@@ -133,16 +133,16 @@ class Probe:
         return cls(bank.model, head, views, val_view)
 
     def feed(self, parts: Parts) -> FeatureFeed:
-        """See Inputs."""
+        """See Pixels."""
         train = replace(parts.config.train, accumulation=parts.accumulation)
         return FeatureFeed(train, parts.plan, self.views, self.val, parts.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Inputs: features are the head's inputs as they are."""
+        """See Pixels: features are the head's inputs as they are."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """See Inputs: the model with ``trained``, a copy of our head, in the place of its own."""
+        """See Pixels: the model with ``trained``, a copy of our head, in the place of its own."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 
@@ -179,7 +179,7 @@ class FeatureFeed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See RunFeed. Every rank computes all of it."""
+        """See Feed. Every rank computes all of it."""
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import os
 import shutil
@@ -24,18 +23,21 @@ import torch
 
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as
-from shards.storage.files import PARTIAL, atomic_write, flush, read_json, sha256_file, write_json
+from shards.storage.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
 from toolkit.config.files import CONSTANTS, as_today
 from toolkit.config.io import config_dict
 from toolkit.config.model_files import Number
 from toolkit.config.schema import AugmentConfig, Config, DecideConfig
 from toolkit.data.sampling.plan import Sizes
+from toolkit.model_folder.folder import replacing
 from toolkit.models.safe_unpickle import safe_load
 from toolkit.models.tensor_files import plain_names
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "state.pt", "state.json"
+#: Ending of a checkpoint's name while another takes its place.
+OLDER = f".old{PARTIAL}"
 #: Parts of state.pt that are state dicts of the plain model.
 MODELS = ("model", "ema")
 
@@ -92,20 +94,14 @@ class StateFile(msgspec.Struct):
     labels: str
     """Fingerprint of the genres."""
     sha256: Sha256
+    """Of state.pt."""
 
 
-@dataclass
-class Checkpoint:
+class Checkpoint(StateFile):
     """A checkpoint that was found whole."""
 
-    progress: Progress
-    config: dict[str, Any]
-    shard_set: str
-    labels: str
     tensors: dict[str, Any]
     path: Path
-    sha256: str
-    """Of its state.pt."""
 
 
 def save_checkpoint(
@@ -122,39 +118,15 @@ def save_checkpoint(
     Raises OSError where it cannot be written, and leaves nothing of it.
     """
     path = folder / f"step-{progress.updates:08d}"
-    fresh = folder / f"{path.name}.{os.getpid()}{PARTIAL}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    with contextlib.ExitStack() as otherwise:
-        otherwise.callback(shutil.rmtree, fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    # The same step may have been saved before its epoch was validated: in reach until the new one is there.
+    with replacing(path, path.with_name(f"{path.name}{OLDER}")) as fresh:
         with atomic_write(fresh / TENSORS) as stream:
             torch.save(tensors, stream)
-        facts = {
-            "progress": dataclasses.asdict(progress),
-            "config": config,
-            "shard_set": shard_set,
-            "labels": labels,
-            "sha256": sha256_file(fresh / TENSORS),
-        }
-        write_json(fresh / STATE, facts)
-        flush(fresh)
-        # The same step may have been saved before its epoch was validated: in reach until the new one is there.
-        older = _aside(path)
-        shutil.rmtree(older, ignore_errors=True)
-        if path.exists():
-            os.replace(path, older)
-        os.replace(fresh, path)
-        otherwise.pop_all()
-    flush(folder)  # on the disk under its name before any other goes
-    shutil.rmtree(older, ignore_errors=True)
+        state = StateFile(progress, config, shard_set, labels, sha256_file(fresh / TENSORS))
+        write_json(fresh / STATE, msgspec.to_builtins(state))
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
-
-
-def _aside(path: Path) -> Path:
-    """Where a checkpoint waits while another takes its name."""
-    return path.with_name(f"{path.name}.old{PARTIAL}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -174,8 +146,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             log.warning("checkpoint %s is damaged and passed over: %s", path, error)
     if count := len(checkpoints(folder)):
         raise UserError(
+            "checkpoint-damaged",
             f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
-            f"another --out, or remove {folder} to begin again"
+            f"another --out, or remove {folder} to begin again",
         )
     return None
 
@@ -185,19 +158,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         facts = read_state(path)
         if sha256_file(path / TENSORS) != facts.sha256:
-            raise UserError(f"the sha256 of {path / TENSORS} is not the one that was saved")
+            raise UserError("checkpoint-damaged", f"the sha256 of {path / TENSORS} is not the one that was saved")
     except OSError as error:
-        raise UserError(one_line(error)) from error
+        raise UserError("path-unreadable", one_line(error)) from error
     tensors = safe_load(path / TENSORS, "checkpoint")
     if (
         not isinstance(tensors, dict)
         or not all(isinstance(part, dict) for part in tensors.values())
         or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
     ):
-        raise UserError(f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state")
+        raise UserError(
+            "checkpoint-damaged", f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state"
+        )
     # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
-    return Checkpoint(facts.progress, facts.config, facts.shard_set, facts.labels, tensors, path, facts.sha256)
+    return Checkpoint(**msgspec.structs.asdict(facts), tensors=tensors, path=path)
 
 
 def read_state(path: Path) -> StateFile:
@@ -219,15 +194,16 @@ def restoring(checkpoint: Checkpoint) -> Iterator[None]:
         if type(error) is RuntimeError and not str(error).startswith("Error(s) in loading state_dict"):
             raise
         raise UserError(
+            "run-differs",
             f"{checkpoint.path / TENSORS} does not fit this run ({one_line(error)[:300]}): start a new run in another "
-            f"--out"
+            f"--out",
         ) from None
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
     """Sweep what a killed run left half-written, and bring back a checkpoint whose successor did not come."""
-    for older in folder.glob(f"*.old{PARTIAL}"):
-        path = older.with_name(older.name.removesuffix(f".old{PARTIAL}"))
+    for older in folder.glob(f"*{OLDER}"):
+        path = older.with_name(older.name.removesuffix(OLDER))
         if not path.exists():
             os.replace(older, path)
     for leftover in folder.glob(f"*{PARTIAL}"):
@@ -279,8 +255,9 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:
         raise UserError(
+            "run-differs",
             f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
-            f"give the same shards, or start a new run in another --out"
+            f"give the same shards, or start a new run in another --out",
         )
     changes = []
     if "loss" not in checkpoint.config:  # from before losses could be chosen
@@ -288,8 +265,9 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
             raise UserError(
+                "run-differs",
                 f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
-                f"use that, or start a new run in another --out"
+                f"use that, or start a new run in another --out",
             )
         changes.append(f"{key} {before!r} -> {value!r}")
     return changes

@@ -69,7 +69,9 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
     if line and accelerator.is_main_process:
         log.warning("%s", line)
     if progress.best_epoch < 0 <= before.best_epoch and progress.epoch >= config.train.epochs:
-        raise UserError(f"{line}; but none follows: set --train.epochs to more than {progress.epoch}")
+        raise UserError(
+            "nothing-to-train", f"{line}; but none follows: set --train.epochs to more than {progress.epoch}"
+        )
     own[0].progress = progress
     return own[0]
 
@@ -85,23 +87,23 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
     try:
-        model = read_best(folder)
+        model, training_config = read_best(folder)
     except UserError as error:
         lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
         return (lost, f"the run's best model is lost ({error}): the best of the epochs that follow takes its place")
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
-    if model.sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
-        return replace(progress, best_sha256=model.sha256), ""
+    if model.weights_sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
+        return replace(progress, best_sha256=model.weights_sha256), ""
     what = f"{folder} is of epoch {model.epoch}"
     known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
         known = "the checkpoint knows of none"
     comparable = model.monitor == monitor and model.shard_set == shard_set
-    if model.score is None or not comparable or not same_run(model.training_config, config):
+    if model.score is None or not comparable or not same_run(training_config, config):
         what += f" and says no {monitor} that compares with this run's"
         return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
-    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.sha256, scored="")
+    theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
     return theirs, f"{what}, {known}: the model's figure is the one to surpass"
@@ -127,7 +129,8 @@ def _require_everywhere(
         "sees checkpoints where the first process sees none"
     )  # fmt: skip
     raise UserError(
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there"
+        "ranks-differ",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there",
     )
 
 
@@ -138,10 +141,12 @@ def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
     """
     if chosen is None:
         if there := checkpoints(folder):
-            raise UserError(f"{there[-1]}")
+            raise UserError("ranks-differ", f"{there[-1]}")
         return []
     name, sha256 = chosen
     found = load_checkpoint(folder / name)
     if found.sha256 != sha256:
-        raise UserError(f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}")
+        raise UserError(
+            "ranks-differ", f"the sha256 of {found.path / 'state.pt'} is {found.sha256[:12]} instead of {sha256[:12]}"
+        )
     return [found]

@@ -25,7 +25,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``) are taken off.
     """
     if not path.is_file():
-        raise UserError(f"weights file not found: {path}")
+        raise UserError("path-missing", f"weights file not found: {path}")
     if path.suffix == ".safetensors":
         read_header(path)
         state: Any = load_tensors(path)
@@ -39,12 +39,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
         or not state
     ):
-        raise UserError(f"weights file {path} holds no state dict of tensors")
+        raise UserError("path-unreadable", f"weights file {path} holds no state dict of tensors")
     return plain_names(state)
 
 
-def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
-    """Load a local weights file. Returns one line that says what was done.
+def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
+    """Load a local weights file. Returns (one line that says what was done, whether a head was loaded).
 
     A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
     labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
@@ -67,8 +67,9 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
         wanted = {k: shape for k, shape in wanted.items() if not k.startswith(head)}
     if problem := misfit(wanted, shapes_of(state)):
         raise UserError(
+            "model-unfit",
             f"weights file {path} does not fit {type(model).__name__}: it {problem}; is it of the architecture named "
-            f"in --model.name?"
+            f"in --model.name?",
         )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
@@ -79,7 +80,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> str:
     elif brought:
         genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
-    return loaded
+    return loaded, bool(brought) and not why
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
@@ -97,7 +98,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
             stated, own = read_state(path.parent).labels, labels.fingerprint
             return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
     except UserError as error:
-        raise UserError(f"which genres the head of {path} gives cannot be read: {error}") from None
+        raise UserError(error.code, f"which genres the head of {path} gives cannot be read: {error}") from None
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from failing import fails
 from train_tools import tiny_config
 
 from shards.dataset.manifest import Manifest
@@ -90,14 +91,14 @@ def test_a_checkpoint_from_when_only_the_loss_was_monitored(tmp_path: Path):
     (change,) = check_resumable(found, config_dict(config), "set")  # what it did not know had its default
     assert "summed over genres" in change
     config.train.ema = 0.99
-    with pytest.raises(UserError, match=r"train\.ema 0\.99: it was trained with 0\.0"):
+    with fails("run-differs", "train.ema 0.99", "0.0"):
         check_resumable(found, config_dict(config), "set")
 
 
 def test_where_all_are_damaged_nothing_starts_from_the_beginning(tmp_path: Path):
     for updates in (5, 6):
         (save(tmp_path, updates) / "state.json").unlink()
-    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole: put a copy of one there"):
+    with fails("checkpoint-damaged", 2, tmp_path):
         newest_checkpoint(tmp_path)
 
 
@@ -177,7 +178,7 @@ def test_tensors_of_another_make_are_one_line(tmp_path: Path, tensors: Any):
     torch.save(tensors, path / "state.pt")
     facts = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**facts, "sha256": sha256_file(path / "state.pt")}))
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with fails("checkpoint-damaged", path):
         load_checkpoint(path)
 
 

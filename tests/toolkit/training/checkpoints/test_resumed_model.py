@@ -121,7 +121,8 @@ def test_a_run_without_a_best_epoch_lacks_no_model(tmp_path: Path):
 def test_a_model_says_its_score_to_the_last_digit(run_model: Path):
     score = 0.1 + 0.2
     digest = says(run_model, epoch=3, monitor="loss", score=score, shard_set="set")
-    assert read_best(run_model).score == score and read_best(run_model).sha256 == digest
+    found, _ = read_best(run_model)
+    assert found.score == score and found.weights_sha256 == digest
 
 
 def test_what_is_left_of_the_older_model_is_swept(run_model: Path):
