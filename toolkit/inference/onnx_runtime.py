@@ -15,6 +15,9 @@ from shards.onnx_session import open_session
 from toolkit.model_folder.folder import OURS, ModelFolder
 
 AGAIN = "run `posters export` again"
+INPUT = "images"
+#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
+FACTS_KEY = OURS
 
 
 class OnnxModel:
@@ -33,11 +36,12 @@ class OnnxModel:
         stated = read_facts(self.session, path)
         if stated.get("preprocess"):
             raise UserError(f"{path} has its preprocessing within: {again} without --preprocess")
-        for key, own in (("weights_sha256", folder.fingerprint), ("labels_fingerprint", folder.labels.fingerprint)):
-            if stated.get(key) != own:
-                what = "weights" if key == "weights_sha256" else "genres"
-                raise UserError(f"{path} was exported from another model: its {what} are not those of "
-                                f"{folder.path}; {again} again")  # fmt: skip
+        own = {"weights_sha256": folder.fingerprint, "labels_fingerprint": folder.labels.fingerprint}
+        if other := [key for key in own if stated.get(key) != own[key]]:
+            what = "weights" if other[0] == "weights_sha256" else "genres"
+            raise UserError(
+                f"{path} was exported from another model: its {what} are not those of {folder.path}; {again} again"
+            )
         self.facts, self.path, self.genres = stated, path, len(folder.labels)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,10 +80,3 @@ def run_session(session: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Every output by name."""
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {INPUT: images}), strict=True))
-
-
-INPUT = "images"
-
-
-#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
-FACTS_KEY = OURS

@@ -29,13 +29,13 @@ from toolkit.model_folder.folder import ModelFolder
 class SplitLogits:
     """In the order of the split's samples."""
 
-    split: str
     ids: list[str]
     logits: np.ndarray
     """(N, G) float32, uncalibrated."""
     targets: np.ndarray
     """(N, G) of 0 and 1."""
     genres: tuple[str, ...]
+    split: str
     weights: str
     """Fingerprint of the model's weights."""
     shard_set: str
@@ -44,16 +44,8 @@ class SplitLogits:
     def save(self, path: Path) -> None:
         """Write the .npz, atomically."""
         with atomic_write(path) as stream:
-            np.savez_compressed(
-                stream,
-                ids=np.array(self.ids, dtype=np.str_),
-                logits=self.logits.astype(np.float32),
-                targets=self.targets.astype(np.uint8),
-                genres=np.array(self.genres, dtype=np.str_),
-                split=np.array(self.split),
-                weights=np.array(self.weights),
-                shard_set=np.array(self.shard_set),
-            )
+            types = {"logits": np.float32, "targets": np.uint8}
+            np.savez_compressed(stream, **{key: np.array(value, types.get(key)) for key, value in vars(self).items()})
 
 
 def infer_split(
@@ -91,5 +83,5 @@ def infer_split(
         )
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
-        split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint
+        ids, logits, reader.targets, folder.labels.genres, split, folder.fingerprint, manifest.fingerprint
     )
