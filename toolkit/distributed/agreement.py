@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from shards.errors import one_line, printable
+from shards.errors import one_line, printable, some
 from shards.schema import parse_as
 from shards.storage.files import fingerprint, sha256_file
 from toolkit.config.schema import Config
@@ -67,13 +67,6 @@ class Record(msgspec.Struct, frozen=True):
     """Of the launch, as its launcher says; 0 if unknown."""
     problem: str = ""
     """Why it cannot begin, if it cannot."""
-
-    def to_json(self) -> bytes:
-        """For the other processes."""
-        return msgspec.json.encode(self)
-
-
-# --- what a process does ----------------------------------------------------------------------------------------------
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
@@ -122,7 +115,7 @@ def command_facts(command: str, options: Any) -> Facts:
         place = str(value.absolute()) if (command, name) == ("predict", WRITTEN) and value else ""
         if name in PLACES:
             value = None if value is None else "given"
-        facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
+        facts[f"--{name.replace('_', '-')}"] = _text(value), place
     return facts
 
 
@@ -138,7 +131,7 @@ def config_facts(config: Config) -> Facts:
     """A resolved configuration, by its dotted keys; of a file of weights its content."""
     facts: Facts = {}
     for section, values in asdict(config).items():
-        facts |= {f"{section}.{key}": _fact(value) for key, value in values.items()}
+        facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
     if (weights := config.model.weights) is not None:
         facts["model.weights"] = file_fact(Path(weights))
     if config.train.feature_cache is not None:
@@ -149,24 +142,17 @@ def config_facts(config: Config) -> Facts:
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
     """All of a model folder that decides what it says of an image."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
-    facts: Facts = {f"{name} weights": (folder.fingerprint[:16], place)}
-    for key, value in {
+    facts: dict[str, object] = {
+        "weights": folder.fingerprint[:16],
         "architecture": folder.config["architecture"],
         "genres": list(folder.labels.genres),
         **vars(preprocessing),
         "calibration method": decisions.calibration,
-    }.items():
-        facts[f"{name} {key}"] = (_text(value), place)
-    for genre, *numbers in zip(
-        folder.labels.genres,
-        decisions.thresholds.tolist(),
-        decisions.scale.tolist(),
-        decisions.bias.tolist(),
-        strict=True,
-    ):
-        facts[f"{name} threshold of {genre}"] = (_text(numbers[0]), place)
-        facts[f"{name} calibration of {genre}"] = (_text(numbers[1:]), place)
-    return facts
+    }
+    numbers = zip(*(part.tolist() for part in (decisions.thresholds, decisions.scale, decisions.bias)), strict=True)
+    for genre, (threshold, *calibration) in zip(folder.labels.genres, numbers, strict=True):
+        facts[f"threshold of {genre}"], facts[f"calibration of {genre}"] = threshold, calibration
+    return {f"{name} {key}": (_text(value), place) for key, value in facts.items()}
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
@@ -190,16 +176,9 @@ def file_fact(path: Path) -> tuple[str, str]:
     return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
 
 
-def _fact(value: object) -> tuple[str | None, str]:
-    return (None if value is None else _text(value)), ""
-
-
-def _text(value: object) -> str:
-    """One text for one value."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-# --- whether all do the same ------------------------------------------------------------------------------------------
+def _text(value: object) -> str | None:
+    """One text for one value; None for none."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_record(data: bytes, rank: int) -> Record:
@@ -305,8 +284,4 @@ def _at(place: str) -> str:
 
 def _others(keys: Sequence[str]) -> str:
     """What else differs, in a few words."""
-    rest = [_name(key) for key in keys[1:]]
-    if not rest:
-        return ""
-    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-    return f" (and others in {', '.join(rest[:3])}{more})"
+    return f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""

@@ -36,26 +36,6 @@ OURS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1", "auto"), "--train.accumulation"),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "auto", "0", "0.0"), "--optim.clip_norm"),
 }
-#: Variables that decide where and how processes run, and no number (PRECISION does, see `precision_of`).
-#: Where there is a star: they are read only with a variable that is refused.
-HARMLESS = (
-    "ACCELERATE_ALLOW_CP_STANDALONE",
-    "ACCELERATE_BYPASS_DEVICE_MAP",
-    "ACCELERATE_CONFIG_DS_FIELDS",
-    "ACCELERATE_CPU_AFFINITY",
-    "ACCELERATE_DEBUG_MODE",
-    "ACCELERATE_DEBUG_RDV_FILE",
-    "ACCELERATE_DEEPSPEED_*",
-    "ACCELERATE_DYNAMO_*",
-    "ACCELERATE_ENABLE_RICH",
-    "ACCELERATE_INIT_INCLUDE_BUFFERS",
-    "ACCELERATE_LOG_LEVEL",
-    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE",
-    "ACCELERATE_USE_CPU",
-    "FSDP_*",
-    "MEGATRON_LM_*",
-    "PARALLELISM_CONFIG_*",
-)
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 
+import msgspec
 import psutil
 import torch
 import torch.distributed as dist
@@ -141,15 +142,8 @@ def open_store(wanted: int, limit: timedelta) -> dist.Store:
     """
     env = os.environ
     serves = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return dist.TCPStore(
-        env["MASTER_ADDR"],
-        int(env["MASTER_PORT"]),
-        wanted,
-        is_master=serves,
-        timeout=limit,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    return dist.TCPStore(host, port, wanted, serves, limit, wait_for_workers=False, multi_tenant=True)
 
 
 def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
@@ -159,7 +153,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
-        store.set(f"record/{rank}", record.to_json().decode())
+        store.set(f"record/{rank}", msgspec.json.encode(record).decode())
         return _taken(store, f"verdict/{rank}").decode()
     verdict, wanted = _judged(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -27,39 +28,27 @@ class HandOut:
     def __init__(self, accelerator: Accelerator, count: int) -> None:
         self.count = count
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self._store: Any = None
-        self._next = self._samples = 0
-        if self.world == 1:
-            return
-        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        if accelerator.is_main_process:
-            self._store = dist.TCPStore(host, 0, self.world, is_master=True, timeout=PATIENCE, wait_for_workers=False)
-        port = from_main(accelerator, self._store.port if self._store else None)
-        if self._store is None:
-            self._store = dist.TCPStore(host, port, self.world, is_master=False, timeout=PATIENCE)
+        self._store: Any = dist.HashStore()  # of this process alone
+        if self.world > 1:
+            host, main = os.environ.get("MASTER_ADDR", "127.0.0.1"), accelerator.is_main_process
+            opened = partial(dist.TCPStore, host, is_master=main, timeout=PATIENCE, wait_for_workers=False)
+            if main:
+                self._store = opened(0, self.world)
+            port = from_main(accelerator, self._store.port if main else None)
+            if not main:
+                self._store = opened(port, self.world)
 
     def numbers(self) -> Iterator[int]:
         """What this process gets, a number each time it asks, until all are given."""
-        while (number := self._claim()) < self.count:
+        while (number := self._store.add("next", 1) - 1) < self.count:
             yield number
-
-    def _claim(self) -> int:
-        if self._store is not None:
-            return self._store.add("next", 1) - 1
-        self._next += 1
-        return self._next - 1
 
     def done(self, samples: int) -> int:
         """Say that ``samples`` more are done; returns how many all processes together have done."""
-        if self._store is not None:
-            return self._store.add("samples", samples)
-        self._samples += samples
-        return self._samples
+        return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
         """Wait until every process has come here; all of them get the (JSON) results of all, in order of rank."""
-        if self._store is None:
-            return [result]
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, PATIENCE)

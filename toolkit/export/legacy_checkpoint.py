@@ -54,12 +54,9 @@ class Checkpoint:
 
     state: State
     """Under torchvision's names."""
-    threshold_logits: torch.Tensor | None
     labels: LabelSet
     image_size: int
-    thresholds: FloatArray | None
-    """(G,) learned ones; None if the file has none."""
-    fixed_threshold: float
+    decisions: Decisions
     epoch: int
 
 
@@ -71,7 +68,7 @@ def run_import(options: ImportOptions) -> int:
     remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(options.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
-    decisions = decisions_of(checkpoint, options.checkpoint)
+    decisions = checkpoint.decisions
     model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
     model.load_state_dict(_our_names(checkpoint.state, model.state_dict()), strict=True)
     facts = {
@@ -108,18 +105,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if stated is not None and _number(stated, "num_classes", path) != len(labels):
         raise UserError(f"{path} says num_classes {_number(stated, 'num_classes', path):g}, but its mlb has "
                         f"{len(labels)} genres")  # fmt: skip
-    learned = raw.get("learned_thresholds")
-    # A script that was told not to learn them has the parameter all the same, and did not use it.
-    unused = raw.get("learn_thresholds") is False
-    return Checkpoint(
-        state,
-        None if unused else threshold_logits,
-        labels,
-        _image_size(config.get("image_size", 224), path),
-        None if learned is None else _vector(learned, "learned_thresholds", len(labels), path),
-        _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path),
-        _epoch(raw.get("epoch", 0), path),
-    )
+    if raw.get("learn_thresholds") is False:
+        threshold_logits = None  # a script that was told not to learn them has the parameter all the same
+    side = _image_size(config.get("image_size", 224), path)
+    fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
+    epoch = _epoch(raw.get("epoch", 0), path)
+    decisions = _decisions(raw.get("learned_thresholds"), threshold_logits, fixed, len(labels), path)
+    return Checkpoint(state, labels, side, decisions, epoch)
 
 
 def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
@@ -181,16 +173,15 @@ def _our_names(state: State, own: State) -> State:
     return {**{n: t for n, t in own.items() if n.endswith("num_batches_tracked")}, **renamed}
 
 
-def decisions_of(checkpoint: Checkpoint, path: Path) -> Decisions:
+def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: int, path: Path) -> Decisions:
     """The script's thresholds: learned ones where it has them, else its fixed one."""
-    size = len(checkpoint.labels)
-    if checkpoint.thresholds is not None:
-        thresholds, source = checkpoint.thresholds, "learned by the earlier script"
-    elif checkpoint.threshold_logits is not None:
-        logits = _vector(checkpoint.threshold_logits, "threshold_logits", size, path)
-        thresholds, source = sigmoid(logits), "learned by the earlier script, as logits"
+    if learned is not None:
+        thresholds, source = _vector(learned, "learned_thresholds", size, path), "learned by the earlier script"
+    elif logits is not None:
+        thresholds = sigmoid(_vector(logits, "threshold_logits", size, path))
+        source = "learned by the earlier script, as logits"
     else:
-        thresholds, source = np.full(size, checkpoint.fixed_threshold), "the earlier script's fixed threshold"
+        thresholds, source = np.full(size, fixed), "the earlier script's fixed threshold"
     if not ((thresholds >= 0) & (thresholds <= 1)).all():
         raise UserError(f"{path}: its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})")
     return Decisions.plain(thresholds, source)

@@ -132,12 +132,10 @@ def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], prepr
 
 
 def _batches(numbers: list[int], at_least: int) -> Iterator[list[int]]:
-    line = list(itertools.islice(itertools.cycle(numbers), max(len(numbers), at_least)))
-    for size in itertools.chain(BATCHES, itertools.repeat(BATCHES[-1])):
-        if not line:
-            return
-        yield line[:size]
-        line = line[size:]
+    line = itertools.islice(itertools.cycle(numbers), max(len(numbers), at_least))
+    sizes = itertools.chain(BATCHES, itertools.repeat(BATCHES[-1]))
+    while batch := list(itertools.islice(line, next(sizes))):
+        yield batch
 
 
 def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, given: dict[str, np.ndarray]) -> None:

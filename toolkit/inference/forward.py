@@ -65,7 +65,6 @@ class TorchNetwork(nn.Module):
         self.model, self.embeddings = model, embeddings
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See Network."""
         return logits_and_features(self.model, images) if self.embeddings else (self.model(images), None)
 
 

@@ -16,13 +16,13 @@ from torch import nn
 
 from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
-from toolkit.data.loader.loader import Batch, Loader, Source
+from toolkit.data.loader.loader import Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.transforms.batch_transform import Cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
-from toolkit.inference.forward import Answer, Forward, ForwardOptions, require_finite_outputs
+from toolkit.inference.forward import Forward, ForwardOptions, require_finite_outputs
 
 
 @dataclass
@@ -64,17 +64,13 @@ def score(
     with contextlib.closing(loader.batches(shares, cutter)) as batches:
         answers: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
         for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
-            scored = _scored(batch, answer)
+            (logits, embeddings), share, keep = answer.arrays(), batch.share, batch.share.valid
+            errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
+            embeddings = None if embeddings is None else embeddings[keep]
+            scored = Scored(share.indices[keep], logits[keep], embeddings, errors)
             if finite:
                 require_finite_outputs((scored.logits, scored.embeddings), partial(where, scored), forward.reduced)
             yield scored
-
-
-def _scored(batch: Batch, answer: Answer) -> Scored:
-    logits, embeddings = answer.arrays()
-    share, keep = batch.share, batch.share.valid
-    errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
-    return Scored(share.indices[keep], logits[keep], None if embeddings is None else embeddings[keep], errors)
 
 
 def inference_loader(
@@ -118,8 +114,9 @@ def infer_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
-    ``model`` is unwrapped, already on its device, in evaluation mode. ``on_batch`` is told the samples of each batch. Rows that are not decoded are zero; a loader
-    whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read its samples.
+    ``model`` is unwrapped, already on its device, in evaluation mode. ``on_batch`` is told the samples of each batch.
+    Rows that are not decoded are zero; a loader whose fault policy stops never leaves one. Raises LostData, on every
+    rank, if one of them cannot read its samples.
     """
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes

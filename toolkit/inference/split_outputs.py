@@ -29,13 +29,13 @@ from toolkit.model_folder.folder import ModelFolder
 class SplitLogits:
     """In the order of the split's samples."""
 
+    split: str
     ids: list[str]
     logits: np.ndarray
     """(N, G) float32, uncalibrated."""
     targets: np.ndarray
     """(N, G) of 0 and 1."""
     genres: tuple[str, ...]
-    split: str
     weights: str
     """Fingerprint of the model's weights."""
     shard_set: str
@@ -44,8 +44,9 @@ class SplitLogits:
     def save(self, path: Path) -> None:
         """Write the .npz, atomically."""
         with atomic_write(path) as stream:
+            order = ("ids", "logits", "targets", "genres", "split", "weights", "shard_set")
             types = {"logits": np.float32, "targets": np.uint8}
-            np.savez_compressed(stream, **{key: np.array(value, types.get(key)) for key, value in vars(self).items()})
+            np.savez_compressed(stream, **{key: np.array(getattr(self, key), types.get(key)) for key in order})
 
 
 def infer_split(
@@ -83,5 +84,5 @@ def infer_split(
         )
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
-        ids, logits, reader.targets, folder.labels.genres, split, folder.fingerprint, manifest.fingerprint
+        split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint
     )

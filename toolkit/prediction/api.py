@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any, Union, get_args
@@ -17,12 +16,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import nn
 
 from shards.errors import UserError, one_line
+from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
 from toolkit.data.sampling.plan import Share
 from toolkit.data.sources.errors import Undecodable
-from toolkit.data.sources.image_files import RAW, file_id, read_file
-from toolkit.data.transforms.batch_transform import FileCut
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.sources.image_files import file_id, read_file
+from toolkit.data.transforms.batch_transform import FileCut, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward, ForwardOptions, Tta
 from toolkit.inference.rows import OWN, Rows, genre_columns
@@ -32,8 +31,6 @@ from toolkit.model_folder.folder import ModelFolder, load_model_folder
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
 ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
-#: Our own columns; "id" for genres to have the columns that they have in files of predictions.
-COLUMNS = ("image", *OWN)
 HUB = "hf://"
 
 
@@ -96,7 +93,8 @@ class Predictor:
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
         labels = self.folder.labels
-        columns = list(genre_columns(labels.genres, COLUMNS).values())
+        # OWN, for genres to have the columns that they have in files of predictions.
+        columns = list(genre_columns(labels.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns, "error"])
@@ -109,9 +107,7 @@ class Predictor:
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
-            vectors = [
-                vector if error is None else None for vector, error in zip(rows.embeddings, rows.errors, strict=True)
-            ]
+            vectors = [None if error else vector for vector, error in zip(rows.embeddings, rows.errors, strict=True)]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
 
@@ -175,23 +171,12 @@ class _Images:
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def cutter(self, share: Share) -> _ImagesCut:
-        return _ImagesCut([self.images[index] for index in share.indices], self.transform)
-
-
-class _ImagesCut(FileCut):
-    """The squares of a batch of images, whatever they are."""
-
-    def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
-        super().__init__(len(images), transform.preprocessing.image_size, transform)
-        self.pictures, self.raw = images, transform
-
-    def square(self, row: int, data: memoryview) -> np.ndarray:
-        """See Cut."""
-        try:
-            return _square(self.pictures[row], self.raw)
-        except ValueError as error:
-            raise Undecodable(str(error)) from error
+    def cutter(self, share: Share) -> FileCut:
+        """The squares of a batch of images, whatever they are."""
+        side = self.transform.preprocessing.image_size
+        return FileCut(
+            len(share.indices), side, lambda row, _: _square(self.images[share.indices[row]], self.transform)
+        )
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
@@ -202,13 +187,13 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if isinstance(image, (bytes, bytearray, memoryview)):
             return transform(bytes(image))
         if isinstance(image, _Unread):
-            raise ValueError(image.reason)
+            raise image
         if isinstance(image, np.ndarray):
             image = _picture(image)
         if not isinstance(image, Image.Image):
             raise ValueError(f"no path, bytes, file, picture or array but {type(image).__name__}")
-        if not 0 < image.width * image.height <= RAW.max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {RAW.max_pixels}")
+        if not 0 < image.width * image.height <= ANY.max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {ANY.max_pixels}")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise
@@ -228,11 +213,8 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-@dataclass(frozen=True)
-class _Unread:
-    """An open file that could not be read, and why: its row says so."""
-
-    reason: str
+class _Unread(ValueError):
+    """Why an open file could not be read: its row says so."""
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
 from toolkit.inference.rows import Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
@@ -50,11 +50,6 @@ def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
         write_json(_facts_path(path), facts)
 
 
-def output_path(out: Path, name: str, format: str) -> Path:
-    """``OUT/train-00000.parquet``."""
-    return out / f"{name}.{format}"
-
-
 def _format_of(path: Path) -> Format:
     return FORMATS[ENDINGS[path.suffix]]
 
@@ -81,10 +76,9 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out} holds files that are not of this prediction, but of other images or another --format: "
-            f"{', '.join(others[:3])}{more}; remove them or choose another --out"
+            f"{some(others, 3)}; remove them or choose another --out"
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import UserError
@@ -13,12 +13,6 @@ from shards.options import option
 from shards.storage.paths import Place, place
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName
-
-if TYPE_CHECKING:  # asking for help loads no torch
-    from accelerate import Accelerator
-
-    from toolkit.inference.forward import Forward
-    from toolkit.model_folder.folder import ModelFolder
 
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
@@ -70,9 +64,10 @@ class PredictOptions(ModelOption, PassOptions):
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
             raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
 
-    def onnx_path(self, folder: ModelFolder) -> Path:
+    @property
+    def onnx_path(self) -> Path:
         """The exported file that ``onnx`` asks for."""
-        return Path(self.onnx) if self.onnx else folder.path / "model.onnx"
+        return Path(self.onnx) if self.onnx else self.model / "model.onnx"
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
@@ -115,33 +110,3 @@ def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
     return UserError(
         f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}"
     )
-
-
-def load_folder(path: Path, threshold: float | None) -> ModelFolder:
-    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
-    from toolkit.model_folder.folder import load_model_folder
-
-    folder = load_model_folder(path)
-    if threshold is not None:
-        folder.decisions = folder.decisions.at(threshold)
-    return folder
-
-
-def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
-    """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
-    import torch
-
-    from toolkit.device.defaults import autocast_dtype, rows_for
-    from toolkit.inference.forward import Forward, ForwardOptions
-
-    how = ForwardOptions(options.channels_last, options.compile, options.tta, options.embeddings)
-    if options.onnx is not None:
-        from toolkit.inference.onnx_runtime import OnnxModel
-
-        network = OnnxModel(options.onnx_path(folder), folder, accelerator.device)
-        return Forward(network, folder.preprocessing, options=replace(how, channels_last=False))
-    model = folder.model.to(accelerator.device)
-    if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    rows = rows_for(options.batch_size, accelerator.device)
-    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), how, rows)

@@ -22,8 +22,8 @@ from toolkit.data.sources.image_files import list_images
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
+from toolkit.prediction.batch import load_folder
 from toolkit.prediction.files import predict_files
-from toolkit.prediction.options import load_folder
 
 
 @pytest.fixture(scope="module")

@@ -146,11 +146,7 @@ class EvalPlan:
 
     def steps(self, world_size: int) -> int:
         """Forward passes of every rank."""
-        return -(-self.num_batches // world_size)
-
-    @property
-    def num_batches(self) -> int:
-        return -(-self.num_samples // self.batch)
+        return -(-self.num_samples // (self.batch * world_size))
 
     def shares(self, rank: int, world_size: int) -> Iterator[Share]:
         """The batches of ``rank``; the same number on every rank."""
@@ -166,11 +162,9 @@ class EvalPlan:
 def _dealt(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[Share]:
     """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
-    return [_padded(keys[holders == part], keys) for part in range(rank * accumulation, (rank + 1) * accumulation)]
-
-
-def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
-    missing = max(0, MIN_ROWS - len(own))
-    valid = np.concatenate([np.ones(len(own), dtype=bool), np.zeros(missing, dtype=bool)])
-    keys = np.concatenate([own, np.resize(pool, missing)])
-    return Share(keys % DRAW_STRIDE, valid, keys // DRAW_STRIDE)
+    shares = []
+    for part in range(rank * accumulation, (rank + 1) * accumulation):
+        own = keys[holders == part]
+        rows = np.concatenate([own, np.resize(keys, max(0, MIN_ROWS - len(own)))])
+        shares.append(Share(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
+    return shares

@@ -15,18 +15,13 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.inputs.image_files import Walk, no_images, walk_images
 from shards.inputs.image_structure import more_frames
-from shards.inputs.images import ANY
 from shards.storage.retry import of_one_file, retried, unreadable
 from toolkit.data.sources.errors import Undecodable
 
 log = logging.getLogger(__name__)
 
-
 #: Files with several frames that are named one by one.
 NAMED = 5
-
-
-RAW = ANY  # a user's own file may be small; what can be decoded is predicted
 
 
 def list_images(directory: Path) -> list[Path]:

@@ -121,16 +121,16 @@ class ShardReader:
     def _read(self, index: int) -> memoryview:
         number, size = self.shard_of(index), int(self._sizes[index])
         target = scratch("encoded", size).data
-        descriptor = self._handles.take(number)
+        handle = self._handles.take(number)
         try:
             if self._prefetcher is not None:  # after it is held: what comes next could take its room
                 self._prefetcher.reached(number)
-            got = _read_at(descriptor, target, int(self._offsets[index]))
+            got = _read_at(handle.descriptor, target, int(self._offsets[index]))
         except OSError:
             self._handles.forget(number)
             raise
         finally:
-            self._handles.give_back(number, descriptor)
+            self._handles.give_back(handle)
         if got < size:
             tar, offset = self.store.where(self.shards[number]), int(self._offsets[index])
             raise UserError(

@@ -68,10 +68,8 @@ def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tenso
 
 def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
-    width, height = resized_size(*image.size, size, crop_pct)
+    width, height = map(int, resized_size(*image.size, size, crop_pct))
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    if image.size == (width, height):
-        return np.asarray(image.crop((left, top, left + size, top + size)))
     return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
 
 
@@ -101,7 +99,7 @@ def resized_window(
 
 def stretch(image: Image.Image, size: int) -> np.ndarray:
     """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
-    return np.asarray(image if image.size == (size, size) else image.resize((size, size), BILINEAR))
+    return np.asarray(image.resize((size, size), BILINEAR))
 
 
 Box = tuple[int, int, int, int]
