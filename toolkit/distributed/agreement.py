@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from shards.errors import one_line, printable, some
+from shards.errors import Code, one_line, printable, some
 from shards.schema import parse_as
 from shards.storage.files import fingerprint, sha256_file
 from toolkit.config.schema import Config
@@ -67,6 +67,8 @@ class Record(msgspec.Struct, frozen=True):
     """Of the launch, as its launcher says; 0 if unknown."""
     problem: str = ""
     """Why it cannot begin, if it cannot."""
+    code: Code = "ranks-differ"
+    """Of the error that ends the launch if it cannot begin, or has something otherwise."""
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
@@ -87,9 +89,9 @@ def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = N
     return Record(sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1")))
 
 
-def problem_record(problem: str) -> Record:
+def problem_record(problem: str, code: Code) -> Record:
     """Of a process that cannot begin."""
-    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem))
+    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem), code=code)
 
 
 def _sendable(text: str) -> str:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
 
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.distributed.agreement import Facts, Record, disagreement, record_of
 from toolkit.distributed.environment import on, precision_of, require_plain
@@ -33,8 +33,8 @@ SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULT
 class LostData(UserError):
     """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
 
-    def __init__(self, message: str, status: int = UserError.status) -> None:
-        super().__init__(message)
+    def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
+        super().__init__(code, message)
         self.status = status
 
 
@@ -69,16 +69,18 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
             **options,
         )
     except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
-        raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
+        raise UserError("environment", f"accelerate cannot begin here: {one_line(error)}") from error
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(
+            "environment",
             f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
-            f"parallelism only (see launch/accelerate/)"
+            f"parallelism only (see launch/accelerate/)",
         )
     if accelerator.num_processes != wanted:
         raise UserError(
+            "environment",
             f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
-            f"see launch/accelerate/ for configs that work"
+            f"see launch/accelerate/ for configs that work",
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         log.warning(
@@ -99,9 +101,10 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if by_accelerate and not (told or hidden):
         raise UserError(
+            "device",
             f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
             f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
-            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
+            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true",
         )
 
 
@@ -118,7 +121,7 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
         records: list[Record] = gather_object([own])
         for rank in range(1, len(records)):
             if line := disagreement(records[:rank], records[rank]):
-                raise UserError(line)
+                raise UserError("ranks-differ", line)
 
 
 def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -161,11 +164,12 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
         try:
             value = do()
         except (UserError, OSError) as error:
-            from_main(accelerator, (None, one_line(error)))
+            code = error.code if isinstance(error, UserError) else "path-unwritable"
+            from_main(accelerator, (None, (code, one_line(error))))
             raise
-    value, problem = from_main(accelerator, (value, ""))
+    value, problem = from_main(accelerator, (value, None))
     if problem:
-        raise UserError(problem)
+        raise UserError(*problem)
     result: T = value
     return result
 
@@ -180,15 +184,15 @@ def require_read(
     if failure is not None:
         for _ in range(owed):
             call()
-    found = [None if failure is None else (accelerator.process_index, str(failure), failure.status)]
+    found = [None if failure is None else (accelerator.process_index, failure.code, str(failure), failure.status)]
     if accelerator.num_processes > 1:
         found = gather_object(found)
     failed = [each for each in found if each is not None]
     if failed:
-        rank, reason, status = failed[0]
+        rank, code, reason, status = failed[0]
         who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
         more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
-        raise LostData(f"{who}{reason}{more}", status)
+        raise LostData(code, f"{who}{reason}{more}", status)
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,8 @@ def spreads(accelerator: Accelerator, config: Config) -> bool:
     """
     if config.train.fsdp and accelerator.mixed_precision == "fp16":
         raise UserError(
-            "train.fsdp does not go with precision fp16, which scales gradients: use --train.precision bf16 or no"
+            "option-conflict",
+            "train.fsdp does not go with precision fp16, which scales gradients: use --train.precision bf16 or no",
         )
     return config.train.fsdp and accelerator.num_processes > 1
 
@@ -59,8 +60,9 @@ def spread(accelerator: Accelerator, model: nn.Module) -> None:
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise UserError(
+            "model-unfit",
             f"train.fsdp cannot cut weights that are single numbers, and {type(model).__name__} has some "
-            f"({', '.join(scalars[:3])}): set it to false, or choose another model"
+            f"({', '.join(scalars[:3])}): set it to false, or choose another model",
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -26,7 +26,7 @@ def run_export(options: ExportOptions) -> int:
     name = format.file.replace(".", "-preprocess." if options.preprocess else ".")
     out: Path = options.out or options.model / name
     if out.is_dir():
-        raise UserError(f"--out must be a file, and {out} is a folder: give {out / name}")
+        raise UserError("path-exists", f"--out must be a file, and {out} is a folder: give {out / name}")
     remove_dead_partials(out.parent, escape(out.name))
     module = import_module(f"toolkit.export.{format.module}")
     content: bytes = module.exported(folder, options.preprocess, options.opset)

@@ -143,7 +143,9 @@ def require_finite_outputs(
         if reduced
         else "its weights are not usable: train again"
     )
-    raise UserError(f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}")
+    raise UserError(
+        "not-finite", f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"
+    )
 
 
 def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:

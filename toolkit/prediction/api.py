@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
         """``precision``: no, bf16 or fp16, for autocast."""
         if not isinstance(precision, str) or precision not in DTYPES:
-            raise UserError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+            raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
         folder.model.to(device)
 
@@ -67,7 +67,7 @@ class Predictor:
             try:
                 squares.append(_square(image, transform))
             except (Undecodable, ValueError) as error:
-                raise UserError(f"{_name(image, number)} cannot be read: {error}") from None
+                raise UserError("image-unreadable", f"{_name(image, number)} cannot be read: {error}") from None
         side = self.folder.preprocessing.image_size
         pixels = torch.from_numpy(np.reshape(squares, (-1, side, side, 3)).astype(np.uint8)).to(self.device)
         return self.folder.preprocessing.normalize(pixels)
@@ -127,7 +127,7 @@ def load_model(
     may stand its revision. Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise UserError(f"a model's folder must be a path, not {type(folder).__name__}")
+        raise UserError("option-value", f"a model's folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)
     if place.startswith(HUB):
         from toolkit.export.hub import fetch_model
@@ -140,7 +140,9 @@ def load_model(
         chosen = torch.device(device) if device else best_device()
         torch.empty(0, device=chosen)
     except Exception as error:  # each backend of torch raises its own type
-        raise UserError(f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda") from None
+        raise UserError(
+            "device", f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda"
+        ) from None
     return Predictor(load_model_folder(path), chosen, precision)
 
 
@@ -148,11 +150,13 @@ def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
     """Raise UserError for a type or value that means nothing."""
     number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
-        raise UserError(f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
+        raise UserError("option-value", f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
-        raise UserError(f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}")
+        raise UserError(
+            "option-value", f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}"
+        )
     if not isinstance(tta, str) or tta not in get_args(Tta):
-        raise UserError(f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
+        raise UserError("option-value", f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
 
 
 class _Images:
@@ -230,7 +234,7 @@ def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     if single:
         return [_read(one)]
     if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):
-        raise UserError(f"images must be a list of images, or one of them, not {type(one).__name__}")
+        raise UserError("option-value", f"images must be a list of images, or one of them, not {type(one).__name__}")
     return [_read(image) for image in one]
 
 

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import NAME
 from shards.dataset.store import LocalShards, open_store
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from shards.inputs.image_files import holds_images
 from shards.progress import progress
 from shards.storage.files import remove_partials
@@ -82,15 +82,16 @@ def run_predict_batch(options: PredictOptions) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
     format = options.format or FOLDER_FORMATS[0]
     if options.out is None:
-        raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
+        raise UserError("option-missing", "--shards needs --out FOLDER, to which a file per shard goes")
     if format not in FOLDER_FORMATS or options.verbose:
         raise UserError(
+            "option-conflict",
             f"--format json and --verbose are for a few images; folders of predictions are "
-            f"{', '.join(FOLDER_FORMATS)}, all genres included"
+            f"{', '.join(FOLDER_FORMATS)}, all genres included",
         )
     if options.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
-        raise UserError(f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
+        raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_folder(options.model, options.threshold)
     parts, siblings, data = find_parts(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
@@ -138,7 +139,9 @@ def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part]
     local = store.root if isinstance(store, LocalShards) else None
     if local and (options.shards is None or (not (local / NAME).exists() and holds_images(local))):
         if options.split or options.ignore_labels:
-            raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
+            raise UserError(
+                "option-conflict", "--split and --ignore-labels go with shard sets, not with folders of images"
+            )
         paths = list_images(local)
         return folder_parts(local, paths), [], images_facts(local, paths)
     manifest = store.manifest()
@@ -169,19 +172,22 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
         hand_out = HandOut(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
-        problem: tuple[str, int] | None = None
+        problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, hand_out, todo)
         except (UserError, OSError) as error:  # the others take the rest, and then say the same
-            problem = one_line(error), getattr(error, "status", 2)
+            known = error if isinstance(error, UserError) else UserError("path-unwritable", one_line(error))
+            problem = known.code, one_line(known), known.status
             if accelerator.num_processes > 1:
-                log.error("%s; the other processes go on", problem[0])
+                log.error("%s; the other processes go on", problem[1])
         results = hand_out.end([samples, failed, problem])
         seconds = time.perf_counter() - started
     for rank, (_, _, found) in enumerate(results):
         if found is not None:
             who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
-            raise LostData(f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1])
+            code, line, status = found
+            rest = "finished files are kept: the same command predicts the rest"
+            raise LostData(code, f"{who}{line}; {rest}", status)
     accelerator.wait_for_everyone()
     status = _tell(job, len(todo), results, seconds) if main else 0
     accelerator.end_training()

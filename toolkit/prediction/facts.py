@@ -64,7 +64,10 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     if found is None:
         return False
     if found != facts:
-        raise UserError(f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out")
+        raise UserError(
+            "predictions-other",
+            f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out",
+        )
     return True
 
 
@@ -77,8 +80,9 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
     if others:
         raise UserError(
+            "predictions-other",
             f"{out} holds files that are not of this prediction, but of other images or another --format: "
-            f"{some(others, 3)}; remove them or choose another --out"
+            f"{some(others, 3)}; remove them or choose another --out",
         )
 
 
@@ -94,7 +98,9 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
     elif _begins_as_ours(format, path, wanted):
         return None  # a kill came between a file and its facts
     else:
-        raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
+        raise UserError(
+            "path-exists", f"{path} was not written by `posters predict`; remove it or choose another --out"
+        )
     if isinstance(found, dict):
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
         found = {**found, **{name: wanted[name] for name in unknown}}

@@ -41,14 +41,17 @@ def run_predict(options: PredictOptions) -> int:
     if wants_a_folder(options):
         return run_predict_batch(options)
     if options.split or options.ignore_labels:
-        raise UserError("--split and --ignore-labels go with --shards")
+        raise UserError("option-conflict", "--split and --ignore-labels go with --shards")
     if options.embeddings:
-        raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
+        raise UserError(
+            "option-conflict", "--embeddings goes with --shards, or with --directory and a folder for --out"
+        )
     format = file_format(options.out, options.format)
     if processes_of(os.environ) > 1:
         raise UserError(
+            "option-conflict",
             "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
-            "`posters predict` once for a few images"
+            "`posters predict` once for a few images",
         )
     paths = options.image or list_images(options.directory or Path())
     folder = load_folder(options.model, options.threshold)

@@ -107,7 +107,9 @@ class Parquet(Format):
         try:
             return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
         except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({one_line(error)}); remove it or choose another --out") from None
+            raise UserError(
+                "predictions-damaged", f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
+            ) from None
 
 
 class Csv(Format):

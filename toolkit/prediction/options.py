@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.dataset.cache_options import CacheOptions
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import Place, place
 from toolkit.config.options import ModelOption, PassOptions
@@ -58,11 +58,14 @@ class PredictOptions(ModelOption, PassOptions):
         super().__post_init__()
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
-            raise UserError("one of the options --image, --directory, --shards is required, and no second one")
+            code: Code = "option-conflict" if given else "option-missing"
+            raise UserError(code, "one of the options --image, --directory, --shards is required, and no second one")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
-            raise UserError(f"--threshold must be from 0 to 1, not {self.threshold}")
+            raise UserError("option-value", f"--threshold must be from 0 to 1, not {self.threshold}")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
-            raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
+            raise UserError(
+                "option-conflict", "--onnx runs the file as it was exported: leave --compile and --precision out"
+            )
 
     @property
     def onnx_path(self) -> Path:
@@ -76,7 +79,9 @@ def wants_a_folder(options: PredictOptions) -> bool:
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
         if ending in ENDINGS:
-            raise UserError(f"--shards writes a file per shard: name a folder for --out, not the file {output}")
+            raise UserError(
+                "option-value", f"--shards writes a file per shard: name a folder for --out, not the file {output}"
+            )
         return True
     if options.directory is None or output is None or options.format not in (None, *FOLDER_FORMATS):
         return False
@@ -90,23 +95,29 @@ def file_format(output: Path | None, format: str | None) -> str:
     if output is None:
         if format is not None and not FORMATS[format].screen:
             raise UserError(
-                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
+                "option-conflict",
+                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out",
             )
         return format or "text"
     if output.is_dir():
-        raise UserError(f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}")
+        raise UserError(
+            "option-value", f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
+        )
     by_ending = ENDINGS.get(output.suffix.lower())
     if format is None:
         if by_ending is None:
             raise _unknown_ending(output)
         return by_ending
     if by_ending not in (None, format):
-        raise UserError(f"--format {format} does not fit the ending of {output}: leave one of them out")
+        raise UserError(
+            "option-conflict", f"--format {format} does not fit the ending of {output}: leave one of them out"
+        )
     return format
 
 
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
     ending = f"the ending {output.suffix}" if output.suffix else "no ending"
     return UserError(
-        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}"
+        "option-value",
+        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}",
     )

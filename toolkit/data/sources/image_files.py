@@ -30,7 +30,7 @@ def list_images(directory: Path) -> list[Path]:
     Files of other kinds, and folders that cannot be read, are said in a line each.
     """
     if not directory.is_dir():
-        raise UserError(f"image folder not found: {directory}")
+        raise UserError("path-missing", f"image folder not found: {directory}")
     walk = Walk()
     found = sorted(directory / name for name in walk_images(directory, walk))
     if not found:

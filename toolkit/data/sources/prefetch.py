@@ -135,4 +135,4 @@ def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None,
         remedy = "lower --data.window"
     if limit and need > limit:
         gib = f"{need / 2**30:.2f} GiB, more than --cache-limit ({limit / 2**30:.2f} GiB)"
-        raise UserError(f"{what} {gib}; {remedy}, or raise the limit")
+        raise UserError("option-conflict", f"{what} {gib}; {remedy}, or raise the limit")

@@ -50,7 +50,7 @@ class ShardReader:
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
-            raise UserError(f"the shards in {self.store} hold no sample")
+            raise UserError("set-split", f"the shards in {self.store} hold no sample")
         if records is None:
             records = np.concatenate([records_of(self.store.index(s), len(labels)) for s in self.shards])
         self.records = records.view(np.ndarray)  # the same memory; looking into a memmap is slow
@@ -134,8 +134,9 @@ class ShardReader:
         if got < size:
             tar, offset = self.store.where(self.shards[number]), int(self._offsets[index])
             raise UserError(
+                "tar-damaged",
                 f"shard {tar} is truncated: it ends at byte {offset + got}, and its index has an image of {size} bytes "
-                f"at {offset}; copy it again, or build the set again"
+                f"at {offset}; copy it again, or build the set again",
             )
         return target
 
