@@ -80,7 +80,7 @@ class Trainer:
                 raise
             self._save()
             line = f"{lost}; checkpoint saved: the same command with --resume goes on"
-            raise LostData(line, lost.status) from None
+            raise LostData(lost.code, line, lost.status) from None
         finally:
             self.feed.close()
             self.stop.restore()
