@@ -209,19 +209,13 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
         keys = [written]
     if not keys:
         return ""
-    own, place = other.facts.get(keys[0], (None, ""))
-    firsts, other_place = first.facts.get(keys[0], (None, ""))
-    here, there = told_apart(own, firsts)
     remedy = "start all processes with the same command, files and configuration"
     if keys[0] == "shard set":
         remedy = (
             "the processes see different shard sets: nodes have other copies, or it is being replaced; give all nodes "
             "the same set, whole"
         )
-    return (
-        f"{who} has {_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}"
-        f"{_others(keys)}: {remedy}"
-    )
+    return f"{who} has {_told(keys, first.facts, other.facts)}: {remedy}"
 
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
@@ -231,11 +225,16 @@ def other_versions(first: Record, other: Record, rank: int) -> str:
     keys = _differing(ours, theirs)
     if not keys:
         return ""
-    here, there = told_apart(other.versions.get(keys[0]), first.versions.get(keys[0]))
-    return (
-        f"{_who(first, other, rank)} has {_name(keys[0])} {here}, the first process {there}{_others(keys)}: results "
-        f"may differ from those of one version; install the same everywhere"
-    )
+    remedy = "results may differ from those of one version; install the same everywhere"
+    return f"{_who(first, other, rank)} has {_told(keys, ours, theirs)}: {remedy}"
+
+
+def _told(keys: Sequence[str], first: Facts, other: Facts) -> str:
+    """What is different under the first of ``keys``, and the names of some others."""
+    (own, place), (firsts, other_place) = (facts.get(keys[0], (None, "")) for facts in (other, first))
+    here, there = told_apart(own, firsts)
+    others = f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
+    return f"{_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}{others}"
 
 
 def told_apart(one: str | None, other: str | None) -> tuple[str, str]:
@@ -282,8 +281,3 @@ def _name(key: str) -> str:
 
 def _at(place: str) -> str:
     return f" ({printable(one_line(place))})" if place else ""
-
-
-def _others(keys: Sequence[str]) -> str:
-    """What else differs, in a few words."""
-    return f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""

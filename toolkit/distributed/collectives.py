@@ -1,12 +1,15 @@
-"""What processes say to each other: gather by sample, agree on stopping, share decisions. launch.py: how they meet."""
+"""What processes say to each other: gather by sample, share decisions, hand out work. launch.py: how they meet."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: A process may work on its last piece for hours while the others wait; one that dies ends the launch.
+LONGEST_WORK = timedelta(days=30)
 #: How accelerate may have processes work together.
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -128,8 +133,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
     """Collect rows of all ranks on every rank, in sample order.
 
     ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
-    Raises RuntimeError unless each of the ``count`` samples came exactly once: metrics over doubled or missing
-    samples would look fine and be wrong.
+    Raises RuntimeError unless each of the ``count`` samples came once: metrics of doubled ones would look fine.
     """
     pairs = [(indices, values)]
     if accelerator.num_processes > 1:
@@ -209,6 +213,48 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+class HandOut:
+    """Numbers 0 to count - 1, each for exactly one process. Made, and ended, by every process.
+
+    The counter lives in a store of torch.distributed's own (TCPStore), whose ``add`` is atomic. The process group is
+    not asked: its collective calls would make the processes wait for each other, and time out on long work.
+    """
+
+    def __init__(self, accelerator: Accelerator, count: int) -> None:
+        self.count = count
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self._store: Any = dist.HashStore()  # of this process alone
+        if self.world > 1:
+            host, main = os.environ.get("MASTER_ADDR", "127.0.0.1"), accelerator.is_main_process
+            opened = partial(dist.TCPStore, host, is_master=main, timeout=LONGEST_WORK, wait_for_workers=False)
+            if main:
+                self._store = opened(0, self.world)
+            port = from_main(accelerator, self._store.port if main else None)
+            if not main:
+                self._store = opened(port, self.world)
+
+    def numbers(self) -> Iterator[int]:
+        """What this process gets, a number each time it asks, until all are given."""
+        while (number := self._store.add("next", 1) - 1) < self.count:
+            yield number
+
+    def done(self, samples: int) -> int:
+        """Say that ``samples`` more are done; returns how many all processes together have done."""
+        return self._store.add("samples", samples)
+
+    def end(self, result: Any) -> list[Any]:
+        """Wait until every process has come here; all of them get the (JSON) results of all, in order of rank."""
+        self._store.set(f"result/{self.rank}", json.dumps(result))
+        keys = [f"result/{rank}" for rank in range(self.world)]
+        self._store.wait(keys, LONGEST_WORK)
+        results = [json.loads(self._store.get(key)) for key in keys]
+        # The main process holds the store: it stays until the others have read it.
+        self._store.set(f"read/{self.rank}", "")
+        if self.rank == 0:
+            self._store.wait([f"read/{rank}" for rank in range(self.world)], LONGEST_WORK)
+        return results
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:

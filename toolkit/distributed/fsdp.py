@@ -127,8 +127,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def gathered(tree: Any, keep: bool) -> Any:
     """A state dict with whole tensors, on the CPU, where spread ones were.
 
-    Called by every rank, with the same tree. Only where ``keep`` is the result of use: elsewhere tensors become None,
-    so that never more than one is whole.
+    Called by every rank, with the same tree. Without ``keep`` tensors become None, so that at most one is whole.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 class Format:
     """How a model is exported.
 
-    The module's ``exported(folder, preprocess, opset)`` gives a file's content, and ``opened(path, preprocess)`` a
-    parity_check.Run on a written file.
+    Its module has ``exported(folder, preprocess, opset)``, a file's content, and ``opened(path, preprocess)``, a Run.
     """
 
     module: str

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from shards.errors import Code, UserError, one_line
+from shards.errors import UserError, one_line
 from shards.extras import absent
 from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
@@ -60,7 +60,7 @@ def run_push(options: PushOptions) -> int:
             commit_message=options.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
         )
     except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
-        raise UserError(_code(error), f"nothing was uploaded to {options.repo}: {_reason(error)}") from None
+        raise _refused(error, f"nothing was uploaded to {options.repo}") from None
     names = sorted({path.name for pattern in patterns for path in options.model.glob(pattern)})
     print(f"files   {', '.join(names)}")
     print(f"commit  {commit.oid}")
@@ -101,7 +101,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
                 f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it where there "
                 f"is a network, and give the folder",
             ) from None
-        raise UserError(_code(error), f"{repo_id} cannot be downloaded: {_reason(error)}") from None
+        raise _refused(error, f"{repo_id} cannot be downloaded") from None
     return Path(found)
 
 
@@ -184,18 +184,15 @@ def _check_onnx(folder: ModelFolder) -> None:
             )
 
 
-def _code(error: Exception) -> Code:
-    return error.code if isinstance(error, UserError) else "network"
-
-
-def _reason(error: Exception) -> str:
+def _refused(error: Exception, what: str) -> UserError:
     """The hub's refusal in one line, with the remedy where that is known."""
     if isinstance(error, UserError):
-        return str(error)
+        return UserError(error.code, f"{what}: {error}")
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = {
         401: "the hub does not know the token (401): run `hf auth login` again, or set HF_TOKEN",
         403: "the token may not write there (403): take one with write access to this user or organisation",
         404: "the hub has no such repository or revision that you may see (404)",
     }
-    return known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
+    reason = known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
+    return UserError("network", f"{what}: {reason}")

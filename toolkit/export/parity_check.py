@@ -110,8 +110,7 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
     """Run an exported file and the model folder on the same pictures.
 
-    With ``preprocess`` the file is given the pictures as they are, those of one size at a time; where it also gives
-    ``normalised``, pixels are compared too.
+    With ``preprocess`` the file is given the pictures themselves, by size; ``normalised``, if given, is compared too.
     """
     from PIL import Image
 

@@ -60,8 +60,7 @@ def infer_split(
 ) -> SplitLogits:
     """The model's logits on a split, on every rank; each sample counts once at any number of processes.
 
-    Raises UserError if the shard set's labels differ from the model's, it has no such split, or an output is not
-    finite.
+    Raises UserError if the labels of set and model differ, there is no such split, or an output is not finite.
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)

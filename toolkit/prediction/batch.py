@@ -34,8 +34,7 @@ from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
-from toolkit.distributed.collectives import LostData, from_main, make_accelerator
-from toolkit.distributed.work_queue import HandOut
+from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
 from toolkit.inference.forward import Forward, ForwardOptions
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import Rows

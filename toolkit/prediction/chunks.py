@@ -74,8 +74,7 @@ class ShardPart:
         return self.shard.samples
 
     def content(self) -> Content:
-        """What is predicted (a finished file of other content is of another part): the images are the tar's, the ids
-        its index's."""
+        """What is predicted: the tar's images, the index's ids. A finished file of other content is of another part."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:

@@ -39,8 +39,7 @@ def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: 
 def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
     """Operation OPERATIONS[chosen[i]] on image i, (n, 3, S, S) float32 levels.
 
-    ``signs`` (n,) of -1 and 1 turn the ones that have two directions; ``magnitude`` from 0 to 30 as in torchvision,
-    fractions allowed.
+    ``signs`` (n,) of -1 and 1 turn those that have two directions; ``magnitude``: 0 to 30 as in torchvision, also 9.5.
     """
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")

@@ -10,8 +10,7 @@ on so: ``sizes`` "tail".) Every position is visited once.
 
 Each update is dealt out like cards over its world_size x accumulation micro-batches. The samples of an update therefore
 do not depend on the number of processes, and every rank makes the same number of updates. A micro-batch of fewer than
-MIN_ROWS samples is filled with samples of the same update marked valid=False: they weigh nothing in the loss and in
-every count.
+MIN_ROWS samples is filled with samples of the same update marked valid=False: they weigh nothing in loss and counts.
 
 Dealing. Cards are dealt ``deal`` at a time: positions k*deal..(k+1)*deal-1 of an update lie side by side in one
 micro-batch, whatever the world size and the accumulation. Mixing (mixup.py) deals pairs: positions 2k and 2k+1 are

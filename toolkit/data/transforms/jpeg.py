@@ -7,8 +7,7 @@ Two savings, each exact or bounded (toolkit/data/README.md has the measurements)
   the pixels that remain are the same to the bit, because two more rows than needed keep the chroma upsampling's
   neighbours. Region decoders skip the columns beside the crop too, but hardly gain by it: in our measurements this was
   never slower than nvidia-nvimgcodec's region decoding.
-- Where the crop is at least ``denominator`` times as large as the output, libjpeg's scaled inverse DCT gives 1/2, 1/4
-  or 1/8 of the size.
+- Where the crop is ``denominator`` times the output or more, libjpeg's scaled inverse DCT gives 1/2, 1/4 or 1/8 of it.
 
 What libjpeg-turbo refuses, what its EXIF turns, and every other format goes to shards.images.decode: pixels and
 verdicts are those of `posters shards build`.
