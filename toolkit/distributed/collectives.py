@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 #: A process may work on its last piece for hours while the others wait; one that dies ends the launch.
 LONGEST_WORK = timedelta(days=30)
-#: How accelerate may have processes work together.
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 class LostData(UserError):
@@ -75,7 +73,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
         )
     except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
         raise UserError("environment", f"accelerate cannot begin here: {one_line(error)}") from error
-    if accelerator.distributed_type not in SUPPORTED:
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
             "environment",
             f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "

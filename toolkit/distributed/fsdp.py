@@ -73,13 +73,9 @@ def spread(accelerator: Accelerator, model: nn.Module) -> None:
         # FSDP's own: weights and sums of gradients are float32, autocast takes what it always does.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     if accelerator.is_main_process:
-        log.info(
-            "weights are spread over %d processes in %d units: %.2f of %.2f M here",
-            accelerator.num_processes,
-            len(blocks) + 1,
-            sum(local(parameter).numel() for parameter in model.parameters()) / 1e6,
-            whole / 1e6,
-        )
+        here = sum(local(parameter).numel() for parameter in model.parameters())
+        counts = (accelerator.num_processes, len(blocks) + 1, here / 1e6, whole / 1e6)
+        log.info("weights are spread over %d processes in %d units: %.2f of %.2f M here", *counts)
 
 
 def units(model: nn.Module) -> list[nn.Module]:

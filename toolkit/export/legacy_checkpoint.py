@@ -120,9 +120,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         threshold_logits = None  # a script that was told not to learn them has the parameter all the same
     side = _image_size(config.get("image_size", 224), path)
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
-    epoch = _epoch(raw.get("epoch", 0), path)
+    epoch = _number(raw.get("epoch", 0), "epoch", path)
+    if not 0 <= epoch <= 1e9:
+        raise Unlike(path, f"its epoch is {epoch:g}, not a number of 0 or more")
     decisions = _decisions(raw.get("learned_thresholds"), threshold_logits, fixed, len(labels), path)
-    return Checkpoint(state, labels, side, decisions, epoch)
+    return Checkpoint(state, labels, side, decisions, int(epoch))
 
 
 def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
@@ -259,13 +261,6 @@ def _image_size(value: Any, path: Path) -> int:
         shown = "x".join(map(_shown, sides[:2]))
         raise Unlike(path, f"its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
     return int(sides[0])
-
-
-def _epoch(value: Any, path: Path) -> int:
-    number = _number(value, "epoch", path)
-    if not 0 <= number <= 1e9:
-        raise Unlike(path, f"its epoch is {number:g}, not a number of 0 or more")
-    return int(number)
 
 
 def _number(value: Any, what: str, path: Path) -> float:

@@ -7,22 +7,22 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.transforms.batch_transform import Cutter
-from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
+from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
-from toolkit.inference.forward import Forward, ForwardOptions, require_finite_outputs
+from toolkit.inference.forward import Forward, require_finite_outputs
+
+OnBatch: TypeAlias = Callable[[int], object] | None
 
 
 @dataclass
@@ -102,27 +102,18 @@ def joined(parts: Sequence[Scored]) -> Scored:
 
 
 def infer_all(
-    model: nn.Module,
-    loader: Loader,
-    cutter: Cutter,
-    batch_size: int,
-    preprocessing: Preprocessing,
-    accelerator: Accelerator,
-    *,
-    channels_last: bool = True,
-    on_batch: Callable[[int], object] | None = None,
+    forward: Forward, loader: Loader, cutter: Cutter, batch_size: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
-    ``model`` is unwrapped, already on its device, in evaluation mode. ``on_batch`` is told the samples of each batch.
-    Rows that are not decoded are zero; a loader whose fault policy stops never leaves one. Raises LostData, on every
-    rank, if one of them cannot read its samples.
+    The model of ``forward`` is unwrapped. ``on_batch`` is told the samples of each batch. Rows that are not decoded are
+    zero; a loader whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read
+    its samples.
     """
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
     plan = EvalPlan(count, rows_for(batch_size, accelerator.device))
     shares = plan.shares(accelerator.process_index, world)
-    forward = Forward(model, preprocessing, autocast_dtype(accelerator), ForwardOptions(channels_last=channels_last))
     parts: list[Scored] = []
     failure: UserError | None = None
     try:

@@ -20,7 +20,8 @@ from shards.progress import progress
 from shards.storage.files import atomic_write
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
-from toolkit.inference.forward import require_finite_outputs
+from toolkit.device.defaults import autocast_dtype
+from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
 from toolkit.model_folder.folder import ModelFolder
 
@@ -65,22 +66,15 @@ def infer_split(
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
     ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
-    model = folder.model.to(accelerator.device)
+    forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
         inference_loader(reader, accelerator.device, workers) as loader,
         reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
-        logits, _ = infer_all(
-            model,
-            loader,
-            cutter,
-            batch_size,
-            folder.preprocessing,
-            accelerator,
-            on_batch=lambda count: bar.update(count * accelerator.num_processes),
-        )
+        world = accelerator.num_processes
+        logits, _ = infer_all(forward, loader, cutter, batch_size, accelerator, lambda n: bar.update(n * world))
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
         split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint

@@ -130,13 +130,10 @@ def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part]
 
     Raises UserError if their labels are not the model's.
     """
-    store = (
-        LocalShards(options.directory or Path())
-        if options.shards is None
-        else open_store(options.shards, options.cache)
-    )
+    shards = options.shards
+    store = LocalShards(options.directory or Path()) if shards is None else open_store(shards, options.cache)
     local = store.root if isinstance(store, LocalShards) else None
-    if local and (options.shards is None or (not (local / NAME).exists() and holds_images(local))):
+    if local and (shards is None or (not (local / NAME).exists() and holds_images(local))):
         if options.split or options.ignore_labels:
             raise UserError(
                 "option-conflict", "--split and --ignore-labels go with shard sets, not with folders of images"
@@ -146,11 +143,8 @@ def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part]
     manifest = store.manifest()
     if manifest.genres and not options.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-    siblings: list[Part] = [
-        ShardPart(store, shard, manifest.labels)
-        for shard in manifest.shards
-        if options.split not in (None, shard.split)
-    ]
+    others = [shard for shard in manifest.shards if options.split not in (None, shard.split)]
+    siblings: list[Part] = [ShardPart(store, shard, manifest.labels) for shard in others]
     return shard_parts(store, manifest, options.split), siblings, set_facts(manifest, store)
 
 

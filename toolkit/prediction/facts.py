@@ -6,6 +6,7 @@ They lie in the file where its format holds them (Parquet's metadata, key ``post
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Collection, Mapping
@@ -95,9 +96,11 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
         found = format.facts_in(path)
     elif _facts_path(path).exists():
         found = read_json(_facts_path(path), "facts of predictions")
-    elif _begins_as_ours(format, path, wanted):
-        return None  # a kill came between a file and its facts
     else:
+        with contextlib.suppress(OSError, ValueError, csv.Error, RecursionError):
+            with open(path, encoding="utf-8", newline="") as stream:
+                if format.begins(stream, list(wanted["columns"].values())):
+                    return None  # a kill came between a file and its facts
         raise UserError(
             "path-exists", f"{path} was not written by `posters predict`; remove it or choose another --out"
         )
@@ -105,15 +108,6 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
         found = {**found, **{name: wanted[name] for name in unknown}}
     return found
-
-
-def _begins_as_ours(format: Format, path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a text file is empty or begins as one of these facts does."""
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            return format.begins(stream, list(facts["columns"].values()))
-    except (OSError, ValueError, csv.Error, RecursionError):
-        return False
 
 
 #: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.

@@ -103,16 +103,14 @@ def file_format(output: Path | None, format: str | None) -> str:
         raise UserError(
             "option-value", f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
         )
-    by_ending = ENDINGS.get(output.suffix.lower())
-    if format is None:
-        if by_ending is None:
-            raise _unknown_ending(output)
-        return by_ending
-    if by_ending not in (None, format):
+    by_ending = ENDINGS.get(output.suffix.lower(), format)
+    if by_ending is None:
+        raise _unknown_ending(output)
+    if format not in (None, by_ending):
         raise UserError(
             "option-conflict", f"--format {format} does not fit the ending of {output}: leave one of them out"
         )
-    return format
+    return by_ending
 
 
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:

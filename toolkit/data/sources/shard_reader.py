@@ -213,11 +213,9 @@ _seek = threading.Lock()
 
 def _read_at(file: int, target: memoryview, offset: int) -> int:
     """Fill ``target`` from ``offset`` on; returns the bytes read, fewer only at the end of the file."""
-    done = _read_some(file, target, offset)
-    while 0 < done < len(target):  # a network file system may answer with a part
+    done = more = _read_some(file, target, offset)
+    while more and done < len(target):  # a network file system may answer with a part
         more = _read_some(file, target[done:], offset + done)
-        if not more:
-            break
         done += more
     return done
 
