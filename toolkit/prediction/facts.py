@@ -18,7 +18,7 @@ from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
 from toolkit.inference.rows import Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, Format
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY, Format
 
 #: Raised whenever a file of before would not have the columns of today.
 VERSION = 2
@@ -65,10 +65,7 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     if found is None:
         return False
     if found != facts:
-        raise UserError(
-            "predictions-other",
-            f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out",
-        )
+        raise UserError("predictions-other", f"{path} holds predictions of {_difference(found, facts)}; {REMEDY}")
     return True
 
 
@@ -101,9 +98,7 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
             with open(path, encoding="utf-8", newline="") as stream:
                 if format.begins(stream, list(wanted["columns"].values())):
                     return None  # a kill came between a file and its facts
-        raise UserError(
-            "path-exists", f"{path} was not written by `posters predict`; remove it or choose another --out"
-        )
+        raise UserError("path-exists", f"{path} was not written by `posters predict`; {REMEDY}")
     if isinstance(found, dict):
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
         found = {**found, **{name: wanted[name] for name in unknown}}

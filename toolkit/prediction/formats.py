@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: Of the facts in a Parquet file's metadata.
 KEY = b"poster_toolkit"
+REMEDY = "remove it or choose another --out"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ class Parquet(Format):
         try:
             return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
         except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                "predictions-damaged", f"{path} cannot be read ({one_line(error)}); remove it or choose another --out"
-            ) from None
+            raise UserError("predictions-damaged", f"{path} cannot be read ({one_line(error)}); {REMEDY}") from None
 
 
 class Csv(Format):

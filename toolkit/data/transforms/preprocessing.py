@@ -20,6 +20,9 @@ BILINEAR = Image.Resampling.BILINEAR  # Pillow's is antialiased when it shrinks,
 MOST_RESIZED = 16_000_000
 #: Images that are normalised at a time.
 CPU_IMAGES = 8
+Box = tuple[int, int, int, int]
+FloatBox = tuple[float, float, float, float]
+Size = tuple[int, int]
 #: What happens to the part of an image that is not square.
 FITS = ("crop", "stretch")
 
@@ -73,13 +76,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
 
 
-def resized_window(
-    image: Image.Image,
-    box: tuple[float, float, float, float],
-    size: tuple[int, int],
-    corner: tuple[int, int],
-    side: int,
-) -> Image.Image:
+def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """The square at ``corner`` of ``box`` of the image resized to ``size``. Little more than the square is computed.
 
     A banner of 1x60000 pixels whose short side becomes 256 would otherwise be resized to 4 billion pixels.
@@ -100,9 +97,6 @@ def resized_window(
 def stretch(image: Image.Image, size: int) -> np.ndarray:
     """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
     return np.asarray(image.resize((size, size), BILINEAR))
-
-
-Box = tuple[int, int, int, int]
 
 
 def view_box(width: int, height: int, image_size: int, crop_pct: float) -> Box:
