@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from toolkit.distributed.agreement import Record, disagreement, other_versions, parse_record, problem_record
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,8 @@ def farewell(error: Exception) -> None:
     """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call
-    problem, code = one_line(error), error.code if isinstance(error, UserError) else "ranks-differ"
+    problem = one_line(error)
+    code: Code = error.code if isinstance(error, UserError) else "ranks-differ"
     if not isinstance(error, (UserError, OSError)):
         problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
     # Without a launch, or if the others do not come, it ends alone.

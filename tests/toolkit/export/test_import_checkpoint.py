@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def assert_refused(folder: Path, value: Any, *facts: str, code: Code | None = "m
     """Importing this content fails in one line of this code (None: another package's) with these facts, and leaves
     nothing."""
     torch.save(value, folder / "c.pth")
-    with pytest.raises(UserError) if code is None else fails(code, "c.pth", *facts) as caught:
+    failure: AbstractContextManager[pytest.ExceptionInfo[UserError]] = pytest.raises(UserError)
+    with failure if code is None else fails(code) as caught:
         main(["import", "--checkpoint", str(folder / "c.pth"), "--out", str(folder / "m")])
     assert all(fact in str(caught.value) for fact in ("c.pth", *facts))
     assert [path.name for path in folder.iterdir()] == ["c.pth"]
@@ -201,7 +203,7 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         return {**whole, "model_state_dict": {**state, **renamed}}
 
     bomb, huge = nested(200), 10**400
-    for value, code, fact in (
+    refused: list[tuple[Any, Code | None, str]] = [
         ({**light, "epoch": float("inf")}, "model-damaged", "epoch is inf"),
         ({**light, "epoch": -1}, "model-damaged", "epoch is -1"),
         ({**light, "epoch": huge}, "model-damaged", "epoch"),
@@ -240,7 +242,8 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         (with_state(model__bn1__running_var=-torch.ones(64)), None, "'bn1.running_var' holds variances under 0"),
         ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "model-damaged", "holds tuple"),
         (with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}), "model-unfit", "(fc.0.weight"),
-    ):
+    ]
+    for value, code, fact in refused:
         assert_refused(tmp_path, value, fact, code=code)
 
 

@@ -120,8 +120,8 @@ class PackedCut:
         self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        start, *numbers = (int(part[row]) for part in self.parts)
-        decode_rows(data, *numbers, slot[start * 3 :])
+        start, width, height, rows, denominator = (int(part[row]) for part in self.parts)
+        decode_rows(data, width, height, rows, denominator, slot[start * 3 :])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         return SquareCut(self.views, self.again).square(row, data)
