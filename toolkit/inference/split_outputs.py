@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -47,7 +48,8 @@ class SplitLogits:
         with atomic_write(path) as stream:
             order = ("ids", "logits", "targets", "genres", "split", "weights", "shard_set")
             types = {"logits": np.float32, "targets": np.uint8}
-            np.savez_compressed(stream, **{key: np.array(getattr(self, key), types.get(key)) for key in order})
+            arrays: dict[str, Any] = {key: np.array(getattr(self, key), types.get(key)) for key in order}
+            np.savez_compressed(stream, **arrays)
 
 
 def infer_split(

@@ -151,7 +151,7 @@ class JsonLines(Format):
             by_genre = dict(zip(rows.labels.genres, map(float, numbers[row]), strict=True)) if error is None else None
             record = {rows.key: rows.ids[row], "genres": names[row], "probabilities": by_genre, "error": error}
             if embeddings is not None:
-                record["embedding"] = list(map(float, embeddings[row])) if error is None else None
+                record["embedding"] = [float(text) for text in embeddings[row]] if error is None else None
             lines.append(json_text(record, allow_nan=False) + "\n")
         return "".join(lines)
 
