@@ -149,7 +149,8 @@ class JsonLines(Format):
         embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
         for row, error in enumerate(rows.errors):
             by_genre = dict(zip(rows.labels.genres, map(float, numbers[row]), strict=True)) if error is None else None
-            record = {rows.key: rows.ids[row], "genres": names[row], "probabilities": by_genre, "error": error}
+            record: dict[str, Any] = {rows.key: rows.ids[row], "genres": names[row]}
+            record |= {"probabilities": by_genre, "error": error}
             if embeddings is not None:
                 record["embedding"] = [float(text) for text in embeddings[row]] if error is None else None
             lines.append(json_text(record, allow_nan=False) + "\n")
