@@ -98,7 +98,7 @@ def test_one_wrong_number_is_found(folder: ModelFolder, output: str, row: int):
         return given
 
     found = measure(run, folder, pictures((40, 30)), preprocess=False)
-    with fails("export-differs", output, "0.5", "--tolerance"):
+    with fails("export-differs", f": {output}", "--tolerance"):
         judge(found, preprocess=False, tolerance=None)
 
 
