@@ -240,9 +240,9 @@ def test_a_folder_holds_one_prediction(
     assert predict(model, *test) == 0
     before = states(out)
     for options, fact in (
-        (["-d", images, "--out", out], "test-00000.parquet;"),
-        (["--shards", images, "--out", out], "test-00000.parquet;"),
-        ([*test, "--format", "csv"], "test-00000.parquet;"),
+        (["-d", images, "--out", out], ": test-00000.parquet"),
+        (["--shards", images, "--out", out], ": test-00000.parquet"),
+        ([*test, "--format", "csv"], ": test-00000.parquet"),
         (["--shards", many_shards, "--split", "val", "--embeddings", "--out", out], "--embeddings"),
         (["--shards", many_shards, "--split", "val", "-t", "0.9", "--out", out], "thresholds"),
     ):
