@@ -20,6 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from toolkit.config.schema import Config
@@ -52,7 +54,7 @@ def compare_often(rank: int, processes: int, port: int, rounds: int, results: An
             raise SystemExit(verdict)
         written.append(1000 * (middle - begin))
         compared.append(1000 * (time.perf_counter() - middle))
-        size = len(record.to_json())
+        size = len(msgspec.json.encode(record))
     results.put((statistics.median(written), statistics.median(compared), len(record.facts), size))
     time.sleep(1)  # the first process serves the store
 

@@ -32,7 +32,7 @@ def main() -> None:
     if late:
         os.kill(os.getpid(), signal.SIGTERM)  # after its first vote
     answers += [stop.agreed(), stop.agreed()]
-    seen = {"answers": answers, "waited": waited, "pending": stop.vote.pending}
+    seen = {"answers": answers, "waited": waited, "pending": stop.vote._work is not None}
     stop.restore()
 
     stop = StopSignal(accelerator)

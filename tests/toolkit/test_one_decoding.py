@@ -25,8 +25,7 @@ from toolkit.config.schema import DataConfig
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan, Share
-from toolkit.data.transforms.batch_transform import eval_cutter, train_cutter
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.batch_transform import RawTransform, eval_cutter, train_cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.prediction.api import load_model
 

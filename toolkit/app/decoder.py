@@ -24,9 +24,8 @@ import numpy as np
 from PIL import Image
 
 from shards.errors import UserError, one_line
-from shards.inputs.images import BadImage, decode
-from toolkit.data.sources.image_files import RAW
-from toolkit.data.transforms.image_transform import RawTransform
+from shards.inputs.images import ANY, BadImage, decode
+from toolkit.data.transforms.batch_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 #: The largest file that is taken (MB).
@@ -138,7 +137,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
     try:
         data = _read(path)
         square = RawTransform(preprocessing)(data)
-        image = decode(data, RAW)
+        image = decode(data, ANY)
     except BadImage as bad:  # what the fast decoder forgives, and Pillow does not
         return Refused(path.name, f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
     except (OSError, ValueError) as error:
@@ -150,7 +149,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
 
 def _pixels(path: Path, most: int) -> np.ndarray | Refused:
     try:
-        image = decode(_read(path), RAW)
+        image = decode(_read(path), ANY)
     except (OSError, ValueError, BadImage, MemoryError) as error:
         return Refused(path.name, f"{path.name} is no longer here ({one_line(error)}); upload it again")
     scale = (most / (image.width * image.height)) ** 0.5

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from shards.errors import one_line, printable
+from shards.errors import Code, one_line, printable, some
 from shards.schema import parse_as
 from shards.storage.files import fingerprint, sha256_file
 from toolkit.config.schema import Config
@@ -67,13 +67,8 @@ class Record(msgspec.Struct, frozen=True):
     """Of the launch, as its launcher says; 0 if unknown."""
     problem: str = ""
     """Why it cannot begin, if it cannot."""
-
-    def to_json(self) -> bytes:
-        """For the other processes."""
-        return msgspec.json.encode(self)
-
-
-# --- what a process does ----------------------------------------------------------------------------------------------
+    code: Code = "ranks-differ"
+    """Of the error that ends the launch if it cannot begin, or has something otherwise."""
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
@@ -94,9 +89,9 @@ def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = N
     return Record(sendable, versions(), _sendable(socket.gethostname()), device, int(env.get("WORLD_SIZE", "1")))
 
 
-def problem_record(problem: str) -> Record:
+def problem_record(problem: str, code: Code) -> Record:
     """Of a process that cannot begin."""
-    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem))
+    return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem), code=code)
 
 
 def _sendable(text: str) -> str:
@@ -122,7 +117,7 @@ def command_facts(command: str, options: Any) -> Facts:
         place = str(value.absolute()) if (command, name) == ("predict", WRITTEN) and value else ""
         if name in PLACES:
             value = None if value is None else "given"
-        facts[f"--{name.replace('_', '-')}"] = _fact(value)[0], place
+        facts[f"--{name.replace('_', '-')}"] = _text(value), place
     return facts
 
 
@@ -138,7 +133,7 @@ def config_facts(config: Config) -> Facts:
     """A resolved configuration, by its dotted keys; of a file of weights its content."""
     facts: Facts = {}
     for section, values in asdict(config).items():
-        facts |= {f"{section}.{key}": _fact(value) for key, value in values.items()}
+        facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
     if (weights := config.model.weights) is not None:
         facts["model.weights"] = file_fact(Path(weights))
     if config.train.feature_cache is not None:
@@ -149,24 +144,17 @@ def config_facts(config: Config) -> Facts:
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
     """All of a model folder that decides what it says of an image."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
-    facts: Facts = {f"{name} weights": (folder.fingerprint[:16], place)}
-    for key, value in {
+    facts: dict[str, object] = {
+        "weights": folder.fingerprint[:16],
         "architecture": folder.config["architecture"],
         "genres": list(folder.labels.genres),
         **vars(preprocessing),
         "calibration method": decisions.calibration,
-    }.items():
-        facts[f"{name} {key}"] = (_text(value), place)
-    for genre, *numbers in zip(
-        folder.labels.genres,
-        decisions.thresholds.tolist(),
-        decisions.scale.tolist(),
-        decisions.bias.tolist(),
-        strict=True,
-    ):
-        facts[f"{name} threshold of {genre}"] = (_text(numbers[0]), place)
-        facts[f"{name} calibration of {genre}"] = (_text(numbers[1:]), place)
-    return facts
+    }
+    numbers = zip(*(part.tolist() for part in (decisions.thresholds, decisions.scale, decisions.bias)), strict=True)
+    for genre, (threshold, *calibration) in zip(folder.labels.genres, numbers, strict=True):
+        facts[f"threshold of {genre}"], facts[f"calibration of {genre}"] = threshold, calibration
+    return {f"{name} {key}": (_text(value), place) for key, value in facts.items()}
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
@@ -190,16 +178,9 @@ def file_fact(path: Path) -> tuple[str, str]:
     return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
 
 
-def _fact(value: object) -> tuple[str | None, str]:
-    return (None if value is None else _text(value)), ""
-
-
-def _text(value: object) -> str:
-    """One text for one value."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-# --- whether all do the same ------------------------------------------------------------------------------------------
+def _text(value: object) -> str | None:
+    """One text for one value; None for none."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_record(data: bytes, rank: int) -> Record:
@@ -228,19 +209,13 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
         keys = [written]
     if not keys:
         return ""
-    own, place = other.facts.get(keys[0], (None, ""))
-    firsts, other_place = first.facts.get(keys[0], (None, ""))
-    here, there = told_apart(own, firsts)
     remedy = "start all processes with the same command, files and configuration"
     if keys[0] == "shard set":
         remedy = (
             "the processes see different shard sets: nodes have other copies, or it is being replaced; give all nodes "
             "the same set, whole"
         )
-    return (
-        f"{who} has {_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}"
-        f"{_others(keys)}: {remedy}"
-    )
+    return f"{who} has {_told(keys, first.facts, other.facts)}: {remedy}"
 
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
@@ -250,11 +225,16 @@ def other_versions(first: Record, other: Record, rank: int) -> str:
     keys = _differing(ours, theirs)
     if not keys:
         return ""
-    here, there = told_apart(other.versions.get(keys[0]), first.versions.get(keys[0]))
-    return (
-        f"{_who(first, other, rank)} has {_name(keys[0])} {here}, the first process {there}{_others(keys)}: results "
-        f"may differ from those of one version; install the same everywhere"
-    )
+    remedy = "results may differ from those of one version; install the same everywhere"
+    return f"{_who(first, other, rank)} has {_told(keys, ours, theirs)}: {remedy}"
+
+
+def _told(keys: Sequence[str], first: Facts, other: Facts) -> str:
+    """What is different under the first of ``keys``, and the names of some others."""
+    (own, place), (firsts, other_place) = (facts.get(keys[0], (None, "")) for facts in (other, first))
+    here, there = told_apart(own, firsts)
+    others = f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
+    return f"{_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}{others}"
 
 
 def told_apart(one: str | None, other: str | None) -> tuple[str, str]:
@@ -301,12 +281,3 @@ def _name(key: str) -> str:
 
 def _at(place: str) -> str:
     return f" ({printable(one_line(place))})" if place else ""
-
-
-def _others(keys: Sequence[str]) -> str:
-    """What else differs, in a few words."""
-    rest = [_name(key) for key in keys[1:]]
-    if not rest:
-        return ""
-    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-    return f" (and others in {', '.join(rest[:3])}{more})"

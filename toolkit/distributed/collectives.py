@@ -1,12 +1,15 @@
-"""What processes say to each other: gather by sample, agree on stopping, share decisions. launch.py: how they meet."""
+"""What processes say to each other: gather by sample, share decisions, hand out work. launch.py: how they meet."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
 
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.distributed.agreement import Facts, Record, disagreement, record_of
 from toolkit.distributed.environment import on, precision_of, require_plain
@@ -26,15 +29,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How accelerate may have processes work together.
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+#: A process may work on its last piece for hours while the others wait; one that dies ends the launch.
+LONGEST_WORK = timedelta(days=30)
 
 
 class LostData(UserError):
     """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
 
-    def __init__(self, message: str, status: int = UserError.status) -> None:
-        super().__init__(message)
+    def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
+        super().__init__(code, message)
         self.status = status
 
 
@@ -69,16 +72,18 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
             **options,
         )
     except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
-        raise UserError(f"accelerate cannot begin here: {one_line(error)}") from error
-    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError("environment", f"accelerate cannot begin here: {one_line(error)}") from error
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
+            "environment",
             f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
-            f"parallelism only (see launch/accelerate/)"
+            f"parallelism only (see launch/accelerate/)",
         )
     if accelerator.num_processes != wanted:
         raise UserError(
+            "environment",
             f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
-            f"see launch/accelerate/ for configs that work"
+            f"see launch/accelerate/ for configs that work",
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         log.warning(
@@ -99,9 +104,10 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if by_accelerate and not (told or hidden):
         raise UserError(
+            "device",
             f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
             f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
-            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true"
+            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true",
         )
 
 
@@ -118,15 +124,14 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
         records: list[Record] = gather_object([own])
         for rank in range(1, len(records)):
             if line := disagreement(records[:rank], records[rank]):
-                raise UserError(line)
+                raise UserError("ranks-differ", line)
 
 
 def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Collect rows of all ranks on every rank, in sample order.
 
     ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
-    Raises RuntimeError unless each of the ``count`` samples came exactly once: metrics over doubled or missing
-    samples would look fine and be wrong.
+    Raises RuntimeError unless each of the ``count`` samples came once: metrics of doubled ones would look fine.
     """
     pairs = [(indices, values)]
     if accelerator.num_processes > 1:
@@ -161,11 +166,12 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
         try:
             value = do()
         except (UserError, OSError) as error:
-            from_main(accelerator, (None, one_line(error)))
+            code = error.code if isinstance(error, UserError) else "path-unwritable"
+            from_main(accelerator, (None, (code, one_line(error))))
             raise
-    value, problem = from_main(accelerator, (value, ""))
+    value, problem = from_main(accelerator, (value, None))
     if problem:
-        raise UserError(problem)
+        raise UserError(*problem)
     result: T = value
     return result
 
@@ -180,15 +186,15 @@ def require_read(
     if failure is not None:
         for _ in range(owed):
             call()
-    found = [None if failure is None else (accelerator.process_index, str(failure), failure.status)]
+    found = [None if failure is None else (accelerator.process_index, failure.code, str(failure), failure.status)]
     if accelerator.num_processes > 1:
         found = gather_object(found)
     failed = [each for each in found if each is not None]
     if failed:
-        rank, reason, status = failed[0]
+        rank, code, reason, status = failed[0]
         who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
         more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
-        raise LostData(f"{who}{reason}{more}", status)
+        raise LostData(code, f"{who}{reason}{more}", status)
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
@@ -205,6 +211,48 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+class HandOut:
+    """Numbers 0 to count - 1, each for exactly one process. Made, and ended, by every process.
+
+    The counter lives in a store of torch.distributed's own (TCPStore), whose ``add`` is atomic. The process group is
+    not asked: its collective calls would make the processes wait for each other, and time out on long work.
+    """
+
+    def __init__(self, accelerator: Accelerator, count: int) -> None:
+        self.count = count
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self._store: Any = dist.HashStore()  # of this process alone
+        if self.world > 1:
+            host, main = os.environ.get("MASTER_ADDR", "127.0.0.1"), accelerator.is_main_process
+            opened = partial(dist.TCPStore, host, is_master=main, timeout=LONGEST_WORK, wait_for_workers=False)
+            if main:
+                self._store = opened(0, self.world)
+            port = from_main(accelerator, self._store.port if main else None)
+            if not main:
+                self._store = opened(port, self.world)
+
+    def numbers(self) -> Iterator[int]:
+        """What this process gets, a number each time it asks, until all are given."""
+        while (number := self._store.add("next", 1) - 1) < self.count:
+            yield number
+
+    def done(self, samples: int) -> int:
+        """Say that ``samples`` more are done; returns how many all processes together have done."""
+        return self._store.add("samples", samples)
+
+    def end(self, result: Any) -> list[Any]:
+        """Wait until every process has come here; all of them get the (JSON) results of all, in order of rank."""
+        self._store.set(f"result/{self.rank}", json.dumps(result))
+        keys = [f"result/{rank}" for rank in range(self.world)]
+        self._store.wait(keys, LONGEST_WORK)
+        results = [json.loads(self._store.get(key)) for key in keys]
+        # The main process holds the store: it stays until the others have read it.
+        self._store.set(f"read/{self.rank}", "")
+        if self.rank == 0:
+            self._store.wait([f"read/{rank}" for rank in range(self.world)], LONGEST_WORK)
+        return results
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:

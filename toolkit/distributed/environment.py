@@ -36,26 +36,6 @@ OURS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1", "auto"), "--train.accumulation"),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "auto", "0", "0.0"), "--optim.clip_norm"),
 }
-#: Variables that decide where and how processes run, and no number (PRECISION does, see `precision_of`).
-#: Where there is a star: they are read only with a variable that is refused.
-HARMLESS = (
-    "ACCELERATE_ALLOW_CP_STANDALONE",
-    "ACCELERATE_BYPASS_DEVICE_MAP",
-    "ACCELERATE_CONFIG_DS_FIELDS",
-    "ACCELERATE_CPU_AFFINITY",
-    "ACCELERATE_DEBUG_MODE",
-    "ACCELERATE_DEBUG_RDV_FILE",
-    "ACCELERATE_DEEPSPEED_*",
-    "ACCELERATE_DYNAMO_*",
-    "ACCELERATE_ENABLE_RICH",
-    "ACCELERATE_INIT_INCLUDE_BUFFERS",
-    "ACCELERATE_LOG_LEVEL",
-    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE",
-    "ACCELERATE_USE_CPU",
-    "FSDP_*",
-    "MEGATRON_LM_*",
-    "PARALLELISM_CONFIG_*",
-)
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
@@ -69,7 +49,9 @@ def require_plain(env: Mapping[str, str]) -> None:
     for name, value in sorted(env.items()):
         for entry, (told, remedy) in REFUSED.items():
             if matches(name, entry) and value.lower() not in OFF:
-                raise UserError(f"accelerate was told to {told}; {remedy} ({name} is {value!r} in the environment)")
+                raise UserError(
+                    "environment", f"accelerate was told to {told}; {remedy} ({name} is {value!r} in the environment)"
+                )
         usual, option = OURS.get(name, ((value.lower(),), ""))
         if value.lower() not in usual and env.get("RANK", "0") == "0":
             log.warning("%s is %r in the environment, and not used: it is %s that counts", name, value, option)
@@ -85,9 +67,11 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
         return asked
     value = env.get(PRECISION, "").lower() or "no"
     if value not in ("no", "bf16", "fp16"):
-        raise UserError(f"accelerate was told to compute in {value} ({PRECISION}): use bf16, fp16 or no")
+        raise UserError("environment", f"accelerate was told to compute in {value} ({PRECISION}): use bf16, fp16 or no")
     if value == "fp16" and on_cpu:
-        raise UserError(f"accelerate was told to compute in fp16 ({PRECISION}), which needs a GPU: use bf16 or no")
+        raise UserError(
+            "environment", f"accelerate was told to compute in fp16 ({PRECISION}), which needs a GPU: use bf16 or no"
+        )
     return value
 
 

@@ -40,7 +40,8 @@ def spreads(accelerator: Accelerator, config: Config) -> bool:
     """
     if config.train.fsdp and accelerator.mixed_precision == "fp16":
         raise UserError(
-            "train.fsdp does not go with precision fp16, which scales gradients: use --train.precision bf16 or no"
+            "option-conflict",
+            "train.fsdp does not go with precision fp16, which scales gradients: use --train.precision bf16 or no",
         )
     return config.train.fsdp and accelerator.num_processes > 1
 
@@ -59,8 +60,9 @@ def spread(accelerator: Accelerator, model: nn.Module) -> None:
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise UserError(
+            "model-unfit",
             f"train.fsdp cannot cut weights that are single numbers, and {type(model).__name__} has some "
-            f"({', '.join(scalars[:3])}): set it to false, or choose another model"
+            f"({', '.join(scalars[:3])}): set it to false, or choose another model",
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -71,13 +73,9 @@ def spread(accelerator: Accelerator, model: nn.Module) -> None:
         # FSDP's own: weights and sums of gradients are float32, autocast takes what it always does.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     if accelerator.is_main_process:
-        log.info(
-            "weights are spread over %d processes in %d units: %.2f of %.2f M here",
-            accelerator.num_processes,
-            len(blocks) + 1,
-            sum(local(parameter).numel() for parameter in model.parameters()) / 1e6,
-            whole / 1e6,
-        )
+        here = sum(local(parameter).numel() for parameter in model.parameters())
+        counts = (accelerator.num_processes, len(blocks) + 1, here / 1e6, whole / 1e6)
+        log.info("weights are spread over %d processes in %d units: %.2f of %.2f M here", *counts)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -125,8 +123,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def gathered(tree: Any, keep: bool) -> Any:
     """A state dict with whole tensors, on the CPU, where spread ones were.
 
-    Called by every rank, with the same tree. Only where ``keep`` is the result of use: elsewhere tensors become None,
-    so that never more than one is whole.
+    Called by every rank, with the same tree. Without ``keep`` tensors become None, so that at most one is whole.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree

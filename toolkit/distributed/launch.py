@@ -20,12 +20,13 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 
+import msgspec
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from toolkit.distributed.agreement import Record, disagreement, other_versions, parse_record, problem_record
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def patience() -> timedelta:
     usual = PATIENCE["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"POSTERS_TIMEOUT is {text!r}: give whole seconds, at least 1, e.g. {usual}")
+        raise UserError("environment", f"POSTERS_TIMEOUT is {text!r}: give whole seconds, at least 1, e.g. {usual}")
     return timedelta(seconds=int(text))
 
 
@@ -65,8 +66,9 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
     if not _is_lost_peer(error):
         return None
     return LostPeer(
+        "rank-lost",
         f"lost another process of this run, or the network to it ({_cause(error)}): look at what that process said; "
-        f"then start all of them again. A training with --resume goes on from its newest checkpoint"
+        f"then start all of them again. A training with --resume goes on from its newest checkpoint",
     )
 
 
@@ -97,9 +99,10 @@ def processes_of(env: Mapping[str, str]) -> int:
         good = bool(text) if name == "MASTER_ADDR" else text.isdecimal() and int(text) < 2**16
         if not good or (name == "RANK" and int(text) >= int(told["WORLD_SIZE"])):
             raise UserError(
+                "environment",
                 f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
                 f"{text!r}: start by a launcher, which sets {', '.join(TOLD)} (see launch/README.md), or unset "
-                f"WORLD_SIZE for one process alone"
+                f"WORLD_SIZE for one process alone",
             )
     return int(told["WORLD_SIZE"])
 
@@ -122,15 +125,16 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
     try:
         store = open_store(wanted, limit)
         if verdict := compare(store, int(env["RANK"]), wanted, record):
-            raise Disagreement(verdict)
+            raise verdict
         PartialState(cpu, timeout=limit, store=store, rank=int(env["RANK"]), world_size=wanted)
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
         raise LostPeer(
+            "rank-lost",
             f"the {wanted} processes did not meet at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
             f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): is every node started, is the "
-            f"address that of the first node, does a firewall stand between them? See launch/README.md"
+            f"address that of the first node, does a firewall stand between them? See launch/README.md",
         ) from None
 
 
@@ -141,53 +145,47 @@ def open_store(wanted: int, limit: timedelta) -> dist.Store:
     """
     env = os.environ
     serves = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return dist.TCPStore(
-        env["MASTER_ADDR"],
-        int(env["MASTER_PORT"]),
-        wanted,
-        is_master=serves,
-        timeout=limit,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    return dist.TCPStore(host, port, wanted, serves, limit, wait_for_workers=False, multi_tenant=True)
 
 
-def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> str:
-    """The first process's verdict on the records of all: one line, the same on each of them; empty if they agree.
+def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagreement | None:
+    """The first process's verdict on the records of all, the same on each of them; None if they agree.
 
     Every key is deleted by the process that reads it: those of processes that are started again may meet in this store.
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
-        store.set(f"record/{rank}", record.to_json().decode())
-        return _taken(store, f"verdict/{rank}").decode()
+        store.set(f"record/{rank}", msgspec.json.encode(record).decode())
+        line, _, code = _taken(store, f"verdict/{rank}").decode().partition("\n")
+        return Disagreement(code, line) if line else None
     verdict, wanted = _judged(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]
     for key in verdicts:
-        store.set(key, verdict)
+        store.set(key, f"{verdict}\n{verdict.code}" if verdict else "")
     end = time.monotonic() + FAREWELL.total_seconds()
     while verdict and time.monotonic() < end and any(store.check([key]) for key in verdicts):
         time.sleep(0.01)  # this process may serve the store: it does not end before the others have read
     return verdict
 
 
-def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[str, int]:
+def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
     """The verdict, and how many processes there are to hear it."""
     if record.problem:
-        return f"the first process cannot begin: {record.problem}", wanted
+        return Disagreement(record.code, f"the first process cannot begin: {record.problem}"), wanted
     records, warning = [record], ""
     for rank in range(1, wanted):
         try:
             other = parse_record(_taken(store, f"record/{rank}"), rank)
         except UserError as error:
-            return str(error), wanted
-        if verdict := disagreement(records, other):
-            return verdict, min(wanted, other.processes or wanted)
+            return Disagreement("ranks-differ", str(error)), wanted
+        if line := disagreement(records, other):
+            return Disagreement(other.code, line), min(wanted, other.processes or wanted)
         warning = warning or other_versions(record, other, rank)
         records.append(other)
     if warning:
         log.warning("%s", warning)
-    return "", wanted
+    return None, wanted
 
 
 def _taken(store: dist.Store, key: str) -> bytes:
@@ -201,13 +199,14 @@ def farewell(error: Exception) -> None:
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call
     problem = one_line(error)
+    code: Code = error.code if isinstance(error, UserError) else "ranks-differ"
     if not isinstance(error, (UserError, OSError)):
         problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
     # Without a launch, or if the others do not come, it ends alone.
     with contextlib.suppress(UserError, dist.DistError):
         if (wanted := processes_of(os.environ)) > 1:
             store = open_store(wanted, FAREWELL)
-            compare(store, int(os.environ["RANK"]), wanted, problem_record(problem))
+            compare(store, int(os.environ["RANK"]), wanted, problem_record(problem, code))
 
 
 def leave() -> None:

@@ -40,13 +40,7 @@ class Vote:
         self._flag = np.zeros(1, dtype=np.int64)
         self._work: Any = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether other ranks may have yet to give their word."""
-        return self._work is not None
-
     def ask(self, yes: bool) -> None:
-        """Say this rank's word."""
         self._flag = np.array([yes], dtype=np.int64)
         if self.several:
             flag = torch.from_numpy(self._flag)

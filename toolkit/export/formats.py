@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 
 @dataclass(frozen=True)
 class Format:
     """How a model is exported.
 
-    The module's ``exported(folder, preprocess, opset)`` gives a file's content, and ``opened(path, preprocess)`` a
-    parity_check.Run on a written file.
+    Its module has ``exported(folder, preprocess, opset)``, a file's content, and ``opened(path, preprocess)``, a Run.
     """
 
     module: str
@@ -22,17 +20,13 @@ class Format:
     runtime: str
     """What runs it, for people."""
 
-    def load(self) -> Any:
-        return importlib.import_module(f"toolkit.export.{self.module}")
-
 
 #: By name. The first is the default.
 FORMATS = {
     "onnx": Format("onnx_export", "model.onnx", "onnxruntime"),
     "torch-export": Format("torch_export", "model.pt2", "torch.export"),
 }
-CHOICES = tuple(FORMATS)
 if TYPE_CHECKING:
     FormatName = str
 else:
-    FormatName = Literal[CHOICES]  # of an option
+    FormatName = Literal[tuple(FORMATS)]  # of an option

@@ -41,9 +41,11 @@ def run_push(options: PushOptions) -> int:
     folder = load_model_folder(options.model)
     _check_onnx(folder)
     if get_token() is None:
-        raise UserError("no token for the hub: run `hf auth login`, or set HF_TOKEN to one with write access")
+        raise UserError(
+            "environment", "no token for the hub: run `hf auth login`, or set HF_TOKEN to one with write access"
+        )
     if not reachable():
-        raise UserError(f"no connection to {constants.ENDPOINT}: nothing was uploaded")
+        raise UserError("network", f"no connection to {constants.ENDPOINT}: nothing was uploaded")
     patterns = [*FILES, *([PREDICTIONS] if options.with_predictions else [])]
     api = HfApi()
     try:
@@ -58,7 +60,7 @@ def run_push(options: PushOptions) -> int:
             commit_message=options.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
         )
     except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
-        raise UserError(f"nothing was uploaded to {options.repo}: {_reason(error)}") from None
+        raise _refused(error, f"nothing was uploaded to {options.repo}") from None
     names = sorted({path.name for pattern in patterns for path in options.model.glob(pattern)})
     print(f"files   {', '.join(names)}")
     print(f"commit  {commit.oid}")
@@ -83,19 +85,23 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
                 local_files_only=not online,
             )
     except RevisionNotFoundError:
-        raise UserError(f"{constants.ENDPOINT} has {repo_id}, but no revision {revision!r} of it") from None
+        raise UserError(
+            "model-missing", f"{constants.ENDPOINT} has {repo_id}, but no revision {revision!r} of it"
+        ) from None
     except (RepositoryNotFoundError, GatedRepoError):
         raise UserError(
+            "model-missing",
             f"{constants.ENDPOINT} has no model {repo_id} that you may read; if it is private, run `hf auth login` "
-            f"or set HF_TOKEN"
+            f"or set HF_TOKEN",
         ) from None
     except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
         if not online:
             raise UserError(
+                "network",
                 f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it where there "
-                f"is a network, and give the folder"
+                f"is a network, and give the folder",
             ) from None
-        raise UserError(f"{repo_id} cannot be downloaded: {_reason(error)}") from None
+        raise _refused(error, f"{repo_id} cannot be downloaded") from None
     return Path(found)
 
 
@@ -123,7 +129,7 @@ def _check_answer(response: Any) -> None:
     for text in filter(None, said):
         if not isinstance(text, str) or not PLAIN.fullmatch(text):
             raise UserError(
-                f"the hub calls a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
+                "network", f"the hub calls a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
             )
 
 
@@ -157,7 +163,7 @@ def reachable() -> bool:
 
 def _check_name(repo: str, what: str) -> None:
     if not REPO.fullmatch(repo):
-        raise UserError(f"{what} {repo!r} is no name of a repository: give USER/NAME")
+        raise UserError("option-value", f"{what} {repo!r} is no name of a repository: give USER/NAME")
 
 
 def _check_onnx(folder: ModelFolder) -> None:
@@ -172,19 +178,21 @@ def _check_onnx(folder: ModelFolder) -> None:
         stated = OnnxModel(path, folder, torch.device("cpu")).facts
         if stated.get("decisions") != folder.decisions.fingerprint:
             raise UserError(
+                "model-other",
                 f"{path} has an older calibration or older thresholds than {folder.path}: run `posters export --model "
-                f"{folder.path}` again, or remove it"
+                f"{folder.path}` again, or remove it",
             )
 
 
-def _reason(error: Exception) -> str:
+def _refused(error: Exception, what: str) -> UserError:
     """The hub's refusal in one line, with the remedy where that is known."""
     if isinstance(error, UserError):
-        return str(error)
+        return UserError(error.code, f"{what}: {error}")
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = {
         401: "the hub does not know the token (401): run `hf auth login` again, or set HF_TOKEN",
         403: "the token may not write there (403): take one with write access to this user or organisation",
         404: "the hub has no such repository or revision that you may see (404)",
     }
-    return known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
+    reason = known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
+    return UserError("network", f"{what}: {reason}")

@@ -19,7 +19,7 @@ import timm
 import torch
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_file
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.config.values import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
@@ -48,18 +48,22 @@ MAX_LETTERS = 4096
 State = dict[str, torch.Tensor]
 
 
+class Unlike(UserError):
+    """Something in the file is not as the script writes it."""
+
+    def __init__(self, path: Path, problem: str, code: Code = "model-damaged") -> None:
+        super().__init__(code, f"{path}: {problem}")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What of the script's file makes a model."""
 
     state: State
     """Under torchvision's names."""
-    threshold_logits: torch.Tensor | None
     labels: LabelSet
     image_size: int
-    thresholds: FloatArray | None
-    """(G,) learned ones; None if the file has none."""
-    fixed_threshold: float
+    decisions: Decisions
     epoch: int
 
 
@@ -67,11 +71,13 @@ def run_import(options: ImportOptions) -> int:
     """Read, recognise, write; returns the exit status."""
     out = Path(os.path.abspath(options.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {options.out} exists and is not an empty folder: choose another, or remove it")
+        raise UserError(
+            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another, or remove it"
+        )
     remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(options.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
-    decisions = decisions_of(checkpoint, options.checkpoint)
+    decisions = checkpoint.decisions
     model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
     model.load_state_dict(_our_names(checkpoint.state, model.state_dict()), strict=True)
     facts = {
@@ -97,29 +103,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
-            f"{path} is no {WHAT}: it has no model_state_dict; weights alone go into a training by --model.weights"
+            "path-unreadable",
+            f"{path} is no {WHAT}: it has no model_state_dict; weights alone go into a training by --model.weights",
         )
     config = raw.get("config") or {}
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no {WHAT}: its config is a {type(config).__name__} instead of a dict")
+        raise UserError(
+            "model-damaged", f"{path} is no {WHAT}: its config is a {type(config).__name__} instead of a dict"
+        )
     state, threshold_logits = _clean_names(raw["model_state_dict"], path)
     labels = _labels(raw.get("mlb"), path)
     stated = raw.get("num_classes")
-    if stated is not None and _number(stated, "num_classes", path) != len(labels):
-        raise UserError(f"{path} says num_classes {_number(stated, 'num_classes', path):g}, but its mlb has "
-                        f"{len(labels)} genres")  # fmt: skip
-    learned = raw.get("learned_thresholds")
-    # A script that was told not to learn them has the parameter all the same, and did not use it.
-    unused = raw.get("learn_thresholds") is False
-    return Checkpoint(
-        state,
-        None if unused else threshold_logits,
-        labels,
-        _image_size(config.get("image_size", 224), path),
-        None if learned is None else _vector(learned, "learned_thresholds", len(labels), path),
-        _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path),
-        _epoch(raw.get("epoch", 0), path),
-    )
+    if stated is not None and (count := _number(stated, "num_classes", path)) != len(labels):
+        raise UserError("labels-invalid", f"{path} says num_classes {count:g}, but its mlb has {len(labels)} genres")
+    if raw.get("learn_thresholds") is False:
+        threshold_logits = None  # a script that was told not to learn them has the parameter all the same
+    side = _image_size(config.get("image_size", 224), path)
+    fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
+    epoch = _number(raw.get("epoch", 0), "epoch", path)
+    if not 0 <= epoch <= 1e9:
+        raise Unlike(path, f"its epoch is {epoch:g}, not a number of 0 or more")
+    decisions = _decisions(raw.get("learned_thresholds"), threshold_logits, fixed, len(labels), path)
+    return Checkpoint(state, labels, side, decisions, int(epoch))
 
 
 def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
@@ -131,8 +136,9 @@ def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]
         if body == {name: tensor.shape for name, tensor in _backbone(network.state_dict()).items()}:
             return architecture, _head(state, network.num_features, num_genres, path)
     raise UserError(
+        "model-unfit",
         f"{path} holds none of {', '.join(ARCHITECTURES)} as torchvision has them: its {len(body)} tensors before the "
-        f"classifier have other names or shapes"
+        f"classifier have other names or shapes",
     )
 
 
@@ -155,11 +161,14 @@ def _head(state: State, width: int, num_genres: int, path: Path) -> HeadSpec:
     if not 0 < len(layers) <= MAX_HIDDEN + 1 or found != wanted or not flat or not chained:
         shown = ", ".join(name[:100] for name in sorted(found)[:9]) + (", ..." if len(found) > 9 else "")
         raise UserError(
+            "model-unfit",
             f"{path}: its classifier ({shown or 'none'}) is neither one linear layer nor several with ReLU and dropout "
-            f"between them"
+            f"between them",
         )
     if widths[-1] != num_genres:
-        raise UserError(f"{path}: its classifier has {widths[-1]} outputs, and its mlb {num_genres} genres")
+        raise Unlike(
+            path, f"its classifier has {widths[-1]} outputs, and its mlb {num_genres} genres", "labels-invalid"
+        )
     return HeadSpec("linear", (), 0.0) if len(layers) == 1 else HeadSpec("mlp", tuple(widths[1:-1]), 0.5)
 
 
@@ -181,18 +190,17 @@ def _our_names(state: State, own: State) -> State:
     return {**{n: t for n, t in own.items() if n.endswith("num_batches_tracked")}, **renamed}
 
 
-def decisions_of(checkpoint: Checkpoint, path: Path) -> Decisions:
+def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: int, path: Path) -> Decisions:
     """The script's thresholds: learned ones where it has them, else its fixed one."""
-    size = len(checkpoint.labels)
-    if checkpoint.thresholds is not None:
-        thresholds, source = checkpoint.thresholds, "learned by the earlier script"
-    elif checkpoint.threshold_logits is not None:
-        logits = _vector(checkpoint.threshold_logits, "threshold_logits", size, path)
-        thresholds, source = sigmoid(logits), "learned by the earlier script, as logits"
+    if learned is not None:
+        thresholds, source = _vector(learned, "learned_thresholds", size, path), "learned by the earlier script"
+    elif logits is not None:
+        thresholds = sigmoid(_vector(logits, "threshold_logits", size, path))
+        source = "learned by the earlier script, as logits"
     else:
-        thresholds, source = np.full(size, checkpoint.fixed_threshold), "the earlier script's fixed threshold"
+        thresholds, source = np.full(size, fixed), "the earlier script's fixed threshold"
     if not ((thresholds >= 0) & (thresholds <= 1)).all():
-        raise UserError(f"{path}: its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})")
+        raise Unlike(path, f"its thresholds are not from 0 to 1 ({thresholds.min():g} to {thresholds.max():g})")
     return Decisions.plain(thresholds, source)
 
 
@@ -201,10 +209,10 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
     state: State = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: its model_state_dict holds {_shown(name)}, which is no tensor")
+            raise Unlike(path, f"its model_state_dict holds {_shown(name)}, which is no tensor")
         plain = PREFIXES.sub("", name)
         if plain in state:
-            raise UserError(f"{path}: its model_state_dict has {_shown(plain)} twice, under different prefixes")
+            raise Unlike(path, f"its model_state_dict has {_shown(plain)} twice, under different prefixes")
         state[plain] = tensor
     require_finite(state, path)
     return state, state.pop("threshold_logits", None)
@@ -212,18 +220,22 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
 
 def _labels(binarizer: Any, path: Path) -> LabelSet:
     if not isinstance(binarizer, PickledBinarizer) or not isinstance(binarizer.state, dict):
-        raise UserError(f"{path} is no {WHAT}: it has no MultiLabelBinarizer `mlb`, so genres have no names")
+        raise UserError(
+            "labels-invalid", f"{path} is no {WHAT}: it has no MultiLabelBinarizer `mlb`, so genres have no names"
+        )
     try:
         classes = [_plain(item) for item in to_array(binarizer.state["classes_"]).tolist()]
     except KeyError:
-        raise UserError(f"{path}: its mlb has no classes_; was it fitted?") from None
+        raise Unlike(path, "its mlb has no classes_; was it fitted?", "labels-invalid") from None
     except NOT_NUMBERS as error:
-        raise UserError(f"{path}: the classes_ of its mlb cannot be read ({_shown(error)})") from None
+        raise Unlike(path, f"the classes_ of its mlb cannot be read ({_shown(error)})", "labels-invalid") from None
     wrong = [item for item in classes if not isinstance(item, str) or not 0 < len(item) <= MAX_LETTERS]
     if wrong:
-        raise UserError(f"{path}: the classes_ of its mlb are not names of genres, e.g. {_shown(wrong[0])}")
+        raise Unlike(
+            path, f"the classes_ of its mlb are not names of genres, e.g. {_shown(wrong[0])}", "labels-invalid"
+        )
     if not classes or len(set(classes)) < len(classes):
-        raise UserError(f"{path}: the classes_ of its mlb are empty or not different from each other")
+        raise Unlike(path, "the classes_ of its mlb are empty or not different from each other", "labels-invalid")
     return LabelSet(tuple(classes))
 
 
@@ -247,22 +259,15 @@ def _image_size(value: Any, path: Path) -> int:
     good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
     if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
         shown = "x".join(map(_shown, sides[:2]))
-        raise UserError(f"{path}: its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
+        raise Unlike(path, f"its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
     return int(sides[0])
-
-
-def _epoch(value: Any, path: Path) -> int:
-    number = _number(value, "epoch", path)
-    if not 0 <= number <= 1e9:
-        raise UserError(f"{path}: its epoch is {number:g}, not a number of 0 or more")
-    return int(number)
 
 
 def _number(value: Any, what: str, path: Path) -> float:
     try:
         return float(to_number(value))
     except NOT_NUMBERS as error:
-        raise UserError(f"{path}: its {what} is not a number ({_shown(error)})") from None
+        raise Unlike(path, f"its {what} is not a number ({_shown(error)})") from None
 
 
 def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
@@ -270,7 +275,7 @@ def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
     try:
         array = np.asarray(to_array(value), np.float64)
     except NOT_NUMBERS as error:
-        raise UserError(f"{path}: its {what} cannot be read ({_shown(error)})") from None
+        raise Unlike(path, f"its {what} cannot be read ({_shown(error)})") from None
     if array.shape != (size,) or not np.isfinite(array).all():
-        raise UserError(f"{path}: its {what} are not {size} finite numbers, one for each genre")
+        raise Unlike(path, f"its {what} are not {size} finite numbers, one for each genre")
     return array

@@ -47,7 +47,7 @@ class ExportNetwork(nn.Module):
 
 
 def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str, Any]:
-    """What an exported file says of itself; JSON types."""
+    """What an exported file says of itself, for JSON."""
     return {
         "architecture": folder.config["architecture"],
         "genres": list(folder.labels.genres),
@@ -55,11 +55,7 @@ def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str,
         "thresholds": folder.decisions.thresholds.tolist(),
         "decisions": folder.decisions.fingerprint,
         "weights_sha256": folder.fingerprint,
-        "image_size": folder.preprocessing.image_size,
-        "fit": folder.preprocessing.fit,
-        "crop_pct": folder.preprocessing.crop_pct,
-        "mean": list(folder.preprocessing.mean),
-        "std": list(folder.preprocessing.std),
+        **{key: getattr(folder.preprocessing, key) for key in ("image_size", "fit", "crop_pct", "mean", "std")},
         "preprocess": preprocess,
         "opset": opset,
     }

@@ -32,15 +32,17 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UserError(
+            "option-value",
             f"--opset must be from {MIN_OPSET} to {onnx.defs.onnx_opset_version()} (with onnx {onnx.__version__}), "
-            f"not {opset}"
+            f"not {opset}",
         )
     network = ExportNetwork(folder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > MAX_WEIGHTS:
         raise UserError(
+            "export-unsupported",
             f"{folder.path} has {size / 2**30:.2f} GiB of weights, and a single ONNX file holds 2: use "
-            f"--format torch-export"
+            f"--format torch-export",
         )
     model = _network_graph(network, folder, opset)
     if preprocess:
@@ -82,12 +84,16 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
             model: Any = program.model_proto  # type: ignore[union-attr]
     except Exception as error:  # torch.export, its decompositions and onnxscript each raise their own types
         raise UserError(
+            "export-unsupported",
             f"torch cannot export {folder.config['architecture']} to ONNX ({type(error).__name__}: "
-            f"{one_line(error)[:300]}); try --format torch-export"
+            f"{one_line(error)[:300]}); try --format torch-export",
         ) from None
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written.get("") != opset:
-        raise UserError(f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out")
+        raise UserError(
+            "export-unsupported",
+            f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out",
+        )
     return model
 
 

@@ -58,8 +58,8 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
     if preprocessing.fit == "stretch":
         pixels = _resize(build, pixels, side, side)
     else:
-        size, short = preprocessing.image_size, _short(preprocessing)
-        least = build.constant([short])
+        size = preprocessing.image_size
+        least = build.constant([max(size, round(size / preprocessing.crop_pct))])
         # The other side by `int(short * other / shorter)`; the short one gives `short` itself.
         shorter = build("Min", height, width)
         new_height, new_width = (
@@ -75,10 +75,6 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
     )
     build("Div", build("Sub", pixels, mean), std, name=NORMALISED)
     return build.nodes, build.constants
-
-
-def _short(preprocessing: Preprocessing) -> int:
-    return max(preprocessing.image_size, round(preprocessing.image_size / preprocessing.crop_pct))
 
 
 def _middle(build: _Nodes, length: str, size: int) -> str:

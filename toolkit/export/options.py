@@ -31,9 +31,9 @@ class ExportOptions(ModelOption):
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not self.tolerance > 0:
-            raise UserError(f"--tolerance must be over 0, not {self.tolerance}")
+            raise UserError("option-value", f"--tolerance must be over 0, not {self.tolerance}")
         if self.format != "onnx" and (self.preprocess or self.opset is not None):
-            raise UserError("--preprocess and --opset go with --format onnx")
+            raise UserError("option-conflict", "--preprocess and --opset go with --format onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,15 +85,15 @@ def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UserError(f"--check: no file or folder {path}")
+            raise UserError("path-missing", f"--check: no file or folder {path}")
         below = (file for file in path.rglob("*") if is_image_name(file.name))
         found += sorted(below) if path.is_dir() else [path]
     if not found:
-        raise UserError(f"--check: no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
+        raise UserError("images-none", f"--check: no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
     spaced = [found[place * len(found) // MAX_IMAGES] for place in range(MAX_IMAGES)]
     pictures = _read(found if len(found) <= MAX_IMAGES else spaced)
     if not pictures:
-        raise UserError(f"--check: none of {len(found)} files is an image that can be read")
+        raise UserError("images-none", f"--check: none of {len(found)} files is an image that can be read")
     return pictures
 
 
@@ -110,8 +110,7 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
     """Run an exported file and the model folder on the same pictures.
 
-    With ``preprocess`` the file is given the pictures as they are, those of one size at a time; where it also gives
-    ``normalised``, pixels are compared too.
+    With ``preprocess`` the file is given the pictures themselves, by size; ``normalised``, if given, is compared too.
     """
     from PIL import Image
 
@@ -132,12 +131,10 @@ def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], prepr
 
 
 def _batches(numbers: list[int], at_least: int) -> Iterator[list[int]]:
-    line = list(itertools.islice(itertools.cycle(numbers), max(len(numbers), at_least)))
-    for size in itertools.chain(BATCHES, itertools.repeat(BATCHES[-1])):
-        if not line:
-            return
-        yield line[:size]
-        line = line[size:]
+    line = itertools.islice(itertools.cycle(numbers), max(len(numbers), at_least))
+    sizes = itertools.chain(BATCHES, itertools.repeat(BATCHES[-1]))
+    while batch := list(itertools.islice(line, next(sizes))):
+        yield batch
 
 
 def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, given: dict[str, np.ndarray]) -> None:
@@ -176,14 +173,16 @@ def judge(found: Differences, preprocess: bool, tolerance: float | None) -> None
         found.levels <= MAX_LEVELS and found.mean_levels <= MEAN_LEVELS and found.same_pixels <= TOLERANCE
     ):
         raise UserError(
+            "export-differs",
             f"nothing was exported: the file's pixels are up to {found.levels:.3g} grey levels from Pillow's (mean "
             f"{found.mean_levels:.2g}; allowed: {MAX_LEVELS:g} and {MEAN_LEVELS:g}), its logits on them "
-            f"{found.same_pixels:.2g} from PyTorch's (allowed: {TOLERANCE:g}): export without --preprocess"
+            f"{found.same_pixels:.2g} from PyTorch's (allowed: {TOLERANCE:g}): export without --preprocess",
         )
     else:
         what, value = "probabilities", found.probabilities
     if not value <= limit:
         raise UserError(
+            "export-differs",
             f"nothing was exported: {what} of the file and PyTorch differ by {value:.2g} at most, over the tolerance "
-            f"of {limit:g}; try another --format or --opset, or allow more with --tolerance"
+            f"of {limit:g}; try another --format or --opset, or allow more with --tolerance",
         )

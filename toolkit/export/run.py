@@ -6,6 +6,7 @@ posters export --model RUN/model --format onnx --preprocess --check posters/    
 from __future__ import annotations
 
 from glob import escape
+from importlib import import_module
 from pathlib import Path
 
 from shards.errors import UserError
@@ -25,9 +26,9 @@ def run_export(options: ExportOptions) -> int:
     name = format.file.replace(".", "-preprocess." if options.preprocess else ".")
     out: Path = options.out or options.model / name
     if out.is_dir():
-        raise UserError(f"--out must be a file, and {out} is a folder: give {out / name}")
+        raise UserError("path-exists", f"--out must be a file, and {out} is a folder: give {out / name}")
     remove_dead_partials(out.parent, escape(out.name))
-    module = format.load()
+    module = import_module(f"toolkit.export.{format.module}")
     content: bytes = module.exported(folder, options.preprocess, options.opset)
     with atomic_write(out) as stream:  # renamed when the block ends well, gone when it does not
         stream.write(content)

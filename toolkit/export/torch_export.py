@@ -32,8 +32,9 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
             torch.export.save(program, stream, extra_files={FACTS_FILE: json.dumps(facts(folder, False, None))})
     except Exception as error:  # torch.export and its serializer raise many types
         raise UserError(
+            "export-unsupported",
             f"torch.export cannot hold {folder.config['architecture']} ({type(error).__name__}: "
-            f"{one_line(error)[:300]})"
+            f"{one_line(error)[:300]})",
         ) from None
     return stream.getvalue()
 

@@ -44,17 +44,16 @@ class ForwardOptions:
 class Answer:
     """What came out for one batch, perhaps still on its way to the host."""
 
-    logits: torch.Tensor
-    """(n, G) float32 on the host."""
-    embeddings: torch.Tensor | None
-    """(n, F) float32 on the host."""
+    outputs: list[torch.Tensor]
+    """(n, G) logits and, if asked for, (n, F) embeddings; float32 on the host."""
     _ready: Any = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Wait if need be, and give both as numpy arrays."""
+        """Wait if need be, and give logits and embeddings as numpy arrays."""
         if self._ready is not None:
             self._ready.synchronize()
-        return self.logits.numpy(), None if self.embeddings is None else self.embeddings.numpy()
+        logits, *embeddings = (values.numpy() for values in self.outputs)
+        return logits, embeddings[0] if embeddings else None
 
 
 class TorchNetwork(nn.Module):
@@ -65,7 +64,6 @@ class TorchNetwork(nn.Module):
         self.model, self.embeddings = model, embeddings
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See Network."""
         return logits_and_features(self.model, images) if self.embeddings else (self.model(images), None)
 
 
@@ -83,8 +81,7 @@ class Forward:
         """``network``: a timm model, already on its device and in evaluation mode, or something that answers alike.
         ``dtype``: what autocast lets matrix products and convolutions take; float32 turns it off.
 
-        With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: another shape would be compiled
-        anew.
+        With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: each shape is compiled anew.
         """
         # What is gathered in inference mode could not be trained with afterwards.
         self.grad_mode = torch.no_grad if is_spread(network) else torch.inference_mode
@@ -101,13 +98,18 @@ class Forward:
             pixels = self.preprocessing.normalize(images, self.dtype)
             if rows < self.full_batch:
                 pixels = torch.cat([pixels, pixels[:1].expand(self.full_batch - rows, -1, -1, -1)])
-            logits, embeddings = self._run(pixels)
+            outputs = self._run(pixels)
             if self.options.tta == "flip":
-                mirrored, others = self._run(pixels.flip(3))
-                logits = (logits + mirrored) / 2
-                if embeddings is not None and others is not None:
-                    embeddings = (embeddings + others) / 2
-            return _to_host(logits[:rows], None if embeddings is None else embeddings[:rows])
+                mirrored = self._run(pixels.flip(3))
+                outputs = [(one + other) / 2 for one, other in zip(outputs, mirrored, strict=True)]
+            outputs = [values[:rows] for values in outputs]
+            if not outputs[0].is_cuda:
+                return Answer(outputs)
+            # To pinned memory, which torch allocates here: the copy runs while the next batch is queued.
+            host = [values.to("cpu", non_blocking=True) for values in outputs]
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(images.device))
+            return Answer(host, ready)
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
         """(n, G) float32 of n (S, S, 3) uint8 pictures of the host, ``rows`` at a time."""
@@ -119,12 +121,12 @@ class Forward:
         """Whether it runs in fp16 or bf16."""
         return self.dtype is not torch.float32
 
-    def _run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _run(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         with torch.autocast(pixels.device.type, self.dtype, enabled=self.reduced):
             logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
         if embeddings is None or not self.options.embeddings:  # an exported file gives them in any case
-            return logits.float(), None
-        return logits.float(), embeddings.float()
+            return [logits.float()]
+        return [logits.float(), embeddings.float()]
 
 
 def require_finite_outputs(
@@ -144,15 +146,6 @@ def require_finite_outputs(
         if reduced
         else "its weights are not usable: train again"
     )
-    raise UserError(f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}")
-
-
-def _to_host(logits: torch.Tensor, embeddings: torch.Tensor | None) -> Answer:
-    if not logits.is_cuda:
-        return Answer(logits, embeddings)
-    # To pinned memory, which torch allocates here: the copy runs behind the kernels while the next batch is queued.
-    host = logits.to("cpu", non_blocking=True)
-    others = None if embeddings is None else embeddings.to("cpu", non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(logits.device))
-    return Answer(host, others, ready)
+    raise UserError(
+        "not-finite", f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"
+    )

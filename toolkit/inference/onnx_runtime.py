@@ -15,6 +15,9 @@ from shards.onnx_session import open_session
 from toolkit.model_folder.folder import OURS, ModelFolder
 
 AGAIN = "run `posters export` again"
+INPUT = "images"
+#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
+FACTS_KEY = OURS
 
 
 class OnnxModel:
@@ -28,16 +31,18 @@ class OnnxModel:
         require_extra("export", "a model in ONNX", "onnxruntime")
         again = f"run `posters export --model {folder.path}`"
         if not path.is_file():
-            raise UserError(f"no exported model at {path}: {again} first")
+            raise UserError("model-missing", f"no exported model at {path}: {again} first")
         self.session = open_exported(path, device)
         stated = read_facts(self.session, path)
         if stated.get("preprocess"):
-            raise UserError(f"{path} has its preprocessing within: {again} without --preprocess")
-        for key, own in (("weights_sha256", folder.fingerprint), ("labels_fingerprint", folder.labels.fingerprint)):
-            if stated.get(key) != own:
-                what = "weights" if key == "weights_sha256" else "genres"
-                raise UserError(f"{path} was exported from another model: its {what} are not those of "
-                                f"{folder.path}; {again} again")  # fmt: skip
+            raise UserError("model-other", f"{path} has its preprocessing within: {again} without --preprocess")
+        own = {"weights_sha256": folder.fingerprint, "labels_fingerprint": folder.labels.fingerprint}
+        if other := [key for key in own if stated.get(key) != own[key]]:
+            what = "weights" if other[0] == "weights_sha256" else "genres"
+            raise UserError(
+                "model-other",
+                f"{path} was exported from another model: its {what} are not those of {folder.path}; {again} again",
+            )
         self.facts, self.path, self.genres = stated, path, len(folder.labels)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,11 +51,12 @@ class OnnxModel:
         try:
             logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
         except Exception as error:  # onnxruntime has a class for each status, none of them public
-            raise UserError(f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
+            raise UserError("model-damaged", f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
         if logits.shape != (len(array), self.genres) or embedding.shape[:1] != logits.shape[:1]:
             raise UserError(
+                "model-damaged",
                 f"{self.path} gives outputs of shape {logits.shape} for {len(array)} images and {self.genres} genres; "
-                f"{AGAIN}"
+                f"{AGAIN}",
             )
         return torch.from_numpy(logits).to(images.device), torch.from_numpy(embedding).to(images.device)
 
@@ -68,7 +74,9 @@ def read_facts(session: Any, path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(found)
     except (KeyError, ValueError, RecursionError):
-        raise UserError(f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}") from None
+        raise UserError(
+            "path-unreadable", f"{path} was not written by `posters export`: its metadata has no {FACTS_KEY}"
+        ) from None
     return found
 
 
@@ -76,10 +84,3 @@ def run_session(session: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Every output by name."""
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {INPUT: images}), strict=True))
-
-
-INPUT = "images"
-
-
-#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
-FACTS_KEY = OURS

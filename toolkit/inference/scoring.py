@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
-from toolkit.data.loader.loader import Batch, Loader, Source
+from toolkit.data.loader.loader import Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.transforms.batch_transform import Cutter
-from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.device.defaults import ahead_for, autocast_dtype, decode_threads, rows_for
+from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
-from toolkit.inference.forward import Answer, Forward, require_finite_outputs
+from toolkit.inference.forward import Forward, require_finite_outputs
+
+OnBatch: TypeAlias = Callable[[int], object] | None
 
 
 @dataclass
@@ -55,32 +58,19 @@ def score(
     them first, all ranks look.
     """
 
-    def settled(batch: Batch, answer: Answer) -> Scored:
-        scored = _scored(batch, answer)
-        if finite:
-            require_finite_outputs(
-                (scored.logits, scored.embeddings),
-                lambda row: loader.source.where(int(scored.indices[row])),
-                forward.reduced,
-            )
-        return scored
+    def where(scored: Scored, row: int) -> str:
+        return loader.source.where(int(scored.indices[row]))
 
-    before: tuple[Batch, Answer] | None = None
     with contextlib.closing(loader.batches(shares, cutter)) as batches:
-        for batch in batches:
-            answer = forward(batch.images)
-            if before is not None:
-                yield settled(*before)
-            before = batch, answer
-        if before is not None:
-            yield settled(*before)
-
-
-def _scored(batch: Batch, answer: Answer) -> Scored:
-    logits, embeddings = answer.arrays()
-    share, keep = batch.share, batch.share.valid
-    errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
-    return Scored(share.indices[keep], logits[keep], None if embeddings is None else embeddings[keep], errors)
+        answers: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
+        for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
+            (logits, embeddings), share, keep = answer.arrays(), batch.share, batch.share.valid
+            errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
+            embeddings = None if embeddings is None else embeddings[keep]
+            scored = Scored(share.indices[keep], logits[keep], embeddings, errors)
+            if finite:
+                require_finite_outputs((scored.logits, scored.embeddings), partial(where, scored), forward.reduced)
+            yield scored
 
 
 def inference_loader(
@@ -97,25 +87,7 @@ def infer_here(
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
     shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
-        return infer_shares(forward, loader, shares, cutter)
-
-
-def infer_shares(
-    forward: Forward,
-    loader: Loader,
-    shares: Iterable[Share],
-    cutter: Cutter,
-    on_batch: Callable[[int], object] | None = None,
-    *,
-    finite: bool = True,
-) -> Scored:
-    """All of this rank's shares at once. ``on_batch`` is told the number of samples done. ``finite``: see score."""
-    parts = []
-    for scored in score(loader, shares, cutter, forward, finite=finite):
-        parts.append(scored)
-        if on_batch is not None:
-            on_batch(scored.count)
-    return joined(parts)
+        return joined(list(score(loader, shares, cutter, forward)))
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
@@ -130,39 +102,28 @@ def joined(parts: Sequence[Scored]) -> Scored:
 
 
 def infer_all(
-    model: nn.Module,
-    loader: Loader,
-    cutter: Cutter,
-    batch_size: int,
-    preprocessing: Preprocessing,
-    accelerator: Accelerator,
-    *,
-    on_batch: Callable[[int], object] | None = None,
+    forward: Forward, loader: Loader, cutter: Cutter, batch_size: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
-    ``model`` is unwrapped, already on its device, in evaluation mode. Rows that are not decoded are zero; a loader
-    whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read its samples.
+    The model of ``forward`` is unwrapped. ``on_batch`` is told the samples of each batch. Rows that are not decoded are
+    zero; a loader whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read
+    its samples.
     """
-    count = len(loader.source)
-    rows = rows_for(batch_size, accelerator.device)
-    plan, world = EvalPlan(count, rows), accelerator.num_processes
+    tell = on_batch or (lambda done: None)
+    count, world = len(loader.source), accelerator.num_processes
+    plan = EvalPlan(count, rows_for(batch_size, accelerator.device))
     shares = plan.shares(accelerator.process_index, world)
-    forward = Forward(model, preprocessing, autocast_dtype(accelerator))
-    calls = 0
+    parts: list[Scored] = []
     failure: UserError | None = None
-
-    def called(done: int) -> None:
-        nonlocal calls
-        calls += 1
-        if on_batch is not None:
-            on_batch(done)
-
     try:
-        scored = infer_shares(forward, loader, shares, cutter, called, finite=False)
+        for part in score(loader, shares, cutter, forward, finite=False):
+            parts.append(part)
+            tell(part.count)
     except UserError as error:
         failure = error
-    require_read(accelerator, failure, plan.steps(world) - calls, lambda: called(0))
+    require_read(accelerator, failure, plan.steps(world) - len(parts), lambda: tell(0))
+    scored = joined(parts)
     # A last column says which rows are real; each sample comes exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)

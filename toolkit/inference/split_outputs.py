@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -20,7 +21,8 @@ from shards.progress import progress
 from shards.storage.files import atomic_write
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
-from toolkit.inference.forward import require_finite_outputs
+from toolkit.device.defaults import autocast_dtype
+from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
 from toolkit.model_folder.folder import ModelFolder
 
@@ -44,16 +46,10 @@ class SplitLogits:
     def save(self, path: Path) -> None:
         """Write the .npz, atomically."""
         with atomic_write(path) as stream:
-            np.savez_compressed(
-                stream,
-                ids=np.array(self.ids, dtype=np.str_),
-                logits=self.logits.astype(np.float32),
-                targets=self.targets.astype(np.uint8),
-                genres=np.array(self.genres, dtype=np.str_),
-                split=np.array(self.split),
-                weights=np.array(self.weights),
-                shard_set=np.array(self.shard_set),
-            )
+            order = ("ids", "logits", "targets", "genres", "split", "weights", "shard_set")
+            types = {"logits": np.float32, "targets": np.uint8}
+            arrays: dict[str, Any] = {key: np.array(getattr(self, key), types.get(key)) for key in order}
+            np.savez_compressed(stream, **arrays)
 
 
 def infer_split(
@@ -67,28 +63,20 @@ def infer_split(
 ) -> SplitLogits:
     """The model's logits on a split, on every rank; each sample counts once at any number of processes.
 
-    Raises UserError if the shard set's labels differ from the model's, it has no such split, or an output is not
-    finite.
+    Raises UserError if the labels of set and model differ, there is no such split, or an output is not finite.
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
     ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
-    model = folder.model.to(accelerator.device)
+    forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
     cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
     with (
         inference_loader(reader, accelerator.device, workers) as loader,
         reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
-        logits, _ = infer_all(
-            model,
-            loader,
-            cutter,
-            batch_size,
-            folder.preprocessing,
-            accelerator,
-            on_batch=lambda count: bar.update(count * accelerator.num_processes),
-        )
+        world = accelerator.num_processes
+        logits, _ = infer_all(forward, loader, cutter, batch_size, accelerator, lambda n: bar.update(n * world))
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     return SplitLogits(
         split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint

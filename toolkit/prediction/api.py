@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any, Union, get_args
@@ -17,12 +16,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import nn
 
 from shards.errors import UserError, one_line
+from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
 from toolkit.data.sampling.plan import Share
 from toolkit.data.sources.errors import Undecodable
-from toolkit.data.sources.image_files import RAW, file_id, read_file
-from toolkit.data.transforms.batch_transform import FileCut
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.sources.image_files import file_id, read_file
+from toolkit.data.transforms.batch_transform import FileCut, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward, ForwardOptions, Tta
 from toolkit.inference.rows import OWN, Rows, genre_columns
@@ -32,8 +31,6 @@ from toolkit.model_folder.folder import ModelFolder, load_model_folder
 #: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
 #: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
 ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
-#: Our own columns; "id" for genres to have the columns that they have in files of predictions.
-COLUMNS = ("image", *OWN)
 HUB = "hf://"
 
 
@@ -43,7 +40,7 @@ class Predictor:
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
         """``precision``: no, bf16 or fp16, for autocast."""
         if not isinstance(precision, str) or precision not in DTYPES:
-            raise UserError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+            raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
         folder.model.to(device)
 
@@ -70,7 +67,7 @@ class Predictor:
             try:
                 squares.append(_square(image, transform))
             except (Undecodable, ValueError) as error:
-                raise UserError(f"{_name(image, number)} cannot be read: {error}") from None
+                raise UserError("image-unreadable", f"{_name(image, number)} cannot be read: {error}") from None
         side = self.folder.preprocessing.image_size
         pixels = torch.from_numpy(np.reshape(squares, (-1, side, side, 3)).astype(np.uint8)).to(self.device)
         return self.folder.preprocessing.normalize(pixels)
@@ -96,7 +93,8 @@ class Predictor:
         chosen = _listed(images)
         decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
         labels = self.folder.labels
-        columns = list(genre_columns(labels.genres, COLUMNS).values())
+        # OWN, for genres to have the columns that they have in files of predictions.
+        columns = list(genre_columns(labels.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns, "error"])
@@ -109,9 +107,7 @@ class Predictor:
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
-            vectors = [
-                vector if error is None else None for vector, error in zip(rows.embeddings, rows.errors, strict=True)
-            ]
+            vectors = [None if error else vector for vector, error in zip(rows.embeddings, rows.errors, strict=True)]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
 
@@ -131,7 +127,7 @@ def load_model(
     may stand its revision. Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise UserError(f"a model's folder must be a path, not {type(folder).__name__}")
+        raise UserError("option-value", f"a model's folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)
     if place.startswith(HUB):
         from toolkit.export.hub import fetch_model
@@ -144,7 +140,9 @@ def load_model(
         chosen = torch.device(device) if device else best_device()
         torch.empty(0, device=chosen)
     except Exception as error:  # each backend of torch raises its own type
-        raise UserError(f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda") from None
+        raise UserError(
+            "device", f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda"
+        ) from None
     return Predictor(load_model_folder(path), chosen, precision)
 
 
@@ -152,11 +150,13 @@ def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
     """Raise UserError for a type or value that means nothing."""
     number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
-        raise UserError(f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
+        raise UserError("option-value", f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
-        raise UserError(f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}")
+        raise UserError(
+            "option-value", f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}"
+        )
     if not isinstance(tta, str) or tta not in get_args(Tta):
-        raise UserError(f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
+        raise UserError("option-value", f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
 
 
 class _Images:
@@ -175,23 +175,12 @@ class _Images:
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def cutter(self, share: Share) -> _ImagesCut:
-        return _ImagesCut([self.images[index] for index in share.indices], self.transform)
-
-
-class _ImagesCut(FileCut):
-    """The squares of a batch of images, whatever they are."""
-
-    def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
-        super().__init__(len(images), transform.preprocessing.image_size, transform)
-        self.pictures, self.raw = images, transform
-
-    def square(self, row: int, data: memoryview) -> np.ndarray:
-        """See Cut."""
-        try:
-            return _square(self.pictures[row], self.raw)
-        except ValueError as error:
-            raise Undecodable(str(error)) from error
+    def cutter(self, share: Share) -> FileCut:
+        """The squares of a batch of images, whatever they are."""
+        side = self.transform.preprocessing.image_size
+        return FileCut(
+            len(share.indices), side, lambda row, _: _square(self.images[share.indices[row]], self.transform)
+        )
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
@@ -202,13 +191,13 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if isinstance(image, (bytes, bytearray, memoryview)):
             return transform(bytes(image))
         if isinstance(image, _Unread):
-            raise ValueError(image.reason)
+            raise image
         if isinstance(image, np.ndarray):
             image = _picture(image)
         if not isinstance(image, Image.Image):
             raise ValueError(f"no path, bytes, file, picture or array but {type(image).__name__}")
-        if not 0 < image.width * image.height <= RAW.max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {RAW.max_pixels}")
+        if not 0 < image.width * image.height <= ANY.max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {ANY.max_pixels}")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise
@@ -228,11 +217,8 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-@dataclass(frozen=True)
-class _Unread:
-    """An open file that could not be read, and why: its row says so."""
-
-    reason: str
+class _Unread(ValueError):
+    """Why an open file could not be read: its row says so."""
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
@@ -248,7 +234,7 @@ def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     if single:
         return [_read(one)]
     if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):
-        raise UserError(f"images must be a list of images, or one of them, not {type(one).__name__}")
+        raise UserError("option-value", f"images must be a list of images, or one of them, not {type(one).__name__}")
     return [_read(image) for image in one]
 
 

@@ -11,7 +11,6 @@ few batches and the rows of two parts.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -20,41 +19,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import NAME
 from shards.dataset.store import LocalShards, open_store
-from shards.errors import UserError, one_line
+from shards.errors import Code, UserError, one_line
 from shards.inputs.image_files import holds_images
 from shards.progress import progress
 from shards.storage.files import remove_partials
 from shards.storage.lock import folder_lock
 from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.sources.image_files import list_images
-from toolkit.device.defaults import rows_for
+from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
-from toolkit.distributed.collectives import LostData, from_main, make_accelerator
-from toolkit.distributed.work_queue import HandOut
-from toolkit.inference.forward import Forward
+from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
+from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import Rows
-from toolkit.inference.scoring import Scored, inference_loader, joined, score
-from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.chunks import (
-    Content,
-    OpenPart,
-    Part,
-    PartsSource,
-    ShardPart,
-    fetched_ahead,
-    folder_parts,
-    part_of,
-    row_of,
-    shard_parts,
-)
-from toolkit.prediction.facts import facts_of, is_finished, output_path, refuse_others, write_rows
+from toolkit.inference.scoring import Scored, inference_loader, score
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.prediction.chunks import Content, OpenPart, Part, PartsSource, ShardPart, folder_parts, shard_parts
+from toolkit.prediction.facts import facts_of, is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
-from toolkit.prediction.options import PredictOptions, forward_of, load_folder
+from toolkit.prediction.options import PredictOptions
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +65,7 @@ class Job:
     """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
 
     def path(self, part: Part) -> Path:
-        """The file of a part."""
-        return output_path(self.out, part.name, self.format)
+        return self.out / f"{part.name}.{self.format}"
 
     def facts(self, content: Content) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
@@ -93,20 +81,21 @@ def run_predict_batch(options: PredictOptions) -> int:
     """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
     format = options.format or FOLDER_FORMATS[0]
     if options.out is None:
-        raise UserError("--shards needs --out FOLDER, to which a file per shard goes")
+        raise UserError("option-missing", "--shards needs --out FOLDER, to which a file per shard goes")
     if format not in FOLDER_FORMATS or options.verbose:
         raise UserError(
+            "option-conflict",
             f"--format json and --verbose are for a few images; folders of predictions are "
-            f"{', '.join(FOLDER_FORMATS)}, all genres included"
+            f"{', '.join(FOLDER_FORMATS)}, all genres included",
         )
     if options.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
-        raise UserError(f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
+        raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_folder(options.model, options.threshold)
     parts, siblings, data = find_parts(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
     if options.onnx is not None:
-        facts["--onnx"] = file_fact(options.onnx_path(folder))
+        facts["--onnx"] = file_fact(options.onnx_path)
     accelerator = make_accelerator(options.precision, facts)
     forward = forward_of(options, folder, accelerator)
     precision = accelerator.mixed_precision if options.onnx is None else "no"
@@ -115,30 +104,47 @@ def run_predict_batch(options: PredictOptions) -> int:
     return predict_parts(job, accelerator)
 
 
+def load_folder(path: Path, threshold: float | None) -> ModelFolder:
+    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
+    folder = load_model_folder(path)
+    if threshold is not None:
+        folder.decisions = folder.decisions.at(threshold)
+    return folder
+
+
+def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
+    """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
+    how = ForwardOptions(options.channels_last, options.compile, options.tta, options.embeddings)
+    if options.onnx is not None:
+        network = OnnxModel(options.onnx_path, folder, accelerator.device)
+        return Forward(network, folder.preprocessing, options=replace(how, channels_last=False))
+    model = folder.model.to(accelerator.device)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    rows = rows_for(options.batch_size, accelerator.device)
+    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), how, rows)
+
+
 def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
     """(the parts that the command line names, those of the set's other splits, what they hold).
 
     Raises UserError if their labels are not the model's.
     """
-    store = (
-        LocalShards(options.directory or Path())
-        if options.shards is None
-        else open_store(options.shards, options.cache)
-    )
+    shards = options.shards
+    store = LocalShards(options.directory or Path()) if shards is None else open_store(shards, options.cache)
     local = store.root if isinstance(store, LocalShards) else None
-    if local and (options.shards is None or (not (local / NAME).exists() and holds_images(local))):
+    if local and (shards is None or (not (local / NAME).exists() and holds_images(local))):
         if options.split or options.ignore_labels:
-            raise UserError("--split and --ignore-labels go with shard sets, not with folders of images")
+            raise UserError(
+                "option-conflict", "--split and --ignore-labels go with shard sets, not with folders of images"
+            )
         paths = list_images(local)
         return folder_parts(local, paths), [], images_facts(local, paths)
     manifest = store.manifest()
     if manifest.genres and not options.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-    siblings: list[Part] = [
-        ShardPart(store, shard, manifest.labels)
-        for shard in manifest.shards
-        if options.split not in (None, shard.split)
-    ]
+    others = [shard for shard in manifest.shards if options.split not in (None, shard.split)]
+    siblings: list[Part] = [ShardPart(store, shard, manifest.labels) for shard in others]
     return shard_parts(store, manifest, options.split), siblings, set_facts(manifest, store)
 
 
@@ -159,23 +165,24 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
         hand_out = HandOut(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
-        problem: tuple[str, int] | None = None
+        problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, hand_out, todo)
         except (UserError, OSError) as error:  # the others take the rest, and then say the same
-            problem = one_line(error), getattr(error, "status", 2)
+            known = error if isinstance(error, UserError) else UserError("path-unwritable", one_line(error))
+            problem = known.code, one_line(known), known.status
             if accelerator.num_processes > 1:
-                log.error("%s; the other processes go on", problem[0])
+                log.error("%s; the other processes go on", problem[1])
         results = hand_out.end([samples, failed, problem])
         seconds = time.perf_counter() - started
     for rank, (_, _, found) in enumerate(results):
         if found is not None:
             who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
-            raise LostData(f"{who}{found[0]}; finished files are kept: the same command predicts the rest", found[1])
+            code, line, status = found
+            rest = "finished files are kept: the same command predicts the rest"
+            raise LostData(code, f"{who}{line}; {rest}", status)
     accelerator.wait_for_everyone()
-    status = 0
-    if main:
-        status = _tell(job, len(todo), results, seconds)
+    status = _tell(job, len(todo), results, seconds) if main else 0
     accelerator.end_training()
     return status
 
@@ -191,10 +198,10 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
         inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        claimed = fetched_ahead(job.parts, (todo[place] for place in hand_out.numbers()))
+        claimed = (todo[place] for place in hand_out.numbers())
         shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
         batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
-        for number, part, scored in whole_parts(source, batches):
+        for number, part, scored in source.whole(batches):
             loader.faults.forget()
             # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
             if written is not None:
@@ -211,16 +218,6 @@ def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator
     for scored in batches:
         bar.update(hand_out.done(scored.count) - bar.n)
         yield scored
-
-
-def whole_parts(source: PartsSource, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenPart, Scored]]:
-    """(number, part, outcome for all its samples, numbered within it) of each part; the part is closed then."""
-    for number, group in itertools.groupby(batches, lambda scored: part_of(scored.first)):
-        scored = joined(list(group))
-        if scored.count != source.parts[number].count:
-            raise RuntimeError(f"{scored.count} rows of {source.parts[number].name} came, not all of them")
-        errors = {row_of(sample): problem for sample, problem in scored.errors.items()}
-        yield number, source.close(number), replace(scored, indices=row_of(scored.indices), errors=errors)
 
 
 def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:

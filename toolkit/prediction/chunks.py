@@ -7,11 +7,12 @@ set.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,9 +29,9 @@ from toolkit.data.loader.loader import Source
 from toolkit.data.sampling.plan import EvalPlan, Share
 from toolkit.data.sources.image_files import FileSource, file_id
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cut, Cutter, eval_cutter, file_cutter
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.batch_transform import Cut, Cutter, RawTransform, eval_cutter, file_cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,10 @@ class ShardPart:
 
     @property
     def count(self) -> int:
-        """Samples."""
         return self.shard.samples
 
     def content(self) -> Content:
-        """What is predicted (a finished file of other content is of another part): the images are the tar's, the ids
-        its index's."""
+        """What is predicted: the tar's images, the index's ids. A finished file of other content is of another part."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
@@ -105,14 +104,11 @@ class FilesPart:
 
     def content(self) -> Content:
         """Names, sizes and times of change, for reading everything twice would be too much."""
-        facts: list[tuple[str, int, int]] = []
-        for file in self.files:
-            try:
+        facts = [(file, -1, -1) for file in self.files]
+        for number, file in enumerate(self.files):
+            with contextlib.suppress(OSError):  # gone since it was listed: its row will say so
                 state = (self.root / file).stat()
-            except OSError:  # gone since it was listed: its row will say so
-                facts.append((file, -1, -1))
-            else:
-                facts.append((file, state.st_size, state.st_mtime_ns))
+                facts[number] = file, state.st_size, state.st_mtime_ns
         return {"content": fingerprint(facts)}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
@@ -144,30 +140,26 @@ def folder_parts(root: Path, paths: Sequence[Path]) -> list[Part]:
 
 def fetched_ahead(parts: Sequence[Part], numbers: Iterable[int]) -> Iterator[int]:
     """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
-    waiting: deque[int] = deque()
-    stop, done = threading.Event(), False
+    stop, before = threading.Event(), -1
     try:
         for number in numbers:
             part = parts[number]
-            if not isinstance(part, ShardPart) or not isinstance(part.store, RemoteShards):
+            if isinstance(part, ShardPart) and isinstance(part.store, RemoteShards):
+                threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
+                before, number = number, before
+            if number >= 0:
                 yield number
-                continue
-            threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
-            waiting.append(number)
-            if len(waiting) > 1:
-                yield waiting.popleft()
-        yield from waiting
-        done = True
-    finally:
-        if not done:  # whoever reads the last one still wants it
-            stop.set()
+        if before >= 0:
+            yield before
+    except BaseException:  # at the end, whoever reads the last one still wants it
+        stop.set()
+        raise
 
 
 def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
     try:
-        store.prefetch(shard, stop)
-    except (NoRoom, Abandoned):
-        pass  # who reads the shard brings it himself, or nobody does
+        with contextlib.suppress(NoRoom, Abandoned):  # who reads the shard brings it himself, or nobody does
+            store.prefetch(shard, stop)
     except UserError as error:
         log.warning("not fetched ahead: %s", error)
 
@@ -184,31 +176,36 @@ class PartsSource:
 
     def shares(self, numbers: Iterable[int], batch: int) -> Iterator[Share]:
         """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
-        for number in numbers:
+        for number in fetched_ahead(self.parts, numbers):
             self._open[number] = self.parts[number].open(self.preprocessing, self.device)
             for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
                 yield Share(share.indices + (number << _SHIFT), share.valid)
 
-    def close(self, number: int) -> OpenPart:
-        """Let go of a part whose rows have all come."""
-        return self._open.pop(number)
+    def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenPart, Scored]]:
+        """(number, part, outcome for all its samples, numbered within it) of each part, which is let go of then."""
+        for number, group in itertools.groupby(batches, lambda scored: _part_of(scored.first)):
+            scored = joined(list(group))
+            if scored.count != self.parts[number].count:
+                raise RuntimeError(f"{scored.count} rows of {self.parts[number].name} came, not all of them")
+            errors = {_row_of(sample): problem for sample, problem in scored.errors.items()}
+            yield number, self._open.pop(number), replace(scored, indices=_row_of(scored.indices), errors=errors)
 
     def read(self, index: int) -> memoryview:
-        return self._open[part_of(index)].source.read(row_of(index))
+        return self._open[_part_of(index)].source.read(_row_of(index))
 
     def where(self, index: int) -> str:
-        return self._open[part_of(index)].source.where(row_of(index))
+        return self._open[_part_of(index)].source.where(_row_of(index))
 
     def cutter(self, share: Share) -> Cut:
-        part = self._open[part_of(int(share.indices[0]))]
-        return part.cutter(Share(row_of(share.indices), share.valid, share.draws))
+        part = self._open[_part_of(int(share.indices[0]))]
+        return part.cutter(Share(_row_of(share.indices), share.valid, share.draws))
 
 
-def part_of(index: int) -> int:
+def _part_of(index: int) -> int:
     """The part of a sample of a PartsSource."""
     return index >> _SHIFT
 
 
-def row_of(index: Any) -> Any:
+def _row_of(index: Any) -> Any:
     """Where a sample stands in its part; a number, or an array of int64."""
     return index & ((1 << _SHIFT) - 1)

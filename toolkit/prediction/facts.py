@@ -6,6 +6,7 @@ They lie in the file where its format holds them (Parquet's metadata, key ``post
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Collection, Mapping
@@ -13,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
 from toolkit.inference.rows import Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, Format
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY, Format
 
 #: Raised whenever a file of before would not have the columns of today.
 VERSION = 2
@@ -50,11 +51,6 @@ def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
         write_json(_facts_path(path), facts)
 
 
-def output_path(out: Path, name: str, format: str) -> Path:
-    """``OUT/train-00000.parquet``."""
-    return out / f"{name}.{format}"
-
-
 def _format_of(path: Path) -> Format:
     return FORMATS[ENDINGS[path.suffix]]
 
@@ -69,7 +65,7 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
     if found is None:
         return False
     if found != facts:
-        raise UserError(f"{path} holds predictions of {_difference(found, facts)}; remove it or choose another --out")
+        raise UserError("predictions-other", f"{path} holds predictions of {_difference(found, facts)}; {REMEDY}")
     return True
 
 
@@ -81,10 +77,10 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
+            "predictions-other",
             f"{out} holds files that are not of this prediction, but of other images or another --format: "
-            f"{', '.join(others[:3])}{more}; remove them or choose another --out"
+            f"{some(others, 3)}; remove them or choose another --out",
         )
 
 
@@ -97,23 +93,16 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
         found = format.facts_in(path)
     elif _facts_path(path).exists():
         found = read_json(_facts_path(path), "facts of predictions")
-    elif _begins_as_ours(format, path, wanted):
-        return None  # a kill came between a file and its facts
     else:
-        raise UserError(f"{path} was not written by `posters predict`; remove it or choose another --out")
+        with contextlib.suppress(OSError, ValueError, csv.Error, RecursionError):
+            with open(path, encoding="utf-8", newline="") as stream:
+                if format.begins(stream, list(wanted["columns"].values())):
+                    return None  # a kill came between a file and its facts
+        raise UserError("path-exists", f"{path} was not written by `posters predict`; {REMEDY}")
     if isinstance(found, dict):
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
         found = {**found, **{name: wanted[name] for name in unknown}}
     return found
-
-
-def _begins_as_ours(format: Format, path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a text file is empty or begins as one of these facts does."""
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            return format.begins(stream, list(facts["columns"].values()))
-    except (OSError, ValueError, csv.Error, RecursionError):
-        return False
 
 
 #: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.

@@ -20,8 +20,7 @@ from accelerate import Accelerator
 from shards.console import exact_stdout
 from shards.errors import UserError, printable_line
 from toolkit.data.sources.image_files import FileSource, file_id, list_images
-from toolkit.data.transforms.batch_transform import file_cutter
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.batch_transform import RawTransform, file_cutter
 from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
@@ -29,10 +28,10 @@ from toolkit.inference.forward import Forward
 from toolkit.inference.rows import Rows
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.batch import run_predict_batch
+from toolkit.prediction.batch import forward_of, load_folder, run_predict_batch
 from toolkit.prediction.facts import facts_of
 from toolkit.prediction.formats import FORMATS, Shown
-from toolkit.prediction.options import PredictOptions, file_format, forward_of, load_folder, wants_a_folder
+from toolkit.prediction.options import PredictOptions, file_format, wants_a_folder
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +41,17 @@ def run_predict(options: PredictOptions) -> int:
     if wants_a_folder(options):
         return run_predict_batch(options)
     if options.split or options.ignore_labels:
-        raise UserError("--split and --ignore-labels go with --shards")
+        raise UserError("option-conflict", "--split and --ignore-labels go with --shards")
     if options.embeddings:
-        raise UserError("--embeddings goes with --shards, or with --directory and a folder for --out")
+        raise UserError(
+            "option-conflict", "--embeddings goes with --shards, or with --directory and a folder for --out"
+        )
     format = file_format(options.out, options.format)
     if processes_of(os.environ) > 1:
         raise UserError(
+            "option-conflict",
             "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
-            "`posters predict` once for a few images"
+            "`posters predict` once for a few images",
         )
     paths = options.image or list_images(options.directory or Path())
     folder = load_folder(options.model, options.threshold)

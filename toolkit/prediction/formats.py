@@ -28,12 +28,11 @@ from shards.storage.files import atomic_write
 from toolkit.inference.rows import OWN, Line, Rows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from toolkit.model_folder.folder import ModelFolder
 
 #: Of the facts in a Parquet file's metadata.
 KEY = b"poster_toolkit"
+REMEDY = "remove it or choose another --out"
 
 
 @dataclass(frozen=True)
@@ -84,30 +83,21 @@ class Parquet(Format):
 
     name, in_folders, holds_facts = "parquet", True, True
 
-    def table(self, rows: Rows, facts: dict[str, Any]) -> pa.Table:
-        """Rows as an Arrow table with the facts in its schema."""
+    def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         failed = np.array([error is not None for error in rows.errors], dtype=bool)
-        columns: dict[str, pa.Array] = {
-            rows.key: pa.array(rows.ids, pa.string()),
-            "genres": pa.array(rows.names(), pa.list_(pa.string())),
-        }
-        for number, column in enumerate(rows.columns):
-            values = np.ascontiguousarray(rows.probabilities[:, number], dtype=np.float32)
-            columns[column] = pa.array(values, pa.float32(), mask=failed)
+        columns = {rows.key: pa.array(rows.ids, pa.string()), "genres": pa.array(rows.names(), pa.list_(pa.string()))}
+        for column, values in zip(rows.columns, rows.probabilities.T, strict=True):
+            columns[column] = pa.array(np.ascontiguousarray(values, np.float32), pa.float32(), mask=failed)
         columns["error"] = pa.array(rows.errors, pa.string())
         if rows.embeddings is not None:
             flat = pa.array(rows.embeddings.astype(np.float32).ravel())
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(
                 flat, rows.embeddings.shape[1], mask=pa.array(failed)
             )
-        return pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
-
-    def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
-        import pyarrow.parquet as pq
-
-        table = self.table(rows, facts)
+        table = pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
         with atomic_write(path) as stream:
             pq.write_table(table, stream, compression="zstd")
 
@@ -118,7 +108,7 @@ class Parquet(Format):
         try:
             return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"null")) or {}
         except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({one_line(error)}); remove it or choose another --out") from None
+            raise UserError("predictions-damaged", f"{path} cannot be read ({one_line(error)}); {REMEDY}") from None
 
 
 class Csv(Format):
@@ -158,16 +148,11 @@ class JsonLines(Format):
         names, numbers = rows.names(), shortest(rows.probabilities)
         embeddings = None if rows.embeddings is None else shortest(rows.embeddings)
         for row, error in enumerate(rows.errors):
-            record: dict[str, Any] = {
-                rows.key: rows.ids[row],
-                "genres": names[row],
-                "probabilities": None,
-                "error": error,
-            }
-            if error is None:
-                record["probabilities"] = dict(zip(rows.labels.genres, map(float, numbers[row]), strict=True))
+            by_genre = dict(zip(rows.labels.genres, map(float, numbers[row]), strict=True)) if error is None else None
+            record: dict[str, Any] = {rows.key: rows.ids[row], "genres": names[row]}
+            record |= {"probabilities": by_genre, "error": error}
             if embeddings is not None:
-                record["embedding"] = None if error is not None else [float(text) for text in embeddings[row]]
+                record["embedding"] = [float(text) for text in embeddings[row]] if error is None else None
             lines.append(json_text(record, allow_nan=False) + "\n")
         return "".join(lines)
 
@@ -187,15 +172,9 @@ class Json(Format):
         assert shown is not None
         results: list[dict[str, Any]] = []
         for image, lines, error in zip(rows.ids, rows.ranked(), rows.errors, strict=True):
-            record: dict[str, Any] = {"image": image}
-            if error is not None:
-                record["error"] = error
-            else:
-                record["genres"] = _named(lines)
-                record["probabilities"] = {
-                    line.genre: round(line.probability, 6) for line in lines if shown.verbose or line.named
-                }
-            results.append(record)
+            told = {line.genre: round(line.probability, 6) for line in lines if shown.verbose or line.named}
+            said = {"genres": _named(lines), "probabilities": told} if error is None else {"error": error}
+            results.append({"image": image, **said})
         facts = {
             "model": file_id(str(shown.folder.path)),
             "device": shown.device,
@@ -241,11 +220,10 @@ FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
 #: What --format takes. Text is what the screen has without it.
-CHOICES = tuple(name for name in FORMATS if name != Text.name)
 if TYPE_CHECKING:
     FormatName = str
 else:
-    FormatName = Literal[CHOICES]  # of an option
+    FormatName = Literal[tuple(name for name in FORMATS if name != Text.name)]
 
 
 def _named(lines: Sequence[Line]) -> list[str]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from shards.dataset.cache_options import CacheOptions
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import Place, place
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName
-
-if TYPE_CHECKING:  # asking for help loads no torch
-    from accelerate import Accelerator
-
-    from toolkit.inference.forward import Forward
-    from toolkit.model_folder.folder import ModelFolder
 
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
@@ -64,15 +58,19 @@ class PredictOptions(ModelOption, PassOptions):
         super().__post_init__()
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
-            raise UserError("one of the options --image, --directory, --shards is required, and no second one")
+            code: Code = "option-conflict" if given else "option-missing"
+            raise UserError(code, "one of the options --image, --directory, --shards is required, and no second one")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
-            raise UserError(f"--threshold must be from 0 to 1, not {self.threshold}")
+            raise UserError("option-value", f"--threshold must be from 0 to 1, not {self.threshold}")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
-            raise UserError("--onnx runs the file as it was exported: leave --compile and --precision out")
+            raise UserError(
+                "option-conflict", "--onnx runs the file as it was exported: leave --compile and --precision out"
+            )
 
-    def onnx_path(self, folder: ModelFolder) -> Path:
+    @property
+    def onnx_path(self) -> Path:
         """The exported file that ``onnx`` asks for."""
-        return Path(self.onnx) if self.onnx else folder.path / "model.onnx"
+        return Path(self.onnx) if self.onnx else self.model / "model.onnx"
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
@@ -81,7 +79,9 @@ def wants_a_folder(options: PredictOptions) -> bool:
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
         if ending in ENDINGS:
-            raise UserError(f"--shards writes a file per shard: name a folder for --out, not the file {output}")
+            raise UserError(
+                "option-value", f"--shards writes a file per shard: name a folder for --out, not the file {output}"
+            )
         return True
     if options.directory is None or output is None or options.format not in (None, *FOLDER_FORMATS):
         return False
@@ -95,53 +95,27 @@ def file_format(output: Path | None, format: str | None) -> str:
     if output is None:
         if format is not None and not FORMATS[format].screen:
             raise UserError(
-                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out"
+                "option-conflict",
+                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out",
             )
         return format or "text"
     if output.is_dir():
-        raise UserError(f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}")
-    by_ending = ENDINGS.get(output.suffix.lower())
-    if format is None:
-        if by_ending is None:
-            raise _unknown_ending(output)
-        return by_ending
-    if by_ending not in (None, format):
-        raise UserError(f"--format {format} does not fit the ending of {output}: leave one of them out")
-    return format
+        raise UserError(
+            "option-value", f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
+        )
+    by_ending = ENDINGS.get(output.suffix.lower(), format)
+    if by_ending is None:
+        raise _unknown_ending(output)
+    if format not in (None, by_ending):
+        raise UserError(
+            "option-conflict", f"--format {format} does not fit the ending of {output}: leave one of them out"
+        )
+    return by_ending
 
 
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
     ending = f"the ending {output.suffix}" if output.suffix else "no ending"
     return UserError(
-        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}"
+        "option-value",
+        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}",
     )
-
-
-def load_folder(path: Path, threshold: float | None) -> ModelFolder:
-    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
-    from toolkit.model_folder.folder import load_model_folder
-
-    folder = load_model_folder(path)
-    if threshold is not None:
-        folder.decisions = folder.decisions.at(threshold)
-    return folder
-
-
-def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
-    """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
-    import torch
-
-    from toolkit.device.defaults import autocast_dtype, rows_for
-    from toolkit.inference.forward import Forward, ForwardOptions
-
-    how = ForwardOptions(options.channels_last, options.compile, options.tta, options.embeddings)
-    if options.onnx is not None:
-        from toolkit.inference.onnx_runtime import OnnxModel
-
-        network = OnnxModel(options.onnx_path(folder), folder, accelerator.device)
-        return Forward(network, folder.preprocessing, options=replace(how, channels_last=False))
-    model = folder.model.to(accelerator.device)
-    if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    rows = rows_for(options.batch_size, accelerator.device)
-    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), how, rows)

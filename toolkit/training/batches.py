@@ -29,6 +29,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
+from toolkit.inference.forward import Forward
 from toolkit.inference.scoring import infer_all
 
 if TYPE_CHECKING:
@@ -137,14 +138,10 @@ class Feed:
         samples done since; it may raise.
         """
         with self.parts.val.in_order(self.accelerator.is_local_main_process):
+            train = self.parts.config.train
+            forward = Forward(model, self.parts.preprocessing, autocast_dtype(self.accelerator))
             return infer_all(
-                model,
-                self.val_loader,
-                self.val_cutter,
-                self.parts.config.train.eval_batch_size,
-                self.parts.preprocessing,
-                self.accelerator,
-                on_batch=on_batch,
+                forward, self.val_loader, self.val_cutter, train.eval_batch_size, self.accelerator, on_batch
             )
 
     def errors(self) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from shards.errors import UserError
 from toolkit.app import decoder as app_decoder
 from toolkit.app.decoder import SHOWN, Decoder, Opened, Refused
-from toolkit.data.transforms.image_transform import RawTransform
+from toolkit.data.transforms.batch_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 OURS = Preprocessing(64, 0.9, (0.5,) * 3, (0.5,) * 3)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from failing import fails
 from probe_fsdp import Run
 from safetensors.torch import load_file
 from toolkit_helpers import free_port, launch_2
@@ -285,7 +286,7 @@ def test_what_does_not_go_with_it_is_told_in_a_line(options: list[str], words: s
 
 def test_a_gradient_scaler_is_refused():
     accelerator: Any = SimpleNamespace(mixed_precision="fp16", num_processes=2)
-    with pytest.raises(UserError, match=r"--train\.precision bf16 or no"):
+    with fails("option-conflict", "train.fsdp", "--train.precision bf16 or no"):
         spreads(accelerator, tiny_config(FSDP))
     assert not spreads(accelerator, tiny_config())
 
@@ -294,6 +295,6 @@ def test_weights_that_are_single_numbers_are_refused_by_name():
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     model = nn.Sequential(nn.Linear(2, 2))
     model.register_parameter("scale", nn.Parameter(torch.ones(())))
-    with pytest.raises(UserError, match=r"single numbers, and Sequential has some \(scale\)"):
+    with fails("model-unfit", "train.fsdp", "Sequential", "(scale)"):
         spread(accelerator, model)
     assert not is_spread(model)

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from toolkit_helpers import launch
 
-from toolkit.distributed.collectives import make_accelerator
-from toolkit.distributed.work_queue import HandOut
+from toolkit.distributed.collectives import HandOut, make_accelerator
 
 SCRIPT = """
 import json, sys, time
-from toolkit.distributed.collectives import make_accelerator
-from toolkit.distributed.work_queue import HandOut
+from toolkit.distributed.collectives import HandOut, make_accelerator
 accelerator = make_accelerator()
 for turn in range(2):
     hand_out = HandOut(accelerator, 40)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from failing import fails
 from import_tools import GENRES, Script, binarizer, content
 from PIL import Image
 from toolkit_helpers import error_lines, posters_command
 from torchvision.transforms import v2
 
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from toolkit.cli.main import main
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
@@ -36,12 +38,14 @@ def assert_same_logits(folder: ModelFolder, network: Script) -> None:
     assert wanted.std(dim=0).min() > 1e-3  # not the bias alone
 
 
-def assert_refused(folder: Path, value: Any, words: str) -> None:
-    """Importing this content fails in one line with these words, and leaves nothing."""
+def assert_refused(folder: Path, value: Any, *facts: str, code: Code | None = "model-damaged") -> None:
+    """Importing this content fails in one line of this code (None: another package's) with these facts, and leaves
+    nothing."""
     torch.save(value, folder / "c.pth")
-    with pytest.raises(UserError, match=words) as caught:
+    failure: AbstractContextManager[pytest.ExceptionInfo[UserError]] = pytest.raises(UserError)
+    with failure if code is None else fails(code) as caught:
         main(["import", "--checkpoint", str(folder / "c.pth"), "--out", str(folder / "m")])
-    assert "c.pth" in str(caught.value) and "\n" not in str(caught.value)
+    assert all(fact in str(caught.value) for fact in ("c.pth", *facts))
     assert [path.name for path in folder.iterdir()] == ["c.pth"]
 
 
@@ -155,31 +159,30 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     folder = tmp_path / "refused"
     folder.mkdir()
     state = whole["model_state_dict"]
-    assert_refused(folder, [1, 2], "no model_state_dict")
-    assert_refused(folder, {"model_state_dict": None}, "no model_state_dict")
-    assert_refused(folder, {**whole, "mlb": None}, "no MultiLabelBinarizer")
-    assert_refused(
-        folder, {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4}, "3 outputs, and its mlb 4 genres"
-    )
-    assert_refused(folder, {**whole, "mlb": binarizer((1, 2, 3))}, "not names of genres, e.g. 1")
-    assert_refused(folder, {**whole, "num_classes": 5}, "num_classes 5, but its mlb has 3")
-    assert_refused(folder, {**whole, "config": {"image_size": (224, 160)}}, "not that of a square")
-    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5]}, "not 3 finite numbers")
-    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5, 1.5]}, "not from 0 to 1")
-    assert_refused(folder, {**whole, "learned_thresholds": "x"}, "learned_thresholds cannot be read")
-    assert_refused(folder, {**whole, "epoch": "last"}, "epoch is not a number")
-    assert_refused(folder, {**whole, "model_state_dict": {}}, "holds none of resnet18")
-    assert_refused(
-        folder, {**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}}, "holds none of resnet18"
-    )
-    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "which is no tensor")
-    assert_refused(folder, {**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}, "twice")
+    assert_refused(folder, [1, 2], "model_state_dict", "--model.weights", code="path-unreadable")
+    assert_refused(folder, {"model_state_dict": None}, "model_state_dict", code="path-unreadable")
+    assert_refused(folder, {**whole, "mlb": None}, "MultiLabelBinarizer", code="labels-invalid")
+    four = {**whole, "mlb": binarizer(("a", "b", "c", "d")), "num_classes": 4}
+    assert_refused(folder, four, "3 outputs", "4 genres", code="labels-invalid")
+    assert_refused(folder, {**whole, "mlb": binarizer((1, 2, 3))}, "classes_", "1", code="labels-invalid")
+    assert_refused(folder, {**whole, "num_classes": 5}, "num_classes 5", "3 genres", code="labels-invalid")
+    assert_refused(folder, {**whole, "config": {"image_size": (224, 160)}}, "image_size 224x160")
+    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5]}, "learned_thresholds", "3 finite numbers")
+    assert_refused(folder, {**whole, "learned_thresholds": [0.5, 0.5, 1.5]}, "thresholds", "0.5 to 1.5")
+    assert_refused(folder, {**whole, "learned_thresholds": "x"}, "learned_thresholds")
+    assert_refused(folder, {**whole, "epoch": "last"}, "epoch", "number")
+    assert_refused(folder, {**whole, "model_state_dict": {}}, "resnet18", "0 tensors", code="model-unfit")
+    extra = {**whole, "model_state_dict": {**state, "extra.weight": torch.ones(1)}}
+    assert_refused(folder, extra, "resnet18", code="model-unfit")
+    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": None}}, "'model.fc.bias'", "tensor")
+    twice = {**whole, "model_state_dict": {**state, "module.model.fc.bias": torch.ones(3)}}
+    assert_refused(folder, twice, "'fc.bias'", "twice")
     nan = torch.full((3,), torch.nan)
-    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite")
+    assert_refused(folder, {**whole, "model_state_dict": {**state, "model.fc.bias": nan}}, "not finite", code=None)
     unbiased = {k: v for k, v in state.items() if k != "model.fc.bias"}
-    assert_refused(folder, {**whole, "model_state_dict": unbiased}, "neither one linear layer nor")
+    assert_refused(folder, {**whole, "model_state_dict": unbiased}, "(fc.weight)", code="model-unfit")
     narrow = {**state, "model.fc.weight": torch.ones(3, 8)}
-    assert_refused(folder, {**whole, "model_state_dict": narrow}, "neither one linear layer nor")
+    assert_refused(folder, {**whole, "model_state_dict": narrow}, "(fc.bias, fc.weight)", code="model-unfit")
 
 
 def nested(times: int) -> list[Any]:
@@ -200,51 +203,54 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         return {**whole, "model_state_dict": {**state, **renamed}}
 
     bomb, huge = nested(200), 10**400
-    for value, words in (
-        ({**light, "epoch": float("inf")}, "its epoch is inf, not a number"),
-        ({**light, "epoch": -1}, "its epoch is -1, not a number"),
-        ({**light, "epoch": huge}, "its epoch is not a number"),
-        ({**light, "epoch": bomb}, "its epoch is not a number"),
-        ({**light, "num_classes": huge}, "num_classes is not a number"),
-        ({**light, "config": bomb}, "config is a list instead of a dict"),
-        ({**light, "config": {"image_size": bomb}}, "image_size listxlist is not that of a square"),
-        ({**light, "config": {"image_size": 0}}, "image_size 0 is not that of a square"),
-        ({**light, "config": {"image_size": 10**6}}, "image_size 1000000 is not that of a square of 8 to 4096"),
-        ({**light, "config": {"image_size": huge}}, "image_size int is not that of a square"),
-        ({**light, "config": {"image_size": True}}, "image_size True is not that of a square"),
-        ({**light, "config": {"image_size": []}}, "image_size  is not that of a square"),
-        ({**light, "config": {"image_size": 64, "fixed_threshold": "x" * 10**5}}, "fixed_threshold is not a number"),
-        ({**whole, "config": {"image_size": 64, "fixed_threshold": float("nan")}}, "not from 0 to 1"),
-        ({**light, "learned_thresholds": [huge] * 3}, "learned_thresholds cannot be read"),
-        ({**light, "learned_thresholds": bomb}, "learned_thresholds cannot be read"),
-        ({**light, "learned_thresholds": torch.zeros(1).expand(10**10)}, "learned_thresholds cannot be read"),
-        ({**light, "learned_thresholds": torch.zeros(3, device="meta")}, "learned_thresholds cannot be read"),
-        ({**light, "mlb": binarizer(("a", "b", ""))}, "not names of genres, e.g. ''"),
-        ({**light, "mlb": binarizer(("a", "b", "x" * 5000))}, "not names of genres"),
-        (with_state(model__fc__weight=torch.zeros(())), "neither one linear layer nor"),
-        (with_state(model__fc__weight=torch.zeros(3)), "neither one linear layer nor"),
-        (with_state(model__fc__weight=torch.zeros(1).expand(10**6, 10**6)), "'fc.weight' is no plain array of numbers"),
-        (with_state(model__fc__weight=torch.zeros(3, 512).to_sparse()), "'fc.weight' is no plain array of numbers"),
-        (with_state(model__fc__weight=torch.zeros(3, 512, device="meta")), "'fc.weight' is no plain array of numbers"),
+    refused: list[tuple[Any, Code | None, str]] = [
+        ({**light, "epoch": float("inf")}, "model-damaged", "epoch is inf"),
+        ({**light, "epoch": -1}, "model-damaged", "epoch is -1"),
+        ({**light, "epoch": huge}, "model-damaged", "epoch"),
+        ({**light, "epoch": bomb}, "model-damaged", "epoch"),
+        ({**light, "num_classes": huge}, "model-damaged", "num_classes"),
+        ({**light, "config": bomb}, "model-damaged", "config is a list"),
+        ({**light, "config": {"image_size": bomb}}, "model-damaged", "image_size listxlist"),
+        ({**light, "config": {"image_size": 0}}, "model-damaged", "image_size 0"),
+        ({**light, "config": {"image_size": 10**6}}, "model-damaged", "1000000 is not that of a square of 8 to 4096"),
+        ({**light, "config": {"image_size": huge}}, "model-damaged", "image_size int"),
+        ({**light, "config": {"image_size": True}}, "model-damaged", "image_size True"),
+        ({**light, "config": {"image_size": []}}, "model-damaged", "image_size "),
+        ({**light, "config": {"image_size": 64, "fixed_threshold": "x" * 10**5}}, "model-damaged", "fixed_threshold"),
+        ({**whole, "config": {"image_size": 64, "fixed_threshold": float("nan")}}, "model-damaged", "nan to nan"),
+        ({**light, "learned_thresholds": [huge] * 3}, "model-damaged", "learned_thresholds"),
+        ({**light, "learned_thresholds": bomb}, "model-damaged", "learned_thresholds"),
+        ({**light, "learned_thresholds": torch.zeros(1).expand(10**10)}, "model-damaged", "learned_thresholds"),
+        ({**light, "learned_thresholds": torch.zeros(3, device="meta")}, "model-damaged", "learned_thresholds"),
+        ({**light, "mlb": binarizer(("a", "b", ""))}, "labels-invalid", "e.g. ''"),
+        ({**light, "mlb": binarizer(("a", "b", "x" * 5000))}, "labels-invalid", "e.g. 'xxx"),
+        (with_state(model__fc__weight=torch.zeros(())), "model-unfit", "(fc.bias, fc.weight)"),
+        (with_state(model__fc__weight=torch.zeros(3)), "model-unfit", "(fc.bias, fc.weight)"),
+        (with_state(model__fc__weight=torch.zeros(1).expand(10**6, 10**6)), None, "'fc.weight' is no plain array"),
+        (with_state(model__fc__weight=torch.zeros(3, 512).to_sparse()), None, "'fc.weight' is no plain array"),
+        (with_state(model__fc__weight=torch.zeros(3, 512, device="meta")), None, "'fc.weight' is no plain array"),
         (
             with_state(model__fc__weight=torch.zeros(3, 512, dtype=torch.int64)),
+            None,
             "'fc.weight' holds int64 numbers, and weights are floating-point ones",
         ),
         (
             with_state(model__conv1__weight=torch.zeros(64, 3, 7, 7, dtype=torch.complex64)),
+            None,
             "'conv1.weight' holds complex64 numbers",
         ),
-        (with_state(model__bn1__running_var=-torch.ones(64)), "'bn1.running_var' holds variances under 0"),
-        ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "holds tuple, which is no tensor"),
-        (with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}), "neither one linear layer"),
-    ):
-        assert_refused(tmp_path, value, words)
+        (with_state(model__bn1__running_var=-torch.ones(64)), None, "'bn1.running_var' holds variances under 0"),
+        ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "model-damaged", "holds tuple"),
+        (with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}), "model-unfit", "(fc.0.weight"),
+    ]
+    for value, code, fact in refused:
+        assert_refused(tmp_path, value, fact, code=code)
 
 
 def test_an_unfitted_binarizer(tmp_path: Path):
     from sklearn.preprocessing import MultiLabelBinarizer
 
-    assert_refused(tmp_path, {**content(Script()), "mlb": MultiLabelBinarizer()}, "was it fitted")
+    assert_refused(tmp_path, {**content(Script()), "mlb": MultiLabelBinarizer()}, "classes_", code="labels-invalid")
 
 
 def test_nothing_is_overwritten(tmp_path: Path):
@@ -253,7 +259,7 @@ def test_nothing_is_overwritten(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     for out in (tmp_path / "full", tmp_path / "c.pth"):
-        with pytest.raises(UserError, match="exists and is not an empty folder"):
+        with fails("path-exists", "--out", out):
             main([*command, str(out)])
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from failing import fails
 from toolkit_helpers import make_model_folder
 
 from shards.dataset.labels import LabelSet
@@ -59,7 +60,7 @@ def test_it_runs_on_torchs_number_of_threads(exported: Path):
 
 
 def test_a_missing_file_says_how_to_make_it(model_folder: Path):
-    with pytest.raises(UserError, match=r"run `posters export --model .*` first"):
+    with fails("model-missing", model_folder / "model.onnx", f"posters export --model {model_folder}"):
         OnnxModel(model_folder / "model.onnx", load_model_folder(model_folder), CPU)
 
 
@@ -76,7 +77,7 @@ def test_an_onnx_file_of_another_tool(copy: Path, value: str | None):
     model = onnx.load(copy / "model.onnx")
     onnx.helper.set_model_props(model, {} if value is None else {"poster_toolkit": value})
     onnx.save(model, copy / "model.onnx")
-    with pytest.raises(UserError, match="was not written by `posters export`"):
+    with fails("path-unreadable", copy / "model.onnx", "poster_toolkit"):
         OnnxModel(copy / "model.onnx", load_model_folder(copy), CPU)
 
 
@@ -87,13 +88,13 @@ def test_a_file_of_other_weights_or_genres(exported: Path, tmp_path: Path):
         OnnxModel(exported / "model.onnx", load_model_folder(other), CPU)
     folder = load_model_folder(exported)
     folder.labels = LabelSet(("a", "c", "b"))
-    with pytest.raises(UserError, match="its genres are not those of"):
+    with fails("model-other", exported / "model.onnx", "genres"):
         OnnxModel(exported / "model.onnx", folder, CPU)
 
 
 def test_a_file_with_preprocessing_is_refused(copy: Path):
     main(["export", "-m", str(copy), "--preprocess", "--out", str(copy / "model.onnx")])
-    with pytest.raises(UserError, match="without --preprocess"):
+    with fails("model-other", copy / "model.onnx", "--preprocess"):
         OnnxModel(copy / "model.onnx", load_model_folder(copy), CPU)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing import fails
 
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.inference import split_outputs as split_logits
 from toolkit.inference.split_outputs import SplitLogits, infer_split
@@ -33,5 +33,5 @@ def test_outputs_that_are_no_numbers_are_one_line(model_folder: Path, shard_set:
     assert good.logits.shape == good.targets.shape and len(good.ids) == len(good.logits)
     broken = np.full_like(good.logits, np.inf)
     monkeypatch.setattr(split_logits, "infer_all", lambda *_, **__: (broken, np.ones(len(broken), bool)))
-    with pytest.raises(UserError, match="the model's outputs are not finite for 18 of 18 images"):
+    with fails("not-finite", "18 of 18"):
         infer_split(accelerator, folder, shard_set, manifest, "val", workers=1)

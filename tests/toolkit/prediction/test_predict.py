@@ -8,22 +8,24 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from failing import fails
 from toolkit_helpers import error_lines, make_model_folder, posters_command, some_decisions
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, printable_line
+from shards.errors import Code, UserError, printable_line
 from toolkit.cli.main import main
 from toolkit.data.sources.image_files import list_images
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
+from toolkit.prediction.batch import load_folder
 from toolkit.prediction.files import predict_files
-from toolkit.prediction.options import load_folder
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +138,20 @@ def test_a_file_is_written_by_its_ending(model_folder: Path, images: Path, tmp_p
     image, folder = ["-i", images / "p00000.jpg", "-m", model_folder], ["-d", images, "-m", model_folder]
     (tmp_path / "old.v2").mkdir()
     shards = ["--shards", images, "-m", model_folder]
-    for arguments, words in (
-        (
-            [*image, "-o", tmp_path / "x.xlsx"],
-            "the ending .xlsx, which names no format: give a file that ends in .parquet",
-        ),
-        ([*image, "-o", tmp_path / "x"], "no ending"),
-        ([*image, "-o", tmp_path / "x.csv.gz"], "the ending .gz"),
-        ([*image, "-o", tmp_path / "old.v2"], "is a folder"),
-        ([*image, "-o", tmp_path / "x.csv", "-f", "json"], "--format json does not fit the ending"),
-        ([*image, "-o", tmp_path / "x.parquet", "-f", "csv"], "--format csv does not fit the ending"),
-        ([*image, "-f", "parquet"], "not for the screen"),
-        ([*folder, "-o", tmp_path / "x.xlsx"], "or a folder whose name does not end so"),
-        ([*folder, "-o", tmp_path / "x.TXT", "-f", "jsonl"], "--format jsonl does not fit"),
-        ([*shards, "-o", tmp_path / "x.parquet"], "name a folder for --out, not the file"),
-    ):
-        with pytest.raises(UserError, match=re.escape(words)):
+    refused: list[tuple[list[Any], Code, list[object]]] = [
+        ([*image, "-o", tmp_path / "x.xlsx"], "option-value", [tmp_path / "x.xlsx", "ending .xlsx", ".parquet, .csv"]),
+        ([*image, "-o", tmp_path / "x"], "option-value", [tmp_path / "x", "no ending", ".parquet, .csv"]),
+        ([*image, "-o", tmp_path / "x.csv.gz"], "option-value", ["ending .gz", ".parquet, .csv"]),
+        ([*image, "-o", tmp_path / "old.v2"], "option-value", [tmp_path / "old.v2", "folder"]),
+        ([*image, "-o", tmp_path / "x.csv", "-f", "json"], "option-conflict", ["--format json", tmp_path / "x.csv"]),
+        ([*image, "-o", tmp_path / "x.parquet", "-f", "csv"], "option-conflict", ["--format csv", "x.parquet"]),
+        ([*image, "-f", "parquet"], "option-conflict", ["--format parquet", "screen", "--out"]),
+        ([*folder, "-o", tmp_path / "x.xlsx"], "option-value", ["ending .xlsx", "or a folder"]),
+        ([*folder, "-o", tmp_path / "x.TXT", "-f", "jsonl"], "option-conflict", ["--format jsonl", "x.TXT"]),
+        ([*shards, "-o", tmp_path / "x.parquet"], "option-value", ["--shards", "--out", tmp_path / "x.parquet"]),
+    ]
+    for arguments, code, facts in refused:
+        with fails(code, *facts):
             main(["predict", *map(str, arguments)])
     assert [path.name for path in tmp_path.iterdir()] == ["old.v2"]
     # folders with a dot in their names: one that is there, one whose dot is in a number
@@ -180,17 +180,24 @@ def test_nothing_readable_is_a_failure(model_folder: Path, images: Path):
 
 def test_bad_arguments_are_one_line(model_folder: Path, images: Path, tmp_path: Path):
     for arguments, word in (
-        (["-d", tmp_path / "none", "-m", model_folder], "none"),
         (["-d", tmp_path, "-m", model_folder], "no .jpg"),
         (["-i", images / "p00000.jpg", "-m", tmp_path / "no-model"], "no-model"),
-        (["-i", images / "p00000.jpg", "-m", model_folder, "-t", "7"], "--threshold"),
-        (["-m", model_folder], "required"),
         (["-i", "x.jpg", "-m", model_folder, "--treshold", "0.5"], "--threshold"),
-        (["-i", images / "p00000.jpg", "-m", model_folder, "--embeddings"], "--embeddings goes with --shards"),
     ):
         with pytest.raises(UserError, match=re.escape(word)) as found:
             main(["predict", *map(str, arguments)])
         assert "\n" not in str(found.value)
+    image = ["-i", images / "p00000.jpg"]
+    ours: list[tuple[list[Any], Code, list[object]]] = [
+        (["-d", tmp_path / "none", "-m", model_folder], "path-missing", [tmp_path / "none"]),
+        ([*image, "-m", model_folder, "-t", "7"], "option-value", ["--threshold", "7"]),
+        (["-m", model_folder], "option-missing", ["--image", "--directory", "--shards"]),
+        ([*image, "-d", images, "-m", model_folder], "option-conflict", ["--image", "--directory", "--shards"]),
+        ([*image, "-m", model_folder, "--embeddings"], "option-conflict", ["--embeddings", "--shards", "--out"]),
+    ]
+    for arguments, code, facts in ours:
+        with fails(code, *facts):
+            main(["predict", *map(str, arguments)])
     run = posters_command("predict", "-i", images / "p00000.jpg", "-m", tmp_path / "no-model")
     (line,) = error_lines(run)
     assert run.returncode == 2 and "no-model" in line
@@ -248,7 +255,7 @@ def test_calibration_and_thresholds_per_genre_decide(
         found = {folder.labels.index[genre] for genre in after_row["genres"]}
         assert columns ^ found <= set(np.flatnonzero(near).tolist())
     # a finished file of another calibration is not taken for one's own
-    with pytest.raises(UserError, match="another calibration and other thresholds"):
+    with fails("predictions-other", "calibration", "thresholds", "--out"):
         main([*run, str(model_folder), "--out", str(tmp_path / "ours")])
 
 

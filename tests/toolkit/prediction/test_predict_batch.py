@@ -7,18 +7,20 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from failing import fails
 from toolkit_helpers import ROOT, error_lines, launch, make_model_folder, posters_command, run_python, some_decisions
 
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.index import index_path, read_index
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
+from shards.errors import Code, UserError
 from shards.storage.files import PARTIAL
 from toolkit.cli.main import main
 from toolkit.data.sources.shard_reader import ShardReader
@@ -154,7 +156,7 @@ def test_a_folder_is_predicted_as_its_shards_are(
     pd.testing.assert_frame_equal(ours.loc[both, columns], theirs.loc[both, columns], atol=1e-6, check_names=False)
     # another file in the folder is not passed over in silence
     (folder / "another.jpg").write_bytes((posters / "images" / "p00000.jpg").read_bytes())
-    with pytest.raises(UserError, match="other images"):
+    with fails("predictions-other", out, "images", "--out"):
         predict(model, "-d", folder, "--out", out)
 
 
@@ -201,23 +203,29 @@ def test_what_is_refused(by_one: Path, many_shards: Path, model: Path, posters: 
     here.mkdir()
     shutil.copy(next(by_one.glob("*.parquet")), here)
     shards = ["--shards", many_shards]
+    of_folder = ["-d", posters / "images"]
+    refused: list[tuple[list[Any], Code, list[object]]] = [
+        ([*shards, "--out", here, "-t", "0.9"], "predictions-other", [here, "thresholds", "--out"]),
+        ([*shards, "--out", here, "--tta", "flip"], "predictions-other", [here, "--tta", "--out"]),
+        (shards, "option-missing", ["--shards", "--out FOLDER"]),
+        ([*shards, "--out", tmp_path / "x", "--format", "csv", "--embeddings"], "option-conflict", ["into csv"]),
+        ([*shards, "--out", tmp_path / "x", "--format", "json"], "option-conflict", ["parquet, csv, jsonl"]),
+        ([*of_folder, "--out", tmp_path / "x", "--split", "test"], "option-conflict", ["--split", "--ignore-labels"]),
+        ([*of_folder, "--format", "jsonl"], "option-conflict", ["--format jsonl", "--out"]),
+    ]
+    for options, code, facts in refused:
+        with fails(code, *facts):
+            predict(model, *options)
     for options, word in (
-        ([*shards, "--out", here, "-t", "0.9"], "holds predictions of other thresholds"),
-        ([*shards, "--out", here, "--tta", "flip"], "holds predictions of another --tta"),
-        (shards, "needs --out FOLDER"),
-        ([*shards, "--out", tmp_path / "x", "--format", "csv", "--embeddings"], "not into csv"),
-        ([*shards, "--out", tmp_path / "x", "--format", "json"], "parquet, csv, jsonl"),
         ([*shards, "--out", tmp_path / "x", "--batch-size", -1], "must be 0"),
         (["--shards", tmp_path / "none", "--out", tmp_path / "x"], "no shard folder at"),
         (["--shards", here, "--out", tmp_path / "x"], "holds no manifest.json"),
-        (["-d", posters / "images", "--out", tmp_path / "x", "--split", "test"], "go with shard sets"),
-        (["-d", posters / "images", "--format", "jsonl"], "a folder for --out"),
     ):
         with pytest.raises(UserError, match=word):
             predict(model, *options)
     assert not (tmp_path / "x").exists()
     (here / "train-00000.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match="cannot be read"):
+    with fails("predictions-damaged", here / "train-00000.parquet", "--out"):
         predict(model, *shards, "--out", here)
 
 
@@ -231,14 +239,14 @@ def test_a_folder_holds_one_prediction(
     test = ["--shards", many_shards, "--split", "test", "--out", out]
     assert predict(model, *test) == 0
     before = states(out)
-    for options, words in (
-        (["-d", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
-        (["--shards", images, "--out", out], "not of this prediction.*: test-00000.parquet"),
-        ([*test, "--format", "csv"], "another --format: test-00000.parquet"),
-        (["--shards", many_shards, "--split", "val", "--embeddings", "--out", out], "another choice of --embeddings"),
-        (["--shards", many_shards, "--split", "val", "-t", "0.9", "--out", out], "other thresholds"),
+    for options, fact in (
+        (["-d", images, "--out", out], ": test-00000.parquet"),
+        (["--shards", images, "--out", out], ": test-00000.parquet"),
+        ([*test, "--format", "csv"], ": test-00000.parquet"),
+        (["--shards", many_shards, "--split", "val", "--embeddings", "--out", out], "--embeddings"),
+        (["--shards", many_shards, "--split", "val", "-t", "0.9", "--out", out], "thresholds"),
     ):
-        with pytest.raises(UserError, match=words):
+        with fails("predictions-other", out, fact, "another --out"):
             predict(model, *options)
         assert states(out) == before
     # another split of the same set belongs to the same prediction
@@ -252,7 +260,7 @@ def test_a_folder_holds_one_prediction(
     manifest = Manifest.read(many_shards)
     kept = [shard for shard in manifest.shards if shard.split != "val"]
     dataclasses.replace(manifest, shards=kept, duplicates={}).write(fewer)
-    with pytest.raises(UserError, match=r": val-00000\.parquet.*; remove"):
+    with fails("predictions-other", out, ": val-00000.parquet", "--format"):
         predict(model, "--shards", fewer, "--split", "test", "--out", out)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from failing import fails
 from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError
+from shards.errors import Code
 from toolkit.cli.main import main
 from toolkit.models.heads import HeadSpec
 
@@ -63,12 +65,13 @@ def test_a_few_images_too(model: Path, posters: Path, tmp_path: Path) -> None:
 def test_what_is_refused(model: Path, labels: LabelSet, shard_set: Path, tmp_path: Path) -> None:
     other = make_model_folder(tmp_path / "other", labels, HeadSpec("linear", (), 0.0))
     shards = ["--shards", shard_set, "--out", tmp_path / "out"]
-    for folder, options, word in (
-        (other, ["--onnx"], "no exported model at"),
-        (other, ["--onnx", model / "model.onnx"], "another model"),
-        (model, ["--onnx", "--precision", "bf16"], "leave --compile and --precision out"),
-        (model, ["--onnx", "--compile"], "leave --compile and --precision out"),
-    ):
-        with pytest.raises(UserError, match=word):
+    refused: list[tuple[Path, list[Any], Code, Any]] = [
+        (other, ["--onnx"], "model-missing", other / "model.onnx"),
+        (other, ["--onnx", model / "model.onnx"], "model-other", model / "model.onnx"),
+        (model, ["--onnx", "--precision", "bf16"], "option-conflict", "--compile and --precision"),
+        (model, ["--onnx", "--compile"], "option-conflict", "--compile and --precision"),
+    ]
+    for folder, options, code, fact in refused:
+        with fails(code, fact):
             predict(folder, *shards, *options)
     assert not list((tmp_path / "out").glob("*.parquet"))

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError
 from toolkit.inference.rows import Rows, genre_columns
-from toolkit.prediction.facts import is_finished, output_path, refuse_others, write_rows
+from toolkit.prediction.facts import is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
 LABELS = LabelSet(("Drama", "Error", "Sci-Fi"))
@@ -85,7 +85,7 @@ def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
     exact = numbers.astype(np.float32)
     rows = Rows(ODD_IDS, numbers, [None] * len(ODD_IDS), LABELS, np.full(3, 0.5))
     for format in FOLDER_FORMATS:
-        write_rows(output_path(tmp_path, "a", format), rows, FACTS)
+        write_rows(tmp_path / f"a.{format}", rows, FACTS)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table["id"].to_pylist() == ODD_IDS and np.array_equal(table["Drama"].to_numpy(), exact[:, 0])
     with open(tmp_path / "a.csv", newline="") as stream:
@@ -128,7 +128,7 @@ def test_jsonl(rows: Rows) -> None:
 
 @pytest.mark.parametrize("format", FOLDER_FORMATS)
 def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format: Any) -> None:
-    path = output_path(tmp_path, "train-00000", format)
+    path = tmp_path / f"train-00000.{format}"
     assert path.name == f"train-00000.{format}" and not is_finished(path, FACTS)
     write_rows(path, rows, FACTS)
     assert is_finished(path, FACTS)
@@ -146,7 +146,7 @@ def test_finished_is_what_has_the_same_facts(rows: Rows, tmp_path: Path, format:
         ("columns", "other columns"),
         ("embeddings", "--embeddings"),
     ):
-        with pytest.raises(UserError, match=word):
+        with fails("predictions-other", path, word, "--out"):
             is_finished(path, {**FACTS, name: "other"})
 
 
@@ -168,13 +168,13 @@ def test_sets_of_earlier_versions_have_no_digest_of_an_index(
 
 def test_a_file_without_facts_is_unfinished_or_not_ours(rows: Rows, tmp_path: Path) -> None:
     for format in ("csv", "jsonl"):
-        path = output_path(tmp_path, "a", format)
+        path = tmp_path / f"a.{format}"
         write_rows(path, rows, FACTS)
         path.with_name(f"{path.name}.facts.json").unlink()
         assert not is_finished(path, FACTS)
         for foreign in ("title,year\nx,1\n", '{"title": "x"}\n', "[" * 100_000, "\xff"):
             path.write_text(foreign, encoding="latin-1")
-            with pytest.raises(UserError, match="was not written by `posters predict`"):
+            with fails("path-exists", path, "posters predict", "--out"):
                 is_finished(path, FACTS)
             assert path.read_text(encoding="latin-1") == foreign
 
@@ -186,15 +186,14 @@ def test_files_of_others_are_refused_by_name(rows: Rows, tmp_path: Path) -> None
     refuse_others(tmp_path / "none", [])
     for name in ("images-00001.csv", "train-00000.parquet", "x.PARQUET", "x.jsonl"):
         (tmp_path / name).touch()
-        with pytest.raises(UserError, match=f"another --format: {name}; remove") as found:
+        with fails("predictions-other", tmp_path, f"--format: {name};", "--out"):
             refuse_others(tmp_path, ["train-00000.csv"])
-        assert "\n" not in str(found.value)
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=r"format: train-00000\.csv; remove"):
+    with fails("predictions-other", "--format: train-00000.csv;"):
         refuse_others(tmp_path, ["train-00000.parquet"])
 
 
 def test_a_file_of_another_tool_is_not_ours(tmp_path: Path) -> None:
     pd.DataFrame({"id": ["x"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="another version of this toolkit"):
+    with fails("predictions-other", tmp_path / "a.parquet", "version"):
         is_finished(tmp_path / "a.parquet", FACTS)

@@ -47,12 +47,14 @@ def draw_pairs(config: AugmentConfig, side: int, share: Share, seed: int, epoch:
     keys = share.keys.astype(np.uint64)
     pair_keys = mix64(mix64(keys[first]) + keys[first + 1])
     u = uniforms(seed, epoch, pair_keys, 5, Stream.MIX)
-    cut = u[:, 1] < 0.5 if config.mixup > 0 else np.ones(len(first), dtype=bool)
-    if config.cutmix <= 0:
-        cut = np.zeros(len(first), dtype=bool)
+    cut = u[:, 1] < (0.5 if config.mixup > 0 < config.cutmix else float(config.cutmix > 0))
     alpha = np.where(cut, config.cutmix, config.mixup)
     kept = betaincinv(alpha, alpha, u[:, 2])
-    boxes = np.where(cut[:, None], _boxes(side, kept, u[:, 3:5]), 0)
+    # The paper's algorithm: cut off at the image's border.
+    halves = (side * np.sqrt(1.0 - kept)).astype(np.int64)[:, None] // 2
+    middles = np.floor(u[:, 3:5] * side).astype(np.int64)
+    boxes = np.concatenate([middles - halves, middles + halves], axis=1).clip(0, side)
+    boxes = np.where(cut[:, None], boxes, 0)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return Pairs(first, np.where(cut, 1.0 - areas / side**2, kept), cut, boxes)
 
@@ -80,10 +82,3 @@ def _mixed(values: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> 
     out.index_copy_(0, first, weights * a + (1.0 - weights) * b)
     out.index_copy_(0, first + 1, weights * b + (1.0 - weights) * a)
     return out
-
-
-def _boxes(side: int, kept: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(m, 4) int64 cutmix boxes, cut off at the image's border (the paper's algorithm)."""
-    halves = (side * np.sqrt(1.0 - kept)).astype(np.int64)[:, None] // 2
-    middles = np.floor(centres * side).astype(np.int64)
-    return np.concatenate([middles - halves, middles + halves], axis=1).clip(0, side)

@@ -23,7 +23,6 @@ class Augmenter:
         self.config, self.seed = config, seed
         self.steps = [named(entry.done_by) for entry in AUGMENTATIONS if entry.on(config)]
         self.active = bool(self.steps) or config.mixes
-        """Whether anything is switched on."""
 
     @torch.no_grad()
     def __call__(

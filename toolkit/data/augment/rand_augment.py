@@ -21,24 +21,6 @@ from toolkit.data.augment.color_jitter import WHITE, beside, brightness, contras
 from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 
-#: torchvision's names; geometric ones side by side, so that samples sorted by operation have them in one slice.
-OPERATIONS = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-_FIRST, _LAST = OPERATIONS.index("ShearX"), OPERATIONS.index("Rotate")
 STRONGEST = 30.0  # torchvision's last of 31 bins
 _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0.9
 
@@ -57,8 +39,7 @@ def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: 
 def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
     """Operation OPERATIONS[chosen[i]] on image i, (n, 3, S, S) float32 levels.
 
-    ``signs`` (n,) of -1 and 1 turn the ones that have two directions; ``magnitude`` from 0 to 30 as in torchvision,
-    fractions allowed.
+    ``signs`` (n,) of -1 and 1 turn those that have two directions; ``magnitude``: 0 to 30 as in torchvision, also 9.5.
     """
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")
@@ -74,7 +55,7 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
         if last == _LAST:
             changed = _warp(part, _matrices(chosen[start:stop], signs[start:stop], level, part.shape[3]))
         else:
-            changed = _ALONE[OPERATIONS[first]](part, level, signs_there[start:stop])
+            changed = _COLOURS[OPERATIONS[first]](part, level, signs_there[start:stop])
         out.index_copy_(0, rows[start:stop], changed)
     return out
 
@@ -124,7 +105,7 @@ def _equalize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.
     return TF.equalize(images.round().to(torch.uint8)).float()  # a histogram needs whole levels
 
 
-_ALONE: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]] = {
+_COLOURS: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]] = {
     "Brightness": lambda images, level, signs: brightness(images, 1.0 + _COLOUR * level * signs),
     "Color": lambda images, level, signs: saturation(images, 1.0 + _COLOUR * level * signs),
     "Contrast": lambda images, level, signs: contrast(images, 1.0 + _COLOUR * level * signs),
@@ -134,3 +115,6 @@ _ALONE: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]] =
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
 }
+#: torchvision's names; geometric ones side by side, so that samples sorted by operation have them in one slice.
+OPERATIONS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_COLOURS)
+_FIRST, _LAST = OPERATIONS.index("ShearX"), OPERATIONS.index("Rotate")

@@ -25,7 +25,6 @@ class Slot:
         self.device, self.cuda = device, device.type == "cuda"
         self.host = torch.empty(0, dtype=torch.uint8)
         self.twin = self.host
-        self.bytes = self.host.numpy()
         self._used: Any = None
         self._events: tuple[Any, Any] | None = None
 
@@ -40,8 +39,7 @@ class Slot:
             with torch.inference_mode(False):
                 self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
                 self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
-            self.bytes = self.host.numpy()
-        return self.bytes[:size]
+        return self.host.numpy()[:size]
 
     def send(self, size: int, stream: Any) -> None:
         """Start the copy to the device on ``stream``; nothing to do on a CPU."""

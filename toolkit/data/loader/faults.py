@@ -73,9 +73,10 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
         return
     lines = [found[sample] for sample in sorted(found)]
     if len(lines) == 1:
-        raise UserError(f"{lines[0]}; run `posters shards verify` on the set")
+        raise UserError("image-unreadable", f"{lines[0]}; run `posters shards verify` on the set")
     listed = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
     raise UserError(
+        "too-many-bad",
         f"{len(lines)} of {num_samples} samples cannot be decoded, more than --data.max_errors "
-        f"{policy.limit:g} allows; run `posters shards verify` on the set: {listed}"
+        f"{policy.limit:g} allows; run `posters shards verify` on the set: {listed}",
     )

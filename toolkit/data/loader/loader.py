@@ -80,7 +80,7 @@ class Batch:
     """Row → why its image could not be decoded (masked rows only)."""
 
 
-class Loader:
+class Loader(contextlib.AbstractContextManager["Loader"]):
     """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes, one at a time."""
 
     def __init__(
@@ -203,11 +203,7 @@ class Loader:
         return 0
 
     def close(self) -> None:
-        """Stop the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Loader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -36,7 +36,6 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, **values: float) -> None:
-        """Add to the named counters."""
         with self._lock:
             for name, value in values.items():
                 setattr(self.times, name, getattr(self.times, name) + value)

@@ -10,8 +10,7 @@ on so: ``sizes`` "tail".) Every position is visited once.
 
 Each update is dealt out like cards over its world_size x accumulation micro-batches. The samples of an update therefore
 do not depend on the number of processes, and every rank makes the same number of updates. A micro-batch of fewer than
-MIN_ROWS samples is filled with samples of the same update marked valid=False: they weigh nothing in the loss and in
-every count.
+MIN_ROWS samples is filled with samples of the same update marked valid=False: they weigh nothing in loss and counts.
 
 Dealing. Cards are dealt ``deal`` at a time: positions k*deal..(k+1)*deal-1 of an update lie side by side in one
 micro-batch, whatever the world size and the accumulation. Mixing (mixup.py) deals pairs: positions 2k and 2k+1 are
@@ -146,11 +145,7 @@ class EvalPlan:
 
     def steps(self, world_size: int) -> int:
         """Forward passes of every rank."""
-        return -(-self.num_batches // world_size)
-
-    @property
-    def num_batches(self) -> int:
-        return -(-self.num_samples // self.batch)
+        return -(-self.num_samples // (self.batch * world_size))
 
     def shares(self, rank: int, world_size: int) -> Iterator[Share]:
         """The batches of ``rank``; the same number on every rank."""
@@ -166,11 +161,9 @@ class EvalPlan:
 def _dealt(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[Share]:
     """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
-    return [_padded(keys[holders == part], keys) for part in range(rank * accumulation, (rank + 1) * accumulation)]
-
-
-def _padded(own: np.ndarray, pool: np.ndarray) -> Share:
-    missing = max(0, MIN_ROWS - len(own))
-    valid = np.concatenate([np.ones(len(own), dtype=bool), np.zeros(missing, dtype=bool)])
-    keys = np.concatenate([own, np.resize(pool, missing)])
-    return Share(keys % DRAW_STRIDE, valid, keys // DRAW_STRIDE)
+    shares = []
+    for part in range(rank * accumulation, (rank + 1) * accumulation):
+        own = keys[holders == part]
+        rows = np.concatenate([own, np.resize(keys, max(0, MIN_ROWS - len(own)))])
+        shares.append(Share(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
+    return shares

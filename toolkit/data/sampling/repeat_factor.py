@@ -17,6 +17,7 @@ of 8 bytes per sample for all epochs; any slice of an epoch costs its own length
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class RepeatOrder:
         self._line[1:] += scaled
         self.seed, self.window = seed, window
         self._bounds = None if shard_sizes is None else np.cumsum([0, *shard_sizes])
-        self._layout: tuple[int, Order] | None = None
+        self._shuffle = lru_cache(maxsize=1)(self._order)
+        """Of the epoch under way."""
 
     def __len__(self) -> int:
         return int(self._line[-1] // _ONE)
@@ -83,12 +85,9 @@ class RepeatOrder:
     def _start(self, epoch: int) -> int:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
-    def _shuffle(self, epoch: int) -> Order:
+    def _order(self, epoch: int) -> Order:
         """Permutes the places of the epoch's table, in which a sample's draws lie side by side."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
-        layout = self._layout
-        if layout is None or layout[0] != epoch:
-            sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)
-            layout = self._layout = (epoch, WindowOrder(sizes.tolist(), self.window, self.seed))
-        return layout[1]
+        sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)
+        return WindowOrder(sizes.tolist(), self.window, self.seed)

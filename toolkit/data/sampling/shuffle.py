@@ -7,8 +7,7 @@ mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
 
 ``global``: one permutation of everything; every read is random. ``window``: shards are permuted, then samples within
 groups of a few shards, so that a node reads from only a few files at a time: for sets that do not fit in memory.
-toolkit/data/README.md measures what this costs in shuffle quality. repeat_factor.py does either with samples that come
-more than once.
+toolkit/data/README.md measures what this costs in shuffle quality. repeat_factor.py does either with repeated samples.
 
 A position holds a key: sample + draw * DRAW_STRIDE, where draw is 0 for a sample's first place in the epoch's table, 1
 for its second, ... Where each sample comes once, keys are samples.
@@ -18,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -68,7 +68,8 @@ class WindowOrder:
         self.sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.firsts = np.cumsum(self.sizes) - self.sizes
         self.window, self.seed = window, seed
-        self._layout: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._shards = lru_cache(maxsize=1)(self._layout)
+        """Of the epoch under way."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -96,14 +97,11 @@ class WindowOrder:
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]
 
-    def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards in this epoch's order, end of each in the epoch's positions); kept for the epoch under way."""
-        layout = self._layout
-        if layout is None or layout[0] != epoch:
-            count = len(self.sizes)
-            shards = permute(np.arange(count), count, key_of(self.seed, epoch, -1))
-            layout = self._layout = (epoch, shards, np.cumsum(self.sizes[shards]))
-        return layout[1], layout[2]
+    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shards in this epoch's order, end of each in the epoch's positions)."""
+        count = len(self.sizes)
+        shards = permute(np.arange(count), count, key_of(self.seed, epoch, -1))
+        return shards, np.cumsum(self.sizes[shards])
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:

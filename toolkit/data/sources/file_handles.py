@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 
 @dataclass
-class _Open:
+class Handle:
+    """An open file."""
+
     descriptor: int
     users: int = 0
+    forgotten: bool = False
+    """Closed by its last user."""
 
 
 class Handles:
@@ -23,77 +27,64 @@ class Handles:
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
         """``open_file`` opens the file of a number; at most ``capacity`` stay open besides those in use."""
         self._open_file, self.capacity = open_file, capacity
-        self._files: OrderedDict[int, _Open] = OrderedDict()
-        self._forgotten: dict[int, _Open] = {}
-        """Descriptor → what was forgotten while somebody used it."""
+        self._files: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._files)
 
     @contextlib.contextmanager
     def use(self, number: int) -> Iterator[int]:
         """The descriptor of a file, for as long as the block runs. Raises what opening it raises."""
-        descriptor = self.take(number)
+        handle = self.take(number)
         try:
-            yield descriptor
+            yield handle.descriptor
         finally:
-            self.give_back(number, descriptor)
+            self.give_back(handle)
 
-    def take(self, number: int) -> int:
+    def take(self, number: int) -> Handle:
         """As ``use``, for where every microsecond counts; to be given back whatever happens."""
         with self._lock:
-            entry = self._files.get(number)
-            if entry is not None:
-                entry.users += 1
+            handle = self._files.get(number)
+            if handle is not None:
+                handle.users += 1
                 self._files.move_to_end(number)
-                return entry.descriptor
+                return handle
         descriptor = self._open_file(number)  # may take its time: nobody else waits for it
-        return self._added(number, descriptor).descriptor
+        with self._lock:
+            handle = self._files.setdefault(number, Handle(descriptor))
+            if handle.descriptor != descriptor:  # two threads opened it at once
+                os.close(descriptor)
+            handle.users += 1
+            self._files.move_to_end(number)
+            return handle
 
-    def give_back(self, number: int, descriptor: int) -> None:
+    def give_back(self, handle: Handle) -> None:
         """One user less of a file that was taken."""
         with self._lock:
-            entry = self._forgotten.get(descriptor)
-            if entry is None:
-                self._files[number].users -= 1
-                if len(self._files) > self.capacity:
-                    self._close(len(self._files) - self.capacity)
-                return
-            entry.users -= 1
-            if not entry.users:
-                os.close(self._forgotten.pop(descriptor).descriptor)
+            handle.users -= 1
+            if handle.forgotten and not handle.users:
+                os.close(handle.descriptor)
+            if len(self._files) > self.capacity:
+                self._close(len(self._files) - self.capacity)
 
     def forget(self, number: int) -> None:
         """Have the file opened anew when it is taken next: reading it failed."""
         with self._lock:
-            entry = self._files.pop(number, None)
-            if entry is not None and entry.users:
-                self._forgotten[entry.descriptor] = entry
-            elif entry is not None:
-                os.close(entry.descriptor)
+            handle = self._files.pop(number, None)
+            if handle is not None:
+                handle.forgotten = True
+                if not handle.users:
+                    os.close(handle.descriptor)
 
     def close_idle(self) -> None:
-        """Close all that are not in use."""
         with self._lock:
             self._close(len(self._files))
 
-    def _added(self, number: int, descriptor: int) -> _Open:
-        with self._lock:
-            entry = self._files.get(number)
-            if entry is None:
-                entry = self._files[number] = _Open(descriptor)
-            else:  # two threads opened it at once
-                os.close(descriptor)
-            entry.users += 1
-            self._files.move_to_end(number)
-            return entry
-
     def _close(self, surplus: int) -> None:
-        if surplus > 0:
-            for number in [number for number, entry in self._files.items() if not entry.users][:surplus]:
-                os.close(self._files.pop(number).descriptor)
+        for number in [number for number, handle in self._files.items() if not handle.users][:surplus]:
+            os.close(self._files.pop(number).descriptor)
 
 
-def _close_all(files: OrderedDict[int, _Open]) -> None:
-    for entry in files.values():
-        os.close(entry.descriptor)
+def _close_all(files: OrderedDict[int, Handle]) -> None:
+    for handle in files.values():
+        os.close(handle.descriptor)
     files.clear()

@@ -15,18 +15,13 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.inputs.image_files import Walk, no_images, walk_images
 from shards.inputs.image_structure import more_frames
-from shards.inputs.images import ANY
 from shards.storage.retry import of_one_file, retried, unreadable
 from toolkit.data.sources.errors import Undecodable
 
 log = logging.getLogger(__name__)
 
-
 #: Files with several frames that are named one by one.
 NAMED = 5
-
-
-RAW = ANY  # a user's own file may be small; what can be decoded is predicted
 
 
 def list_images(directory: Path) -> list[Path]:
@@ -35,7 +30,7 @@ def list_images(directory: Path) -> list[Path]:
     Files of other kinds, and folders that cannot be read, are said in a line each.
     """
     if not directory.is_dir():
-        raise UserError(f"image folder not found: {directory}")
+        raise UserError("path-missing", f"image folder not found: {directory}")
     walk = Walk()
     found = sorted(directory / name for name in walk_images(directory, walk))
     if not found:

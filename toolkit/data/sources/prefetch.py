@@ -80,15 +80,16 @@ class Prefetcher:
 
     def _next(self) -> int | None:
         """The next shard as soon as it is due; None at the end."""
+
+        def due() -> bool:
+            return self._stop.is_set() or self._taken < min(len(self._visits), self._reached + self._ahead + 1)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._stop.is_set() or self._due(self._taken))
+            self._changed.wait_for(due)
             if self._stop.is_set():
                 return None
             self._taken += 1
             return self._visits[self._taken - 1]
-
-    def _due(self, place: int) -> bool:
-        return place < len(self._visits) and place <= self._reached + self._ahead
 
     def _fetch(self, number: int) -> None:
         while not self._stop.is_set():
@@ -124,19 +125,14 @@ def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None,
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)
-    gib = 2**30
     if window is None:
-        need = sum(sizes)
-        if limit and need > limit:
-            raise UserError(
-                f"data.order global reads all {len(shards)} training shards all the time: {need / gib:.2f} GiB, more "
-                f"than --cache-limit ({limit / gib:.2f} GiB); use --data.order window, or raise the limit"
-            )
-        return
-    windows = 2 + lead // (window * max(1, min(shard.samples for shard in shards)))
-    need = sum(sizes[: windows * window])
+        need, what = sum(sizes), f"data.order global reads all {len(shards)} training shards all the time:"
+        remedy = "use --data.order window"
+    else:
+        windows = 2 + lead // (window * max(1, min(shard.samples for shard in shards)))
+        need = sum(sizes[: windows * window])
+        what = f"{windows} windows of {window} shards, as many as are needed at a time, are up to"
+        remedy = "lower --data.window"
     if limit and need > limit:
-        raise UserError(
-            f"{windows} windows of {window} shards, as many as are needed at a time, are up to {need / gib:.2f} GiB, "
-            f"more than --cache-limit ({limit / gib:.2f} GiB); lower --data.window, or raise the limit"
-        )
+        gib = f"{need / 2**30:.2f} GiB, more than --cache-limit ({limit / 2**30:.2f} GiB)"
+        raise UserError("option-conflict", f"{what} {gib}; {remedy}, or raise the limit")

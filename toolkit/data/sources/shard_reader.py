@@ -50,7 +50,7 @@ class ShardReader:
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
-            raise UserError(f"the shards in {self.store} hold no sample")
+            raise UserError("set-split", f"the shards in {self.store} hold no sample")
         if records is None:
             records = np.concatenate([records_of(self.store.index(s), len(labels)) for s in self.shards])
         self.records = records.view(np.ndarray)  # the same memory; looking into a memmap is slow
@@ -121,21 +121,22 @@ class ShardReader:
     def _read(self, index: int) -> memoryview:
         number, size = self.shard_of(index), int(self._sizes[index])
         target = scratch("encoded", size).data
-        descriptor = self._handles.take(number)
+        handle = self._handles.take(number)
         try:
             if self._prefetcher is not None:  # after it is held: what comes next could take its room
                 self._prefetcher.reached(number)
-            got = _read_at(descriptor, target, int(self._offsets[index]))
+            got = _read_at(handle.descriptor, target, int(self._offsets[index]))
         except OSError:
             self._handles.forget(number)
             raise
         finally:
-            self._handles.give_back(number, descriptor)
+            self._handles.give_back(handle)
         if got < size:
             tar, offset = self.store.where(self.shards[number]), int(self._offsets[index])
             raise UserError(
+                "tar-damaged",
                 f"shard {tar} is truncated: it ends at byte {offset + got}, and its index has an image of {size} bytes "
-                f"at {offset}; copy it again, or build the set again"
+                f"at {offset}; copy it again, or build the set again",
             )
         return target
 
@@ -212,11 +213,9 @@ _seek = threading.Lock()
 
 def _read_at(file: int, target: memoryview, offset: int) -> int:
     """Fill ``target`` from ``offset`` on; returns the bytes read, fewer only at the end of the file."""
-    done = _read_some(file, target, offset)
-    while 0 < done < len(target):  # a network file system may answer with a part
+    done = more = _read_some(file, target, offset)
+    while more and done < len(target):  # a network file system may answer with a part
         more = _read_some(file, target[done:], offset + done)
-        if not more:
-            break
         done += more
     return done
 

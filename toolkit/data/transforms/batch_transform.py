@@ -7,6 +7,8 @@ one after the other without gaps, and the device cuts the squares. ``FileCut`` i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.sources.thread_buffer import scratch
 from toolkit.data.transforms.crops import Views, eval_views, train_views
 from toolkit.data.transforms.geometry import DeviceGeometry, cut_on_cpu
-from toolkit.data.transforms.jpeg import Turned, decode_rows, place, scaled
+from toolkit.data.transforms.jpeg import Turned, decode_any, decode_rows, place, plain_jpeg, scaled
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 
@@ -114,18 +116,12 @@ class PackedCut:
         ends = np.cumsum(pixels)
         self.starts = ends - pixels
         self.size = int(ends[-1]) * 3
+        self.parts = (self.starts, views.widths, views.heights, self.rows, self.denominators)
         self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
 
     def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        views = self.views
-        decode_rows(
-            data,
-            int(views.widths[row]),
-            int(views.heights[row]),
-            int(self.rows[row]),
-            int(self.denominators[row]),
-            slot[int(self.starts[row]) * 3 :],
-        )
+        start, width, height, rows, denominator = (int(part[row]) for part in self.parts)
+        decode_rows(data, width, height, rows, denominator, slot[start * 3 :])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         return SquareCut(self.views, self.again).square(row, data)
@@ -136,9 +132,9 @@ class PackedCut:
 
 
 class FileCut:
-    """Squares from a function of the bytes."""
+    """Squares from a function of the row and its bytes."""
 
-    def __init__(self, count: int, side: int, transform: Callable[[bytes], np.ndarray]) -> None:
+    def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
         self.count, self.side, self.transform = count, side, transform
         self.size = count * side**2 * 3
 
@@ -147,12 +143,40 @@ class FileCut:
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         try:
-            return self.transform(bytes(data))
+            return self.transform(row, data)
         except (OSError, ValueError) as error:
             raise Undecodable(str(error)) from error
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
         return slot.view(self.count, self.side, self.side, 3)
+
+
+@dataclass(frozen=True)
+class RawTransform:
+    """The model's preprocessing on the bytes of any image file."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """(S, S, 3) uint8. Raises ValueError with the reason in one line."""
+        try:
+            header = plain_jpeg(data)
+            if header is not None:
+                return self._cut((header.width, header.height)).square(0, memoryview(bytearray(data)))
+            return self.square(decode_any(data))
+        except Undecodable as bad:
+            raise ValueError(str(bad)) from None
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8 of a decoded RGB picture; as of its file, where that is no JPEG."""
+        return self._cut(image.size).picture(0, image)
+
+    def _cut(self, size: tuple[int, int]) -> SquareCut:
+        ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
+        cut = SquareCut(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
+        # No index vouches for these: a file that is cut, below what the model is shown, is cut all the same.
+        cut.rows = heights
+        return cut
 
 
 #: From the samples of a batch to its work.
@@ -162,34 +186,31 @@ Cutter = Callable[[Share], Cut]
 def train_cutter(reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device) -> Cutter:
     """Random crops and flips of shard samples, as the configuration has them."""
 
-    def cut(share: Share) -> Cut:
-        def views(rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
-            return train_views(config, seed, epoch, share.keys[rows], widths, heights)
+    def views(share: Share, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+        return train_views(config, seed, epoch, share.keys[rows], widths, heights)
 
-        return kind(views(slice(None), *reader.sizes(share.indices)), views)
-
-    kind = _kind(config.geometry, device)
-    return cut
+    return _cutter(reader, config.geometry, device, views)
 
 
 def eval_cutter(reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device) -> Cutter:
     """The evaluation transform of shard samples."""
 
-    def views(_: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+    def views(share: Share, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
-    def cut(share: Share) -> Cut:
-        return kind(views(slice(None), *reader.sizes(share.indices)), views)
-
-    kind = _kind(geometry, device)
-    return cut
+    return _cutter(reader, geometry, device, views)
 
 
 def file_cutter(side: int, transform: Callable[[bytes], np.ndarray]) -> Cutter:
     """Squares from a function of the bytes, for files of unknown size."""
-    return lambda share: FileCut(len(share.indices), side, transform)
+    return lambda share: FileCut(len(share.indices), side, lambda _, data: transform(bytes(data)))
 
 
-def _kind(geometry: Geometry, device: torch.device) -> type[SquareCut] | type[PackedCut]:
+def _cutter(reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]) -> Cutter:
+    def cut(share: Share) -> Cut:
+        views: MakeViews = partial(views_of, share)
+        return kind(views(slice(None), *reader.sizes(share.indices)), views)
+
     on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
-    return PackedCut if on_device else SquareCut
+    kind = PackedCut if on_device else SquareCut
+    return cut

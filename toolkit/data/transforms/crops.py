@@ -9,6 +9,7 @@ whole resized box too where it stretches).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -85,22 +86,18 @@ def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarr
     if fit == "stretch":
         resized = np.full((n, 2), side, dtype=np.int64)
     else:
-        pairs = zip(widths.tolist(), heights.tolist(), strict=True)
-        sizes = [resized_size(w, h, side, crop_pct) for w, h in pairs]
-        resized = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        resized = np.stack(resized_size(widths, heights, side, crop_pct), axis=1)
     # torchvision rounds half to even, as numpy does
     corners = np.rint((resized - side) / 2.0).astype(np.int64)
     boxes = np.stack([np.zeros(n, np.int64), np.zeros(n, np.int64), widths, heights], axis=1)
     return Views(side, widths, heights, boxes, resized, corners, np.zeros(n, dtype=bool))
 
 
-def resized_size(width: int, height: int, side: int, crop_pct: float) -> tuple[int, int]:
-    """Size after torchvision's Resize of the short side, which truncates the long one.
+def resized_size(width: Any, height: Any, side: int, crop_pct: float) -> tuple[Any, Any]:
+    """Size after torchvision's Resize of the short side, which truncates the long one; numbers or arrays of int64.
 
-    >>> resized_size(182, 268, 224, 0.875)
+    >>> tuple(map(int, resized_size(182, 268, 224, 0.875)))
     (256, 376)
     """
-    short = max(side, round(side / crop_pct))
-    if width <= height:
-        return short, max(short, int(short * height / width))
-    return max(short, int(short * width / height)), short
+    short, shorter = max(side, round(side / crop_pct)), np.minimum(width, height)
+    return short * width // shorter, short * height // shorter

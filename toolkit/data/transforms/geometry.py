@@ -132,7 +132,7 @@ class DeviceGeometry:
         # The flip mirrors the window: its weights in reverse order.
         mirrored = torch.where(flips, self.side - 1 - targets, targets)
         across, down = (
-            _weights(target, scales[:, axis], origins[:, axis], corners[:, axis], extents[:, axis], length).to(dtype)
+            _weights(target, length, *(part[:, axis] for part in (scales, origins, corners, extents))).to(dtype)
             for axis, target, length in ((0, mirrored, width), (1, targets, height))
         )
         # (n, h*3, w) x (n, w, S), then (n, S, h) x (n, h, 3*S)
@@ -142,16 +142,9 @@ class DeviceGeometry:
         return levels.view(n, self.side, 3, self.side).permute(0, 1, 3, 2)
 
 
-def _weights(
-    target: torch.Tensor,
-    scale: torch.Tensor,
-    origin: torch.Tensor,
-    corner: torch.Tensor,
-    extent: torch.Tensor,
-    length: int,
-) -> torch.Tensor:
-    """(n, S, length) float32 filter weights of one direction, for (n, S) output pixels and (n,) views."""
-    scale, origin, corner, extent = (part[:, None, None] for part in (scale, origin, corner, extent))
+def _weights(target: torch.Tensor, length: int, *views: torch.Tensor) -> torch.Tensor:
+    """(n, S, length) float32 filter weights of one direction, for (n, S) output pixels and four (n,) facts of views."""
+    scale, origin, corner, extent = (part[:, None, None] for part in views)
     source = torch.arange(length, device=target.device)
     centre = origin + (target[:, :, None] + corner + 0.5) * scale
     weights = 1.0 - ((source + 0.5 - centre) / scale.clamp(min=1.0)).abs()

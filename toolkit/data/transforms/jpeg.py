@@ -7,8 +7,7 @@ Two savings, each exact or bounded (toolkit/data/README.md has the measurements)
   the pixels that remain are the same to the bit, because two more rows than needed keep the chroma upsampling's
   neighbours. Region decoders skip the columns beside the crop too, but hardly gain by it: in our measurements this was
   never slower than nvidia-nvimgcodec's region decoding.
-- Where the crop is at least ``denominator`` times as large as the output, libjpeg's scaled inverse DCT gives 1/2, 1/4
-  or 1/8 of the size.
+- Where the crop is ``denominator`` times the output or more, libjpeg's scaled inverse DCT gives 1/2, 1/4 or 1/8 of it.
 
 What libjpeg-turbo refuses, what its EXIF turns, and every other format goes to shards.images.decode: pixels and
 verdicts are those of `posters shards build`.
@@ -61,16 +60,14 @@ def decode_rows(
     shape = (scaled(rows, denominator), scaled(width, denominator), channels)
     target = out[: shape[0] * shape[1] * channels].reshape(shape)
     header = plain_jpeg(data)
-    cut = rows < height
-    if header is not None and (header.width, header.height) != (width, height):
-        raise wrong_size((header.width, header.height), (width, height))
+    if header is not None:
+        _check_size((header.width, header.height), (width, height))
     # One cut short, or with something appended, is not cut here: the other decoder knows which.
-    fast = header if header is not None and not (cut and bytes(data[-2:]) != b"\xff\xd9") else None
-    if fast is not None and _decode_plain(data, fast, rows, denominator, target):
+    whole = rows == height or bytes(data[-2:]) == b"\xff\xd9"
+    if header is not None and whole and _decode_plain(data, header, rows, denominator, target):
         return target
     image = decode_any(data)
-    if image.size != (width, height):
-        raise wrong_size(image.size, (width, height))
+    _check_size(image.size, (width, height))
     return place(image, denominator, target)
 
 
@@ -133,7 +130,8 @@ def place(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarra
     return target
 
 
-def wrong_size(found: tuple[int, int], told: tuple[int, int]) -> Undecodable:
-    """What is raised for an image of another size than its index says; sizes are (width, height)."""
-    kind = Turned if found == told[::-1] else Undecodable
-    return kind(f"the image is {found[0]}x{found[1]}, its index says {told[0]}x{told[1]}")
+def _check_size(found: tuple[int, int], told: tuple[int, int]) -> None:
+    """Raise Undecodable or Turned for an image of another size than its index says; sizes are (width, height)."""
+    if found != told:
+        kind = Turned if found == told[::-1] else Undecodable
+        raise kind(f"the image is {found[0]}x{found[1]}, its index says {told[0]}x{told[1]}")

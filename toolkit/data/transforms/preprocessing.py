@@ -20,6 +20,9 @@ BILINEAR = Image.Resampling.BILINEAR  # Pillow's is antialiased when it shrinks,
 MOST_RESIZED = 16_000_000
 #: Images that are normalised at a time.
 CPU_IMAGES = 8
+Box = tuple[int, int, int, int]
+FloatBox = tuple[float, float, float, float]
+Size = tuple[int, int]
 #: What happens to the part of an image that is not square.
 FITS = ("crop", "stretch")
 
@@ -68,20 +71,12 @@ def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tenso
 
 def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
     """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
-    width, height = resized_size(*image.size, size, crop_pct)
+    width, height = map(int, resized_size(*image.size, size, crop_pct))
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    if image.size == (width, height):
-        return np.asarray(image.crop((left, top, left + size, top + size)))
     return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
 
 
-def resized_window(
-    image: Image.Image,
-    box: tuple[float, float, float, float],
-    size: tuple[int, int],
-    corner: tuple[int, int],
-    side: int,
-) -> Image.Image:
+def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """The square at ``corner`` of ``box`` of the image resized to ``size``. Little more than the square is computed.
 
     A banner of 1x60000 pixels whose short side becomes 256 would otherwise be resized to 4 billion pixels.
@@ -101,10 +96,7 @@ def resized_window(
 
 def stretch(image: Image.Image, size: int) -> np.ndarray:
     """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
-    return np.asarray(image if image.size == (size, size) else image.resize((size, size), BILINEAR))
-
-
-Box = tuple[int, int, int, int]
+    return np.asarray(image.resize((size, size), BILINEAR))
 
 
 def view_box(width: int, height: int, image_size: int, crop_pct: float) -> Box:

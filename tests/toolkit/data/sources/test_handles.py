@@ -112,15 +112,15 @@ def test_what_failed_is_opened_anew_and_closed_once_unused(tmp_path: Path) -> No
     handles = Handles(files, 2)
     first = handles.take(0)
     second = handles.take(0)
-    assert first == second
+    assert first is second
     handles.forget(0)
     third = handles.take(0)
-    assert third != first and files.opened == [0, 0]
-    handles.give_back(0, first)
-    assert os.pread(second, 9, 0) == b"\0"  # still in use by the other
-    handles.give_back(0, second)
+    assert third.descriptor != first.descriptor and files.opened == [0, 0]
+    handles.give_back(first)
+    assert os.pread(second.descriptor, 9, 0) == b"\0"  # still in use by the other
+    handles.give_back(second)
     assert open_now(tmp_path) == 1
-    handles.give_back(0, third)
+    handles.give_back(third)
     handles.forget(0)
     handles.forget(0)
     assert open_now(tmp_path) == 0

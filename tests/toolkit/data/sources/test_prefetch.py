@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from failing import fails
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +185,5 @@ def test_a_limit_under_which_training_would_fetch_again_and_again(
     if not word:
         check_room(store, shards(10), window, lead)
         return
-    with pytest.raises(UserError, match=word) as caught:
+    with fails("option-conflict", word, "--cache-limit"):
         check_room(store, shards(10), window, lead)
-    assert "--cache-limit" in str(caught.value) and "\n" not in str(caught.value)

@@ -15,9 +15,8 @@ from shards.errors import UserError
 from shards.inputs.images import ANY, decode
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import FileSource
-from toolkit.data.transforms.batch_transform import SquareCut
+from toolkit.data.transforms.batch_transform import RawTransform, SquareCut
 from toolkit.data.transforms.crops import eval_views
-from toolkit.data.transforms.image_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 MEAN = STD = (0.5, 0.5, 0.5)
