@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import check_targets, sigmoid
+from toolkit.metrics.multilabel import BoolArray, sigmoid
 from toolkit.metrics.table import PLACES, values
 from toolkit.metrics.weighted import Outcome
 
@@ -200,14 +199,13 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
     )
 
 
-def label_metrics(targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
+def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
     """Metrics of the model on each kind of picture; the controls' are means over the draws.
 
-    ``targets`` (n, G) of 0 and 1. Genres without positives among these posters count in no mean.
+    ``targets`` (n, G). Genres without positives among these posters count in no mean.
     """
-    truth = check_targets(targets)
     raw, reencoded, cleaned, *draws = (
-        _metrics(Outcome(truth, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
+        _metrics(Outcome(targets, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
     )
     return {
         "raw": raw,

@@ -20,7 +20,7 @@ from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisi
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, way_of
 from toolkit.decisions.objective import Aim, parse_aim
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, check_scores, check_targets, sigmoid
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,7 @@ class Decisions:
 
     def logits(self, logits: ArrayLike) -> FloatArray:
         """Calibrated logits, (..., G) float64; uncalibrated ones keep their bits."""
-        result: FloatArray = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
-        return result
+        return self.scale * np.asarray(logits, dtype=np.float64) + self.bias
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
         """Calibrated probabilities of (..., G) logits, float64."""
@@ -58,8 +57,7 @@ class Decisions:
 
     def named(self, logits: ArrayLike) -> BoolArray:
         """Which genres are named: calibrated probability >= threshold."""
-        result: BoolArray = self.probabilities(logits) >= self.thresholds
-        return result
+        return self.probabilities(logits) >= self.thresholds
 
     def at(self, threshold: float) -> Decisions:
         """The same calibration with one threshold for every genre, chosen by the user."""
@@ -123,30 +121,27 @@ class Decisions:
 
 
 def choose_decisions(
-    targets: ArrayLike,
-    logits: ArrayLike,
+    truth: BoolArray,
+    scores: FloatArray,
     decide: DecideConfig | None = None,
     split: str = "val",
     groups: IntArray | None = None,
 ) -> Decisions:
-    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
+    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets.
 
     groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples:
-    neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an unknown
-    aim.
+    neither their order nor the number of processes counts. Raises UserError on an unknown aim.
     """
-    fits = cross_fit_of(targets, logits, decide, groups)
+    fits = cross_fit_of(truth, scores, decide, groups)
     return decisions_of(fits.choose(), fits, split)
 
 
 def cross_fit_of(
-    targets: ArrayLike, logits: ArrayLike, decide: DecideConfig | None = None, groups: IntArray | None = None
+    truth: BoolArray, scores: FloatArray, decide: DecideConfig | None = None, groups: IntArray | None = None
 ) -> CrossFit:
     """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
-    decide = decide if decide is not None else DecideConfig()
-    aim = parse_aim(decide.aim)
-    truth = check_targets(targets)
-    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, groups)
+    decide = decide or DecideConfig()
+    return CrossFit(truth, scores, parse_aim(decide.aim), decide, groups)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:

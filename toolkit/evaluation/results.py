@@ -7,7 +7,7 @@ a report can go to any log file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,7 @@ from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.tables import add_number_columns, json_types, plain_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.multilabel import (
-    BoolArray,
-    FloatArray,
-    check_genres,
-    check_scores,
-    check_targets,
-    cross_entropy,
-    sigmoid,
-)
+from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
 from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
 from toolkit.metrics.weighted import Outcome
 
@@ -64,11 +56,13 @@ class Evaluation:
 
     loss is the mean binary cross-entropy in nats of the logits as they are; ranking has that group of the table
     (`toolkit.metrics.table`); calibration has the ``method``, and ``before`` and ``after`` it the
-    loss and the keys of `toolkit.metrics.calibration_error.calibration_summary`; per_genre is the frame of
+    loss and the keys of `toolkit.metrics.calibration_error.reliability`; per_genre is the frame of
     `toolkit.metrics.table.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
     """
 
     split: str
+    shard_set: str
+    """Fingerprint of the shard set that the split is of."""
     num_samples: int
     genres: list[str]
     decisions: str
@@ -79,27 +73,10 @@ class Evaluation:
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
-    shard_set: str | None = None
-    """Fingerprint of the shard set that the split is of; None where nobody said."""
 
     def to_dict(self) -> dict[str, Any]:
         """Pure JSON types; what is undefined (NaN) becomes None."""
-        result: dict[str, Any] = json_types(
-            {
-                "split": self.split,
-                **({} if self.shard_set is None else {"shard_set": self.shard_set}),
-                "num_samples": self.num_samples,
-                "genres": self.genres,
-                "decisions": self.decisions,
-                "loss": self.loss,
-                "ranking": self.ranking,
-                "calibration": self.calibration,
-                "thresholds": [vars(row) for row in self.thresholds],
-                "baselines": [row.to_dict() for row in self.baselines],
-                "per_genre": self.per_genre.to_dict("records"),
-            }
-        )
-        return result
+        return json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
@@ -176,27 +153,22 @@ class Evaluation:
 
 
 def evaluate_arrays(
-    targets: ArrayLike,
-    logits: ArrayLike,
+    truth: BoolArray,
+    scores: FloatArray,
     genres: Sequence[str],
-    train_prevalence: ArrayLike,
+    train_prevalence: FloatArray,
     decisions: Decisions,
     thresholds: Sequence[float] = FIXED_THRESHOLDS,
     *,
     split: str,
-    shard_set: str | None = None,
+    shard_set: str,
 ) -> Evaluation:
-    """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
+    """Evaluate (N, G) logits against (N, G) targets, with the baselines beside them.
 
     train_prevalence (G,): share of positives in the training set. decisions: chosen on validation data. Their
     thresholds get the last row, after the fixed ``thresholds`` and, where they differ per genre, the best single
-    one of validation. The prevalence baseline is shown at the fixed and chosen ones. Raises ValueError on broken
-    input.
+    one of validation. The prevalence baseline is shown at the fixed and chosen ones.
     """
-    truth = check_targets(targets)
-    num_samples, num_genres = truth.shape
-    names = check_genres(genres, num_genres)
-    scores = check_scores(logits, truth.shape, "logits")
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
 
@@ -208,16 +180,16 @@ def evaluate_arrays(
     ]
     return Evaluation(
         split=split,
-        num_samples=num_samples,
-        genres=names,
+        shard_set=shard_set,
+        num_samples=len(truth),
+        genres=list(genres),
         decisions=decisions.fingerprint,
         loss=calibration["before"]["loss"],
         ranking=values(outcome, "ranking"),
         calibration=calibration,
         thresholds=rows,
-        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= num_genres]),
-        per_genre=per_genre_table(outcome, decisions.thresholds, names),
-        shard_set=shard_set,
+        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
+        per_genre=per_genre_table(outcome, decisions.thresholds, genres),
     )
 
 

@@ -22,6 +22,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.inference.forward import require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
+from toolkit.metrics.multilabel import BoolArray, FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
 
@@ -31,10 +32,10 @@ class SplitLogits:
 
     split: str
     ids: list[str]
-    logits: np.ndarray
-    """(N, G) float32, uncalibrated."""
-    targets: np.ndarray
-    """(N, G) of 0 and 1."""
+    logits: FloatArray
+    """(N, G) finite, uncalibrated."""
+    targets: BoolArray
+    """(N, G)."""
     genres: tuple[str, ...]
     weights: str
     """Fingerprint of the model's weights."""
@@ -90,6 +91,5 @@ def infer_split(
             on_batch=lambda count: bar.update(count * accelerator.num_processes),
         )
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
-    return SplitLogits(
-        split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint
-    )
+    scores, truth = logits.astype(np.float64), reader.targets.astype(np.bool_)
+    return SplitLogits(split, ids, scores, truth, folder.labels.genres, folder.fingerprint, manifest.fingerprint)

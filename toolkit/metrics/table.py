@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, check_genres, f_beta, ratio
+from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 from toolkit.metrics.weighted import Counts, Outcome, Weighed
 
 Rate = Callable[[Counts], FloatArray]
@@ -113,15 +113,12 @@ def subset_accuracy(weighed: Weighed) -> FloatArray:
 
 def genre_calibration(weighed: Weighed) -> FloatArray:
     """(B, G) calibration error of each genre alone."""
-    errors: FloatArray = np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
-    return errors
+    return np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
 
 
 def pooled_calibration(weighed: Weighed) -> FloatArray:
     """Calibration error of all elements, whatever their genre."""
-    elements = weighed.total * weighed.outcome.truth.shape[1]
-    errors: FloatArray = np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / elements
-    return errors
+    return np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / (weighed.total * weighed.outcome.truth.shape[1])
 
 
 _ROWS = (
@@ -183,16 +180,6 @@ def values(outcome: Outcome, group: str) -> dict[str, Any]:
     return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
 
 
-def prediction_metrics(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """The decisions' metrics of an (N, G) matrix of yes/no predictions."""
-    return values(Outcome.of(targets, predicted), "decisions")
-
-
-def threshold_metrics(targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> dict[str, float]:
-    """The decisions' metrics of ``probability >= threshold``; every ratio with a zero denominator counts as 0."""
-    return values(Outcome.of(targets, probabilities=probabilities).at(thresholds), "decisions")
-
-
 def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
     """Precision, recall and F1, (B, G); NaN without positives, precision where the genre was never predicted."""
     counts = weighed.each
@@ -215,7 +202,7 @@ def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[st
     ap, roc_auc = outcome.ranking
     return pd.DataFrame(
         {
-            "genre": check_genres(genres, len(support)),
+            "genre": list(genres),
             "support": support.astype(np.int64),
             "prevalence": support / len(outcome.truth),
             "ap": ap,

@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 
 from shards.dataset.labels import require_same
@@ -72,18 +71,15 @@ class ReportRun:
         """Build and write the report; returns its page."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
-        other = None
-        if self.other is not None and others is not None:
-            other = Said.by(self.other, others.logits, names[1])
         material = Material(
             outputs.split,
             list(outputs.genres),
-            np.asarray(outputs.targets, dtype=np.bool_),
+            outputs.targets,
             outputs.ids,
             reader.image_bytes,
             baseline_prevalence(self.manifest, outputs),
-            Said.by(self.model, outputs.logits, names[0]),
-            other,
+            Said(names[0], self.model, outputs.logits),
+            Said(names[1], self.other, others.logits) if self.other and others else None,
             {
                 "shard set": str(self.shards),
                 FINGERPRINT: self.manifest.fingerprint,

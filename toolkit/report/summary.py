@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.evaluation.results import TOP_K
-from toolkit.metrics.baselines import commonest_genres
+from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import (
     COVERAGE,
     ROUNDS,
@@ -23,7 +23,7 @@ from toolkit.metrics.bootstrap import (
     paired_difference,
 )
 from toolkit.metrics.table import METRICS, PLACES, Better
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import Material
 
 #: What baselines and runs are compared in, of probabilities and of decisions.
@@ -41,22 +41,19 @@ def top_k_key(k: int) -> str:
 
 def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
-    model, shape = material.model, material.targets.shape
-    everyone = {MODEL: model.answers}
+    model, truth = material.model, material.targets
+    everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if material.other is not None:
-        everyone[OTHER] = material.other.answers
+        everyone[OTHER] = Outcome(truth, material.other.named, material.other.probabilities)
     # Prevalence ranks and is scored; what it would name at some threshold is always-top-k for some k.
-    constant = np.broadcast_to(material.train_prevalence, shape)
-    everyone[PREVALENCE] = Answers(np.zeros(shape, dtype=np.bool_), constant)
+    constant = np.broadcast_to(material.train_prevalence, truth.shape)
+    everyone[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
-        if k <= shape[1]:
-            named = np.zeros(shape, dtype=np.bool_)
-            named[:, commonest_genres(material.train_prevalence, k)] = True
-            everyone[top_k_key(k)] = Answers(named)
-    if np.ptp(model.thresholds) > 0:
-        named = np.asarray(model.probabilities >= model.global_threshold)
-        everyone[SINGLE] = Answers(named, model.probabilities)
-    return bootstrap(material.targets, everyone, rounds, units=material.units)
+        if k <= truth.shape[1]:
+            everyone[top_k_key(k)] = Outcome(truth, always_top_k(truth.shape, material.train_prevalence, k))
+    if model.decisions.per_genre:
+        everyone[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
+    return bootstrap(everyone, rounds, material.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:

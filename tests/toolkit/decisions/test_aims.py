@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from metric_tools import threshold_metrics
 
 from shards.errors import UserError
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.config.validation import check_config
 from toolkit.decisions.objective import NEVER, Aim, genre_thresholds, parse_aim, single_threshold
-from toolkit.metrics.table import threshold_metrics
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
 BAD = ["", "f2", "F1", "macro_f1", "precision", "precision>0.6", "recall>=1.2", "recall>=-1", "precision>=x", "f1 f1x"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_tools import calibration_summary, prediction_metrics
 from sklearn.metrics import f1_score
 
 from toolkit.config.schema import DecideConfig
@@ -16,10 +17,9 @@ from toolkit.decisions.cross_fit import CrossFit, HeldOut
 from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold
 from toolkit.metrics.bootstrap import bootstrap
-from toolkit.metrics.calibration_error import calibration_influence, calibration_summary
+from toolkit.metrics.calibration_error import calibration_influence
 from toolkit.metrics.multilabel import sigmoid
-from toolkit.metrics.table import prediction_metrics
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02])
 WAYS = ["auto", "genre", "global"]
@@ -32,7 +32,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     truth = rng.random((count, len(PREVALENCE))) < PREVALENCE
     odds = np.log(PREVALENCE / (1 - PREVALENCE)) + skill * (truth - 0.5) * skill + skill * rng.normal(size=truth.shape)
-    return truth, (scale * odds + shift).astype(np.float32)
+    return truth, (scale * odds + shift).astype(np.float32).astype(np.float64)
 
 
 def groups_of(seed: int, count: int) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_standard_errors_are_the_bootstraps():
     truth, logits = simulate(7, 400)
     probabilities = sigmoid(logits)
     named = {name: probabilities >= at for name, at in (("a", 0.5), ("b", 0.3))}
-    draws = bootstrap(truth, {name: Answers(said, probabilities) for name, said in named.items()}, rounds=800)
+    draws = bootstrap({name: Outcome(truth, said, probabilities) for name, said in named.items()}, rounds=800)
     a, b = (HeldOut.of(truth, said, np.arange(400), 1.0) for said in named.values())
     units = np.arange(400)
     for key, ours in (("micro_f1", a.by_micro - b.by_micro), ("macro_f1", a.by_macro - b.by_macro)):

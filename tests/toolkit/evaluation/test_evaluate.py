@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metric_tools import calibration_summary
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
@@ -27,7 +28,7 @@ from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.evaluation.options import parse_thresholds
-from toolkit.metrics.calibration_error import calibration_summary, genre_calibration_errors
+from toolkit.metrics.calibration_error import genre_calibration_errors
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OURS, load_model_folder

@@ -43,7 +43,9 @@ def test_it_rewrites_what_depends_on_decisions_and_nothing_else(
     folder = load_model_folder(model)
     assert folder.decisions.aim == "recall>=0.8" and folder.decisions.calibration == "platt"
     kept = np.load(model / "predictions-val.npz", allow_pickle=False)
-    again = choose_decisions(kept["targets"], kept["logits"], DecideConfig("auto", "recall>=0.8", "platt"))
+    again = choose_decisions(
+        kept["targets"] > 0, kept["logits"].astype(float), DecideConfig("auto", "recall>=0.8", "platt")
+    )
     assert again.to_dict() == folder.decisions.to_dict()  # a function of what the npz holds
     named = folder.decisions.named(kept["logits"])
     hits, support = (named & (kept["targets"] == 1)).sum(axis=0), kept["targets"].sum(axis=0)

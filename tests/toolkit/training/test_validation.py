@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metric_tools import prediction_metrics, threshold_metrics
 from toolkit_helpers import TINY
 
 from shards.dataset.manifest import Manifest
@@ -16,7 +17,6 @@ from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions, cross_fit_of
 from toolkit.metrics.multilabel import cross_entropy
-from toolkit.metrics.table import prediction_metrics, threshold_metrics
 from toolkit.training.validation import judge, monitored
 
 
@@ -25,7 +25,7 @@ def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarra
     prevalence = 0.6 / np.arange(1, len(manifest.genres) + 1) ** 1.2
     targets = rng.random((count, len(prevalence))) < prevalence
     odds = np.log(prevalence / (1 - prevalence)) + targets + rng.normal(size=targets.shape)
-    return targets, (3 * odds).astype(np.float32)
+    return targets, (3 * odds).astype(np.float32).astype(np.float64)
 
 
 def test_the_verdict_is_of_its_decisions(shard_set: Path):

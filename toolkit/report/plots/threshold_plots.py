@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from sklearn.metrics import precision_recall_curve
 
+from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 from toolkit.metrics.table import PLACES, values
 from toolkit.metrics.weighted import Outcome
@@ -50,8 +51,9 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
 
 
 @styled
-def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: float, chosen: dict[str, float]) -> Plot:
+def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
     """The sweep, with the thresholds of the genres on the axis and what they reach together at the right edge."""
+    thresholds, single, per_genre = decisions.thresholds, decisions.global_threshold, decisions.per_genre
     figure, axes = new_figure()
     for key, name in SWEPT.items():
         color, line = _LOOKS[key]
@@ -68,7 +70,6 @@ def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: fl
         f"{single:.2g}", (single, 1.02), (0, 4), textcoords="offset points", ha="center", va="bottom",
         fontsize=10, color=GREY,
     )  # fmt: skip
-    per_genre = np.ptp(thresholds) > 0
     if per_genre:
         inside = np.clip(thresholds, LOWEST * 1.05, 1 - (1 - HIGHEST) * 1.05)
         axes.plot(inside, np.full(len(inside), -0.02), "|", color=INK, markersize=9, clip_on=False)
