@@ -52,8 +52,7 @@ class GradCam:
         with self._rearranged():
             heat = self._captum.attribute(image, target=genre, relu_attributions=True)
         heat = F.interpolate(heat.detach(), (self.size, self.size), mode="bilinear", align_corners=False)
-        result: FloatArray = heat[0, 0].double().cpu().numpy()
-        return result
+        return heat[0, 0].double().cpu().numpy()
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
@@ -76,11 +75,9 @@ class GradCam:
 
     def _through(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout == "maps":
-            passed: torch.Tensor = self._watched(x)
-            return passed
+            return self._watched(x)
         if self.layout == "maps_last":
-            passed = self._watched(x.permute(0, 3, 1, 2))
-            return passed.permute(0, 2, 3, 1)
+            return self._watched(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         prefix = prefix_tokens(self.model)
         grid = x[:, prefix:].transpose(1, 2).unflatten(2, token_grid(self.model))
         return torch.cat([x[:, :prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)

@@ -16,17 +16,6 @@ MOST_LINES = 40
 TELLING = 1.0
 
 
-def style() -> str:
-    """The page's CSS."""
-    return render("toolkit.app/app.css")
-
-
-def header(answers: Answers) -> str:
-    """What the page is, and which model answers."""
-    folder = answers.folder
-    return render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing)
-
-
 def refusals(refused: Sequence[Refused]) -> str:
     """A line for every file that is no poster."""
     return render("toolkit.app/refusals.html", refused=refused)

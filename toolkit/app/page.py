@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from shards.errors import UserError
+from shards.visuals.templates import render
 from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Answers, Poster, first_genre
@@ -92,12 +93,13 @@ class Actions:
 
 def build_page(answers: Answers) -> Any:
     """The gradio page; ``launch`` it."""
+    folder = answers.folder
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
     with gr.Blocks(
         title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(SWEEP, KEEP)
     ) as page:
         board = gr.State(Board())
-        gr.HTML(html.header(answers), **plain)
+        gr.HTML(render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing), **plain)
         files = gr.File(
             file_count="multiple",
             label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",

@@ -31,9 +31,9 @@ import psutil
 from shards.console import for_people
 from shards.errors import UserError, one_line
 from shards.extras import require_extra
+from shards.visuals.templates import render
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
-from toolkit.app.html import style
 from toolkit.app.options import AppOptions
 from toolkit.app.service import Answers, text_removal
 from toolkit.device.allocator import keep_freed_memory
@@ -157,7 +157,7 @@ def _serve(answers: Answers, host: str, port: int, root: str) -> None:
         max_file_size=MAX_MB * 2**20,
         state_session_capacity=SESSIONS,
         theme=_theme(),
-        css=style(),
+        css=render("toolkit.app/app.css"),
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,11 +52,6 @@ class Painted:
     probabilities: FloatArray
     """(G,) calibrated, without the text."""
 
-    @property
-    def image(self) -> Image.Image:
-        """The small copy, RGB."""
-        return _decoded(self.jpeg)
-
 
 @dataclass
 class Poster:
@@ -79,7 +74,9 @@ class Poster:
     @property
     def image(self) -> Image.Image:
         """The small copy, RGB."""
-        return _decoded(self.jpeg)
+        image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
+        image.load()
+        return image
 
 
 @dataclass
@@ -109,7 +106,12 @@ class Answers:
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
-        answers = [_answer(path, item, rows) for path, item in zip(taken, found, strict=True)]
+        answers = [
+            item
+            if isinstance(item, Refused)
+            else Poster(path.name, path, item.jpeg, item.size, item.square, next(rows))
+            for path, item in zip(taken, found, strict=True)
+        ]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
             answers.append(Refused(more, f"not looked at: {MAX_FILES} at a time, please"))
@@ -133,10 +135,9 @@ class Answers:
         if self._cam is None:
             return None
         pixels = torch.from_numpy(poster.square[None].copy()).to(self.device)
-        with self._model:
-            return self._cam(
-                self.folder.preprocessing.normalize(pixels), self.folder.labels.index[genre]
-            )  # a calibrated logit rises with the logit: the map is the same
+        normalized = self.folder.preprocessing.normalize(pixels)
+        with self._model:  # a calibrated logit rises with the logit: the map is the same
+            return self._cam(normalized, self.folder.labels.index[genre])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -186,15 +187,3 @@ def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[Text
     removal = TextRemoval(fill=fill, fill_model=fill_model)
     removal.facts()  # loads detector and fill: what is wrong with them is said at the start
     return removal, ""
-
-
-def _answer(path: Path, item: Opened | Refused, rows: Iterator[FloatArray]) -> Poster | Refused:
-    if isinstance(item, Refused):
-        return item
-    return Poster(path.name, path, item.jpeg, item.size, item.square, next(rows))
-
-
-def _decoded(jpeg: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
-    image.load()
-    return image

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,11 @@ class Audited:
 
 def fill_maker(model: Path | None) -> FillMaker:
     """Fills by name, each made once; ``model`` (an ONNX file) paints where a network did."""
-    made: dict[str, Fill] = {}
 
+    @cache
     def fill(name: str) -> Fill:
-        if name not in made:
-            network = model if name == "model" else None
-            made[name] = make_fill("surround" if name == "model" and model is None else name, network)
-        return made[name]
+        network = model if name == "model" else None
+        return make_fill("surround" if name == "model" and model is None else name, network)
 
     if model is not None:
         fill("model")  # a file that is none is told before hours of work

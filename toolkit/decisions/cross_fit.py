@@ -90,11 +90,6 @@ class HeldOut:
         macro = float(each[some].mean()) if some.any() else 0.0
         return cls(micro, macro, by_micro, by_genre[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """For labels.json."""
-        return {"micro_f": self.micro, "macro_f": self.macro}
-
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
         """See `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
@@ -176,11 +171,11 @@ class CrossFit:
 
             return HeldOut.of(truth, self._held_out(out, namer)[rows], units, beta)
 
-        single = measured(None)
-        ways = {SINGLE: single.figures}
+        single, ways = measured(None), {}
+        ways[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
         for slack in sorted({0.0, self.decide.slack}, reverse=True):
             found = measured(slack)
-            ways[way_of(slack)] = found.figures
+            ways[way_of(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
             if found.clearly_better(single, slack):
                 return slack, ways
         return None, ways
@@ -217,5 +212,4 @@ class CrossFit:
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
             self._made[key] = make()
-        found: T = self._made[key]
-        return found
+        return self._made[key]

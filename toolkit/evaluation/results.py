@@ -19,7 +19,7 @@ from rich.text import Text
 
 from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
-from toolkit.evaluation.tables import add_number_columns, json_types, plain_table, report_console
+from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
@@ -81,17 +81,16 @@ class Evaluation:
     def render(self, console: Console | None = None) -> None:
         """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
         out = console if console is not None else report_console()
-        tables = (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table())
-        for table in tables:
+        for table in (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table()):
             out.print(table)
             out.print()
 
     def headline_table(self) -> Table:
         """One row per threshold of the model, then one per baseline."""
-        table = plain_table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
         shown = PLACES["decisions"]
+        title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
         # "accuracy" in full would fold columns at 100 characters
-        add_number_columns(table, "", [metric.column.replace("accuracy", "acc") for metric in shown])
+        table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
         rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
         for number, row in enumerate(rows):
             name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
@@ -115,12 +114,12 @@ class Evaluation:
 
     def ranking_table(self) -> Table:
         """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
-        table = plain_table("without a threshold")
-        add_number_columns(table, "", [metric.column for metric in PLACES["ranking"]])
+        shown = PLACES["ranking"]
+        table = number_table("without a threshold", "", [metric.column for metric in shown])
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
         rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
         for name, ranking in rankings:
-            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in PLACES["ranking"]))
+            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in shown))
         total = len(self.genres)
         table.caption = Text(
             f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
@@ -130,9 +129,8 @@ class Evaluation:
 
     def calibration_table(self) -> Table:
         """Loss and calibration errors of the probabilities before and after calibration."""
-        table = plain_table("do probabilities mean what they say?")
         shown = PLACES["calibration"]
-        add_number_columns(table, "", [metric.column for metric in shown])
+        table = number_table("do probabilities mean what they say?", "", [metric.column for metric in shown])
         rows = {"as trained": self.calibration["before"]}
         if self.calibration["method"] != "none":
             rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
@@ -144,8 +142,7 @@ class Evaluation:
 
     def genre_table(self) -> Table:
         """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
-        table = plain_table("per genre, at the chosen threshold")
-        add_number_columns(table, "genre", GENRE_COLUMNS.values())
+        table = number_table("per genre, at the chosen threshold", "genre", GENRE_COLUMNS.values())
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
         for record in frame.to_dict("records"):
             table.add_row(Text(record["genre"]), *(format_number(record[key]) for key in GENRE_COLUMNS))
@@ -174,10 +171,6 @@ def evaluate_arrays(
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
     single, chosen = _decided(decisions)
-    rows = [
-        ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
-        for label, value in [*fixed, *single, chosen]
-    ]
     return Evaluation(
         split=split,
         shard_set=shard_set,
@@ -187,7 +180,10 @@ def evaluate_arrays(
         loss=calibration["before"]["loss"],
         ranking=values(outcome, "ranking"),
         calibration=calibration,
-        thresholds=rows,
+        thresholds=[
+            ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
+            for label, value in [*fixed, *single, chosen]
+        ],
         baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
         per_genre=per_genre_table(outcome, decisions.thresholds, genres),
     )

@@ -48,8 +48,7 @@ def plain_threshold(threshold: ArrayLike) -> float | list[float]:
 
 def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
     """Columns of the k genres commonest in training, commonest first; of equals the lower column first."""
-    order: list[int] = np.argsort(-train_prevalence, kind="stable")[:k].tolist()
-    return order
+    return np.argsort(-train_prevalence, kind="stable")[:k].tolist()
 
 
 def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -> BoolArray:

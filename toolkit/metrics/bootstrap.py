@@ -143,11 +143,10 @@ def genre_intervals(draws: Draws, metric: str) -> list[Interval]:
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
     """First minus second, for each metric that both have; both from one call of `bootstrap`."""
     found = {}
-    for name in first.resampled.metrics:
-        if name in second.resampled.metrics:
-            plain = first.plain.metrics[name] - second.plain.metrics[name]
-            values = first.resampled.metrics[name] - second.resampled.metrics[name]
-            found[name] = _difference(plain, _centred(plain, values))
+    for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
+        plain = first.plain.metrics[name] - second.plain.metrics[name]
+        values = first.resampled.metrics[name] - second.resampled.metrics[name]
+        found[name] = _difference(plain, _centred(plain, values))
     return found
 
 

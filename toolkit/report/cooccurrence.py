@@ -90,18 +90,16 @@ class Instead:
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:LISTED]
-        rows = []
-        for g, h in zip(*np.unravel_index(order, excess.shape), strict=True):
-            if excess[g, h] > 0 and self.could[g, h] >= FEWEST:
-                rows.append(
-                    {
-                        "missed": genres[g],
-                        "instead": genres[h],
-                        "missed_count": int(self.missed[g]),
-                        "could": int(self.could[g, h]),
-                        "count": int(self.count[g, h]),
-                        "share": float(self.share[g, h]),
-                        "usual": float(self.usual[h]),
-                    }
-                )
-        return rows
+        return [
+            {
+                "missed": genres[g],
+                "instead": genres[h],
+                "missed_count": int(self.missed[g]),
+                "could": int(self.could[g, h]),
+                "count": int(self.count[g, h]),
+                "share": float(self.share[g, h]),
+                "usual": float(self.usual[h]),
+            }
+            for g, h in zip(*np.unravel_index(order, excess.shape), strict=True)
+            if excess[g, h] > 0 and self.could[g, h] >= FEWEST
+        ]

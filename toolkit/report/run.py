@@ -13,6 +13,7 @@ from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardStore, open_store
 from shards.errors import UserError, without_secrets
+from shards.extras import require_extra
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.evaluation.options import EvaluateOptions
@@ -20,7 +21,7 @@ from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, Material, Said
-from toolkit.report.label_errors import INSTALL, have_cleanlab
+from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
 
 
@@ -45,8 +46,8 @@ class ReportRun:
                 if getattr(options, option):
                     raise UserError(f"--{option.replace('_', '-')} goes into a report: give --report DIR too")
             return None
-        if options.label_errors and not have_cleanlab():
-            raise UserError(f"--label-errors needs cleanlab: {INSTALL}")
+        if options.label_errors:
+            require_extra("report", "--label-errors", "cleanlab", load=False)
         check_report_folder(options.report)
         model = load_model_folder(options.model)
         other = None
@@ -111,6 +112,5 @@ def _run_name(path: Path) -> str:
 
 def command_line() -> str:
     """The command as it can be typed again; `launch/evaluate.py` takes the same options."""
-    words = sys.argv[1:]
-    words = [without_secrets(word) for word in words]  # a URL's password is not for the page
+    words = [without_secrets(word) for word in sys.argv[1:]]  # a URL's password is not for the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

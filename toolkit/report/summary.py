@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.visuals.templates import signed
 from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import (
@@ -34,11 +35,6 @@ SURE, UNSURE = "real", "not distinguishable"
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
-def top_k_key(k: int) -> str:
-    """The key of a baseline that always names k genres."""
-    return f"top-{k}"
-
-
 def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
     model, truth = material.model, material.targets
@@ -50,7 +46,7 @@ def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
     everyone[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
         if k <= truth.shape[1]:
-            everyone[top_k_key(k)] = Outcome(truth, always_top_k(truth.shape, material.train_prevalence, k))
+            everyone[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, material.train_prevalence, k))
     if model.decisions.per_genre:
         everyone[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
     return bootstrap(everyone, rounds, material.units)
@@ -81,7 +77,7 @@ def comparisons(material: Material, draws: dict[str, Draws]) -> list[dict[str, A
 
 def _strongest(draws: dict[str, Draws], metric: str) -> str:
     """The key of the always-top-k that does best."""
-    keys = [key for key in map(top_k_key, TOP_K) if key in draws]
+    keys = [key for key in draws if key.startswith("top-")]
     return max(keys, key=lambda key: draws[key].plain.metrics[metric][0])
 
 
@@ -126,9 +122,7 @@ def verdict(material: Material, rows: Iterable[dict[str, Any]], compared: list[d
         f"The {COVERAGE:.0%} interval of mAP is {_span(m_ap)}; of micro-F1 ({values['micro_f1']['value']:.3f}) "
         f"{_span(values['micro_f1'])}; of macro-F1 ({values['macro_f1']['value']:.3f}) {_span(values['macro_f1'])}."
     ]
-    for comparison in compared[1:]:
-        details.append(_in_short(comparison))
-    return {"sentence": sentence, "details": details}
+    return {"sentence": sentence, "details": details + [_in_short(comparison) for comparison in compared[1:]]}
 
 
 def _decided(beside: dict[str, dict[str, Any]]) -> str:
@@ -148,14 +142,10 @@ def _in_short(comparison: dict[str, Any]) -> str:
         metric = METRICS[row["metric"]]
         if metric in PLACES["report, in short"]:
             words = row["words"].removeprefix(f"{SURE}: ")
-            groups.setdefault(words, []).append(f"{metric.word} ({signed(row['difference'])})")
+            by = "undefined" if row["difference"] is None else signed(row["difference"])
+            groups.setdefault(words, []).append(f"{metric.word} ({by})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
     return f"Beside {comparison['name']}, {'; '.join(parts)}."
-
-
-def signed(value: float | None) -> str:
-    """``+0.012`` with a true minus sign; "undefined" for none."""
-    return "undefined" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _span(row: dict[str, Any]) -> str:

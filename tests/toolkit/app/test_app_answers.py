@@ -18,6 +18,7 @@ from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
+from shards.inputs.images import ANY, decode
 from toolkit.app import decoder as app_decoder
 from toolkit.app import html
 from toolkit.app import service as app_answers
@@ -131,7 +132,7 @@ def test_without_its_text(answers: Answers, posters: Path):
     for polygon in painted.polygons:
         assert polygon.shape[1] == 2 and polygon.min() >= 0 and polygon.max() <= 1
     assert np.abs(painted.probabilities - shown.probabilities).max() > 1e-4
-    difference = np.abs(np.asarray(painted.image, int) - np.asarray(shown.image, int)).max(axis=2) > 40
+    difference = np.abs(np.asarray(decode(painted.jpeg, ANY), int) - np.asarray(shown.image, int)).max(axis=2) > 40
     assert 0.001 < difference.mean() < painted.share
 
 
@@ -145,7 +146,7 @@ def test_a_picture_without_text_keeps_its_answer(answers: Answers, tmp_path: Pat
 def test_large_pictures_are_shrunk_for_the_text(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_answers, "TEXT_PIXELS", 60_000)  # 200x300
     painted = answers.paint(poster(answers, posters / "images" / "p00003.jpg"))
-    assert painted.image.size == (200, 300) and painted.polygons
+    assert decode(painted.jpeg, ANY).size == (200, 300) and painted.polygons
 
 
 def test_a_file_that_went_away_says_so(answers: Answers, posters: Path, tmp_path: Path):

@@ -36,9 +36,8 @@ from audit_tools import (
 from shards.errors import UserError
 from shards.text.registry import make_fill
 from shards.text.report import NAME as REPORT
-from toolkit.audit.html import page
 from toolkit.audit.images import make_pictures, reencode
-from toolkit.audit.results import build_report
+from toolkit.audit.results import build_report, page
 from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.distributed.collectives import make_accelerator

@@ -27,8 +27,8 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.inputs.metadata import GenreOptions
 from shards.text.registry import make_fill
-from toolkit.audit.html import page
 from toolkit.audit.options import AuditOptions
+from toolkit.audit.results import page
 from toolkit.audit.run import fill_maker
 from toolkit.audit.selection import read_posters, read_targets
 from toolkit.cli.commands import read

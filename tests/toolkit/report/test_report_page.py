@@ -21,7 +21,7 @@ from shards.visuals.templates import ENVIRONMENT
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MOST_BYTES, small_picture
-from toolkit.report.page import render_page
+from toolkit.report.output import render_page
 from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
 from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_steps, support_plot, sweep, sweep_plot

@@ -104,14 +104,9 @@ def finish(figure: Figure, name: str, says: str) -> Plot:
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
     """An axis from 0 to 1 with room for the line at either end."""
-    limits, ticks = (-0.02, 1.02), [0, 0.25, 0.5, 0.75, 1]
-    labels = ["0", "", "0.5", "", "1"]
-    if which == "x":
-        axes.set_xlim(*limits)
-        axes.set_xticks(ticks, labels)
-    else:
-        axes.set_ylim(*limits)
-        axes.set_yticks(ticks, labels)
+    axes.set(**{f"{which}lim": (-0.02, 1.02)})
+    set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
+    set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
@@ -151,5 +146,4 @@ def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: S
 def _distances(box: Bbox, points: FloatArray) -> FloatArray:
     """(N,) how far (N, 2) points are from a box."""
     nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
-    away: FloatArray = np.hypot(*(points - nearest).T)
-    return away
+    return np.hypot(*(points - nearest).T)

@@ -63,16 +63,14 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
     names = [genre if len(genre) <= 24 else genre[:23] + "…" for genre in genres]
     axes.set_xticks(range(len(genres)), names, rotation=90)
     axes.set_yticks(range(len(genres)), names)
-    axes.set_xlabel(columns)
-    axes.set_ylabel(rows)
+    axes.set(xlabel=columns, ylabel=rows)
     axes.grid(False)
     edges = np.arange(len(names) + 1) - 0.5
     axes.set_xticks(edges, minor=True)
     axes.set_yticks(edges, minor=True)
     axes.grid(True, which="minor", linewidth=0.5)
     axes.tick_params(which="both", length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], deep: BoolArray) -> None:
