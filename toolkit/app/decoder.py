@@ -76,7 +76,7 @@ class Decoder:
         """The picture of a file, RGB and upright, shrunk to at most ``most`` pixels. Raises UserError."""
         (found,) = self._ask([(_pixels, path, most)])
         if isinstance(found, Refused):
-            raise UserError(found.message)
+            raise UserError("image-unreadable", found.message)
         return Image.fromarray(found)
 
     def _ask(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

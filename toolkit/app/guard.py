@@ -143,8 +143,9 @@ def check_root(root: str) -> str:
     whole = parts.scheme in ("http", "https") and parts.hostname
     if root and not whole and (parts.scheme or parts.netloc or not root.startswith("/")):
         raise UserError(
+            "option-value",
             f"--root-path takes a path such as /posters, or the whole address that a proxy serves the page under, "
-            f"such as https://example.org/posters, not {root!r}"
+            f"such as https://example.org/posters, not {root!r}",
         )
     return root.rstrip("/")
 

@@ -71,7 +71,7 @@ def run_app(options: AppOptions) -> int:
 
 def _check_address(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
-        raise UserError(f"--port must be from 1 to 65535, not {port}")
+        raise UserError("option-value", f"--port must be from 1 to 65535, not {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(found[0], found[1]) as probe:
@@ -79,7 +79,8 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(found[4])
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port"
+            "option-value",
+            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port",
         ) from None
     if not ip_address(found[4][0]).is_loopback:
         log.warning("everybody who reaches %s can use the page: it has no password", host)

@@ -154,7 +154,7 @@ class Answers:
                 try:
                     poster.painted = self._paint(poster, image, self.removal)
                 except BadImage as bad:
-                    raise UserError(f"{poster.name} {bad.reason} ({bad.detail})") from None
+                    raise UserError("image-unreadable", f"{poster.name} {bad.reason} ({bad.detail})") from None
             assert poster.painted is not None
             return poster.painted
 

@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.image_files import read_image_file
-from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode
+from shards.inputs.images import ANY, BadImage, blamed_on_the_picture, decode
 from shards.inputs.metadata import id_problem
 from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
 from toolkit.audit.control import Control, Places, generator, visible
 from toolkit.data.transforms.preprocessing import Box, Preprocessing, center_crop, view_box
 
-WHOLE = ImageOptions(min_side=1)
 #: How `posters clean` encodes.
 QUALITY, SUBSAMPLING = 95, 0
 #: A poster counts in the comparison if its control has at least this share of the text's area ...
@@ -144,6 +143,6 @@ def reencode(pixels: np.ndarray) -> Image.Image:
 
 def _read(folder: Path, sample_id: str, what: str) -> Image.Image:
     try:
-        return decode(read_image_file(folder, sample_id), WHOLE)
+        return decode(read_image_file(folder, sample_id), ANY)
     except BadImage as bad:
         raise BadImage(bad.reason, f"among {what}: {bad.detail}" if bad.detail else f"among {what}") from None

@@ -103,14 +103,16 @@ def audit_posters(
     if not result.posters:
         first = result.left_out[-1]
         raise UserError(
+            "images-none",
             f"none of {len(chosen.posters)} posters with text could be audited, e.g. {one_line(first.id)}: "
-            f"{first.reason} ({first.detail}); check --images and --cleaned"
+            f"{first.reason} ({first.detail}); check --images and --cleaned",
         )
     result.logits = logits[: len(result.posters)]
     if not np.isfinite(result.logits).all():
         bad = int((~np.isfinite(result.logits).all(axis=(1, 2))).argmax())
         raise UserError(
-            f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no"
+            "not-finite",
+            f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no",
         )
     result.logits = folder.decisions.logits(result.logits)  # calibrated, as the thresholds want them
     return result

@@ -54,8 +54,9 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
         log.warning("%s has genres that the model does not know; they are ignored: %s", path, shown)
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
+            "table-column",
             f"{path} has no genre that the model knows in column {metadata.genre_column!r}; "
-            f"choose another with --genre-column"
+            f"choose another with --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
@@ -73,12 +74,16 @@ def choose_posters(
         known = {poster.id for poster in posters}
         left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in targets if i not in known]
         if not listed:
-            raise UserError(f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?")
+            raise UserError(
+                "table-column",
+                f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?",
+            )
     with_text = [poster for poster in listed if poster.altered > 0]
     if not with_text:
         raise UserError(
+            "images-none",
             f"no poster in {options.cleaned} had text painted over: there is nothing to audit; "
-            "did `posters clean` find any text?"
+            "did `posters clean` find any text?",
         )
 
     def key(poster: Poster) -> bytes:

@@ -32,14 +32,15 @@ def check_report_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"--report {folder} is a file; name a folder")
+        raise UserError("path-exists", f"--report {folder} is a file; name a folder")
     try:
         strange = _strange(folder)
     except OSError as error:
-        raise UserError(f"--report {folder} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"--report {folder} cannot be read: {one_line(error)}") from None
     if strange:
         raise UserError(
-            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder"
+            "path-exists",
+            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder",
         )
 
 

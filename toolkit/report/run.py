@@ -44,7 +44,9 @@ class ReportRun:
         if options.report is None:
             for option in ("compare", "label_errors"):
                 if getattr(options, option):
-                    raise UserError(f"--{option.replace('_', '-')} goes into a report: give --report DIR too")
+                    raise UserError(
+                        "option-missing", f"--{option.replace('_', '-')} goes into a report: give --report DIR too"
+                    )
             return None
         if options.label_errors:
             require_extra("report", "--label-errors", "cleanlab", load=False)

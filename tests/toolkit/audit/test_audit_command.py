@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from failing import fails
 from html_tools import HOSTILE, assert_text_only
 from PIL import Image
 from sklearn.metrics import average_precision_score
@@ -63,9 +64,12 @@ def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
     assert fill_maker(None)("model") is make_fill("surround")
     with pytest.raises(UserError, match="--fill"):
         fill_maker(None)("crayon")
-    for wrong in ({"batch_size": 0}, {"threads": -1}, {"controls": 0}, {"limit": 0}, {"images": tmp_path / "no"}):
-        with pytest.raises(UserError):
+    for wrong in ({"batch_size": 0}, {"threads": -1}, {"controls": 0}, {"limit": 0}):
+        with fails("option-value", *(f"--{name.replace('_', '-')}" for name in wrong)):
             replace(settings_of(titles), **wrong)
+    for option in ("images", "cleaned"):
+        with fails("path-missing", tmp_path / "no"):
+            replace(settings_of(titles), **{option: tmp_path / "no"})
     with pytest.raises(UserError):
         read_posters(tmp_path)
 
@@ -131,7 +135,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
 def test_a_csv_of_other_genres_is_refused(tmp_path: Path):
     csv = tmp_path / "meta.csv"
     csv.write_text("id,genre\na,Opera\n")
-    with pytest.raises(UserError, match="--genre-column"):
+    with fails("table-column", csv, "'genre'", "--genre-column"):
         read_targets(csv, LabelSet(GENRES), GenreOptions(id_column="id", genre_column="genre"))
 
 
