@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.config.schema import DecideConfig  # noqa: E402
-from toolkit.decisions.choose import Decisions, choose_decisions, cross_fit_of  # noqa: E402
+from toolkit.decisions.choose import Decisions, choose_decisions  # noqa: E402
+from toolkit.decisions.cross_fit import CrossFit  # noqa: E402
 from toolkit.metrics.calibration_error import reliability  # noqa: E402
 from toolkit.metrics.multilabel import check_arrays  # noqa: E402
 from toolkit.metrics.table import values  # noqa: E402
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         for way, decide in WAYS.items():
             decisions = choose_decisions(targets[old], logits[old], decide)
             rows[way].append(measured(targets[new], logits[new], decisions))
-        named = cross_fit_of(targets[old], logits[old]).named()
+        named = CrossFit(targets[old], logits[old]).named()
         cross = values(Outcome(targets[old], named), "decisions")
         held_out.append([cross["micro_f1"], cross["macro_f1"]])
     show(rows, held_out, chosen_on, len(targets))

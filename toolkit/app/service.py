@@ -53,19 +53,13 @@ class Painted:
     """(G,) calibrated, without the text."""
 
 
-@dataclass
-class Poster:
+@dataclass(kw_only=True)
+class Poster(Opened):
     """An uploaded picture and the model's answer."""
 
     name: str
     path: Path
     """Of the uploaded file, for a second look at all of its pixels."""
-    jpeg: bytes
-    """A small copy, upright."""
-    size: tuple[int, int]
-    """Width and height in pixels of the file's own picture, upright."""
-    square: np.ndarray
-    """(S, S, 3) uint8: what the model saw."""
     probabilities: FloatArray
     """(G,) calibrated."""
     painted: Painted | None = None
@@ -109,7 +103,7 @@ class Answers:
         answers = [
             item
             if isinstance(item, Refused)
-            else Poster(path.name, path, item.jpeg, item.size, item.square, next(rows))
+            else Poster(**vars(item), name=path.name, path=path, probabilities=next(rows))
             for path, item in zip(taken, found, strict=True)
         ]
         if len(paths) > MAX_FILES:

@@ -19,7 +19,7 @@ from shards.storage.files import fingerprint
 from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, way_of
-from toolkit.decisions.objective import Aim, parse_aim
+from toolkit.decisions.objective import Aim
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
 
@@ -132,16 +132,8 @@ def choose_decisions(
     groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples:
     neither their order nor the number of processes counts. Raises UserError on an unknown aim.
     """
-    fits = cross_fit_of(truth, scores, decide, groups)
+    fits = CrossFit(truth, scores, decide, groups)
     return decisions_of(fits.choose(), fits, split)
-
-
-def cross_fit_of(
-    truth: BoolArray, scores: FloatArray, decide: DecideConfig | None = None, groups: IntArray | None = None
-) -> CrossFit:
-    """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
-    decide = decide or DecideConfig()
-    return CrossFit(truth, scores, parse_aim(decide.aim), decide, groups)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:

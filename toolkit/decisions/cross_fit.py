@@ -20,7 +20,7 @@ from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
 from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
-from toolkit.decisions.objective import Aim, genre_thresholds, single_threshold
+from toolkit.decisions.objective import genre_thresholds, parse_aim, single_threshold
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
@@ -110,16 +110,18 @@ def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray)
 class CrossFit:
     """Choices on (N, G) targets and logits; a function of the set of samples, not of their order.
 
-    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none.
+    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none. ``named()`` says how
+    its decisions do on samples that they do not know. Raises UserError on an unknown aim.
     """
 
     def __init__(
-        self, truth: BoolArray, logits: FloatArray, aim: Aim, decide: DecideConfig, groups: IntArray | None
+        self, truth: BoolArray, logits: FloatArray, decide: DecideConfig | None = None, groups: IntArray | None = None
     ) -> None:
+        self.decide = decide or DecideConfig()
+        self.aim = parse_aim(self.decide.aim)
         self.order, self.units = in_order(truth, logits, groups)
         self.truth, self.scores = truth[self.order], logits[self.order]
         self.fold = deal_folds(self.truth, self.units)
-        self.aim, self.decide = aim, decide
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:

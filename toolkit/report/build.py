@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -130,17 +129,11 @@ def genre_calibration(material: Material) -> dict[str, list[dict[str, Any]]]:
 
 def facts(material: Material) -> dict[str, Any]:
     """What was evaluated, on what, by what."""
-    versions = library_versions()
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         **_facts_of(material, material.model),
         "shard_set": material.shard_set,
         "command": material.command,
-        "versions": versions,
+        "versions": library_versions(LIBRARIES),
         "other": None if material.other is None else _facts_of(material, material.other),
     }
 
@@ -181,9 +174,7 @@ def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[s
         {
             "id": material.ids[error.sample],
             "score": error.score,
-            "genre": flag.genre,
-            "given": flag.given,
-            "probability": flag.probability,
+            **vars(flag),
             "genres": material.genres_of(error.sample),
         }
         for error in found

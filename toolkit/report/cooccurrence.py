@@ -38,19 +38,18 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
     counts, support = truth.T @ truth, truth.sum(axis=0)
     expected = np.outer(support, support) / len(truth)
     both_said = said.T @ said
-    rows: list[dict[str, Any]] = []
-    for first, second in np.argwhere(np.triu(counts, k=1)).tolist():
-        right = targets[:, first] & targets[:, second] & named[:, first] & named[:, second]
-        rows.append(
-            {
-                "first": genres[first],
-                "second": genres[second],
-                "count": int(counts[first, second]),
-                "lift": float(counts[first, second] / expected[first, second]),
-                "named": int(both_said[first, second]),
-                "right": int(right.sum()),
-            }
-        )
+    right = (truth * said).T @ (truth * said)
+    rows: list[dict[str, Any]] = [
+        {
+            "first": genres[first],
+            "second": genres[second],
+            "count": int(counts[first, second]),
+            "lift": float(counts[first, second] / expected[first, second]),
+            "named": int(both_said[first, second]),
+            "right": int(right[first, second]),
+        }
+        for first, second in np.argwhere(np.triu(counts, k=1)).tolist()
+    ]
     return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:LISTED]
 
 

@@ -14,7 +14,8 @@ from shards.errors import UserError
 from shards.storage.files import fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
-from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
+from toolkit.decisions.choose import Decisions, decisions_of
+from toolkit.decisions.cross_fit import CrossFit
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
@@ -73,7 +74,7 @@ def judge(
     if not np.isfinite(logits).all():
         raise UserError("the model's outputs on validation are not finite: lower --optim.lr")
     truth, scores = check_arrays(targets, logits)
-    fits = cross_fit_of(truth, scores, decide, groups=groups)
+    fits = CrossFit(truth, scores, decide, groups)
     decisions = decisions_of(fits.choose(), fits)
     evaluation = evaluate_arrays(
         truth,

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import BIAS_PRIOR, SCALE_PRIOR, SHARED_PRIOR, fit_calibration
-from toolkit.decisions.choose import cross_fit_of
+from toolkit.decisions.cross_fit import CrossFit
 from toolkit.metrics.multilabel import cross_entropy, sigmoid
 
 PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
@@ -22,7 +22,7 @@ PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
 
 def chosen(targets, logits, wanted):
     """(calibration, held-out figures) of a split."""
-    choice = cross_fit_of(targets, logits, DecideConfig(calibration=wanted, thresholds="global")).choose()
+    choice = CrossFit(targets, logits, DecideConfig(calibration=wanted, thresholds="global")).choose()
     return choice.calibration, choice.calibrations
 
 

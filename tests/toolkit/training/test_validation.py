@@ -15,7 +15,8 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import choose_decisions, cross_fit_of
+from toolkit.decisions.choose import choose_decisions
+from toolkit.decisions.cross_fit import CrossFit
 from toolkit.metrics.multilabel import cross_entropy
 from toolkit.training.validation import judge, monitored
 
@@ -35,7 +36,7 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
         verdict = judge(targets, logits, manifest, decide)
         assert verdict.decisions.to_dict() == choose_decisions(targets, logits, decide).to_dict()
         row = verdict.row()
-        held_out = prediction_metrics(targets, cross_fit_of(targets, logits, decide).named())
+        held_out = prediction_metrics(targets, CrossFit(targets, logits, decide).named())
         assert (row["val_micro_f1"], row["val_macro_f1"]) == (held_out["micro_f1"], held_out["macro_f1"])
         saved = verdict.evaluation.thresholds[-1].metrics  # of the decisions that are saved, on the same samples
         assert saved == threshold_metrics(
