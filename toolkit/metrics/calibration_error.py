@@ -22,12 +22,24 @@ def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
     ece: the error pooled over all N x G elements, the sum over bins of (share of elements) * |mean probability -
     frequency|. Common genres, and the many elements near 0, decide it; ``ece_macro``, the mean of the genres' errors,
     gives rare genres a voice.
+
+    curve: one row per bin, from 0 to 1, over all elements: ``centre``; ``count`` (elements); ``predicted`` (mean
+    probability) and ``observed`` (share of positives), None in an empty bin. A perfectly calibrated model has predicted
+    equal to observed but for noise.
     """
     count, predicted, positives = _sums(truth.ravel(), scores.ravel())
     return {
         "ece": float(np.abs(predicted - positives).sum() / scores.size),
         "ece_macro": float(genre_calibration_errors(truth, scores).mean()),
-        "curve": _curve(count, predicted, positives),
+        "curve": [
+            {
+                "centre": (number + 0.5) / BINS,
+                "count": int(count[number]),
+                "predicted": float(predicted[number] / count[number]) if count[number] else None,
+                "observed": float(positives[number] / count[number]) if count[number] else None,
+            }
+            for number in range(BINS)
+        ],
     }
 
 
@@ -44,23 +56,6 @@ def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, 
     error = float(np.abs(gaps).sum() / truth.size)
     signed = (np.sign(gaps)[number] * (scores - truth)).sum(axis=1)
     return error, signed / truth.size - error / len(truth)
-
-
-def _curve(count: IntArray, predicted: FloatArray, positives: FloatArray) -> list[dict[str, Any]]:
-    """One row per bin, from 0 to 1, over all elements.
-
-    Keys: ``centre``; ``count`` (elements); ``predicted`` (mean probability) and ``observed`` (share of positives),
-    None in an empty bin. A perfectly calibrated model has predicted equal to observed but for noise.
-    """
-    return [
-        {
-            "centre": (number + 0.5) / BINS,
-            "count": int(count[number]),
-            "predicted": float(predicted[number] / count[number]) if count[number] else None,
-            "observed": float(positives[number] / count[number]) if count[number] else None,
-        }
-        for number in range(BINS)
-    ]
 
 
 def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:

@@ -91,8 +91,6 @@ class Counts(NamedTuple):
     """True and false positives."""
     support: FloatArray
     """True positives and false negatives."""
-    total: FloatArray
-    """All."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +120,12 @@ class Weighed:
             hits, predicted, support = (np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth))
         else:
             hits, predicted, support = (self.weights @ of for of in self.outcome.numbers)
-        return Counts(hits, predicted, support, self.total[:, None])
+        return Counts(hits, predicted, support)
 
     @cached_property
     def pooled(self) -> Counts:
         """Over all genres."""
-        hits, predicted, support, total = self.each
-        genres = self.outcome.truth.shape[1]
-        return Counts(hits.sum(axis=1), predicted.sum(axis=1), support.sum(axis=1), total[:, 0] * genres)
+        return Counts(*(counts.sum(axis=1) for counts in self.each))
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:

@@ -14,15 +14,7 @@ import numpy as np
 from shards.visuals.templates import signed
 from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
-from toolkit.metrics.bootstrap import (
-    COVERAGE,
-    ROUNDS,
-    Difference,
-    Draws,
-    bootstrap,
-    confidence_intervals,
-    paired_difference,
-)
+from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
 from toolkit.metrics.table import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import Material
@@ -35,7 +27,7 @@ SURE, UNSURE = "real", "not distinguishable"
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
-def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
+def resampled(material: Material, rounds: int) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
     model, truth = material.model, material.targets
     everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
@@ -116,7 +108,8 @@ def verdict(material: Material, rows: Iterable[dict[str, Any]], compared: list[d
     if m_ap["value"] is None:
         sentence = f"None of {posters} has a genre of this model, so nothing can be said of it."
         return {"sentence": sentence, "details": []}
-    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {_times(m_ap['value'], chance['theirs'])} label prevalence gives"
+    times = f"{m_ap['value'] / chance['theirs']:.1f} times what" if chance["theirs"] > 0 else "against the 0 that"
+    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} label prevalence gives"
     sentence = f"{ranked}; beside always naming the commonest genres, {_decided(beside)}."
     details = [
         f"The {COVERAGE:.0%} interval of mAP is {_span(m_ap)}; of micro-F1 ({values['micro_f1']['value']:.3f}) "
@@ -150,8 +143,3 @@ def _in_short(comparison: dict[str, Any]) -> str:
 
 def _span(row: dict[str, Any]) -> str:
     return f"{row['low']:.3f} to {row['high']:.3f}"
-
-
-def _times(value: float, base: float) -> str:
-    """``2.1 times what``; without a base to divide by, ``against the 0 that``."""
-    return f"{value / base:.1f} times what" if base > 0 else "against the 0 that"

@@ -20,8 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from toolkit.metrics.multilabel import FloatArray
-
 #: Okabe and Ito's colours (2008), which the common kinds of colour blindness leave distinct.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
@@ -135,15 +133,10 @@ def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: S
                 color=GREY,
             )  # fmt: skip
             box = note.get_window_extent(renderer)
-            away = _distances(box, points)
+            nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
+            away = np.hypot(*(points - nearest).T)
             free = not any(box.overlaps(other) for other in taken) and away[own] <= away.min() + 0.5
             if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
                 taken.append(box)
                 break
             note.remove()
-
-
-def _distances(box: Bbox, points: FloatArray) -> FloatArray:
-    """(N,) how far (N, 2) points are from a box."""
-    nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
-    return np.hypot(*(points - nearest).T)
