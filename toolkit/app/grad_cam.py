@@ -38,6 +38,7 @@ class GradCam:
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
+        self.prefix: int = getattr(model, "num_prefix_tokens", 0)  # a ViT's class and registers, before its patches
         self.layout: Layout
         self.layout, self.grid = self._find_layout()
         self._watched = nn.Identity()
@@ -78,9 +79,8 @@ class GradCam:
             return self._watched(x)
         if self.layout == "maps_last":
             return self._watched(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        prefix = prefix_tokens(self.model)
-        grid = x[:, prefix:].transpose(1, 2).unflatten(2, token_grid(self.model))
-        return torch.cat([x[:, :prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
+        grid = x[:, self.prefix :].transpose(1, 2).unflatten(2, token_grid(self.model))
+        return torch.cat([x[:, : self.prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
 
     def _find_layout(self) -> tuple[Layout, tuple[int, int]]:
         """How the stage's output is laid out, and the rows and columns of its map."""
@@ -100,7 +100,7 @@ class GradCam:
         if len(shape) == 4:
             return "maps", (shape[2], shape[3])
         rows, columns = token_grid(self.model)
-        if len(shape) == 3 and shape[1] == prefix_tokens(self.model) + rows * columns > 0:
+        if len(shape) == 3 and shape[1] == self.prefix + rows * columns > 0:
             return "tokens", (rows, columns)
         raise NoHeatMap(f"{type(self.model).__name__}: its last stage is no map of the picture")
 
@@ -114,11 +114,6 @@ def last_stage(model: nn.Module) -> nn.Module:
     if name not in modules or not name:
         raise NoHeatMap(f"timm names no stages of {type(model).__name__}")
     return modules[name]
-
-
-def prefix_tokens(model: Any) -> int:
-    """How many of a ViT's tokens (class, registers) stand before those of its patches."""
-    return int(getattr(model, "num_prefix_tokens", 0))
 
 
 def token_grid(model: Any) -> tuple[int, int]:

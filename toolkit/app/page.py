@@ -45,7 +45,7 @@ class Actions:
         board.posters = [item for item in found if isinstance(item, Poster)]
         thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
         return [
-            html.refusals([item for item in found if isinstance(item, Refused)]),
+            render("toolkit.app/refusals.html", refused=[item for item in found if isinstance(item, Refused)]),
             gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
             *self._show(board, 0),
         ]
@@ -66,7 +66,7 @@ class Actions:
             html.genres_card(poster, lines, self.answers),
             gr.Dropdown([line.genre for line in lines], value=first),
             self.look(board, first),
-            html.text_notice(self.answers.no_text or "Looking for text ..."),
+            render("toolkit.app/text.html", said=self.answers.no_text or "Looking for text ..."),
         ]
 
     def look(self, board: Board, genre: str) -> str:
@@ -84,7 +84,7 @@ class Actions:
         try:
             painted = self.answers.paint(poster)
         except UserError as error:
-            return html.text_notice(str(error))
+            return render("toolkit.app/text.html", said=str(error))
         if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
             return gr.skip()
         with_text, without = map(self.answers.lines, (poster.probabilities, painted.probabilities))

@@ -20,6 +20,7 @@ from shards.inputs.metadata import id_problem
 from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
 from toolkit.audit.control import Control, Places, generator, visible
+from toolkit.audit.options import AuditOptions
 from toolkit.data.transforms.preprocessing import Box, Preprocessing, center_crop, view_box
 
 #: How `posters clean` encodes.
@@ -99,20 +100,12 @@ class Areas:
 
 
 @blamed_on_the_picture("cannot be compared")
-def make_pictures(
-    poster: Poster,
-    raw_folder: Path,
-    cleaned_folder: Path,
-    preprocessing: Preprocessing,
-    fill: Fill,
-    seed: int,
-    controls: int,
-) -> Pictures:
-    """Read and paint. Raises BadImage for whatever keeps the poster out of the audit."""
+def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preprocessing, fill: Fill) -> Pictures:
+    """Read and paint, the same each time. Raises BadImage for whatever keeps the poster out of the audit."""
     if problem := id_problem(poster.id):
         raise BadImage("bad id", problem)
-    raw = _read(raw_folder, poster.id, "the posters")
-    cleaned = _read(cleaned_folder, poster.id, "the cleaned posters")
+    raw = _read(options.images, poster.id, "the posters")
+    cleaned = _read(options.cleaned, poster.id, "the cleaned posters")
     if raw.size != (poster.width, poster.height) or cleaned.size != raw.size:
         raise BadImage(
             "another size",
@@ -128,7 +121,7 @@ def make_pictures(
         raise BadImage("another picture", "the cleaned poster differs from this one beside the text too")
     view = view_box(raw.width, raw.height, preprocessing.image_size, preprocessing.crop_pct)
     places = Places(text, view)
-    drawn = [places.draw(generator(seed, poster.id, draw)) for draw in range(controls)]
+    drawn = [places.draw(generator(options.seed, poster.id, draw)) for draw in range(options.controls)]
     painted = [reencode(fill(pixels, control.mask)) for control in drawn]
     return Pictures([raw, again, cleaned, *painted], text, drawn, view)
 

@@ -35,8 +35,9 @@ from toolkit.audit.effects import (
     ratio_of_means,
     sentence,
 )
+from toolkit.audit.images import make_pictures
 from toolkit.audit.options import AuditOptions
-from toolkit.audit.run import Audited, Chosen, FillMaker, pictures_of
+from toolkit.audit.run import Audited, Chosen, FillMaker
 from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_NAMES
 from toolkit.evaluation.tables import json_types, write_table
 from toolkit.metrics.multilabel import sigmoid
@@ -95,7 +96,8 @@ def build_report(
     # The sheet and the page show the first draw; its pictures are painted again rather than kept for every poster.
     examples = []
     for row, facts in zip(top, report["examples"], strict=True):
-        pictures = pictures_of(folder, audited.posters[row], options, fills).images
+        poster = audited.posters[row]
+        pictures = make_pictures(poster, options, folder.preprocessing, fills(poster.fill)).images
         shown = [thumbnail(pictures[kind]) for kind in (RAW, CLEANED, CONTROLS)]
         examples.append(Example(facts, *shown))
     return report, examples

@@ -27,7 +27,7 @@ from shards.progress import progress
 from shards.text.inpaint import Fill
 from shards.text.registry import make_fill
 from toolkit.audit.effects import CONTROLS
-from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
+from toolkit.audit.images import Areas, Poster, make_pictures
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.selection import Chosen
 from toolkit.device.defaults import autocast_dtype, decode_threads
@@ -121,12 +121,6 @@ def audit_posters(
 Work = tuple[np.ndarray, Areas]
 
 
-def pictures_of(folder: ModelFolder, poster: Poster, options: AuditOptions, fills: FillMaker) -> Pictures:
-    """The pictures of one poster, the same each time. Raises BadImage."""
-    where = options.images, options.cleaned, folder.preprocessing
-    return make_pictures(poster, *where, fills(poster.fill), options.seed, options.controls)
-
-
 def _prepared(
     folder: ModelFolder, posters: Sequence[Poster], options: AuditOptions, fills: FillMaker, ahead: int
 ) -> Iterator[tuple[Poster, Work | BadImage]]:
@@ -134,7 +128,7 @@ def _prepared(
 
     def work(poster: Poster) -> Work | BadImage:
         try:
-            pictures = pictures_of(folder, poster, options, fills)
+            pictures = make_pictures(poster, options, folder.preprocessing, fills(poster.fill))
             return pictures.squares(folder.preprocessing), pictures.areas()
         except BadImage as bad:
             return bad

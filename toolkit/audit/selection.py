@@ -35,9 +35,10 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
     frame = read_report(cleaned)
     return [
-        Poster(str(row.id), int(row.width), int(row.height), float(row.altered), str(row.fill), row.polygons)
-        for row in frame.itertuples(index=False)
-    ]
+        Poster(str(row["id"]), int(row["width"]), int(row["height"]), float(row["altered"]), str(row["fill"]),
+               row["polygons"])
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
 
 
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:

@@ -159,25 +159,22 @@ def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decision
 
 def describe(aim: Aim, choice: Choice, split: str) -> str:
     """Where thresholds come from, for people."""
+    where = "validation" if split == "val" else split
     if choice.slack is None:
         goal = {
             "f": f"with the highest micro-F{aim.value:g}",
             "precision": f"lowest at which micro-precision reaches {aim.value:g}",
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
-        found = f"the one threshold {goal} on the {_name(split)} split"
+        found = f"the one threshold {goal} on the {where} split"
         return f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
         "precision": f"for precision of at least {aim.value:g} in each genre",
         "recall": f"for recall of at least {aim.value:g} in each genre",
     }[aim.kind]
-    found = f"one per genre, {goal}, chosen on the {_name(split)} split"
+    found = f"one per genre, {goal}, chosen on the {where} split"
     if not choice.ways:
         return found
     before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, way_of(choice.slack)))
     return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
-
-
-def _name(split: str) -> str:
-    return "validation" if split == "val" else split

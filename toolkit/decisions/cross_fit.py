@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,9 +168,8 @@ class CrossFit:
 
         def measured(slack: float | None) -> HeldOut:
             def namer(k: int) -> Callable[[FloatArray], BoolArray]:
-                calibration = self._calibration(out | {k}, method)
-                thresholds = self._thresholds(out | {k}, method, slack)
-                return lambda logits: _named(calibration, thresholds, logits)
+                without = out | {k}
+                return partial(_named, self._calibration(without, method), self._thresholds(without, method, slack))
 
             return HeldOut.of(truth, self._held_out(out, namer)[rows], units, beta)
 

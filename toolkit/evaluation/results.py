@@ -20,7 +20,7 @@ from rich.text import Text
 from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
-from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
+from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
 from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
@@ -29,16 +29,8 @@ from toolkit.metrics.weighted import Outcome
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 
-GENRE_COLUMNS = {
-    "support": "support",
-    "prevalence": "prevalence",
-    "ap": "AP",
-    "roc_auc": "ROC-AUC",
-    "threshold": "threshold",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-}
+#: What tables call columns of genres, where that is not their name.
+GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ class Evaluation:
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
-        out = console if console is not None else report_console()
+        out = console or report_console()
         for table in (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table()):
             out.print(table)
             out.print()
@@ -91,14 +83,12 @@ class Evaluation:
         title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
         # "accuracy" in full would fold columns at 100 characters
         table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
-        rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
-        for number, row in enumerate(rows):
-            name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
-            cells = [format_number(row.metrics[metric.key]) for metric in shown]
-            chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
-            table.add_row(Text(name), *cells, style="bold" if chosen else None)
-            if number == len(self.thresholds) - 1:
-                table.add_section()
+        named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
+        named += [(row.label, row.metrics) for row in self.baselines]
+        for name, metrics in named:
+            cells = [format_number(metrics[metric.key]) for metric in shown]
+            table.add_row(Text(name), *cells, style="bold" if name.startswith("model @ chosen") else None)
+        table.rows[len(self.thresholds) - 1].end_section = True
         covered = self.thresholds[0].metrics["macro_genres"]
         notes = [
             "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
@@ -142,10 +132,12 @@ class Evaluation:
 
     def genre_table(self) -> Table:
         """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
-        table = number_table("per genre, at the chosen threshold", "genre", GENRE_COLUMNS.values())
+        first, *others = self.per_genre.columns
+        headings = [GENRE_COLUMNS.get(column, column) for column in others]
+        table = number_table("per genre, at the chosen threshold", first, headings)
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
         for record in frame.to_dict("records"):
-            table.add_row(Text(record["genre"]), *(format_number(record[key]) for key in GENRE_COLUMNS))
+            table.add_row(Text(record["genre"]), *(format_number(record[column]) for column in others))
         return table
 
 
@@ -181,7 +173,7 @@ def evaluate_arrays(
         ranking=values(outcome, "ranking"),
         calibration=calibration,
         thresholds=[
-            ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
+            ThresholdRow(label, np.asarray(value).tolist(), values(outcome.at(value), "decisions"))
             for label, value in [*fixed, *single, chosen]
         ],
         baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),

@@ -41,11 +41,6 @@ def threshold_label(threshold: float) -> str:
     return f"{threshold:.2g}" if 0.0 < threshold < 0.1 else f"{threshold:.2f}"
 
 
-def plain_threshold(threshold: ArrayLike) -> float | list[float]:
-    """A threshold as a JSON type: a float, or a list of floats for a (G,) array."""
-    return np.asarray(threshold, dtype=np.float64).tolist()
-
-
 def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
     """Columns of the k genres commonest in training, commonest first; of equals the lower column first."""
     return np.argsort(-train_prevalence, kind="stable")[:k].tolist()
@@ -79,7 +74,7 @@ def baselines(
             label=f"prevalence @ {label}",
             kind="prevalence",
             metrics=values(constant.at(threshold), "decisions"),
-            threshold=plain_threshold(threshold),
+            threshold=np.asarray(threshold).tolist(),
             ranking=ranking,
         )
         for label, threshold in thresholds

@@ -67,14 +67,13 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
     return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom != 0)
 
 
-def f_beta(hits: ArrayLike, predicted: ArrayLike, support: ArrayLike, beta: float) -> FloatArray:
+def f_beta(
+    hits: FloatArray | float, predicted: FloatArray | float, support: FloatArray | float, beta: float
+) -> FloatArray:
     """F-beta from counts: hits = true positives, predicted = TP + FP, support = TP + FN; 0 where undefined.
 
     (1 + b^2) TP / (b^2 support + predicted), which is the F-measure of van Rijsbergen (1979) in counts;
     beta 0.5 weighs precision above recall.
     """
     square = beta * beta
-    return ratio(
-        (1.0 + square) * np.asarray(hits, dtype=np.float64),
-        square * np.asarray(support, dtype=np.float64) + np.asarray(predicted, dtype=np.float64),
-    )
+    return ratio((1.0 + square) * hits, square * support + predicted)

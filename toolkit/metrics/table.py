@@ -69,12 +69,8 @@ def recall(counts: Counts) -> FloatArray:
     return ratio(counts.hits, counts.support)
 
 
-def f1(counts: Counts) -> FloatArray:
-    return f_beta(counts.hits, counts.predicted, counts.support, 1.0)
-
-
-def f_half(counts: Counts) -> FloatArray:
-    return f_beta(counts.hits, counts.predicted, counts.support, 0.5)
+def f(beta: float) -> Rate:
+    return lambda counts: f_beta(counts.hits, counts.predicted, counts.support, beta)
 
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
@@ -89,8 +85,7 @@ def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
     """(B,) means of (B, G) values over those that are counted."""
-    rows = zip(values, counted, strict=True)
-    return np.array([row[kept].mean() if kept.any() else empty for row, kept in rows])
+    return np.array([v[kept].mean() if kept.any() else empty for v, kept in zip(values, counted, strict=True)])
 
 
 def mean_defined(values: FloatArray) -> FloatArray:
@@ -130,10 +125,10 @@ _ROWS = (
     Metric("macro_precision", "precision (macro)", macro(precision)),
     Metric("micro_recall", "recall (micro)", micro(recall), heading="recall"),
     Metric("macro_recall", "recall (macro)", macro(recall)),
-    Metric("micro_f1", "micro-F1", micro(f1)),
-    Metric("macro_f1", "macro-F1", macro(f1)),
-    Metric("micro_f0.5", "micro-F0.5", micro(f_half), heading="F0.5"),
-    Metric("macro_f0.5", "macro-F0.5", macro(f_half)),
+    Metric("micro_f1", "micro-F1", micro(f(1.0))),
+    Metric("macro_f1", "macro-F1", macro(f(1.0))),
+    Metric("micro_f0.5", "micro-F0.5", micro(f(0.5)), heading="F0.5"),
+    Metric("macro_f0.5", "macro-F0.5", macro(f(0.5))),
     Metric("mAP", "mAP", lambda w: mean_defined(w.ranking[0]), "ranking"),
     Metric("roc_auc", "ROC-AUC", lambda w: mean_defined(w.ranking[1]), "ranking"),
     Metric("num_genres_ap", "genres with positives", lambda w: defined(w.ranking[0]), "ranking", count=True),
@@ -186,7 +181,7 @@ def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
     return {
         "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
         "recall": np.where(counts.support > 0, recall(counts), np.nan),
-        "f1": np.where(counts.support > 0, f1(counts), np.nan),
+        "f1": np.where(counts.support > 0, f(1.0)(counts), np.nan),
     }
 
 

@@ -26,7 +26,7 @@ def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, An
     model, plain = material.model, draws[MODEL]
     outcome = Outcome(material.targets, scores=model.probabilities)
     table = per_genre_table(outcome, model.decisions.thresholds, material.genres)
-    rows: list[dict[str, Any]] = table.to_dict("records")
+    rows: list[dict[Any, Any]] = table.to_dict("records")
     uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
     ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
     for column, row in enumerate(rows):

@@ -101,15 +101,11 @@ def model_folder_of(path: Path) -> Path:
 
 def run_names(model: Path, other: Path | None) -> tuple[str, str]:
     """What to call the two: the run folder's name, or the whole path where that is the same for both."""
-    names = [_run_name(path) for path in (model, other) if path is not None]
+    wholes = [path.resolve() for path in (model, other) if path is not None]
+    names = [whole.parent.name if whole.name == "model" and whole.parent.name else whole.name for whole in wholes]
     if len(set(names)) < len(names):
         names = [str(model), str(other)]
     return names[0], names[-1]
-
-
-def _run_name(path: Path) -> str:
-    whole = path.resolve()
-    return whole.parent.name if whole.name == "model" and whole.parent.name else whole.name
 
 
 def command_line() -> str:

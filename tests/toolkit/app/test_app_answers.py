@@ -20,6 +20,7 @@ from toolkit_helpers import make_model_folder, some_decisions
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.inputs.images import ANY, decode
+from shards.visuals.templates import render
 from toolkit.app import decoder as app_decoder
 from toolkit.app import html
 from toolkit.app import service as app_answers
@@ -231,11 +232,11 @@ def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monke
     heat = np.ones((96, 96))
     monkeypatch.setattr(answers, "no_heat", HOSTILE)
     fragments = [
-        html.refusals([Refused(HOSTILE, HOSTILE)]),
+        render("toolkit.app/refusals.html", refused=[Refused(HOSTILE, HOSTILE)]),
         html.genres_card(shown, lines, answers),
         html.heat_card(shown, HOSTILE, heat, answers),
         html.heat_card(shown, "War", None, answers),
-        html.text_notice(HOSTILE),
+        render("toolkit.app/text.html", said=HOSTILE),
         html.text_card(shown, painted, lines, lines),
     ]
     for fragment in fragments:
@@ -250,7 +251,7 @@ def test_the_table_says_what_is_named(answers: Answers, posters: Path):
     assert re.findall(r'<tr class="(\w+)"', page) == ["named", "under"]
     assert "1.75 x" in page and "0.50 x" in page and 'style="left:40.00%"' in page
     assert "No genre reaches its threshold" in html.genres_card(shown, lines[1:], answers)
-    assert html.refusals([]) == ""
+    assert render("toolkit.app/refusals.html", refused=[]) == ""
 
 
 def test_markup_of_a_model_without_heat_maps(answers: Answers, posters: Path):

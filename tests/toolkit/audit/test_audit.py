@@ -112,7 +112,7 @@ def test_the_same_at_any_batch_size_and_workers(anywhere: Folders):
 
 def test_both_pictures_went_through_the_same_encoder(titles: Folders):
     poster = read_posters(titles[1])[0]
-    pictures = make_pictures(poster, *titles, PREPROCESSING, make_fill("surround"), 0, 2)
+    pictures = make_pictures(poster, settings_of(titles, controls=2), PREPROCESSING, make_fill("surround"))
     raw, again, cleaned, *controls = (np.asarray(image) for image in pictures.images)
     expected = reencode(make_fill("surround")(raw, pictures.text))
     assert (cleaned == np.asarray(expected)).all()
