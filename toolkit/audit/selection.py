@@ -33,12 +33,10 @@ def read_posters(cleaned: Path) -> list[Poster]:
     """The rows of the cleaning's report. Raises UserError if there is none."""
     from shards.text.report import read_report
 
-    frame = read_report(cleaned)
     return [
-        Poster(str(row["id"]), int(row["width"]), int(row["height"]), float(row["altered"]), str(row["fill"]),
-               row["polygons"])
-        for row in frame.to_dict("records")
-    ]  # fmt: skip
+        Poster(str(r["id"]), int(r["width"]), int(r["height"]), float(r["altered"]), str(r["fill"]), r["polygons"])
+        for r in read_report(cleaned).to_dict("records")
+    ]
 
 
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:

@@ -58,9 +58,6 @@ class Metric:
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
 
-# --- rates of counts ----------------------------------------------------------------------------------
-
-
 def precision(counts: Counts) -> FloatArray:
     return ratio(counts.hits, counts.predicted)
 
@@ -96,9 +93,6 @@ def mean_defined(values: FloatArray) -> FloatArray:
 def defined(values: FloatArray) -> FloatArray:
     """(B,) numbers of (B, G) values that are not NaN."""
     return np.count_nonzero(~np.isnan(values), axis=1)
-
-
-# --- the table ----------------------------------------------------------------------------------------
 
 
 def subset_accuracy(weighed: Weighed) -> FloatArray:
@@ -164,9 +158,6 @@ def format_number(value: float | None, spec: str = ".3f") -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
-
-
-# --- values -------------------------------------------------------------------------------------------
 
 
 def values(outcome: Outcome, group: str) -> dict[str, Any]:

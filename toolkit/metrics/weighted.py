@@ -54,8 +54,6 @@ class Outcome:
                 roc_auc[genre] = roc_auc_score(*column)
         return ap, roc_auc
 
-    # --- prepared for weights ---------------------------------------------------------------------
-
     @cached_property
     def numbers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """(N, G) of 0 and 1: hits, named, true."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,16 +22,8 @@ PICTURE, MOST_BYTES = (320, 480), 25_000
 #: Shares in training under this count as this: a genre that was never seen has no logit.
 RAREST = 1e-4
 
-Verdict = Literal["right", "missed", "wrong", "neither"]
 #: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
-VERDICTS: dict[tuple[bool, bool], Verdict] = {
-    (True, True): "right",
-    (True, False): "wrong",
-    (False, True): "missed",
-    (False, False): "neither",
-}
-
-
+VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
 #: A sample, and the genres that are told of because of which it is shown.
 Told = tuple[int, set[str]]
 
@@ -41,7 +33,8 @@ class Line:
     """A genre under a poster."""
 
     genre: str
-    verdict: Verdict
+    verdict: str
+    """Of `VERDICTS`."""
     probability: float
     told: bool
     """Whether the poster is shown because of this genre."""

@@ -35,14 +35,11 @@ _STYLE: Any = {
     "axes.labelsize": 10.5,
     "axes.labelcolor": GREY,
     "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.unicode_minus": True,
     "grid.color": FAINT,
-    "grid.linewidth": 0.8,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelsize": 10,
@@ -52,7 +49,6 @@ _STYLE: Any = {
     "lines.linewidth": 1.9,
     "legend.frameon": False,
     "legend.fontsize": 10.5,
-    "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }
 
