@@ -15,7 +15,9 @@ from shards.dataset.labels import LabelSet
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.report.build import Report
 from toolkit.report.inputs import Material, Said
+from toolkit.report.plots.common import Plot
 
 #: What users may call a genre.
 NASTY = '<b>&"'
@@ -92,3 +94,9 @@ def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Pa
         {"shard set": "shards", "shard set fingerprint": "0123456789abcdef", "labels fingerprint": "0"},
         "posters evaluate --model 'run/<s>'",
     )
+
+
+def all_plots(report: Report) -> list[Plot]:
+    """Every plot, those of the genres too."""
+    of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
+    return [*report.plots.values(), *of_genres, *report.course]

@@ -38,7 +38,9 @@ class GradCam:
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
-        self.prefix: int = getattr(model, "num_prefix_tokens", 0)  # a ViT's class and registers, before its patches
+        # A ViT's tokens: how many (class, registers) stand before its patches, and the rows and columns of those.
+        self.prefix: int = getattr(model, "num_prefix_tokens", 0)
+        self.tokens: tuple[int, int] = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
         self.layout: Layout
         self.layout, self.grid = self._find_layout()
         self._watched = nn.Identity()
@@ -79,7 +81,7 @@ class GradCam:
             return self._watched(x)
         if self.layout == "maps_last":
             return self._watched(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        grid = x[:, self.prefix :].transpose(1, 2).unflatten(2, token_grid(self.model))
+        grid = x[:, self.prefix :].transpose(1, 2).unflatten(2, self.tokens)
         return torch.cat([x[:, : self.prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
 
     def _find_layout(self) -> tuple[Layout, tuple[int, int]]:
@@ -99,7 +101,7 @@ class GradCam:
             return "maps_last", (shape[1], shape[2])
         if len(shape) == 4:
             return "maps", (shape[2], shape[3])
-        rows, columns = token_grid(self.model)
+        rows, columns = self.tokens
         if len(shape) == 3 and shape[1] == self.prefix + rows * columns > 0:
             return "tokens", (rows, columns)
         raise NoHeatMap(f"{type(self.model).__name__}: its last stage is no map of the picture")
@@ -114,9 +116,3 @@ def last_stage(model: nn.Module) -> nn.Module:
     if name not in modules or not name:
         raise NoHeatMap(f"timm names no stages of {type(model).__name__}")
     return modules[name]
-
-
-def token_grid(model: Any) -> tuple[int, int]:
-    """Rows and columns of a ViT's patches; (0, 0) for models that have none."""
-    rows, columns = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
-    return int(rows), int(columns)

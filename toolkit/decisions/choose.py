@@ -61,14 +61,8 @@ class Decisions:
 
     def at(self, threshold: float) -> Decisions:
         """The same calibration with one threshold for every genre, chosen by the user."""
-        return replace(
-            self,
-            thresholds=np.full(len(self.thresholds), float(threshold)),
-            global_threshold=float(threshold),
-            aim="none",
-            source="given",
-            chosen_on={},
-        )
+        plain = Decisions.plain(np.full(len(self.thresholds), threshold))
+        return replace(plain, scale=self.scale, bias=self.bias, calibration=self.calibration)
 
     @property
     def per_genre(self) -> bool:

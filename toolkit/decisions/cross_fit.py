@@ -135,9 +135,9 @@ class CrossFit:
         """By the samples outside of the folds ``out``, and no others."""
         rows = self._rows(out)
         if not rows.any():  # a split of one sample has no others
-            genres = self.truth.shape[1]
-            plain = Calibration("none", np.ones(genres), np.zeros(genres))
-            return Choice(plain, Thresholds(np.full(genres, DEFAULT_THRESHOLD), DEFAULT_THRESHOLD), None, {}, {})
+            plain = fit_calibration(self.truth, self.scores, "none")
+            halves = np.full(self.truth.shape[1], DEFAULT_THRESHOLD)
+            return Choice(plain, Thresholds(halves, DEFAULT_THRESHOLD), None, {}, {})
         calibration, calibrations = choose_calibration(
             self.truth[rows],
             self.scores[rows],

@@ -52,11 +52,6 @@ class Report:
     config: str
     """The run's configuration as YAML; empty if unknown."""
 
-    @property
-    def all_plots(self) -> list[Plot]:
-        """Every plot, for DIR/plots."""
-        return [*self.plots.values(), *(plot for plot, _ in [*self.curves, *self.diagrams]), *self.course]
-
 
 def build_report(material: Material, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""

@@ -81,7 +81,8 @@ def write_report(folder: Path, report: Report) -> Path:
         write_table(folder / ERRORS, pd.DataFrame(rows, columns=columns))
     for old in (folder / PLOTS).glob("*.png"):
         old.unlink()
-    for plot in report.all_plots:
+    of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
+    for plot in (*report.plots.values(), *of_genres, *report.course):
         with atomic_write(folder / PLOTS / f"{plot.name}.png") as stream:
             stream.write(plot.png)
     with atomic_write(folder / PAGE, "w") as stream:

@@ -57,9 +57,8 @@ class ReportRun:
             other = load_model_folder(model_folder_of(options.compare))
             require_same("the model", model.labels, "--compare", other.labels)
         # The labels of training samples are learnt by heart, wrong ones too: it is of no use unless it is insisted on.
-        wanted = options.label_errors
-        if wanted is None:
-            wanted = have_cleanlab() and options.split != "train"
+        by_default = have_cleanlab() and options.split != "train"
+        wanted = by_default if options.label_errors is None else options.label_errors
         shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 

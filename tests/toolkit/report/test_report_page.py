@@ -14,7 +14,7 @@ import pytest
 from html_tools import HtmlReader
 from metric_tools import threshold_metrics
 from PIL import Image
-from report_tools import GENRES, NASTY, decisions, material, picture, said, simulate, trained_on
+from report_tools import GENRES, NASTY, all_plots, decisions, material, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
@@ -133,7 +133,7 @@ def test_it_prints_on_white_and_fits_a_phone(page: str):
 
 
 def test_plots_are_pngs_of_their_size(report: Report):
-    plots = report.all_plots
+    plots = all_plots(report)
     names = [plot.name for plot in plots]
     assert len(set(names)) == len(names)
     assert {"support-f1", "threshold-sweep", "reliability", "together", "says-instead"} <= set(names)

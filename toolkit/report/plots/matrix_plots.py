@@ -42,8 +42,7 @@ def instead_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
     norm = TwoSlopeNorm(0.0, -np.log2(MOST), np.log2(MOST))
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=TIMES, norm=norm)
     _frame(axes, genres, "genre that is missed", "genre that is named wrongly")
-    deep = np.abs(shown) > 1.5
-    _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", deep)
+    _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", np.abs(shown) > 1.5)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     says = (
