@@ -64,12 +64,12 @@ def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
     assert fill_maker(None)("model") is make_fill("surround")
     with pytest.raises(UserError, match="--fill"):
         fill_maker(None)("crayon")
-    for wrong in ({"batch_size": 0}, {"threads": -1}, {"controls": 0}, {"limit": 0}):
-        with fails("option-value", *(f"--{name.replace('_', '-')}" for name in wrong)):
-            replace(settings_of(titles), **wrong)
-    for option in ("images", "cleaned"):
+    for name, value in (("batch_size", 0), ("threads", -1), ("controls", 0), ("limit", 0)):
+        with fails("option-value", f"--{name.replace('_', '-')}"):
+            settings_of(titles, **{name: value})
+    for folders in ((tmp_path / "no", titles[1]), (titles[0], tmp_path / "no")):
         with fails("path-missing", tmp_path / "no"):
-            replace(settings_of(titles), **{option: tmp_path / "no"})
+            settings_of(folders)
     with pytest.raises(UserError):
         read_posters(tmp_path)
 
