@@ -21,9 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.config.schema import DecideConfig  # noqa: E402
-from toolkit.decisions.choose import Decisions, choose_decisions, cross_fit_of  # noqa: E402
-from toolkit.metrics.calibration_error import calibration_summary  # noqa: E402
-from toolkit.metrics.table import prediction_metrics  # noqa: E402
+from toolkit.decisions.choose import Decisions, choose_decisions  # noqa: E402
+from toolkit.decisions.cross_fit import CrossFit  # noqa: E402
+from toolkit.metrics.calibration_error import reliability  # noqa: E402
+from toolkit.metrics.multilabel import check_arrays  # noqa: E402
+from toolkit.metrics.table import values  # noqa: E402
+from toolkit.metrics.weighted import Outcome  # noqa: E402
 
 WAYS = {
     "single": DecideConfig("global", calibration="none"),
@@ -53,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         for way, decide in WAYS.items():
             decisions = choose_decisions(targets[old], logits[old], decide)
             rows[way].append(measured(targets[new], logits[new], decisions))
-        named = cross_fit_of(targets[old], logits[old]).named()
-        cross = prediction_metrics(targets[old], named)
+        named = CrossFit(targets[old], logits[old]).named()
+        cross = values(Outcome(targets[old], named), "decisions")
         held_out.append([cross["micro_f1"], cross["macro_f1"]])
     show(rows, held_out, chosen_on, len(targets))
     return 0
@@ -63,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 def read(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """(N, G) targets and logits of all files."""
     found = [np.load(path, allow_pickle=False) for path in files]
-    return np.concatenate([f["targets"] for f in found]), np.concatenate([f["logits"] for f in found])
+    return check_arrays(np.concatenate([f["targets"] for f in found]), np.concatenate([f["logits"] for f in found]))
 
 
 def measured(targets: np.ndarray, logits: np.ndarray, decisions: Decisions) -> list[float]:
     """FIGURES, then whether decisions are per genre and calibrated."""
-    found = prediction_metrics(targets, decisions.named(logits))
-    ece = calibration_summary(targets, decisions.probabilities(logits))["ece"]
+    found = values(Outcome(targets, decisions.named(logits)), "decisions")
+    ece = reliability(targets, decisions.probabilities(logits))["ece"]
     return [
         found["micro_f1"],
         found["macro_f1"],

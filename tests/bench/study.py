@@ -33,9 +33,9 @@ from toolkit.config.io import config_dict  # noqa: E402
 from toolkit.distributed.collectives import make_accelerator  # noqa: E402
 from toolkit.evaluation.results import train_prevalence  # noqa: E402
 from toolkit.inference.split_outputs import SplitLogits, infer_split  # noqa: E402
-from toolkit.metrics.baselines import commonest_genres  # noqa: E402
+from toolkit.metrics.baselines import always_top_k  # noqa: E402
 from toolkit.metrics.bootstrap import bootstrap  # noqa: E402
-from toolkit.metrics.weighted import Answers  # noqa: E402
+from toolkit.metrics.weighted import Outcome  # noqa: E402
 from toolkit.model_folder.folder import load_model_folder  # noqa: E402
 from toolkit.training.run import train  # noqa: E402
 
@@ -130,7 +130,7 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> tupl
             seed=seed,
         )
     )
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Outcome] = {}
     models: dict[str, Path] = {}
     outputs: SplitLogits | None = None
     for recipe in chosen:
@@ -139,10 +139,12 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> tupl
         loaded = load_model_folder(models[recipe.name])
         outputs = infer_split(accelerator, loaded, folder / "shards", manifest, "test")
         decisions = loaded.decisions
-        answers[recipe.name] = Answers(decisions.named(outputs.logits), decisions.probabilities(outputs.logits))
+        answers[recipe.name] = Outcome(
+            outputs.targets, decisions.named(outputs.logits), decisions.probabilities(outputs.logits)
+        )
     assert outputs is not None
     answers.update(baseline_answers(manifest, outputs))
-    draws = bootstrap(outputs.targets, answers, units=manifest.units_of("test"))
+    draws = bootstrap(answers, units=manifest.units_of("test"))
     reference = draws.get("reference")
     rows = {name: figures(drawn, answers[name], reference) for name, drawn in draws.items()}
     return rows, models
@@ -173,15 +175,13 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
     return run / "model"
 
 
-def baseline_answers(manifest: Manifest, outputs: SplitLogits) -> dict[str, Answers]:
+def baseline_answers(manifest: Manifest, outputs: SplitLogits) -> dict[str, Outcome]:
     """Baselines that see no poster: prevalence, and always the k commonest genres."""
-    prevalence = train_prevalence(manifest)
-    shape = outputs.targets.shape
-    answers = {"prevalence": Answers(np.broadcast_to(prevalence >= 0.5, shape), np.broadcast_to(prevalence, shape))}
+    prevalence, truth = train_prevalence(manifest), outputs.targets
+    constant = np.broadcast_to(prevalence, truth.shape)
+    answers = {"prevalence": Outcome(truth, constant >= 0.5, constant)}
     for k in (1, 2, 3):
-        named = np.zeros(shape, dtype=bool)
-        named[:, commonest_genres(prevalence, k)] = True
-        answers[f"always top-{k}"] = Answers(named)
+        answers[f"always top-{k}"] = Outcome(truth, always_top_k(truth.shape, prevalence, k))
     return answers
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.metrics.bootstrap import Draws, confidence_intervals, paired_difference
-from toolkit.metrics.calibration_error import calibration_summary
+from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.table import METRICS as ALL
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 
 METRICS = {key: ALL[key].label for key in ("mAP", "macro_f1", "micro_f1", "micro_f0.5", "macro_f0.5")}
 METRICS["ece"] = ALL["ece"].column
@@ -21,7 +21,7 @@ CHANCE = "ECE by chance"
 Row = dict[str, Any]
 
 
-def figures(drawn: Draws, answers: Answers, reference: Draws | None) -> Row:
+def figures(drawn: Draws, answers: Outcome, reference: Draws | None) -> Row:
     """Values, intervals, and the paired difference to the reference; ``drawn`` is the bootstrap of ``answers``."""
     intervals = confidence_intervals(drawn)
     differences = paired_difference(drawn, reference) if reference is not None else {}
@@ -35,8 +35,8 @@ def figures(drawn: Draws, answers: Answers, reference: Draws | None) -> Row:
         for metric in METRICS
         if metric in intervals
     }
-    if answers.probabilities is not None:
-        mean, low, high = calibration_error_by_chance(answers.probabilities)
+    if answers.scores.size:
+        mean, low, high = calibration_error_by_chance(answers.scores)
         row[CHANCE] = {"value": mean, "low": low, "high": high, "difference": None}
     return row
 
@@ -51,7 +51,7 @@ def calibration_error_by_chance(
     """
     scores = np.asarray(probabilities, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    found = [calibration_summary(rng.random(scores.shape) < scores, scores)["ece"] for _ in range(rounds)]
+    found = [reliability(rng.random(scores.shape) < scores, scores)["ece"] for _ in range(rounds)]
     low, high = np.percentile(found, [2.5, 97.5])
     return float(np.mean(found)), float(low), float(high)
 

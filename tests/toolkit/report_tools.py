@@ -9,19 +9,30 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
+from shards.dataset.labels import LabelSet
+from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
-from toolkit.model_folder.folder import OURS
+from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.report.build import Report
 from toolkit.report.inputs import Material, Said
+from toolkit.report.plots.common import Plot
 
 #: What users may call a genre.
 NASTY = '<b>&"'
 GENRES = ["Comedy", "Drama", NASTY, "$x_1$ Sci-Fi", "War"]
 PREVALENCE = np.array([0.5, 0.6, 0.25, 0.1, 0.0])
 SAMPLES = 120
+PREPROCESSING = Preprocessing(64, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CONFIG: dict[str, Any] = {
     "architecture": "resnet50",
-    OURS: {"epoch": 2, "shard_set": "0123456789abcdef", "training_config": {"data": {"crop": [0.5, 1.0]}}},
+    OURS: {
+        "weights_sha256": "ab" * 32,
+        "epoch": 2,
+        "shard_set": "0123456789abcdef",
+        "training_config": {"data": {"crop": [0.5, 1.0]}},
+    },
 }
 
 
@@ -45,25 +56,13 @@ def picture(sample: int) -> bytes:
 
 def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path = Path("run/model")) -> Said:
     """What a model with these logits and decisions says."""
-    return Said(
-        name,
-        path,
-        CONFIG,
-        "ab" * 32,
-        logits,
-        decisions.probabilities(logits),
-        decisions.named(logits),
-        decisions.thresholds,
-        decisions.global_threshold,
-        decisions.source,
-        decisions.calibration,
-        decisions.fingerprint,
-    )
+    return Said(name, ModelFolder(nn.Module(), LabelSet(tuple(GENRES)), decisions, PREPROCESSING, CONFIG, path), logits)
 
 
 def trained_on(said: Said, shard_set: str | None, **facts: Any) -> Said:
     """The same model with another training: config.json's ``shard_set`` and more of its facts."""
-    return replace(said, config={**said.config, OURS: said.config[OURS] | {"shard_set": shard_set} | facts})
+    config = {**said.folder.config, OURS: said.ours | {"shard_set": shard_set} | facts}
+    return replace(said, folder=replace(said.folder, config=config))
 
 
 def decisions(calibrated: bool = True) -> Decisions:
@@ -95,3 +94,9 @@ def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Pa
         {"shard set": "shards", "shard set fingerprint": "0123456789abcdef", "labels fingerprint": "0"},
         "posters evaluate --model 'run/<s>'",
     )
+
+
+def all_plots(report: Report) -> list[Plot]:
+    """Every plot, those of the genres too."""
+    of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
+    return [*report.plots.values(), *of_genres, *report.course]

@@ -28,7 +28,7 @@ from toolkit.cli.main import main
 from toolkit.evaluation.results import train_prevalence
 from toolkit.metrics.baselines import baselines
 from toolkit.metrics.bootstrap import bootstrap, paired_difference
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 
 SIDE = 48
 NUM_POSTERS = 320
@@ -201,7 +201,7 @@ def test_shuffled_labels_do_not_beat_what_looks_at_no_picture(shuffled: Trained)
         best = max(rows, key=lambda row: row.metrics[metric])
         always = np.zeros_like(targets)
         always[:, best.genre_indices or []] = True
-        draws = bootstrap(targets, {"model": Answers(probabilities >= thresholds), "always": Answers(always)})
+        draws = bootstrap({"model": Outcome(targets, probabilities >= thresholds), "always": Outcome(targets, always)})
         difference = paired_difference(draws["model"], draws["always"])[metric]
         assert difference.value == pytest.approx(shuffled.chosen[metric] - best.metrics[metric])
         assert difference.low is not None and difference.low <= 0, metric

@@ -36,7 +36,7 @@ SHOWN = 720
 FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Opened:
     """What the page keeps of a file: some tens of kilobytes, whatever its size."""
 
@@ -75,7 +75,7 @@ class Decoder:
         """The picture of a file, RGB and upright, shrunk to at most ``most`` pixels. Raises UserError."""
         (found,) = self._ask([(_pixels, path, most)])
         if isinstance(found, Refused):
-            raise UserError(found.message)
+            raise UserError("image-unreadable", found.message)
         return Image.fromarray(found)
 
     def _ask(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
@@ -144,7 +144,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
         return Refused(path.name, one_line(error))
     except MemoryError:
         return Refused(path.name, "it needs more memory than there is")
-    return Opened(jpeg_of(image), image.size, square)
+    return Opened(jpeg=jpeg_of(image), size=image.size, square=square)
 
 
 def _pixels(path: Path, most: int) -> np.ndarray | Refused:

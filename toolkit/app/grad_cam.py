@@ -38,6 +38,9 @@ class GradCam:
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
+        # A ViT's tokens: how many (class, registers) stand before its patches, and the rows and columns of those.
+        self.prefix: int = getattr(model, "num_prefix_tokens", 0)
+        self.tokens: tuple[int, int] = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
         self.layout: Layout
         self.layout, self.grid = self._find_layout()
         self._watched = nn.Identity()
@@ -52,8 +55,7 @@ class GradCam:
         with self._rearranged():
             heat = self._captum.attribute(image, target=genre, relu_attributions=True)
         heat = F.interpolate(heat.detach(), (self.size, self.size), mode="bilinear", align_corners=False)
-        result: FloatArray = heat[0, 0].double().cpu().numpy()
-        return result
+        return heat[0, 0].double().cpu().numpy()
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
@@ -76,14 +78,11 @@ class GradCam:
 
     def _through(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout == "maps":
-            passed: torch.Tensor = self._watched(x)
-            return passed
+            return self._watched(x)
         if self.layout == "maps_last":
-            passed = self._watched(x.permute(0, 3, 1, 2))
-            return passed.permute(0, 2, 3, 1)
-        prefix = prefix_tokens(self.model)
-        grid = x[:, prefix:].transpose(1, 2).unflatten(2, token_grid(self.model))
-        return torch.cat([x[:, :prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
+            return self._watched(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        grid = x[:, self.prefix :].transpose(1, 2).unflatten(2, self.tokens)
+        return torch.cat([x[:, : self.prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
 
     def _find_layout(self) -> tuple[Layout, tuple[int, int]]:
         """How the stage's output is laid out, and the rows and columns of its map."""
@@ -102,8 +101,8 @@ class GradCam:
             return "maps_last", (shape[1], shape[2])
         if len(shape) == 4:
             return "maps", (shape[2], shape[3])
-        rows, columns = token_grid(self.model)
-        if len(shape) == 3 and shape[1] == prefix_tokens(self.model) + rows * columns > 0:
+        rows, columns = self.tokens
+        if len(shape) == 3 and shape[1] == self.prefix + rows * columns > 0:
             return "tokens", (rows, columns)
         raise NoHeatMap(f"{type(self.model).__name__}: its last stage is no map of the picture")
 
@@ -117,14 +116,3 @@ def last_stage(model: nn.Module) -> nn.Module:
     if name not in modules or not name:
         raise NoHeatMap(f"timm names no stages of {type(model).__name__}")
     return modules[name]
-
-
-def prefix_tokens(model: Any) -> int:
-    """How many of a ViT's tokens (class, registers) stand before those of its patches."""
-    return int(getattr(model, "num_prefix_tokens", 0))
-
-
-def token_grid(model: Any) -> tuple[int, int]:
-    """Rows and columns of a ViT's patches; (0, 0) for models that have none."""
-    rows, columns = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
-    return int(rows), int(columns)

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,7 +46,8 @@ class Guard:
         public = urlsplit(root)
         self.root, self.public = public.path.rstrip("/"), public.netloc
         self.names = {"localhost", host.lower(), public.hostname or "localhost"}
-        self.anywhere = not _loopback(host)
+        address = _address(host)
+        self.anywhere = not (address.is_loopback if address else host.lower() == "localhost")
         if self.anywhere:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
         self._ledger: list[tuple[float, str, int]] = []  # time, client, bytes
@@ -124,11 +125,8 @@ class Guard:
             return False
         if name in self.names:
             return True
-        try:
-            address = ip_address(name)
-        except ValueError:
-            return False
-        return self.anywhere or address.is_loopback
+        address = _address(name)
+        return address is not None and (self.anywhere or address.is_loopback)
 
 
 def _server(origin: str) -> str:
@@ -145,17 +143,18 @@ def check_root(root: str) -> str:
     whole = parts.scheme in ("http", "https") and parts.hostname
     if root and not whole and (parts.scheme or parts.netloc or not root.startswith("/")):
         raise UserError(
+            "option-value",
             f"--root-path takes a path such as /posters, or the whole address that a proxy serves the page under, "
-            f"such as https://example.org/posters, not {root!r}"
+            f"such as https://example.org/posters, not {root!r}",
         )
     return root.rstrip("/")
 
 
-def _loopback(host: str) -> bool:
+def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host)
     except ValueError:
-        return host.lower() == "localhost"
+        return None
 
 
 async def _answer(send: Send, status: int, reason: str) -> None:

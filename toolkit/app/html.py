@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shards.visuals.templates import render
-from toolkit.app.decoder import Refused
 from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours, seen_box
 from toolkit.app.service import Answers, Line, Painted, Poster
 from toolkit.metrics.multilabel import FloatArray
@@ -14,22 +13,6 @@ from toolkit.metrics.multilabel import FloatArray
 MOST_LINES = 40
 #: A difference of probabilities, in percentage points, from which it has a colour.
 TELLING = 1.0
-
-
-def style() -> str:
-    """The page's CSS."""
-    return render("toolkit.app/app.css")
-
-
-def header(answers: Answers) -> str:
-    """What the page is, and which model answers."""
-    folder = answers.folder
-    return render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing)
-
-
-def refusals(refused: Sequence[Refused]) -> str:
-    """A line for every file that is no poster."""
-    return render("toolkit.app/refusals.html", refused=refused)
 
 
 def genres_card(poster: Poster, lines: Sequence[Line], answers: Answers) -> str:
@@ -58,11 +41,6 @@ def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Answ
         colours=scale_colours(),
         answers=answers,
     )
-
-
-def text_notice(said: str) -> str:
-    """What there is to say while text is looked for, or why it is not."""
-    return render("toolkit.app/text.html", said=said)
 
 
 def text_card(poster: Poster, painted: Painted, with_text: Sequence[Line], without: Sequence[Line]) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from shards.errors import UserError
+from shards.visuals.templates import render
 from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Answers, Poster, first_genre
@@ -44,7 +45,7 @@ class Actions:
         board.posters = [item for item in found if isinstance(item, Poster)]
         thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
         return [
-            html.refusals([item for item in found if isinstance(item, Refused)]),
+            render("toolkit.app/refusals.html", refused=[item for item in found if isinstance(item, Refused)]),
             gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
             *self._show(board, 0),
         ]
@@ -65,7 +66,7 @@ class Actions:
             html.genres_card(poster, lines, self.answers),
             gr.Dropdown([line.genre for line in lines], value=first),
             self.look(board, first),
-            html.text_notice(self.answers.no_text or "Looking for text ..."),
+            render("toolkit.app/text.html", said=self.answers.no_text or "Looking for text ..."),
         ]
 
     def look(self, board: Board, genre: str) -> str:
@@ -83,7 +84,7 @@ class Actions:
         try:
             painted = self.answers.paint(poster)
         except UserError as error:
-            return html.text_notice(str(error))
+            return render("toolkit.app/text.html", said=str(error))
         if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
             return gr.skip()
         with_text, without = map(self.answers.lines, (poster.probabilities, painted.probabilities))
@@ -92,12 +93,13 @@ class Actions:
 
 def build_page(answers: Answers) -> Any:
     """The gradio page; ``launch`` it."""
+    folder = answers.folder
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
     with gr.Blocks(
         title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(SWEEP, KEEP)
     ) as page:
         board = gr.State(Board())
-        gr.HTML(html.header(answers), **plain)
+        gr.HTML(render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing), **plain)
         files = gr.File(
             file_count="multiple",
             label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",

@@ -31,9 +31,9 @@ import psutil
 from shards.console import for_people
 from shards.errors import UserError, one_line
 from shards.extras import require_extra
+from shards.visuals.templates import render
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
-from toolkit.app.html import style
 from toolkit.app.options import AppOptions
 from toolkit.app.service import Answers, text_removal
 from toolkit.device.allocator import keep_freed_memory
@@ -71,7 +71,7 @@ def run_app(options: AppOptions) -> int:
 
 def _check_address(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
-        raise UserError(f"--port must be from 1 to 65535, not {port}")
+        raise UserError("option-value", f"--port must be from 1 to 65535, not {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(found[0], found[1]) as probe:
@@ -79,7 +79,8 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(found[4])
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port"
+            "option-value",
+            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port",
         ) from None
     if not ip_address(found[4][0]).is_loopback:
         log.warning("everybody who reaches %s can use the page: it has no password", host)
@@ -157,7 +158,7 @@ def _serve(answers: Answers, host: str, port: int, root: str) -> None:
         max_file_size=MAX_MB * 2**20,
         state_session_capacity=SESSIONS,
         theme=_theme(),
-        css=style(),
+        css=render("toolkit.app/app.css"),
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

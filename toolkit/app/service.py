@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,25 +52,14 @@ class Painted:
     probabilities: FloatArray
     """(G,) calibrated, without the text."""
 
-    @property
-    def image(self) -> Image.Image:
-        """The small copy, RGB."""
-        return _decoded(self.jpeg)
 
-
-@dataclass
-class Poster:
+@dataclass(kw_only=True)
+class Poster(Opened):
     """An uploaded picture and the model's answer."""
 
     name: str
     path: Path
     """Of the uploaded file, for a second look at all of its pixels."""
-    jpeg: bytes
-    """A small copy, upright."""
-    size: tuple[int, int]
-    """Width and height in pixels of the file's own picture, upright."""
-    square: np.ndarray
-    """(S, S, 3) uint8: what the model saw."""
     probabilities: FloatArray
     """(G,) calibrated."""
     painted: Painted | None = None
@@ -79,7 +68,9 @@ class Poster:
     @property
     def image(self) -> Image.Image:
         """The small copy, RGB."""
-        return _decoded(self.jpeg)
+        image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
+        image.load()
+        return image
 
 
 @dataclass
@@ -109,7 +100,12 @@ class Answers:
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
-        answers = [_answer(path, item, rows) for path, item in zip(taken, found, strict=True)]
+        answers = [
+            item
+            if isinstance(item, Refused)
+            else Poster(**vars(item), name=path.name, path=path, probabilities=next(rows))
+            for path, item in zip(taken, found, strict=True)
+        ]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
             answers.append(Refused(more, f"not looked at: {MAX_FILES} at a time, please"))
@@ -133,10 +129,9 @@ class Answers:
         if self._cam is None:
             return None
         pixels = torch.from_numpy(poster.square[None].copy()).to(self.device)
-        with self._model:
-            return self._cam(
-                self.folder.preprocessing.normalize(pixels), self.folder.labels.index[genre]
-            )  # a calibrated logit rises with the logit: the map is the same
+        normalized = self.folder.preprocessing.normalize(pixels)
+        with self._model:  # a calibrated logit rises with the logit: the map is the same
+            return self._cam(normalized, self.folder.labels.index[genre])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -153,7 +148,7 @@ class Answers:
                 try:
                     poster.painted = self._paint(poster, image, self.removal)
                 except BadImage as bad:
-                    raise UserError(f"{poster.name} {bad.reason} ({bad.detail})") from None
+                    raise UserError("image-unreadable", f"{poster.name} {bad.reason} ({bad.detail})") from None
             assert poster.painted is not None
             return poster.painted
 
@@ -186,15 +181,3 @@ def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[Text
     removal = TextRemoval(fill=fill, fill_model=fill_model)
     removal.facts()  # loads detector and fill: what is wrong with them is said at the start
     return removal, ""
-
-
-def _answer(path: Path, item: Opened | Refused, rows: Iterator[FloatArray]) -> Poster | Refused:
-    if isinstance(item, Refused):
-        return item
-    return Poster(path.name, path, item.jpeg, item.size, item.square, next(rows))
-
-
-def _decoded(jpeg: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
-    image.load()
-    return image

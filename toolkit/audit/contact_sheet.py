@@ -86,8 +86,8 @@ def _card(
     facts, x, step = example.facts, left + PAD, THUMBNAIL[0] + TILE_GAP
     room = size[0] - 2 * PAD
     effects = f"text {facts['text']:.3f}, control {facts['control']:.3f}"
-    name = wrap_text(facts["id"], room - load_font(TEXT).getlength(effects) - PAD)
-    pen.text((x, top + PAD), name[0] if name else "", INK, load_font(TEXT))
+    name = "".join(wrap_text(facts["id"], room - load_font(TEXT).getlength(effects) - PAD)[:1])
+    pen.text((x, top + PAD), name, INK, load_font(TEXT))
     pen.text((x + room, top + PAD), effects, GREY, load_font(TEXT), "ra")
     y = top + PAD + LINE + PAD // 2
     for number, data in enumerate((example.raw, example.cleaned, example.control)):
@@ -97,11 +97,7 @@ def _card(
     for line, change in enumerate(facts["changes"]):
         color = ACCENT if change["flipped"] else INK
         flips = "  flips" if change["flipped"] else ""
-        words = [
-            f"{change['genre']}  {change['raw']:.2f}",
-            f"{change['cleaned']:.2f}{flips}",
-            f"{change['control']:.2f}",
-        ]
-        for number, text in enumerate(words):
-            shown = wrap_text(text, THUMBNAIL[0])
-            pen.text((x + number * step, y + line * LINE), shown[0] if shown else "", color, load_font(TEXT))
+        raw, cleaned, control = (f"{change[kind]:.2f}" for kind in ("raw", "cleaned", "control"))
+        for number, text in enumerate((f"{change['genre']}  {raw}", f"{cleaned}{flips}", control)):
+            shown = "".join(wrap_text(text, THUMBNAIL[0])[:1])
+            pen.text((x + number * step, y + line * LINE), shown, color, load_font(TEXT))

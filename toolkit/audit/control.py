@@ -108,7 +108,8 @@ class Places:
             height, width = piece.shape.shape
             place = self._pick(piece, free, taken, rng)
             if place is None:
-                place, clear = self._least_overlap(piece, taken, rng), False
+                overlap = _overlap(taken, piece.shape, 1)
+                place, clear = _any_of(np.argwhere(overlap <= overlap.min() + 0.5), rng), False
             y, x = place
             taken[y : y + height, x : x + width] |= piece.shape
         return Control(taken & ~self.text, clear)
@@ -118,14 +119,11 @@ class Places:
     ) -> tuple[int, int] | None:
         """A random free place; None if there is none."""
         for _ in range(ATTEMPTS if len(free) else 0):
-            y, x = free[rng.integers(len(free))]
+            y, x = _any_of(free, rng)
             if not (taken[y : y + piece.shape.shape[0], x : x + piece.shape.shape[1]] & piece.shape).any():
-                return int(y), int(x)
+                return y, x
         free = self._free(piece, taken)
-        if not len(free):
-            return None
-        y, x = free[rng.integers(len(free))]
-        return int(y), int(x)
+        return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
         """(n, 2) places (y, x) off ``taken``, of those the ones whose visible part is the most like the original's."""
@@ -151,11 +149,10 @@ class Places:
         x0, x1 = np.clip(left - places[:, 1], 0, width), np.clip(right - places[:, 1], 0, width)
         return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
 
-    def _least_overlap(self, piece: Piece, taken: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-        overlap = _overlap(taken, piece.shape, 1)
-        places = np.argwhere(overlap <= overlap.min() + 0.5)
-        y, x = places[rng.integers(len(places))]
-        return int(y), int(x)
+
+def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    y, x = places[rng.integers(len(places))]
+    return int(y), int(x)
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
@@ -177,8 +174,6 @@ def _cells(mask: np.ndarray, step: int) -> np.ndarray:
     """(h, w) bool → float32 on a coarser grid: 1 where any pixel of the cell is set."""
     if step == 1:
         return mask.astype(np.float32)
-    height, width = -(-mask.shape[0] // step), -(-mask.shape[1] // step)
-    padded = np.zeros((height * step, width * step), bool)
-    padded[: mask.shape[0], : mask.shape[1]] = mask
-    blocks = padded.reshape(height, step, width, step)
+    padded = np.pad(mask, ((0, -mask.shape[0] % step), (0, -mask.shape[1] % step)))
+    blocks = padded.reshape(len(padded) // step, step, -1, step)
     return blocks.max(axis=(1, 3)).astype(np.float32)

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import check_targets, sigmoid
+from toolkit.metrics.multilabel import BoolArray, sigmoid
 from toolkit.metrics.table import PLACES, values
 from toolkit.metrics.weighted import Outcome
 
@@ -100,9 +99,6 @@ class Ratio:
     control: float | None
     posters: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
     """Ratio of the means of two (n,) arrays of the same posters, with its interval."""
@@ -114,12 +110,9 @@ def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Rati
     if value is None or count < 2:
         return Ratio(value, None, None, *means, count)
     rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(ROUNDS):
-        rows = rng.integers(count, size=count)
-        again = _divide(text[rows].mean(), control[rows].mean())
-        if again is not None:
-            found.append(again)
+    drawn = (rng.integers(count, size=count) for _ in range(ROUNDS))
+    ratios = (_divide(text[rows].mean(), control[rows].mean()) for rows in drawn)
+    found = [ratio for ratio in ratios if ratio is not None]
     tail = (1.0 - COVERAGE) / 2.0
     # Not interpolated: between a number and infinity there is none.
     low, high = np.quantile(found, [tail, 1.0 - tail], method="nearest")
@@ -200,14 +193,13 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
     )
 
 
-def label_metrics(targets: ArrayLike, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
+def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
     """Metrics of the model on each kind of picture; the controls' are means over the draws.
 
-    ``targets`` (n, G) of 0 and 1. Genres without positives among these posters count in no mean.
+    ``targets`` (n, G). Genres without positives among these posters count in no mean.
     """
-    truth = check_targets(targets)
     raw, reencoded, cleaned, *draws = (
-        _metrics(Outcome(truth, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
+        _metrics(Outcome(targets, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
     )
     return {
         "raw": raw,

@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.image_files import read_image_file
-from shards.inputs.images import BadImage, ImageOptions, blamed_on_the_picture, decode
+from shards.inputs.images import ANY, BadImage, blamed_on_the_picture, decode
 from shards.inputs.metadata import id_problem
 from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
 from toolkit.audit.control import Control, Places, generator, visible
+from toolkit.audit.options import AuditOptions
 from toolkit.data.transforms.preprocessing import Box, Preprocessing, center_crop, view_box
 
-WHOLE = ImageOptions(min_side=1)
 #: How `posters clean` encodes.
 QUALITY, SUBSAMPLING = 95, 0
 #: A poster counts in the comparison if its control has at least this share of the text's area ...
@@ -100,20 +100,12 @@ class Areas:
 
 
 @blamed_on_the_picture("cannot be compared")
-def make_pictures(
-    poster: Poster,
-    raw_folder: Path,
-    cleaned_folder: Path,
-    preprocessing: Preprocessing,
-    fill: Fill,
-    seed: int,
-    controls: int,
-) -> Pictures:
-    """Read and paint. Raises BadImage for whatever keeps the poster out of the audit."""
+def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preprocessing, fill: Fill) -> Pictures:
+    """Read and paint, the same each time. Raises BadImage for whatever keeps the poster out of the audit."""
     if problem := id_problem(poster.id):
         raise BadImage("bad id", problem)
-    raw = _read(raw_folder, poster.id, "the posters")
-    cleaned = _read(cleaned_folder, poster.id, "the cleaned posters")
+    raw = _read(options.images, poster.id, "the posters")
+    cleaned = _read(options.cleaned, poster.id, "the cleaned posters")
     if raw.size != (poster.width, poster.height) or cleaned.size != raw.size:
         raise BadImage(
             "another size",
@@ -129,7 +121,7 @@ def make_pictures(
         raise BadImage("another picture", "the cleaned poster differs from this one beside the text too")
     view = view_box(raw.width, raw.height, preprocessing.image_size, preprocessing.crop_pct)
     places = Places(text, view)
-    drawn = [places.draw(generator(seed, poster.id, draw)) for draw in range(controls)]
+    drawn = [places.draw(generator(options.seed, poster.id, draw)) for draw in range(options.controls)]
     painted = [reencode(fill(pixels, control.mask)) for control in drawn]
     return Pictures([raw, again, cleaned, *painted], text, drawn, view)
 
@@ -144,6 +136,6 @@ def reencode(pixels: np.ndarray) -> Image.Image:
 
 def _read(folder: Path, sample_id: str, what: str) -> Image.Image:
     try:
-        return decode(read_image_file(folder, sample_id), WHOLE)
+        return decode(read_image_file(folder, sample_id), ANY)
     except BadImage as bad:
         raise BadImage(bad.reason, f"among {what}: {bad.detail}" if bad.detail else f"among {what}") from None

@@ -36,12 +36,13 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.threads < 0:
-            raise UserError("--batch-size must be at least 1 and --threads 0 or more")
-        if self.controls < 1:
-            raise UserError(f"--controls must be at least 1, not {self.controls}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, not {self.limit}")
+            raise UserError("option-value", "--batch-size must be at least 1 and --threads 0 or more")
+        for name, value in (("controls", self.controls), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise UserError("option-value", f"--{name} must be at least 1, not {value}")
         if not self.images.is_dir():
-            raise UserError(f"image folder not found: {self.images}; name the uncleaned posters with --images")
+            raise UserError(
+                "path-missing", f"image folder not found: {self.images}; name the uncleaned posters with --images"
+            )
         if not self.cleaned.is_dir():
-            raise UserError(f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")
+            raise UserError("path-missing", f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")

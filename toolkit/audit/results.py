@@ -1,7 +1,7 @@
 """The audit's result: one dictionary for audit.json, a row per poster in audit.csv.
 
-The screen, the page and the sheet of pictures show the same dictionary: tables.py, audit/html.py,
-audit/contact_sheet.py.
+The screen (tables.py), the page (templates/) and the sheet of pictures (audit/contact_sheet.py) show the same
+dictionary.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shards.storage.csv_text import escaped
 from shards.storage.files import atomic_write, write_json
+from shards.visuals.templates import render
 from toolkit.audit.contact_sheet import Example, save_sheet, thumbnail
 from toolkit.audit.effects import (
     CLEANED,
@@ -35,11 +35,13 @@ from toolkit.audit.effects import (
     ratio_of_means,
     sentence,
 )
-from toolkit.audit.html import page
+from toolkit.audit.images import make_pictures
 from toolkit.audit.options import AuditOptions
-from toolkit.audit.run import Audited, Chosen, FillMaker, pictures_of
-from toolkit.evaluation.tables import json_types
+from toolkit.audit.run import Audited, Chosen, FillMaker
+from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_NAMES
+from toolkit.evaluation.tables import json_types, write_table
 from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.table import PLACES
 from toolkit.model_folder.folder import ModelFolder
 
 #: Posters shown with pictures on the page, and on the sheet.
@@ -73,10 +75,10 @@ def build_report(
     report: dict[str, Any] = {
         "sentence": sentence(ratio),
         "notes": [],
-        "ratio": ratio.to_dict(),
-        "ratio_of_logits": ratio_of_means(
-            effects["text"].logit_change, effects["control"].logit_change, options.seed
-        ).to_dict(),
+        "ratio": asdict(ratio),
+        "ratio_of_logits": asdict(
+            ratio_of_means(effects["text"].logit_change, effects["control"].logit_change, options.seed)
+        ),
         "effects": {name: values.means() for name, values in effects.items()},
         "text_effect_on_all_audited": every["text"].means(),
         "histogram": _histogram(effects["text"].change, effects["control"].change),
@@ -94,7 +96,8 @@ def build_report(
     # The sheet and the page show the first draw; its pictures are painted again rather than kept for every poster.
     examples = []
     for row, facts in zip(top, report["examples"], strict=True):
-        pictures = pictures_of(folder, audited.posters[row], options, fills).images
+        poster = audited.posters[row]
+        pictures = make_pictures(poster, options, folder.preprocessing, fills(poster.fill)).images
         shown = [thumbnail(pictures[kind]) for kind in (RAW, CLEANED, CONTROLS)]
         examples.append(Example(facts, *shown))
     return report, examples
@@ -118,14 +121,25 @@ def _command(folder: ModelFolder, audited: Audited, options: AuditOptions) -> di
 
 def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
     """Write audit.csv, audit.png and audit.html, then audit.json."""
-    rows = pd.DataFrame(report["posters"])
-    with atomic_write(folder / "audit.csv", "w") as stream:
-        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
+    write_table(folder / "audit.csv", pd.DataFrame(report["posters"]))
     save_sheet(folder / "audit.png", report, examples[:SHOWN_ON_SHEET])
     with atomic_write(folder / "audit.html", "w") as stream:
         stream.write(page(report, examples))
     # The rows are in the CSV: a JSON of 90,000 of them would be opened by nobody.
     write_json(folder / "audit.json", {name: value for name, value in report.items() if name != "posters"})
+
+
+def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
+    """One HTML page that needs nothing but itself: pictures as data URIs, the chart as SVG, no script."""
+    metrics = {metric.key: metric.column for metric in PLACES["audit"]}
+    return render(
+        "toolkit.audit/audit.html",
+        report=report,
+        examples=examples,
+        posters=posters,
+        columns={"effects": EFFECT_COLUMNS, "genres": GENRE_COLUMNS, "metrics": metrics},
+        names={"effects": EFFECT_NAMES, "metrics": METRIC_NAMES},
+    )
 
 
 def _example(audited: Audited, row: int, effects: dict[str, Effect], folder: ModelFolder) -> dict[str, Any]:
@@ -192,7 +206,7 @@ def _counts(chosen: Chosen, audited: Audited) -> dict[str, Any]:
         "compared": compared,
         "not_compared": dict(problems),
         "left_out": dict(Counter(rejection.reason for rejection in audited.left_out)),
-        "draws": sum(audited.logits.shape[1] - CONTROLS for _ in audited.posters),
+        "draws": (audited.logits.shape[1] - CONTROLS) * len(audited.posters),
         "crowded_draws": sum(area.crowded for area in audited.areas),
     }
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from shards.progress import progress
 from shards.text.inpaint import Fill
 from shards.text.registry import make_fill
 from toolkit.audit.effects import CONTROLS
-from toolkit.audit.images import Areas, Pictures, Poster, make_pictures
+from toolkit.audit.images import Areas, Poster, make_pictures
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.selection import Chosen
 from toolkit.device.defaults import autocast_dtype, decode_threads
@@ -55,13 +56,11 @@ class Audited:
 
 def fill_maker(model: Path | None) -> FillMaker:
     """Fills by name, each made once; ``model`` (an ONNX file) paints where a network did."""
-    made: dict[str, Fill] = {}
 
+    @cache
     def fill(name: str) -> Fill:
-        if name not in made:
-            network = model if name == "model" else None
-            made[name] = make_fill("surround" if name == "model" and model is None else name, network)
-        return made[name]
+        network = model if name == "model" else None
+        return make_fill("surround" if name == "model" and model is None else name, network)
 
     if model is not None:
         fill("model")  # a file that is none is told before hours of work
@@ -104,26 +103,22 @@ def audit_posters(
     if not result.posters:
         first = result.left_out[-1]
         raise UserError(
+            "images-none",
             f"none of {len(chosen.posters)} posters with text could be audited, e.g. {one_line(first.id)}: "
-            f"{first.reason} ({first.detail}); check --images and --cleaned"
+            f"{first.reason} ({first.detail}); check --images and --cleaned",
         )
     result.logits = logits[: len(result.posters)]
     if not np.isfinite(result.logits).all():
         bad = int((~np.isfinite(result.logits).all(axis=(1, 2))).argmax())
         raise UserError(
-            f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no"
+            "not-finite",
+            f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no",
         )
     result.logits = folder.decisions.logits(result.logits)  # calibrated, as the thresholds want them
     return result
 
 
 Work = tuple[np.ndarray, Areas]
-
-
-def pictures_of(folder: ModelFolder, poster: Poster, options: AuditOptions, fills: FillMaker) -> Pictures:
-    """The pictures of one poster, the same each time. Raises BadImage."""
-    where = options.images, options.cleaned, folder.preprocessing
-    return make_pictures(poster, *where, fills(poster.fill), options.seed, options.controls)
 
 
 def _prepared(
@@ -133,7 +128,7 @@ def _prepared(
 
     def work(poster: Poster) -> Work | BadImage:
         try:
-            pictures = pictures_of(folder, poster, options, fills)
+            pictures = make_pictures(poster, options, folder.preprocessing, fills(poster.fill))
             return pictures.squares(folder.preprocessing), pictures.areas()
         except BadImage as bad:
             return bad

@@ -6,13 +6,13 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, some
 from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata
 from toolkit.audit.images import Poster
 from toolkit.audit.options import AuditOptions
@@ -25,19 +25,17 @@ class Chosen:
     """The posters to audit, and what became of the others."""
 
     posters: list[Poster]
-    left_out: list[Rejection] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    left_out: list[Rejection]
+    counts: dict[str, int]
 
 
 def read_posters(cleaned: Path) -> list[Poster]:
     """The rows of the cleaning's report. Raises UserError if there is none."""
     from shards.text.report import read_report
 
-    frame = read_report(cleaned)
-    wanted = ("id", "width", "height", "altered", "fill", "polygons")
     return [
-        Poster(str(row.id), int(row.width), int(row.height), float(row.altered), str(row.fill), row.polygons)
-        for row in frame[list(wanted)].itertuples(index=False)
+        Poster(str(r["id"]), int(r["width"]), int(r["height"]), float(r["altered"]), str(r["fill"]), r["polygons"])
+        for r in read_report(cleaned).to_dict("records")
     ]
 
 
@@ -51,13 +49,13 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
         log.warning("%d rows of %s are not audited: %s", len(metadata.rejected), path, first_reasons(metadata.rejected))
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
     if unknown:
-        shown = ", ".join(f"{one_line(genre)!r}" for genre, _ in unknown.most_common(5))
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        log.warning("%s has genres that the model does not know; they are ignored: %s%s", path, shown, more)
+        shown = some([repr(one_line(genre)) for genre, _ in unknown.most_common()])
+        log.warning("%s has genres that the model does not know; they are ignored: %s", path, shown)
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
+            "table-column",
             f"{path} has no genre that the model knows in column {metadata.genre_column!r}; "
-            f"choose another with --genre-column"
+            f"choose another with --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
@@ -69,33 +67,33 @@ def choose_posters(
 
     Raises UserError if none is left.
     """
-    chosen = Chosen([])
-    known = {poster.id for poster in posters}
-    listed = posters
+    listed, left_out = posters, []
     if targets is not None:
         listed = [poster for poster in posters if poster.id in targets]
-        missing = [sample_id for sample_id in targets if sample_id not in known]
-        chosen.left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in missing]
+        known = {poster.id for poster in posters}
+        left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in targets if i not in known]
         if not listed:
-            raise UserError(f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?")
+            raise UserError(
+                "table-column",
+                f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?",
+            )
     with_text = [poster for poster in listed if poster.altered > 0]
     if not with_text:
         raise UserError(
+            "images-none",
             f"no poster in {options.cleaned} had text painted over: there is nothing to audit; "
-            "did `posters clean` find any text?"
+            "did `posters clean` find any text?",
         )
-    chosen.posters = with_text
-    if options.limit is not None and options.limit < len(with_text):
 
-        def key(poster: Poster) -> bytes:
-            return hashlib.blake2b(f"{options.seed}/sample/{poster.id}".encode(), digest_size=16).digest()
+    def key(poster: Poster) -> bytes:
+        return hashlib.blake2b(f"{options.seed}/sample/{poster.id}".encode(), digest_size=16).digest()
 
-        sample = {poster.id for poster in sorted(with_text, key=key)[: options.limit]}
-        chosen.posters = [poster for poster in with_text if poster.id in sample]
-    chosen.counts = {
+    sample = {poster.id for poster in sorted(with_text, key=key)[: options.limit]}
+    chosen = [poster for poster in with_text if poster.id in sample]
+    counts = {
         "in_report": len(posters),
         "not_in_metadata": len(posters) - len(listed),
         "without_text": len(listed) - len(with_text),
-        "not_in_sample": len(with_text) - len(chosen.posters),
+        "not_in_sample": len(with_text) - len(chosen),
     }
-    return chosen
+    return Chosen(chosen, left_out, counts)

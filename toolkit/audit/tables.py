@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
 from toolkit.audit.effects import posters
-from toolkit.evaluation.tables import add_number_columns, plain_table, report_console
+from toolkit.evaluation.tables import number_table, report_console
 from toolkit.metrics.table import PLACES, format_number
 
 EFFECT_COLUMNS = {
@@ -36,35 +37,26 @@ METRIC_NAMES = {
 
 def render_report(report: dict[str, Any]) -> None:
     """Print the sentence, what must be known about it, and the tables."""
-    out = report_console()
-    out.print(Text(report["sentence"], style="bold"))
-    out.print()
-    table = plain_table(f"how far predictions move, {posters(report['counts']['compared'])}")
-    add_number_columns(table, "", EFFECT_COLUMNS.values())
+    title = f"how far predictions move, {posters(report['counts']['compared'])}"
+    effects = number_table(title, "", EFFECT_COLUMNS.values())
     for name, words in EFFECT_NAMES.items():
         means = report["effects"][name]
-        cells = [format_number(means[key], ".1%" if "flip" in key else ".4f") for key in EFFECT_COLUMNS]
-        table.add_row(words, *cells)
-    out.print(table)
-    out.print()
+        effects.add_row(words, *(format_number(means[k], ".1%" if "flip" in k else ".4f") for k in EFFECT_COLUMNS))
+    shown: list[Text | Table] = [Text(report["sentence"], style="bold"), effects]
     if report["genres"]:
-        table = plain_table("per genre, most moved by text first")
-        add_number_columns(table, "genre", GENRE_COLUMNS.values())
-        for record in sorted(report["genres"], key=lambda r: -r["text"]):
-            values = [format_number(record["title_adds"], "+.4f")]
-            values += [format_number(record[key], ".4f") for key in list(GENRE_COLUMNS)[1:]]
-            table.add_row(Text(record["genre"]), *values)
+        table = number_table("per genre, most moved by text first", "genre", GENRE_COLUMNS.values())
+        for row in sorted(report["genres"], key=lambda row: -row["text"]):
+            numbers = (format_number(row[k], "+.4f" if k == "title_adds" else ".4f") for k in GENRE_COLUMNS)
+            table.add_row(Text(row["genre"]), *numbers)
         table.caption = Text("title adds: mean probability with the text minus without")
-        out.print(table)
-        out.print()
-    if report["metrics"]:
-        table = plain_table(f"metrics, on these {posters(report['metrics']['posters'])} only")
-        add_number_columns(table, "", [metric.column for metric in PLACES["audit"]])
+        shown.append(table)
+    if metrics := report["metrics"]:
+        title = f"metrics, on these {posters(metrics['posters'])} only"
+        table = number_table(title, "", [metric.column for metric in PLACES["audit"]])
         for name, words in METRIC_NAMES.items():
-            values = report["metrics"][name]
-            table.add_row(words, *(format_number(values[metric.key]) for metric in PLACES["audit"]))
-        out.print(table)
+            table.add_row(words, *(format_number(metrics[name][metric.key]) for metric in PLACES["audit"]))
+        shown.append(table)
+    out = report_console()
+    for part in [*shown, Text("\n".join(f"- {note}" for note in report["notes"]))]:
+        out.print(part)
         out.print()
-    for note in report["notes"]:
-        out.print(Text(f"- {note}"))
-    out.print()

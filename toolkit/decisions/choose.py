@@ -19,8 +19,8 @@ from shards.storage.files import fingerprint
 from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, way_of
-from toolkit.decisions.objective import Aim, parse_aim
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, check_scores, check_targets, sigmoid
+from toolkit.decisions.objective import Aim
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,7 @@ class Decisions:
 
     def logits(self, logits: ArrayLike) -> FloatArray:
         """Calibrated logits, (..., G) float64; uncalibrated ones keep their bits."""
-        result: FloatArray = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
-        return result
+        return self.scale * np.asarray(logits, dtype=np.float64) + self.bias
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
         """Calibrated probabilities of (..., G) logits, float64."""
@@ -58,19 +57,12 @@ class Decisions:
 
     def named(self, logits: ArrayLike) -> BoolArray:
         """Which genres are named: calibrated probability >= threshold."""
-        result: BoolArray = self.probabilities(logits) >= self.thresholds
-        return result
+        return self.probabilities(logits) >= self.thresholds
 
     def at(self, threshold: float) -> Decisions:
         """The same calibration with one threshold for every genre, chosen by the user."""
-        return replace(
-            self,
-            thresholds=np.full(len(self.thresholds), float(threshold)),
-            global_threshold=float(threshold),
-            aim="none",
-            source="given",
-            chosen_on={},
-        )
+        plain = Decisions.plain(np.full(len(self.thresholds), threshold))
+        return replace(plain, scale=self.scale, bias=self.bias, calibration=self.calibration)
 
     @property
     def per_genre(self) -> bool:
@@ -123,30 +115,19 @@ class Decisions:
 
 
 def choose_decisions(
-    targets: ArrayLike,
-    logits: ArrayLike,
+    truth: BoolArray,
+    scores: FloatArray,
     decide: DecideConfig | None = None,
     split: str = "val",
     groups: IntArray | None = None,
 ) -> Decisions:
-    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets of 0 and 1.
+    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets.
 
     groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples:
-    neither their order nor the number of processes counts. Raises ValueError on broken input, UserError on an unknown
-    aim.
+    neither their order nor the number of processes counts. Raises UserError on an unknown aim.
     """
-    fits = cross_fit_of(targets, logits, decide, groups)
+    fits = CrossFit(truth, scores, decide, groups)
     return decisions_of(fits.choose(), fits, split)
-
-
-def cross_fit_of(
-    targets: ArrayLike, logits: ArrayLike, decide: DecideConfig | None = None, groups: IntArray | None = None
-) -> CrossFit:
-    """What `choose_decisions` chooses by; ``named()`` says how its decisions do on samples that they do not know."""
-    decide = decide if decide is not None else DecideConfig()
-    aim = parse_aim(decide.aim)
-    truth = check_targets(targets)
-    return CrossFit(truth, check_scores(logits, truth.shape, "logits"), aim, decide, groups)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:
@@ -172,25 +153,22 @@ def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decision
 
 def describe(aim: Aim, choice: Choice, split: str) -> str:
     """Where thresholds come from, for people."""
+    where = "validation" if split == "val" else split
     if choice.slack is None:
         goal = {
             "f": f"with the highest micro-F{aim.value:g}",
             "precision": f"lowest at which micro-precision reaches {aim.value:g}",
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
-        found = f"the one threshold {goal} on the {_name(split)} split"
+        found = f"the one threshold {goal} on the {where} split"
         return f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
         "precision": f"for precision of at least {aim.value:g} in each genre",
         "recall": f"for recall of at least {aim.value:g} in each genre",
     }[aim.kind]
-    found = f"one per genre, {goal}, chosen on the {_name(split)} split"
+    found = f"one per genre, {goal}, chosen on the {where} split"
     if not choice.ways:
         return found
     before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, way_of(choice.slack)))
     return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
-
-
-def _name(split: str) -> str:
-    return "validation" if split == "val" else split

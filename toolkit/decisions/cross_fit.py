@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
 from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
-from toolkit.decisions.objective import Aim, genre_thresholds, single_threshold
+from toolkit.decisions.objective import genre_thresholds, parse_aim, single_threshold
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
@@ -90,11 +91,6 @@ class HeldOut:
         macro = float(each[some].mean()) if some.any() else 0.0
         return cls(micro, macro, by_micro, by_genre[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """For labels.json."""
-        return {"micro_f": self.micro, "macro_f": self.macro}
-
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
         """See `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
@@ -115,16 +111,18 @@ def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray)
 class CrossFit:
     """Choices on (N, G) targets and logits; a function of the set of samples, not of their order.
 
-    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none.
+    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none. ``named()`` says how
+    its decisions do on samples that they do not know. Raises UserError on an unknown aim.
     """
 
     def __init__(
-        self, truth: BoolArray, logits: FloatArray, aim: Aim, decide: DecideConfig, groups: IntArray | None
+        self, truth: BoolArray, logits: FloatArray, decide: DecideConfig | None = None, groups: IntArray | None = None
     ) -> None:
+        self.decide = decide or DecideConfig()
+        self.aim = parse_aim(self.decide.aim)
         self.order, self.units = in_order(truth, logits, groups)
         self.truth, self.scores = truth[self.order], logits[self.order]
         self.fold = deal_folds(self.truth, self.units)
-        self.aim, self.decide = aim, decide
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
@@ -137,9 +135,9 @@ class CrossFit:
         """By the samples outside of the folds ``out``, and no others."""
         rows = self._rows(out)
         if not rows.any():  # a split of one sample has no others
-            genres = self.truth.shape[1]
-            plain = Calibration("none", np.ones(genres), np.zeros(genres))
-            return Choice(plain, Thresholds(np.full(genres, DEFAULT_THRESHOLD), DEFAULT_THRESHOLD), None, {}, {})
+            plain = fit_calibration(self.truth, self.scores, "none")
+            halves = np.full(self.truth.shape[1], DEFAULT_THRESHOLD)
+            return Choice(plain, Thresholds(halves, DEFAULT_THRESHOLD), None, {}, {})
         calibration, calibrations = choose_calibration(
             self.truth[rows],
             self.scores[rows],
@@ -170,17 +168,16 @@ class CrossFit:
 
         def measured(slack: float | None) -> HeldOut:
             def namer(k: int) -> Callable[[FloatArray], BoolArray]:
-                calibration = self._calibration(out | {k}, method)
-                thresholds = self._thresholds(out | {k}, method, slack)
-                return lambda logits: _named(calibration, thresholds, logits)
+                without = out | {k}
+                return partial(_named, self._calibration(without, method), self._thresholds(without, method, slack))
 
             return HeldOut.of(truth, self._held_out(out, namer)[rows], units, beta)
 
-        single = measured(None)
-        ways = {SINGLE: single.figures}
+        single, ways = measured(None), {}
+        ways[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
         for slack in sorted({0.0, self.decide.slack}, reverse=True):
             found = measured(slack)
-            ways[way_of(slack)] = found.figures
+            ways[way_of(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
             if found.clearly_better(single, slack):
                 return slack, ways
         return None, ways
@@ -217,5 +214,4 @@ class CrossFit:
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
             self._made[key] = make()
-        found: T = self._made[key]
-        return found
+        return self._made[key]

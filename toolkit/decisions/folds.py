@@ -22,13 +22,8 @@ def enough(units: IntArray) -> bool:
     return len(np.unique(units)) >= 2 * FOLDS
 
 
-def fold_count(units: int) -> int:
-    """How many folds a split of so many units has."""
-    return FOLDS_OF_MANY if units >= MANY else FOLDS
-
-
 def deal_folds(truth: BoolArray, units: IntArray) -> IntArray:
-    """(N,) fold of every sample, from 0, of `fold_count` folds, for (N, G) targets.
+    """(N,) fold of every sample, from 0, for (N, G) targets.
 
     units (N,): 0 to U - 1. They are dealt in turn after sorting by their rarest genre, so that folds share rare
     positives.
@@ -39,7 +34,7 @@ def deal_folds(truth: BoolArray, units: IntArray) -> IntArray:
     np.minimum.at(rarest, units, np.where(truth, support, len(truth) + 1).min(axis=1))
     order = np.lexsort((np.random.default_rng(0).random(count), rarest))
     fold = np.empty(count, dtype=np.int64)
-    fold[order] = np.arange(count) % fold_count(count)
+    fold[order] = np.arange(count) % (FOLDS_OF_MANY if count >= MANY else FOLDS)
     return fold[units]
 
 

@@ -42,7 +42,9 @@ def parse_aim(text: str) -> Aim:
         return Aim("f", float(plain[1:]))
     found = _LEVEL.fullmatch(plain)
     if found is None:
-        raise UserError(f"an aim is f1, f0.5, precision>=X or recall>=X with X from 0 to 1, not {text!r}")
+        raise UserError(
+            "option-value", f"an aim is f1, f0.5, precision>=X or recall>=X with X from 0 to 1, not {text!r}"
+        )
     return Aim("precision" if found[1] == "precision" else "recall", float(found[2]))
 
 

@@ -76,12 +76,10 @@ def smoothed_targets(truth: BoolArray, expected: FloatArray) -> FloatArray:
     """(N, G) targets, each genre's drawn toward its calibrated probabilities ``expected`` the rarer it is."""
     support = truth.sum(axis=0)
     own = support / (support + OWN_EVIDENCE)
-    result: FloatArray = own * truth + (1.0 - own) * expected
-    return result
+    return own * truth + (1.0 - own) * expected
 
 
 def log_odds(probabilities: ArrayLike) -> FloatArray:
     """Elementwise logit, finite also at 0 and 1."""
     clipped = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1.0 - 1e-12)
-    result: FloatArray = np.log(clipped) - np.log1p(-clipped)
-    return result
+    return np.log(clipped) - np.log1p(-clipped)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 from accelerate import Accelerator
 
 from shards.dataset.manifest import Manifest
@@ -79,4 +78,4 @@ def baseline_prevalence(manifest: Manifest, outputs: SplitLogits) -> FloatArray:
     """(G,) what the baselines know: the prevalence in training, or without a training split in the split itself."""
     if "train" in manifest.split_names:
         return train_prevalence(manifest)
-    return np.asarray(outputs.targets.mean(axis=0), dtype=np.float64)
+    return outputs.targets.mean(axis=0)

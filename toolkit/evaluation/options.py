@@ -19,7 +19,7 @@ def parse_thresholds(text: str) -> list[float]:
     except ValueError:
         values = []
     if not values or not all(0.0 <= value <= 1.0 for value in values):
-        raise UserError(f"--thresholds takes numbers from 0 to 1 such as 0.3,0.5, not {text!r}")
+        raise UserError("option-value", f"--thresholds takes numbers from 0 to 1 such as 0.3,0.5, not {text!r}")
     return values
 
 
@@ -43,7 +43,9 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in ("", ".json"):
-            raise UserError(f"--out {self.out} must end in .json; the predictions go into an .npz file beside it")
+            raise UserError(
+                "option-value", f"--out {self.out} must end in .json; the predictions go into an .npz file beside it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,4 +57,4 @@ class TuneOptions(ModelOption, SetOptions, PassOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.decide.slack < 1:
-            raise UserError(f"--slack must be at least 0, under 1, not {self.decide.slack}")
+            raise UserError("option-value", f"--slack must be at least 0, under 1, not {self.decide.slack}")

@@ -7,7 +7,7 @@ a report can go to any log file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,34 +19,18 @@ from rich.text import Text
 
 from shards.dataset.manifest import Manifest
 from toolkit.decisions.choose import Decisions
-from toolkit.evaluation.tables import add_number_columns, json_types, plain_table, report_console
-from toolkit.metrics.baselines import BaselineRow, baselines, plain_threshold, threshold_label
+from toolkit.evaluation.tables import json_types, number_table, report_console
+from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.multilabel import (
-    BoolArray,
-    FloatArray,
-    check_genres,
-    check_scores,
-    check_targets,
-    cross_entropy,
-    sigmoid,
-)
+from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
 from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
 from toolkit.metrics.weighted import Outcome
 
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 
-GENRE_COLUMNS = {
-    "support": "support",
-    "prevalence": "prevalence",
-    "ap": "AP",
-    "roc_auc": "ROC-AUC",
-    "threshold": "threshold",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-}
+#: What tables call columns of genres, where that is not their name.
+GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +48,13 @@ class Evaluation:
 
     loss is the mean binary cross-entropy in nats of the logits as they are; ranking has that group of the table
     (`toolkit.metrics.table`); calibration has the ``method``, and ``before`` and ``after`` it the
-    loss and the keys of `toolkit.metrics.calibration_error.calibration_summary`; per_genre is the frame of
+    loss and the keys of `toolkit.metrics.calibration_error.reliability`; per_genre is the frame of
     `toolkit.metrics.table.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
     """
 
     split: str
+    shard_set: str
+    """Fingerprint of the shard set that the split is of."""
     num_samples: int
     genres: list[str]
     decisions: str
@@ -79,50 +65,30 @@ class Evaluation:
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
-    shard_set: str | None = None
-    """Fingerprint of the shard set that the split is of; None where nobody said."""
 
     def to_dict(self) -> dict[str, Any]:
         """Pure JSON types; what is undefined (NaN) becomes None."""
-        result: dict[str, Any] = json_types(
-            {
-                "split": self.split,
-                **({} if self.shard_set is None else {"shard_set": self.shard_set}),
-                "num_samples": self.num_samples,
-                "genres": self.genres,
-                "decisions": self.decisions,
-                "loss": self.loss,
-                "ranking": self.ranking,
-                "calibration": self.calibration,
-                "thresholds": [vars(row) for row in self.thresholds],
-                "baselines": [row.to_dict() for row in self.baselines],
-                "per_genre": self.per_genre.to_dict("records"),
-            }
-        )
-        return result
+        return json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
-        out = console if console is not None else report_console()
-        tables = (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table())
-        for table in tables:
+        out = console or report_console()
+        for table in (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table()):
             out.print(table)
             out.print()
 
     def headline_table(self) -> Table:
         """One row per threshold of the model, then one per baseline."""
-        table = plain_table(f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres")
         shown = PLACES["decisions"]
+        title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
         # "accuracy" in full would fold columns at 100 characters
-        add_number_columns(table, "", [metric.column.replace("accuracy", "acc") for metric in shown])
-        rows: list[ThresholdRow | BaselineRow] = [*self.thresholds, *self.baselines]
-        for number, row in enumerate(rows):
-            name = f"model @ {row.label}" if isinstance(row, ThresholdRow) else row.label
-            cells = [format_number(row.metrics[metric.key]) for metric in shown]
-            chosen = isinstance(row, ThresholdRow) and row.label.startswith("chosen")
-            table.add_row(Text(name), *cells, style="bold" if chosen else None)
-            if number == len(self.thresholds) - 1:
-                table.add_section()
+        table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
+        named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
+        named += [(row.label, row.metrics) for row in self.baselines]
+        for name, metrics in named:
+            cells = [format_number(metrics[metric.key]) for metric in shown]
+            table.add_row(Text(name), *cells, style="bold" if name.startswith("model @ chosen") else None)
+        table.rows[len(self.thresholds) - 1].end_section = True
         covered = self.thresholds[0].metrics["macro_genres"]
         notes = [
             "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
@@ -138,12 +104,12 @@ class Evaluation:
 
     def ranking_table(self) -> Table:
         """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
-        table = plain_table("without a threshold")
-        add_number_columns(table, "", [metric.column for metric in PLACES["ranking"]])
+        shown = PLACES["ranking"]
+        table = number_table("without a threshold", "", [metric.column for metric in shown])
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
         rankings += [("prevalence baseline", row.ranking) for row in self.baselines if row.ranking][:1]
         for name, ranking in rankings:
-            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in PLACES["ranking"]))
+            table.add_row(name, *(format_number(ranking[metric.key], ".4f") for metric in shown))
         total = len(self.genres)
         table.caption = Text(
             f"mAP over the {self.ranking['num_genres_ap']} of {total} genres with positives;\n"
@@ -153,9 +119,8 @@ class Evaluation:
 
     def calibration_table(self) -> Table:
         """Loss and calibration errors of the probabilities before and after calibration."""
-        table = plain_table("do probabilities mean what they say?")
         shown = PLACES["calibration"]
-        add_number_columns(table, "", [metric.column for metric in shown])
+        table = number_table("do probabilities mean what they say?", "", [metric.column for metric in shown])
         rows = {"as trained": self.calibration["before"]}
         if self.calibration["method"] != "none":
             rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
@@ -167,57 +132,52 @@ class Evaluation:
 
     def genre_table(self) -> Table:
         """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
-        table = plain_table("per genre, at the chosen threshold")
-        add_number_columns(table, "genre", GENRE_COLUMNS.values())
+        first, *others = self.per_genre.columns
+        headings = [GENRE_COLUMNS.get(column, column) for column in others]
+        table = number_table("per genre, at the chosen threshold", first, headings)
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
         for record in frame.to_dict("records"):
-            table.add_row(Text(record["genre"]), *(format_number(record[key]) for key in GENRE_COLUMNS))
+            table.add_row(Text(record["genre"]), *(format_number(record[column]) for column in others))
         return table
 
 
 def evaluate_arrays(
-    targets: ArrayLike,
-    logits: ArrayLike,
+    truth: BoolArray,
+    scores: FloatArray,
     genres: Sequence[str],
-    train_prevalence: ArrayLike,
+    train_prevalence: FloatArray,
     decisions: Decisions,
     thresholds: Sequence[float] = FIXED_THRESHOLDS,
     *,
     split: str,
-    shard_set: str | None = None,
+    shard_set: str,
 ) -> Evaluation:
-    """Evaluate logits (N, G) against targets (N, G) of 0 and 1, with the baselines beside them.
+    """Evaluate (N, G) logits against (N, G) targets, with the baselines beside them.
 
     train_prevalence (G,): share of positives in the training set. decisions: chosen on validation data. Their
     thresholds get the last row, after the fixed ``thresholds`` and, where they differ per genre, the best single
-    one of validation. The prevalence baseline is shown at the fixed and chosen ones. Raises ValueError on broken
-    input.
+    one of validation. The prevalence baseline is shown at the fixed and chosen ones.
     """
-    truth = check_targets(targets)
-    num_samples, num_genres = truth.shape
-    names = check_genres(genres, num_genres)
-    scores = check_scores(logits, truth.shape, "logits")
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
     single, chosen = _decided(decisions)
-    rows = [
-        ThresholdRow(label, plain_threshold(value), values(outcome.at(value), "decisions"))
-        for label, value in [*fixed, *single, chosen]
-    ]
     return Evaluation(
         split=split,
-        num_samples=num_samples,
-        genres=names,
+        shard_set=shard_set,
+        num_samples=len(truth),
+        genres=list(genres),
         decisions=decisions.fingerprint,
         loss=calibration["before"]["loss"],
         ranking=values(outcome, "ranking"),
         calibration=calibration,
-        thresholds=rows,
-        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= num_genres]),
-        per_genre=per_genre_table(outcome, decisions.thresholds, names),
-        shard_set=shard_set,
+        thresholds=[
+            ThresholdRow(label, np.asarray(value).tolist(), values(outcome.at(value), "decisions"))
+            for label, value in [*fixed, *single, chosen]
+        ],
+        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
+        per_genre=per_genre_table(outcome, decisions.thresholds, genres),
     )
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from shards.console import console as console_of
+from shards.storage.csv_text import escaped
+from shards.storage.files import atomic_write
 
 REPORT_WIDTH = 110
 
@@ -35,9 +39,9 @@ def json_types(value: Any) -> Any:
     return value
 
 
-def plain_table(title: str) -> Table:
-    """A table without borders under a title."""
-    return Table(
+def number_table(title: str, first: str, others: Iterable[str]) -> Table:
+    """A table without borders under a title: a column of names and columns of numbers."""
+    table = Table(
         title=Text(title, style="bold"),
         title_justify="left",
         caption_justify="left",
@@ -45,11 +49,14 @@ def plain_table(title: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-
-
-def add_number_columns(table: Table, first: str, others: Iterable[str]) -> None:
-    """A column of names and columns of numbers."""
     # Fold, not rich's default ellipsis: a narrow stream may wrap a name or a heading but loses nothing.
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def write_table(path: Path, rows: pd.DataFrame) -> None:
+    """A CSV for people, atomically: text that a spreadsheet would run is marked."""
+    with atomic_write(path, "w") as stream:
+        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")

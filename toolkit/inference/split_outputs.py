@@ -24,6 +24,7 @@ from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.device.defaults import autocast_dtype
 from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
+from toolkit.metrics.multilabel import BoolArray, FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
 
@@ -33,10 +34,10 @@ class SplitLogits:
 
     split: str
     ids: list[str]
-    logits: np.ndarray
-    """(N, G) float32, uncalibrated."""
-    targets: np.ndarray
-    """(N, G) of 0 and 1."""
+    logits: FloatArray
+    """(N, G) finite, uncalibrated."""
+    targets: BoolArray
+    """(N, G)."""
     genres: tuple[str, ...]
     weights: str
     """Fingerprint of the model's weights."""
@@ -78,6 +79,5 @@ def infer_split(
         world = accelerator.num_processes
         logits, _ = infer_all(forward, loader, cutter, batch_size, accelerator, lambda n: bar.update(n * world))
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
-    return SplitLogits(
-        split, ids, logits, reader.targets, folder.labels.genres, folder.fingerprint, manifest.fingerprint
-    )
+    scores, truth = logits.astype(np.float64), reader.targets.astype(np.bool_)
+    return SplitLogits(split, ids, scores, truth, folder.labels.genres, folder.fingerprint, manifest.fingerprint)

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from toolkit.metrics.multilabel import FloatArray, IntArray
 from toolkit.metrics.table import METRICS, genre_calibration, genre_rates
-from toolkit.metrics.weighted import Answers, Outcome, Weighed
+from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
 #: Weights held at once: 4 million are 32 MB.
@@ -65,14 +64,9 @@ class Measured:
     """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` -> (B, G)."""
 
 
-def measured(outcome: Outcome, weights: ArrayLike) -> Measured:
-    """Every metric under (B, N) weights, none negative, each row with a positive sum; ValueError otherwise."""
-    matrix, num_samples = np.asarray(weights, dtype=np.float64), len(outcome.truth)
-    if matrix.ndim != 2 or matrix.shape[1] != num_samples:
-        raise ValueError(f"weights must have shape (B, {num_samples}), got {matrix.shape}")
-    if (matrix < 0).any() or not (matrix.sum(axis=1) > 0).all():
-        raise ValueError("weights must not be negative, and no row may be all zero")
-    weighed, ranked = Weighed(outcome, matrix), outcome.scores.size > 0
+def measured(outcome: Outcome, weights: FloatArray) -> Measured:
+    """Every metric under (B, N) weights, none negative, each row with a positive sum."""
+    weighed, ranked = Weighed(outcome, weights), outcome.scores.size > 0
     metrics = {
         metric.key: metric.of(weighed)
         for metric in METRICS.values()
@@ -104,8 +98,6 @@ def resample_weights(
         for weights in resample_weights(int(np.max(units, initial=-1)) + 1, rounds, seed):
             yield weights[:, units]
         return
-    if num_samples < 1 or rounds < 1:
-        raise ValueError(f"need at least one sample and one round, got {num_samples} and {rounds}")
     rng = np.random.default_rng(seed)
     at_once = max(1, CHUNK // num_samples)
     for start in range(0, rounds, at_once):
@@ -116,21 +108,14 @@ def resample_weights(
         yield counts.reshape(count, num_samples).astype(np.float64)
 
 
-def bootstrap(
-    targets: ArrayLike,
-    answers: Mapping[str, Answers],
-    rounds: int = ROUNDS,
-    seed: int = SEED,
-    units: IntArray | None = None,
-) -> dict[str, Draws]:
-    """Measure everyone in ``answers`` on the same resamples of ``targets``, (N, G) of 0 and 1.
+def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntArray | None = None) -> dict[str, Draws]:
+    """Measure everyone on the same resamples of N samples.
 
     units (N,): see `resample_weights`; a set's are `shards.dataset.manifest.Manifest.units_of`.
     """
-    outcomes = {name: Outcome.of(targets, said.named, said.probabilities) for name, said in answers.items()}
     found: dict[str, list[Measured]] = {name: [] for name in outcomes}
-    num_samples = len(np.asarray(targets))
-    for weights in resample_weights(num_samples, rounds, seed, units):
+    (num_samples,) = {len(outcome.truth) for outcome in outcomes.values()}
+    for weights in resample_weights(num_samples, rounds, units=units):
         for name, outcome in outcomes.items():
             found[name].append(measured(outcome, weights))
     ones = np.ones((1, num_samples))
@@ -158,11 +143,10 @@ def genre_intervals(draws: Draws, metric: str) -> list[Interval]:
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
     """First minus second, for each metric that both have; both from one call of `bootstrap`."""
     found = {}
-    for name in first.resampled.metrics:
-        if name in second.resampled.metrics:
-            plain = first.plain.metrics[name] - second.plain.metrics[name]
-            values = first.resampled.metrics[name] - second.resampled.metrics[name]
-            found[name] = _difference(plain, _centred(plain, values))
+    for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
+        plain = first.plain.metrics[name] - second.plain.metrics[name]
+        values = first.resampled.metrics[name] - second.resampled.metrics[name]
+        found[name] = _difference(plain, _centred(plain, values))
     return found
 
 

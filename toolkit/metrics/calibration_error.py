@@ -10,31 +10,36 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, check_probabilities, check_targets
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
 
 BINS = 15
 
 
-def calibration_summary(targets: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """``ece``, ``ece_macro`` and the reliability ``curve`` in one dictionary; ValueError on broken input.
+def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
+    """``ece``, ``ece_macro`` and the reliability ``curve`` in one dictionary.
 
     ece: the error pooled over all N x G elements, the sum over bins of (share of elements) * |mean probability -
     frequency|. Common genres, and the many elements near 0, decide it; ``ece_macro``, the mean of the genres' errors,
     gives rare genres a voice.
+
+    curve: one row per bin, from 0 to 1, over all elements: ``centre``; ``count`` (elements); ``predicted`` (mean
+    probability) and ``observed`` (share of positives), None in an empty bin. A perfectly calibrated model has predicted
+    equal to observed but for noise.
     """
-    truth = check_targets(targets)
-    return reliability(truth, check_probabilities(probabilities, truth.shape))
-
-
-def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
-    """`calibration_summary` of arrays that are checked already."""
     count, predicted, positives = _sums(truth.ravel(), scores.ravel())
     return {
         "ece": float(np.abs(predicted - positives).sum() / scores.size),
         "ece_macro": float(genre_calibration_errors(truth, scores).mean()),
-        "curve": _curve(count, predicted, positives),
+        "curve": [
+            {
+                "centre": (number + 0.5) / BINS,
+                "count": int(count[number]),
+                "predicted": float(predicted[number] / count[number]) if count[number] else None,
+                "observed": float(positives[number] / count[number]) if count[number] else None,
+            }
+            for number in range(BINS)
+        ],
     }
 
 
@@ -46,39 +51,22 @@ def genre_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray
 
 def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, FloatArray]:
     """(ECE, (N,) its derivatives by the samples' weights, in sum 0) for `toolkit.decisions.folds.standard_error`."""
-    number = _bins(scores)
+    number = bins_of(scores)
     gaps = np.bincount(number.ravel(), weights=(scores - truth).ravel(), minlength=BINS)
     error = float(np.abs(gaps).sum() / truth.size)
     signed = (np.sign(gaps)[number] * (scores - truth)).sum(axis=1)
     return error, signed / truth.size - error / len(truth)
 
 
-def _curve(count: IntArray, predicted: FloatArray, positives: FloatArray) -> list[dict[str, Any]]:
-    """One row per bin, from 0 to 1, over all elements.
-
-    Keys: ``centre``; ``count`` (elements); ``predicted`` (mean probability) and ``observed`` (share of positives),
-    None in an empty bin. A perfectly calibrated model has predicted equal to observed but for noise.
-    """
-    return [
-        {
-            "centre": (number + 0.5) / BINS,
-            "count": int(count[number]),
-            "predicted": float(predicted[number] / count[number]) if count[number] else None,
-            "observed": float(positives[number] / count[number]) if count[number] else None,
-        }
-        for number in range(BINS)
-    ]
-
-
 def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
     """Per bin, (bins,) each: elements, sum of probabilities, positives."""
-    number = _bins(scores)
+    number = bins_of(scores)
     count = np.bincount(number, minlength=BINS).astype(np.int64)
     predicted = np.bincount(number, weights=scores, minlength=BINS).astype(np.float64)
     positives = np.bincount(number, weights=truth, minlength=BINS).astype(np.float64)
     return count, predicted, positives
 
 
-def _bins(scores: FloatArray) -> IntArray:
+def bins_of(scores: FloatArray) -> IntArray:
     """The bin of each element. A bin holds its lower end; the last, also 1."""
     return np.minimum((scores * BINS).astype(np.int64), BINS - 1)

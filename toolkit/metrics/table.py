@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, check_genres, f_beta, ratio
+from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 from toolkit.metrics.weighted import Counts, Outcome, Weighed
 
 Rate = Callable[[Counts], FloatArray]
@@ -58,9 +58,6 @@ class Metric:
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
 
-# --- rates of counts ----------------------------------------------------------------------------------
-
-
 def precision(counts: Counts) -> FloatArray:
     return ratio(counts.hits, counts.predicted)
 
@@ -69,12 +66,8 @@ def recall(counts: Counts) -> FloatArray:
     return ratio(counts.hits, counts.support)
 
 
-def f1(counts: Counts) -> FloatArray:
-    return f_beta(counts.hits, counts.predicted, counts.support, 1.0)
-
-
-def f_half(counts: Counts) -> FloatArray:
-    return f_beta(counts.hits, counts.predicted, counts.support, 0.5)
+def f(beta: float) -> Rate:
+    return lambda counts: f_beta(counts.hits, counts.predicted, counts.support, beta)
 
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
@@ -89,8 +82,7 @@ def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
     """(B,) means of (B, G) values over those that are counted."""
-    rows = zip(values, counted, strict=True)
-    return np.array([row[kept].mean() if kept.any() else empty for row, kept in rows])
+    return np.array([v[kept].mean() if kept.any() else empty for v, kept in zip(values, counted, strict=True)])
 
 
 def mean_defined(values: FloatArray) -> FloatArray:
@@ -103,9 +95,6 @@ def defined(values: FloatArray) -> FloatArray:
     return np.count_nonzero(~np.isnan(values), axis=1)
 
 
-# --- the table ----------------------------------------------------------------------------------------
-
-
 def subset_accuracy(weighed: Weighed) -> FloatArray:
     """The share of samples whose whole genre set is right."""
     return weighed.mean((weighed.outcome.truth == weighed.outcome.named).all(axis=1))
@@ -113,15 +102,12 @@ def subset_accuracy(weighed: Weighed) -> FloatArray:
 
 def genre_calibration(weighed: Weighed) -> FloatArray:
     """(B, G) calibration error of each genre alone."""
-    errors: FloatArray = np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
-    return errors
+    return np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
 
 
 def pooled_calibration(weighed: Weighed) -> FloatArray:
     """Calibration error of all elements, whatever their genre."""
-    elements = weighed.total * weighed.outcome.truth.shape[1]
-    errors: FloatArray = np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / elements
-    return errors
+    return np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / (weighed.total * weighed.outcome.truth.shape[1])
 
 
 _ROWS = (
@@ -133,10 +119,10 @@ _ROWS = (
     Metric("macro_precision", "precision (macro)", macro(precision)),
     Metric("micro_recall", "recall (micro)", micro(recall), heading="recall"),
     Metric("macro_recall", "recall (macro)", macro(recall)),
-    Metric("micro_f1", "micro-F1", micro(f1)),
-    Metric("macro_f1", "macro-F1", macro(f1)),
-    Metric("micro_f0.5", "micro-F0.5", micro(f_half), heading="F0.5"),
-    Metric("macro_f0.5", "macro-F0.5", macro(f_half)),
+    Metric("micro_f1", "micro-F1", micro(f(1.0))),
+    Metric("macro_f1", "macro-F1", macro(f(1.0))),
+    Metric("micro_f0.5", "micro-F0.5", micro(f(0.5)), heading="F0.5"),
+    Metric("macro_f0.5", "macro-F0.5", macro(f(0.5))),
     Metric("mAP", "mAP", lambda w: mean_defined(w.ranking[0]), "ranking"),
     Metric("roc_auc", "ROC-AUC", lambda w: mean_defined(w.ranking[1]), "ranking"),
     Metric("num_genres_ap", "genres with positives", lambda w: defined(w.ranking[0]), "ranking", count=True),
@@ -174,23 +160,10 @@ def format_number(value: float | None, spec: str = ".3f") -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
 
 
-# --- values -------------------------------------------------------------------------------------------
-
-
 def values(outcome: Outcome, group: str) -> dict[str, Any]:
     """Key -> value of every metric of a group; None where undefined."""
     weighed = Weighed(outcome)
     return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
-
-
-def prediction_metrics(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """The decisions' metrics of an (N, G) matrix of yes/no predictions."""
-    return values(Outcome.of(targets, predicted), "decisions")
-
-
-def threshold_metrics(targets: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> dict[str, float]:
-    """The decisions' metrics of ``probability >= threshold``; every ratio with a zero denominator counts as 0."""
-    return values(Outcome.of(targets, probabilities=probabilities).at(thresholds), "decisions")
 
 
 def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
@@ -199,7 +172,7 @@ def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
     return {
         "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
         "recall": np.where(counts.support > 0, recall(counts), np.nan),
-        "f1": np.where(counts.support > 0, f1(counts), np.nan),
+        "f1": np.where(counts.support > 0, f(1.0)(counts), np.nan),
     }
 
 
@@ -215,7 +188,7 @@ def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[st
     ap, roc_auc = outcome.ranking
     return pd.DataFrame(
         {
-            "genre": check_genres(genres, len(support)),
+            "genre": list(genres),
             "support": support.astype(np.int64),
             "prevalence": support / len(outcome.truth),
             "ap": ap,

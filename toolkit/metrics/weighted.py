@@ -1,4 +1,4 @@
-"""What every metric is computed from: targets and answers to them, checked once, under any weights of the samples.
+"""What every metric is computed from: targets and answers to them, under any weights of the samples.
 
 A bootstrap resample is a vector of weights: how often each of the N samples was drawn. What a metric needs of the
 samples is prepared once (sorting, counting, binning); each resample is then a few matrix products. With weights of
@@ -18,54 +18,25 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from toolkit.metrics.calibration_error import BINS
-from toolkit.metrics.multilabel import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    check_probabilities,
-    check_targets,
-    check_thresholds,
-    clipped_cross_entropy,
-    ratio,
-)
+from toolkit.metrics.calibration_error import BINS, bins_of
+from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, clipped_cross_entropy, ratio
 
 NOTHING_NAMED, NO_SCORES = np.empty((0, 0), dtype=np.bool_), np.empty((0, 0))
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What a model, or a baseline, says of N samples."""
-
-    named: BoolArray
-    """(N, G): the genres it names."""
-    probabilities: FloatArray | None = None
-    """(N, G) in [0, 1]; None for a baseline that only names."""
-
-
-@dataclass(frozen=True, eq=False)
 class Outcome:
-    """Targets and answers, (N, G) each. `of` checks them; the class itself is for arrays that are checked already."""
+    """Targets and what a model, or a baseline, says of the samples, (N, G) each."""
 
     truth: BoolArray
     named: BoolArray = field(default_factory=lambda: NOTHING_NAMED)
-    """Empty where only probabilities are looked at."""
+    """The genres that are named; empty where only probabilities are looked at."""
     scores: FloatArray = field(default_factory=lambda: NO_SCORES)
     """Probabilities; empty for a baseline that only names."""
 
-    @classmethod
-    def of(cls, targets: ArrayLike, named: ArrayLike | None = None, probabilities: ArrayLike | None = None) -> Outcome:
-        """Raises ValueError on broken input; see `toolkit.metrics.multilabel`."""
-        truth = check_targets(targets)
-        names = NOTHING_NAMED if named is None else check_targets(named)
-        if named is not None and names.shape != truth.shape:
-            raise ValueError(f"predictions must have shape {truth.shape}, got {names.shape}")
-        scores = NO_SCORES if probabilities is None else check_probabilities(probabilities, truth.shape)
-        return cls(truth, names, scores)
-
     def at(self, thresholds: ArrayLike) -> Outcome:
         """The same probabilities, with those genres named that reach the thresholds: one number, or (G,)."""
-        return replace(self, named=self.scores >= check_thresholds(thresholds, self.truth.shape[1]))
+        return replace(self, named=self.scores >= np.asarray(thresholds, dtype=np.float64))
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:
@@ -82,8 +53,6 @@ class Outcome:
             if 0 < support < num_samples:
                 roc_auc[genre] = roc_auc_score(*column)
         return ap, roc_auc
-
-    # --- prepared for weights ---------------------------------------------------------------------
 
     @cached_property
     def numbers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -105,8 +74,7 @@ class Outcome:
     def gaps(self) -> sparse.csr_array:
         """(N, G * bins): an element's probability minus its target, in the column of its genre and bin."""
         num_samples, num_genres = self.truth.shape
-        bins = np.minimum((self.scores * BINS).astype(np.int64), BINS - 1)
-        columns = bins + np.arange(num_genres) * BINS
+        columns = bins_of(self.scores) + np.arange(num_genres) * BINS
         bounds = np.arange(num_samples + 1) * num_genres
         shape = (num_samples, num_genres * BINS)
         return sparse.csr_array(((self.scores - self.truth).ravel(), columns.ravel(), bounds), shape=shape)
@@ -121,8 +89,6 @@ class Counts(NamedTuple):
     """True and false positives."""
     support: FloatArray
     """True positives and false negatives."""
-    total: FloatArray
-    """All."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +118,12 @@ class Weighed:
             hits, predicted, support = (np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth))
         else:
             hits, predicted, support = (self.weights @ of for of in self.outcome.numbers)
-        return Counts(hits, predicted, support, self.total[:, None])
+        return Counts(hits, predicted, support)
 
     @cached_property
     def pooled(self) -> Counts:
         """Over all genres."""
-        hits, predicted, support, total = self.each
-        genres = self.outcome.truth.shape[1]
-        return Counts(hits.sum(axis=1), predicted.sum(axis=1), support.sum(axis=1), total[:, 0] * genres)
+        return Counts(*(counts.sum(axis=1) for counts in self.each))
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:

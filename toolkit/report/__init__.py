@@ -2,6 +2,5 @@
 
 inputs.py: what the report is about         summary.py, per_label.py, cooccurrence.py: numbers → metrics.json
 plots/: the plots                           examples.py: posters with their pictures
-build.py: all of this in order              page.py, templates/: the page
-output.py: DIR, and what may be replaced there
+build.py: all of this in order              output.py, templates/: DIR and its page, and what may be replaced there
 """

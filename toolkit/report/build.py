@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
-from toolkit.model_folder.folder import OURS
 from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import Group, choose_groups, error_group
 from toolkit.report.inputs import Material, Said
@@ -54,11 +52,6 @@ class Report:
     config: str
     """The run's configuration as YAML; empty if unknown."""
 
-    @property
-    def all_plots(self) -> list[Plot]:
-        """Every plot, for DIR/plots."""
-        return [*self.plots.values(), *(plot for plot, _ in [*self.curves, *self.diagrams]), *self.course]
-
 
 def build_report(material: Material, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
@@ -67,9 +60,9 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
     genres = genre_rows(material, draws)
     instead = Instead(material.targets, material.model.named)
     swept = sweep(material.targets, material.model.probabilities)
-    found = _label_errors(material) if label_errors else None
+    found = find_label_errors(material.targets, material.model.probabilities, material.genres) if label_errors else None
     groups = choose_groups(material)
-    course = read_course(material.model.path)
+    course = read_course(material.model.folder.path)
     numbers = json_types(
         {
             "split": material.split,
@@ -101,7 +94,7 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
         _plots(material, numbers, instead),
         _curves(material, numbers["per_genre"]),
         _diagrams(material, numbers),
-        course_plots(course, _epoch(material.model)) if course else [],
+        course_plots(course, material.model.ours.get("epoch")) if course else [],
         groups,
         None if found is None else error_group(material, found[:ERRORS_SHOWN]),
         _config(material.model),
@@ -113,7 +106,7 @@ def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
     before = {"loss": float(cross_entropy(model.logits, targets).mean())}
     after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
     return {
-        "method": model.calibration,
+        "method": model.decisions.calibration,
         "before": before | reliability(targets, model.uncalibrated),
         "after": after | reliability(targets, model.probabilities),
     }
@@ -131,46 +124,33 @@ def genre_calibration(material: Material) -> dict[str, list[dict[str, Any]]]:
 
 def facts(material: Material) -> dict[str, Any]:
     """What was evaluated, on what, by what."""
-    versions = library_versions()
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         **_facts_of(material, material.model),
         "shard_set": material.shard_set,
         "command": material.command,
-        "versions": versions,
+        "versions": library_versions(LIBRARIES),
         "other": None if material.other is None else _facts_of(material, material.other),
     }
 
 
 def _facts_of(material: Material, said: Said) -> dict[str, Any]:
-    ours = said.config.get(OURS, {})
     return {
         "model": said.name,
-        "path": str(said.path),
-        "architecture": said.config.get("architecture"),
-        "weights": said.fingerprint,
-        "saved": ours.get("weights"),
-        "epoch": _epoch(said),
-        "trained_on": said.trained_on,
+        "path": str(said.folder.path),
+        "architecture": said.folder.config.get("architecture"),
+        "weights": said.folder.fingerprint,
+        "saved": said.ours.get("weights"),
+        "epoch": said.ours.get("epoch"),
+        "trained_on": said.ours.get("shard_set"),
         "trained_elsewhere": material.may_have_seen(said),
-        "thresholds": said.source,
-        "decisions": said.decisions,
+        "thresholds": said.decisions.source,
+        "decisions": said.decisions.fingerprint,
     }
 
 
-def _epoch(said: Said) -> int | None:
-    return said.config.get(OURS, {}).get("epoch")
-
-
 def _config(said: Said) -> str:
-    config = said.config.get(OURS, {}).get("training_config")
-    if not config:
-        return ""
-    return yaml.dump(config, Dumper=_ShortLists, sort_keys=False, allow_unicode=True)
+    config = said.ours.get("training_config")
+    return yaml.dump(config, Dumper=_ShortLists, sort_keys=False, allow_unicode=True) if config else ""
 
 
 class _ShortLists(yaml.SafeDumper):
@@ -182,10 +162,6 @@ _ShortLists.add_representer(
 )
 
 
-def _label_errors(material: Material) -> list[LabelError]:
-    return find_label_errors(material.targets, material.model.probabilities, material.genres)
-
-
 def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[str, Any] | None:
     if found is None:
         return None
@@ -193,9 +169,7 @@ def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[s
         {
             "id": material.ids[error.sample],
             "score": error.score,
-            "genre": flag.genre,
-            "given": flag.given,
-            "probability": flag.probability,
+            **vars(flag),
             "genres": material.genres_of(error.sample),
         }
         for error in found
@@ -208,10 +182,10 @@ def _plots(material: Material, numbers: dict[str, Any], instead: Instead) -> dic
     model, shown = material.model, _commonest(material, MOST_IN_MATRIX)
     block, names = np.ix_(shown, shown), [material.genres[column] for column in shown]
     reached = {row["metric"]: row["value"] for row in numbers["headline"]}
-    calibrated = numbers["calibration"]["after"] if model.calibration != "none" else None
+    calibrated = numbers["calibration"]["after"] if model.calibrated else None
     plots = [
         support_plot(numbers["per_genre"]),
-        sweep_plot(numbers["threshold_sweep"], model.thresholds, model.global_threshold, reached),
+        sweep_plot(numbers["threshold_sweep"], model.decisions, reached),
         reliability_plot(numbers["calibration"]["before"], calibrated),
         together_plot(together(material.targets)[block], names),
         instead_plot(instead.times_usual[block], names),
@@ -236,14 +210,11 @@ def _curves(material: Material, rows: Sequence[dict[str, Any]]) -> list[tuple[Pl
 def _diagrams(material: Material, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
     """Reliability diagrams of the genres of `genre_calibration`."""
     rows = {row["genre"]: row for row in numbers["per_genre"]}
-    calibrated = material.model.calibration != "none"
-    return [
-        (
-            genre_reliability_plot(_plot_name("reliability", number, genre), genre, bins, calibrated=calibrated),
-            rows[genre],
-        )
-        for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1)
-    ]
+    found = []
+    for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1):
+        name = _plot_name("reliability", number, genre)
+        found.append((genre_reliability_plot(name, genre, bins, calibrated=material.model.calibrated), rows[genre]))
+    return found
 
 
 def _plot_name(kind: str, number: int, genre: str) -> str:

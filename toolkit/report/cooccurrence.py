@@ -38,19 +38,18 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
     counts, support = truth.T @ truth, truth.sum(axis=0)
     expected = np.outer(support, support) / len(truth)
     both_said = said.T @ said
-    rows: list[dict[str, Any]] = []
-    for first, second in np.argwhere(np.triu(counts, k=1)).tolist():
-        right = targets[:, first] & targets[:, second] & named[:, first] & named[:, second]
-        rows.append(
-            {
-                "first": genres[first],
-                "second": genres[second],
-                "count": int(counts[first, second]),
-                "lift": float(counts[first, second] / expected[first, second]),
-                "named": int(both_said[first, second]),
-                "right": int(right.sum()),
-            }
-        )
+    right = (truth * said).T @ (truth * said)
+    rows: list[dict[str, Any]] = [
+        {
+            "first": genres[first],
+            "second": genres[second],
+            "count": int(counts[first, second]),
+            "lift": float(counts[first, second] / expected[first, second]),
+            "named": int(both_said[first, second]),
+            "right": int(right[first, second]),
+        }
+        for first, second in np.argwhere(np.triu(counts, k=1)).tolist()
+    ]
     return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:LISTED]
 
 
@@ -90,18 +89,16 @@ class Instead:
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:LISTED]
-        rows = []
-        for g, h in zip(*np.unravel_index(order, excess.shape), strict=True):
-            if excess[g, h] > 0 and self.could[g, h] >= FEWEST:
-                rows.append(
-                    {
-                        "missed": genres[g],
-                        "instead": genres[h],
-                        "missed_count": int(self.missed[g]),
-                        "could": int(self.could[g, h]),
-                        "count": int(self.count[g, h]),
-                        "share": float(self.share[g, h]),
-                        "usual": float(self.usual[h]),
-                    }
-                )
-        return rows
+        return [
+            {
+                "missed": genres[g],
+                "instead": genres[h],
+                "missed_count": int(self.missed[g]),
+                "could": int(self.could[g, h]),
+                "count": int(self.count[g, h]),
+                "share": float(self.share[g, h]),
+                "usual": float(self.usual[h]),
+            }
+            for g, h in zip(*np.unravel_index(order, excess.shape), strict=True)
+            if excess[g, h] > 0 and self.could[g, h] >= FEWEST
+        ]

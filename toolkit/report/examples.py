@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,14 +22,10 @@ PICTURE, MOST_BYTES = (320, 480), 25_000
 #: Shares in training under this count as this: a genre that was never seen has no logit.
 RAREST = 1e-4
 
-Verdict = Literal["right", "missed", "wrong", "neither"]
 #: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
-VERDICTS: dict[tuple[bool, bool], Verdict] = {
-    (True, True): "right",
-    (True, False): "wrong",
-    (False, True): "missed",
-    (False, False): "neither",
-}
+VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
+#: A sample, and the genres that are told of because of which it is shown.
+Told = tuple[int, set[str]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,10 @@ class Line:
     """A genre under a poster."""
 
     genre: str
-    verdict: Verdict
+    verdict: str
+    """Of `VERDICTS`."""
     probability: float
-    told: bool = False
+    told: bool
     """Whether the poster is shown because of this genre."""
 
 
@@ -79,39 +76,26 @@ def choose_groups(material: Material) -> list[Group]:
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)
-    best = [int(row) for row in np.lexsort((losses, ~exact)) if exact[row]][:SHOWN]
-    worst = [int(row) for row in np.lexsort((-losses, f1)) if not exact[row]][:SHOWN]
+    best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:SHOWN]
+    worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:SHOWN]
     moved = evidence(clipped, material.train_prevalence)
-    wrong = _extremes(np.where(model.named & ~truth, moved, -np.inf))
-    missed = _extremes(np.where(truth & ~model.named, -moved, -np.inf))
+    wrong = _extremes(material, np.where(model.named & ~truth, moved, -np.inf))
+    missed = _extremes(material, np.where(truth & ~model.named, -moved, -np.inf))
+    bold = "The genre in bold is farthest {} what its share of the training posters would suggest."
+    fewest = "Fewest genres right, by the poster's own F1; most loss first."
     return [
         _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
-        _group(material, "worst", "Worst", "Fewest genres right, by the poster's own F1; most loss first.", worst),
-        _group(
-            material,
-            "wrong",
-            "Most confident: named, but wrong",
-            "The genre in bold is farthest above what its share of the training posters would suggest.",
-            wrong,
-        ),
-        _group(
-            material,
-            "missed",
-            "Most confident: true, but not named",
-            "The genre in bold is farthest below what its share of the training posters would suggest.",
-            missed,
-        ),
+        _group(material, "worst", "Worst", fewest, worst),
+        _group(material, "wrong", "Most confident: named, but wrong", bold.format("above"), wrong),
+        _group(material, "missed", "Most confident: true, but not named", bold.format("below"), missed),
     ]
 
 
 def error_group(material: Material, errors: Iterable[LabelError]) -> Group:
     """The likely label errors."""
-    examples = []
-    for error in errors:
-        told = {flag.genre for flag in error.flags}
-        examples.append(example_of(material, error.sample, told))
     why = "The genres in bold are those whose given label the model contradicts; the likeliest errors come first."
-    return Group("label-errors", "Likely label errors", why, examples)
+    told = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
+    return _group(material, "label-errors", "Likely label errors", why, told)
 
 
 def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
@@ -121,25 +105,19 @@ def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
     hundred has, and 60% a cautious one for a genre that most have.
     """
     usual = np.clip(prevalence, RAREST, 1.0 - RAREST)
-    moved: FloatArray = np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
-    return moved
+    return np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
 
 
-def _extremes(values: FloatArray) -> list[tuple[int, int]]:
-    """(sample, column) of the highest finite values, the best of a sample each."""
+def _extremes(material: Material, values: FloatArray) -> list[Told]:
+    """The samples of the highest finite values (N, G), and the genre of each one's highest."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:SHOWN]
-    return [(int(row), int(columns[row])) for row in order if np.isfinite(highest[row])]
+    return [(int(row), {material.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
 
 
-def _group(material: Material, key: str, title: str, why: str, chosen: list[int] | list[tuple[int, int]]) -> Group:
-    examples = []
-    for entry in chosen:
-        sample, column = entry if isinstance(entry, tuple) else (entry, None)
-        told = set() if column is None else {material.genres[column]}
-        examples.append(example_of(material, sample, told))
-    return Group(key, title, why, examples)
+def _group(material: Material, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
+    return Group(key, title, why, [example_of(material, *told) for told in chosen])
 
 
 def example_of(material: Material, sample: int, told: set[str]) -> Example:
@@ -149,9 +127,8 @@ def example_of(material: Material, sample: int, told: set[str]) -> Example:
     for column in np.argsort(-model.probabilities[sample], kind="stable"):
         genre, named, true = material.genres[column], bool(model.named[sample, column]), bool(truth[column])
         if named or true or genre in told:
-            verdict = VERDICTS[named, true]
             probability = float(model.probabilities[sample, column])
-            lines.append(Line(genre, verdict, probability, genre in told))
+            lines.append(Line(genre, VERDICTS[named, true], probability, genre in told))
     picture = small_picture(material.picture, sample)
     return Example(sample, material.ids[sample], picture, material.genres_of(sample), lines)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
-from toolkit.metrics.weighted import Answers
 from toolkit.model_folder.folder import OURS, ModelFolder
 
 #: The key of `Material.shard_set` under which its fingerprint is.
@@ -19,66 +19,42 @@ FINGERPRINT = "shard set fingerprint"
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What a model said of N samples, G genres, and how it came to decide."""
+    """What a model said of N samples, G genres."""
 
     name: str
     """What the page calls it."""
-    path: Path
-    """Its model folder."""
-    config: dict[str, Any]
-    """config.json of that folder."""
-    fingerprint: str
-    """SHA-256 of its weights."""
+    folder: ModelFolder
     logits: FloatArray
     """(N, G), as the network gave them."""
-    probabilities: FloatArray
-    """(N, G), calibrated where the model is."""
-    named: BoolArray
-    """(N, G)."""
-    thresholds: FloatArray
-    """(G,) of calibrated probabilities."""
-    global_threshold: float
-    """The best single one of validation."""
-    source: str
-    """In words, how the thresholds were chosen."""
-    calibration: str
-    """none, temperature or platt."""
-    decisions: str
-    """Fingerprint of calibration and thresholds."""
 
     @property
-    def trained_on(self) -> str | None:
-        """Fingerprint of the shard set of its training; None if unknown."""
-        return self.config.get(OURS, {}).get("shard_set")
+    def decisions(self) -> Decisions:
+        """Calibration and thresholds."""
+        return self.folder.decisions
 
     @property
-    def answers(self) -> Answers:
-        """For the metrics."""
-        return Answers(self.named, self.probabilities)
+    def ours(self) -> dict[str, Any]:
+        """This toolkit's part of its config.json."""
+        return self.folder.config[OURS]
 
     @property
+    def calibrated(self) -> bool:
+        return self.decisions.calibration != "none"
+
+    @cached_property
+    def probabilities(self) -> FloatArray:
+        """(N, G), calibrated where the model is."""
+        return self.decisions.probabilities(self.logits)
+
+    @cached_property
     def uncalibrated(self) -> FloatArray:
         """(N, G) probabilities before calibration."""
         return sigmoid(self.logits)
 
-    @classmethod
-    def by(cls, folder: ModelFolder, logits: np.ndarray, name: str) -> Said:
-        """From a loaded model folder and its (N, G) logits."""
-        decisions = folder.decisions
-        return cls(
-            name,
-            folder.path,
-            folder.config,
-            folder.fingerprint,
-            np.asarray(logits, dtype=np.float64),
-            decisions.probabilities(logits),
-            decisions.named(logits),
-            decisions.thresholds,
-            decisions.global_threshold,
-            decisions.source,
-            decisions.calibration,
-            decisions.fingerprint,
-        )
+    @cached_property
+    def named(self) -> BoolArray:
+        """(N, G): the genres it names."""
+        return self.probabilities >= self.decisions.thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +82,7 @@ class Material:
 
     def may_have_seen(self, said: Said) -> bool:
         """Whether a model was trained on another shard set, whose training split may hold these samples."""
-        return said.trained_on is not None and said.trained_on != self.shard_set.get(FINGERPRINT)
+        return said.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 
     def genres_of(self, sample: int) -> list[str]:
         """The true genres of a sample."""

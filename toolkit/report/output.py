@@ -7,15 +7,21 @@ the folder is a report, whole or not. A folder that holds anything else is refus
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from shards.errors import UserError, one_line
-from shards.storage.csv_text import escaped
 from shards.storage.files import PARTIAL, atomic_write, write_json
-from toolkit.report.build import Report
-from toolkit.report.page import render_page
+from shards.visuals.templates import render
+from toolkit.evaluation.tables import write_table
+from toolkit.metrics.table import METRICS, PLACES
+from toolkit.report.build import MOST_CURVES, Report
+from toolkit.report.label_errors import INSTALL
+from toolkit.report.per_label import FEW
+from toolkit.report.plots.reliability_plots import ENOUGH
+from toolkit.report.summary import SURE
 
 PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
 MADE_BY = "posters evaluate --report"
@@ -26,14 +32,15 @@ def check_report_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"--report {folder} is a file; name a folder")
+        raise UserError("path-exists", f"--report {folder} is a file; name a folder")
     try:
         strange = _strange(folder)
     except OSError as error:
-        raise UserError(f"--report {folder} cannot be read: {one_line(error)}") from None
+        raise UserError("path-unreadable", f"--report {folder} cannot be read: {one_line(error)}") from None
     if strange:
         raise UserError(
-            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder"
+            "path-exists",
+            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder",
         )
 
 
@@ -64,17 +71,18 @@ def write_report(folder: Path, report: Report) -> Path:
     page = render_page(report)
     (folder / PAGE).unlink(missing_ok=True)
     write_json(folder / NUMBERS, {"made_by": MADE_BY, **report.numbers})
-    _write_rows(folder / GENRES, pd.DataFrame(report.numbers["per_genre"]))
+    write_table(folder / GENRES, pd.DataFrame(report.numbers["per_genre"]))
     errors = report.numbers["label_errors"]
     if errors is None:
         (folder / ERRORS).unlink(missing_ok=True)
     else:
         columns = ["id", "score", "genre", "given", "probability", "genres"]
         rows = [row | {"genres": "|".join(row["genres"])} for row in errors["rows"]]
-        _write_rows(folder / ERRORS, pd.DataFrame(rows, columns=columns))
+        write_table(folder / ERRORS, pd.DataFrame(rows, columns=columns))
     for old in (folder / PLOTS).glob("*.png"):
         old.unlink()
-    for plot in report.all_plots:
+    of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
+    for plot in (*report.plots.values(), *of_genres, *report.course):
         with atomic_write(folder / PLOTS / f"{plot.name}.png") as stream:
             stream.write(plot.png)
     with atomic_write(folder / PAGE, "w") as stream:
@@ -82,6 +90,28 @@ def write_report(folder: Path, report: Report) -> Path:
     return folder / PAGE
 
 
-def _write_rows(path: Path, rows: pd.DataFrame) -> None:
-    with atomic_write(path, "w") as stream:
-        rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")
+def render_page(report: Report) -> str:
+    """The report as one HTML page that needs nothing but itself: pictures and plots as data URIs, no script."""
+    numbers = report.numbers
+    return render(
+        "toolkit.report/report.html",
+        report=numbers,
+        plots=report.plots,
+        curves=report.curves,
+        capped=numbers["macro_genres"] > MOST_CURVES,
+        diagrams=report.diagrams,
+        with_enough=sum(row["support"] >= ENOUGH for row in numbers["per_genre"]),
+        enough=ENOUGH,
+        calibrated=numbers["calibration"]["method"] != "none",
+        groups=report.groups,
+        errors=report.errors,
+        course=report.course,
+        config=report.config,
+        install=INSTALL,
+        split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,
+        sure=SURE,
+        unbounded=[metric.key for metric in PLACES["report"] if metric.top > 1],
+        without_direction=[metric.key for metric in METRICS.values() if not metric.better],
+        calibration_rows=PLACES["report, calibration"],
+        few=FEW,
+    )

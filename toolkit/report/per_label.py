@@ -25,8 +25,8 @@ def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, An
     """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
     model, plain = material.model, draws[MODEL]
     outcome = Outcome(material.targets, scores=model.probabilities)
-    table = per_genre_table(outcome, model.thresholds, material.genres)
-    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    table = per_genre_table(outcome, model.decisions.thresholds, material.genres)
+    rows: list[dict[Any, Any]] = table.to_dict("records")
     uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
     ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
     for column, row in enumerate(rows):
@@ -88,8 +88,6 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
     if unnamed:
         found.append(f"Never named on this split: {_listed(unnamed)}.")
-    if not np.isfinite(material.model.logits).all():
-        found.append("Some of the model's outputs are not finite.")
     return found
 
 

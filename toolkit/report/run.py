@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardStore, open_store
 from shards.errors import UserError, without_secrets
+from shards.extras import require_extra
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.evaluation.options import EvaluateOptions
@@ -21,7 +21,7 @@ from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, Material, Said
-from toolkit.report.label_errors import INSTALL, have_cleanlab
+from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
 
 
@@ -44,10 +44,12 @@ class ReportRun:
         if options.report is None:
             for option in ("compare", "label_errors"):
                 if getattr(options, option):
-                    raise UserError(f"--{option.replace('_', '-')} goes into a report: give --report DIR too")
+                    raise UserError(
+                        "option-missing", f"--{option.replace('_', '-')} goes into a report: give --report DIR too"
+                    )
             return None
-        if options.label_errors and not have_cleanlab():
-            raise UserError(f"--label-errors needs cleanlab: {INSTALL}")
+        if options.label_errors:
+            require_extra("report", "--label-errors", "cleanlab", load=False)
         check_report_folder(options.report)
         model = load_model_folder(options.model)
         other = None
@@ -55,9 +57,8 @@ class ReportRun:
             other = load_model_folder(model_folder_of(options.compare))
             require_same("the model", model.labels, "--compare", other.labels)
         # The labels of training samples are learnt by heart, wrong ones too: it is of no use unless it is insisted on.
-        wanted = options.label_errors
-        if wanted is None:
-            wanted = have_cleanlab() and options.split != "train"
+        by_default = have_cleanlab() and options.split != "train"
+        wanted = by_default if options.label_errors is None else options.label_errors
         shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
@@ -72,18 +73,15 @@ class ReportRun:
         """Build and write the report; returns its page."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
-        other = None
-        if self.other is not None and others is not None:
-            other = Said.by(self.other, others.logits, names[1])
         material = Material(
             outputs.split,
             list(outputs.genres),
-            np.asarray(outputs.targets, dtype=np.bool_),
+            outputs.targets,
             outputs.ids,
             reader.image_bytes,
             baseline_prevalence(self.manifest, outputs),
-            Said.by(self.model, outputs.logits, names[0]),
-            other,
+            Said(names[0], self.model, outputs.logits),
+            Said(names[1], self.other, others.logits) if self.other and others else None,
             {
                 "shard set": str(self.shards),
                 FINGERPRINT: self.manifest.fingerprint,
@@ -102,19 +100,14 @@ def model_folder_of(path: Path) -> Path:
 
 def run_names(model: Path, other: Path | None) -> tuple[str, str]:
     """What to call the two: the run folder's name, or the whole path where that is the same for both."""
-    names = [_run_name(path) for path in (model, other) if path is not None]
+    wholes = [path.resolve() for path in (model, other) if path is not None]
+    names = [whole.parent.name if whole.name == "model" and whole.parent.name else whole.name for whole in wholes]
     if len(set(names)) < len(names):
         names = [str(model), str(other)]
     return names[0], names[-1]
 
 
-def _run_name(path: Path) -> str:
-    whole = path.resolve()
-    return whole.parent.name if whole.name == "model" and whole.parent.name else whole.name
-
-
 def command_line() -> str:
     """The command as it can be typed again; `launch/evaluate.py` takes the same options."""
-    words = sys.argv[1:]
-    words = [without_secrets(word) for word in words]  # a URL's password is not for the page
+    words = [without_secrets(word) for word in sys.argv[1:]]  # a URL's password is not for the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

@@ -11,19 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from shards.visuals.templates import signed
 from toolkit.evaluation.results import TOP_K
-from toolkit.metrics.baselines import commonest_genres
-from toolkit.metrics.bootstrap import (
-    COVERAGE,
-    ROUNDS,
-    Difference,
-    Draws,
-    bootstrap,
-    confidence_intervals,
-    paired_difference,
-)
+from toolkit.metrics.baselines import always_top_k
+from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
 from toolkit.metrics.table import METRICS, PLACES, Better
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import Material
 
 #: What baselines and runs are compared in, of probabilities and of decisions.
@@ -34,29 +27,21 @@ SURE, UNSURE = "real", "not distinguishable"
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
-def top_k_key(k: int) -> str:
-    """The key of a baseline that always names k genres."""
-    return f"top-{k}"
-
-
-def resampled(material: Material, rounds: int = ROUNDS) -> dict[str, Draws]:
+def resampled(material: Material, rounds: int) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
-    model, shape = material.model, material.targets.shape
-    everyone = {MODEL: model.answers}
+    model, truth = material.model, material.targets
+    everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if material.other is not None:
-        everyone[OTHER] = material.other.answers
+        everyone[OTHER] = Outcome(truth, material.other.named, material.other.probabilities)
     # Prevalence ranks and is scored; what it would name at some threshold is always-top-k for some k.
-    constant = np.broadcast_to(material.train_prevalence, shape)
-    everyone[PREVALENCE] = Answers(np.zeros(shape, dtype=np.bool_), constant)
+    constant = np.broadcast_to(material.train_prevalence, truth.shape)
+    everyone[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
-        if k <= shape[1]:
-            named = np.zeros(shape, dtype=np.bool_)
-            named[:, commonest_genres(material.train_prevalence, k)] = True
-            everyone[top_k_key(k)] = Answers(named)
-    if np.ptp(model.thresholds) > 0:
-        named = np.asarray(model.probabilities >= model.global_threshold)
-        everyone[SINGLE] = Answers(named, model.probabilities)
-    return bootstrap(material.targets, everyone, rounds, units=material.units)
+        if k <= truth.shape[1]:
+            everyone[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, material.train_prevalence, k))
+    if model.decisions.per_genre:
+        everyone[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
+    return bootstrap(everyone, rounds, material.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
@@ -84,7 +69,7 @@ def comparisons(material: Material, draws: dict[str, Draws]) -> list[dict[str, A
 
 def _strongest(draws: dict[str, Draws], metric: str) -> str:
     """The key of the always-top-k that does best."""
-    keys = [key for key in map(top_k_key, TOP_K) if key in draws]
+    keys = [key for key in draws if key.startswith("top-")]
     return max(keys, key=lambda key: draws[key].plain.metrics[metric][0])
 
 
@@ -123,15 +108,14 @@ def verdict(material: Material, rows: Iterable[dict[str, Any]], compared: list[d
     if m_ap["value"] is None:
         sentence = f"None of {posters} has a genre of this model, so nothing can be said of it."
         return {"sentence": sentence, "details": []}
-    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {_times(m_ap['value'], chance['theirs'])} label prevalence gives"
+    times = f"{m_ap['value'] / chance['theirs']:.1f} times what" if chance["theirs"] > 0 else "against the 0 that"
+    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} label prevalence gives"
     sentence = f"{ranked}; beside always naming the commonest genres, {_decided(beside)}."
     details = [
         f"The {COVERAGE:.0%} interval of mAP is {_span(m_ap)}; of micro-F1 ({values['micro_f1']['value']:.3f}) "
         f"{_span(values['micro_f1'])}; of macro-F1 ({values['macro_f1']['value']:.3f}) {_span(values['macro_f1'])}."
     ]
-    for comparison in compared[1:]:
-        details.append(_in_short(comparison))
-    return {"sentence": sentence, "details": details}
+    return {"sentence": sentence, "details": details + [_in_short(comparison) for comparison in compared[1:]]}
 
 
 def _decided(beside: dict[str, dict[str, Any]]) -> str:
@@ -151,20 +135,11 @@ def _in_short(comparison: dict[str, Any]) -> str:
         metric = METRICS[row["metric"]]
         if metric in PLACES["report, in short"]:
             words = row["words"].removeprefix(f"{SURE}: ")
-            groups.setdefault(words, []).append(f"{metric.word} ({signed(row['difference'])})")
+            by = "undefined" if row["difference"] is None else signed(row["difference"])
+            groups.setdefault(words, []).append(f"{metric.word} ({by})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
     return f"Beside {comparison['name']}, {'; '.join(parts)}."
 
 
-def signed(value: float | None) -> str:
-    """``+0.012`` with a true minus sign; "undefined" for none."""
-    return "undefined" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def _span(row: dict[str, Any]) -> str:
     return f"{row['low']:.3f} to {row['high']:.3f}"
-
-
-def _times(value: float, base: float) -> str:
-    """``2.1 times what``; without a base to divide by, ``against the 0 that``."""
-    return f"{value / base:.1f} times what" if base > 0 else "against the 0 that"

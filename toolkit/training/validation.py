@@ -14,11 +14,14 @@ from shards.errors import UserError
 from shards.storage.files import fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
-from toolkit.decisions.choose import Decisions, cross_fit_of, decisions_of
+from toolkit.decisions.choose import Decisions, decisions_of
+from toolkit.decisions.cross_fit import CrossFit
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.table import METRICS, PLACES, format_number, prediction_metrics
+from toolkit.metrics.multilabel import check_arrays
+from toolkit.metrics.table import METRICS, PLACES, format_number, values
+from toolkit.metrics.weighted import Outcome
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec
 
@@ -37,7 +40,7 @@ class Verdict:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Keys of `toolkit.metrics.table.prediction_metrics`: of decisions that are chosen without the fold they are
+    """The decisions' metrics of the table: of decisions that are chosen without the fold they are
     measured on. What the others have on this split, on which they were fitted, would flatter them."""
 
     def row(self) -> dict[str, Any]:
@@ -66,13 +69,14 @@ def judge(
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
-    fits = cross_fit_of(targets, logits, decide, groups=groups)
+    truth, scores = check_arrays(targets, logits)
+    fits = CrossFit(truth, scores, decide, groups)
     decisions = decisions_of(fits.choose(), fits)
     prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
     evaluation = evaluate_arrays(
-        targets, logits, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
+        truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
     )
-    return Verdict(evaluation, decisions, prediction_metrics(targets, fits.named()))
+    return Verdict(evaluation, decisions, values(Outcome(truth, fits.named()), "decisions"))
 
 
 def score_again(parts: Parts, state: Progress) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing import fails
 from PIL import Image
 
-from shards.errors import UserError
 from toolkit.app import decoder as app_decoder
 from toolkit.app.decoder import SHOWN, Decoder, Opened, Refused
 from toolkit.data.transforms.batch_transform import RawTransform
@@ -97,7 +97,7 @@ def _die(path: Path, argument: None) -> None:
 def test_a_second_look_at_all_pixels(decoder: Decoder, picture: Path, tmp_path: Path):
     assert decoder.pixels(picture, 10**8).size == (1200, 1800)
     assert decoder.pixels(picture, 60_000).size == (200, 300)
-    with pytest.raises(UserError, match=r"gone\.png is no longer here .*upload it again"):
+    with fails("image-unreadable", "gone.png", "upload"):
         decoder.pixels(tmp_path / "gone.png", 10)
 
 

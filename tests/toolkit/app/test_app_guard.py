@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from failing import fails
 
-from shards.errors import UserError
 from toolkit.app import guard as app_guard
 from toolkit.app.guard import Guard, check_root
 
@@ -145,7 +145,7 @@ def test_lengths_are_said(length: str, status: int):
 
 @pytest.mark.parametrize("root", ["posters", "ftp://example.org/x", "//example.org", "https://", "example.org/x"])
 def test_a_root_path_that_is_none(root: str):
-    with pytest.raises(UserError, match="--root-path takes a path such as /posters"):
+    with fails("option-value", "--root-path", "/posters", "https://example.org/posters", repr(root)):
         check_root(root)
 
 

@@ -32,13 +32,12 @@ from audit_tools import (
     write_set,
     write_titles,
 )
+from failing import fails
 
-from shards.errors import UserError
 from shards.text.registry import make_fill
 from shards.text.report import NAME as REPORT
-from toolkit.audit.html import page
 from toolkit.audit.images import make_pictures, reencode
-from toolkit.audit.results import build_report
+from toolkit.audit.results import build_report, page
 from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.distributed.collectives import make_accelerator
@@ -113,7 +112,7 @@ def test_the_same_at_any_batch_size_and_workers(anywhere: Folders):
 
 def test_both_pictures_went_through_the_same_encoder(titles: Folders):
     poster = read_posters(titles[1])[0]
-    pictures = make_pictures(poster, *titles, PREPROCESSING, make_fill("surround"), 0, 2)
+    pictures = make_pictures(poster, settings_of(titles, controls=2), PREPROCESSING, make_fill("surround"))
     raw, again, cleaned, *controls = (np.asarray(image) for image in pictures.images)
     expected = reencode(make_fill("surround")(raw, pictures.text))
     assert (cleaned == np.asarray(expected)).all()
@@ -155,11 +154,11 @@ def test_what_cannot_be_audited_is_counted_and_named(titles: Folders, tmp_path: 
     only = {"full": truth}
     _, report, _ = audit(Reader(), (raw, cleaned), only)
     assert report["sentence"].startswith("No poster could be compared") and report["metrics"] is None
-    with pytest.raises(UserError, match=r"none of 1 posters .* no_raw: missing file"):
+    with fails("images-none", "1 posters", "no_raw", "missing file", "--images", "--cleaned"):
         audit(Reader(), (raw, cleaned), {"no_raw": truth})
-    with pytest.raises(UserError, match=r"no poster .* had text painted over"):
+    with fails("images-none", cleaned, "text", "posters clean"):
         audit(Reader(), (raw, cleaned), {"unpainted": truth})
-    with pytest.raises(UserError, match="--id-column"):
+    with fails("table-column", cleaned, "--id-column"):
         audit(Reader(), (raw, cleaned), {"x": truth})
 
 
@@ -168,5 +167,5 @@ def test_a_model_with_broken_output(titles: Folders):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images), 3), torch.nan)
 
-    with pytest.raises(UserError, match="p00 is not finite"):
+    with fails("not-finite", "p00", "--precision no"):
         audit(Broken(), titles)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from failing import fails
 from html_tools import HOSTILE, assert_text_only
 from PIL import Image
 from sklearn.metrics import average_precision_score
@@ -27,8 +28,8 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.inputs.metadata import GenreOptions
 from shards.text.registry import make_fill
-from toolkit.audit.html import page
 from toolkit.audit.options import AuditOptions
+from toolkit.audit.results import page
 from toolkit.audit.run import fill_maker
 from toolkit.audit.selection import read_posters, read_targets
 from toolkit.cli.commands import read
@@ -63,9 +64,12 @@ def test_an_unknown_fill_and_bad_options(titles: Folders, tmp_path: Path):
     assert fill_maker(None)("model") is make_fill("surround")
     with pytest.raises(UserError, match="--fill"):
         fill_maker(None)("crayon")
-    for wrong in ({"batch_size": 0}, {"threads": -1}, {"controls": 0}, {"limit": 0}, {"images": tmp_path / "no"}):
-        with pytest.raises(UserError):
-            replace(settings_of(titles), **wrong)
+    for name, value in (("batch_size", 0), ("threads", -1), ("controls", 0), ("limit", 0)):
+        with fails("option-value", f"--{name.replace('_', '-')}"):
+            settings_of(titles, **{name: value})
+    for folders in ((tmp_path / "no", titles[1]), (titles[0], tmp_path / "no")):
+        with fails("path-missing", tmp_path / "no"):
+            settings_of(folders)
     with pytest.raises(UserError):
         read_posters(tmp_path)
 
@@ -131,7 +135,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
 def test_a_csv_of_other_genres_is_refused(tmp_path: Path):
     csv = tmp_path / "meta.csv"
     csv.write_text("id,genre\na,Opera\n")
-    with pytest.raises(UserError, match="--genre-column"):
+    with fails("table-column", csv, "'genre'", "--genre-column"):
         read_targets(csv, LabelSet(GENRES), GenreOptions(id_column="id", genre_column="genre"))
 
 

@@ -143,5 +143,5 @@ def test_metrics_are_scikit_learns():
     draws = [average_precision_score(targets[:, :3], sigmoid(logits[:, k])[:, :3]) for k in (3, 4)]
     assert found["control"]["mAP"] == pytest.approx(np.mean(draws))
     assert found["control"]["num_genres_ap"] == 3
-    nobody = label_metrics(np.zeros((50, 4)), logits, thresholds)
+    nobody = label_metrics(np.zeros((50, 4), bool), logits, thresholds)
     assert nobody["raw"]["mAP"] is None and nobody["control"]["mAP"] is None

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_tools import calibration_summary, prediction_metrics
 from sklearn.metrics import f1_score
 
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import choose_decisions, cross_fit_of
+from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit, HeldOut
 from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold
 from toolkit.metrics.bootstrap import bootstrap
-from toolkit.metrics.calibration_error import calibration_influence, calibration_summary
+from toolkit.metrics.calibration_error import calibration_influence
 from toolkit.metrics.multilabel import sigmoid
-from toolkit.metrics.table import prediction_metrics
-from toolkit.metrics.weighted import Answers
+from toolkit.metrics.weighted import Outcome
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02])
 WAYS = ["auto", "genre", "global"]
@@ -32,7 +32,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     truth = rng.random((count, len(PREVALENCE))) < PREVALENCE
     odds = np.log(PREVALENCE / (1 - PREVALENCE)) + skill * (truth - 0.5) * skill + skill * rng.normal(size=truth.shape)
-    return truth, (scale * odds + shift).astype(np.float32)
+    return truth, (scale * odds + shift).astype(np.float32).astype(np.float64)
 
 
 def groups_of(seed: int, count: int) -> np.ndarray:
@@ -59,11 +59,11 @@ def test_the_order_of_samples_changes_no_bit(seed: int, count: int, way: Any, gr
         logits = np.round(logits)
         truth[::2], logits[::2] = truth[0], logits[0]
     groups = groups_of(seed, count) if grouped else None
-    fits = cross_fit_of(truth, logits, DecideConfig(way), groups=groups)
+    fits = CrossFit(truth, logits, DecideConfig(way), groups=groups)
     named = fits.named()
     order = np.random.default_rng(seed).permutation(count)
     moved = None if groups is None else groups[order] * 7 + 3  # numbers of groups are names
-    again = cross_fit_of(truth[order], logits[order], DecideConfig(way), groups=moved)
+    again = CrossFit(truth[order], logits[order], DecideConfig(way), groups=moved)
     assert choice_of(fits) == choice_of(again)
     measured = [prediction_metrics(t, n) for t, n in ((truth, named), (truth[order], again.named()))]
     assert measured[0] == measured[1]
@@ -76,9 +76,9 @@ def test_the_order_of_samples_changes_no_bit(seed: int, count: int, way: Any, gr
 def test_no_look_at_the_fold_that_is_held_out(seed: int, count: int, way: Any, fold: int):
     """Whatever its labels and logits are, what is chosen for it is the same."""
     truth, logits = simulate(seed, count)
-    fits = cross_fit_of(truth, logits, DecideConfig(way))
+    fits = CrossFit(truth, logits, DecideConfig(way))
     expected = choice_of(fits, frozenset({fold}))
-    other = cross_fit_of(truth, logits, DecideConfig(way))
+    other = CrossFit(truth, logits, DecideConfig(way))
     rng, rows = np.random.default_rng(seed), other.fold == fold
     other.truth, other.scores = other.truth.copy(), other.scores.copy()
     other.truth[rows] = rng.permuted(~other.truth[rows], axis=0)
@@ -90,7 +90,7 @@ def test_no_look_at_the_fold_that_is_held_out(seed: int, count: int, way: Any, f
 def test_small_splits_start_at_one_threshold(count: int):
     truth, logits = simulate(3, count)
     truth[:] = True
-    fits = cross_fit_of(truth, logits)
+    fits = CrossFit(truth, logits)
     choice = fits.choose()
     assert choice.slack is None and choice.calibration.method == "none" and fits.named().shape == truth.shape
     if count == 1:
@@ -101,11 +101,11 @@ def test_pooled_figures_are_those_of_a_loop_over_folds():
     """scikit-learn is the referee of the figures, a loop that fits anew that of the fits shared between folds."""
     truth, logits = simulate(4, 150)
     for decide in (DecideConfig("global", "f1", "none"), DecideConfig("auto")):
-        fits = cross_fit_of(truth, logits, decide)
+        fits = CrossFit(truth, logits, decide)
         named = np.zeros_like(truth)
         for fold in range(FOLDS):
             held = fits.fold == fold
-            rest = CrossFit(fits.truth[~held], fits.scores[~held], parse_aim("f1"), decide, None)
+            rest = CrossFit(fits.truth[~held], fits.scores[~held], decide)
             if decide.thresholds == "global":
                 single = single_threshold(parse_aim("f1"), fits.truth[~held], sigmoid(fits.scores[~held]))
                 found = sigmoid(fits.scores[held]) >= single
@@ -124,7 +124,7 @@ def test_cross_fit_figures_are_those_of_new_samples_and_those_of_the_same_are_fl
     for seed in range(12):
         truth, logits = simulate(seed, 100, skill=0.3)
         fresh, fresh_logits = simulate(seed + 100, 4000, skill=0.3)
-        fits = cross_fit_of(truth, logits, DecideConfig("genre", "f1", "none"))
+        fits = CrossFit(truth, logits, DecideConfig("genre", "f1", "none"))
         choice = fits.choose()
         same.append(prediction_metrics(truth, choice.named(logits.astype(float)))["macro_f1"])
         held_out.append(prediction_metrics(truth, fits.named())["macro_f1"])
@@ -154,7 +154,7 @@ def test_thresholds_per_genre_stay_where_they_help_and_go_where_noise_is_all():
 def test_duplicates_stay_in_one_fold_and_count_once():
     truth, logits = simulate(6, 120)
     copies = np.arange(360) % 120
-    fits = cross_fit_of(truth[copies], logits[copies], groups=copies)
+    fits = CrossFit(truth[copies], logits[copies], groups=copies)
     by_group = {(tuple(row), fold) for row, fold in zip(fits.scores.tolist(), fits.fold.tolist(), strict=True)}
     assert len(by_group) == 120 and set(np.bincount(fits.units)) == {3}
     # Three copies of every sample are no more evidence than one: what is measured and how sure it is stays.
@@ -190,7 +190,7 @@ def test_standard_errors_are_the_bootstraps():
     truth, logits = simulate(7, 400)
     probabilities = sigmoid(logits)
     named = {name: probabilities >= at for name, at in (("a", 0.5), ("b", 0.3))}
-    draws = bootstrap(truth, {name: Answers(said, probabilities) for name, said in named.items()}, rounds=800)
+    draws = bootstrap({name: Outcome(truth, said, probabilities) for name, said in named.items()}, rounds=800)
     a, b = (HeldOut.of(truth, said, np.arange(400), 1.0) for said in named.values())
     units = np.arange(400)
     for key, ours in (("micro_f1", a.by_micro - b.by_micro), ("macro_f1", a.by_macro - b.by_macro)):

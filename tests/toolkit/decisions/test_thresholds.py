@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from metric_tools import threshold_metrics
 
 from toolkit.decisions.objective import Aim, single_threshold
-from toolkit.metrics.table import threshold_metrics
 
 F1 = Aim("f", 1.0)
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from failing import fails
+from metric_tools import calibration_summary
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from toolkit_helpers import error_lines, launch_2, make_model_folder, posters_command, some_decisions
 
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
 from shards.inputs.images import ANY, decode
 from shards.storage.files import write_json
 from toolkit.cli.main import main, run
@@ -27,7 +28,7 @@ from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_cutter
 from toolkit.evaluation.options import parse_thresholds
-from toolkit.metrics.calibration_error import calibration_summary, genre_calibration_errors
+from toolkit.metrics.calibration_error import genre_calibration_errors
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OURS, load_model_folder
@@ -161,7 +162,7 @@ def test_pixels_are_those_of_the_stored_jpeg(shard_set: Path):
 
 @pytest.mark.parametrize("text", ["", "a", "0.5,1.5", "-0.1"])
 def test_thresholds_outside_zero_to_one(text: str):
-    with pytest.raises(UserError, match="--thresholds"):
+    with fails("option-value", "--thresholds", repr(text)):
         parse_thresholds(text)
 
 
@@ -182,7 +183,7 @@ def test_an_unknown_split_and_a_missing_model(model_folder: Path, shard_set: Pat
 
 def test_metrics_do_not_take_the_place_of_another_file(model_folder: Path, shard_set: Path, tmp_path: Path):
     for name in ("x.npz", "x.csv", "x.JSON.txt"):
-        with pytest.raises(UserError, match=rf"{name} must end in \.json"):
+        with fails("option-value", "--out", tmp_path / name, ".json", ".npz"):
             main(["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--out", str(tmp_path / name)])
     assert not list(tmp_path.iterdir())
 

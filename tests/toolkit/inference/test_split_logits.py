@@ -16,8 +16,8 @@ from toolkit.model_folder.folder import load_model_folder
 
 
 def test_the_file_keeps_every_bit_without_pickle(tmp_path: Path):
-    logits = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
-    targets = np.array([[1, 0], [0, 0], [1, 1]])
+    logits = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32).astype(np.float64)
+    targets = np.array([[True, False], [False, False], [True, True]])
     SplitLogits("test", ["a", "ü", "c"], logits, targets, ("X", "Y"), "w" * 64, "s").save(tmp_path / "p.npz")
     kept = np.load(tmp_path / "p.npz", allow_pickle=False)
     assert (kept["logits"] == logits).all() and kept["logits"].dtype == np.float32

@@ -114,12 +114,13 @@ def test_the_evaluation_view_is_remembered(tmp_path: Path):
 def test_metrics_of_other_decisions_stay_out_of_the_card(copy: Path, caplog: pytest.LogCaptureFixture):
     folder = load_model_folder(copy)
     evaluation = evaluate_arrays(
-        np.eye(len(folder.labels)),
+        np.eye(len(folder.labels), dtype=bool),
         np.eye(len(folder.labels)),
         folder.labels.genres,
         np.full(len(folder.labels), 0.1),
         folder.decisions,
         split="test",
+        shard_set="",
     )
     write_json(copy / "metrics-test.json", evaluation.to_dict())
     write_card(copy)

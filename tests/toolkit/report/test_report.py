@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from metric_tools import calibration_summary
 from report_tools import GENRES, SAMPLES, decisions, material, said, simulate, trained_on
 from sklearn.metrics import (
     accuracy_score,
@@ -20,7 +21,6 @@ from sklearn.metrics import (
 )
 
 from toolkit.metrics.bootstrap import Difference
-from toolkit.metrics.calibration_error import calibration_summary
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
@@ -184,7 +184,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
     twice = np.tile(np.arange(len(once.targets)), 2)
 
     def double(one: Said) -> Said:
-        return replace(one, logits=one.logits[twice], probabilities=one.probabilities[twice], named=one.named[twice])
+        return replace(one, logits=one.logits[twice])
 
     assert once.other is not None
     doubled = replace(

@@ -14,7 +14,7 @@ from PIL import Image
 from report_tools import material
 
 from toolkit.report.build import Report, build_report
-from toolkit.report.page import render_page
+from toolkit.report.output import render_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")

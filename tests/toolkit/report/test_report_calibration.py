@@ -12,7 +12,7 @@ from report_tools import GENRES, SAMPLES, decisions, material, said, simulate
 
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report, genre_calibration
-from toolkit.report.page import render_page
+from toolkit.report.output import render_page
 from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing import fails
 from sklearn.metrics import average_precision_score, f1_score
 from toolkit_helpers import ROOT, launch_2, make_model_folder, posters_command
 
@@ -140,7 +141,7 @@ def test_no_report_is_asked_for(shard_set: Path, model_folder: Path):
 
 @pytest.mark.parametrize("more", [["--compare", "run2"], ["--label-errors"]])
 def test_what_goes_into_a_report_needs_one(shard_set: Path, model_folder: Path, more: list[str]):
-    with pytest.raises(UserError, match=rf"{more[0]} goes into a report: give --report DIR too"):
+    with fails("option-missing", more[0], "--report DIR"):
         ReportRun.of(options(shard_set, model_folder, *more))
 
 
@@ -162,7 +163,7 @@ def test_a_foreign_folder_is_refused_before_the_work(
 
     monkeypatch.setattr("toolkit.evaluation.evaluate.infer_split", infer)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds notes\.txt"):
+    with fails("path-exists", "--report", tmp_path, "notes.txt"):
         main(["evaluate", "--model", str(model_folder), "--shards", str(shard_set), "--report", str(tmp_path)])
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from failing import fails
+from metric_tools import prediction_metrics, threshold_metrics
 from toolkit_helpers import TINY
 
 from shards.dataset.manifest import Manifest
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import choose_decisions, cross_fit_of
+from toolkit.decisions.choose import choose_decisions
+from toolkit.decisions.cross_fit import CrossFit
 from toolkit.metrics.multilabel import cross_entropy
-from toolkit.metrics.table import prediction_metrics, threshold_metrics
 from toolkit.training.validation import judge, monitored
 
 
@@ -25,7 +26,7 @@ def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarra
     prevalence = 0.6 / np.arange(1, len(manifest.genres) + 1) ** 1.2
     targets = rng.random((count, len(prevalence))) < prevalence
     odds = np.log(prevalence / (1 - prevalence)) + targets + rng.normal(size=targets.shape)
-    return targets, (3 * odds).astype(np.float32)
+    return targets, (3 * odds).astype(np.float32).astype(np.float64)
 
 
 def test_the_verdict_is_of_its_decisions(shard_set: Path):
@@ -35,7 +36,7 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
         verdict = judge(targets, logits, manifest, decide)
         assert verdict.decisions.to_dict() == choose_decisions(targets, logits, decide).to_dict()
         row = verdict.row()
-        held_out = prediction_metrics(targets, cross_fit_of(targets, logits, decide).named())
+        held_out = prediction_metrics(targets, CrossFit(targets, logits, decide).named())
         assert (row["val_micro_f1"], row["val_macro_f1"]) == (held_out["micro_f1"], held_out["macro_f1"])
         saved = verdict.evaluation.thresholds[-1].metrics  # of the decisions that are saved, on the same samples
         assert saved == threshold_metrics(

@@ -20,8 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from toolkit.metrics.multilabel import FloatArray
-
 #: Okabe and Ito's colours (2008), which the common kinds of colour blindness leave distinct.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
@@ -37,14 +35,11 @@ _STYLE: Any = {
     "axes.labelsize": 10.5,
     "axes.labelcolor": GREY,
     "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.unicode_minus": True,
     "grid.color": FAINT,
-    "grid.linewidth": 0.8,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelsize": 10,
@@ -54,7 +49,6 @@ _STYLE: Any = {
     "lines.linewidth": 1.9,
     "legend.frameon": False,
     "legend.fontsize": 10.5,
-    "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }
 
@@ -104,14 +98,9 @@ def finish(figure: Figure, name: str, says: str) -> Plot:
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
     """An axis from 0 to 1 with room for the line at either end."""
-    limits, ticks = (-0.02, 1.02), [0, 0.25, 0.5, 0.75, 1]
-    labels = ["0", "", "0.5", "", "1"]
-    if which == "x":
-        axes.set_xlim(*limits)
-        axes.set_xticks(ticks, labels)
-    else:
-        axes.set_ylim(*limits)
-        axes.set_yticks(ticks, labels)
+    axes.set(**{f"{which}lim": (-0.02, 1.02)})
+    set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
+    set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
@@ -140,16 +129,10 @@ def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: S
                 color=GREY,
             )  # fmt: skip
             box = note.get_window_extent(renderer)
-            away = _distances(box, points)
+            nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
+            away = np.hypot(*(points - nearest).T)
             free = not any(box.overlaps(other) for other in taken) and away[own] <= away.min() + 0.5
             if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
                 taken.append(box)
                 break
             note.remove()
-
-
-def _distances(box: Bbox, points: FloatArray) -> FloatArray:
-    """(N,) how far (N, 2) points are from a box."""
-    nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
-    away: FloatArray = np.hypot(*(points - nearest).T)
-    return away

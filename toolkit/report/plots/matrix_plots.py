@@ -42,8 +42,7 @@ def instead_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
     norm = TwoSlopeNorm(0.0, -np.log2(MOST), np.log2(MOST))
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=TIMES, norm=norm)
     _frame(axes, genres, "genre that is missed", "genre that is named wrongly")
-    deep = np.abs(shown) > 1.5
-    _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", deep)
+    _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", np.abs(shown) > 1.5)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     says = (
@@ -63,16 +62,14 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
     names = [genre if len(genre) <= 24 else genre[:23] + "…" for genre in genres]
     axes.set_xticks(range(len(genres)), names, rotation=90)
     axes.set_yticks(range(len(genres)), names)
-    axes.set_xlabel(columns)
-    axes.set_ylabel(rows)
+    axes.set(xlabel=columns, ylabel=rows)
     axes.grid(False)
     edges = np.arange(len(names) + 1) - 0.5
     axes.set_xticks(edges, minor=True)
     axes.set_yticks(edges, minor=True)
     axes.grid(True, which="minor", linewidth=0.5)
     axes.tick_params(which="both", length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], deep: BoolArray) -> None:

@@ -8,9 +8,10 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import NullLocator
 from sklearn.metrics import precision_recall_curve
 
+from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 from toolkit.metrics.table import PLACES, values
 from toolkit.metrics.weighted import Outcome
@@ -50,8 +51,9 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
 
 
 @styled
-def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: float, chosen: dict[str, float]) -> Plot:
+def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
     """The sweep, with the thresholds of the genres on the axis and what they reach together at the right edge."""
+    thresholds, single, per_genre = decisions.thresholds, decisions.global_threshold, decisions.per_genre
     figure, axes = new_figure()
     for key, name in SWEPT.items():
         color, line = _LOOKS[key]
@@ -59,8 +61,7 @@ def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: fl
     axes.set_xscale("logit")
     axes.set_xlim(LOWEST, HIGHEST)
     marks = [0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
-    axes.xaxis.set_major_locator(FixedLocator(marks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:g}" for mark in marks]))
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
     axes.xaxis.set_minor_locator(NullLocator())
     unit_axis(axes)
     axes.axvline(single, color=GREY, linewidth=1.2)
@@ -68,7 +69,6 @@ def sweep_plot(swept: dict[str, list[float]], thresholds: FloatArray, single: fl
         f"{single:.2g}", (single, 1.02), (0, 4), textcoords="offset points", ha="center", va="bottom",
         fontsize=10, color=GREY,
     )  # fmt: skip
-    per_genre = np.ptp(thresholds) > 0
     if per_genre:
         inside = np.clip(thresholds, LOWEST * 1.05, 1 - (1 - HIGHEST) * 1.05)
         axes.plot(inside, np.full(len(inside), -0.02), "|", color=INK, markersize=9, clip_on=False)
@@ -106,7 +106,7 @@ def precision_recall_plot(
     if point is not None:
         axes.plot(*point, "o", color=ORANGE, markersize=6, markeredgecolor="white")
     unit_axis(axes, "x")
-    unit_axis(axes, "y")
+    unit_axis(axes)
     axes.set_xlabel("recall", labelpad=1)
     axes.set_ylabel("precision", labelpad=1)
     at = f"precision {point[1]:.2f} and recall {point[0]:.2f} at its threshold" if point else "never named"
@@ -125,8 +125,7 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     low, high = min(xs, default=1), max(xs, default=10)
     axes.set_xlim(low / 1.6, high * 2.2)
     marks = [m for m in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000) if low / 1.6 <= m <= high * 2.2]
-    axes.xaxis.set_major_locator(FixedLocator(marks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,}" for mark in marks]))
+    axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
     axes.xaxis.set_minor_locator(NullLocator())
     unit_axis(axes)
     axes.set_xlabel("support: posters of the genre in this split")

@@ -36,10 +36,8 @@ def read_course(model: Path) -> Course | None:
     if not path.is_file():
         return None
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = [
-                row for row in csv.DictReader(stream) if None not in row.values()
-            ]  # a killed run's last row is half
+        with open(path, newline="", encoding="utf-8") as stream:  # a killed run's last row is half
+            rows = [row for row in csv.DictReader(stream) if None not in row.values()]
     except (OSError, ValueError, csv.Error) as error:
         log.warning("the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error))
         return None
@@ -58,21 +56,16 @@ def _number(text: str) -> float | None:
 
 def course_plots(course: Course, saved: int | None) -> list[Plot]:
     """Losses and validation metrics over the epochs; ``saved`` is the epoch (from 1) whose weights were kept."""
-    plots = []
-    if "train_loss" in course and "val_loss" in course:
-        plots.append(_losses(course, saved))
-    if any(name in course for name in METRICS):
-        plots.append(_metrics(course, saved))
-    return plots
+    losses = [_losses(course, saved)] if {"train_loss", "val_loss"} <= course.keys() else []
+    return losses + ([_metrics(course, saved)] if METRICS.keys() & course.keys() else [])
 
 
 @styled
 def _losses(course: Course, saved: int | None) -> Plot:
     """One above the other: they may be of different losses, and training sees augmented posters."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
-    for axes, key, color, name in zip(
-        both, ("train_loss", "val_loss"), (GREY, BLUE), ("training", "validation"), strict=True
-    ):
+    curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
+    for axes, (key, color, name) in zip(both, curves, strict=True):
         axes.plot(*_line(course, key), "o-", color=color, markersize=3.5)
         axes.set_ylabel(f"{name} loss")
         axes.margins(y=0.15)
