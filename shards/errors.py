@@ -43,11 +43,10 @@ class UserError(Exception):
     status = 2
     """Exit status. Another one for what is nobody's bad input."""
 
-    def __init__(self, *said: Any) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         """``message`` may name URLs: what is secret in them is left out."""
-        code, message = said if len(said) == 2 else ("option-value", said[0])
         super().__init__(without_secrets(message))
-        self.code: Code = code  # type: ignore[assignment]
+        self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), str(self), vars(self))

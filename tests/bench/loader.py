@@ -173,9 +173,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.samples < 1:
-        raise UserError(f"--samples must be at least 1, not {options.samples}")
+        raise UserError("option-value", f"--samples must be at least 1, not {options.samples}")
     if options.rounds < 3:
-        raise UserError(f"--rounds must be at least 3, not {options.rounds}: fewer have no median")
+        raise UserError("option-value", f"--rounds must be at least 3, not {options.rounds}: fewer have no median")
     options.sets = chosen("--sets", options.sets, {name: (name,) for name in SETS})
     options.stacks = chosen(
         "--stacks",
@@ -183,7 +183,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         {name: (name, name.partition("_")[0], entry.family, entry.peer) for name, entry in STACK_ENTRIES.items()},
     )
     if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise UserError(f"--json must name a file in a folder that exists, not {options.json}")
+        raise UserError("images-none", f"--json must name a file in a folder that exists, not {options.json}")
     return options
 
 
@@ -192,9 +192,9 @@ def chosen(option: str, text: str, aliases: dict[str, tuple[str, ...]]) -> list[
     asked = [part.strip() for part in text.split(",") if part.strip()]
     for part in asked:
         if not any(part in names for names in aliases.values()):
-            raise UserError(f"{option}: there is no {part!r}; there are {', '.join(aliases)}")
+            raise UserError("option-value", f"{option}: there is no {part!r}; there are {', '.join(aliases)}")
     if not asked:
-        raise UserError(f"{option} names nothing; there are {', '.join(aliases)}")
+        raise UserError("option-value", f"{option} names nothing; there are {', '.join(aliases)}")
     return [name for name, names in aliases.items() if any(part in names for part in asked)]
 
 

@@ -112,7 +112,7 @@ def prepare_sets(images: Path | None, samples: int, names: list[str], work: Path
 
 def _found(images: Path) -> list[Path]:
     if not images.is_dir():
-        raise UserError(f"image folder not found: {images}")
+        raise UserError("path-missing", f"image folder not found: {images}")
     found = [
         Path(folder, name)
         for folder, _, names in os.walk(images)
@@ -120,7 +120,7 @@ def _found(images: Path) -> list[Path]:
         if is_image_name(name) and Path(folder, name).is_file()
     ]
     if not found:
-        raise UserError(f"no {ENDINGS_TEXT} file in {images}")
+        raise UserError("images-none", f"no {ENDINGS_TEXT} file in {images}")
     return sorted(found)
 
 
@@ -144,7 +144,7 @@ def _prepared(name: str, folder: Path, candidates: list[Path], samples: int, see
         skipped = _write_files(SETS[name], folder / "files", candidates, samples)
         ids = sorted(path.stem for path in (folder / "files").glob("*.jpg"))
         if not ids:
-            raise UserError(f"no readable image: {skipped[0] if skipped else 'none was asked for'}")
+            raise UserError("images-none", f"no readable image: {skipped[0] if skipped else 'none was asked for'}")
         _build(folder, ids, seed)
         write_json(done, _describe(folder / "shards", skipped))
     facts = read_json(done, "data set")

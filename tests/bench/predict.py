@@ -139,11 +139,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=BENCH / ".work", metavar="DIR")
     options = parser.parse_args(arguments)
     if options.samples < 1 or options.batch < 0 or options.rounds < 3:
-        raise UserError("--samples must be at least 1, --batch 0 or more, --rounds at least 3")
+        raise UserError("option-value", "--samples must be at least 1, --batch 0 or more, --rounds at least 3")
     options.batch = rows_for(options.batch, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     options.stacks = [name for name in options.stacks.split(",") if name]
     if unknown := [name for name in options.stacks if name not in ENTRIES]:
-        raise UserError(f"--stacks: there is no {unknown[0]!r}; there are {', '.join(ENTRIES)}")
+        raise UserError("option-value", f"--stacks: there is no {unknown[0]!r}; there are {', '.join(ENTRIES)}")
     return options
 
 

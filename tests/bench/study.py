@@ -76,10 +76,12 @@ def study(args: argparse.Namespace) -> int:
 def choose(args: argparse.Namespace) -> list[Recipe]:
     """The recipes asked for. Raises UserError."""
     if args.splits < 1:
-        raise UserError(f"--splits must be at least 1, not {args.splits}")
+        raise UserError("option-value", f"--splits must be at least 1, not {args.splits}")
     known = recipes(args.fine_tune)
     if unknown := [name for name in args.only or () if name not in {recipe.name for recipe in known}]:
-        raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(recipe.name for recipe in known)}")
+        raise UserError(
+            "option-value", f"no recipe {unknown[0]!r}; there are: {'; '.join(recipe.name for recipe in known)}"
+        )
     return [recipe for recipe in known if not args.only or recipe.name in args.only]
 
 

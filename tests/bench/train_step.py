@@ -149,8 +149,9 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     count = min(len(source), round(options.batch * (options.steps + 1) / (1 - VALIDATED)))
     if count * (1 - VALIDATED) < 2 * options.batch:
         raise UserError(
+            "option-value",
             f"--batch {options.batch} leaves fewer than two updates of the {len(source)} training samples of "
-            f"{options.shards}"
+            f"{options.shards}",
         )
     manifest = Manifest.read(make_set(source, side, count, folder))
     config = recipe(options)
@@ -227,9 +228,9 @@ def main() -> int:
     }
     try:
         if min(options.batch, options.steps, options.rounds) < 1:
-            raise UserError("--batch, --steps and --rounds must be at least 1")
+            raise UserError("option-value", "--batch, --steps and --rounds must be at least 1")
         if not all(side.isdecimal() and int(side) >= 32 for side in options.sides.split(",")):
-            raise UserError(f"--sides must be numbers of pixels, at least 32, and not {options.sides}")
+            raise UserError("option-value", f"--sides must be numbers of pixels, at least 32, and not {options.sides}")
         for side in map(int, options.sides.split(",")):
             with tempfile.TemporaryDirectory() as folder:
                 figures["sides"][str(side)] = found = measure(options, side, Path(folder))

@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import cast
 
 import msgspec
 import psutil
@@ -158,7 +159,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagr
     if rank:
         store.set(f"record/{rank}", msgspec.json.encode(record).decode())
         line, _, code = _taken(store, f"verdict/{rank}").decode().partition("\n")
-        return Disagreement(code, line) if line else None
+        return Disagreement(cast(Code, code or "ranks-differ"), line) if line else None
     verdict, wanted = _judged(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]
     for key in verdicts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adopt_tools import adopt, found, pack, rejected
@@ -172,7 +173,7 @@ def test_names_of_splits(tmp_path: Path) -> None:
 # --- the tars of ../shared/cases
 
 
-CASES = {
+CASES: dict[str, tuple[Any, Any, Any]] = {
     "dotted": ({}, {"c": "several images"}, ("images-none", "several images")),
     "exif_alpha_16bit": ({k: ["Drama"] for k in ("exif_6", "grey_16_bit", "palette_transparent", "alpha")}, {}, ""),
     "latin1_name": ({"caf%E9": ["Drama"]}, {}, ""),

@@ -32,7 +32,8 @@ class Memory(GeneralTracker):
 
     def __init__(self, out: Path, options: MemoryOptions) -> None:
         super().__init__()
-        self.options, self.rows, self.started, self.ended = options, [], False, False
+        self.options, self.started, self.ended = options, False, False
+        self.rows: list[tuple[int | None, dict[str, Any]]] = []
         made.append(self)
 
     def start(self) -> None:

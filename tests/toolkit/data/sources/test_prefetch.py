@@ -142,7 +142,7 @@ def test_what_finds_no_room_is_tried_until_its_readers_are_there(monkeypatch: py
 def test_an_error_is_told_and_is_the_readers_to_raise(caplog: pytest.LogCaptureFixture) -> None:
     def answer(number: int) -> None:
         if number == 0:
-            raise UserError("shard 0 is gone")
+            raise UserError("set-missing", "shard 0 is gone")
 
     store = Store(answer)
     fetcher = make(store, [0, 1], ahead=2, threads=1)

@@ -95,7 +95,7 @@ def otherwise(config: Config, *keys: str) -> Config:
     for key in keys:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        opposite = {} if value else {"tensorboard": {}} if isinstance(value, dict) else not value
+        opposite: Any = {} if value else {"tensorboard": {}} if isinstance(value, dict) else not value
         other = OTHERWISE[key] if key in OTHERWISE else opposite if isinstance(value, (bool, dict)) else value + 1
         assert other != value
         setattr(getattr(config, section), name, other)
