@@ -50,7 +50,10 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How posters are checked and packed."""
+    """How posters are checked and packed.
+
+    A shard remembers all of them (pack.PackTask.plan): a new one at its default must leave plans as they were.
+    """
 
     short_side: int = 256
     """Longest allowed short side in pixels; larger posters are shrunk, none is enlarged."""

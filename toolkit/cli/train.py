@@ -17,6 +17,7 @@ from shards.options import option
 from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, as_today, check_file, check_text
 from toolkit.config.losses import LOSSES
 from toolkit.config.schema import Config
+from toolkit.config.trackers import TRACKERS
 from toolkit.config.validation import check_config
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,17 @@ class TrainOptions(SetOptions):
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
         """Keys and help of the options that entries of registries bring, by what the entry is."""
+        entries = {
+            **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
+            **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},
+        }
         return {
-            f"With --loss.name {name}": {
-                f"loss.options.{option.arg_name}": f"{option.description} (default {option.default})"
-                for option in parse_from_object(loss.options).params
+            title: {
+                f"{key}.{option.arg_name}": f"{option.description} (default {option.default})"
+                for option in parse_from_object(options).params
             }
-            for name, loss in LOSSES.items()
-            if dataclasses.fields(loss.options)
+            for title, (key, options) in entries.items()
+            if dataclasses.fields(options)
         }
 
     @staticmethod

@@ -40,7 +40,9 @@ def as_today(config: Any) -> dict[str, Any]:
             other[key] = value
     train = config.get("train") or {}
     if train.pop("tensorboard", True) is False:
-        train["trackers"] = {name: given for name, given in train.get("trackers", {}).items() if name != "tensorboard"}
+        train["trackers"] = {
+            name: given for name, given in (train.get("trackers") or {}).items() if name != "tensorboard"
+        }
     if other.get("augment.mix_prob") == 0:
         config["augment"]["mixup"] = config["augment"]["cutmix"] = 0.0
     loss = config.get("loss") or {}

@@ -116,7 +116,8 @@ class AugmentConfig:
         return self.mixup > 0 or self.cutmix > 0
 
 
-#: In their order; mixing follows, which changes targets too. A new one is a row, its options above, and its function.
+#: In their order; mixing follows, which changes targets too. A new one is a row, its options above, which
+#: configs/poster_resnet50.yaml explains too, and its function, in a module of toolkit/data/augment.
 AUGMENTATIONS = (
     Augmentation(
         lambda config: max(config.brightness, config.contrast, config.saturation) > 0,
@@ -144,7 +145,7 @@ class LossConfig:
     """Options of the loss of that name, such as gamma_neg of asl; the others have their defaults."""
 
     def __post_init__(self) -> None:
-        if self.name in LOSSES:
+        if self.name in LOSSES and self.options is not None:
             self.options = {**asdict(LOSSES[self.name].options()), **self.options}
 
 

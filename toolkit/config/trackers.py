@@ -20,7 +20,7 @@ class Tracker(NamedTuple):
     options: type
     """A dataclass; check_config holds what train.trackers gives to its fields."""
     package: str
-    """What must be installed; without it the tracker is idle."""
+    """What must be installed; without it the tracker is idle. Empty: nothing."""
     made_by: str
     """MODULE:FUNCTION, (RUN, the options) → an accelerate.tracking.GeneralTracker that is not started."""
 

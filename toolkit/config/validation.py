@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import msgspec
 
@@ -46,6 +46,9 @@ def check_config(config: Config) -> None:
 
 def _check_values(where: str, options: Any) -> None:
     """Raise UserError for an option that breaks the rules of its type; ``options`` is a dataclass."""
+    for name, hint in get_type_hints(type(options)).items():
+        if getattr(options, name) is None and type(None) not in get_args(hint):  # an empty key in YAML
+            raise UserError("option-value", f"{where}.{name} has no value: give it one, or leave the key out")
     for name, value in vars(options).items():
         numbers = value if isinstance(value, (tuple, list)) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):

@@ -18,7 +18,7 @@ def start_trackers(accelerator: Accelerator, wanted: dict[str, dict[str, Any]], 
     """Start those that are installed. For the main process, before the first row."""
     for name, options in wanted.items():
         entry = TRACKERS[name]
-        if find_spec(entry.package):
+        if not entry.package or find_spec(entry.package):
             with naming(out / name):
                 tracker = named(entry.made_by)(out, entry.options(**options))
                 tracker.start()

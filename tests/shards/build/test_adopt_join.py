@@ -24,7 +24,7 @@ def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
     """Tools that number every tar from 0: one CSV row, one prediction, would stand for several posters."""
     pack(tmp_path / "a.tar", "0 1")
     pack(tmp_path / "b.tar", "1 2")
-    with fails("samples-repeated", "a.tar", "b.tar", "'1'"):
+    with fails("samples-repeated", "a.tar", "b.tar both hold a sample '1'"):
         adopt(tmp_path)
     write_tar(tmp_path / "b.tar", {"1.jpg": b"broken", "2.jpg": encoded(draw(2))})
     with fails("samples-repeated", "a.tar", "b.tar", "'1'"):
@@ -35,7 +35,7 @@ def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
 def test_an_id_of_two_samples_is_refused(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", "x y", x={"id": "tt1"}, y={"id": "tt2"})
     pack(tmp_path / "b.tar", "z", z={"id": "tt1"})
-    with fails("samples-repeated", "a.tar", "'x'", "'z'", "b.tar", "'tt1'"):
+    with fails("samples-repeated", "a.tar", "'x'", "'z'", "b.tar) both have the id 'tt1'"):
         adopt(tmp_path)
     pack(tmp_path / "b.tar", "tt2")  # its key is its id
     with fails("samples-repeated", "'y'", "'tt2'"):
@@ -109,7 +109,7 @@ def test_a_name_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", ["a/1 b/1", "1 b/1", "b/1 1"])
 def test_a_row_that_fits_two_samples_is_refused(tmp_path: Path, names: str) -> None:
-    with fails("table-row", "'1'", "meta.csv", "CSV"):
+    with fails("table-row", "'1'", "meta.csv fits two samples", "CSV"):
         joined(tmp_path, {"1": ["A"]}, names)
 
 

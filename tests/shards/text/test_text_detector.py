@@ -100,7 +100,7 @@ def test_the_same_picture_gives_the_same_regions_in_any_process(tmp_path: Path) 
         from shards.text.registry import make_detector
         print(json.dumps(told(make_detector(QUICK).detect(np.asarray(Image.open(sys.argv[1]))))))
     """
-    path = f"{environment()['PYTHONPATH']}:{Path(__file__).parents[1]}:{Path(__file__).parent}"
+    path = ":".join([environment()["PYTHONPATH"], *(str(folder) for folder in Path(__file__).parents[:3])])
     done = python("-c", textwrap.dedent(script), tmp_path / "poster.png", env=environment(PYTHONPATH=path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == first

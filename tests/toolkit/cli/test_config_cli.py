@@ -188,6 +188,17 @@ def test_options_of_a_loss_and_the_flat_keys_of_earlier_versions(tmp_path: Path)
     assert parse("--loss.focal_gamma=3").loss.options == {}  # of another loss: without effect, as before
 
 
+@pytest.mark.parametrize("key", config_keys())
+def test_a_key_without_a_value(key: str, tmp_path: Path):
+    section, name = key.split(".")
+    (tmp_path / "c.yaml").write_text(f"{section}:\n  {name}:\n")
+    if key in ("model.weights", "train.feature_cache"):
+        assert parse("--config", str(tmp_path / "c.yaml")) == parse()
+    else:
+        with fails("option-value", key):
+            parse("--config", str(tmp_path / "c.yaml"))
+
+
 def test_keys_that_became_constants(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     usual = (

@@ -23,7 +23,6 @@ from toolkit.evaluation.options import EvaluateOptions
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.folder import OURS
 from toolkit.models.heads import HeadSpec
-from toolkit.report import run as report_run
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
 
@@ -175,13 +174,13 @@ def test_label_errors_by_default_where_they_can_be_had(
         assert found is not None
         return found.label_errors
 
-    monkeypatch.setattr(report_run, "have_cleanlab", lambda: True)
+    monkeypatch.setattr("shards.extras.find_spec", lambda module: module)
     assert wanted() and wanted("--label-errors") and wanted("--split", "val")
     assert not wanted("--no-label-errors") and not wanted("--split", "train")
     assert wanted("--split", "train", "--label-errors")
-    monkeypatch.setattr(report_run, "have_cleanlab", lambda: False)
+    monkeypatch.setattr("shards.extras.find_spec", lambda module: None)
     assert not wanted()
-    with pytest.raises(UserError, match="--label-errors needs cleanlab"):
+    with fails("extra-missing", "--label-errors needs cleanlab"):
         wanted("--label-errors")
 
 

@@ -1,7 +1,7 @@
 """What training does to pixels after crop and flip, on the device, for a whole micro-batch at once.
 
 Order: AUGMENTATIONS (config/schema.py), then mixing. Every random number is a hash of (seed, epoch, key, purpose) made
-on the CPU (augment.uniforms), so a sample gets the same pixels on any rank, at any world size and accumulation, in any
+on the CPU (sampling/rng.py), so a sample gets the same pixels on any rank, at any world size and accumulation, in any
 place of a batch; and what one operation draws does not change with another switched on. Each operation takes its
 samples one by one in its arithmetic too (no sum runs over a batch), so this holds to the bit on one kind of device.
 """
