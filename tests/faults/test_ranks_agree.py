@@ -140,7 +140,7 @@ def test_what_the_first_process_cannot_write(
             ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=1"],
             ".npy",
         ),
-        ("toolkit.training.lr_finder:save_curve", ["--find-lr"], "find-lr.csv"),
+        pytest.param("toolkit.training.lr_finder:save_curve", ["--find-lr"], "find-lr.csv", marks=pytest.mark.long),
     ],
     ids=["features", "find-lr"],
 )

@@ -51,6 +51,7 @@ def test_what_a_launcher_told(told: dict[str, str], processes: int | str):
     assert processes in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):
     (env,) = ranks(free_port(), 2, 0, POSTERS_TIMEOUT="2")
     alone = start(env, "launch/train.py", *options_of(launch_set, tmp_path / "run"))

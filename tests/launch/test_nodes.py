@@ -93,6 +93,7 @@ def ends(jobs: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(job.returncode, text) for job, text in zip(jobs, said, strict=True)]
 
 
+@pytest.mark.long
 def test_two_nodes_give_the_weights_of_two_processes_on_one(nodes: Nodes, launch_set: Path, pair: Path, tmp_path: Path):
     (status, said), (other, quiet) = ends(nodes.both("launch/train.py", *options_of(launch_set, tmp_path / "run")))
     assert (status, other) == (0, 0), said + quiet

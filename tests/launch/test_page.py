@@ -90,6 +90,7 @@ def test_scripts_are_scripts(path: Path):
     assert path.suffix == ".sbatch" or path.stat().st_mode & 0o111  # srun runs it; sbatch reads a job
 
 
+@pytest.mark.long
 def test_the_config_for_one_gpu_trains(launch_set: Path, tmp_path: Path):
     """On the CPU where there is no GPU; the other configs are used by the tests of several processes."""
     config = ROOT / "launch" / "accelerate" / "one_gpu.yaml"

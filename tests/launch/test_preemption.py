@@ -58,7 +58,11 @@ def facts(out: Path) -> tuple[bytes, list[dict[str, str]], list[dict[str, str]]]
     return weights(out), rows(out / "epochs.csv", *SPEED), rows(out / "log.csv", *SPEED)
 
 
-@pytest.mark.parametrize("more", [[], ["--train.ema=0.9", "--train.checkpoint_steps=0"]], ids=["raw", "average"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param([], marks=pytest.mark.long), ["--train.ema=0.9", "--train.checkpoint_steps=0"]],
+    ids=["raw", "average"],
+)
 def test_stopped_while_validating(launch_set: Path, tmp_path: Path, term_at: Any, more: list[str]):
     uninterrupted, out = tmp_path / "whole", tmp_path / "run"
     assert main(["train", *options_of(launch_set, uninterrupted, *more)]) == 0

@@ -61,12 +61,10 @@ def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     return job.returncode, output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "shape"),
-    [
-        ("one_node.sbatch", ["--gpus-per-node=2"]),
-        pytest.param("nodes.sbatch", ["--nodes=2", "--gpus-per-node=1"], marks=pytest.mark.long),
-    ],
+    [("one_node.sbatch", ["--gpus-per-node=2"]), ("nodes.sbatch", ["--nodes=2", "--gpus-per-node=1"])],
 )
 def test_two_processes_on_one_node_and_on_two(
     submit: Submit, script: str, shape: list[str], launch_set: Path, pair: Path, tmp_path: Path

@@ -60,6 +60,7 @@ def test_small_posters_keep_their_bytes(real: Path, tmp_path: Path) -> None:
     assert verify_shards(out)[1] == []
 
 
+@pytest.mark.long
 def test_large_posters_are_shrunk(real_large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     where = ("--images", real_large / "images", "--metadata", real_large / "meta.csv", "--out", out)

@@ -98,6 +98,7 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 # --- compiled on two processes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # a launch of two minutes
 @pytest.mark.parametrize("name", ["everything", "features"])
 def test_compiled_on_two_processes_learns_the_same_under_the_same_names(runs: Runs, name: str):
     ours, theirs = runs.last(f"{name} compiled"), runs.last(name)
@@ -108,6 +109,7 @@ def test_compiled_on_two_processes_learns_the_same_under_the_same_names(runs: Ru
     load_model_folder(runs.folder / f"{name} compiled" / "model")
 
 
+@pytest.mark.long  # a launch of two minutes
 @pytest.mark.parametrize(("name", "update"), STOPS)
 def test_compiled_on_two_processes_resumes_to_the_bit(runs: Runs, name: str, update: int):
     stopped = f"{name} stopped {update}"
@@ -119,6 +121,7 @@ def test_compiled_on_two_processes_resumes_to_the_bit(runs: Runs, name: str, upd
     assert runs.weights(stopped).keys() == runs.weights(name).keys()
 
 
+@pytest.mark.long  # a launch of two minutes
 @pytest.mark.parametrize("name", ["everything", "features"])
 def test_a_checkpoint_under_the_compilers_names_is_resumed(
     runs: Runs, name: str, shard_set: Path, tmp_path: Path, one_thread: None
@@ -143,6 +146,7 @@ def test_a_checkpoint_under_the_compilers_names_is_resumed(
 # --- DDP's settings ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # a launch of two minutes
 @pytest.mark.parametrize("name", GRAPHS)
 def test_ddps_settings_change_no_bit(runs: Runs, name: str):
     torch.testing.assert_close(runs.last(name), runs.last(f"{name} plain DDP"), rtol=0, atol=0)
@@ -153,6 +157,7 @@ def test_ddps_settings_change_no_bit(runs: Runs, name: str):
     assert without == {"gradient_as_bucket_view": False, "static_graph": False}
 
 
+@pytest.mark.long  # a launch of two minutes
 def test_the_graph_is_not_static_where_torch_does_not_bear_it(runs: Runs):
     for name in ("everything", "everything compiled", "features compiled"):
         seen = json.loads((runs.folder / name / "rank0.jsonl").read_text())["ddp"]
@@ -224,6 +229,7 @@ def test_a_model_folder_under_wrappers_names_is_loaded(model_folder: Path, tmp_p
 # --- BatchNorm over processes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # a launch of two minutes
 def test_statistics_over_processes_are_refused_on_cpus(runs: Runs):
     for rank in (0, 1):
         said = json.loads((runs.folder / "synced" / f"rank{rank}.jsonl").read_text())["status"]

@@ -253,6 +253,7 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
     assert sum(server.requests[f"/set/{shard.name}"] for shard in train.shards) > count  # the limit was felt
 
 
+@pytest.mark.long
 def test_nodes_with_other_copies_of_the_set_are_told(shard_set: Path, tmp_path: Path) -> None:
     """Two ranks, each with a folder of its own; one of them is of another build."""
     other = shutil.copytree(shard_set, tmp_path / "other")

@@ -92,7 +92,7 @@ def test_what_a_run_leaves(whole: Path, shard_set: Path):
     assert json.loads((whole / "model" / "metrics-val.json").read_text())["loss"] == pytest.approx(best, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["whole", "double"])
+@pytest.mark.parametrize("name", ["whole", pytest.param("double", marks=pytest.mark.long)])
 def test_every_epoch_visits_every_sample_once(name: str, request: pytest.FixtureRequest, runs: Path, shard_set: Path):
     request.getfixturevalue(name)
     updates = read_spy(runs / f"spy-{name}")
