@@ -30,6 +30,7 @@ from toolkit.inference.split_outputs import SplitLogits
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.files import predict_files, write_predictions
+from toolkit.prediction.formats import ShownOptions
 from toolkit.report.label_errors import INSTALL, have_cleanlab
 from toolkit.report.output import check_report_folder
 from toolkit.report.run import ReportRun
@@ -82,7 +83,8 @@ def run_demo(options: DemoOptions) -> int:
     images = {path.stem: path for path in list_images(out / "posters" / "images")}
     paths = [images[reader.sample_id(i)] for i in range(len(reader))]
     predictions = predict_files(folder, paths, accelerator)
-    write_predictions(predictions, folder, str(accelerator.device), out / "predictions.json", "json", verbose=True)
+    shown = ShownOptions(verbose=True)
+    write_predictions(predictions, folder, str(accelerator.device), out / "predictions.json", "json", shown)
     true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
     items = [
         GalleryItem(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.errors import UserError
 from shards.options import option
+
+Tta = Literal["none", "flip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +34,21 @@ class PassOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 0 or self.threads < 0:
             raise UserError("option-value", "--batch-size and --threads must be 0 (automatic) or more")
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How a forward pass of a prediction is run."""
+
+    channels_last: bool = True
+    """Memory layout that convolutions like best."""
+    compile: bool = False
+    """torch.compile: faster after a first minute, for many images."""
+    tta: Tta = "none"
+    """flip: the mean over each image and its mirror image, for twice the time."""
+    embeddings: bool = False
+    """Also the pooled features that the classifier is given, for search and de-duplication (folders)."""
+
+    def facts(self) -> dict[str, Any]:
+        """Those that change what comes out, but for rounding; files of predictions hold them."""
+        return {"tta": self.tta, "embeddings": self.embeddings}

@@ -11,33 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.config.options import ForwardOptions
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.fsdp import is_spread
 from toolkit.models.heads import logits_and_features
 
-Tta = Literal["none", "flip"]
 #: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
-
-
-@dataclass(frozen=True)
-class ForwardOptions:
-    """How a forward pass is run; only ``tta`` and ``embeddings`` change what comes out, but for rounding."""
-
-    channels_last: bool = True
-    compile: bool = False
-    """torch.compile: worth its minute from some ten thousand images on."""
-    tta: Tta = "none"
-    """flip: the mean of the logits (and embeddings) of each image and its mirror image."""
-    embeddings: bool = False
-    """Also what the classifier is given: pooled features, for search and de-duplication."""
 
 
 @dataclass

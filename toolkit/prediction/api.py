@@ -18,12 +18,13 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
+from toolkit.config.options import ForwardOptions, Tta
 from toolkit.data.sampling.plan import Share
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import file_id, read_file
 from toolkit.data.transforms.batch_transform import FileCut, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
-from toolkit.inference.forward import Forward, ForwardOptions, Tta
+from toolkit.inference.forward import Forward
 from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder

@@ -35,7 +35,7 @@ from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
 from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
-from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.inference.forward import Forward
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import Rows
 from toolkit.inference.scoring import Scored, inference_loader, score
@@ -99,7 +99,7 @@ def run_predict_batch(options: PredictOptions) -> int:
     accelerator = make_accelerator(options.precision, facts)
     forward = forward_of(options, folder, accelerator)
     precision = accelerator.mixed_precision if options.onnx is None else "no"
-    how = {"precision": precision, "tta": options.tta, "embeddings": bool(options.embeddings)}
+    how = {"precision": precision, **options.facts()}
     job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, how, siblings)
     return predict_parts(job, accelerator)
 
@@ -114,15 +114,14 @@ def load_folder(path: Path, threshold: float | None) -> ModelFolder:
 
 def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
     """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
-    how = ForwardOptions(options.channels_last, options.compile, options.tta, options.embeddings)
     if options.onnx is not None:
         network = OnnxModel(options.onnx_path, folder, accelerator.device)
-        return Forward(network, folder.preprocessing, options=replace(how, channels_last=False))
+        return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
     model = folder.model.to(accelerator.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     rows = rows_for(options.batch_size, accelerator.device)
-    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), how, rows)
+    return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, rows)
 
 
 def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:

@@ -30,7 +30,7 @@ from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.batch import forward_of, load_folder, run_predict_batch
 from toolkit.prediction.facts import facts_of
-from toolkit.prediction.formats import FORMATS, Shown
+from toolkit.prediction.formats import FORMATS, Shown, ShownOptions
 from toolkit.prediction.options import PredictOptions, file_format, wants_a_folder
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run_predict(options: PredictOptions) -> int:
     accelerator = make_accelerator(options.precision)
     forward = forward_of(options, folder, accelerator)
     predictions = predict_files(folder, paths, accelerator, options.batch_size, options.threads, forward)
-    write_predictions(predictions, folder, str(accelerator.device), options.out, format, options.verbose)
+    write_predictions(predictions, folder, str(accelerator.device), options.out, format, options)
     failed = sum(error is not None for error in predictions.errors)
     for name, error in zip(predictions.ids, predictions.errors, strict=True):
         if error is not None:
@@ -89,10 +89,10 @@ def predict_files(
 
 
 def write_predictions(
-    rows: Rows, folder: ModelFolder, device: str, output: Path | None, format: str, verbose: bool
+    rows: Rows, folder: ModelFolder, device: str, output: Path | None, format: str, options: ShownOptions
 ) -> None:
     """Write all results to ``output``, or to the screen, in one of FORMATS."""
-    shown, writer = Shown(folder, device, verbose), FORMATS[format]
+    shown, writer = Shown(folder, device, options), FORMATS[format]
     if output is None:
         (exact_stdout() if writer.screen == "exact" else sys.stdout).write(writer.text(rows, shown))
         return

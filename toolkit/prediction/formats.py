@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from shards.errors import UserError, one_line, printable, printable_line
+from shards.options import option
 from shards.storage.csv_text import write_exact
 from shards.storage.files import atomic_write
 from toolkit.inference.rows import OWN, Line, Rows
@@ -36,13 +37,20 @@ REMEDY = "remove it or choose another --out"
 
 
 @dataclass(frozen=True)
+class ShownOptions:
+    """How results of a few images are shown."""
+
+    verbose: bool = option(False, "-v")
+    """Probability of every genre, sorted."""
+
+
+@dataclass(frozen=True)
 class Shown:
-    """What results of a few images say beside their rows."""
+    """What results of a few images say beside their rows, and how."""
 
     folder: ModelFolder
     device: str
-    verbose: bool
-    """The probability of every genre, also in the formats for people."""
+    options: ShownOptions
 
 
 class Format:
@@ -172,7 +180,7 @@ class Json(Format):
         assert shown is not None
         results: list[dict[str, Any]] = []
         for image, lines, error in zip(rows.ids, rows.ranked(), rows.errors, strict=True):
-            told = {line.genre: round(line.probability, 6) for line in lines if shown.verbose or line.named}
+            told = {line.genre: round(line.probability, 6) for line in lines if shown.options.verbose or line.named}
             said = {"genres": _named(lines), "probabilities": told} if error is None else {"error": error}
             results.append({"image": image, **said})
         facts = {
@@ -209,7 +217,7 @@ class Text(Format):
                 continue
             named = ", ".join(f"{names[line.genre]} ({line.probability:.0%})" for line in ranked if line.named)
             lines.append(f"{image}: {named or 'no genre reaches its threshold'}")
-            if shown.verbose:
+            if shown.options.verbose:
                 lines += [f"    {names[line.genre]:<{width}}  {line.probability:7.2%}" for line in ranked]
         return "\n".join(lines) + "\n"
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import Place, place
-from toolkit.config.options import ModelOption, PassOptions
-from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName
+from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOption, PassOptions):
+class PredictOptions(ModelOption, PassOptions, ForwardOptions, ShownOptions):
     """What ``posters predict`` is asked for."""
 
     image: list[Path] | None = option(None, "-i")
@@ -37,22 +36,12 @@ class PredictOptions(ModelOption, PassOptions):
     format: FormatName | None = option(None, "-f")
     """Of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of these; on the
     screen: json, csv (default: text)."""
-    verbose: bool = option(False, "-v")
-    """Probability of every genre, sorted."""
     split: str | None = None
     """With --shards: only this split."""
     ignore_labels: bool = False
     """With --shards: predict though its labels differ."""
-    tta: Literal["none", "flip"] = "none"
-    """flip: the mean over each image and its mirror image, for twice the time."""
-    embeddings: bool = False
-    """Also the pooled features that the classifier is given, for search and de-duplication (folders)."""
     onnx: str | None = option(None, metavar="FILE", const="")
     """Run what `posters export` made instead of PyTorch (default MODEL/model.onnx)."""
-    compile: bool = False
-    """torch.compile: faster after a first minute, for many images."""
-    channels_last: bool = True
-    """Memory layout that convolutions like best."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

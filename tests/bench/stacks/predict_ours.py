@@ -11,10 +11,11 @@ from protocol import Stack, Task, serve
 
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import LocalShards
+from toolkit.config.options import ForwardOptions
 from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.prediction.batch import Job, predict_parts
 from toolkit.prediction.chunks import folder_parts, shard_parts

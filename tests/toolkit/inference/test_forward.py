@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from toolkit.config.options import ForwardOptions
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.inference.forward import Forward, ForwardOptions
+from toolkit.inference.forward import Forward
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec, classifier_path
 
