@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,11 @@ def make_model_folder(
         {},
     )
     return folder
+
+
+def with_threshold(decisions: Decisions, threshold: float) -> Decisions:
+    """The same calibration with one threshold for every genre."""
+    return replace(decisions, thresholds=np.full_like(decisions.thresholds, threshold))
 
 
 def some_decisions(num_genres: int) -> Decisions:

@@ -49,6 +49,6 @@ class ForwardOptions:
     embeddings: bool = False
     """Also the pooled features that the classifier is given, for search and de-duplication (folders)."""
 
-    def facts(self) -> dict[str, Any]:
+    def forward_facts(self) -> dict[str, Any]:
         """Those that change what comes out, but for rounding; files of predictions hold them."""
         return {"tta": self.tta, "embeddings": self.embeddings}

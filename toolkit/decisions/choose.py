@@ -7,7 +7,7 @@ and the gallery agree. Nothing here ever sees the split that is reported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -58,11 +58,6 @@ class Decisions:
     def named(self, logits: ArrayLike) -> BoolArray:
         """Which genres are named: calibrated probability >= threshold."""
         return self.probabilities(logits) >= self.thresholds
-
-    def at(self, threshold: float) -> Decisions:
-        """The same calibration with one threshold for every genre, chosen by the user."""
-        plain = Decisions.plain(np.full(len(self.thresholds), threshold))
-        return replace(plain, scale=self.scale, bias=self.bias, calibration=self.calibration)
 
     @property
     def per_genre(self) -> bool:

@@ -1,22 +1,53 @@
-"""Rows of predictions: what files of every format, the Python interface and the app's page are made from."""
+"""Rows of predictions and the genres that they name: what files, the Python interface and the app are made from."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shards.dataset.labels import LabelSet
-from shards.errors import printable_line
+from shards.errors import UserError, printable_line
+from shards.options import option
+from toolkit.metrics.multilabel import BoolArray, FloatArray
 
 if TYPE_CHECKING:
-    from toolkit.decisions.choose import Decisions
     from toolkit.inference.scoring import Scored
+    from toolkit.model_folder.folder import ModelFolder
 
 #: Our own columns. Databases do not tell Error from error.
 OWN = ("id", "genres", "error", "embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamingOptions:
+    """Which genres are named. An option is a field here, with its part of ``named``."""
+
+    threshold: float | None = option(None, "-t")
+    """Calibrated probability from which a genre is named (default: the model's own per genre)."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+            raise UserError("option-value", f"--threshold must be from 0 to 1, not {self.threshold}")
+
+    def thresholds(self, own: FloatArray) -> FloatArray:
+        """(G,) thresholds that count, of a model with its ``own``."""
+        return own if self.threshold is None else np.full(len(own), self.threshold)
+
+    def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
+        """(..., G): which genres are named, from calibrated probabilities (..., G) and the (G,) thresholds."""
+        return probabilities >= thresholds  # not where it is NaN
+
+    def facts(self) -> dict[str, Any]:
+        """The options beside the thresholds that are not at their default: files of predictions state them."""
+        mine = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
+        return {name: now for name, (plain, now) in mine.items() if name != "threshold" and now != plain}
+
+
+#: What the app and the demo have.
+PLAIN = NamingOptions()
 
 
 @dataclass(frozen=True)
@@ -28,10 +59,7 @@ class Line:
     """Calibrated, 0 to 1."""
     threshold: float
     """Calibrated probability from which the genre is named."""
-
-    @property
-    def named(self) -> bool:
-        return self.probability >= self.threshold
+    named: bool
 
     @property
     def ratio(self) -> float:
@@ -39,10 +67,12 @@ class Line:
         return self.probability / max(self.threshold, 1e-6)
 
 
-def ranked(probabilities: np.ndarray, labels: LabelSet, thresholds: np.ndarray) -> list[Line]:
+def ranked(
+    probabilities: FloatArray, labels: LabelSet, thresholds: FloatArray, naming: NamingOptions = PLAIN
+) -> list[Line]:
     """All genres of one picture, most probable first; probabilities and thresholds (G,)."""
-    order = np.argsort(-probabilities, kind="stable")
-    return [Line(labels.genres[k], float(probabilities[k]), float(thresholds[k])) for k in order]
+    order, named = np.argsort(-probabilities, kind="stable"), naming.named(probabilities, thresholds)
+    return [Line(labels.genres[k], float(probabilities[k]), float(thresholds[k]), bool(named[k])) for k in order]
 
 
 @dataclass
@@ -58,11 +88,12 @@ class Rows:
     """(G,) calibrated probabilities from which a genre is named."""
     embeddings: np.ndarray | None = None
     """(n, F) float32, NaN in rows with an error."""
+    naming: NamingOptions = PLAIN
     key: str = "id"
     """Column of ``ids``: ``image`` of files and pictures that a user gave one by one."""
 
     @classmethod
-    def of(cls, ids: list[str], scored: Scored, labels: LabelSet, decisions: Decisions, key: str = "id") -> Rows:
+    def of(cls, ids: list[str], scored: Scored, folder: ModelFolder, naming: NamingOptions, key: str = "id") -> Rows:
         """The outcome for all of ``ids``, whose samples are numbered as they stand there."""
 
         def spread(values: np.ndarray) -> np.ndarray:
@@ -73,12 +104,13 @@ class Rows:
         errors = [scored.errors.get(row) for row in range(len(ids))]
         return cls(
             ids,
-            spread(decisions.probabilities(scored.logits)),
+            spread(folder.decisions.probabilities(scored.logits)),
             # One line that any file can hold: it may name a file.
             [None if error is None else printable_line(error) for error in errors],
-            labels,
-            decisions.thresholds,
+            folder.labels,
+            naming.thresholds(folder.thresholds),
             None if scored.embeddings is None else spread(scored.embeddings),
+            naming,
             key,
         )
 
@@ -89,13 +121,13 @@ class Rows:
 
     def names(self) -> list[list[str]]:
         """The genres that are named, in the model's order."""
-        named = self.probabilities >= self.thresholds  # not where it is NaN
+        named = self.naming.named(self.probabilities, self.thresholds)
         return [[self.labels.genres[column] for column in np.flatnonzero(row)] for row in named]
 
     def ranked(self) -> list[list[Line]]:
         """All genres of each row, most probable first; none of a row with an error."""
         return [
-            [] if error is not None else ranked(row, self.labels, self.thresholds)
+            [] if error is not None else ranked(row, self.labels, self.thresholds, self.naming)
             for row, error in zip(self.probabilities, self.errors, strict=True)
         ]
 

@@ -25,7 +25,7 @@ from toolkit.data.sources.image_files import file_id, read_file
 from toolkit.data.transforms.batch_transform import FileCut, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward
-from toolkit.inference.rows import OWN, Rows, genre_columns
+from toolkit.inference.rows import OWN, NamingOptions, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
@@ -92,10 +92,8 @@ class Predictor:
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
-        decisions = self.folder.decisions if threshold is None else self.folder.decisions.at(threshold)
-        labels = self.folder.labels
         # OWN, for genres to have the columns that they have in files of predictions.
-        columns = list(genre_columns(labels.genres, ("image", *OWN)).values())
+        columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
             return frame.reindex(columns=["image", "genres", *columns, "error"])
@@ -103,7 +101,7 @@ class Predictor:
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
         scored = infer_here(forward, source, source.cutter, self.device, batch_size)
-        rows = Rows.of(frame["image"].tolist(), scored, labels, decisions, "image")
+        rows = Rows.of(frame["image"].tolist(), scored, self.folder, NamingOptions(threshold=threshold), "image")
         frame["genres"] = rows.names()
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)

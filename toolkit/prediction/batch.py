@@ -37,7 +37,7 @@ from toolkit.distributed.agreement import Facts, command_facts, file_fact, image
 from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
 from toolkit.inference.forward import Forward
 from toolkit.inference.onnx_runtime import OnnxModel
-from toolkit.inference.rows import Rows
+from toolkit.inference.rows import PLAIN, NamingOptions, Rows
 from toolkit.inference.scoring import Scored, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.chunks import Content, OpenPart, Part, PartsSource, ShardPart, folder_parts, shard_parts
@@ -59,8 +59,9 @@ class Job:
     format: str = FOLDER_FORMATS[0]
     batch_size: int = 0
     workers: int = 0
+    naming: NamingOptions = PLAIN
     how: dict[str, Any] = field(default_factory=dict)
-    """Options that decide the rows beside model and images; JSON types."""
+    """What decides the numbers beside model and images; JSON types."""
     siblings: Sequence[Part] = ()
     """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
 
@@ -69,7 +70,7 @@ class Job:
 
     def facts(self, content: Content) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
-        return facts_of(self.folder, content, self.how)
+        return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, part: Part) -> bool:
         """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
@@ -91,7 +92,7 @@ def run_predict_batch(options: PredictOptions) -> int:
     if options.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
         raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
-    folder = load_folder(options.model, options.threshold)
+    folder = load_model_folder(options.model)
     parts, siblings, data = find_parts(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
     if options.onnx is not None:
@@ -99,17 +100,9 @@ def run_predict_batch(options: PredictOptions) -> int:
     accelerator = make_accelerator(options.precision, facts)
     forward = forward_of(options, folder, accelerator)
     precision = accelerator.mixed_precision if options.onnx is None else "no"
-    how = {"precision": precision, **options.facts()}
-    job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, how, siblings)
+    how = {"precision": precision, **options.forward_facts()}
+    job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, options, how, siblings)
     return predict_parts(job, accelerator)
-
-
-def load_folder(path: Path, threshold: float | None) -> ModelFolder:
-    """A model folder, with ``threshold`` (on calibrated probabilities) for every genre if it is given."""
-    folder = load_model_folder(path)
-    if threshold is not None:
-        folder.decisions = folder.decisions.at(threshold)
-    return folder
 
 
 def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
@@ -221,7 +214,7 @@ def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator
 
 def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
     """In the writing thread."""
-    rows = Rows.of(part.ids(), scored, job.folder.labels, job.folder.decisions)
+    rows = Rows.of(part.ids(), scored, job.folder, job.naming)
     write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
-from toolkit.inference.rows import Rows, genre_columns
+from toolkit.inference.rows import NamingOptions, Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY, Format
 
@@ -26,20 +26,22 @@ VERSION = 2
 FACTS = ".facts.json"
 
 
-def facts_of(folder: ModelFolder, content: Mapping[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+def facts_of(
+    folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
+) -> dict[str, Any]:
     """Everything that decides the rows of a part, as JSON types. ``content``: digests of what is predicted."""
-    decisions = folder.decisions.to_dict()
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
         "columns": genre_columns(folder.labels.genres),
         "labels": folder.labels.fingerprint,
         "weights": folder.fingerprint,
-        "calibration": decisions["calibration"],
-        "thresholds": decisions["thresholds"],
+        "calibration": folder.decisions.to_dict()["calibration"],
+        "thresholds": naming.thresholds(folder.thresholds).tolist(),
         "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
         **content,
         **how,
+        **naming.facts(),
     }
 
 
@@ -119,12 +121,13 @@ WORDS = {
     "thresholds": "other thresholds",
     "preprocessing": "another preprocessing",
     "precision": "another precision",
-    "tta": "another --tta",
     "embeddings": "another choice of --embeddings",
 }
 
 
 def _difference(found: Any, facts: dict[str, Any]) -> str:
     found = found if isinstance(found, dict) else {}
-    differ = [words for name, words in WORDS.items() if found.get(name) != facts.get(name)]
+    names = [*WORDS, *sorted((found.keys() | facts.keys()) - WORDS.keys() - {"genres", "columns"})]
+    words = {name: f"another --{name.replace('_', '-')}" for name in names} | WORDS
+    differ = [words[name] for name in names if found.get(name) != facts.get(name)]
     return " and ".join(differ[:2]) or "other columns"

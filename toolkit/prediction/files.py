@@ -25,10 +25,10 @@ from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
 from toolkit.inference.forward import Forward
-from toolkit.inference.rows import Rows
+from toolkit.inference.rows import PLAIN, NamingOptions, Rows
 from toolkit.inference.scoring import infer_here
-from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.batch import forward_of, load_folder, run_predict_batch
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.prediction.batch import forward_of, run_predict_batch
 from toolkit.prediction.facts import facts_of
 from toolkit.prediction.formats import FORMATS, Shown, ShownOptions
 from toolkit.prediction.options import PredictOptions, file_format, wants_a_folder
@@ -54,10 +54,10 @@ def run_predict(options: PredictOptions) -> int:
             "`posters predict` once for a few images",
         )
     paths = options.image or list_images(options.directory or Path())
-    folder = load_folder(options.model, options.threshold)
+    folder = load_model_folder(options.model)
     accelerator = make_accelerator(options.precision)
     forward = forward_of(options, folder, accelerator)
-    predictions = predict_files(folder, paths, accelerator, options.batch_size, options.threads, forward)
+    predictions = predict_files(folder, paths, accelerator, options.batch_size, options.threads, forward, options)
     write_predictions(predictions, folder, str(accelerator.device), options.out, format, options)
     failed = sum(error is not None for error in predictions.errors)
     for name, error in zip(predictions.ids, predictions.errors, strict=True):
@@ -76,6 +76,7 @@ def predict_files(
     batch_size: int = 0,
     workers: int = 0,
     forward: Forward | None = None,
+    naming: NamingOptions = PLAIN,
 ) -> Rows:
     """A row per path, in order; unreadable files carry their error."""
     if forward is None:
@@ -85,7 +86,7 @@ def predict_files(
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
     ids = [file_id(str(path)) for path in paths]
-    return Rows.of(ids, scored, folder.labels, folder.decisions, "image")
+    return Rows.of(ids, scored, folder, naming, "image")
 
 
 def write_predictions(
@@ -96,5 +97,5 @@ def write_predictions(
     if output is None:
         (exact_stdout() if writer.screen == "exact" else sys.stdout).write(writer.text(rows, shown))
         return
-    writer.write(output, rows, facts_of(folder, {"content": ""}, {}), shown)
+    writer.write(output, rows, facts_of(folder, {"content": ""}, rows.naming, {}), shown)
     print(f"predictions    {output}")

@@ -11,6 +11,7 @@ from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import Place, place
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
+from toolkit.inference.rows import NamingOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
 #: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
@@ -18,7 +19,7 @@ _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOption, PassOptions, ForwardOptions, ShownOptions):
+class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, ShownOptions):
     """What ``posters predict`` is asked for."""
 
     image: list[Path] | None = option(None, "-i")
@@ -28,8 +29,6 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, ShownOptions):
     shards: Place | None = option(None, parse=place)
     """Shard set (a folder or URL), or folder of images; a file per shard goes to the folder --out."""
     cache: CacheOptions = field(default_factory=CacheOptions)
-    threshold: float | None = option(None, "-t")
-    """Calibrated probability from which a genre is named (default: the model's own per genre)."""
     out: Path | None = option(None, "-o", old=("--output",))
     """Folder for the results, a file per shard or per 512 images; or one file for the results of images, by its ending:
     .json, .csv, .jsonl, .parquet, .txt."""
@@ -49,8 +48,6 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, ShownOptions):
         if len(given) != 1:
             code: Code = "option-conflict" if given else "option-missing"
             raise UserError(code, "one of the options --image, --directory, --shards is required, and no second one")
-        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
-            raise UserError("option-value", f"--threshold must be from 0 to 1, not {self.threshold}")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
             raise UserError(
                 "option-conflict", "--onnx runs the file as it was exported: leave --compile and --precision out"

@@ -50,6 +50,10 @@ def poster(answers: Answers, path: Path) -> Poster:
     return found
 
 
+def line(genre: str, probability: float, threshold: float) -> Line:
+    return Line(genre, probability, threshold, probability >= threshold)
+
+
 def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
     paths = sorted((posters / "images").glob("p000[0-4]*"))
     found = answers.read(paths)
@@ -114,9 +118,9 @@ def test_lines_are_sorted_and_named_from_the_threshold_on(answers: Answers):
 
 
 def test_the_first_heat_map_is_of_the_most_probable_relative_to_its_threshold():
-    lines = [Line("Drama", 0.6, 0.5), Line("War", 0.2, 0.1), Line("Noir", 0.01, 0.3)]
+    lines = [line("Drama", 0.6, 0.5), line("War", 0.2, 0.1), line("Noir", 0.01, 0.3)]
     assert first_genre(lines) == "War"
-    assert Line("All", 0.2, 0.0).named and Line("All", 0.2, 0.0).ratio > 1000
+    assert line("All", 0.2, 0.0).named and line("All", 0.2, 0.0).ratio > 1000
 
 
 def test_heat_of_each_genre(answers: Answers, posters: Path):
@@ -227,7 +231,7 @@ def test_the_scale_is_legible():
 def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     shown.name = HOSTILE
-    lines = [Line(HOSTILE, 0.7, 0.4)]
+    lines = [line(HOSTILE, 0.7, 0.4)]
     painted = replace(answers.paint(shown), doubted=[np.zeros((4, 2))], reasons=[HOSTILE])
     heat = np.ones((96, 96))
     monkeypatch.setattr(answers, "no_heat", HOSTILE)
@@ -245,7 +249,7 @@ def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monke
 
 def test_the_table_says_what_is_named(answers: Answers, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    lines = [Line("Sci-Fi & more", 0.7, 0.4), Line("War", 0.1, 0.2)]
+    lines = [line("Sci-Fi & more", 0.7, 0.4), line("War", 0.1, 0.2)]
     page = html.genres_card(shown, lines, answers)
     assert "Named: <b>Sci-Fi &amp; more</b> (70%)" in page
     assert re.findall(r'<tr class="(\w+)"', page) == ["named", "under"]
@@ -265,8 +269,8 @@ def test_markup_of_a_model_without_heat_maps(answers: Answers, posters: Path):
 def test_markup_of_the_difference(answers: Answers, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     page = html.text_card(
-        shown, answers.paint(shown), [Line("War", 0.5, 0.4), Line("Noir", 0.2, 0.3)],
-        [Line("Noir", 0.45, 0.3), Line("War", 0.1, 0.4)],
+        shown, answers.paint(shown), [line("War", 0.5, 0.4), line("Noir", 0.2, 0.3)],
+        [line("Noir", 0.45, 0.3), line("War", 0.1, 0.4)],
     )  # fmt: skip
     rows = re.findall(r"<tr data-genre.*?</tr>", page)
     assert "-40.0" in rows[0] and "down" in rows[0] and rows[0].count("✓") == 1

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from metric_tools import threshold_metrics
+from toolkit_helpers import with_threshold
 
 from shards.errors import UserError
 from toolkit.config.schema import DecideConfig
@@ -44,9 +45,7 @@ def test_probabilities_and_names_by_hand():
     assert decisions.probabilities(logits).dtype == np.float64
     # any shape that ends in genres
     assert (decisions.probabilities(logits[:, None])[:, 0] == decisions.probabilities(logits)).all()
-    higher = decisions.at(0.9)
-    assert (higher.thresholds == 0.9).all() and (higher.scale == decisions.scale).all()
-    assert not higher.per_genre and decisions.per_genre
+    assert decisions.per_genre and not with_threshold(decisions, 0.9).per_genre
     plain = Decisions.plain([0.5, 0.2])
     assert (plain.probabilities(logits) == sigmoid(logits)).all() and plain.calibration == "none"
 
@@ -54,7 +53,7 @@ def test_probabilities_and_names_by_hand():
 def test_the_fingerprint_is_of_what_decides():
     first = choose_decisions(*simulate(0, 200))
     assert first.fingerprint == choose_decisions(*simulate(0, 200)).fingerprint
-    assert len({first.fingerprint, first.at(0.5).fingerprint, first.at(0.4).fingerprint}) == 3
+    assert len({first.fingerprint, *(with_threshold(first, value).fingerprint for value in (0.4, 0.5))}) == 3
 
 
 @pytest.mark.parametrize("aim", ["f1", "f0.5", "precision>=0.5", "recall>=0.7"])

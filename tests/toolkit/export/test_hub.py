@@ -13,7 +13,7 @@ import torch
 from failing import fails
 from hub_server import SHA, TOKEN, Hub, running_hub
 from huggingface_hub import constants
-from toolkit_helpers import error_lines, free_port, make_model_folder, run_python
+from toolkit_helpers import error_lines, free_port, make_model_folder, run_python, with_threshold
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
@@ -99,7 +99,7 @@ def test_an_exported_file_goes_along_if_it_is_of_these_weights(folder: Path, hub
     assert main(["push", "-m", str(other), "--repo", "user/name"]) == 0
     assert hub.files["model.onnx"] == (other / "model.onnx").read_bytes()
     loaded = load_model_folder(other)
-    write_labels(other, loaded.labels, loaded.decisions.at(0.4))  # as `posters tune` does
+    write_labels(other, loaded.labels, with_threshold(loaded.decisions, 0.4))  # as `posters tune` does
     with fails("model-other", other / "model.onnx", f"posters export --model {other}"):
         main(["push", "-m", str(other), "--repo", "user/name"])
 

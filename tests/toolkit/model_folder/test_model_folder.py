@@ -18,7 +18,7 @@ import torch
 from failing import fails
 from forked import run_forked
 from import_tools import Script, content
-from toolkit_helpers import clean_env, make_model_folder, some_decisions
+from toolkit_helpers import clean_env, make_model_folder, some_decisions, with_threshold
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
@@ -126,7 +126,7 @@ def test_metrics_of_other_decisions_stay_out_of_the_card(copy: Path, caplog: pyt
     write_card(copy)
     assert "## Metrics on test" in (copy / "README.md").read_text()
     assert "Expected calibration error" in (copy / "README.md").read_text()
-    write_labels(copy, folder.labels, folder.decisions.at(0.4))
+    write_labels(copy, folder.labels, with_threshold(folder.decisions, 0.4))
     write_card(copy)
     assert "## Metrics on test" not in (copy / "README.md").read_text()
     assert "metrics-test.json is of other thresholds" in caplog.text
@@ -268,7 +268,7 @@ def test_what_killed_commands_left_in_a_folder_goes_at_the_next(copy: Path, monk
     before = (copy / "labels.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", kill)
-        killed_within(lambda: write_labels(copy, loaded.labels, loaded.decisions.at(0.1)))
+        killed_within(lambda: write_labels(copy, loaded.labels, with_threshold(loaded.decisions, 0.1)))
     (left,) = copy.glob("labels.json.*.partial")
     alive = copy / unique_name("labels.json", ".partial")
     elsewhere = copy / left.name.replace(machine(), "another-host")

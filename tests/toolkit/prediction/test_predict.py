@@ -22,9 +22,9 @@ from shards.errors import Code, UserError, printable_line
 from toolkit.cli.main import main
 from toolkit.data.sources.image_files import list_images
 from toolkit.distributed.collectives import make_accelerator
+from toolkit.inference.rows import NamingOptions
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
-from toolkit.prediction.batch import load_folder
 from toolkit.prediction.files import predict_files
 
 
@@ -236,8 +236,17 @@ def test_calibration_and_thresholds_per_genre_decide(
         checked += 1
     assert checked == 7
     # -t replaces the thresholds, not the calibration
-    higher = load_folder(calibrated, 0.6)
-    assert (higher.thresholds == 0.6).all() and (higher.decisions.scale == folder.decisions.scale).all()
+    higher = predict_files(folder, paths, accelerator, workers=1, naming=NamingOptions(threshold=0.6))
+    assert (higher.thresholds == 0.6).all()
+    np.testing.assert_array_equal(higher.probabilities, ours.probabilities)
+    assert higher.names() == [
+        [
+            line.genre
+            for line in sorted(lines, key=lambda line: folder.labels.index[line.genre])
+            if line.probability >= 0.6
+        ]
+        for lines in ours.ranked()
+    ]
 
     # and shard sets are predicted with the same probabilities and names
     run = ["predict", "--shards", str(shard_set), "--split", "test", "--workers", "1", "--model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset.labels import LabelSet
-from toolkit.inference.rows import Rows, genre_columns
+from toolkit.inference.rows import NamingOptions, Rows, genre_columns
 from toolkit.prediction.facts import is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
@@ -38,6 +39,42 @@ def rows() -> Rows:
         np.array([0.5, 0.5, 0.75]),
         np.arange(12, dtype=np.float32).reshape(3, 4),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyTheFirst(NamingOptions):
+    """An option on what is named, as a later version may have it."""
+
+    only_first: bool = False
+
+    def named(self, probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+        found = super().named(probabilities, thresholds)
+        return found & (probabilities == probabilities.max(axis=-1, keepdims=True)) if self.only_first else found
+
+
+def test_every_place_that_names_genres_asks_the_options(rows: Rows) -> None:
+    for naming, expected in (
+        (NamingOptions(), [["Error", "Sci-Fi"], [], ["Sci-Fi"]]),
+        (OnlyTheFirst(only_first=True), [["Sci-Fi"], [], ["Sci-Fi"]]),
+    ):
+        rows.naming = naming
+        assert rows.names() == expected
+        assert [[line.genre for line in lines if line.named][::-1] for lines in rows.ranked()] == expected
+
+
+def test_a_file_states_options_on_naming_where_they_are_not_the_default(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert NamingOptions(threshold=0.25).facts() == {}  # its thresholds are stated
+    monkeypatch.setattr("toolkit.inference.rows.NamingOptions", OnlyTheFirst)
+    assert OnlyTheFirst().facts() == {}  # files of before are whole
+    stated = OnlyTheFirst(only_first=True).facts()
+    assert stated == {"only_first": True}
+    path = tmp_path / "a.csv"
+    write_rows(path, rows, FACTS | stated)
+    assert is_finished(path, FACTS | stated)
+    with fails("predictions-other", path, "--only-first", "--out"):
+        is_finished(path, FACTS)
 
 
 def test_genres_keep_their_names_but_for_ours() -> None:
