@@ -42,6 +42,7 @@ from shards.storage.files import read_json, remove_file, remove_partials, remove
 from shards.storage.lock import folder_lock
 from shards.storage.paths import Place, place, told
 from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
+from shards.values import Count
 from shards.versions import library_versions
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class BuildOptions(PostersOptions):
     """Shares of train, val and test."""
     seed: int = 0
     """Seed of splits and order."""
-    samples_per_shard: int = 1000
+    samples_per_shard: Count = 1000
     """At most this many posters a tar; those of a split are spread evenly over as few shards as it allows."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextRemoval | None = option(None, switch="--text-removal")
@@ -86,8 +87,6 @@ class BuildOptions(PostersOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples_per_shard < 1:
-            raise UserError("option-value", f"--samples-per-shard must be at least 1, not {self.samples_per_shard}")
         if len(self.fractions) != len(SPLITS):
             count = len(self.fractions)
             raise UserError("option-value", f"--splits needs three shares (train, val, test), not {count}")

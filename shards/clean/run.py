@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from shards.clean.contact_sheet import write_sheet
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, of_own_places, rejection_of
@@ -32,6 +32,7 @@ from shards.storage.paths import Place, is_remote, place, told
 from shards.text.pipeline import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
+from shards.values import between, or_more
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,9 @@ class CleanOptions(PostersOptions):
     drop_duplicates: bool = False
     """Keep only the first, in the CSV's order, of posters that are taken for one."""
     text: TextRemoval = field(default_factory=TextRemoval)
-    quality: int = 95
+    quality: Annotated[int, between(1, 100)] = 95
     """JPEG quality of painted posters."""
-    sheet: int = 48
+    sheet: Annotated[int, or_more("none")] = 48
     """Posters on the contact sheet, worst first (0: none)."""
 
     @property
@@ -67,10 +68,6 @@ class CleanOptions(PostersOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.quality <= 100:
-            raise UserError("option-value", f"--quality must be from 1 to 100, not {self.quality}")
-        if self.sheet < 0:
-            raise UserError("option-value", f"--sheet must be 0 or more posters, not {self.sheet}")
         if is_remote(self.out) and self.sheet and not self.out.name:
             message = f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
             raise UserError("option-value", message)

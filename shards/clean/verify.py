@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from shards.text.anchor_strip import strip, strip_height
 from shards.text.masks import mask_of
 from shards.text.opencv import cv2
 from shards.text.report import read_report
+from shards.values import BetweenZeroAndOne, Checked, between, or_more
 
 CHUNK = 8  # posters a task
 ANY = ImageOptions(min_side=1, max_pixels=1 << 40)  # which posters are good enough was cleaning's decision
@@ -35,24 +36,17 @@ CLEAN_ENOUGH = 0.1  # a poster passes when at most this share of its text area i
 
 
 @dataclass(frozen=True)
-class RefereeOptions:
+class RefereeOptions(Checked):
     """How the referee looks."""
 
-    side: int = 1152
+    side: Annotated[int, between(64, 4096, "from 64 to 4096 pixels")] = 1152
     """Short side of the searched copy in pixels."""
-    pixel_threshold: float = 0.15
+    pixel_threshold: BetweenZeroAndOne = 0.15
     """Below cleaning's 0.2."""
-    region_threshold: float = 0.25
+    region_threshold: BetweenZeroAndOne = 0.25
     """Below cleaning's 0.3."""
     anchor: bool = True
     """A line of known text below the picture; without it the network finds text in pictures without any."""
-
-    def __post_init__(self) -> None:
-        if not 64 <= self.side <= 4096:
-            raise UserError("option-value", f"--side must be from 64 to 4096 pixels, not {self.side}")
-        for option, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
-            if not 0.0 < value < 1.0:
-                raise UserError("option-value", f"--{option}-threshold must be between 0 and 1, not {value:g}")
 
 
 @dataclass(frozen=True)
@@ -63,16 +57,11 @@ class RefereeCommand(WorkersOption):
     """Folder of raw posters."""
     cleaned: Path
     """Folder made by `posters clean`."""
-    sample: int = 0
+    sample: Annotated[int, or_more("all")] = 0
     """Look at so many posters only, drawn by a hash of their ids (0: all)."""
     look: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
     """Write every figure to this file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sample < 0:
-            raise UserError("option-value", f"--sample must be 0 or more posters, not {self.sample}")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from shards.errors import UserError
 from shards.executors.retries import Lane, Outcome, Result, Task, attempt, drive
 from shards.extras import require_extra
 from shards.options import option
 from shards.storage.paths import Place, is_remote
+from shards.values import Checked, or_more
 
 if TYPE_CHECKING:
     from shards.executors.dask import DaskExecutor
@@ -32,15 +33,11 @@ Executor: TypeAlias = "LocalExecutor | DaskExecutor"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkersOption:
+class WorkersOption(Checked):
     """How many processes do the work."""
 
-    workers: int = 0
+    workers: Annotated[int, or_more("all cores")] = 0
     """Worker processes of this machine (0: one per core)."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise UserError("option-value", f"--workers must be 0 (all cores) or more, not {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, dataclass
+from typing import Annotated
 
 from shards.errors import UserError
 from shards.executors.local import ExecutorOptions
@@ -11,10 +11,11 @@ from shards.inputs.csv_table import CsvOptions
 from shards.inputs.images import ImageOptions
 from shards.options import option
 from shards.storage.paths import Place, place
+from shards.values import Checked, Count, NotNegative, Positive, at_least
 
 
 @dataclass(frozen=True)
-class FetchOptions(CsvOptions, ExecutorOptions):
+class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     """Which links, to where, and how patiently."""
 
     metadata: Place = option(MISSING, parse=place)
@@ -23,21 +24,21 @@ class FetchOptions(CsvOptions, ExecutorOptions):
     """Folder for the posters and rejected.csv, or its URL."""
     url_column: str = option(MISSING)
     """CSV column of the links, by name or number from 0."""
-    concurrency: int = 64
+    concurrency: Count = 64
     """Links in work at a time, over all hosts, on each machine or worker."""
-    per_host: int = 8
+    per_host: Count = 8
     """Requests to one host at a time. A cluster's workers share them out, with at least one for each."""
-    timeout: float = 30.0
+    timeout: Positive = 30.0
     """Seconds for a request, from the connection to the last byte."""
-    connect_timeout: float = 10.0
+    connect_timeout: Positive = 10.0
     """Seconds for a connection to be made."""
-    retries: int = 3
+    retries: Annotated[int, at_least(0, "0 or more")] = 3
     """Further tries of a link whose failure may pass."""
-    backoff: float = option(0.5, hidden=True)
+    backoff: NotNegative = option(0.5, hidden=True)
     """Seconds before the first further try; they double with each."""
-    max_wait: float = option(60.0, hidden=True)
+    max_wait: NotNegative = option(60.0, hidden=True)
     """Longest wait in seconds that a server may ask for; who asks for more is asked again in another run."""
-    max_bytes: int = 20_000_000
+    max_bytes: Count = 20_000_000
     """Larger files are not read to their end."""
     image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))
     user_agent: str = "poster-toolkit"
@@ -48,15 +49,7 @@ class FetchOptions(CsvOptions, ExecutorOptions):
     """Try links again that an earlier run found dead for good."""
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "per_host", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError("option-value", f"{_option(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("timeout", "connect_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError("option-value", f"{_option(name)} takes seconds above 0, not {getattr(self, name)}")
-        for name in ("retries", "backoff", "max_wait"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError("option-value", f"{_option(name)} must be 0 or more, not {getattr(self, name)}")
+        super().__post_init__()
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
             # It goes into a header as it is.
             raise UserError("option-value", "--user-agent takes a line of plain ASCII")
@@ -64,7 +57,3 @@ class FetchOptions(CsvOptions, ExecutorOptions):
     def limits(self) -> str:
         """What a rejected poster was judged by: other limits may judge it otherwise."""
         return f"{self.max_bytes} bytes, {self.image.min_side} to {self.image.max_pixels} pixels"
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

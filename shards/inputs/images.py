@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import simplejpeg
@@ -23,6 +24,7 @@ from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, missing_scans, mo
 from shards.inputs.metadata import Unusable
 from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
+from shards.values import Checked, Count, between
 
 #: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
@@ -49,7 +51,7 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 
 
 @dataclass(frozen=True)
-class ImageOptions:
+class ImageOptions(Checked):
     """How posters are checked and packed.
 
     A shard remembers all of them (pack.PackTask.plan): a new one at its default must leave plans as they were.
@@ -59,23 +61,20 @@ class ImageOptions:
     """Longest allowed short side in pixels; larger posters are shrunk, none is enlarged."""
     long_side: int = 512
     """Longest allowed long side in pixels; it bounds banners and scrolls."""
-    quality: int = 90
+    quality: Annotated[int, between(1, 95)] = 90
     """JPEG quality of re-encoded posters (those that already fit keep their bytes)."""
-    min_side: int = 32
+    min_side: Count = 32
     """Posters with a shorter side (pixels) are rejected as too small."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Posters that claim more pixels are rejected as decompression bombs."""
     aspect: tuple[float, float] | None = option(None, metavar="LOW,HIGH", parse=parse_aspect)
     """Narrowest and widest width / height; posters outside are rejected as odd shapes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 8 <= self.short_side <= self.long_side:
             given = f"{self.short_side} (--long-side {self.long_side})"
             raise UserError("option-value", f"--short-side must be between 8 and --long-side, not {given}")
-        if not 1 <= self.quality <= 95:
-            raise UserError("option-value", f"--quality must be from 1 to 95, not {self.quality}")
-        if self.min_side < 1 or self.max_pixels < 1:
-            raise UserError("option-value", "--min-side and --max-pixels must be at least 1")
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1] < float("inf"):
             message = f"--aspect takes two ratios of width to height, the smaller first, not {self.aspect}"
             raise UserError("option-value", message)

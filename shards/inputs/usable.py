@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import Annotated
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line, some
@@ -24,6 +25,7 @@ from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
 from shards.storage.paths import Place, is_remote, told
+from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +53,10 @@ def parse_share(text: str) -> float:
 class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     """What a build and a cleaning want of a CSV and its posters, and who does the work."""
 
-    max_rejected: float = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
+    max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
     """Fail if more of the rows whose image is there have unreadable genres (or pixels, in a build)."""
-    near_duplicates: int = MAX_DISTANCE
+    near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
     """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster (0-15 bits)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.near_duplicates <= 15:
-            raise UserError("option-value", f"--near-duplicates must be from 0 to 15 bits, not {self.near_duplicates}")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError("option-value", f"--max-rejected must be a share from 0 to 1, not {self.max_rejected}")
 
 
 def problem_with_rows(

@@ -15,6 +15,7 @@ import numpy as np
 
 from shards.errors import UserError
 from shards.options import option
+from shards.values import BetweenZeroAndOne, Checked
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 @dataclass(frozen=True)
-class DetectorOptions:
+class DetectorOptions(Checked):
     """Which detector, and how it looks. Values were chosen on real posters (docs in shards/text/README.md)."""
 
     detector: str = "rapidocr"
@@ -53,9 +54,9 @@ class DetectorOptions:
     looks: tuple[tuple[int, ...], ...] = option(((256, 608), (416, 1024)), parse=parse_looks, text="256,608/416,1024")
     """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
     letters, large ones small print. A poster is clean when every look in turn finds nothing."""
-    pixel_threshold: float = 0.2
+    pixel_threshold: BetweenZeroAndOne = 0.2
     """Probability from which a pixel belongs to text."""
-    region_threshold: float = 0.3
+    region_threshold: BetweenZeroAndOne = 0.3
     """Mean probability from which a region counts as text."""
     device: str = option("cpu", choices=("cpu", "cuda"))
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
@@ -63,10 +64,8 @@ class DetectorOptions:
     """Show the network a line of known text below the picture (anchor_strip.py says why)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.looks or not all(look and all(32 <= side <= 2048 for side in look) for look in self.looks):
             raise UserError("option-value", "--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
-        for name, value in (("pixel", self.pixel_threshold), ("region", self.region_threshold)):
-            if not 0.0 < value < 1.0:
-                raise UserError("option-value", f"--{name}-threshold must be between 0 and 1, not {value:g}")
         if self.device not in ("cpu", "cuda"):
             raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from shards.errors import UserError
 from shards.text.detector import Region
 from shards.text.opencv import cv2
+from shards.values import Checked, OverZeroToOne, between
 
 CERTAINTY = ((0.1, 0.85), (0.02, 0.6))
 """(share of the picture, score): a larger region needs that score to be believed. On 300 real posters titles of those
@@ -17,23 +18,16 @@ sizes scored above, figures and patterns that were taken for text mostly below (
 
 
 @dataclass(frozen=True)
-class MaskOptions:
+class MaskOptions(Checked):
     """How far a mask reaches beyond the text, and how much of a picture it may take."""
 
-    margin: float = 0.2
+    margin: Annotated[float, between(0, 2, "from 0 to 2 letter heights")] = 0.2
     """Growth of a region on every side, as a share of its letters' height, and one pixel at least: outlines, glows and
     shadows of letters lie there."""
-    max_region: float = 0.4
+    max_region: OverZeroToOne = 0.4
     """Largest share of the picture that one region may take: larger ones are figures and patterns."""
-    max_total: float = 0.8
+    max_total: OverZeroToOne = 0.8
     """Largest share of the picture that all regions may take together; the least certain ones are left out first."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.margin <= 2.0:
-            raise UserError("option-value", f"--margin must be from 0 to 2 letter heights, not {self.margin:g}")
-        if not 0.0 < self.max_region <= 1.0 or not 0.0 < self.max_total <= 1.0:
-            wanted = "--max-region and --max-total are shares of the picture, above 0 and up to 1"
-            raise UserError("option-value", f"{wanted}, not {self.max_region:g} and {self.max_total:g}")
 
 
 @dataclass(frozen=True)

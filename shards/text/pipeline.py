@@ -25,6 +25,7 @@ from shards.text.inpaint import FILLS, Fill
 from shards.text.masks import MaskOptions, Skipped, believed, outlines, paint_mask, text_mask
 from shards.text.opencv import cv2
 from shards.text.registry import make_detector, make_fill, own_options
+from shards.values import Checked, Count
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # whose versions decide the pixels
 REPORT = "clean_report.parquet"  # lies with cleaned posters, and with shards that were cleaned on the way
@@ -35,7 +36,7 @@ HOPELESS = 20
 
 
 @dataclass(frozen=True)
-class TextRemoval:
+class TextRemoval(Checked):
     """How text is found and painted over."""
 
     detector: DetectorOptions = field(default_factory=DetectorOptions)
@@ -44,12 +45,8 @@ class TextRemoval:
     """How text is painted over."""
     fill_model: Path | None = None
     """ONNX in-painting network instead: image and mask in, image out."""
-    passes: int = 4
+    passes: Count = 4
     """How often a poster is painted over at most."""
-
-    def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise UserError("option-value", f"--passes must be at least 1, not {self.passes}")
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.inputs.metadata import GenreOptions
 from shards.options import option
+from shards.values import Count
 from toolkit.config.options import ModelOption, PassOptions
 
 
@@ -21,25 +22,21 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     """Folder made of them by `posters clean` (with its report)."""
     metadata: Path | None = None
     """CSV with the genres: audit only its posters, with metrics."""
-    limit: int | None = None
+    limit: Count | None = None
     """Audit a sample of this many posters, drawn by the seed."""
-    controls: int = 4
+    controls: Count = 4
     """Random places per poster to compare with."""
     seed: int = 0
     """Seed of places, sample and interval."""
     fill_model: Path | None = None
     """The ONNX network that cleaned the posters, to paint the controls with."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per forward pass."""
     out: Path = option(Path("audit"), "-o")
     """Folder for the report."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.threads < 0:
-            raise UserError("option-value", "--batch-size must be at least 1 and --threads 0 or more")
-        for name, value in (("controls", self.controls), ("limit", self.limit)):
-            if value is not None and value < 1:
-                raise UserError("option-value", f"--{name} must be at least 1, not {value}")
+        super().__post_init__()
         if not self.images.is_dir():
             raise UserError(
                 "path-missing", f"image folder not found: {self.images}; name the uncleaned posters with --images"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from toolkit.config.values import NotNegative, UnderOne, at_least
+from shards.values import NotNegative, UnderOne, at_least
 
 
 @dataclass

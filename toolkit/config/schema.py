@@ -10,10 +10,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from shards.values import (
+    Count,
+    FromZeroToOne,
+    NotNegative,
+    OverZeroToOne,
+    Positive,
+    UnderOne,
+    at_least,
+    between,
+    or_more,
+)
 from toolkit.config import values
 from toolkit.config.losses import LOSSES
 from toolkit.config.registry import Augmentation
-from toolkit.config.values import at_least, between, or_more
 
 #: Where crop and resize run.
 Geometry = Literal["auto", "device", "cpu"]
@@ -43,7 +53,7 @@ class DataConfig:
     """Evaluation view: crop takes the central square; stretch resizes the whole poster to a square, losing nothing."""
     sampling: Literal["uniform", "genre"] = "uniform"
     """uniform: every sample once per epoch; genre: rare genres more often; with loss weighted, that corrects twice."""
-    repeat_below: values.OverZeroToOne = 0.1
+    repeat_below: OverZeroToOne = 0.1
     """Sampling genre repeats samples whose rarest genre has prevalence f under this value t: sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
     """Decoding threads per process; 0 divides the cores of the machine by its processes, at most 6 each on GPUs."""
@@ -53,7 +63,7 @@ class DataConfig:
     """Where crops are cut and resized: on the device, or on the cpu by the decoding threads; auto is device on GPUs."""
     order: Literal["global", "window"] = "global"
     """Shuffle: global permutes all samples; window only within groups of shards, for sets that do not fit in memory."""
-    window: values.Count = 16
+    window: Count = 16
     """Shards in a group of order window; a node then reads from about this many files at a time."""
     on_error: OnError = "replace"
     """An undecodable image is replaced by another sample, masked (weighs nothing), or stops the run."""
@@ -79,9 +89,9 @@ class ModelConfig:
     """Mlps of an ensemble: each sample trains one of them, their mean is the model."""
     prior: bool = False
     """Start the last layer's biases at the log-odds of each genre's share in training, repeats not counted; else 0."""
-    dropout: values.UnderOne = 0.5
+    dropout: UnderOne = 0.5
     """Dropout before the last layer, in an mlp after each hidden layer, in an ensemble before each layer."""
-    drop_path: values.UnderOne = 0.0
+    drop_path: UnderOne = 0.0
     """Stochastic depth: share of residual branches left out in training, rising to this rate at the last block."""
     freeze: values.Modules = ("stem",)
     """Modules kept as they are: 'stem', 'backbone' (all but the head) or module names; NAME@3: for 3 epochs only."""
@@ -93,11 +103,11 @@ class ModelConfig:
 class AugmentConfig:
     """What training does to pixels after the crop: batched on the device, a function of (seed, epoch, sample)."""
 
-    brightness: values.FromZeroToOne = 0.0
+    brightness: FromZeroToOne = 0.0
     """Factor drawn from 1 - x to 1 + x (torchvision's ColorJitter); contrast, saturation likewise."""
-    contrast: values.FromZeroToOne = 0.0
+    contrast: FromZeroToOne = 0.0
     """Range of the contrast factor."""
-    saturation: values.FromZeroToOne = 0.0
+    saturation: FromZeroToOne = 0.0
     """Range of the saturation factor."""
     randaugment: Annotated[int, or_more("none")] = 0
     """Operations of RandAugment per sample; 0 none."""
@@ -139,7 +149,7 @@ class LossConfig:
 
     name: str = "bce"
     """The loss, by its name in the registry; `posters train --help` lists all, and the options of each."""
-    smoothing: values.UnderOne = 0.0
+    smoothing: UnderOne = 0.0
     """Label smoothing: targets move this share of the way to 0.5."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the loss of that name, such as gamma_neg of asl; the others have their defaults."""
@@ -155,15 +165,15 @@ class OptimConfig:
 
     name: str = "adam"
     """Any optimiser of timm (timm.optim.list_optimizers()): adam, adamw, sgd, lamb, ...; the reference uses Adam."""
-    lr: values.Positive = 0.0015
+    lr: Positive = 0.0015
     """Peak learning rate, for the global batch."""
-    weight_decay: values.NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
     """Decay per update; not applied to biases and normalisation (vectors)."""
-    momentum: values.UnderOne = 0.9
+    momentum: UnderOne = 0.9
     """Momentum of SGD; the others ignore it."""
-    layer_decay: values.OverZeroToOne = 1.0
+    layer_decay: OverZeroToOne = 1.0
     """Factor on the learning rate per layer, from the head down: 0.75 suits fine-tuning transformers; 1 none."""
-    head_lr: values.Positive = 1.0
+    head_lr: Positive = 1.0
     """Factor on the learning rate of the head: a new head may learn faster than a trained backbone."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after warm-up, stepped once per update whatever the number of processes."""
@@ -179,11 +189,11 @@ class OptimConfig:
 class TrainConfig:
     """How long, how large, how exact."""
 
-    epochs: values.Count = 30
+    epochs: Count = 30
     """Upper bound; early stopping usually ends sooner."""
     batch_size: Annotated[int, between(1, 2**31, "from 1 to 2147483648")] = 64
     """Global batch: most samples of an update, over all processes and accumulation steps together."""
-    accumulation: values.Count = 1
+    accumulation: Count = 1
     """Parts into which each process cuts its share of a global batch, to save memory; the update stays the same."""
     eval_batch_size: Annotated[int, or_more("what suits the device")] = 0
     """Samples per forward pass in evaluation, per process; 0 is what suits the device: 32 on a CPU, 128 on a GPU."""
@@ -195,7 +205,7 @@ class TrainConfig:
     """Validation figure that picks the best epoch: plain BCE (whatever is trained on), mAP or cross-fit macro_f1."""
     patience: Annotated[int, or_more("never")] = 5
     """Epochs without a better validation figure before training stops; 0 never stops early."""
-    ema: values.UnderOne = 0.0
+    ema: UnderOne = 0.0
     """Decay of the moving average of the weights, which is then what is validated and saved; 0 keeps none."""
     auto_batch: bool = False
     """Raise accumulation at the start until a step fits the memory; the global batch stays the same."""
@@ -215,9 +225,9 @@ class TrainConfig:
     """A loss or gradient that is not finite stops the run, or its update is skipped, which waits for each update."""
     checkpoint_steps: Annotated[int, or_more("per epoch only")] = 0
     """Save a checkpoint every so many updates, besides one per epoch; 0 only per epoch."""
-    keep_checkpoints: values.Count = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints kept; two survive a damaged newest one."""
-    log_steps: values.Count = 20
+    log_steps: Count = 20
     """Updates between two rows of the log."""
     trackers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tensorboard": {}})
     """Where figures go besides the CSV logs, by name, each with its options; one that is not installed is idle."""
@@ -233,7 +243,7 @@ class DecideConfig:
     """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Makes probabilities mean what they say; auto takes what helps clearly on held-out parts of validation, if any."""
-    slack: values.UnderOne = 0.01
+    slack: UnderOne = 0.01
     """Aims f1, f0.5, per genre: share of one threshold's micro-F to spend on macro-F (auto: if it helps); 0: none."""
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import msgspec
 
 from shards.errors import UserError, did_you_mean, one_line
+from shards.values import check_rules, rules_of
 from toolkit.config.losses import LOSSES
 from toolkit.config.trackers import TRACKERS
-from toolkit.config.values import MAX_RESIZED, Rule
+from toolkit.config.values import MAX_RESIZED
 
 if TYPE_CHECKING:
     from toolkit.config.schema import Config
@@ -53,22 +53,7 @@ def _check_values(where: str, options: Any) -> None:
         numbers = value if isinstance(value, (tuple, list)) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise UserError("option-value", f"{where}.{name} must be finite, not {value}")
-    kind: Any = type(options)
-    for name, rules in _rules(kind).items():
-        value = getattr(options, name)
-        for rule in rules:
-            if not rule.holds(value):
-                raise UserError("option-value", f"{where}.{name} must be {rule.wanted}, not {str(value)[:200]}")
-
-
-@cache
-def _rules(kind: type) -> dict[str, list[Rule]]:
-    """By field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {
-        name: [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Rule)]
-        for name, hint in hints.items()
-    }
+    check_rules(options, lambda name: f"{where}.{name}")
 
 
 def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registry: Mapping[str, Any]) -> None:
@@ -76,7 +61,7 @@ def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registr
     if name not in registry:
         raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {name[:200]!r}")
     kind = registry[name].options
-    known = list(_rules(kind))
+    known = list(rules_of(kind))
     for option in given:
         if option not in known:
             hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
+from shards.values import check_rules, flag
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.config.schema import DecideConfig
 
@@ -56,5 +57,4 @@ class TuneOptions(ModelOption, SetOptions, PassOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.decide.slack < 1:
-            raise UserError("option-value", f"--slack must be at least 0, under 1, not {self.decide.slack}")
+        check_rules(self.decide, flag)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from shards.errors import UserError
 from shards.options import option
+from shards.values import Checked, Positive
 from toolkit.config.options import ModelOption
 from toolkit.export.formats import FormatName
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(ModelOption):
+class ExportOptions(ModelOption, Checked):
     """What ``posters export`` is asked for."""
 
     format: FormatName = option("onnx", "-f")
@@ -25,13 +26,12 @@ class ExportOptions(ModelOption):
     """onnx: version of the operators (default 18)."""
     check: list[Path] | None = option(None, metavar="DIR_or_FILE")
     """Images to compare the file with PyTorch on, at most 64 of them (default: drawn posters)."""
-    tolerance: float | None = None
+    tolerance: Positive | None = None
     """Largest difference: of logits, probabilities and embedding (default 0.001), or with --preprocess of probabilities
     (default 0.05)."""
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise UserError("option-value", f"--tolerance must be over 0, not {self.tolerance}")
+        super().__post_init__()
         if self.format != "onnx" and (self.preprocess or self.opset is not None):
             raise UserError("option-conflict", "--preprocess and --opset go with --format onnx")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, printable_line
+from shards.errors import printable_line
 from shards.options import option
+from shards.values import Checked, FromZeroToOne
 from toolkit.metrics.multilabel import BoolArray, FloatArray
 
 if TYPE_CHECKING:
@@ -22,15 +23,11 @@ OWN = ("id", "genres", "error", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamingOptions:
+class NamingOptions(Checked):
     """Which genres are named. An option is a field here, with its part of ``named``."""
 
-    threshold: float | None = option(None, "-t")
+    threshold: FromZeroToOne | None = option(None, "-t")
     """Calibrated probability from which a genre is named (default: the model's own per genre)."""
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
-            raise UserError("option-value", f"--threshold must be from 0 to 1, not {self.threshold}")
 
     def thresholds(self, own: FloatArray) -> FloatArray:
         """(G,) thresholds that count, of a model with its ``own``."""

@@ -119,7 +119,7 @@ def test_another_set_is_told_and_other_labels_are_refused(
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        (["--aim", "accuracy"], ["f0.5", "'accuracy'"]),
+        (["--aim", "accuracy"], ["--aim", "f0.5", "accuracy"]),
         (["--calibration", "isotonic"], ["isotonic"]),
         (["--batch-size", "-1"], ["--batch-size"]),
         (["--slack", "1"], ["--slack", "1.0"]),

@@ -1,0 +1,80 @@
+"""What values an option may have: rules that stand in its type, ``Annotated[float, at_least(0)]``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from shards.errors import UserError
+
+
+class Rule(NamedTuple):
+    """A condition on one option."""
+
+    wanted: str
+    """The end of the sentence "KEY must be ..."."""
+    holds: Callable[[Any], object]
+
+
+def at_least(least: float, wanted: str = "") -> Rule:
+    """``least`` or more."""
+    return Rule(wanted or f"at least {least}", lambda value: value >= least)
+
+
+def between(low: float, high: float, wanted: str = "") -> Rule:
+    """From ``low`` to ``high``, both included."""
+    return Rule(wanted or f"from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def or_more(zero: str) -> Rule:
+    """0, which means ``zero``, or more."""
+    return at_least(0, f"0 ({zero}) or more")
+
+
+FromZeroToOne = Annotated[float, between(0, 1)]
+BetweenZeroAndOne = Annotated[float, Rule("over 0, under 1", lambda value: 0 < value < 1)]
+OverZeroToOne = Annotated[float, Rule("over 0, at most 1", lambda value: 0 < value <= 1)]
+UnderOne = Annotated[float, Rule("at least 0, under 1", lambda value: 0 <= value < 1)]
+Positive = Annotated[float, Rule("positive", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, Rule("0 or more", lambda value: 0 <= value < math.inf)]
+Count = Annotated[int, at_least(1)]
+Automatic = Annotated[int, or_more("automatic")]
+
+
+@cache
+def rules_of(kind: type) -> dict[str, list[Rule]]:
+    """The rules of each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Rule)]
+        for name, hint in hints.items()
+    }
+
+
+def check_rules(options: Any, called: Callable[[str], str]) -> None:
+    """Raise UserError for a field of a dataclass that breaks a rule of its type; None breaks none.
+
+    called: the name of a field as the user typed it.
+    """
+    kind: Any = type(options)
+    for name, rules in rules_of(kind).items():
+        value = getattr(options, name)
+        for rule in rules:
+            if value is not None and not rule.holds(value):
+                raise UserError("option-value", f"{called(name)} must be {rule.wanted}, not {str(value)[:200]}")
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options of a command, held to the rules of their types when they are made."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, flag)
