@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 from shards.errors import UserError
 
@@ -46,11 +46,15 @@ Automatic = Annotated[int, or_more("automatic")]
 
 @cache
 def rules_of(kind: type) -> dict[str, list[Rule]]:
-    """The rules of each field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
+    """The rules of each field of a dataclass, also of ``Count | None``."""
     return {
-        name: [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Rule)]
-        for name, hint in hints.items()
+        name: [
+            part
+            for one in (hint, *get_args(hint))
+            for part in getattr(one, "__metadata__", ())
+            if isinstance(part, Rule)
+        ]
+        for name, hint in get_type_hints(kind, include_extras=True).items()
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,7 +11,7 @@ from PIL import Image
 
 from shards.executors.chunks import keep, kept
 from shards.inputs.image_files import read_checked
-from shards.inputs.images import BadImage, blamed_on_the_picture, decode, plain_jpeg_size
+from shards.inputs.images import BadImage, blamed_on_the_picture, decode, jpeg, plain_jpeg_size
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
 from shards.storage.paths import Place
@@ -105,10 +104,8 @@ def encode(image: Image.Image, quality: int) -> bytes:
     """JPEG bytes with colour at full resolution: painted edges keep their place. Raises BadImage."""
     if max(image.size) > JPEG_SIDE:
         raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side")
-    out = io.BytesIO()
     with blamed_on_the_picture(NOT_CLEANED):
-        image.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return out.getvalue()
+        return jpeg(image, quality, subsampling=0, optimize=True)
 
 
 def of_own_places(ids: Sequence[str], out: Place, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:

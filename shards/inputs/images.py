@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import simplejpeg
@@ -245,9 +245,14 @@ def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
     size = fitted_size(image.width, image.height, options)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
+    return Packed(jpeg(image, options.quality, optimize=True), *size)
+
+
+def jpeg(image: Image.Image, quality: int, **how: Any) -> bytes:
+    """The bytes of an RGB picture as JPEG; ``how``: other options of Pillow's writer."""
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=options.quality, optimize=True)
-    return Packed(out.getvalue(), *size)
+    image.save(out, "JPEG", quality=quality, **how)
+    return out.getvalue()
 
 
 def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, int]:

@@ -7,12 +7,13 @@ The frame of a page, the common style and the pieces of several pages are in thi
 from __future__ import annotations
 
 import base64
-import io
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
+
+from shards.inputs.images import jpeg
 
 NONE = "\N{EN DASH}"
 
@@ -65,8 +66,7 @@ def place(share: float) -> float:
 def data_uri(picture: Image.Image | bytes, kind: str = "jpeg") -> str:
     """A picture, or the bytes of an encoded one, as an address that holds it."""
     if isinstance(picture, Image.Image):
-        picture.save(out := io.BytesIO(), "JPEG", quality=88)
-        picture = out.getvalue()
+        picture = jpeg(picture, 88)
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 

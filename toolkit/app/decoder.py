@@ -9,7 +9,6 @@ forkserver), so that it starts in some hundredths of a second. A child that pass
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import signal
 import time
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from shards.errors import UserError, one_line
-from shards.inputs.images import ANY, BadImage, decode
+from shards.inputs.images import ANY, BadImage, decode, jpeg
 from toolkit.data.transforms.batch_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
@@ -169,6 +168,4 @@ def jpeg_of(image: Image.Image) -> bytes:
     """A copy of an RGB picture, at most SHOWN pixels on its long side, as JPEG."""
     copy = image.copy()
     copy.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    copy.save(out, "JPEG", quality=88)
-    return out.getvalue()
+    return jpeg(copy, 88)

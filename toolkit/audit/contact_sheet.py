@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from shards.inputs.images import jpeg
 from shards.storage.files import atomic_write
 from shards.visuals.contact_sheet import (
     CARD,
@@ -49,9 +49,7 @@ def thumbnail(image: Image.Image) -> bytes:
     """A small JPEG."""
     small = image.copy()
     small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=85)
-    return out.getvalue()
+    return jpeg(small, 85)
 
 
 def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.image_files import read_image_file
-from shards.inputs.images import ANY, BadImage, blamed_on_the_picture, decode
+from shards.inputs.images import ANY, BadImage, blamed_on_the_picture, decode, jpeg
 from shards.inputs.metadata import id_problem
 from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
@@ -128,9 +128,8 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
 
 def reencode(pixels: np.ndarray) -> Image.Image:
     """What remains of pixels that are stored as `posters clean` stores them."""
-    stored = io.BytesIO()
-    Image.fromarray(pixels).save(stored, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
-    with Image.open(stored) as image:
+    stored = jpeg(Image.fromarray(pixels), QUALITY, subsampling=SUBSAMPLING)
+    with Image.open(io.BytesIO(stored)) as image:
         return image.convert("RGB")
 
 

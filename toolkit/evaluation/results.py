@@ -90,8 +90,9 @@ class Evaluation:
             table.add_row(Text(name), *cells, style="bold" if name.startswith("model @ chosen") else None)
         table.rows[len(self.thresholds) - 1].end_section = True
         covered = self.thresholds[0].metrics["macro_genres"]
+        pooled = ", ".join(metric.heading for metric in shown if metric.key.startswith("micro_") and metric.heading)
         notes = [
-            "precision, recall, F0.5: micro (pooled over genres); named: genres named per sample",
+            f"{pooled}: micro (pooled over genres); named: genres named per sample",
             f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
         ]
         if any(row.label.startswith("single of") for row in self.thresholds):

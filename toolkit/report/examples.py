@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.inputs.images import ANY, BadImage, decode
+from shards.inputs.images import ANY, BadImage, decode, jpeg
 from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
 from toolkit.report.inputs import Material
 from toolkit.report.label_errors import LabelError
@@ -147,8 +146,7 @@ def _small_jpeg(image: Image.Image) -> bytes:
     """A JPEG of at most `MOST_BYTES`: of less quality, then of fewer pixels, until it is."""
     while True:
         for quality in (82, 70, 55):
-            out = io.BytesIO()
-            image.save(out, "JPEG", quality=quality, optimize=True)
-            if out.tell() <= MOST_BYTES or min(image.size) < 8:
-                return out.getvalue()
+            data = jpeg(image, quality, optimize=True)
+            if len(data) <= MOST_BYTES or min(image.size) < 8:
+                return data
         image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))

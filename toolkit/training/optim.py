@@ -62,20 +62,23 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return result
 
 
-def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Update number → factor on the peak learning rate. Counted in updates, never in processes.
+def _cosine(progress: float, least: float) -> float:
+    """From 1 to ``least`` (Loshchilov, Hutter 2017, without restarts)."""
+    return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
-    Cosine falls from 1 to ``min_lr`` (Loshchilov, Hutter 2017, without restarts).
-    """
+
+#: optim.schedule → (share of the updates after warm-up, optim.min_lr) → factor on the peak learning rate.
+SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 1.0, "cosine": _cosine}
+
+
+def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """Update number → factor on the peak learning rate. Counted in updates, never in processes."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
-        if config.schedule == "constant":
-            return 1.0
         progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        return config.min_lr + (1.0 - config.min_lr) * cosine
+        return SCHEDULES[config.schedule](min(1.0, progress), config.min_lr)
 
     return factor
 

@@ -72,6 +72,10 @@ class Trainer:
                 if not self._epoch():
                     self._save()
                     return False
+            if self.state.epoch < self.config.train.epochs and self.accelerator.is_main_process:
+                log.info(
+                    "early stopping: %d epochs without a better %s", self.state.bad_epochs, self.config.train.monitor
+                )
             if not self.state.made:  # too few to find a scale, or too broken
                 raise UserError(
                     "not-finite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -45,7 +46,7 @@ def test_what_is_kept_is_small_and_what_the_model_sees_is_exact(decoder: Decoder
     assert isinstance(found, Opened)
     assert found.size == (1200, 1800) and len(found.jpeg) < 200_000
     np.testing.assert_array_equal(found.square, RawTransform(OURS)(picture.read_bytes()))
-    assert max(Image.open(app_decoder.io.BytesIO(found.jpeg)).size) == SHOWN
+    assert max(Image.open(io.BytesIO(found.jpeg)).size) == SHOWN
 
 
 def test_a_file_that_takes_long_is_refused_and_the_others_go_on(

@@ -162,7 +162,7 @@ def test_an_older_file_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch:
         (["--opset", "17"], "option-value", ["--opset", "18 to", "17"]),
         (["--opset", "999"], "option-value", ["--opset", "18 to", "999"]),
         (["--format", "torch-export", "--preprocess"], "option-conflict", ["--preprocess", "--format onnx"]),
-        (["--tolerance", "0"], "option-value", ["--tolerance", "over 0"]),
+        (["--tolerance", "0"], "option-value", ["--tolerance", "positive", "0"]),
         (["--check", "nowhere"], "path-missing", ["--check", "nowhere"]),
         (["--out", "."], "path-exists", ["--out", "model.onnx"]),
     ],

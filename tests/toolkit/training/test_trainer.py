@@ -185,13 +185,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("scripted")
 def test_patience_ends_training_and_the_best_epoch_stays(
-    shard_set: Path, tmp_path: Path, patience: int, epochs: int, best: int
+    shard_set: Path, tmp_path: Path, patience: int, epochs: int, best: int, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO")
     run = tmp_path / "run"
     options = ["--train.epochs=6", f"--train.patience={patience}", "--train.keep_checkpoints=9"]
     assert main(["train", "--shards", str(shard_set), "--out", str(run), *TINY, *options]) == 0
     with open(run / "epochs.csv") as stream:
         assert len(list(csv.DictReader(stream))) == epochs
+    assert ("early stopping: 1 epochs without a better loss" in caplog.text) == (epochs < 6)
     assert json.loads((run / "model" / "config.json").read_text())["poster_toolkit"]["epoch"] == best
     saved = load_file(run / "model" / "model.safetensors")
     states = [
