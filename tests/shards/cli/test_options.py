@@ -112,23 +112,29 @@ def test_help_says_names_defaults_and_docstrings():
     assert "--workers" not in text and "secret" not in text
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "message"),
-    [
-        ("one F", "option-missing", "the following arguments are required: --model (see `posters one --help`)"),
-        ("one F -m M --modle x", "option-unknown", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
-        ("one F -m M --sied=3", "option-unknown", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
-        ("one F -m M --elsewhere 3", "option-unknown", "unknown argument --elsewhere: other commands have it, this one has not"),
-        ("one F -m M --secret 3", "option-unknown", "unknown argument --secret"),
-        ("one F -m M --side many", "option-value", "--side: expected int, got many"),
-        ("one F -m M --kind c", "option-value", "argument --kind: invalid choice: 'c' (choose from 'a', 'b')"),
-        ("one F -m M --share", "option-value", "argument --share: expected one argument"),
-        ("one F -m M stray", "option-unknown", "unknown argument stray"),
-        ("oen F", "option-unknown", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),
-        ("group", "option-missing", "a command is missing: posters group two (see `posters group --help`)"),
+MISTAKES: dict[Code, list[tuple[str, str]]] = {
+    "option-missing": [
+        ("one F", "the following arguments are required: --model (see `posters one --help`)"),
+        ("group", "a command is missing: posters group two (see `posters group --help`)"),
     ],
-)
-def test_mistakes_are_one_line(line: str, code: Code, message: str):
+    "option-unknown": [
+        ("one F -m M --modle x", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
+        ("one F -m M --sied=3", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
+        ("one F -m M --elsewhere 3", "unknown argument --elsewhere: other commands have it, this one has not"),
+        ("one F -m M --secret 3", "unknown argument --secret"),
+        ("one F -m M stray", "unknown argument stray"),
+        ("oen F", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),
+    ],
+    "option-value": [
+        ("one F -m M --side many", "--side: expected int, got many"),
+        ("one F -m M --kind c", "argument --kind: invalid choice: 'c' (choose from 'a', 'b')"),
+        ("one F -m M --share", "argument --share: expected one argument"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("code", "line", "message"), [(code, *each) for code in MISTAKES for each in MISTAKES[code]])
+def test_mistakes_are_one_line(code: Code, line: str, message: str):
     with fails(code) as caught:
         read(line)
     assert str(caught.value).startswith(message)
