@@ -18,7 +18,7 @@ from shards.errors import UserError, one_line, printable
 from shards.inputs.genres import parse_genres
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, upright_size
-from shards.inputs.metadata import Rejection
+from shards.inputs.metadata import Rejection, Unusable
 from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29
@@ -86,10 +86,6 @@ class Contents:
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
-class Unusable(BadImage):
-    """A sample that cannot be taken for another reason than its image."""
-
-
 def read_contents(task: ReadTask) -> Contents:
     """Read a tar, every image and JSON of it. Raises UserError as read_tar does, and if it changes meanwhile."""
     before = task.tar.stat()
@@ -105,7 +101,7 @@ def read_contents(task: ReadTask) -> Contents:
                 record = _record(stream, member)
                 sample_id = id_of(record, member.key)
                 own = genres_of(record, task.genre_field, task.separator)
-            except BadImage as bad:
+            except Unusable as bad:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
             members.append(member)

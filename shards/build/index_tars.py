@@ -216,9 +216,9 @@ def _split_of(tar: Path, default: str) -> str:
     return named.group(1).lower().replace("validation", "val") if named else default
 
 
-def _members(others: Counter[str], limit: int = 10) -> str:
+def _members(others: Counter[str]) -> str:
     """``12 txt, 3 hidden``: members that are no part of a sample."""
-    most = others.most_common(limit)
+    most = others.most_common(10)
     rest = others.total() - sum(count for _, count in most)
     shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in most)
     return shown + (f" and {rest} of other kinds" if rest else "")

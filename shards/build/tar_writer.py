@@ -18,7 +18,8 @@ _ALIAS = "shards._webdataset"
 def tar_writer() -> Any:
     """The class ``webdataset.TarWriter``."""
     if _ALIAS not in sys.modules:
-        found = find_spec("webdataset")  # finds, does not import
+        if (found := find_spec("webdataset")) is None:  # finds, does not import
+            raise ModuleNotFoundError("webdataset is not installed", name="webdataset")
         package = sys.modules[_ALIAS] = types.ModuleType(_ALIAS)
-        package.__path__ = list(found.submodule_search_locations or ()) if found else []
+        package.__path__ = list(found.submodule_search_locations or ())
     return import_module(f"{_ALIAS}.writer").TarWriter

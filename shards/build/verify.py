@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import msgspec
 
-from shards.build.index_read import Unusable, genres_of, id_of
+from shards.build.index_read import genres_of, id_of
 from shards.build.tar_samples import has_members
 from shards.dataset.index import Member, foreign_to, index_bytes, index_path, member_checksum, misfit_of, parse_index
 from shards.dataset.labels import LabelSet, merge_spellings
@@ -23,6 +23,7 @@ from shards.errors import UserError
 from shards.executors.chunks import answers
 from shards.executors.local import LocalExecutor
 from shards.inputs.images import BadImage, upright_size
+from shards.inputs.metadata import Unusable
 from shards.storage.files import sha256_file
 
 

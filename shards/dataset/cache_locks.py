@@ -145,7 +145,7 @@ _mutex = threading.Lock()
 
 @contextlib.contextmanager
 def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    """(descriptor, path) of the file's partial, held, then deleted; None if another thread or process has it."""
+    """(descriptor, path) of the file's partial, held; at the end deleted unless renamed. None if another holds it."""
     partial = path.with_name(path.name + PARTIAL)
     with _mutex:  # before it is opened: closing it again may drop the lock of the thread that fills it
         busy = partial in _filled

@@ -59,7 +59,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """A glance at files, ``indexes`` too if all are needed. Raises UserError for what is missing or changed."""
+        """Look for missing and changed files before work begins; ``indexes``: read these, too. Raises UserError."""
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -191,7 +191,7 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStor
 
 
 def check_files(path: Path, shard: Shard) -> os.stat_result:
-    """What a shard's tar is now. Raises UserError if it is missing, truncated or changed, or has no index."""
+    """What os.stat says of a shard's tar. Raises UserError if it is missing, truncated or changed, or has no index."""
     try:
         facts = path.stat()
     except FileNotFoundError:

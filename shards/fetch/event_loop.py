@@ -82,7 +82,7 @@ async def _bring(
 
 
 class HostQueue:
-    """Hosts take turns, each with at most ``per_host`` links in work: a slow one with many links holds nobody up."""
+    """Hosts take turns, each with at most ``per_host`` links in work: a slow one with many links delays no other."""
 
     def __init__(self, links: Iterable[Link], per_host: int) -> None:
         self._per_host = per_host

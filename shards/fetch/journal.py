@@ -62,7 +62,7 @@ class Journal:
 
 
 class RemoteJournal:
-    """As Journal, a part in a store, written anew each time: before a poster is put, and at the end.
+    """As Journal, of a part in a store, which is written anew each time: before a poster is put, and at the end.
 
     The links that are ``expected`` to give posters, and have none yet, are noted in advance, all at once. If one gives
     none, its entry is of a poster that is not there, and the link counts as not yet tried.

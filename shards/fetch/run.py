@@ -39,12 +39,11 @@ class Fetched:
     present: int = 0  # posters that were there before
 
 
-def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetched:
+def fetch_posters(options: FetchOptions) -> Fetched:
     """Download a CSV's links into ``options.out`` and write rejected.csv there.
 
-    Posters that are there are kept, and links that are dead for good are not asked again: a run that was
-    stopped goes on where it was. ``allowed`` says which addresses may be connected to (default: as
-    ``options.allow_private`` says). Raises UserError if there is no poster at the end.
+    Posters that are there are kept, and links that are dead for good are not asked again: a run that was stopped goes
+    on where it was. Raises UserError if there is no poster at the end.
     """
     require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
@@ -53,7 +52,7 @@ def fetch_posters(options: FetchOptions, allowed: Policy | None = None) -> Fetch
     links, rejected = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
     with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
         remove_partials(options.out)
-        allowed = allowed or (is_any if options.allow_private else is_public)
+        allowed = is_any if options.allow_private else is_public
         # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and
         # again when all is done.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:

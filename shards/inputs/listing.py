@@ -132,7 +132,7 @@ def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))
     common = "".join(character for character, _ in same)
-    if len(pairs) <= GROUP or len(common) > 200:
+    if len(pairs) <= GROUP or len(common) > 200 or pairs[0][0] == pairs[-1][0]:
         yield common, pairs
         return
     at = max(known, len(common))

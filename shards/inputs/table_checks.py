@@ -169,12 +169,12 @@ def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[
         uses = Counter(part for found in parts.values() for part in set(found))
         recurs = single if mark in WORD_SEPARATORS else single | {part for part in uses if uses[part] > 1}
         enough = any if mark in PLAIN_SEPARATORS else all
-        known = [label for label, found in parts.items() if enough(part in recurs for part in found)]
-        sure = mark in PLAIN_SEPARATORS and all(part in single for label in known for part in parts[label])
-        many = 10 * sum(labels[label] for label in known) >= samples and 2 * len(known) >= len(parts)
-        if many and len(known) > (0 if sure else 1):
+        joined = [label for label, found in parts.items() if enough(part in recurs for part in found)]
+        sure = mark in PLAIN_SEPARATORS and all(part in single for label in joined for part in parts[label])
+        many = 10 * sum(labels[label] for label in joined) >= samples and 2 * len(joined) >= len(parts)
+        if many and len(joined) > (0 if sure else 1):
             return (
-                f"{where} seems to hold several genres in one: {some([repr(name) for name in known], 3)}; if {mark!r} "
+                f"{where} seems to hold several genres in one: {some([repr(name) for name in joined], 3)}; if {mark!r} "
                 f"separates genres, pass --genre-separator {mark!r} (in a list, write each as an item of its own)"
             )
     return ""

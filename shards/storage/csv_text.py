@@ -38,7 +38,7 @@ def unescaped(cell: str) -> str:
 
 
 def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Rows whose text is ``escaped``."""
+    """Write rows whose text is ``escaped``."""
     write_exact(stream, ([escaped(cell) for cell in row] for row in rows), end)
 
 

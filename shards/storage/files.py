@@ -96,7 +96,7 @@ def write_json(path: Place, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text, line ends as they are; one at a URL is had at once, not without end. Raises OSError, UserError."""
+    """Open a text for reading, line ends as they are; at a URL LARGEST_TEXT at most. Raises OSError, UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream

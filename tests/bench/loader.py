@@ -183,7 +183,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         {name: (name, name.partition("_")[0], entry.family, entry.peer) for name, entry in STACK_ENTRIES.items()},
     )
     if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise UserError("images-none", f"--json must name a file in a folder that exists, not {options.json}")
+        raise UserError("option-value", f"--json must name a file in a folder that exists, not {options.json}")
     return options
 
 

@@ -152,7 +152,7 @@ def test_names_of_tars_that_not_every_system_allows(tmp_path: Path, name: str) -
     with fails("path-name", "not every system allows") as caught:
         adopt(tmp_path)
     str(caught.value).encode()
-    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
 
 
 def test_names_of_splits(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from shard_tools import GENRES, Source, contents, draw, encoded, tree, write_fil
 
 from shards.build.pack import PackTask, Sample, pack_shard, sample_key
 from shards.build.resume import finished_shard
+from shards.build.tar_writer import tar_writer
 from shards.dataset.index import index_path, read_index
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
@@ -115,6 +117,15 @@ def test_another_plan_is_another_shard(few: Source, tmp_path: Path) -> None:
             finished_shard(other)
     elsewhere = replace(todo, folder=Path("/another/folder"))
     assert elsewhere.plan() == todo.plan() and finished_shard(elsewhere) == finished_shard(todo)
+
+
+def test_a_missing_webdataset_is_named_and_found_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("shards._webdataset")]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as absent, pytest.raises(ModuleNotFoundError) as caught:
+        absent.setattr("shards.build.tar_writer.find_spec", lambda name: None)
+        tar_writer()
+    assert caught.value.name == "webdataset" and tar_writer().__name__ == "TarWriter"
 
 
 @pytest.mark.parametrize("change", ["replaced", "emptied", "removed"])

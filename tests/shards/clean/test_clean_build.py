@@ -27,8 +27,7 @@ from shard_tools import (
 )
 from text_tools import QUICK, gradient, one_line_error, poster, titled_posters, write_meta
 
-from shards.build import pack
-from shards.build import planning as split_like
+from shards.build import pack, planning
 from shards.build.planning import splits_like
 from shards.build.split import SPLITS
 from shards.build.verify import verify_shards
@@ -320,13 +319,13 @@ def test_a_set_with_a_poster_in_two_splits_is_no_model(
     model_set: tuple[Source, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, model = model_set
-    real = split_like.read_index_of
+    real = planning.read_index_of
 
     def twice(root: Path, shard: Shard) -> pa.Table:
         table = real(root, shard)
         return table.set_column(table.column_names.index("id"), "id", [["p0000"] * len(table)])
 
-    monkeypatch.setattr(split_like, "read_index_of", twice)
+    monkeypatch.setattr(planning, "read_index_of", twice)
     message = one_line_error(lambda: build(source, tmp_path / "out", split_like=model))
     assert "has sample 'p0000' in train and in val" in message
 

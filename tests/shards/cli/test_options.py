@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from failing import fails
 
 from shards.cli.commands import Command, choose
 from shards.cli.options import Parser
-from shards.errors import UserError
+from shards.errors import Code
 from shards.options import option
 
 
@@ -93,7 +94,7 @@ def test_old_names_and_beginnings_of_names_are_read(old: str):
     assert read(f"one F -m M {old}").threads == 3
 
 
-def test_an_empty_text_is_the_default_of_what_is_parsed_but_of_no_typed_default():
+def test_an_empty_text_is_a_value_only_where_a_text_is_the_default():
     assert read("one F -m M --folders=") == read("one F -m M")
     with pytest.raises(ValueError):
         read("one F -m M --pair=")
@@ -111,26 +112,32 @@ def test_help_says_names_defaults_and_docstrings():
     assert "--workers" not in text and "secret" not in text
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+MISTAKES: dict[Code, list[tuple[str, str]]] = {
+    "option-missing": [
         ("one F", "the following arguments are required: --model (see `posters one --help`)"),
+        ("group", "a command is missing: posters group two (see `posters group --help`)"),
+    ],
+    "option-unknown": [
         ("one F -m M --modle x", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
         ("one F -m M --sied=3", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
         ("one F -m M --elsewhere 3", "unknown argument --elsewhere: other commands have it, this one has not"),
         ("one F -m M --secret 3", "unknown argument --secret"),
+        ("one F -m M stray", "unknown argument stray"),
+        ("oen F", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),
+    ],
+    "option-value": [
         ("one F -m M --side many", "--side: expected int, got many"),
         ("one F -m M --kind c", "argument --kind: invalid choice: 'c' (choose from 'a', 'b')"),
         ("one F -m M --share", "argument --share: expected one argument"),
-        ("one F -m M stray", "unknown argument stray"),
-        ("oen F", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),
-        ("group", "a command is missing: posters group two (see `posters group --help`)"),
     ],
-)
-def test_mistakes_are_one_line(line: str, message: str):
-    with pytest.raises(UserError) as caught:
+}
+
+
+@pytest.mark.parametrize(("code", "line", "message"), [(code, *each) for code in MISTAKES for each in MISTAKES[code]])
+def test_mistakes_are_one_line(code: Code, line: str, message: str):
+    with fails(code) as caught:
         read(line)
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(("line", "shown"), [("--help", "  group      more"), ("group -h", "  two        do another")])

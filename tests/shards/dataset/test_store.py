@@ -179,8 +179,9 @@ def test_at_a_url_tables_and_indexes_are_the_manifests(
     reorder(copy, manifest.shards[0].name)
     serve(server, "set", copy)
     store = open_store(place(url), CacheOptions(tmp_path / "another", patience=5))
-    for read in (lambda: records(store), lambda: store.index(manifest.shards[0])):
-        with fails("set-damaged"):
+    index = f"{manifest.shards[0].name.removesuffix('.tar')}.index.parquet"
+    for read, name in ((lambda: records(store), table.name), (lambda: store.index(manifest.shards[0]), index)):
+        with fails("set-damaged", name):
             read()
 
 

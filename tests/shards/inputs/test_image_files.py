@@ -18,7 +18,7 @@ from shards.errors import UserError
 from shards.executors.local import LocalExecutor
 from shards.inputs.image_files import Walk, find_image, read_image_file, require_images, walk_images
 from shards.inputs.images import BadImage, ImageOptions
-from shards.inputs.listing import list_posters
+from shards.inputs.listing import GROUP, _groups, list_posters
 from shards.inputs.scan import scan_images
 from shards.storage.endings import IMAGE_ENDINGS, is_image_name, others_text
 
@@ -81,6 +81,12 @@ def test_a_listing_and_a_look_find_the_same(tmp_path_factory: pytest.TempPathFac
     for sample_id in ("a", "b", "c"):
         found = find_image(folder, sample_id)
         assert (found.name if found else None) == (listed[sample_id].name if sample_id in listed else None)
+
+
+def test_ids_that_name_one_file_are_one_group() -> None:
+    """However many: a CSV may write one name in thousands of ways, with ./ and //."""
+    pairs = [("a.", str(number)) for number in range(GROUP + 1)]
+    assert list(_groups(pairs)) == [("a.", pairs)]
 
 
 def test_several_files_of_an_id_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -134,6 +134,13 @@ def test_given_labels_do_not_excuse_a_wrong_separator(tmp_path: Path) -> None:
         read_metadata(path, known=("Comedy", "Drama", "Horror", "Romance"))
 
 
+def test_given_labels_count_for_every_separator(tmp_path: Path) -> None:
+    """Also for the space, which is looked at behind a slash that separates nothing."""
+    cells = [(text,) for text in (*KINDS[4:] * 3, "x1/y1", "x2/y2")]
+    with fails("table-column", "'Comedy Drama'", "--genre-separator ' '"):
+        read_metadata(table(tmp_path, "id,genre", cells), known=KINDS[:4])
+
+
 def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
     for mark in (";", "/", " & ", ",", ", "):
         path = table(tmp_path, "id,genre", [(mark.join(genres),) for genres in GENRES])

@@ -65,9 +65,9 @@ def test_whoever_comes_second_is_refused(error: Exception | None, folder: Place,
 def test_a_passing_failure_claims_nothing(folder: Place, monkeypatch: pytest.MonkeyPatch):
     """It says nothing of what the store knows: the weaker way, to write and to read again, is not tried."""
     refusing(monkeypatch, OSError(errno.EBUSY, "SlowDown"))
-    with fails("network", "memory://", "SlowDown") as caught, claimed(folder):
+    with fails("network", "memory://", "SlowDown"), claimed(folder):
         pass
-    assert "\n" not in str(caught.value) and not (folder / CLAIM).exists()
+    assert not (folder / CLAIM).exists()
 
 
 def test_names_are_no_patterns(folder: Place):

@@ -58,9 +58,8 @@ def test_json_is_stable_and_strict(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1] [2]"])
 def test_broken_json_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with fails("path-unreadable", "labels file", tmp_path / "x.json") as caught:
+    with fails("path-unreadable", "labels file", tmp_path / "x.json"):
         read_json(tmp_path / "x.json", "labels file")
-    assert "\n" not in str(caught.value)
 
 
 def test_absent_json_and_directories(tmp_path: Path) -> None:

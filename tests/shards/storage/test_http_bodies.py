@@ -95,9 +95,9 @@ def test_a_little_each_time_is_not_progress_without_end(
     path = place(hosts.add("/file", a_byte))
     monkeypatch.setattr("shards.storage.retrying_read.PATIENCES", 2)
     monkeypatch.setattr("shards.storage.retrying_read.SLOWEST", 1 << 20)
-    with fails("network"):
-        patience = Patience(0.5, size=1_000_000)
-        patience.ends = time.monotonic() + 1.5
+    patience = Patience(0.5, size=1_000_000)
+    patience.ends = time.monotonic() + 1.5
+    with fails("network", path):
         list(read_blocks(path, 1_000_000, patience))
     assert 5 < hosts.requests["/file"] < 40
 
