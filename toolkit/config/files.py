@@ -30,7 +30,7 @@ def as_today(config: Any) -> dict[str, Any]:
     """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
 
     Returns the keys of CONSTANTS that had other values, with these. An option of another loss than the chosen one goes,
-    as it had no effect.
+    as it had no effect. Options of the chosen loss that are not given get their defaults.
     """
     other = {}
     for key, constant in CONSTANTS.items():
@@ -47,10 +47,10 @@ def as_today(config: Any) -> dict[str, Any]:
         config["augment"]["mixup"] = config["augment"]["cutmix"] = 0.0
     loss = config.get("loss") or {}
     flat = {name: loss.pop(name) for name in FLAT_LOSS_OPTIONS if name in loss}
-    if flat:
-        chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options")
-        known = vars(chosen.options()) if chosen else {}
-        loss["options"] = {name: flat[name] for name in flat if name in known}
+    chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options", {})
+    if flat or isinstance(given, dict):
+        usual = vars(chosen.options()) if chosen else {}
+        loss["options"] = {name: flat.get(name, usual[name]) for name in usual}
         loss["options"] |= given if isinstance(given, dict) else {}
     return other
 

@@ -71,13 +71,13 @@ def _rules(kind: type) -> dict[str, list[Rule]]:
     }
 
 
-def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registry: Mapping[str, Any]) -> None:
+def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
     """Raise UserError for a name that is not in a registry, or for options that the entry, a dataclass, cannot have."""
     if name not in registry:
-        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {name[:200]!r}")
+        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options
     known = list(_rules(kind))
-    for option in given:
+    for option in map(str, given or ()):  # a key in YAML may be a number
         if option not in known:
             hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"
             raise UserError("option-unknown", f"{where}.{option} is no option of {name}{hint}")

@@ -200,8 +200,10 @@ def farewell(error: Exception) -> None:
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call
     problem = one_line(error)
-    code: Code = error.code if isinstance(error, UserError) else "ranks-differ"
-    if not isinstance(error, (UserError, OSError)):
+    code: Code = "path-unwritable" if isinstance(error, OSError) else "rank-lost"
+    if isinstance(error, UserError):
+        code = error.code
+    elif not isinstance(error, OSError):
         problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
     # Without a launch, or if the others do not come, it ends alone.
     with contextlib.suppress(UserError, dist.DistError):
