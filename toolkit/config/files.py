@@ -18,9 +18,9 @@ from toolkit.config.losses import LOSSES
 #: Far over what a configuration has: bytes, depth, and values once aliases are written out.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
-#: Options of losses when all lay side by side in section loss; now those of the chosen one lie in loss.options.
+#: Keys of section loss in earlier versions, with the options of all losses. Today loss.options has those of one.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
-#: Keys that are constants now, and their values: the defaults that they had.
+#: Keys of earlier versions that are constants today, and their values, which were the defaults.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip

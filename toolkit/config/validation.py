@@ -89,7 +89,7 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
 
 
 def _check_together(config: Config) -> None:
-    """Raise UserError for values that are good by themselves only."""
+    """Raise UserError for values that do not go together."""
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
@@ -105,7 +105,7 @@ def _check_together(config: Config) -> None:
 
 
 def _check_cached(config: Config) -> None:
-    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
+    """Raise UserError for options without effect on a head that learns alone on cached features."""
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(

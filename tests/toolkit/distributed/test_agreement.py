@@ -214,7 +214,7 @@ def test_names_that_are_no_text_can_be_sent(tmp_path: Path):
         (ValueError("oh"), "rank-lost", "a bug, whose traceback is in what it said (ValueError: oh)"),
     ],
 )
-def test_the_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: str, monkeypatch: pytest.MonkeyPatch):
+def test_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: str, monkeypatch: pytest.MonkeyPatch):
     told: list[Record] = []
     env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in env.items():
