@@ -210,7 +210,8 @@ def test_names_that_are_no_text_can_be_sent(tmp_path: Path):
     ("error", "code", "words"),
     [
         (UserError("set-missing", "no set"), "set-missing", "no set"),
-        (OSError(28, "No space left on device"), "path-unwritable", "No space left"),
+        (OSError(28, "No space left on device"), "disk-full", "No space left"),
+        (OSError(13, "Permission denied"), "path-unwritable", "Permission denied"),
         (ValueError("oh"), "rank-lost", "a bug, whose traceback is in what it said (ValueError: oh)"),
     ],
 )

@@ -45,9 +45,7 @@ log = logging.getLogger(__name__)
 #: Samples whose features all ranks send to the main process together.
 TOGETHER = 4096
 #: Options of augmentation that are part of every file's name.
-FIRST = (
-    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix",
-)  # fmt: skip
+FIRST = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
 #: Options of augmentation in earlier versions: they stay part of the names, so that files of then are found.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
 #: To be raised when the same facts give other features: files of an older version are then left alone.
