@@ -64,7 +64,7 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
-        """Keys and help of the options that entries of registries bring, by what the entry is."""
+        """Options of the entries of registries: by the title of an entry, key and help of each."""
         entries = {
             **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
             **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},

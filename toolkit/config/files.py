@@ -18,9 +18,9 @@ from toolkit.config.losses import LOSSES
 #: Far over what a configuration has: bytes, depth, and values once aliases are written out.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
-#: Options of losses when all lay side by side in section loss; now those of the chosen one lie in loss.options.
+#: Keys of section loss in earlier versions, with the options of all losses. Today loss.options has those of one.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
-#: Keys that are constants now, and their values: the defaults that they had.
+#: Keys of earlier versions that are constants today, and their values, which were the defaults.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip
@@ -30,7 +30,7 @@ def as_today(config: Any) -> dict[str, Any]:
     """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
 
     Returns the keys of CONSTANTS that had other values, with these. An option of another loss than the chosen one goes,
-    as it had no effect.
+    as it had no effect. Options of the chosen loss that are not given get their defaults.
     """
     other = {}
     for key, constant in CONSTANTS.items():
@@ -47,10 +47,10 @@ def as_today(config: Any) -> dict[str, Any]:
         config["augment"]["mixup"] = config["augment"]["cutmix"] = 0.0
     loss = config.get("loss") or {}
     flat = {name: loss.pop(name) for name in FLAT_LOSS_OPTIONS if name in loss}
-    if flat:
-        chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options")
-        known = vars(chosen.options()) if chosen else {}
-        loss["options"] = {name: flat[name] for name in flat if name in known}
+    chosen, given = LOSSES.get(str(loss.get("name", "bce"))), loss.get("options", {})
+    if flat or isinstance(given, dict):
+        usual = vars(chosen.options()) if chosen else {}
+        loss["options"] = {name: flat.get(name, usual[name]) for name in usual}
         loss["options"] |= given if isinstance(given, dict) else {}
     return other
 

@@ -126,8 +126,8 @@ class AugmentConfig:
         return self.mixup > 0 or self.cutmix > 0
 
 
-#: In their order; mixing follows, which changes targets too. A new one is a row, its options above, which
-#: configs/poster_resnet50.yaml explains too, and its function, in a module of toolkit/data/augment.
+#: Applied in this order, before mixing, which changes targets too. To add one: its options above and in
+#: configs/poster_resnet50.yaml, a row here, its function in toolkit/data/augment, its Stream in sampling/rng.py.
 AUGMENTATIONS = (
     Augmentation(
         lambda config: max(config.brightness, config.contrast, config.saturation) > 0,

@@ -56,13 +56,13 @@ def _check_values(where: str, options: Any) -> None:
     check_rules(options, lambda name: f"{where}.{name}")
 
 
-def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registry: Mapping[str, Any]) -> None:
+def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
     """Raise UserError for a name that is not in a registry, or for options that the entry, a dataclass, cannot have."""
     if name not in registry:
-        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {name[:200]!r}")
+        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options
     known = list(rules_of(kind))
-    for option in given:
+    for option in map(str, given or ()):  # a key in YAML may be a number
         if option not in known:
             hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"
             raise UserError("option-unknown", f"{where}.{option} is no option of {name}{hint}")
@@ -74,7 +74,7 @@ def _check_entry(key: str, name: str, where: str, given: dict[str, Any], registr
 
 
 def _check_together(config: Config) -> None:
-    """Raise UserError for values that are good by themselves only."""
+    """Raise UserError for values that do not go together."""
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
@@ -90,7 +90,7 @@ def _check_together(config: Config) -> None:
 
 
 def _check_cached(config: Config) -> None:
-    """Raise UserError for what a head that learns alone on cached features would pass over in silence."""
+    """Raise UserError for options without effect on a head that learns alone on cached features."""
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(

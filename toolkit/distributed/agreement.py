@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True):
     problem: str = ""
     """Why it cannot begin, if it cannot."""
     code: Code = "ranks-differ"
-    """Of the error that ends the launch if it cannot begin, or has something otherwise."""
+    """Code of the error that ends the launch, if this process cannot begin or differs from the first one."""
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:

@@ -23,7 +23,7 @@ from shards.errors import Code, UserError, one_line
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.distributed.agreement import Facts, Record, disagreement, record_of
 from toolkit.distributed.environment import on, precision_of, require_plain
-from toolkit.distributed.launch import join, processes_of
+from toolkit.distributed.launch import code_of, join, processes_of
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +166,7 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
         try:
             value = do()
         except (UserError, OSError) as error:
-            code = error.code if isinstance(error, UserError) else "path-unwritable"
-            from_main(accelerator, (None, (code, one_line(error))))
+            from_main(accelerator, (None, (code_of(error), one_line(error))))
             raise
     value, problem = from_main(accelerator, (value, None))
     if problem:

@@ -11,6 +11,7 @@ a process that fails before all have met can still tell the others.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -195,19 +196,25 @@ def _taken(store: dist.Store, key: str) -> bytes:
     return value
 
 
+def code_of(error: Exception) -> Code:
+    """The code of the error that the other processes end with where one ends with this."""
+    if isinstance(error, OSError):
+        return "disk-full" if error.errno == errno.ENOSPC else "path-unwritable"
+    return error.code if isinstance(error, UserError) else "rank-lost"
+
+
 def farewell(error: Exception) -> None:
     """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call
     problem = one_line(error)
-    code: Code = error.code if isinstance(error, UserError) else "ranks-differ"
     if not isinstance(error, (UserError, OSError)):
         problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
     # Without a launch, or if the others do not come, it ends alone.
     with contextlib.suppress(UserError, dist.DistError):
         if (wanted := processes_of(os.environ)) > 1:
             store = open_store(wanted, FAREWELL)
-            compare(store, int(os.environ["RANK"]), wanted, problem_record(problem, code))
+            compare(store, int(os.environ["RANK"]), wanted, problem_record(problem, code_of(error)))
 
 
 def leave() -> None:

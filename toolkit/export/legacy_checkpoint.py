@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if stated is not None and (count := _number(stated, "num_classes", path)) != len(labels):
         raise UserError("labels-invalid", f"{path} says num_classes {count:g}, but its mlb has {len(labels)} genres")
     if raw.get("learn_thresholds") is False:
-        threshold_logits = None  # a script that was told not to learn them has the parameter all the same
+        threshold_logits = None  # the script writes the parameter also where it learnt no thresholds
     side = _image_size(config.get("image_size", 224), path)
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
     epoch = _number(raw.get("epoch", 0), "epoch", path)

@@ -122,7 +122,7 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         yield fresh
         flush_tree(fresh)
-        older = folder.is_dir() and any(folder.iterdir())  # else whatever lies beside it is of others
+        older = folder.is_dir() and any(folder.iterdir())  # else what lies aside is not ours
         if older:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 from torch import nn
 
-from shards.errors import UserError, did_you_mean, one_line
+from shards.errors import Code, UserError, did_you_mean, one_line
 from toolkit.models.heads import HeadSpec, head_prefixes, put_head
 from toolkit.models.last_layer import keep_float32
 from toolkit.models.tensor_files import plain_names
@@ -53,8 +53,9 @@ def build_model(
     except Exception as error:  # factories raise nearly anything for arguments they dislike, hub clients likewise
         if "drop_path_rate" in str(error):
             raise UserError("model-unfit", _no_drop_path(name)) from None
-        if pretrained:
-            raise UserError("network", _hub_help(name, error, scratch)) from None
+        if pretrained:  # timm itself raises RuntimeError for weights that it does not know
+            code: Code = "model-unknown" if type(error) is RuntimeError else "network"
+            raise UserError(code, _hub_help(name, error, scratch)) from None
         raise UserError(
             "model-unknown", f"timm cannot build {name} for {image_size} pixels: {one_line(error)[:300]}"
         ) from None

@@ -85,7 +85,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Put the head in the place of a timm model's classifier, and give the model what it is to be given."""
+    """Put the head in the place of a timm model's classifier, with the stages of the model that it is given."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout

@@ -106,7 +106,9 @@ class Predictor:
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
         if rows.embeddings is not None:
-            vectors = [None if error else vector for vector, error in zip(rows.embeddings, rows.errors, strict=True)]
+            vectors = [
+                vector if error is None else None for vector, error in zip(rows.embeddings, rows.errors, strict=True)
+            ]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
 

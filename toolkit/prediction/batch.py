@@ -35,6 +35,7 @@ from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
 from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
+from toolkit.distributed.launch import code_of
 from toolkit.inference.forward import Forward
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import PLAIN, NamingOptions, Rows
@@ -161,8 +162,7 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
         try:
             samples, failed = _work(job, accelerator, hand_out, todo)
         except (UserError, OSError) as error:  # the others take the rest, and then say the same
-            known = error if isinstance(error, UserError) else UserError("path-unwritable", one_line(error))
-            problem = known.code, one_line(known), known.status
+            problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
                 log.error("%s; the other processes go on", problem[1])
         results = hand_out.end([samples, failed, problem])

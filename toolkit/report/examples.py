@@ -23,7 +23,7 @@ RAREST = 1e-4
 
 #: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
 VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
-#: A sample, and the genres that are told of because of which it is shown.
+#: A sample, and the genres for which it is shown.
 Told = tuple[int, set[str]]
 
 

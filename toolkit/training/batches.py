@@ -59,7 +59,7 @@ def _order(config: Config, reader: ShardReader) -> Order:
 
 
 class Pixels:
-    """What a run learns from, and what it trains: pixels and a whole model. cached.probe.Probe is the same of a head.
+    """What a run learns from and what it trains: pixels, and a whole model. Cached features and a head: probe.Probe.
 
     ``trained`` learns: its state is what checkpoints hold. ``frozen`` names parts of it that are held (model.freeze).
     """

@@ -53,7 +53,7 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
 
 
 def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatArray:
-    """(G,) weights of positives, from their ``counts`` (G,): negatives / positives, within [1, cap]; ``cap`` for none.
+    """(G,) weights of positives, from their ``counts`` (G,): negatives / positives, within [1, cap]; ``cap`` for 0.
 
     Not under 1: the weights are there to have rare genres heard, not to quieten one that most samples have.
     """

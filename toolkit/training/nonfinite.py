@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from shards.errors import UserError, some
+from shards.errors import UserError
 from toolkit.config.schema import OnNonfinite
 from toolkit.data.sampling.plan import Share
 from toolkit.distributed.collectives import sum_over_ranks
@@ -68,8 +68,8 @@ class _Noted:
         return (self.epoch, self.step), samples, good_rows
 
 
-#: What ranks tell each other of an update: (epoch, step), samples whose loss is not finite, and how many rows count and
-#: have a finite one.
+#: What ranks tell each other of an update: (epoch, step); samples whose loss is not finite; how many of the rows that
+#: count have a finite one.
 _Told = tuple[tuple[int, int], list[int], int]
 
 
@@ -181,7 +181,8 @@ class Guard:
         good_rows = sum(good for _, _, good in ranks)
         if not samples:
             return f"the gradient is not finite {where}, though the loss of every sample is"
-        ids = some([self.sample_id(sample) for sample in samples], SHOWN)
+        more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
+        ids = ", ".join(map(self.sample_id, samples[:SHOWN])) + more  # of few: each may be a read of its shard's index
         if not good_rows and len(samples) > 1:
             return (
                 f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "

@@ -61,7 +61,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
         )
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     options = command_facts("train", {"find_lr": search_lr, "resume": resume})
-    accelerator = _accelerator(config, out, options | config_facts(config) | set_facts(manifest, store))
+    accelerator = _accelerator(config, options | config_facts(config) | set_facts(manifest, store))
     with contextlib.ExitStack() as held:
         by_main(accelerator, lambda: _hold(held, out, beside=resume or search_lr))
         status = 0
@@ -152,7 +152,7 @@ def _prepared(
     return parts
 
 
-def _accelerator(config: Config, out: Path, facts: Facts) -> Accelerator:
+def _accelerator(config: Config, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("device", "--train.precision fp16 needs a GPU; use bf16 or no on a CPU")

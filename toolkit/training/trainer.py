@@ -116,8 +116,7 @@ class Trainer:
                 images += count
                 bar.update(count)
                 if state.updates % config.train.log_steps == 0 or state.step == self.plan.steps_per_epoch:
-                    self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
-                    recent = Stopwatch(self.feed, images)
+                    recent = self._log_step(recent, bar, sum_over_ranks(accelerator, loss), images)
                 every = config.train.checkpoint_steps
                 due = every and state.updates % every == 0 and state.step < self.plan.steps_per_epoch
                 stop = self.stop.agreed()
@@ -207,13 +206,16 @@ class Trainer:
         start, quiet = self.plan.start(self.state.step), not self.accelerator.is_main_process
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
-    def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> None:
-        """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped."""
+    def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
+        """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped.
+
+        Returns the stopwatch for the next row, whose time holds the writing of this one.
+        """
         state = self.state
         self.guard.check()
         total, rows = sums.tolist()
         loss = total / rows if rows else None
-        account = recent.account(images)
+        account, following = recent.account(images), Stopwatch(self.feed, images)
         lr, scaler = self._rate(), self.accelerator.scaler
         bar.set_postfix_str(
             f"loss {'skipped' if loss is None else f'{loss:.4f}'}, lr {lr:.2g}, "
@@ -232,6 +234,7 @@ class Trainer:
                 "loss_scale": None if scaler is None else scaler.get_scale(),
             }
         )
+        return following
 
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError, printable
+from shards.errors import Code, UserError, printable
 from toolkit.config.schema import Config, OptimConfig
+from toolkit.distributed import launch
 from toolkit.distributed.agreement import (
     WIDTH,
     Facts,
@@ -203,6 +204,27 @@ def test_names_that_are_no_text_can_be_sent(tmp_path: Path):
     assert parse_record(msgspec.json.encode(record), 1) == record
     (tmp_path / "a.jpg").write_bytes(b"12")
     assert "folder of images" in disagreement([record], record_of(images_facts(tmp_path, paths), {}))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("set-missing", "no set"), "set-missing", "no set"),
+        (OSError(28, "No space left on device"), "disk-full", "No space left"),
+        (OSError(13, "Permission denied"), "path-unwritable", "Permission denied"),
+        (ValueError("oh"), "rank-lost", "a bug, whose traceback is in what it said (ValueError: oh)"),
+    ],
+)
+def test_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: str, monkeypatch: pytest.MonkeyPatch):
+    told: list[Record] = []
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "open_store", lambda *_: None)
+    monkeypatch.setattr(launch, "compare", lambda *arguments: told.append(arguments[-1]))
+    launch.farewell(error)
+    (record,) = told
+    assert record.code == code and words in record.problem
 
 
 # --- GPUs that are not there ------------------------------------------------------------------------------------------

@@ -74,6 +74,12 @@ def test_unreachable_hub_is_one_quick_line_with_both_ways_out(monkeypatch: pytes
     assert time.monotonic() - started < 20  # the hub client alone retries for most of a minute
 
 
+@pytest.mark.parametrize("name", ["resnet18.no_such_tag", "botnet50ts_256"])
+def test_weights_that_timm_does_not_know_are_not_the_networks_fault(name: str):
+    with fails("model-unknown", name, "--model.weights FILE"):
+        build_model(name, 3, LINEAR, 64, pretrained=True)
+
+
 def trunk_equal(a: nn.Module, b: nn.Module, head: str = "fc.") -> bool:
     other = b.state_dict()
     return all(torch.equal(t, other[k]) for k, t in a.state_dict().items() if not k.startswith(head))

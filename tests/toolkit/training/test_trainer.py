@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,8 @@ from toolkit.models.factory import build_model, clean_state
 from toolkit.models.heads import HeadSpec, head_prefixes
 from toolkit.training import trainer, validation
 from toolkit.training.cached.probe import Head, Probe
+from toolkit.training.run import train
+from toolkit.training.run_log import RunLog
 from toolkit.training.setup import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,6 +39,20 @@ CACHED = ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=
 
 def parts_of(shard_set: Path, out: Path, *options: str) -> Parts:
     return make_parts(shard_set, tiny_config(*options), out)[1]
+
+
+def test_the_time_of_writing_a_row_is_part_of_the_next_ones(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows: list[dict[str, Any]] = []
+
+    def slow(self: RunLog, row: dict[str, Any]) -> None:
+        rows.append(row)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(RunLog, "step", slow)
+    assert train(tiny_config("--train.epochs=1", "--train.log_steps=1"), shard_set, tmp_path / "run") == 0
+    assert len(rows) > 2 and all(20 / row["images_per_s"] > 0.4 for row in rows[1:])  # of 20 images or fewer
 
 
 # --- the prior --------------------------------------------------------------------------------------------------------

@@ -205,6 +205,26 @@ def test_the_first_of_many_is_told_and_memory_stays_bounded(
     guard.check()  # and said once
 
 
+def test_of_many_samples_only_those_that_are_named_are_looked_up(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An id may be a read of a shard's index."""
+    updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=28")
+    asked: list[int] = []
+
+    def asking(sample: int) -> str:
+        asked.append(sample)
+        return f"p{sample}"
+
+    monkeypatch.setattr(guard, "sample_id", asking)
+    with torch.no_grad():
+        next(updater.plain_model.parameters()).fill_(torch.nan)
+    make_updates(updater, plan, 1, 0.01)
+    with fails("not-finite", "none of 28 samples", "18 more"):
+        guard.check()
+    assert len(asked) == 10
+
+
 @contextlib.contextmanager
 def scaled(updater: Updater, scaler: Any) -> Iterator[Any]:
     """Put a gradient scaler where accelerate has it under fp16 on a GPU."""

@@ -5,7 +5,6 @@ A key stands for a sample, or for one of its draws where an epoch repeats it (pl
 
 from __future__ import annotations
 
-import hashlib
 from enum import IntEnum
 from typing import Any
 
@@ -26,26 +25,18 @@ class Stream(IntEnum):
     MIX = 5
 
 
-def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream | str = Stream.CROP) -> np.ndarray:
+def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:
     """(n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) integers.
-
-    A stream is one of Stream, or any other purpose by its name.
 
     splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") over a
     counter: no state, so no order of calls can matter. A larger ``count`` only adds columns.
     """
     with np.errstate(over="ignore"):
-        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(_number(stream)))
+        key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))
         rows = mix64(key ^ mix64(keys.astype(np.uint64) + _GOLDEN))
         counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = mix64(rows[:, None] + counters[None, :])
     return (bits >> np.uint64(11)) * 2.0**-53
-
-
-def _number(stream: Stream | str) -> int:
-    if isinstance(stream, str):
-        return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
-    return int(stream)
 
 
 def mix64(x: Any) -> Any:

@@ -44,18 +44,16 @@ log = logging.getLogger(__name__)
 
 #: Samples whose features all ranks send to the main process together.
 TOGETHER = 4096
-#: Options of augmentation that names of files have always told.
-FIRST = (
-    "brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix",
-)  # fmt: skip
-#: Of augmentation, what once were options: names of files have them still.
+#: Options of augmentation that are part of every file's name.
+FIRST = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
+#: Options of augmentation in earlier versions: they stay part of the names, so that files of then are found.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
 #: To be raised when the same facts give other features: files of an older version are then left alone.
 VERSION = 2
 
 
 class View(NamedTuple):
-    """What features are of."""
+    """A split as the backbone is shown it."""
 
     reader: ShardReader
     title: str
@@ -93,7 +91,7 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
-            # An option of a later version than FIRST that is off leaves features, and so names, as they were.
+            # An option that is not in FIRST and is off changes no feature: the name stays as it was.
             "augment": CONSTANT | {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
         }
 

@@ -112,7 +112,7 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Pixels (batches.py) for a head alone: cached features, and the model whose head learns on them."""
+    """What Pixels (batches.py) is to a whole model: cached features, and the model whose head learns on them."""
 
     model: nn.Module
     """The whole model with its first head."""

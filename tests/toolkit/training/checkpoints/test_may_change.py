@@ -60,6 +60,17 @@ def test_a_checkpoint_of_before_losses_had_options_of_their_own(tmp_path: Path):
         check_resumable(found, config, "set")
 
 
+@pytest.mark.parametrize("loss", [{"gamma_neg": 3.0}, {"options": {"gamma_neg": 3.0}}], ids=["flat", "options"])
+def test_an_option_of_a_loss_that_an_earlier_version_did_not_know_had_its_default(tmp_path: Path, loss: dict[str, Any]):
+    found = saved(tmp_path, Config())
+    found.config["loss"] = {"name": "asl", "smoothing": 0.0, **loss}
+    config = Config(loss=LossConfig("asl", options={"gamma_neg": 3.0}))
+    assert check_resumable(found, config_dict(config), "set") == []
+    config.loss.options["clip"] = 0.1
+    with fails("run-differs", "loss.options"):
+        check_resumable(found, config_dict(config), "set")
+
+
 def test_a_head_on_cached_features_keeps_its_backbone(tmp_path: Path):
     config = Config()
     config.train.feature_views = 2
