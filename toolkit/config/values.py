@@ -28,12 +28,11 @@ _WIDTHS = Rule(
 _FREEZE, _FREEZES = (re.compile(r"[\w.]+(@[1-9]\d*)?"), "module names, each with @EPOCHS (at least 1) or without")
 _AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
 _AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
-_FOLDER = Rule("a folder, whose files processes map, and no URL", lambda value: not is_url(value))
 
 Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]
 Widths = Annotated[tuple[int, ...], _WIDTHS]
 Modules = Annotated[tuple[str, ...], Rule(_FREEZES, lambda value: all(map(_FREEZE.fullmatch, value)))]
-Folder = Annotated[str | None, _FOLDER]
+Folder = Annotated[str | None, Rule("a folder, whose files processes map, and no URL", lambda v: not is_url(v))]
 Aim = Annotated[str, Rule(_AIMS, lambda value: _AIM.fullmatch(value.replace(" ", "")))]

@@ -100,8 +100,7 @@ def run_predict_batch(options: PredictOptions) -> int:
         facts["--onnx"] = file_fact(options.onnx_path)
     accelerator = make_accelerator(options.precision, facts)
     forward = forward_of(options, folder, accelerator)
-    precision = accelerator.mixed_precision if options.onnx is None else "no"
-    how = {"precision": precision, **options.forward_facts()}
+    how = {"precision": accelerator.mixed_precision if options.onnx is None else "no", **options.forward_facts()}
     job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, options, how, siblings)
     return predict_parts(job, accelerator)
 

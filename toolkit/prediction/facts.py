@@ -18,7 +18,7 @@ from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
 from toolkit.inference.rows import NamingOptions, Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
-from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY, Format
+from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY
 
 #: Raised whenever a file of before would not have the columns of today.
 VERSION = 2
@@ -47,14 +47,10 @@ def facts_of(
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
     """Write one file (and its facts), atomically, in the format that its ending names."""
-    format = _format_of(path)
+    format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
         write_json(_facts_path(path), facts)
-
-
-def _format_of(path: Path) -> Format:
-    return FORMATS[ENDINGS[path.suffix]]
 
 
 def _facts_path(path: Path) -> Path:
@@ -90,7 +86,7 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
     """The facts of a file, None for one that is absent or of ours and not finished."""
     if not path.exists():
         return None
-    format = _format_of(path)
+    format = FORMATS[ENDINGS[path.suffix]]
     if format.holds_facts:
         found = format.facts_in(path)
     elif _facts_path(path).exists():

@@ -85,8 +85,7 @@ def predict_files(
     source = FileSource(paths)
     cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
-    ids = [file_id(str(path)) for path in paths]
-    return Rows.of(ids, scored, folder, naming, "image")
+    return Rows.of([file_id(str(path)) for path in paths], scored, folder, naming, "image")
 
 
 def write_predictions(
