@@ -16,7 +16,7 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import OURS, ModelFolder
 from toolkit.report.build import Report
-from toolkit.report.inputs import Material, Said
+from toolkit.report.inputs import Material, ModelOutputs
 from toolkit.report.plots.common import Plot
 
 #: What users may call a genre.
@@ -54,12 +54,12 @@ def picture(sample: int) -> bytes:
     return out.getvalue()
 
 
-def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path = Path("run/model")) -> Said:
+def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path = Path("run/model")) -> ModelOutputs:
     """What a model with these logits and decisions says."""
-    return Said(name, ModelFolder(nn.Module(), LabelSet(tuple(GENRES)), decisions, PREPROCESSING, CONFIG, path), logits)
+    return ModelOutputs(name, ModelFolder(nn.Module(), LabelSet(tuple(GENRES)), decisions, PREPROCESSING, CONFIG, path), logits)
 
 
-def trained_on(said: Said, shard_set: str | None, **facts: Any) -> Said:
+def trained_on(said: ModelOutputs, shard_set: str | None, **facts: Any) -> ModelOutputs:
     """The same model with another training: config.json's ``shard_set`` and more of its facts."""
     config = {**said.folder.config, OURS: said.ours | {"shard_set": shard_set} | facts}
     return replace(said, folder=replace(said.folder, config=config))

@@ -212,7 +212,7 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-class HandOut:
+class WorkQueue:
     """Numbers 0 to count - 1, each for exactly one process. Made, and ended, by every process.
 
     The counter lives in a store of torch.distributed's own (TCPStore), whose ``add`` is atomic. The process group is
@@ -232,12 +232,12 @@ class HandOut:
             if not main:
                 self._store = opened(port, self.world)
 
-    def numbers(self) -> Iterator[int]:
+    def take(self) -> Iterator[int]:
         """What this process gets, a number each time it asks, until all are given."""
         while (number := self._store.add("next", 1) - 1) < self.count:
             yield number
 
-    def done(self, samples: int) -> int:
+    def report(self, samples: int) -> int:
         """Say that ``samples`` more are done; returns how many all processes together have done."""
         return self._store.add("samples", samples)
 

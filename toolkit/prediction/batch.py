@@ -34,7 +34,7 @@ from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
-from toolkit.distributed.collectives import HandOut, LostData, from_main, make_accelerator
+from toolkit.distributed.collectives import WorkQueue, LostData, from_main, make_accelerator
 from toolkit.distributed.launch import code_of
 from toolkit.inference.forward import Forward
 from toolkit.inference.onnx_runtime import OnnxModel
@@ -154,7 +154,7 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
             # The largest first, so that nobody is left alone with a large one at the end.
             todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
         todo = from_main(accelerator, todo)  # one list for all: files appear from now on
-        hand_out = HandOut(accelerator, len(todo))
+        hand_out = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
         problem: tuple[Code, str, int] | None = None
@@ -178,7 +178,7 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
     return status
 
 
-def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[int]) -> tuple[int, int]:
+def _work(job: Job, accelerator: Accelerator, hand_out: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
     """This process's part of it; returns (samples, undecodable ones)."""
     source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
@@ -189,7 +189,7 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
         inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        claimed = (todo[place] for place in hand_out.numbers())
+        claimed = (todo[place] for place in hand_out.take())
         shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
         batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
         for number, part, scored in source.whole(batches):
@@ -205,9 +205,9 @@ def _work(job: Job, accelerator: Accelerator, hand_out: HandOut, todo: Sequence[
     return samples, failed
 
 
-def _counted(batches: Iterator[Scored], hand_out: HandOut, bar: Any) -> Iterator[Scored]:
+def _counted(batches: Iterator[Scored], hand_out: WorkQueue, bar: Any) -> Iterator[Scored]:
     for scored in batches:
-        bar.update(hand_out.done(scored.count) - bar.n)
+        bar.update(hand_out.report(scored.count) - bar.n)
         yield scored
 
 

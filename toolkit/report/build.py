@@ -16,7 +16,7 @@ from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
 from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import Group, choose_groups, error_group
-from toolkit.report.inputs import Material, Said
+from toolkit.report.inputs import Material, ModelOutputs
 from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.per_label import genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
@@ -101,7 +101,7 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
     )
 
 
-def calibration(model: Said, targets: np.ndarray) -> dict[str, Any]:
+def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
     """Loss, calibration errors and reliability curve, before and after."""
     before = {"loss": float(cross_entropy(model.logits, targets).mean())}
     after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
@@ -133,7 +133,7 @@ def facts(material: Material) -> dict[str, Any]:
     }
 
 
-def _facts_of(material: Material, said: Said) -> dict[str, Any]:
+def _facts_of(material: Material, said: ModelOutputs) -> dict[str, Any]:
     return {
         "model": said.name,
         "path": str(said.folder.path),
@@ -148,7 +148,7 @@ def _facts_of(material: Material, said: Said) -> dict[str, Any]:
     }
 
 
-def _config(said: Said) -> str:
+def _config(said: ModelOutputs) -> str:
     config = said.ours.get("training_config")
     return yaml.dump(config, Dumper=_ShortLists, sort_keys=False, allow_unicode=True) if config else ""
 

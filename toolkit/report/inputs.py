@@ -18,7 +18,7 @@ FINGERPRINT = "shard set fingerprint"
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class ModelOutputs:
     """What a model said of N samples, G genres."""
 
     name: str
@@ -71,8 +71,8 @@ class Material:
     """The encoded image of a sample."""
     train_prevalence: FloatArray
     """(G,) shares of training samples, which is all that the baselines know."""
-    model: Said
-    other: Said | None
+    model: ModelOutputs
+    other: ModelOutputs | None
     """The run to compare with."""
     shard_set: dict[str, str]
     """Name -> value, for people: folder, fingerprints; `FINGERPRINT` is compared as well."""
@@ -80,7 +80,7 @@ class Material:
     units: IntArray | None = None
     """(N,) numbers from 0, the same for near-duplicates; None where the set does not say."""
 
-    def may_have_seen(self, said: Said) -> bool:
+    def may_have_seen(self, said: ModelOutputs) -> bool:
         """Whether a model was trained on another shard set, whose training split may hold these samples."""
         return said.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 

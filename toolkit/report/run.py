@@ -20,7 +20,7 @@ from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
-from toolkit.report.inputs import FINGERPRINT, Material, Said
+from toolkit.report.inputs import FINGERPRINT, Material, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
 
@@ -80,8 +80,8 @@ class ReportRun:
             outputs.ids,
             reader.image_bytes,
             baseline_prevalence(self.manifest, outputs),
-            Said(names[0], self.model, outputs.logits),
-            Said(names[1], self.other, others.logits) if self.other and others else None,
+            ModelOutputs(names[0], self.model, outputs.logits),
+            ModelOutputs(names[1], self.other, others.logits) if self.other and others else None,
             {
                 "shard set": str(self.shards),
                 FINGERPRINT: self.manifest.fingerprint,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit_helpers import launch
 
-from toolkit.distributed.collectives import HandOut, make_accelerator
+from toolkit.distributed.collectives import WorkQueue, make_accelerator
 
 SCRIPT = """
 import json, sys, time
@@ -28,11 +28,11 @@ accelerator.end_training()
 
 
 def test_one_process_gets_everything() -> None:
-    hand_out = HandOut(make_accelerator(), 4)
-    assert list(hand_out.numbers()) == [0, 1, 2, 3] and list(hand_out.numbers()) == []
-    assert [hand_out.done(2), hand_out.done(5)] == [2, 7]
+    hand_out = WorkQueue(make_accelerator(), 4)
+    assert list(hand_out.take()) == [0, 1, 2, 3] and list(hand_out.take()) == []
+    assert [hand_out.report(2), hand_out.report(5)] == [2, 7]
     assert hand_out.end(["x"]) == [["x"]]
-    assert list(HandOut(make_accelerator(), 0).numbers()) == []
+    assert list(WorkQueue(make_accelerator(), 0).take()) == []
 
 
 def test_three_processes_share_it(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Instead, pairs, together
 from toolkit.report.examples import SHOWN, choose_groups, evidence
-from toolkit.report.inputs import FINGERPRINT, Said
+from toolkit.report.inputs import FINGERPRINT, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.per_label import notes as build_notes
 from toolkit.report.summary import comparisons, headline, in_words, resampled
@@ -183,7 +183,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
     once = material()
     twice = np.tile(np.arange(len(once.targets)), 2)
 
-    def double(one: Said) -> Said:
+    def double(one: ModelOutputs) -> ModelOutputs:
         return replace(one, logits=one.logits[twice])
 
     assert once.other is not None
