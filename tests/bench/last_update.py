@@ -33,8 +33,8 @@ from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.models.heads import logits_and_features
-from toolkit.training.setup import Parts, build_parts
-from toolkit.training.train_step import Updater
+from toolkit.training.setup import TrainingSetup, build_setup
+from toolkit.training.train_step import TrainStep
 
 SAMPLES, BATCH, LAST, JUDGES = 3203, 64, 3, 256
 RULES: dict[Sizes, str] = {"tail": "full ones, then what is left", "even": "all of one size"}
@@ -49,10 +49,10 @@ def settings(weights: Path, pixels: int) -> Config:
     )
 
 
-def updates(accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
+def updates(accelerator: Accelerator, parts: TrainingSetup, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
     parts = replace(parts, plan=plan)
-    updater, lr = Updater(parts), parts.config.optim.lr
+    updater, lr = TrainStep(parts), parts.config.optim.lr
     with contextlib.closing(parts.inputs.feed(parts)) as feed:
         with contextlib.closing(feed.batches(epoch, first)) as batches:
             for step in range(first, first + count):
@@ -61,7 +61,7 @@ def updates(accelerator: Accelerator, parts: Parts, plan: TrainPlan, epoch: int,
                 yield plan.count(step)
 
 
-def judged(parts: Parts, images: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+def judged(parts: TrainingSetup, images: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
     """(validation loss, features (n, F)) of the judges."""
     parts.model.eval()
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def main() -> int:
         manifest = Manifest.read(arguments.shards)
         readers = [ShardReader.of_split(arguments.shards, split, manifest) for split in ("train", "val")]
         config = settings(arguments.weights, arguments.pixels)
-        parts = build_parts(accelerator, config, manifest, readers, Path(name), None)
+        parts = build_setup(accelerator, config, manifest, readers, Path(name), None)
         order = GlobalOrder(SAMPLES, 0)
         plans = {rule: TrainPlan(order, BATCH, sizes=rule) for rule in RULES}
         images, targets = judges(parts)
@@ -124,14 +124,14 @@ def main() -> int:
     return 0
 
 
-def judges(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+def judges(parts: TrainingSetup) -> tuple[torch.Tensor, torch.Tensor]:
     """(normalised images, targets) of JUDGES validation samples."""
     from toolkit.data.loader.loader import Loader
     from toolkit.data.sampling.plan import EvalPlan
-    from toolkit.data.transforms.batch_transform import eval_cutter
+    from toolkit.data.transforms.batch_transform import eval_transforms
 
     device = torch.device("cpu")
-    cutter = eval_cutter(parts.val, parts.preprocessing, "cpu", device)
+    cutter = eval_transforms(parts.val, parts.preprocessing, "cpu", device)
     with Loader(parts.val, 2, 2) as loader:
         shares = EvalPlan(min(JUDGES, len(parts.val)), 64).shares(0, 1)
         images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, cutter)]

@@ -39,7 +39,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.device.defaults import DTYPES, autocast_dtype, decode_threads, own_cores
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.training.batches import Stopwatch
-from toolkit.training.setup import Parts, build_parts
+from toolkit.training.setup import TrainingSetup, build_setup
 from toolkit.training.trainer import Trainer
 
 #: Of the posters, for a split that the trainer wants to have; it is never looked at.
@@ -117,7 +117,7 @@ def make_set(source: ShardReader, side: int, count: int, folder: Path) -> Path:
     return folder / "shards"
 
 
-def timms(folder: Path, parts: Parts, device: torch.device, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def timms(folder: Path, parts: TrainingSetup, device: torch.device, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """timm's batches of the files in ``folder``, on the device and normalised, of one epoch after the other."""
     data, prepare = parts.config.data, parts.preprocessing
     loader = create_loader(
@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     accelerator = make_accelerator(options.precision)
     device, dtype = accelerator.device, autocast_dtype(accelerator)
     readers = [ShardReader.of_split(folder / "shards", split, manifest) for split in ("train", "val")]
-    parts = build_parts(accelerator, config, manifest, readers, folder, None)
+    parts = build_setup(accelerator, config, manifest, readers, folder, None)
     trainer = Measured(parts)
 
     def step(images: torch.Tensor) -> None:

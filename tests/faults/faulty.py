@@ -67,9 +67,9 @@ def install(fault: str, rank: int) -> None:
 
 
 def _nan(rank: int, sample_id: str) -> None:
-    from toolkit.training.train_step import Updater
+    from toolkit.training.train_step import TrainStep
 
-    losses = Updater.losses
+    losses = TrainStep.losses
 
     def poisoned(self: Any, model: nn.Module, batch: Any, epoch: int) -> Any:
         ids = [self.parts.train.sample_id(i) for i in batch.share.indices]
@@ -86,13 +86,13 @@ def _nan(rank: int, sample_id: str) -> None:
         finally:
             handle.remove()
 
-    Updater.losses = poisoned  # type: ignore[method-assign]
+    TrainStep.losses = poisoned  # type: ignore[method-assign]
 
 
 def _nan_gradient(rank: int, number: str, victim: str) -> None:
-    from toolkit.training.train_step import Updater
+    from toolkit.training.train_step import TrainStep
 
-    call = Updater.__call__
+    call = TrainStep.__call__
 
     def spoiling(self: Any, batches: Iterator[Any], epoch: int, step: int, updates: int, lr: float) -> Any:
         if (number != "all" and (epoch, step) != (0, int(number))) or rank != int(victim):
@@ -110,7 +110,7 @@ def _nan_gradient(rank: int, number: str, victim: str) -> None:
         finally:
             handle.remove()
 
-    Updater.__call__ = spoiling  # type: ignore[method-assign]
+    TrainStep.__call__ = spoiling  # type: ignore[method-assign]
 
 
 def _fp16(rank: int, scale: str) -> None:
@@ -152,9 +152,9 @@ def _most_skipped(rank: int, count: str) -> None:
 
 
 def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
-    from toolkit.training.train_step import Updater
+    from toolkit.training.train_step import TrainStep
 
-    call = Updater.__call__
+    call = TrainStep.__call__
 
     def without(self: Any, batches: Iterator[Any], epoch: int, step: int, updates: int, lr: float) -> Any:
         if not chosen(self, epoch, step):
@@ -163,7 +163,7 @@ def _not_made(chosen: Callable[[Any, int, int], bool]) -> None:
             next(batches)
         return torch.zeros(2), 0
 
-    Updater.__call__ = without  # type: ignore[method-assign]
+    TrainStep.__call__ = without  # type: ignore[method-assign]
 
 
 def _after_update(number: str, do: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import toolkit.model_folder.folder
 from shards.errors import UserError
-from toolkit.device.out_of_memory import is_out_of_memory, memory_told
+from toolkit.device.out_of_memory import is_out_of_memory, explain_out_of_memory
 
 pytest_plugins = ("fault_fixtures",)
 
@@ -44,7 +44,7 @@ TEXTS: list[tuple[Exception, str]] = [
 
 @pytest.mark.parametrize(("error", "line"), TEXTS)
 def test_the_words_of_every_allocator_are_known(error: Exception, line: str):
-    with pytest.raises(UserError) as caught, memory_told(lambda: "less"):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(lambda: "less"):
         raise error
     assert str(caught.value) == line
 
@@ -61,7 +61,7 @@ def test_the_real_allocators_are_among_them():
 
 def test_other_errors_stay_what_they_are():
     other = RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x3 and 4x4)")
-    with pytest.raises(RuntimeError) as caught, memory_told(lambda: "less"):
+    with pytest.raises(RuntimeError) as caught, explain_out_of_memory(lambda: "less"):
         raise other
     assert caught.value is other
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launch_tools import PROBE, ROOT, clean_env, free_port, options_of, wait_until
 
 from shards.errors import UserError
-from toolkit.distributed.launch import lost_peer, patience, processes_of, restarts_share_a_store
+from toolkit.distributed.launch import lost_peer, wait_seconds, processes_of, restarts_share_a_store
 
 pytest_plugins = ("launch_fixtures",)
 
@@ -104,7 +104,7 @@ def test_a_killed_process_ends_the_other_with_a_line_and_a_status_of_its_own(lau
 def test_a_timeout_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv("POSTERS_TIMEOUT", text)
     with pytest.raises(UserError, match=r"POSTERS_TIMEOUT is .* whole seconds"):
-        patience()
+        wait_seconds()
 
 
 def test_other_errors_keep_their_traceback():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.data.transforms.batch_transform import PackedCut, SquareCut
+from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform
 from toolkit.data.transforms.crops import Views
 from toolkit.data.transforms.preprocessing import center_crop
 
@@ -61,7 +61,7 @@ def reference_evals(files: Sequence[bytes], side: int, crop_pct: float) -> np.nd
     return np.stack([center_crop(decode_rgb(data), side, crop_pct) for data in files])
 
 
-def fast(files: Sequence[bytes], cut: SquareCut | PackedCut) -> np.ndarray:
+def fast(files: Sequence[bytes], cut: DecodedTransform | DeviceTransform) -> np.ndarray:
     """(n, S, S, 3) float32 of a cut, as the loader would run it."""
     import torch
 

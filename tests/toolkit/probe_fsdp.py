@@ -27,7 +27,7 @@ from train_tools import tiny_config
 
 import toolkit.training.run as entry
 from shards.errors import UserError
-from toolkit.distributed.fsdp import local, spread
+from toolkit.distributed.fsdp import local, shard_model
 from toolkit.distributed.launch import leave
 from toolkit.models import wrapping
 from toolkit.training import setup as parts
@@ -107,7 +107,7 @@ def _stray(run: Run, accelerator: Accelerator, model: torch.nn.Module) -> None:
         with torch.no_grad():
             for tensor in model.parameters():
                 tensor.add_(1)
-    spread(accelerator, model)
+    shard_model(accelerator, model)
 
 
 def _spoil_pixels(module: Any, inputs: Any) -> Any:
@@ -146,7 +146,7 @@ def main() -> None:
         torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler
         wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[assignment, misc]
         parts.LAYOUT = torch.contiguous_format if run.contiguous else torch.channels_last
-        parts.spread = partial(_stray, run)
+        parts.shard_model = partial(_stray, run)
         entry.Trainer, seen = spied(run)  # type: ignore[misc]
         out = Path(run.out)
         try:

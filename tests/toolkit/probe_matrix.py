@@ -24,7 +24,7 @@ from toolkit.config.schema import Config
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.training.batches import train_plan
-from toolkit.training.setup import build_parts
+from toolkit.training.setup import build_setup
 from toolkit.training.trainer import Trainer
 
 #: What each combination has one of: name → keys of the config.
@@ -99,7 +99,7 @@ def main() -> None:
         samples, rest = train_plan(config, readers[0]).num_samples, int(combination["left over"])
         config.train.batch_size = next(b for b in range(9, samples) if samples % b == rest)
         folder = out / title(combination)
-        parts = build_parts(accelerator, config, manifest, readers, folder, None)
+        parts = build_setup(accelerator, config, manifest, readers, folder, None)
         trainer = Bare(parts)
         assert trainer.run()
         if accelerator.is_main_process:

@@ -14,9 +14,9 @@ from torch import nn
 from shards.dataset.labels import LabelSet
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
-from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 from toolkit.report.build import Report
-from toolkit.report.inputs import Material, ModelOutputs
+from toolkit.report.inputs import ReportInputs, ModelOutputs
 from toolkit.report.plots.common import Plot
 
 #: What users may call a genre.
@@ -27,7 +27,7 @@ SAMPLES = 120
 PREPROCESSING = Preprocessing(64, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CONFIG: dict[str, Any] = {
     "architecture": "resnet50",
-    OURS: {
+    OWN_KEY: {
         "weights_sha256": "ab" * 32,
         "epoch": 2,
         "shard_set": "0123456789abcdef",
@@ -61,7 +61,7 @@ def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path
 
 def trained_on(said: ModelOutputs, shard_set: str | None, **facts: Any) -> ModelOutputs:
     """The same model with another training: config.json's ``shard_set`` and more of its facts."""
-    config = {**said.folder.config, OURS: said.ours | {"shard_set": shard_set} | facts}
+    config = {**said.folder.config, OWN_KEY: said.ours | {"shard_set": shard_set} | facts}
     return replace(said, folder=replace(said.folder, config=config))
 
 
@@ -78,11 +78,11 @@ def decisions(calibrated: bool = True) -> Decisions:
     )
 
 
-def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")) -> Material:
+def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")) -> ReportInputs:
     """Everything that a report is about."""
     targets, logits = simulate(seed)
     worse = np.random.default_rng(9).permutation(logits)  # knows what is common, and nothing of the samples
-    return Material(
+    return ReportInputs(
         split,
         GENRES,
         targets,

@@ -15,8 +15,8 @@ from toolkit.config.schema import Config
 from toolkit.data.loader.loader import Batch
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.training.setup import Parts, build_parts
-from toolkit.training.train_step import Updater
+from toolkit.training.setup import TrainingSetup, build_setup
+from toolkit.training.train_step import TrainStep
 
 #: A transformer of a few hundred thousand weights: neither BatchNorm nor dropout, so samples do not meet in it.
 TINY_VIT = ["--model.name=test_vit", "--model.head=linear", "--model.dropout=0"]
@@ -27,24 +27,24 @@ def tiny_config(*options: str) -> Config:
     return parse_train(["--shards", "S", "--out", "R", *TINY, *options]).config
 
 
-def make_parts(shard_set: Path, config: Config, out: Path) -> tuple[Accelerator, Parts]:
+def make_parts(shard_set: Path, config: Config, out: Path) -> tuple[Accelerator, TrainingSetup]:
     """A run's parts, ready for its first update."""
     manifest = Manifest.read(shard_set)
     readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return accelerator, build_parts(accelerator, config, manifest, readers, out, None)
+    return accelerator, build_setup(accelerator, config, manifest, readers, out, None)
 
 
-def make_updater(shard_set: Path, out: Path, *options: str, accumulation: int = 1) -> tuple[Updater, TrainPlan]:
+def make_updater(shard_set: Path, out: Path, *options: str, accumulation: int = 1) -> tuple[TrainStep, TrainPlan]:
     """Updates of a small run in this process, its model in training mode."""
     config = tiny_config(*options)
     parts = make_parts(shard_set, config, out)[1]
     parts.freezing.training_mode(parts.model, 0)
     parts.accumulation = accumulation
-    return Updater(parts), parts.plan
+    return TrainStep(parts), parts.plan
 
 
-def drawn_batches(updater: Updater, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:
+def drawn_batches(updater: TrainStep, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:
     """The micro-batches of one update with made-up pixels, those of a sample always the same."""
     side = updater.parts.config.data.image_size
     for share in plan.micro_batches(epoch, step, 0, 1, updater.accumulation):
@@ -55,7 +55,7 @@ def drawn_batches(updater: Updater, plan: TrainPlan, epoch: int, step: int) -> I
         yield Batch(torch.stack(rows), share, {})
 
 
-def make_updates(updater: Updater, plan: TrainPlan, count: int, lr: float, *, first: int = 1) -> list[float]:
+def make_updates(updater: TrainStep, plan: TrainPlan, count: int, lr: float, *, first: int = 1) -> list[float]:
     """``count`` updates from number ``first`` on; returns the training loss of each."""
     losses = []
     for number in range(first, first + count):

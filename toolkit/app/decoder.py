@@ -30,7 +30,7 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 #: The largest file that is taken (MB).
 MAX_MB = 20
 #: Long side in pixels of the copies that are shown.
-SHOWN = 720
+SHOWN_SIDE = 720
 #: Seconds that one file may take, and all files of one upload.
 FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
@@ -167,5 +167,5 @@ def _read(path: Path) -> bytes:
 def jpeg_of(image: Image.Image) -> bytes:
     """A copy of an RGB picture, at most SHOWN pixels on its long side, as JPEG."""
     copy = image.copy()
-    copy.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    copy.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     return jpeg(copy, 88)

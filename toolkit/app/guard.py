@@ -32,10 +32,10 @@ A_FILE, _FILE = 8192, b"filename"
 MESSAGE = 1 << 20
 API = "/gradio_api/"
 #: Routes under API that the page uses, by what they begin with.
-READ = (
+READ_ROUTES = (
     "info", "upload_progress", "queue/data", "heartbeat/", "file=", "startup-events", "theme.css", "app_id",
 )  # fmt: skip
-WRITTEN = ("upload", "queue/join", "cancel", "reset")
+WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset")
 
 
 class Guard:
@@ -73,9 +73,9 @@ class Guard:
         path = scope["path"].removeprefix(self.root) if self.root else scope["path"]
         route = path[len(API) :].rstrip("/") if path.startswith(API) else None
         if scope["method"] in ("GET", "HEAD"):
-            known = route is None or route.startswith(READ)
+            known = route is None or route.startswith(READ_ROUTES)
             return None if known else (404, "not used by this page")
-        if scope["method"] != "POST" or route not in WRITTEN:
+        if scope["method"] != "POST" or route not in WRITE_ROUTES:
             return 405, "not used by this page"
         origin = headers.get("origin")
         if origin is not None and _server(origin) not in (host, self.public or host):

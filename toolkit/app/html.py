@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from shards.visuals.templates import render
 from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours, seen_box
-from toolkit.app.service import Answers, Line, Painted, Poster
+from toolkit.app.service import PredictionService, Line, Painted, Poster
 from toolkit.metrics.multilabel import FloatArray
 
 #: Genres in a table, at most, besides those that are named.
 MOST_LINES = 40
 #: A difference of probabilities, in percentage points, from which it has a colour.
-TELLING = 1.0
+MIN_SHOWN_CHANGE = 1.0
 
 
-def genres_card(poster: Poster, lines: Sequence[Line], answers: Answers) -> str:
+def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionService) -> str:
     """All genres with probability, threshold and how they compare, most probable first."""
     shown = _shown(lines)
     return render(
@@ -27,7 +27,7 @@ def genres_card(poster: Poster, lines: Sequence[Line], answers: Answers) -> str:
     )
 
 
-def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Answers) -> str:
+def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: PredictionService) -> str:
     """The heat map of one genre, or why there is none."""
     image = poster.image
     box = seen_box(image.size, answers.folder.preprocessing)
@@ -53,7 +53,7 @@ def text_card(poster: Poster, painted: Painted, with_text: Sequence[Line], witho
         painted=painted,
         outlined=outlined(poster.image, painted.polygons, painted.doubted),
         changes=[(old, new, 100.0 * (new.probability - old.probability)) for old, new in pairs],
-        telling=TELLING,
+        telling=MIN_SHOWN_CHANGE,
         text_colour=TEXT,
         doubt_colour=DOUBT,
     )

@@ -12,7 +12,7 @@ from shards.errors import UserError
 from shards.visuals.templates import render
 from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
-from toolkit.app.service import MAX_FILES, Answers, Poster, first_genre
+from toolkit.app.service import MAX_FILES, PredictionService, Poster, first_genre
 
 #: Seconds between sweeps of uploaded files, and the age from which they go: within an hour.
 SWEEP, KEEP = 600, 3000
@@ -36,7 +36,7 @@ class Board:
 class Actions:
     """What the page does when something is dropped or chosen; each returns what the components become."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: PredictionService) -> None:
         self.answers = answers
 
     def take(self, paths: list[str] | None, board: Board) -> list[Any]:
@@ -91,7 +91,7 @@ class Actions:
         return html.text_card(poster, painted, with_text, without)
 
 
-def build_page(answers: Answers) -> Any:
+def build_page(answers: PredictionService) -> Any:
     """The gradio page; ``launch`` it."""
     folder = answers.folder
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}

@@ -35,7 +35,7 @@ from shards.visuals.templates import render
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
 from toolkit.app.options import AppOptions
-from toolkit.app.service import Answers, text_removal
+from toolkit.app.service import PredictionService, text_removal
 from toolkit.device.allocator import keep_freed_memory
 from toolkit.model_folder.folder import load_model_folder
 
@@ -44,11 +44,11 @@ log = logging.getLogger(__name__)
 #: Pages whose posters are kept in memory.
 SESSIONS = 20
 #: Signals that end the program; a closed terminal sends SIGHUP.
-ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 #: How folders of uploads are named, with the number of their process behind.
 PREFIX = "posters-app-"
 #: Set before gradio is imported, and whatever the surroundings say.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 
 
@@ -60,10 +60,10 @@ def run_app(options: AppOptions) -> int:
     keep_freed_memory()
     with _upload_folder() as uploads:
         folder = load_model_folder(options.model)
-        answers = Answers(folder, *text_removal(options.text, options.fill, options.fill_model))
+        answers = PredictionService(folder, *text_removal(options.text, options.fill, options.fill_model))
         for note in filter(None, (answers.no_text, answers.no_heat)):
             log.info(note)
-        os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
+        os.environ.update(GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
         with redirect_stderr(for_people(sys.stderr)):  # gradio prints there what visitors send
             _serve(answers, options.host, options.port, root)
     return 0
@@ -110,7 +110,7 @@ def _upload_folder() -> Iterator[Path]:
 
     before = {
         number: signal.signal(number, on_signal)
-        for number in ENDING
+        for number in STOP_SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN  # nohup
     }
     try:
@@ -143,7 +143,7 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(answers: Answers, host: str, port: int, root: str) -> None:
+def _serve(answers: PredictionService, host: str, port: int, root: str) -> None:
     from starlette.middleware import Middleware
 
     from toolkit.app.page import build_page  # and with it gradio, which reads its environment now

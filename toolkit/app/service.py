@@ -74,7 +74,7 @@ class Poster(Opened):
 
 
 @dataclass
-class Answers:
+class PredictionService:
     """A model folder that answers. Sessions may ask at the same time: each network serves one of them at a time."""
 
     folder: ModelFolder

@@ -26,7 +26,7 @@ VIEW_TOLERANCE = 0.05
 #: Places tried against the regions placed before, until all places are looked at at once.
 ATTEMPTS = 16
 #: Arrangements of all regions tried until one is of equal area and equally visible.
-TRIES = 8
+MAX_ARRANGEMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Places:
         """Place every region. Regions can be in each other's way: the best of some tries counts."""
         area, wanted = int(self.text.sum()), visible(self.text, self.view)
         best, best_fault = self._try(rng), (0, 0)
-        for number in range(TRIES):
+        for number in range(MAX_ARRANGEMENTS):
             control = best if number == 0 else self._try(rng)
             off = abs(visible(control.mask, self.view) - wanted)
             fault = area - int(control.mask.sum()), off

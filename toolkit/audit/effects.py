@@ -26,9 +26,9 @@ RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
 #: Bootstrap samples, and the share of them that the interval holds.
 ROUNDS, COVERAGE = 2000, 0.95
 #: With fewer posters the sentence warns of its interval.
-FEW = 30
+FEW_POSTERS = 30
 #: A mean change of probability that is rounding: none can be seen in any output.
-NOTHING = 1e-6
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Rati
 
 
 def _divide(text: float, control: float) -> float | None:
-    if control >= NOTHING:
+    if control >= ROUNDING:
         return float(text / control)
-    return math.inf if text >= NOTHING else None
+    return math.inf if text >= ROUNDING else None
 
 
 def sentence(ratio: Ratio) -> str:
@@ -140,7 +140,7 @@ def sentence(ratio: Ratio) -> str:
     else:
         end = f"to {times(ratio.high)}" if math.isfinite(ratio.high) else "upwards"
         interval = f"from {times(ratio.low)} {end}" if end == "upwards" else f"{times(ratio.low)} {end}"
-        only = f"only {count}: a wide guess" if ratio.posters < FEW else count
+        only = f"only {count}: a wide guess" if ratio.posters < FEW_POSTERS else count
         basis = f"{COVERAGE:.0%} interval {interval}, {only}"
     if not math.isfinite(ratio.value):
         return (

@@ -30,7 +30,7 @@ LEAST_AREA = 0.5
 #: ... and, of the area that the model sees, between this share and its inverse.
 LEAST_VIEW = 0.5
 #: Mean difference in grey levels beside the text from which a cleaned poster was made of another picture.
-UNLIKE = 5.0
+MAX_GREY_DIFFERENCE = 5.0
 
 NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = ("no room for a control", "text out of the model's view", "control not as visible")
 
@@ -117,7 +117,7 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
         raise BadImage("outlines do not fit", f"they cover {text.mean():.1%}, the report says {poster.altered:.1%}")
     pixels, again = np.array(raw), reencode(np.asarray(raw))
     kept = ~text
-    if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > UNLIKE:
+    if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > MAX_GREY_DIFFERENCE:
         raise BadImage("another picture", "the cleaned poster differs from this one beside the text too")
     view = view_box(raw.width, raw.height, preprocessing.image_size, preprocessing.crop_pct)
     places = Places(text, view)

@@ -22,7 +22,7 @@ from toolkit.audit.contact_sheet import Example, save_sheet, thumbnail
 from toolkit.audit.effects import (
     CLEANED,
     CONTROLS,
-    FEW,
+    FEW_POSTERS,
     RAW,
     REENCODED,
     Effect,
@@ -258,8 +258,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"The control's area is {areas['control']:.1%} of the text's on average, "
             + ("the same for every poster." if equal else f"{least} of it on every poster.")
         )
-        if counts["compared"] < FEW:
-            notes.append(f"From fewer than {FEW} posters an interval is too narrow more often than it says.")
+        if counts["compared"] < FEW_POSTERS:
+            notes.append(f"From fewer than {FEW_POSTERS} posters an interval is too narrow more often than it says.")
     if counts["crowded_draws"]:
         notes.append(
             f"In {counts['crowded_draws']} of {counts['draws']} controls a region found no place of its own off "

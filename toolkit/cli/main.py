@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from shards.console import Output, PrintableFormatter, standard_streams
 from shards.errors import UserError, one_line, printable_line
 from toolkit.cli.commands import COMMANDS, read
-from toolkit.device.out_of_memory import memory_told
+from toolkit.device.out_of_memory import explain_out_of_memory
 
 #: Seconds by which rank 0 may end before others that failed.
 HEAD_START = 3.0
@@ -30,7 +30,7 @@ NOISY = (
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit status. Raises UserError for bad input."""
     name, options = read(argv)  # before torch is loaded, which takes seconds
-    with memory_told(lambda: _memory_line(name, options)):
+    with explain_out_of_memory(lambda: _memory_line(name, options)):
         return COMMANDS[name](options)
 
 
@@ -116,9 +116,9 @@ def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None
 def _farewell(argv: Sequence[str], error: Exception) -> None:
     """Let the other processes of a launch of this command know of an error, if they would wait for this one."""
     if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
-        from toolkit.distributed.launch import farewell  # torch, which only a launch needs for that
+        from toolkit.distributed.launch import report_failure  # torch, which only a launch needs for that
 
-        farewell(error)
+        report_failure(error)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:

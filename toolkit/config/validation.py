@@ -25,7 +25,7 @@ COMMON = ("adam", "adamw", "sgd", "lamb")
 
 #: Optimisers whose updates of spread weights were compared with those of whole ones: by
 #: tests/toolkit/distributed/test_fsdp.py.
-SPREADABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
+SHARDABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 
 
 def check_config(config: Config) -> None:
@@ -137,9 +137,9 @@ def _check_fsdp(config: Config) -> None:
          "statistics over processes have not been tested with spread weights", "set --train.sync_batchnorm false"),
         ("train.feature_views", train.feature_views > 0, "a head that learns alone is small",
          "set --train.feature_views 0"),
-        (f"optim.name {name}", name not in SPREADABLE,
+        (f"optim.name {name}", name not in SHARDABLE,
          "its updates of spread weights have not been compared with those of whole ones",
-         f"take {', '.join(SPREADABLE[:-1])} or {SPREADABLE[-1]}"),
+         f"take {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
     ):  # fmt: skip
         if asked:
             raise UserError(

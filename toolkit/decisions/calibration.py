@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.config.model_files import Method
-from toolkit.decisions.folds import CLEARLY, enough, standard_error
+from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, enough, standard_error
 from toolkit.metrics.calibration_error import calibration_influence
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_entropy, sigmoid
 
@@ -152,8 +152,8 @@ def choose_calibration(
         ece, gaps[method] = calibration_influence(truth, sigmoid(held_out))
         found[method] = {"loss": float(losses[method].mean()), "ece": ece}
         gain = losses["none"] - losses[method]
-        surely = gain.mean() > CLEARLY * standard_error((gain - gain.mean()) / len(gain), units)
-        truer = found["none"]["ece"] - ece > CLEARLY * standard_error(gaps["none"] - gaps[method], units)
+        surely = gain.mean() > CLEAR_STANDARD_ERRORS * standard_error((gain - gain.mean()) / len(gain), units)
+        truer = found["none"]["ece"] - ece > CLEAR_STANDARD_ERRORS * standard_error(gaps["none"] - gaps[method], units)
         if surely and truer and found[method]["loss"] < found[best]["loss"]:
             best = method
     return fit(None, best), found

@@ -18,7 +18,7 @@ from shards.schema import check_as
 from shards.storage.files import fingerprint
 from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, way_of
+from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, choice_name
 from toolkit.decisions.objective import Aim
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
@@ -165,5 +165,5 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
     found = f"one per genre, {goal}, chosen on the {where} split"
     if not choice.ways:
         return found
-    before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, way_of(choice.slack)))
+    before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, choice_name(choice.slack)))
     return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"

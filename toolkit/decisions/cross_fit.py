@@ -20,7 +20,7 @@ import numpy as np
 from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
-from toolkit.decisions.folds import CLEARLY, deal_folds, enough, in_order, standard_error
+from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, assign_folds, enough, in_order, standard_error
 from toolkit.decisions.objective import genre_thresholds, parse_aim, single_threshold
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
@@ -29,7 +29,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, 
 Out = frozenset[int]
 EVERYONE: Out = frozenset()
 #: Standard errors up to which a loss of micro-F beyond the slack passes for chance.
-HARMLESS = 2.0
+HARMLESS_STANDARD_ERRORS = 2.0
 #: Of one threshold for all genres, beside the slacks of thresholds per genre.
 SINGLE = "single"
 T = TypeVar("T")
@@ -94,12 +94,12 @@ class HeldOut:
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
         """See `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
-        surely = gain > CLEARLY * standard_error(self.by_macro - single.by_macro, self.units)
-        harm = HARMLESS * standard_error(self.by_micro - single.by_micro, self.units)
+        surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
+        harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
         return surely and gain + change > 0.0 and change >= -slack * single.micro - harm
 
 
-def way_of(slack: float) -> str:
+def choice_name(slack: float) -> str:
     """The name of thresholds per genre among the ways to decide."""
     return f"per genre, slack {slack:g}"
 
@@ -122,7 +122,7 @@ class CrossFit:
         self.aim = parse_aim(self.decide.aim)
         self.order, self.units = in_order(truth, logits, groups)
         self.truth, self.scores = truth[self.order], logits[self.order]
-        self.fold = deal_folds(self.truth, self.units)
+        self.fold = assign_folds(self.truth, self.units)
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
@@ -177,7 +177,7 @@ class CrossFit:
         ways[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
         for slack in sorted({0.0, self.decide.slack}, reverse=True):
             found = measured(slack)
-            ways[way_of(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
+            ways[choice_name(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
             if found.clearly_better(single, slack):
                 return slack, ways
         return None, ways

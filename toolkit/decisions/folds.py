@@ -14,7 +14,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 3000
 
 #: Standard errors by which held-out samples must speak for a choice before it is made.
-CLEARLY = 1.0
+CLEAR_STANDARD_ERRORS = 1.0
 
 
 def enough(units: IntArray) -> bool:
@@ -22,7 +22,7 @@ def enough(units: IntArray) -> bool:
     return len(np.unique(units)) >= 2 * FOLDS
 
 
-def deal_folds(truth: BoolArray, units: IntArray) -> IntArray:
+def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
     """(N,) fold of every sample, from 0, for (N, G) targets.
 
     units (N,): 0 to U - 1. They are dealt in turn after sorting by their rarest genre, so that folds share rare

@@ -21,7 +21,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 _LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # config/validation.py refuses what this does
 
 #: Names nobody (save a probability of exactly 1).
-NEVER = 1.0
+NAMES_NOTHING = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,4 +95,4 @@ def _at_level(aim: Aim, sweep: Sweep, single: float | None) -> float:
         return sweep.threshold(int(np.argmax(reached >= aim.value - 1e-12)), single)
     reached = np.minimum(ratio(sweep.hits, sweep.named), ratio(sweep.smooth, sweep.named))
     good = np.flatnonzero(reached[1:] >= aim.value - 1e-12)
-    return sweep.threshold(int(good[-1]) + 1, single) if len(good) else NEVER
+    return sweep.threshold(int(good[-1]) + 1, single) if len(good) else NAMES_NOTHING

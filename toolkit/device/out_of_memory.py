@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_told(line: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(line: Callable[[], str]) -> Iterator[None]:
     """Turn out of memory into a UserError: ``line`` says what did not fit, and what to do about it."""
     try:
         yield

@@ -37,9 +37,9 @@ Facts: TypeAlias = dict[str, tuple[str | None, str]]
 #: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
 PLACES = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Of these, the one where every process of a prediction writes: the processes of one machine must name one folder.
-WRITTEN = "out"
+OUTPUT_OPTION = "out"
 #: Options and configuration that change no result.
-OWN = ("threads", "cache", "data.workers", "data.prefetch")
+RANK_LOCAL_OPTIONS = ("threads", "cache", "data.workers", "data.prefetch")
 #: Variables that change numbers, with their usual values. Accelerate's are refused by each process: environment.py.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
@@ -114,7 +114,7 @@ def command_facts(command: str, options: Any) -> Facts:
     """The command and its options (a dataclass, or by name), under their names on the command line."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
-        place = str(value.absolute()) if (command, name) == ("predict", WRITTEN) and value else ""
+        place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
         if name in PLACES:
             value = None if value is None else "given"
         facts[f"--{name.replace('_', '-')}"] = _text(value), place
@@ -125,7 +125,7 @@ def _named(options: Any) -> Iterator[tuple[str, Any]]:
     """(name, value) of the options that are compared, those within a group under their own names."""
     named = vars(options) if is_dataclass(options) else options
     for name, value in named.items():
-        if name not in OWN:
+        if name not in RANK_LOCAL_OPTIONS:
             yield from _named(value) if is_dataclass(value) else [(name, value)]
 
 
@@ -138,7 +138,7 @@ def config_facts(config: Config) -> Facts:
         facts["model.weights"] = file_fact(Path(weights))
     if config.train.feature_cache is not None:
         facts["train.feature_cache"] = ("given", "")
-    return {key: fact for key, fact in facts.items() if key not in OWN}
+    return {key: fact for key, fact in facts.items() if key not in RANK_LOCAL_OPTIONS}
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
@@ -204,7 +204,7 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
             f"it has GPUs (--num_processes), or run on the CPU (launch/accelerate/cpu_2.yaml)"
         )
     keys = _differing(first.facts, other.facts)
-    written = f"--{WRITTEN}"
+    written = f"--{OUTPUT_OPTION}"
     if not keys and first.host == other.host and first.facts.get(written) != other.facts.get(written):
         keys = [written]
     if not keys:

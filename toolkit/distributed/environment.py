@@ -32,7 +32,7 @@ REFUSED = {
 }
 OFF = ("", "0", "false", "no", "n", "f", "off")
 #: Variables that change nothing here, their usual values, and the option that does what they are for.
-OURS = {
+REPLACED_BY_OPTIONS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1", "auto"), "--train.accumulation"),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "auto", "0", "0.0"), "--optim.clip_norm"),
 }
@@ -52,7 +52,7 @@ def require_plain(env: Mapping[str, str]) -> None:
                 raise UserError(
                     "environment", f"accelerate was told to {told}; {remedy} ({name} is {value!r} in the environment)"
                 )
-        usual, option = OURS.get(name, ((value.lower(),), ""))
+        usual, option = REPLACED_BY_OPTIONS.get(name, ((value.lower(),), ""))
         if value.lower() not in usual and env.get("RANK", "0") == "0":
             log.warning("%s is %r in the environment, and not used: it is %s that counts", name, value, option)
 

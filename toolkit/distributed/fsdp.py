@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 #: A block is gathered by itself if it has at least this share of the model's weights: so there are at most a hundred
 #: units, and what lies whole in memory is hardly more than the largest block and what is outside of all.
-LEAST = 0.01
+MIN_UNIT_SHARE = 0.01
 
 
-def spreads(accelerator: Accelerator, config: Config) -> bool:
+def uses_fsdp(accelerator: Accelerator, config: Config) -> bool:
     """Whether this run's weights are spread: asked for, and over more than one process.
 
     Raises UserError under fp16, whose gradient scaler nobody has tested with spread gradients.
@@ -46,12 +46,12 @@ def spreads(accelerator: Accelerator, config: Config) -> bool:
     return config.train.fsdp and accelerator.num_processes > 1
 
 
-def is_spread(model: object) -> bool:
+def is_sharded(model: object) -> bool:
     """Whether ``model`` went through `spread`: then each of its forward passes is a collective call."""
     return isinstance(model, FSDPModule)
 
 
-def spread(accelerator: Accelerator, model: nn.Module) -> None:
+def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
     """Leave this process its part of every parameter of ``model``, in place, on its device. Called by every rank.
 
     The main process's weights and buffers are everybody's, as with DistributedDataParallel. Parameters are other
@@ -88,7 +88,7 @@ def units(model: nn.Module) -> list[nn.Module]:
     elements = [element for members in series for element in members]
     chosen = {id(element) for element in elements}
     kinds = {type(element) for element in elements if any(element.children())}
-    least = LEAST * sum(parameter.numel() for parameter in model.parameters())
+    least = MIN_UNIT_SHARE * sum(parameter.numel() for parameter in model.parameters())
     found, taken = [], set[int]()
     for module in reversed(list(model.modules())):  # children before parents
         if module is model or isinstance(module, (nn.ModuleList, nn.Sequential)):
@@ -120,7 +120,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tree: Any, keep: bool) -> Any:
+def full_state(tree: Any, keep: bool) -> Any:
     """A state dict with whole tensors, on the CPU, where spread ones were.
 
     Called by every rank, with the same tree. Without ``keep`` tensors become None, so that at most one is whole.
@@ -129,13 +129,13 @@ def gathered(tree: Any, keep: bool) -> Any:
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree
         return whole.cpu() if keep else None
     if isinstance(tree, dict):
-        return {name: gathered(value, keep) for name, value in tree.items()}
+        return {name: full_state(value, keep) for name, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(gathered(value, keep) for value in tree)
+        return type(tree)(full_state(value, keep) for value in tree)
     return tree
 
 
-def spread_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """This rank's part of a whole optimiser state, for ``optimizer``'s parameters. Called by every rank.
 
     A state of other parameters is returned as it is: loading it says what is wrong.

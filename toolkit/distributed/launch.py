@@ -41,12 +41,12 @@ FAREWELL = timedelta(seconds=30)
 
 #: Seconds for which a process waits for the others on GPUs and on CPUs, unless POSTERS_TIMEOUT says otherwise; torch's
 #: own numbers. Longer than what one does alone meanwhile: fetching weights, judging an epoch, writing a model.
-PATIENCE = {"gpu": 600, "cpu": 1800}
+WAIT_SECONDS = {"gpu": 600, "cpu": 1800}
 
 
-def patience() -> timedelta:
+def wait_seconds() -> timedelta:
     """How long a process waits for the others before it takes them for lost. Raises UserError."""
-    usual = PATIENCE["gpu" if torch.cuda.is_available() else "cpu"]
+    usual = WAIT_SECONDS["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
         raise UserError("environment", f"POSTERS_TIMEOUT is {text!r}: give whole seconds, at least 1, e.g. {usual}")
@@ -85,7 +85,7 @@ def _cause(error: RuntimeError) -> str:
 
 
 #: What a launcher tells each of several processes; all numbers but the address.
-TOLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
 
 
 def processes_of(env: Mapping[str, str]) -> int:
@@ -93,17 +93,17 @@ def processes_of(env: Mapping[str, str]) -> int:
 
     Raises UserError for variables with which no processes could meet.
     """
-    told = {"LOCAL_WORLD_SIZE": "1"} | {name: env[name] for name in TOLD if name in env}
+    told = {"LOCAL_WORLD_SIZE": "1"} | {name: env[name] for name in LAUNCHER_VARIABLES if name in env}
     if told.get("WORLD_SIZE", "1") == "1":
         return 1
-    for name in TOLD:
+    for name in LAUNCHER_VARIABLES:
         text = told.get(name, "")
         good = bool(text) if name == "MASTER_ADDR" else text.isdecimal() and int(text) < 2**16
         if not good or (name == "RANK" and int(text) >= int(told["WORLD_SIZE"])):
             raise UserError(
                 "environment",
                 f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
-                f"{text!r}: start by a launcher, which sets {', '.join(TOLD)} (see launch/README.md), or unset "
+                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see launch/README.md), or unset "
                 f"WORLD_SIZE for one process alone",
             )
     return int(told["WORLD_SIZE"])
@@ -115,7 +115,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
     Raises Disagreement if they are not, LostPeer if they do not come in time.
     By PartialState: accelerate's own handler passes a timeout on only where it is not NCCL's usual one.
     """
-    limit, env = patience(), os.environ
+    limit, env = wait_seconds(), os.environ
     if env.get("RANK") == "0" and restarts_share_a_store(env):
         log.warning(
             "torchrun will start lost processes again, but those may then read addresses of the lost ones: set "
@@ -203,7 +203,7 @@ def code_of(error: Exception) -> Code:
     return error.code if isinstance(error, UserError) else "rank-lost"
 
 
-def farewell(error: Exception) -> None:
+def report_failure(error: Exception) -> None:
     """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # they know, or will hear by a collective call

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from toolkit.distributed.launch import patience
+from toolkit.distributed.launch import wait_seconds
 
 #: How long a process that ends waits for a vote that others have yet to give: they were hardly behind.
 LAST_VOTE = timedelta(seconds=10)
@@ -36,7 +36,7 @@ class Vote:
         """A collective call, as ``ask`` and ``answer`` are."""
         # A CPU group of its own: asking over NCCL would wait for the GPU.
         self.several = accelerator.num_processes > 1
-        self._group: Any = dist.new_group(backend="gloo", timeout=patience()) if self.several else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=wait_seconds()) if self.several else None
         self._flag = np.zeros(1, dtype=np.int64)
         self._work: Any = None
 

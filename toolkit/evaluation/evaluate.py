@@ -20,7 +20,7 @@ from shards.dataset.store import ShardsAt
 from toolkit.evaluation.results import FIXED_THRESHOLDS, Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.metrics.multilabel import FloatArray
-from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def evaluate(
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
     """One line if the model was trained on another shard set, whose training split may hold these samples."""
-    trained_on = folder.config[OURS].get("shard_set")
+    trained_on = folder.config[OWN_KEY].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that %s was trained on: if its %s split holds samples of that training, the "

@@ -23,7 +23,7 @@ from toolkit.evaluation.evaluate import evaluate_outputs
 from toolkit.evaluation.options import TuneOptions
 from toolkit.inference.split_outputs import infer_split
 from toolkit.model_folder.card import write_card
-from toolkit.model_folder.folder import OURS, load_model_folder, write_labels
+from toolkit.model_folder.folder import OWN_KEY, load_model_folder, write_labels
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def run_tune(options: TuneOptions) -> int:
     manifest = shards.manifest()
     facts = command_facts("tune", options) | model_facts(folder) | set_facts(manifest, shards)
     accelerator = make_accelerator(options.precision, facts)
-    if folder.config[OURS].get("shard_set") != manifest.fingerprint:
+    if folder.config[OWN_KEY].get("shard_set") != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that the model was trained on: if its %s split holds training samples, "
             "thresholds and calibration will trust the model too much",

@@ -32,7 +32,7 @@ PLAIN = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
 #: Where it says so of a file.
 HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
 #: Seconds in which the hub has to answer a connection before it counts as unreachable.
-PATIENCE = 5.0
+CONNECT_SECONDS = 5.0
 
 
 def run_push(options: PushOptions) -> int:
@@ -155,7 +155,7 @@ def reachable() -> bool:
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        with socket.create_connection((address.hostname or "", port), timeout=PATIENCE):
+        with socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS):
             return True
     except OSError:
         return False

@@ -163,7 +163,7 @@ def _worse(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
 
 
-def judge(found: Differences, preprocess: bool, tolerance: float | None) -> None:
+def require_parity(found: Differences, preprocess: bool, tolerance: float | None) -> None:
     """Raise UserError if an exported file is not the model it was made from."""
     limit = (TOLERANCE_PREPROCESS if preprocess else TOLERANCE) if tolerance is None else tolerance
     if not preprocess:

@@ -14,7 +14,7 @@ from shards.storage.files import atomic_write
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.export.formats import FORMATS
 from toolkit.export.options import ExportOptions
-from toolkit.export.parity_check import judge, measure, pictures_to_check
+from toolkit.export.parity_check import require_parity, measure, pictures_to_check
 from toolkit.model_folder.folder import load_model_folder
 
 
@@ -34,7 +34,7 @@ def run_export(options: ExportOptions) -> int:
         stream.write(content)
         stream.flush()
         found = measure(module.opened(Path(stream.name), options.preprocess), folder, pictures, options.preprocess)
-        judge(found, options.preprocess, options.tolerance)
+        require_parity(found, options.preprocess, options.tolerance)
     batches = ", ".join(map(str, sorted(found.batches)))
     print(f"max difference  {found}")
     print(f"checked         {found.images} images in batches of {batches}: {format.runtime} against PyTorch")

@@ -20,7 +20,7 @@ from torch import nn
 from shards.errors import UserError
 from toolkit.config.options import ForwardOptions
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.distributed.fsdp import is_spread
+from toolkit.distributed.fsdp import is_sharded
 from toolkit.models.heads import logits_and_features
 
 #: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
@@ -28,7 +28,7 @@ Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass
-class Answer:
+class ForwardOutputs:
     """What came out for one batch, perhaps still on its way to the host."""
 
     outputs: list[torch.Tensor]
@@ -71,14 +71,14 @@ class Forward:
         With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: each shape is compiled anew.
         """
         # What is gathered in inference mode could not be trained with afterwards.
-        self.grad_mode = torch.no_grad if is_spread(network) else torch.inference_mode
+        self.grad_mode = torch.no_grad if is_sharded(network) else torch.inference_mode
         module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
         self.network: Network = torch.compile(module) if options.compile else module
         self.preprocessing, self.dtype, self.options = preprocessing, dtype, options
         self.full_batch = full_batch if options.compile else 0
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
 
-    def __call__(self, images: torch.Tensor) -> Answer:
+    def __call__(self, images: torch.Tensor) -> ForwardOutputs:
         """(n, S, S, 3) whole grey levels on the device → the answer. ``images`` may be overwritten then."""
         with self.grad_mode():
             rows = len(images)
@@ -91,12 +91,12 @@ class Forward:
                 outputs = [(one + other) / 2 for one, other in zip(outputs, mirrored, strict=True)]
             outputs = [values[:rows] for values in outputs]
             if not outputs[0].is_cuda:
-                return Answer(outputs)
+                return ForwardOutputs(outputs)
             # To pinned memory, which torch allocates here: the copy runs while the next batch is queued.
             host = [values.to("cpu", non_blocking=True) for values in outputs]
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(images.device))
-            return Answer(host, ready)
+            return ForwardOutputs(host, ready)
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
         """(n, G) float32 of n (S, S, 3) uint8 pictures of the host, ``rows`` at a time."""

@@ -12,12 +12,12 @@ import torch
 from shards.errors import UserError, one_line
 from shards.extras import require_extra
 from shards.onnx_session import open_session
-from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 AGAIN = "run `posters export` again"
 INPUT = "images"
 #: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
-FACTS_KEY = OURS
+FACTS_KEY = OWN_KEY
 
 
 class OnnxModel:

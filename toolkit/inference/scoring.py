@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Loader, Source
-from toolkit.data.sampling.plan import EvalPlan, Share
-from toolkit.data.transforms.batch_transform import Cutter
+from toolkit.data.sampling.plan import EvalPlan, MicroBatch
+from toolkit.data.transforms.batch_transform import TransformFactory
 from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
 from toolkit.inference.forward import Forward, require_finite_outputs
@@ -50,7 +50,7 @@ class Scored:
 
 
 def score(
-    loader: Loader, shares: Iterable[Share], cutter: Cutter, forward: Forward, *, finite: bool = True
+    loader: Loader, shares: Iterable[MicroBatch], cutter: TransformFactory, forward: Forward, *, finite: bool = True
 ) -> Iterator[Scored]:
     """Batches in order, each told when the one after it is already queued on the device.
 
@@ -82,7 +82,7 @@ def inference_loader(
 
 
 def infer_here(
-    forward: Forward, source: Source, cutter: Cutter, device: torch.device, batch_size: int = 0, workers: int = 0
+    forward: Forward, source: Source, cutter: TransformFactory, device: torch.device, batch_size: int = 0, workers: int = 0
 ) -> Scored:
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
     shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
@@ -102,7 +102,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
 
 
 def infer_all(
-    forward: Forward, loader: Loader, cutter: Cutter, batch_size: int, accelerator: Accelerator, on_batch: OnBatch
+    forward: Forward, loader: Loader, cutter: TransformFactory, batch_size: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 

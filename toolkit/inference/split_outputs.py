@@ -20,7 +20,7 @@ from shards.dataset.store import ShardsAt
 from shards.progress import progress
 from shards.storage.files import atomic_write
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.device.defaults import autocast_dtype
 from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
@@ -70,7 +70,7 @@ def infer_split(
     reader = ShardReader.of_split(shards, split, manifest)
     ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
     forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
-    cutter = eval_cutter(reader, folder.preprocessing, "auto", accelerator.device)
+    cutter = eval_transforms(reader, folder.preprocessing, "auto", accelerator.device)
     with (
         inference_loader(reader, accelerator.device, workers) as loader,
         reader.in_order(accelerator.is_local_main_process),

@@ -37,7 +37,7 @@ from toolkit.models.tensor_files import load_tensors, read_header, require_finit
 
 WEIGHTS = "model.safetensors"
 NEEDED = (CONFIG, LABELS, WEIGHTS)
-OURS = "poster_toolkit"  # our own key in config.json; timm ignores it
+OWN_KEY = "poster_toolkit"  # our own key in config.json; timm ignores it
 #: Endings of files that torch and others pickle weights into.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 #: Of timm's description of a model: where its weights came from, and what is of another input size.
@@ -69,7 +69,7 @@ class ModelFolder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights."""
-        return self.config[OURS]["weights_sha256"]
+        return self.config[OWN_KEY]["weights_sha256"]
 
 
 def save_model_folder(
@@ -183,7 +183,7 @@ def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours:
         "label_names": list(labels.genres),
         "model_args": size_argument(model.pretrained_cfg["architecture"], preprocessing.image_size),
         "pretrained_cfg": native,
-        OURS: ours,
+        OWN_KEY: ours,
     }
 
 
@@ -250,7 +250,7 @@ def read_best(folder: Path) -> tuple[OursFile, Any]:
         raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
         raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
-    return ours, raw[OURS].get("training_config")
+    return ours, raw[OWN_KEY].get("training_config")
 
 
 def _instead(folder: Path, missing: str) -> str:

@@ -15,7 +15,7 @@ from toolkit.config.schema import ModelConfig
 from toolkit.config.values import HeadKind
 from toolkit.models.ensemble import Ensemble, mlp
 from toolkit.models.last_layer import last_linears
-from toolkit.models.multi_stage import use_levels
+from toolkit.models.multi_stage import use_stages
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout
-        use_levels(model, classifier_name(model), num_classes, image_size, dropout)
+        use_stages(model, classifier_name(model), num_classes, image_size, dropout)
     if kind.build is not None:
         parent_name, _, attribute = classifier_name(model).rpartition(".")
         parent = model.get_submodule(parent_name)

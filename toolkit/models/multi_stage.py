@@ -24,7 +24,7 @@ from toolkit.device.compat import change_class
 STAGES = 2
 
 
-class _Levels:
+class _MultiStage:
     """What a timm model becomes: features are the stages' averages, one after the other."""
 
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class _Levels:
         return self.forward_head(self.forward_features(x))
 
 
-def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: int, dropout: float) -> None:
+def use_stages(model: nn.Module, classifier: str, num_classes: int, image_size: int, dropout: float) -> None:
     """Give a timm model, whose classifier is the Linear of that name, a head on its last two stages.
 
     ``dropout`` stands before the new classifier.
@@ -54,7 +54,7 @@ def use_levels(model: nn.Module, classifier: str, num_classes: int, image_size: 
     kind = type(model)
     if not hasattr(kind, "forward_intermediates"):
         raise UserError("model-unfit", _no_stages(kind))
-    change_class(model, type(f"Levels{kind.__name__}", (_Levels, kind), {}))
+    change_class(model, type(f"Levels{kind.__name__}", (_MultiStage, kind), {}))
     setattr(model, "drop_rate", dropout)  # noqa: B010 - a plain attribute, which some models of timm lack
     ghost = _ghost(model).eval()
     try:

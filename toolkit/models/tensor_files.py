@@ -20,7 +20,7 @@ from shards.schema import Count, check_as, parse_as
 MAX_HEADER = 8 * 2**20
 WHAT = "safetensors file"
 #: Endings of names of tensors that hold what was learnt. Others may count, as num_batches_tracked does.
-LEARNT = ("weight", "bias", "running_mean", "running_var")
+LEARNT_ENDINGS = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
 #: What wrappers put into the names of a state dict: DDP in front, torch.compile wherever it compiled something.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
@@ -119,7 +119,7 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
                 f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU",
             )
         if not tensor.is_floating_point():
-            if tensor.is_complex() or name.endswith(LEARNT):
+            if tensor.is_complex() or name.endswith(LEARNT_ENDINGS):
                 raise UserError(
                     "model-damaged",
                     f"{path}: its tensor {shown} holds {str(tensor.dtype).removeprefix('torch.')} numbers, and weights "

@@ -19,10 +19,10 @@ from shards.errors import UserError, one_line
 from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
 from toolkit.config.options import ForwardOptions, Tta
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import file_id, read_file
-from toolkit.data.transforms.batch_transform import FileCut, RawTransform
+from toolkit.data.transforms.batch_transform import FileTransform, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward
 from toolkit.inference.rows import OWN, NamingOptions, Rows, genre_columns
@@ -176,10 +176,10 @@ class _Images:
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def cutter(self, share: Share) -> FileCut:
+    def cutter(self, share: MicroBatch) -> FileTransform:
         """The squares of a batch of images, whatever they are."""
         side = self.transform.preprocessing.image_size
-        return FileCut(
+        return FileTransform(
             len(share.indices), side, lambda row, _: _square(self.images[share.indices[row]], self.transform)
         )
 

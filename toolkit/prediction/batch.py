@@ -41,7 +41,7 @@ from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import PLAIN, NamingOptions, Rows
 from toolkit.inference.scoring import Scored, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.chunks import Content, OpenPart, Part, PartsSource, ShardPart, folder_parts, shard_parts
+from toolkit.prediction.chunks import Content, OpenChunk, Chunk, ChunkSource, ShardChunk, folder_chunks, shard_chunks
 from toolkit.prediction.facts import facts_of, is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import PredictOptions
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 class Job:
     """What a batch prediction is to do."""
 
-    parts: Sequence[Part]
+    parts: Sequence[Chunk]
     folder: ModelFolder
     forward: Forward
     out: Path
@@ -63,17 +63,17 @@ class Job:
     naming: NamingOptions = PLAIN
     how: dict[str, Any] = field(default_factory=dict)
     """What decides the numbers beside model and images; JSON types."""
-    siblings: Sequence[Part] = ()
+    siblings: Sequence[Chunk] = ()
     """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
 
-    def path(self, part: Part) -> Path:
+    def path(self, part: Chunk) -> Path:
         return self.out / f"{part.name}.{self.format}"
 
     def facts(self, content: Content) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
         return facts_of(self.folder, content, self.naming, self.how)
 
-    def is_finished(self, part: Part) -> bool:
+    def is_finished(self, part: Chunk) -> bool:
         """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
         path = self.path(part)
         return path.exists() and is_finished(path, self.facts(part.content()))
@@ -94,7 +94,7 @@ def run_predict_batch(options: PredictOptions) -> int:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
         raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_model_folder(options.model)
-    parts, siblings, data = find_parts(options, folder)
+    parts, siblings, data = find_chunks(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
     if options.onnx is not None:
         facts["--onnx"] = file_fact(options.onnx_path)
@@ -102,7 +102,7 @@ def run_predict_batch(options: PredictOptions) -> int:
     forward = forward_of(options, folder, accelerator)
     how = {"precision": accelerator.mixed_precision if options.onnx is None else "no", **options.forward_facts()}
     job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, options, how, siblings)
-    return predict_parts(job, accelerator)
+    return predict_chunks(job, accelerator)
 
 
 def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
@@ -117,7 +117,7 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
     return Forward(model, folder.preprocessing, autocast_dtype(accelerator), options, rows)
 
 
-def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part], list[Part], Facts]:
+def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
     """(the parts that the command line names, those of the set's other splits, what they hold).
 
     Raises UserError if their labels are not the model's.
@@ -131,16 +131,16 @@ def find_parts(options: PredictOptions, folder: ModelFolder) -> tuple[list[Part]
                 "option-conflict", "--split and --ignore-labels go with shard sets, not with folders of images"
             )
         paths = list_images(local)
-        return folder_parts(local, paths), [], images_facts(local, paths)
+        return folder_chunks(local, paths), [], images_facts(local, paths)
     manifest = store.manifest()
     if manifest.genres and not options.ignore_labels:
         require_same("the model", folder.labels, "the shard set", manifest.labels)
     others = [shard for shard in manifest.shards if options.split not in (None, shard.split)]
-    siblings: list[Part] = [ShardPart(store, shard, manifest.labels) for shard in others]
-    return shard_parts(store, manifest, options.split), siblings, set_facts(manifest, store)
+    siblings: list[Chunk] = [ShardChunk(store, shard, manifest.labels) for shard in others]
+    return shard_chunks(store, manifest, options.split), siblings, set_facts(manifest, store)
 
 
-def predict_parts(job: Job, accelerator: Accelerator) -> int:
+def predict_chunks(job: Job, accelerator: Accelerator) -> int:
     """Predict what has no finished file yet; called by every process. Returns the exit status."""
     main = accelerator.is_main_process
     with folder_lock(job.out) if main else contextlib.nullcontext():
@@ -173,14 +173,14 @@ def predict_parts(job: Job, accelerator: Accelerator) -> int:
             rest = "finished files are kept: the same command predicts the rest"
             raise LostData(code, f"{who}{line}; {rest}", status)
     accelerator.wait_for_everyone()
-    status = _tell(job, len(todo), results, seconds) if main else 0
+    status = _print_summary(job, len(todo), results, seconds) if main else 0
     accelerator.end_training()
     return status
 
 
 def _work(job: Job, accelerator: Accelerator, hand_out: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
     """This process's part of it; returns (samples, undecodable ones)."""
-    source = PartsSource(job.parts, job.folder.preprocessing, accelerator.device)
+    source = ChunkSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
     samples = failed = 0
     written: Future[None] | None = None
@@ -211,13 +211,13 @@ def _counted(batches: Iterator[Scored], hand_out: WorkQueue, bar: Any) -> Iterat
         yield scored
 
 
-def _write(job: Job, number: int, part: OpenPart, scored: Scored) -> None:
+def _write(job: Job, number: int, part: OpenChunk, scored: Scored) -> None:
     """In the writing thread."""
     rows = Rows.of(part.ids(), scored, job.folder, job.naming)
     write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
 
 
-def _tell(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
+def _print_summary(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
     samples, failed = (sum(result[k] for result in results) for k in (0, 1))
     if failed:
         log.warning("%d images could not be decoded; their rows carry the error", failed)

@@ -26,17 +26,17 @@ from shards.errors import UserError
 from shards.storage.files import fingerprint
 from shards.storage.retrying_read import Abandoned
 from toolkit.data.loader.loader import Source
-from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sampling.plan import EvalPlan, MicroBatch
 from toolkit.data.sources.image_files import FileSource, file_id
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cut, Cutter, RawTransform, eval_cutter, file_cutter
+from toolkit.data.transforms.batch_transform import BatchTransform, TransformFactory, RawTransform, eval_transforms, file_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
 #: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
-FILES_PER_PART = 512
+FILES_PER_CHUNK = 512
 _SHIFT = 32
 
 #: Digests of the files that predictions depend on, by name of the fact; None where one is not known.
@@ -44,11 +44,11 @@ Content: TypeAlias = dict[str, str | None]
 
 
 @dataclass(frozen=True)
-class OpenPart:
+class OpenChunk:
     """A part at work."""
 
     source: Source
-    cutter: Cutter
+    cutter: TransformFactory
     """How its images become squares."""
     ids: Callable[[], list[str]]
     """Gives the user's names of the samples, in order."""
@@ -57,7 +57,7 @@ class OpenPart:
 
 
 @dataclass(frozen=True)
-class ShardPart:
+class ShardChunk:
     """A shard of a set."""
 
     store: ShardStore
@@ -77,16 +77,16 @@ class ShardPart:
         """What is predicted: the tar's images, the index's ids. A finished file of other content is of another part."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
-    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
+    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         """Raises UserError for a shard that is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
-        cutter = eval_cutter(reader, preprocessing, "auto", device)
-        return OpenPart(reader, cutter, reader.sample_ids, self.content())
+        cutter = eval_transforms(reader, preprocessing, "auto", device)
+        return OpenChunk(reader, cutter, reader.sample_ids, self.content())
 
 
 @dataclass(frozen=True)
-class FilesPart:
+class FilesChunk:
     """Some image files of a folder; their ids are their paths below it (see file_id)."""
 
     root: Path
@@ -111,40 +111,40 @@ class FilesPart:
                 facts[number] = file, state.st_size, state.st_mtime_ns
         return {"content": fingerprint(facts)}
 
-    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenPart:
+    def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         content = self.content()  # before a byte is read: who changes a file now is noticed the next time
         source = FileSource([self.root / file for file in self.files])
-        cutter = file_cutter(preprocessing.image_size, RawTransform(preprocessing))
-        return OpenPart(source, cutter, lambda: [file_id(file) for file in self.files], content)
+        cutter = file_transforms(preprocessing.image_size, RawTransform(preprocessing))
+        return OpenChunk(source, cutter, lambda: [file_id(file) for file in self.files], content)
 
 
 #: Samples that become one file of rows.
-Part: TypeAlias = ShardPart | FilesPart
+Chunk: TypeAlias = ShardChunk | FilesChunk
 
 
-def shard_parts(store: ShardStore, manifest: Manifest, split: str | None) -> list[Part]:
+def shard_chunks(store: ShardStore, manifest: Manifest, split: str | None) -> list[Chunk]:
     """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
     shards = [s for s in (manifest.of_split(split) if split else manifest.shards) if s.samples]
     store.check(shards, indexes=True)  # rather than an hour later, when the last one's turn comes
-    return [ShardPart(store, shard, manifest.labels) for shard in shards]
+    return [ShardChunk(store, shard, manifest.labels) for shard in shards]
 
 
-def folder_parts(root: Path, paths: Sequence[Path]) -> list[Part]:
+def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
     """Sorted files below ``root``, FILES_PER_PART at a time."""
     names = [path.relative_to(root).as_posix() for path in paths]
     return [
-        FilesPart(root, number, tuple(names[start : start + FILES_PER_PART]))
-        for number, start in enumerate(range(0, len(names), FILES_PER_PART))
+        FilesChunk(root, number, tuple(names[start : start + FILES_PER_CHUNK]))
+        for number, start in enumerate(range(0, len(names), FILES_PER_CHUNK))
     ]
 
 
-def fetched_ahead(parts: Sequence[Part], numbers: Iterable[int]) -> Iterator[int]:
+def fetched_ahead(parts: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
     """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
             part = parts[number]
-            if isinstance(part, ShardPart) and isinstance(part.store, RemoteShards):
+            if isinstance(part, ShardChunk) and isinstance(part.store, RemoteShards):
                 threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
                 before, number = number, before
             if number >= 0:
@@ -164,26 +164,26 @@ def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
         log.warning("not fetched ahead: %s", error)
 
 
-class PartsSource:
+class ChunkSource:
     """The samples of all parts as one Source; sample i of part p has the index p * 2**32 + i."""
 
-    def __init__(self, parts: Sequence[Part], preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(self, parts: Sequence[Chunk], preprocessing: Preprocessing, device: torch.device) -> None:
         self.parts, self.preprocessing, self.device = parts, preprocessing, device
-        self._open: dict[int, OpenPart] = {}
+        self._open: dict[int, OpenChunk] = {}
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
 
-    def shares(self, numbers: Iterable[int], batch: int) -> Iterator[Share]:
+    def shares(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
         """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
         for number in fetched_ahead(self.parts, numbers):
             self._open[number] = self.parts[number].open(self.preprocessing, self.device)
             for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
-                yield Share(share.indices + (number << _SHIFT), share.valid)
+                yield MicroBatch(share.indices + (number << _SHIFT), share.valid)
 
-    def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenPart, Scored]]:
+    def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
         """(number, part, outcome for all its samples, numbered within it) of each part, which is let go of then."""
-        for number, group in itertools.groupby(batches, lambda scored: _part_of(scored.first)):
+        for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.parts[number].count:
                 raise RuntimeError(f"{scored.count} rows of {self.parts[number].name} came, not all of them")
@@ -191,17 +191,17 @@ class PartsSource:
             yield number, self._open.pop(number), replace(scored, indices=_row_of(scored.indices), errors=errors)
 
     def read(self, index: int) -> memoryview:
-        return self._open[_part_of(index)].source.read(_row_of(index))
+        return self._open[_chunk_of(index)].source.read(_row_of(index))
 
     def where(self, index: int) -> str:
-        return self._open[_part_of(index)].source.where(_row_of(index))
+        return self._open[_chunk_of(index)].source.where(_row_of(index))
 
-    def cutter(self, share: Share) -> Cut:
-        part = self._open[_part_of(int(share.indices[0]))]
-        return part.cutter(Share(_row_of(share.indices), share.valid, share.draws))
+    def cutter(self, share: MicroBatch) -> BatchTransform:
+        part = self._open[_chunk_of(int(share.indices[0]))]
+        return part.cutter(MicroBatch(_row_of(share.indices), share.valid, share.repeat))
 
 
-def _part_of(index: int) -> int:
+def _chunk_of(index: int) -> int:
     """The part of a sample of a PartsSource."""
     return index >> _SHIFT
 

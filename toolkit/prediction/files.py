@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from shards.console import exact_stdout
 from shards.errors import UserError, printable_line
 from toolkit.data.sources.image_files import FileSource, file_id, list_images
-from toolkit.data.transforms.batch_transform import RawTransform, file_cutter
+from toolkit.data.transforms.batch_transform import RawTransform, file_transforms
 from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
@@ -83,7 +83,7 @@ def predict_files(
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
-    cutter = file_cutter(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
+    cutter = file_transforms(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
     scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
     return Rows.of([file_id(str(path)) for path in paths], scored, folder, naming, "image")
 

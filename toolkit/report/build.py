@@ -14,20 +14,20 @@ from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
-from toolkit.report.cooccurrence import Instead, pairs, together
+from toolkit.report.cooccurrence import Substitutions, pairs, cooccurrence
 from toolkit.report.examples import Group, choose_groups, error_group
-from toolkit.report.inputs import Material, ModelOutputs
+from toolkit.report.inputs import ReportInputs, ModelOutputs
 from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.per_label import genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
-from toolkit.report.plots.matrix_plots import instead_plot, together_plot
+from toolkit.report.plots.matrix_plots import substitution_plot, cooccurrence_plot
 from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
-from toolkit.report.plots.training_curves import course_plots, read_course
+from toolkit.report.plots.training_curves import training_curve_plots, read_training_curves
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
 #: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.
-MOST_CURVES, MOST_IN_MATRIX, MOST_DIAGRAMS = 60, 40, 24
+MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
 #: Likely label errors with pictures.
 ERRORS_SHOWN = 24
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "matplotlib", "cleanlab")
@@ -53,16 +53,16 @@ class Report:
     """The run's configuration as YAML; empty if unknown."""
 
 
-def build_report(material: Material, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
+def build_report(material: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
     draws = resampled(material, rounds)
     rows, compared = headline(draws), comparisons(material, draws)
     genres = genre_rows(material, draws)
-    instead = Instead(material.targets, material.model.named)
+    instead = Substitutions(material.targets, material.model.named)
     swept = sweep(material.targets, material.model.probabilities)
     found = find_label_errors(material.targets, material.model.probabilities, material.genres) if label_errors else None
     groups = choose_groups(material)
-    course = read_course(material.model.folder.path)
+    course = read_training_curves(material.model.folder.path)
     numbers = json_types(
         {
             "split": material.split,
@@ -80,7 +80,7 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
             "threshold_sweep": swept,
             "calibration": {**calibration(material.model, material.targets), "genres": genre_calibration(material)},
             "pairs": pairs(material.targets, material.model.named, material.genres),
-            "together": together(material.targets),
+            "together": cooccurrence(material.targets),
             "instead": instead.rows(material.genres),
             "times_usual": instead.times_usual,
             "label_errors": _error_numbers(material, found),
@@ -94,7 +94,7 @@ def build_report(material: Material, *, label_errors: bool = True, rounds: int =
         _plots(material, numbers, instead),
         _curves(material, numbers["per_genre"]),
         _diagrams(material, numbers),
-        course_plots(course, material.model.ours.get("epoch")) if course else [],
+        training_curve_plots(course, material.model.ours.get("epoch")) if course else [],
         groups,
         None if found is None else error_group(material, found[:ERRORS_SHOWN]),
         _config(material.model),
@@ -112,17 +112,17 @@ def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
     }
 
 
-def genre_calibration(material: Material) -> dict[str, list[dict[str, Any]]]:
+def genre_calibration(material: ReportInputs) -> dict[str, list[dict[str, Any]]]:
     """Genre -> its bins, of the commonest genres with enough positives for bins to say something."""
     model, targets = material.model, material.targets
     return {
         material.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
-        for g in _commonest(material, MOST_DIAGRAMS)
+        for g in _commonest(material, MAX_DIAGRAMS)
         if targets[:, g].sum() >= ENOUGH
     }
 
 
-def facts(material: Material) -> dict[str, Any]:
+def facts(material: ReportInputs) -> dict[str, Any]:
     """What was evaluated, on what, by what."""
     return {
         **_facts_of(material, material.model),
@@ -133,7 +133,7 @@ def facts(material: Material) -> dict[str, Any]:
     }
 
 
-def _facts_of(material: Material, said: ModelOutputs) -> dict[str, Any]:
+def _facts_of(material: ReportInputs, said: ModelOutputs) -> dict[str, Any]:
     return {
         "model": said.name,
         "path": str(said.folder.path),
@@ -162,7 +162,7 @@ _ShortLists.add_representer(
 )
 
 
-def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[str, Any] | None:
+def _error_numbers(material: ReportInputs, found: list[LabelError] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     rows = [
@@ -178,8 +178,8 @@ def _error_numbers(material: Material, found: list[LabelError] | None) -> dict[s
     return {"samples": len(found), "rows": rows}
 
 
-def _plots(material: Material, numbers: dict[str, Any], instead: Instead) -> dict[str, Plot]:
-    model, shown = material.model, _commonest(material, MOST_IN_MATRIX)
+def _plots(material: ReportInputs, numbers: dict[str, Any], instead: Substitutions) -> dict[str, Plot]:
+    model, shown = material.model, _commonest(material, MAX_MATRIX_GENRES)
     block, names = np.ix_(shown, shown), [material.genres[column] for column in shown]
     reached = {row["metric"]: row["value"] for row in numbers["headline"]}
     calibrated = numbers["calibration"]["after"] if model.calibrated else None
@@ -187,16 +187,16 @@ def _plots(material: Material, numbers: dict[str, Any], instead: Instead) -> dic
         support_plot(numbers["per_genre"]),
         sweep_plot(numbers["threshold_sweep"], model.decisions, reached),
         reliability_plot(numbers["calibration"]["before"], calibrated),
-        together_plot(together(material.targets)[block], names),
-        instead_plot(instead.times_usual[block], names),
+        cooccurrence_plot(cooccurrence(material.targets)[block], names),
+        substitution_plot(instead.times_usual[block], names),
     ]
     return {plot.name: plot for plot in plots}
 
 
-def _curves(material: Material, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
+def _curves(material: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
     """Precision-recall curves of the genres with positives, the commonest first."""
     found = []
-    for number, column in enumerate(_commonest(material, MOST_CURVES), start=1):
+    for number, column in enumerate(_commonest(material, MAX_CURVES), start=1):
         row, genre = rows[column], material.genres[column]
         if not row["support"]:
             continue
@@ -207,7 +207,7 @@ def _curves(material: Material, rows: Sequence[dict[str, Any]]) -> list[tuple[Pl
     return found
 
 
-def _diagrams(material: Material, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
+def _diagrams(material: ReportInputs, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
     """Reliability diagrams of the genres of `genre_calibration`."""
     rows = {row["genre"]: row for row in numbers["per_genre"]}
     found = []
@@ -222,7 +222,7 @@ def _plot_name(kind: str, number: int, genre: str) -> str:
     return f"{kind}-{number:02d}-{letters}"
 
 
-def _commonest(material: Material, limit: int) -> list[int]:
+def _commonest(material: ReportInputs, limit: int) -> list[int]:
     """Columns of the genres with the most support, that first; equals in alphabetical order."""
     support = material.targets.sum(axis=0)
     order = sorted(range(len(support)), key=lambda column: (-support[column], material.genres[column]))

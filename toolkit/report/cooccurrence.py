@@ -15,12 +15,12 @@ import numpy as np
 from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
 
 #: Rates of fewer posters are left blank.
-FEWEST = 5
+MIN_POSTERS = 5
 #: Rows of a table.
-LISTED = 12
+MAX_ROWS = 12
 
 
-def together(targets: BoolArray) -> FloatArray:
+def cooccurrence(targets: BoolArray) -> FloatArray:
     """(G, G): of the posters with the row's genre, the share that has the column's too; NaN without support."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
@@ -50,10 +50,10 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
         }
         for first, second in np.argwhere(np.triu(counts, k=1)).tolist()
     ]
-    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:LISTED]
+    return sorted(rows, key=lambda row: (-row["count"], row["first"], row["second"]))[:MAX_ROWS]
 
 
-class Instead:
+class Substitutions:
     """Counts of wrong genres on posters whose genre was missed; all matrices are (G missed, G named instead)."""
 
     def __init__(self, targets: BoolArray, named: BoolArray) -> None:
@@ -80,7 +80,7 @@ class Instead:
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual
-        times[(self.could < FEWEST) | (np.maximum(self.count, expected) < 2.0)] = np.nan
+        times[(self.could < MIN_POSTERS) | (np.maximum(self.count, expected) < 2.0)] = np.nan
         np.fill_diagonal(times, np.nan)
         return times
 
@@ -88,7 +88,7 @@ class Instead:
         """Where the count exceeds what the usual rate explains by most, that first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
-        order = np.argsort(-excess, axis=None, kind="stable")[:LISTED]
+        order = np.argsort(-excess, axis=None, kind="stable")[:MAX_ROWS]
         return [
             {
                 "missed": genres[g],
@@ -100,5 +100,5 @@ class Instead:
                 "usual": float(self.usual[h]),
             }
             for g, h in zip(*np.unravel_index(order, excess.shape), strict=True)
-            if excess[g, h] > 0 and self.could[g, h] >= FEWEST
+            if excess[g, h] > 0 and self.could[g, h] >= MIN_POSTERS
         ]

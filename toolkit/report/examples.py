@@ -11,15 +11,15 @@ from PIL import Image
 
 from shards.inputs.images import ANY, BadImage, decode, jpeg
 from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
-from toolkit.report.inputs import Material
+from toolkit.report.inputs import ReportInputs
 from toolkit.report.label_errors import LabelError
 
 #: Posters per group.
-SHOWN = 12
+POSTERS_PER_GROUP = 12
 #: Pixels of a picture at most, which the page shows at half of it, and bytes.
 PICTURE, MOST_BYTES = (320, 480), 25_000
 #: Shares in training under this count as this: a genre that was never seen has no logit.
-RAREST = 1e-4
+RARE_GENRES = 1e-4
 
 #: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
 VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
@@ -67,7 +67,7 @@ class Group:
     examples: list[Example]
 
 
-def choose_groups(material: Material) -> list[Group]:
+def choose_groups(material: ReportInputs) -> list[Group]:
     """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
     model, truth = material.model, material.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
@@ -75,8 +75,8 @@ def choose_groups(material: Material) -> list[Group]:
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)
-    best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:SHOWN]
-    worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:SHOWN]
+    best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:POSTERS_PER_GROUP]
+    worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:POSTERS_PER_GROUP]
     moved = evidence(clipped, material.train_prevalence)
     wrong = _extremes(material, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(material, np.where(truth & ~model.named, -moved, -np.inf))
@@ -90,7 +90,7 @@ def choose_groups(material: Material) -> list[Group]:
     ]
 
 
-def error_group(material: Material, errors: Iterable[LabelError]) -> Group:
+def error_group(material: ReportInputs, errors: Iterable[LabelError]) -> Group:
     """The likely label errors."""
     why = "The genres in bold are those whose given label the model contradicts; the likeliest errors come first."
     told = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
@@ -103,23 +103,23 @@ def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
     What a model is sure of is not its highest probability: 30% are a bold word for a genre that one poster in a
     hundred has, and 60% a cautious one for a genre that most have.
     """
-    usual = np.clip(prevalence, RAREST, 1.0 - RAREST)
+    usual = np.clip(prevalence, RARE_GENRES, 1.0 - RARE_GENRES)
     return np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
 
 
-def _extremes(material: Material, values: FloatArray) -> list[Told]:
+def _extremes(material: ReportInputs, values: FloatArray) -> list[Told]:
     """The samples of the highest finite values (N, G), and the genre of each one's highest."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
-    order = np.argsort(-highest, kind="stable")[:SHOWN]
+    order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
     return [(int(row), {material.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
 
 
-def _group(material: Material, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
+def _group(material: ReportInputs, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
     return Group(key, title, why, [example_of(material, *told) for told in chosen])
 
 
-def example_of(material: Material, sample: int, told: set[str]) -> Example:
+def example_of(material: ReportInputs, sample: int, told: set[str]) -> Example:
     """A poster with its true genres, those named, and those in ``told``; the most probable first."""
     model, truth = material.model, material.targets[sample]
     lines = []

@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
-from toolkit.model_folder.folder import OURS, ModelFolder
+from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 #: The key of `Material.shard_set` under which its fingerprint is.
 FINGERPRINT = "shard set fingerprint"
@@ -35,7 +35,7 @@ class ModelOutputs:
     @property
     def ours(self) -> dict[str, Any]:
         """This toolkit's part of its config.json."""
-        return self.folder.config[OURS]
+        return self.folder.config[OWN_KEY]
 
     @property
     def calibrated(self) -> bool:
@@ -58,7 +58,7 @@ class ModelOutputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class ReportInputs:
     """N samples of a split with G genres, and what was said of them."""
 
     split: str

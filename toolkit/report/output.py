@@ -17,11 +17,11 @@ from shards.storage.files import PARTIAL, atomic_write, write_json
 from shards.visuals.templates import render
 from toolkit.evaluation.tables import write_table
 from toolkit.metrics.table import METRICS, PLACES
-from toolkit.report.build import MOST_CURVES, Report
+from toolkit.report.build import MAX_CURVES, Report
 from toolkit.report.label_errors import INSTALL
-from toolkit.report.per_label import FEW
+from toolkit.report.per_label import FEW_POSITIVES
 from toolkit.report.plots.reliability_plots import ENOUGH
-from toolkit.report.summary import SURE
+from toolkit.report.summary import CERTAIN_WORDS
 
 PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
 MADE_BY = "posters evaluate --report"
@@ -98,7 +98,7 @@ def render_page(report: Report) -> str:
         report=numbers,
         plots=report.plots,
         curves=report.curves,
-        capped=numbers["macro_genres"] > MOST_CURVES,
+        capped=numbers["macro_genres"] > MAX_CURVES,
         diagrams=report.diagrams,
         with_enough=sum(row["support"] >= ENOUGH for row in numbers["per_genre"]),
         enough=ENOUGH,
@@ -109,9 +109,9 @@ def render_page(report: Report) -> str:
         config=report.config,
         install=INSTALL,
         split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,
-        sure=SURE,
+        sure=CERTAIN_WORDS,
         unbounded=[metric.key for metric in PLACES["report"] if metric.top > 1],
         without_direction=[metric.key for metric in METRICS.values() if not metric.better],
         calibration_rows=PLACES["report, calibration"],
-        few=FEW,
+        few=FEW_POSITIVES,
     )

@@ -10,18 +10,18 @@ from toolkit.metrics.bootstrap import Draws, genre_differences, genre_intervals
 from toolkit.metrics.calibration_error import genre_calibration_errors
 from toolkit.metrics.table import per_genre_table
 from toolkit.metrics.weighted import Outcome
-from toolkit.report.inputs import Material
+from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
 
 #: With fewer positives a genre's figures are mostly luck.
-FEW = 10
+FEW_POSITIVES = 10
 #: With one positive the interval holds the truth in half of the cases instead of 95%: no verdict is drawn from so few.
 TOO_FEW = "too few posters"
 #: Genres that a note names.
-LISTED = 8
+MAX_LISTED = 8
 
 
-def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def genre_rows(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
     model, plain = material.model, draws[MODEL]
     outcome = Outcome(material.targets, scores=model.probabilities)
@@ -39,7 +39,7 @@ def genre_rows(material: Material, draws: dict[str, Draws]) -> list[dict[str, An
     return rows
 
 
-def genre_comparison(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def genre_comparison(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """Per genre: AP and F1 of the model less those of the other run; empty without one."""
     if material.other is None:
         return []
@@ -56,12 +56,12 @@ def genre_comparison(material: Material, draws: dict[str, Draws]) -> list[dict[s
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
-                "words": in_words(difference, "higher") if support[column] >= FEW else TOO_FEW,
+                "words": in_words(difference, "higher") if support[column] >= FEW_POSITIVES else TOO_FEW,
             }
     return rows
 
 
-def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
+def notes(material: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     """What must be known to read the figures rightly."""
     found = [
         f"{said.name} was trained on another shard set: if {material.split} posters of this one were among its "
@@ -72,12 +72,12 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     ]
     found += _duplicates(material)
     none = [row["genre"] for row in rows if not row["support"]]
-    few = [row["genre"] for row in rows if 0 < row["support"] < FEW]
+    few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:
         found.append(f"No poster of this split is {_listed(none, last='or')}: such genres count in no mean.")
     if few:
         found.append(
-            f"Fewer than {FEW} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
+            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
             "macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on equal "
             "posters only."
         )
@@ -91,7 +91,7 @@ def notes(material: Material, rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _duplicates(material: Material) -> list[str]:
+def _duplicates(material: ReportInputs) -> list[str]:
     """What the intervals make of near-duplicates."""
     if material.units is None:
         return [
@@ -109,5 +109,5 @@ def _duplicates(material: Material) -> list[str]:
 
 def _listed(names: list[str], last: str = "and") -> str:
     """``A, B and C``; beyond `LISTED` ``A, B and 6 more``."""
-    shown = names if len(names) <= LISTED else [*names[:LISTED], f"{len(names) - LISTED} more"]
+    shown = names if len(names) <= MAX_LISTED else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

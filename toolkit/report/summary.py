@@ -17,17 +17,17 @@ from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
 from toolkit.metrics.table import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
-from toolkit.report.inputs import Material
+from toolkit.report.inputs import ReportInputs
 
 #: What baselines and runs are compared in, of probabilities and of decisions.
 DECIDING = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
 RANKING = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
-SURE, UNSURE = "real", "not distinguishable"
+CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
 
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
-def resampled(material: Material, rounds: int) -> dict[str, Draws]:
+def resampled(material: ReportInputs, rounds: int) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
     model, truth = material.model, material.targets
     everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
@@ -52,7 +52,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
     ]
 
 
-def comparisons(material: Material, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def comparisons(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """What the model is set beside: baselines, its own single threshold, another run."""
     strongest = {metric: _strongest(draws, metric) for metric in DECIDING}
     baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in RANKING]
@@ -93,13 +93,13 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
 def in_words(difference: Difference, better: Better) -> str:
     """``real: better``, ``real: worse``, ``not distinguishable``; of a metric that has no better, ``real``."""
     if difference.value is None or not difference.real:
-        return UNSURE
+        return UNCERTAIN_WORDS
     if better is None:
-        return SURE
-    return f"{SURE}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
+        return CERTAIN_WORDS
+    return f"{CERTAIN_WORDS}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
 
 
-def verdict(material: Material, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
+def verdict(material: ReportInputs, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
     """The finding in one sentence, and the sentences that go with it."""
     values = {row["metric"]: row for row in rows}
     beside = {row["metric"]: row for row in compared[0]["rows"]}
@@ -123,7 +123,7 @@ def _decided(beside: dict[str, dict[str, Any]]) -> str:
     parts = []
     for metric in ("micro_f1", "macro_f1"):
         row = beside[metric]
-        words = row["words"].removeprefix(f"{SURE}: ")
+        words = row["words"].removeprefix(f"{CERTAIN_WORDS}: ")
         parts.append(f"{row['name']} ({row['mine']:.3f} against {row['theirs']:.3f}) is {words}")
     return " and ".join(parts)
 
@@ -134,7 +134,7 @@ def _in_short(comparison: dict[str, Any]) -> str:
     for row in comparison["rows"]:
         metric = METRICS[row["metric"]]
         if metric in PLACES["report, in short"]:
-            words = row["words"].removeprefix(f"{SURE}: ")
+            words = row["words"].removeprefix(f"{CERTAIN_WORDS}: ")
             by = "undefined" if row["difference"] is None else signed(row["difference"])
             groups.setdefault(words, []).append(f"{metric.word} ({by})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]

@@ -20,17 +20,17 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from shards.errors import UserError
 from toolkit.data.loader.buffers import GROWTH
 from toolkit.data.loader.loader import Batch
-from toolkit.data.sampling.plan import Share
-from toolkit.data.transforms.batch_transform import train_cutter
+from toolkit.data.sampling.plan import MicroBatch
+from toolkit.data.transforms.batch_transform import train_transforms
 from toolkit.models.wrapping import plain
 from toolkit.training.optim import state_per_weight
-from toolkit.training.setup import Parts
-from toolkit.training.train_step import Updater
+from toolkit.training.setup import TrainingSetup
+from toolkit.training.train_step import TrainStep
 
 log = logging.getLogger(__name__)
 
 
-def fit_accumulation(parts: Parts) -> int:
+def fit_accumulation(parts: TrainingSetup) -> int:
     """The accumulation with which an update fits the memory of every rank; at least the configured one.
 
     Called by every rank. Weights, statistics, gradients and random generators are afterwards as they were. Raises
@@ -55,7 +55,7 @@ def fit_accumulation(parts: Parts) -> int:
     return agreed
 
 
-def _largest(parts: Parts, accumulation: int) -> Share:
+def _largest(parts: TrainingSetup, accumulation: int) -> MicroBatch:
     """This rank's largest micro-batch of an epoch."""
     accelerator, plan = parts.accelerator, parts.plan
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -63,7 +63,7 @@ def _largest(parts: Parts, accumulation: int) -> Share:
     return max(shares, key=lambda share: len(share.indices))
 
 
-def _own_need(parts: Parts, configured: int) -> int | None:
+def _own_need(parts: TrainingSetup, configured: int) -> int | None:
     """The least power-of-two multiple of ``configured`` that fits this rank; None if none does."""
     accumulation, rows = configured, len(_largest(parts, configured).indices)
     with _untouched(parts):
@@ -81,9 +81,9 @@ def _own_need(parts: Parts, configured: int) -> int | None:
                 return None
 
 
-def _try(parts: Parts) -> None:
+def _try(parts: TrainingSetup) -> None:
     """Forward and backward pass of this rank's largest micro-batch. Raises what the allocator raises."""
-    updater, accelerator = Updater(parts), parts.accelerator
+    updater, accelerator = TrainStep(parts), parts.accelerator
     model, share, device = updater.plain_model, _largest(parts, parts.accumulation), accelerator.device
     side = parts.config.data.image_size
     model.zero_grad()
@@ -95,7 +95,7 @@ def _try(parts: Parts) -> None:
     del reserve
 
 
-def _rest_of_a_run(parts: Parts, share: Share) -> int:
+def _rest_of_a_run(parts: TrainingSetup, share: MicroBatch) -> int:
     """Bytes that a run takes besides what is there and what a forward and backward pass takes.
 
     The optimiser's state, if it has none yet; DDP's buckets of what is yet to thaw (at most all of it); the loader's
@@ -108,13 +108,13 @@ def _rest_of_a_run(parts: Parts, share: Share) -> int:
         total += 4 * weights
     if accelerator.device.type == "cuda":
         config = parts.config
-        cutter = train_cutter(parts.train, config.data, config.train.seed, 0, accelerator.device)
+        cutter = train_transforms(parts.train, config.data, config.train.seed, 0, accelerator.device)
         total += (config.data.prefetch + 1) * GROWTH * cutter(share).size
     return int(total)
 
 
 @contextlib.contextmanager
-def _untouched(parts: Parts) -> Iterator[None]:
+def _untouched(parts: TrainingSetup) -> Iterator[None]:
     """Train everything that will ever be trained, and afterwards be as if nothing had been."""
     model = plain(parts.model)
     kept = [buffer.clone() for buffer in model.buffers()]

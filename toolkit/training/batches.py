@@ -26,7 +26,7 @@ from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
 from toolkit.data.sources.prefetch import check_room, pass_of
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
+from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
 from toolkit.inference.forward import Forward
@@ -34,7 +34,7 @@ from toolkit.inference.scoring import infer_all
 
 if TYPE_CHECKING:
     from toolkit.training.cached.probe import FeatureFeed
-    from toolkit.training.setup import Parts
+    from toolkit.training.setup import TrainingSetup
 
 #: Samples whose repeat factors are computed at a time.
 FACTORS = 1 << 20
@@ -71,7 +71,7 @@ class Pixels:
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
 
-    def feed(self, parts: Parts) -> Feed:
+    def feed(self, parts: TrainingSetup) -> Feed:
         """What gives a run its batches."""
         return Feed(parts)
 
@@ -103,13 +103,13 @@ def run_loader(reader: ShardReader, config: Config, device: torch.device, *, sub
 class Feed:
     """The loaders of a run, for one rank. probe.FeatureFeed does the same with cached features."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: TrainingSetup) -> None:
         self.parts, self.plan, self.accelerator = parts, parts.plan, parts.accelerator
         data, device = parts.config.data, parts.accelerator.device
         self.train_loader = run_loader(parts.train, parts.config, device, substitutes=True)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
         self.val_loader = run_loader(parts.val, parts.config, device, substitutes=False)
-        self.val_cutter: Cutter = eval_cutter(parts.val, parts.preprocessing, data.geometry, device)
+        self.val_cutter: TransformFactory = eval_transforms(parts.val, parts.preprocessing, data.geometry, device)
         self.threads, self.meter = self.train_loader.threads, self.train_loader.meter
         store = parts.train.store
         if isinstance(store, RemoteShards):
@@ -121,7 +121,7 @@ class Feed:
         accelerator, config = self.accelerator, self.parts.config
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = self.plan.shares(epoch, rank, world, self.parts.accumulation, first_step=step)
-        cutter = train_cutter(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
+        cutter = train_transforms(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
         # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
         order, count = self.plan.order, len(self.parts.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)

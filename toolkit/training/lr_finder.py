@@ -25,14 +25,14 @@ from shards.storage.files import atomic_write
 from toolkit.distributed.collectives import by_main, sum_over_ranks
 from toolkit.distributed.votes import Vote
 from toolkit.metrics.multilabel import FloatArray
-from toolkit.training.setup import Parts
-from toolkit.training.train_step import Updater
+from toolkit.training.setup import TrainingSetup
+from toolkit.training.train_step import TrainStep
 
 log = logging.getLogger(__name__)
 
 LOW, HIGH = 1e-6, 10.0
 #: Updates of a test: one epoch, but not fewer than show seven decades nor more than they need.
-FEWEST, MOST = 40, 100
+MIN_UPDATES, MAX_UPDATES = 40, 100
 #: The test ends once the loss, smoothed with this decay, is so many times its lowest value. (fastai waits for four
 #: times, but a loss over many genres starts near its floor: it hardly halves in a hundred updates.)
 DECAY, DIVERGED = 0.8, 2.0
@@ -81,24 +81,24 @@ class LrCurve:
         return curve
 
 
-def find_lr(parts: Parts) -> None:
+def find_lr(parts: TrainingSetup) -> None:
     """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
     rates, losses = _run(parts)
     by_main(parts.accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
 
 
-def _suggest(curve: LrCurve, parts: Parts) -> None:
+def _suggest(curve: LrCurve, parts: TrainingSetup) -> None:
     save_curve(curve, parts.out)
     text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
     log.info(text + "look at %s", curve.steepest, curve.lowest / 10, parts.out / "find-lr.png")
 
 
-def _run(parts: Parts) -> tuple[FloatArray, FloatArray]:
+def _run(parts: TrainingSetup) -> tuple[FloatArray, FloatArray]:
     """(rates, losses) of the updates until the loss diverged, the same on every rank."""
     accelerator, feed = parts.accelerator, parts.inputs.feed(parts)
-    updater = Updater(parts, lost=Vote(accelerator))
+    updater = TrainStep(parts, lost=Vote(accelerator))
     steps = parts.plan.steps_per_epoch
-    rates = np.geomspace(LOW, HIGH, min(MOST, max(FEWEST, steps)))
+    rates = np.geomspace(LOW, HIGH, min(MAX_UPDATES, max(MIN_UPDATES, steps)))
     losses: list[float] = []
     epoch = 0
     parts.freezing.training_mode(parts.model, 0)

@@ -24,17 +24,17 @@ from torch.nn.utils import get_total_norm
 
 from shards.errors import UserError
 from toolkit.config.schema import OnNonfinite
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.distributed.collectives import sum_over_ranks
 from toolkit.distributed.fsdp import local
 
 log = logging.getLogger(__name__)
 
-SHOWN = 10
+MAX_NAMED_SAMPLES = 10
 #: Updates of an epoch that may be skipped (overflows in fp16 apart): more are no accident.
 MAX_SKIPPED = 10
 #: Updates after which `allow` looks by itself: what is noted of each until then stays in memory.
-MOST = 1000
+MAX_UNCHECKED_UPDATES = 1000
 #: Under fp16 a run ends with a scale below the first (DeepSpeed's and Megatron's least one), or when so many updates in
 #: a row overflowed. The scale begins at 2^16 and halves each time, so the first comes after 17; the second is for one
 #: that has grown meanwhile, and may have far to fall when a backbone thaws.
@@ -49,7 +49,7 @@ class _Noted:
     epoch: int
     step: int
     """From 0."""
-    shares: list[Share] = field(default_factory=list)
+    shares: list[MicroBatch] = field(default_factory=list)
     flags: list[torch.Tensor] = field(default_factory=list)
     """(n,) bool of each share: its loss is not finite."""
     gradient: torch.Tensor | None = None
@@ -60,7 +60,7 @@ class _Noted:
         bad = torch.stack([flags.any() for flags in self.flags]).any()
         return bad if self.gradient is None else bad | self.gradient
 
-    def told(self) -> _Told:
+    def told(self) -> _Findings:
         """The same on the host."""
         bad = [flags.cpu().numpy() for flags in self.flags]
         samples = [int(i) for share, rows in zip(self.shares, bad, strict=True) for i in share.indices[rows]]
@@ -70,7 +70,7 @@ class _Noted:
 
 #: What ranks tell each other of an update: (epoch, step); samples whose loss is not finite; how many of the rows that
 #: count have a finite one.
-_Told = tuple[tuple[int, int], list[int], int]
+_Findings = tuple[tuple[int, int], list[int], int]
 
 
 class Guard:
@@ -93,7 +93,7 @@ class Guard:
             self.skipped.clear()
         self._noted.append(_Noted(epoch, step))
 
-    def note(self, losses: torch.Tensor, share: Share) -> None:
+    def note(self, losses: torch.Tensor, share: MicroBatch) -> None:
         """The (n,) losses of a micro-batch. Does not wait for the device."""
         self._noted[-1].shares.append(share)
         self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
@@ -112,7 +112,7 @@ class Guard:
             noted.gradient = ~torch.isfinite(_size([p.grad for p in model.parameters()], self._trouble))
         self._trouble += noted.bad()
         if self.on_nonfinite == "stop":
-            if len(self._noted) >= MOST:
+            if len(self._noted) >= MAX_UNCHECKED_UPDATES:
                 self.check()
             return True
         told = self._told()
@@ -148,7 +148,7 @@ class Guard:
         ``count`` of ``updates`` were.
         """
         if count > MAX_SKIPPED or count == updates:
-            listed = "; ".join(self.skipped[-SHOWN:])
+            listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
             raise UserError(
                 "not-finite",
                 f"{count} of the epoch's {updates} updates were not finite and skipped, where {MAX_SKIPPED} are "
@@ -161,7 +161,7 @@ class Guard:
         self._trouble.zero_()
         return trouble > 0
 
-    def _told(self) -> list[_Told] | None:
+    def _told(self) -> list[_Findings] | None:
         """What each rank knows of the first update since the last look that was not finite; None if all were."""
         noted, self._noted = self._noted, []
         if not self._agreed():
@@ -173,7 +173,7 @@ class Guard:
         found = [told for told in everyone if told is not None]
         return [told for told in found if told[0] == min(found)[0]]
 
-    def _story(self, ranks: list[_Told]) -> str:
+    def _story(self, ranks: list[_Findings]) -> str:
         """What was wrong, without a remedy."""
         (epoch, step), _, _ = ranks[0]
         where = f"at epoch {epoch + 1}, step {step + 1}"
@@ -181,8 +181,8 @@ class Guard:
         good_rows = sum(good for _, _, good in ranks)
         if not samples:
             return f"the gradient is not finite {where}, though the loss of every sample is"
-        more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
-        ids = ", ".join(map(self.sample_id, samples[:SHOWN])) + more  # of few: each may be a read of its shard's index
+        more = f" and {len(samples) - MAX_NAMED_SAMPLES} more" if len(samples) > MAX_NAMED_SAMPLES else ""
+        ids = ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more  # of few: each may be a read of its shard's index
         if not good_rows and len(samples) > 1:
             return (
                 f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "

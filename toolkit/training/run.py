@@ -39,7 +39,7 @@ from toolkit.training.auto_batch import fit_accumulation
 from toolkit.training.batch_norm import check_rows
 from toolkit.training.checkpoints.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.training.checkpoints.resume import resumed_checkpoint
-from toolkit.training.setup import Parts, build_parts
+from toolkit.training.setup import TrainingSetup, build_setup
 from toolkit.training.trackers import start_trackers
 from toolkit.training.trainer import Trainer
 
@@ -117,7 +117,7 @@ def own_size(name: str) -> int:
     return max(cfg.input_size[1:])
 
 
-def _train(parts: Parts, checkpoint: Checkpoint | None) -> None:
+def _train(parts: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
     accelerator, out = parts.accelerator, parts.out
     by_main(accelerator, lambda: start_trackers(accelerator, parts.config.train.trackers, out))
@@ -134,12 +134,12 @@ def _prepared(
     readers: list[ShardReader],
     out: Path,
     checkpoint: Checkpoint | None,
-) -> Parts:
+) -> TrainingSetup:
     """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well.
 
     Raises UserError, on every rank, if BatchNorm could not learn.
     """
-    parts = build_parts(accelerator, config, manifest, readers, out, checkpoint)
+    parts = build_setup(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
         parts.accumulation = fit_accumulation(parts)
     if accelerator.is_main_process:
@@ -178,7 +178,7 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     recover_model_folder(out / "model")
 
 
-def _say_what_runs(parts: Parts, checkpoint: Checkpoint | None) -> None:
+def _say_what_runs(parts: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     config, plan, accelerator, device = parts.config, parts.plan, parts.accelerator, parts.accelerator.device
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad) / 1e6
     name, head, genres = config.model.name, config.model.head, len(parts.manifest.genres)

@@ -23,7 +23,7 @@ from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.collectives import require_same_everywhere
-from toolkit.distributed.fsdp import is_spread, spread, spread_state, spreads
+from toolkit.distributed.fsdp import is_sharded, shard_model, shard_state, uses_fsdp
 from toolkit.models.activation_checkpointing import enable_checkpointing
 from toolkit.models.ema import build_ema
 from toolkit.models.factory import build_model, other_size
@@ -46,7 +46,7 @@ LAYOUT = torch.channels_last
 
 
 @dataclass
-class Parts:
+class TrainingSetup:
     """What a run is made of, ready to go."""
 
     accelerator: Accelerator
@@ -72,20 +72,20 @@ class Parts:
     @property
     def fsdp(self) -> bool:
         """Whether model, optimiser and ema hold this process's part of each tensor only."""
-        return is_spread(self.model)
+        return is_sharded(self.model)
 
 
-def build_parts(
+def build_setup(
     accelerator: Accelerator,
     config: Config,
     manifest: Manifest,
     readers: Sequence[ShardReader],
     out: Path,
     checkpoint: Checkpoint | None,
-) -> Parts:
+) -> TrainingSetup:
     """Everything of a run but its loaders; ``readers`` are of train and val. Called by every process."""
     train, val = readers
-    fsdp, over_processes = spreads(accelerator, config), check_synced(accelerator, config)
+    fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
     cached = config.train.feature_views > 0
     # A checkpoint of a head on cached features holds the head alone: the backbone is the weights' at every start.
@@ -111,9 +111,9 @@ def build_parts(
         # timm's conversion, for torch's own would lose the activations that timm puts into some of the layers.
         model = convert_sync_batchnorm(model)
     if fsdp:
-        spread(accelerator, model)
+        shard_model(accelerator, model)
         if ema is not None:
-            spread(accelerator, ema.module)
+            shard_model(accelerator, ema.module)
             ema.foreach = False  # torch's lists do not take spread and whole tensors together
     if config.model.checkpointing:
         enable_checkpointing(model)
@@ -123,7 +123,7 @@ def build_parts(
         ema.to(accelerator.device)
     criterion = build_loss(config.loss, train.positives, len(train)).to(accelerator.device)
     plan = train_plan(config, train, checkpoint.progress.sizes if checkpoint else "even")
-    return Parts(
+    return TrainingSetup(
         accelerator, config, manifest, train, val, plan, config.train.accumulation, model, optimizer, freezing,
         criterion, ema, preprocessing, out, inputs,
     )  # fmt: skip
@@ -153,14 +153,14 @@ def _optimised(
     optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
     # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
-    fsdp = is_spread(model)
+    fsdp = is_sharded(model)
     if not fsdp:
         model = wrap(accelerator, model, config.train)
     optimizer = accelerator.prepare_optimizer(optimizer)
     if checkpoint is not None:
         with restoring(checkpoint):
             state = checkpoint.tensors["optimizer"]
-            restore_optimizer(optimizer, spread_state(optimizer, state) if fsdp else state)
+            restore_optimizer(optimizer, shard_state(optimizer, state) if fsdp else state)
             if accelerator.scaler is not None and checkpoint.tensors["scaler"]:
                 restore_scaler(accelerator.scaler, checkpoint.tensors["scaler"])
     return model, optimizer

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from shards.errors import UserError
 from toolkit.data.loader.loader import Batch, targets_of
-from toolkit.device.out_of_memory import memory_told
+from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.device.transfer import to_device
 from toolkit.distributed.collectives import require_read, seed_step
 from toolkit.distributed.votes import Vote
@@ -23,13 +23,13 @@ from toolkit.models.wrapping import plain
 from toolkit.training.batch_norm import held_over_few_rows
 from toolkit.training.nonfinite import Guard, check_scale
 from toolkit.training.optim import set_lr
-from toolkit.training.setup import Parts
+from toolkit.training.setup import TrainingSetup
 
 
-class Updater:
+class TrainStep:
     """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
 
-    def __init__(self, parts: Parts, guard: Guard | None = None, lost: Vote | None = None) -> None:
+    def __init__(self, parts: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
         """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
 
         ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
@@ -54,7 +54,7 @@ class Updater:
         made, and all is as it was before.
         """
         hold = held_over_few_rows(self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
-        with memory_told(self._memory_line), hold:
+        with explain_out_of_memory(self._memory_line), hold:
             return self._update(batches, epoch, step, updates, lr)
 
     def _update(

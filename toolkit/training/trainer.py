@@ -20,9 +20,9 @@ from shards.progress import progress
 from toolkit.config.io import config_dict
 from toolkit.data.loader.loader import Batch
 from toolkit.device.defaults import no_room
-from toolkit.device.out_of_memory import memory_told
+from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.distributed.collectives import LostData, broadcast_buffers, by_main, sum_over_ranks
-from toolkit.distributed.fsdp import gathered
+from toolkit.distributed.fsdp import full_state
 from toolkit.distributed.votes import Stopped, StopSignal, Vote
 from toolkit.models.wrapping import rewrap
 from toolkit.training.batches import Stopwatch
@@ -30,9 +30,9 @@ from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_c
 from toolkit.training.nonfinite import Guard
 from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
-from toolkit.training.setup import Parts
-from toolkit.training.train_step import Updater
-from toolkit.training.validation import better, export_model, judge, monitored, score_again
+from toolkit.training.setup import TrainingSetup
+from toolkit.training.train_step import TrainStep
+from toolkit.training.validation import better, export_model, validate, monitored, remeasure_best
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
 
-    def __init__(self, parts: Parts, resumed: Checkpoint | None = None) -> None:
+    def __init__(self, parts: TrainingSetup, resumed: Checkpoint | None = None) -> None:
         accelerator = parts.accelerator
         self.accelerator, self.parts, self.config, self.plan = accelerator, parts, parts.config, parts.plan
         self.feed = parts.inputs.feed(parts)
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
-        self.updater = Updater(parts, self.guard, Vote(accelerator))
+        self.updater = TrainStep(parts, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
@@ -54,7 +54,7 @@ class Trainer:
         self.stop = StopSignal(accelerator)
 
     @property
-    def judged_model(self) -> nn.Module:
+    def validated_model(self) -> nn.Module:
         """What is validated and saved: the moving average where there is one, else the model itself."""
         ema = self.parts.ema
         return self.updater.plain_model if ema is None else ema.module
@@ -67,7 +67,7 @@ class Trainer:
         began = self.state.updates
         try:
             if not self._over():
-                score_again(self.parts, self.state)
+                remeasure_best(self.parts, self.state)
             while not self._over():
                 if not self._epoch():
                     self._save()
@@ -129,7 +129,7 @@ class Trainer:
         self._note_loss(own_loss)
         self.guard.check()
         if state.skipped and accelerator.is_main_process:
-            self._tell_skipped()
+            self._warn_of_skipped()
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
                 "too-many-bad",
@@ -151,7 +151,7 @@ class Trainer:
             return False
         return True
 
-    def _tell_skipped(self) -> None:
+    def _warn_of_skipped(self) -> None:
         """Warn of the updates of the epoch that were skipped."""
         state, scaler = self.state, self.accelerator.scaler
         line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
@@ -239,17 +239,17 @@ class Trainer:
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
         state, accelerator, parts = self.state, self.accelerator, self.parts
-        model = self.judged_model
+        model = self.validated_model
         broadcast_buffers(accelerator, self.updater.plain_model)
         if parts.ema is not None:
             broadcast_buffers(accelerator, model)
         model.eval()
         rows = self.config.train.eval_batch_size
-        with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
+        with explain_out_of_memory(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
-        whole = gathered(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
-        summary, score, model_sha256 = by_main(accelerator, lambda: self._judge(logits, decoded, row, whole))
+        whole = full_state(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
+        summary, score, model_sha256 = by_main(accelerator, lambda: self._measure(logits, decoded, row, whole))
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
@@ -260,7 +260,7 @@ class Trainer:
         state.loss_rows = state.skipped = state.overflowed = 0
         self._save()
 
-    def _judge(
+    def _measure(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
     ) -> tuple[dict[str, Any], float, str]:
         """On the main process: (row of epochs.csv, monitored figure, sha256 of RUN/model if it is the best, else "").
@@ -270,7 +270,7 @@ class Trainer:
         state, parts = self.state, self.parts
         units = parts.manifest.units_of("val")
         groups = None if units is None else units[decoded]
-        verdict = judge(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
+        verdict = validate(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
         loss = verdict.evaluation.loss
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
@@ -280,7 +280,7 @@ class Trainer:
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
-            sha256 = export_model(parts, self.judged_model, verdict, epoch=state.epoch + 1, score=score, state=whole)
+            sha256 = export_model(parts, self.validated_model, verdict, epoch=state.epoch + 1, score=score, state=whole)
         train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
         log.info(text, state.epoch + 1, train_loss, verdict, row["images_per_s"], 100 * row["data_wait"])
@@ -297,7 +297,7 @@ class Trainer:
             "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
         }
         if parts.fsdp:
-            tensors = gathered(tensors, accelerator.is_main_process)
+            tensors = full_state(tensors, accelerator.is_main_process)
         folder, keep = parts.out / "checkpoints", self.config.train.keep_checkpoints
         facts = config_dict(self.config), parts.manifest.fingerprint, parts.manifest.labels.fingerprint
         by_main(accelerator, lambda: save_checkpoint(folder, self.state, *facts, tensors, keep))

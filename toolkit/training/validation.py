@@ -27,13 +27,13 @@ from toolkit.models.heads import HeadSpec
 
 if TYPE_CHECKING:
     from toolkit.training.checkpoints.checkpoint import Progress
-    from toolkit.training.setup import Parts
+    from toolkit.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ValidationResult:
     """An epoch, judged on the validation split."""
 
     evaluation: Evaluation
@@ -55,13 +55,13 @@ class Verdict:
         return ", ".join([f"val loss {self.evaluation.loss:.4f}", *figures])
 
 
-def judge(
+def validate(
     targets: np.ndarray,
     logits: np.ndarray,
     manifest: Manifest,
     decide: DecideConfig | None = None,
     groups: np.ndarray | None = None,
-) -> Verdict:
+) -> ValidationResult:
     """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1; ``decide`` is DecideConfig() by default.
 
     groups (n,): equal numbers for near-duplicates; None: there are none. The evaluation's loss is that of the logits
@@ -76,10 +76,10 @@ def judge(
     evaluation = evaluate_arrays(
         truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
     )
-    return Verdict(evaluation, decisions, values(Outcome(truth, fits.named()), "decisions"))
+    return ValidationResult(evaluation, decisions, values(Outcome(truth, fits.named()), "decisions"))
 
 
-def score_again(parts: Parts, state: Progress) -> None:
+def remeasure_best(parts: TrainingSetup, state: Progress) -> None:
     """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
 
     A model that cannot be read any more is no longer the best.
@@ -89,7 +89,7 @@ def score_again(parts: Parts, state: Progress) -> None:
     if before is None or not outdated:
         return
     try:
-        state.best_score = monitored(_judge_folder(parts).row(), config.train.monitor)
+        state.best_score = monitored(_validate_folder(parts).row(), config.train.monitor)
         result = f"{state.best_score:.4f}"
     except UserError as error:
         state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
@@ -101,7 +101,7 @@ def score_again(parts: Parts, state: Progress) -> None:
         )
 
 
-def _judge_folder(parts: Parts) -> Verdict:
+def _validate_folder(parts: TrainingSetup) -> ValidationResult:
     """Verdict on RUN/model, by a pass over the validation split. Raises UserError if it cannot be read."""
     accelerator, config, manifest = parts.accelerator, parts.config, parts.manifest
     folder = load_model_folder(parts.out / "model")
@@ -109,7 +109,7 @@ def _judge_folder(parts: Parts) -> Verdict:
     outputs = infer_split(accelerator, folder, parts.val.store, manifest, "val", rows, workers)
     folder.model.to("cpu")  # its memory is the trained model's again
     return by_main(
-        accelerator, lambda: judge(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val"))
+        accelerator, lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val"))
     )
 
 
@@ -142,7 +142,7 @@ def better(score: float, best: float | None, monitor: str) -> bool:
 
 
 def export_model(
-    parts: Parts, trained: nn.Module, verdict: Verdict, *, epoch: int, score: float, state: dict[str, Any] | None
+    parts: TrainingSetup, trained: nn.Module, verdict: ValidationResult, *, epoch: int, score: float, state: dict[str, Any] | None
 ) -> str:
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 

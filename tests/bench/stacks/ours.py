@@ -14,7 +14,7 @@ from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import train_cutter
+from toolkit.data.transforms.batch_transform import train_transforms
 
 WORK = {
     "device": "uint8 decoded up to the crop's last row, packed; crop, resize and flip left to the device",
@@ -36,7 +36,7 @@ def prepare(task: Task) -> Stack:
     loader = Loader(reader, task.cores, config.prefetch)
 
     def epoch(number: int) -> Iterator[torch.Tensor | int]:
-        cutter = train_cutter(reader, config, task.seed, number, torch.device("cpu"))
+        cutter = train_transforms(reader, config, task.seed, number, torch.device("cpu"))
         with contextlib.closing(loader.decoded(plan.shares(number, 0, 1), cutter, number)) as works:
             for work in works:
                 slot = work.slot.on_device(work.cut.size)

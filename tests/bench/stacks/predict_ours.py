@@ -17,8 +17,8 @@ from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import load_model_folder
-from toolkit.prediction.batch import Job, predict_parts
-from toolkit.prediction.chunks import folder_parts, shard_parts
+from toolkit.prediction.batch import Job, predict_chunks
+from toolkit.prediction.chunks import folder_chunks, shard_chunks
 
 
 def prepare(task: Task) -> Stack:
@@ -34,10 +34,10 @@ def prepare(task: Task) -> Stack:
         shutil.rmtree(out, ignore_errors=True)
         if task.variant == "shards":
             root = Path(task.shards)
-            parts = shard_parts(LocalShards(root), Manifest.read(root), None)
+            parts = shard_chunks(LocalShards(root), Manifest.read(root), None)
         else:
-            parts = folder_parts(Path(task.files), list_images(Path(task.files)))
-        if predict_parts(Job(parts, folder, forward, out, batch_size=task.batch), accelerator):
+            parts = folder_chunks(Path(task.files), list_images(Path(task.files)))
+        if predict_chunks(Job(parts, folder, forward, out, batch_size=task.batch), accelerator):
             raise RuntimeError("nothing could be predicted")
         yield sum(part.count for part in parts)
 

@@ -26,7 +26,7 @@ from toolkit.app import html
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours, seen_box
-from toolkit.app.service import Answers, Line, Poster, first_genre, text_removal
+from toolkit.app.service import PredictionService, Line, Poster, first_genre, text_removal
 from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import CPU_ROWS
@@ -37,14 +37,14 @@ from toolkit.prediction.files import predict_files
 
 
 @pytest.fixture(scope="module")
-def answers(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> PredictionService:
     folder = tmp_path_factory.mktemp("answers") / "model"
     head = HeadSpec("ensemble", (8,), 0.0, 2)
     make_model_folder(folder, labels, head, 96, decisions=some_decisions(len(labels)), fit="stretch")
-    return Answers(load_model_folder(folder), *text_removal(True, "surround", None))
+    return PredictionService(load_model_folder(folder), *text_removal(True, "surround", None))
 
 
-def poster(answers: Answers, path: Path) -> Poster:
+def poster(answers: PredictionService, path: Path) -> Poster:
     (found,) = answers.read([path])
     assert isinstance(found, Poster)
     return found
@@ -54,7 +54,7 @@ def line(genre: str, probability: float, threshold: float) -> Line:
     return Line(genre, probability, threshold, probability >= threshold)
 
 
-def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
+def test_probabilities_are_those_of_predict(answers: PredictionService, posters: Path):
     paths = sorted((posters / "images").glob("p000[0-4]*"))
     found = answers.read(paths)
     expected = predict_files(answers.folder, paths, make_accelerator(None))
@@ -64,7 +64,7 @@ def test_probabilities_are_those_of_predict(answers: Answers, posters: Path):
         np.testing.assert_allclose(item.probabilities, probabilities, atol=1e-5)
 
 
-def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path, tmp_path: Path):
+def test_bad_files_say_why_and_keep_their_place(answers: PredictionService, posters: Path, tmp_path: Path):
     images = posters / "images"
     (tmp_path / "huge.jpg").write_bytes(b"\xff" * (app_decoder.MAX_MB * 2**20 + 1))
     found = answers.read(
@@ -82,7 +82,7 @@ def test_bad_files_say_why_and_keep_their_place(answers: Answers, posters: Path,
     assert [isinstance(item, Refused) for item in found] == [True, False, True, True, True, True]
 
 
-def test_outputs_that_are_not_finite_are_no_answer(answers: Answers, monkeypatch: pytest.MonkeyPatch):
+def test_outputs_that_are_not_finite_are_no_answer(answers: PredictionService, monkeypatch: pytest.MonkeyPatch):
     network = answers._forward.network
 
     def broken(images: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -97,18 +97,18 @@ def test_outputs_that_are_not_finite_are_no_answer(answers: Answers, monkeypatch
     assert np.isfinite(answers.probabilities(squares[:1])).all()
 
 
-def test_no_more_files_than_promised(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_more_files_than_promised(answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_answers, "MAX_FILES", 2)
     *found, last = answers.read([posters / "images" / "p00001.jpg"] * 5)
     assert len(found) == 2 and all(isinstance(item, Poster) for item in found)
     assert last == Refused("and 3 more files", "not looked at: 2 at a time, please")
 
 
-def test_nothing_dropped_is_no_fault(answers: Answers):
+def test_nothing_dropped_is_no_fault(answers: PredictionService):
     assert answers.read([]) == []
 
 
-def test_lines_are_sorted_and_named_from_the_threshold_on(answers: Answers):
+def test_lines_are_sorted_and_named_from_the_threshold_on(answers: PredictionService):
     thresholds = answers.folder.thresholds
     probabilities = thresholds.copy()
     probabilities[1] -= 0.01
@@ -123,14 +123,14 @@ def test_the_first_heat_map_is_of_the_most_probable_relative_to_its_threshold():
     assert line("All", 0.2, 0.0).named and line("All", 0.2, 0.0).ratio > 1000
 
 
-def test_heat_of_each_genre(answers: Answers, posters: Path):
+def test_heat_of_each_genre(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     maps = [answers.heat(shown, genre) for genre in answers.folder.labels.genres]
     assert all(heat is not None and heat.shape == (96, 96) for heat in maps)
     assert len({heat.tobytes() for heat in maps if heat is not None}) == len(maps)
 
 
-def test_without_its_text(answers: Answers, posters: Path):
+def test_without_its_text(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")  # 400x600 pixels
     painted = answers.paint(shown)
     assert shown.painted is painted and answers.paint(shown) is painted  # once
@@ -142,20 +142,20 @@ def test_without_its_text(answers: Answers, posters: Path):
     assert 0.001 < difference.mean() < painted.share
 
 
-def test_a_picture_without_text_keeps_its_answer(answers: Answers, tmp_path: Path):
+def test_a_picture_without_text_keeps_its_answer(answers: PredictionService, tmp_path: Path):
     Image.new("RGB", (300, 400), (90, 120, 150)).save(tmp_path / "plain.png")
     shown = poster(answers, tmp_path / "plain.png")
     painted = answers.paint(shown)
     assert painted.share == 0 and np.array_equal(painted.probabilities, shown.probabilities)
 
 
-def test_large_pictures_are_shrunk_for_the_text(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_pictures_are_shrunk_for_the_text(answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_answers, "TEXT_PIXELS", 60_000)  # 200x300
     painted = answers.paint(poster(answers, posters / "images" / "p00003.jpg"))
     assert decode(painted.jpeg, ANY).size == (200, 300) and painted.polygons
 
 
-def test_a_file_that_went_away_says_so(answers: Answers, posters: Path, tmp_path: Path):
+def test_a_file_that_went_away_says_so(answers: PredictionService, posters: Path, tmp_path: Path):
     path = tmp_path / "short.jpg"
     path.write_bytes((posters / "images" / "p00002.jpg").read_bytes())
     shown = poster(answers, path)
@@ -164,7 +164,7 @@ def test_a_file_that_went_away_says_so(answers: Answers, posters: Path, tmp_path
         answers.paint(shown)
 
 
-def test_several_visitors_at_once(answers: Answers, posters: Path):
+def test_several_visitors_at_once(answers: PredictionService, posters: Path):
     """Heat maps hook into the model: a prediction of another thread must not meet the hooks."""
     usual = sys.getswitchinterval()
     path = posters / "images" / "p00003.jpg"
@@ -228,7 +228,7 @@ def test_the_scale_is_legible():
     assert (np.diff(light)[2:] > 0).all() and light[-1] - light[0] > 90
 
 
-def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monkeypatch: pytest.MonkeyPatch):
+def test_names_are_text_in_every_fragment(answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     shown.name = HOSTILE
     lines = [line(HOSTILE, 0.7, 0.4)]
@@ -247,7 +247,7 @@ def test_names_are_text_in_every_fragment(answers: Answers, posters: Path, monke
         assert_text_only(fragment, HOSTILE)
 
 
-def test_the_table_says_what_is_named(answers: Answers, posters: Path):
+def test_the_table_says_what_is_named(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     lines = [line("Sci-Fi & more", 0.7, 0.4), line("War", 0.1, 0.2)]
     page = html.genres_card(shown, lines, answers)
@@ -258,15 +258,15 @@ def test_the_table_says_what_is_named(answers: Answers, posters: Path):
     assert render("toolkit.app/refusals.html", refused=[]) == ""
 
 
-def test_markup_of_a_model_without_heat_maps(answers: Answers, posters: Path):
+def test_markup_of_a_model_without_heat_maps(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    blind = Answers(answers.folder)
+    blind = PredictionService(answers.folder)
     blind._cam, blind.no_heat = None, "No heat map for this architecture (why)."
     page = html.heat_card(shown, "War", blind.heat(shown, "War"), blind)
     assert "No heat map for this architecture (why)." in page
 
 
-def test_markup_of_the_difference(answers: Answers, posters: Path):
+def test_markup_of_the_difference(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     page = html.text_card(
         shown, answers.paint(shown), [line("War", 0.5, 0.4), line("Noir", 0.2, 0.3)],

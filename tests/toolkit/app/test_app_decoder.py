@@ -14,7 +14,7 @@ from failing import fails
 from PIL import Image
 
 from toolkit.app import decoder as app_decoder
-from toolkit.app.decoder import SHOWN, Decoder, Opened, Refused
+from toolkit.app.decoder import SHOWN_SIDE, Decoder, Opened, Refused
 from toolkit.data.transforms.batch_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
@@ -46,7 +46,7 @@ def test_what_is_kept_is_small_and_what_the_model_sees_is_exact(decoder: Decoder
     assert isinstance(found, Opened)
     assert found.size == (1200, 1800) and len(found.jpeg) < 200_000
     np.testing.assert_array_equal(found.square, RawTransform(OURS)(picture.read_bytes()))
-    assert max(Image.open(io.BytesIO(found.jpeg)).size) == SHOWN
+    assert max(Image.open(io.BytesIO(found.jpeg)).size) == SHOWN_SIDE
 
 
 def test_a_file_that_takes_long_is_refused_and_the_others_go_on(

@@ -13,7 +13,7 @@ from metric_tools import threshold_metrics
 from shards.errors import UserError
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.config.validation import check_config
-from toolkit.decisions.objective import NEVER, Aim, genre_thresholds, parse_aim, single_threshold
+from toolkit.decisions.objective import NAMES_NOTHING, Aim, genre_thresholds, parse_aim, single_threshold
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
 BAD = ["", "f2", "F1", "macro_f1", "precision", "precision>0.6", "recall>=1.2", "recall>=-1", "precision>=x", "f1 f1x"]
@@ -59,7 +59,7 @@ def test_levels_are_reached_in_every_genre(problem, level):
         hits = (named & truth).sum(axis=0)
         if kind == "precision":
             assert (hits >= level * named.sum(axis=0) - 1e-9).all()
-            assert (named.any(axis=0) | (thresholds == NEVER)).all()
+            assert (named.any(axis=0) | (thresholds == NAMES_NOTHING)).all()
         else:
             assert (hits >= level * truth.sum(axis=0) - 1e-9).all()
             assert (thresholds[~truth.any(axis=0)] == single).all()
@@ -94,7 +94,7 @@ def test_a_lucky_positive_sets_no_threshold():
     probabilities = np.linspace(0.0, 0.1, 200).reshape(-1, 1)
     truth[-1] = True
     thresholds, _ = genre_thresholds(Aim("precision", 0.6), truth, probabilities, probabilities, 0.5)
-    assert thresholds[0] == NEVER
+    assert thresholds[0] == NAMES_NOTHING
     certain = np.where(truth, 0.99, 0.001)  # here they agree
     thresholds, _ = genre_thresholds(Aim("precision", 0.6), truth, certain, certain, 0.5)
     assert ((certain >= thresholds) == truth).all()

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit, HeldOut
-from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, deal_folds, in_order, standard_error
+from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, assign_folds, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold
 from toolkit.metrics.bootstrap import bootstrap
 from toolkit.metrics.calibration_error import calibration_influence
@@ -173,7 +173,7 @@ def test_every_sample_is_in_a_fold_with_its_group_and_folds_are_even(seed: int, 
     truth, logits = simulate(seed, count)
     groups = groups_of(seed, count)
     order, units = in_order(truth, logits, groups)
-    fold = deal_folds(truth[order], units)
+    fold = assign_folds(truth[order], units)
     assert sorted(order.tolist()) == list(range(count))
     for group in np.unique(groups):
         assert len({*units[groups[order] == group]}) == len({*fold[groups[order] == group]}) == 1
@@ -183,7 +183,7 @@ def test_every_sample_is_in_a_fold_with_its_group_and_folds_are_even(seed: int, 
 
 def test_many_samples_have_fewer_folds():
     for count, folds in ((MANY - 1, FOLDS), (MANY, FOLDS_OF_MANY)):
-        assert deal_folds(np.ones((count, 1), bool), np.arange(count)).max() + 1 == folds
+        assert assign_folds(np.ones((count, 1), bool), np.arange(count)).max() + 1 == folds
 
 
 def test_standard_errors_are_the_bootstraps():

@@ -222,7 +222,7 @@ def test_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: s
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch, "open_store", lambda *_: None)
     monkeypatch.setattr(launch, "compare", lambda *arguments: told.append(arguments[-1]))
-    launch.farewell(error)
+    launch.report_failure(error)
     (record,) = told
     assert record.code == code and words in record.problem
 

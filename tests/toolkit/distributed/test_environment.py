@@ -14,7 +14,7 @@ from toolkit_helpers import TINY
 
 from toolkit.cli.main import main
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.distributed.environment import OURS, PRECISION, REFUSED, matches, precision_of, require_plain
+from toolkit.distributed.environment import REPLACED_BY_OPTIONS, PRECISION, REFUSED, matches, precision_of, require_plain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,10 +70,10 @@ HARMLESS = (
 def test_every_variable_that_the_installed_accelerate_reads_is_known():
     found = variables()
     assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_X", "RANK"} <= found and len(found) > 60
-    known = [*REFUSED, *OURS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
+    known = [*REFUSED, *REPLACED_BY_OPTIONS, *HARMLESS, PRECISION, "ACCELERATE_X", *OTHERS]
     unknown = {name for name in found if not any(matches(name, entry) for entry in known)}
     assert not unknown, f"say in toolkit/distributed/environment.py, or in HARMLESS, what becomes of {sorted(unknown)}"
-    for entry in (*REFUSED, *OURS, *HARMLESS):  # and nothing is listed that is read no more
+    for entry in (*REFUSED, *REPLACED_BY_OPTIONS, *HARMLESS):  # and nothing is listed that is read no more
         assert any(matches(name, entry) for name in found), entry
 
 

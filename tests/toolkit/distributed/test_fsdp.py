@@ -22,8 +22,8 @@ from torch import nn
 from train_tools import TINY_VIT, tiny_config
 
 from shards.errors import UserError
-from toolkit.config.validation import SPREADABLE
-from toolkit.distributed.fsdp import LEAST, is_spread, spread, spreads, units
+from toolkit.config.validation import SHARDABLE
+from toolkit.distributed.fsdp import MIN_UNIT_SHARE, is_sharded, shard_model, uses_fsdp, units
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.training.run import train
 
@@ -92,7 +92,7 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     add("validates-first", [*RESNET, FSDP], resume=True)
     for name, more in (("skip-ddp", []), ("skip-fsdp", [FSDP])):
         add(name, [*SKIP, *more], bad_loss=2, bad_gradient=3)
-    for name in SPREADABLE:
+    for name in SHARDABLE:
         options = [*TINY_VIT, "--model.freeze=[]", "--train.epochs=1", f"--optim.name={name}"]
         add(f"{name}-ddp", options)
         add(f"{name}-fsdp", [*options, FSDP])
@@ -135,7 +135,7 @@ def test_without_clipping_and_accumulation_even_the_bits_are_the_same(runs: Runs
     assert runs.weights("resnet-fsdp").keys() == runs.weights("resnet-ddp").keys()
 
 
-@pytest.mark.parametrize("name", SPREADABLE)
+@pytest.mark.parametrize("name", SHARDABLE)
 def test_optimisers_make_the_same_updates_of_parts(runs: Runs, name: str):
     """Lamb looks at whole tensors, whose norms are then sums of other parts."""
     ours, theirs = (runs.checkpoint(f"{name}-{kind}", STEPS)["model"] for kind in ("fsdp", "ddp"))
@@ -261,7 +261,7 @@ def test_blocks_of_timm_are_units(name: str, kinds: dict[str, int]):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=5)
     found = units(model)
-    assert Counter(type(unit).__name__ for unit in found) == kinds and len(found) <= 1 / LEAST
+    assert Counter(type(unit).__name__ for unit in found) == kinds and len(found) <= 1 / MIN_UNIT_SHARE
     inside = {id(p) for unit in found for p in unit.parameters()}
     whole = sum(p.numel() for p in model.parameters())
     assert sum(p.numel() for p in model.parameters() if id(p) not in inside) < 0.05 * whole
@@ -287,8 +287,8 @@ def test_what_does_not_go_with_it_is_told_in_a_line(options: list[str], words: s
 def test_a_gradient_scaler_is_refused():
     accelerator: Any = SimpleNamespace(mixed_precision="fp16", num_processes=2)
     with fails("option-conflict", "train.fsdp", "--train.precision bf16 or no"):
-        spreads(accelerator, tiny_config(FSDP))
-    assert not spreads(accelerator, tiny_config())
+        uses_fsdp(accelerator, tiny_config(FSDP))
+    assert not uses_fsdp(accelerator, tiny_config())
 
 
 def test_weights_that_are_single_numbers_are_refused_by_name():
@@ -296,5 +296,5 @@ def test_weights_that_are_single_numbers_are_refused_by_name():
     model = nn.Sequential(nn.Linear(2, 2))
     model.register_parameter("scale", nn.Parameter(torch.ones(())))
     with fails("model-unfit", "train.fsdp", "Sequential", "(scale)"):
-        spread(accelerator, model)
-    assert not is_spread(model)
+        shard_model(accelerator, model)
+    assert not is_sharded(model)

@@ -26,12 +26,12 @@ from toolkit.cli.main import main, run
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.evaluation.options import parse_thresholds
 from toolkit.metrics.calibration_error import genre_calibration_errors
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
-from toolkit.model_folder.folder import OURS, load_model_folder
+from toolkit.model_folder.folder import OWN_KEY, load_model_folder
 from toolkit.models.heads import HeadSpec
 
 
@@ -49,7 +49,7 @@ def test_numbers_are_scikit_learns(evaluated, model_folder: Path, shard_set: Pat
     _, result = evaluated
     folder = load_model_folder(model_folder)
     reader = ShardReader.of_split(shard_set, "test")
-    cutter = eval_cutter(reader, folder.preprocessing, "cpu", torch.device("cpu"))
+    cutter = eval_transforms(reader, folder.preprocessing, "cpu", torch.device("cpu"))
     with Loader(reader, 1, 1) as loader, torch.inference_mode():
         (batch,) = loader.batches(EvalPlan(len(reader), len(reader)).shares(0, 1), cutter)
         probabilities = folder.model(folder.preprocessing.normalize(batch.images)).sigmoid().numpy()
@@ -116,7 +116,7 @@ def test_metrics_name_their_shard_set_and_the_card_says_another_one(calibrated: 
 
     def card(trained_on: str) -> str:
         config = json.loads((model / "config.json").read_text())
-        config[OURS]["shard_set"] = trained_on
+        config[OWN_KEY]["shard_set"] = trained_on
         write_json(model / "config.json", config)
         write_card(model)
         return (model / "README.md").read_text()

@@ -13,7 +13,7 @@ from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.dataset.labels import LabelSet
 from toolkit.export.onnx_preprocessing import NORMALISED
-from toolkit.export.parity_check import Differences, Run, judge, measure, pictures_to_check
+from toolkit.export.parity_check import Differences, Run, require_parity, measure, pictures_to_check
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.models.heads import HeadSpec, backbone_features
 
@@ -69,7 +69,7 @@ def test_batches_of_one_three_and_more(folder: ModelFolder):
         assert sizes[:3] == [1, 3, 8] and sum(sizes) == max(count, 12)
         assert found.images == count and found.batches >= {1, 3, 8}
         assert found.logits < 1e-5 and found.levels is None
-        judge(found, preprocess=False, tolerance=None)
+        require_parity(found, preprocess=False, tolerance=None)
 
 
 def test_with_preprocessing_a_batch_has_one_size(folder: ModelFolder):
@@ -84,7 +84,7 @@ def test_with_preprocessing_a_batch_has_one_size(folder: ModelFolder):
     found = measure(run, folder, given, preprocess=True)
     assert {shape[1:] for shape in shapes} == {(40, 30, 3), (60, 30, 3), (80, 80, 3)}
     assert found.levels == 0.0 and found.batches >= {1, 3, 8}
-    judge(found, preprocess=True, tolerance=None)
+    require_parity(found, preprocess=True, tolerance=None)
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities", "embedding"])
@@ -99,7 +99,7 @@ def test_one_wrong_number_is_found(folder: ModelFolder, output: str, row: int):
 
     found = measure(run, folder, pictures((40, 30)), preprocess=False)
     with fails("export-differs", f": {output}", "--tolerance"):
-        judge(found, preprocess=False, tolerance=None)
+        require_parity(found, preprocess=False, tolerance=None)
 
 
 def test_nan_and_other_shapes_are_never_within_a_tolerance(folder: ModelFolder):
@@ -112,7 +112,7 @@ def test_nan_and_other_shapes_are_never_within_a_tolerance(folder: ModelFolder):
     for run in (nan, narrow):
         found = measure(run, folder, pictures((40, 30)), preprocess=False)
         with fails("export-differs", "inf"):
-            judge(found, preprocess=False, tolerance=1e9)
+            require_parity(found, preprocess=False, tolerance=1e9)
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC])
@@ -120,7 +120,7 @@ def test_other_pixels_are_found_though_probabilities_hardly_move(folder: ModelFo
     found = measure(with_pixels(folder, resample), folder, pictures((80, 70)), preprocess=True)
     assert found.probabilities < 0.05  # an untrained network does not tell
     with fails("export-differs", "Pillow", "--preprocess"):
-        judge(found, preprocess=True, tolerance=None)
+        require_parity(found, preprocess=True, tolerance=None)
 
 
 def test_right_pixels_with_a_wrong_network_are_found(folder: ModelFolder):
@@ -129,16 +129,16 @@ def test_right_pixels_with_a_wrong_network_are_found(folder: ModelFolder):
         return {**given, "logits": given["logits"] + 0.01}
 
     with fails("export-differs", "logits", "0.01", "--preprocess"):
-        judge(measure(run, folder, pictures((80, 70)), preprocess=True), preprocess=True, tolerance=None)
+        require_parity(measure(run, folder, pictures((80, 70)), preprocess=True), preprocess=True, tolerance=None)
 
 
 def test_the_tolerance_is_the_users(folder: ModelFolder):
-    judge(Differences(1, logits=0.009), preprocess=False, tolerance=0.01)
+    require_parity(Differences(1, logits=0.009), preprocess=False, tolerance=0.01)
     with fails("export-differs", "logits", "0.011", "0.01;"):
-        judge(Differences(1, logits=0.011), preprocess=False, tolerance=0.01)
-    judge(Differences(1, logits=9.0, probabilities=0.04), preprocess=True, tolerance=None)
+        require_parity(Differences(1, logits=0.011), preprocess=False, tolerance=0.01)
+    require_parity(Differences(1, logits=9.0, probabilities=0.04), preprocess=True, tolerance=None)
     with fails("export-differs", "probabilities", "0.06", "0.05"):
-        judge(Differences(1, probabilities=0.06), preprocess=True, tolerance=None)
+        require_parity(Differences(1, probabilities=0.06), preprocess=True, tolerance=None)
 
 
 def test_files_and_folders_to_check_with(posters: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

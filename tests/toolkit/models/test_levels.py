@@ -18,7 +18,7 @@ from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing
 from toolkit.models.heads import HeadSpec, set_prior
-from toolkit.models.multi_stage import use_levels
+from toolkit.models.multi_stage import use_stages
 from toolkit.training.checkpoints.weights import load_weights
 
 HEAD = HeadSpec("levels", (), 0.0)
@@ -88,7 +88,7 @@ def test_a_model_without_stages_is_refused():
         pass
 
     with fails("model-unfit", "model.head levels", "Bare"):
-        use_levels(Bare(), "fc", 3, 32, 0.0)
+        use_stages(Bare(), "fc", 3, 32, 0.0)
 
 
 @pytest.mark.parametrize("head", [HEAD, HeadSpec("linear", (), 0.0), HeadSpec("mlp", (5, 3), 0.0)])

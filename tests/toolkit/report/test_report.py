@@ -24,8 +24,8 @@ from toolkit.metrics.bootstrap import Difference
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
-from toolkit.report.cooccurrence import Instead, pairs, together
-from toolkit.report.examples import SHOWN, choose_groups, evidence
+from toolkit.report.cooccurrence import Substitutions, pairs, cooccurrence
+from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, evidence
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.per_label import notes as build_notes
@@ -247,7 +247,7 @@ def test_facts_tell_which_weights_were_saved():
 
 def test_together_by_hand():
     targets = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=bool)
-    shares = together(targets)
+    shares = cooccurrence(targets)
     assert shares[0].tolist() == [1, 2 / 3, 0] and shares[1].tolist() == [2 / 3, 1, 0]
     assert np.isnan(shares[2]).all()
     named = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], dtype=bool)
@@ -264,7 +264,7 @@ def test_said_instead_by_hand():
     named = targets.copy()
     named[:10, 0] = False
     named[:6, 1] = named[20:23, 1] = True
-    instead = Instead(targets, named)
+    instead = Substitutions(targets, named)
     assert instead.missed.tolist() == [10, 0, 0]
     assert instead.count[0, 1] == 6 and instead.could[0, 1] == 10 and instead.usual[1] == 9 / 40
     assert instead.times_usual[0, 1] == pytest.approx(0.6 / (9 / 40))
@@ -275,7 +275,7 @@ def test_said_instead_by_hand():
 
 def test_chance_is_not_said_instead():
     targets, _ = simulate()
-    quiet = Instead(targets, targets)
+    quiet = Substitutions(targets, targets)
     assert not quiet.rows(GENRES) and np.isnan(quiet.times_usual).all()
 
 
@@ -291,12 +291,12 @@ def test_groups_hold_the_right_posters():
     assert groups["worst"].examples and not any(exact[e.sample] for e in groups["worst"].examples)
     for group in groups.values():
         samples = [example.sample for example in group.examples]
-        assert len(set(samples)) == len(samples) <= SHOWN
+        assert len(set(samples)) == len(samples) <= POSTERS_PER_GROUP
     for key, verdict in (("wrong", "wrong"), ("missed", "missed")):
         moved = evidence(given.model.probabilities, given.train_prevalence) * (1 if key == "wrong" else -1)
         errors = named & ~targets if key == "wrong" else targets & ~named
         most = np.where(errors, moved, -np.inf).max(axis=1)
-        assert [e.sample for e in groups[key].examples] == np.argsort(-most, kind="stable")[:SHOWN].tolist()
+        assert [e.sample for e in groups[key].examples] == np.argsort(-most, kind="stable")[:POSTERS_PER_GROUP].tolist()
         for example in groups[key].examples:
             assert [line.verdict for line in example.lines if line.told] == [verdict]
 

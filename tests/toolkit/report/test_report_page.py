@@ -25,8 +25,8 @@ from toolkit.report.output import render_page
 from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
 from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_steps, support_plot, sweep, sweep_plot
-from toolkit.report.plots.training_curves import read_course
-from toolkit.report.summary import SURE
+from toolkit.report.plots.training_curves import read_training_curves
+from toolkit.report.summary import CERTAIN_WORDS
 
 COURSE = """epoch,update,train_loss,val_loss,val_mAP,val_micro_f1,val_macro_f1
 0,5,1.5,0.7,0.2,0.3,0.1
@@ -215,19 +215,19 @@ def test_a_name_without_a_place_is_still_in_the_words():
 
 
 def test_the_course_leaves_out_half_a_row(tmp_path: Path):
-    assert read_course(tmp_path / "model") is None
+    assert read_training_curves(tmp_path / "model") is None
     (tmp_path / "epochs.csv").write_text(COURSE)
-    course = read_course(tmp_path / "model")
+    course = read_training_curves(tmp_path / "model")
     assert course is not None and course["epoch"] == [0, 1] and course["val_mAP"] == [0.2, 0.3]
     (tmp_path / "epochs.csv").write_text("something,else\n1,2\n")
-    assert read_course(tmp_path / "model") is None
+    assert read_training_curves(tmp_path / "model") is None
 
 
 def test_a_course_that_is_no_table_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "epochs.csv").write_text("epoch,val_loss\n0,nan\n1,inf\n2,-\n3,0.5\n")
-    assert read_course(tmp_path / "model") == {"epoch": [0, 1, 2, 3], "val_loss": [None, None, None, 0.5]}
+    assert read_training_curves(tmp_path / "model") == {"epoch": [0, 1, 2, 3], "val_loss": [None, None, None, 0.5]}
     (tmp_path / "epochs.csv").write_bytes(b"epoch,\xff\n0,1\n")
-    assert read_course(tmp_path / "model") is None
+    assert read_training_curves(tmp_path / "model") is None
     assert "epochs.csv is not a table of epochs" in caplog.text
 
 
@@ -258,7 +258,7 @@ def test_a_split_without_a_positive_has_a_page_all_the_same():
 
 
 def test_small_charts_in_tables():
-    macros = ENVIRONMENT.get_template("toolkit.report/macros.html").make_module({"sure": SURE})
+    macros = ENVIRONMENT.get_template("toolkit.report/macros.html").make_module({"sure": CERTAIN_WORDS})
     meter, span = (getattr(macros, name) for name in ("meter", "span"))
     assert "width:25.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
     assert "left:20.0%;width:10.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")

@@ -21,7 +21,7 @@ from toolkit.cli.commands import read
 from toolkit.cli.main import main
 from toolkit.evaluation.options import EvaluateOptions
 from toolkit.metrics.multilabel import sigmoid
-from toolkit.model_folder.folder import OURS
+from toolkit.model_folder.folder import OWN_KEY
 from toolkit.models.heads import HeadSpec
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
@@ -108,7 +108,7 @@ def test_one_line_in_the_log_for_each_model_of_another_set(
 ):
     same = shutil.copytree(model_folder, tmp_path / "same")
     config = json.loads((same / "config.json").read_text())
-    config[OURS]["shard_set"] = Manifest.read(shard_set).fingerprint
+    config[OWN_KEY]["shard_set"] = Manifest.read(shard_set).fingerprint
     write_json(same / "config.json", config)
     words = ["evaluate", "--shards", shard_set, "--workers", "1", "--out", tmp_path / "m.json"]
     words += ["--report", tmp_path / "page", "--no-label-errors"]

@@ -15,7 +15,7 @@ from train_tools import make_parts, make_updates, state_of, tiny_config
 
 from shards.errors import UserError
 from toolkit.training.auto_batch import fit_accumulation
-from toolkit.training.train_step import Updater
+from toolkit.training.train_step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROBE = Path(__file__).resolve().parents[1] / "probe_memory.py"
@@ -100,7 +100,7 @@ def test_the_rest_of_a_run_is_set_aside(shard_set: Path, tmp_path: Path, monkeyp
     weights = sum(p.numel() for p in parts.model.parameters())
     assert sizes[-1] == pytest.approx(8 * weights, rel=0.01)  # Adam's two averages
     parts.freezing.training_mode(parts.model, 0)
-    make_updates(Updater(parts), plan, 1, 0.001)
+    make_updates(TrainStep(parts), plan, 1, 0.001)
     fit_accumulation(parts)
     assert sizes[-1] == 0  # they are there now
 

@@ -10,11 +10,11 @@ import torch
 
 from toolkit.config.schema import Config
 from toolkit.data.loader.loader import Loader
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, WindowOrder
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import train_cutter
+from toolkit.data.transforms.batch_transform import train_transforms
 from toolkit.training.batches import train_plan
 
 
@@ -28,7 +28,7 @@ def test_each_order_is_the_configured_one(reader: ShardReader):
     config.data.window = 1
     n = len(reader)
     plan = train_plan(config, reader)
-    assert plan.deal == 1 and plan.num_samples == n
+    assert plan.group_size == 1 and plan.num_samples == n
     assert np.array_equal(plan.order.keys(3, 0, n), GlobalOrder(n, 0).keys(3, 0, n))
     config.data.order = "window"
     expected = WindowOrder(reader.shard_sizes, 1, 0).keys(3, 0, n)
@@ -56,17 +56,17 @@ def test_sampling_by_genre_repeats_rare_ones(reader: ShardReader, kind, monkeypa
 def test_mixing_deals_in_pairs(reader: ShardReader):
     config = Config()
     config.augment.cutmix = 1.0
-    assert train_plan(config, reader).deal == 2
+    assert train_plan(config, reader).group_size == 2
     config.augment.cutmix = 0.0
-    assert train_plan(config, reader).deal == 1
+    assert train_plan(config, reader).group_size == 1
 
 
 @pytest.mark.parametrize("geometry", ["cpu", "device"])
 def test_the_draws_of_a_sample_are_different_crops(reader: ShardReader, geometry):
     config = Config()
     config.data.image_size, config.data.geometry = 32, geometry
-    cutter = train_cutter(reader, config.data, 0, 0, torch.device("cpu"))
-    twice = Share(np.array([5, 5, 5]), np.ones(3, dtype=bool), np.array([0, 0, 1]))
+    cutter = train_transforms(reader, config.data, 0, 0, torch.device("cpu"))
+    twice = MicroBatch(np.array([5, 5, 5]), np.ones(3, dtype=bool), np.array([0, 0, 1]))
     with Loader(reader, 1, 1) as loader:
         (first, same, second) = next(iter(loader.batches([twice], cutter))).images.float().clone()
     assert torch.equal(first, same) and (first - second).abs().mean() > 1

@@ -37,7 +37,7 @@ from toolkit.data.loader.faults import FaultPolicy
 from toolkit.data.loader.loader import Loader
 from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import eval_cutter
+from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.training.batches import Feed, train_plan
 
@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_used_is_no_damaged_image(
     store = open_store(server.url("/set"), CacheOptions(tmp_path / "cache"))
     reader = ShardReader.of_split(store, "train")
     preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
-    cutter = eval_cutter(reader, preprocessing, "cpu", torch.device("cpu"))
+    cutter = eval_transforms(reader, preprocessing, "cpu", torch.device("cpu"))
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("somebody's file")
     with Loader(reader, 2, 2, policy=FaultPolicy(on_error, 1.0)) as loader:

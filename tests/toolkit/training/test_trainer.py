@@ -30,14 +30,14 @@ from toolkit.training import trainer, validation
 from toolkit.training.cached.probe import Head, Probe
 from toolkit.training.run import train
 from toolkit.training.run_log import RunLog
-from toolkit.training.setup import Parts
+from toolkit.training.setup import TrainingSetup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CACHED = ["--model.freeze=[backbone]", weights_option(), "--train.feature_views=2"]
 
 
-def parts_of(shard_set: Path, out: Path, *options: str) -> Parts:
+def parts_of(shard_set: Path, out: Path, *options: str) -> TrainingSetup:
     return make_parts(shard_set, tiny_config(*options), out)[1]
 
 
@@ -189,8 +189,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses of six epochs as a test wants them; all else is as it is."""
     losses: Iterator[float] = iter([3.0, 2.0, 2.5, 1.0, 1.0, 0.5])
 
-    def judge(*args: Any) -> validation.Verdict:
-        verdict = validation.judge(*args)
+    def judge(*args: Any) -> validation.ValidationResult:
+        verdict = validation.validate(*args)
         return replace(verdict, evaluation=replace(verdict.evaluation, loss=next(losses)))
 
     monkeypatch.setattr(trainer, "judge", judge)

@@ -19,7 +19,7 @@ from train_tools import TINY_VIT, drawn_batches, make_updater, make_updates, sta
 from toolkit.data.loader.loader import targets_of
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.training.nonfinite import Guard
-from toolkit.training.train_step import Updater
+from toolkit.training.train_step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,7 +145,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def guarded(shard_set: Path, out: Path, on_nonfinite: Any, *options: str) -> tuple[Updater, TrainPlan, Guard]:
+def guarded(shard_set: Path, out: Path, on_nonfinite: Any, *options: str) -> tuple[TrainStep, TrainPlan, Guard]:
     updater, plan = make_updater(shard_set, out, *options)
     updater.guard = Guard(updater.accelerator, on_nonfinite, updater.parts.train.sample_id)
     return updater, plan, updater.guard
@@ -179,7 +179,7 @@ def test_a_guard_changes_no_update(shard_set: Path, tmp_path: Path):
         assert all(torch.equal(tensor, other[name]) for name, tensor in states[0].items())
 
 
-def spoil(updater: Updater, sample: int) -> None:
+def spoil(updater: TrainStep, sample: int) -> None:
     """Have the loss of one sample be NaN."""
     losses = updater.losses
 
@@ -226,7 +226,7 @@ def test_of_many_samples_only_those_that_are_named_are_looked_up(
 
 
 @contextlib.contextmanager
-def scaled(updater: Updater, scaler: Any) -> Iterator[Any]:
+def scaled(updater: TrainStep, scaler: Any) -> Iterator[Any]:
     """Put a gradient scaler where accelerate has it under fp16 on a GPU."""
     parts, accelerator = updater.parts, updater.accelerator
     accelerator.scaler = scaler

@@ -18,7 +18,7 @@ from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit
 from toolkit.metrics.multilabel import cross_entropy
-from toolkit.training.validation import judge, monitored
+from toolkit.training.validation import validate, monitored
 
 
 def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def test_the_verdict_is_of_its_decisions(shard_set: Path):
     manifest = Manifest.read(shard_set)
     targets, logits = outputs(manifest)
     for decide in (None, DecideConfig("global", "f0.5", "none"), DecideConfig("genre", "f1", "platt")):
-        verdict = judge(targets, logits, manifest, decide)
+        verdict = validate(targets, logits, manifest, decide)
         assert verdict.decisions.to_dict() == choose_decisions(targets, logits, decide).to_dict()
         row = verdict.row()
         held_out = prediction_metrics(targets, CrossFit(targets, logits, decide).named())
@@ -55,7 +55,7 @@ def test_what_is_monitored_does_not_reward_a_fit_to_the_split(shard_set: Path):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         targets = rng.random((60, len(manifest.genres))) < np.linspace(0.4, 0.1, len(manifest.genres))
-        verdict = judge(targets, rng.normal(size=targets.shape), manifest, DecideConfig("genre", "f1", "none"))
+        verdict = validate(targets, rng.normal(size=targets.shape), manifest, DecideConfig("genre", "f1", "none"))
         flattered.append(verdict.evaluation.thresholds[-1].metrics["macro_f1"])
         monitored_.append(monitored(verdict.row(), "macro_f1"))
     assert np.mean(flattered) > np.mean(monitored_) + 0.005
@@ -66,8 +66,8 @@ def test_near_duplicates_are_not_measured_on_one_another(shard_set: Path):
     manifest = Manifest.read(shard_set)
     targets, logits = outputs(manifest, 40)
     copies, decide = np.arange(160) % 40, DecideConfig("genre", "f1", "platt")
-    alone = judge(targets[copies], logits[copies], manifest, decide, np.arange(160))
-    together = judge(targets[copies], logits[copies], manifest, decide, copies)
+    alone = validate(targets[copies], logits[copies], manifest, decide, np.arange(160))
+    together = validate(targets[copies], logits[copies], manifest, decide, copies)
     assert together.row()["val_macro_f1"] < alone.row()["val_macro_f1"]
 
 
@@ -76,7 +76,7 @@ def test_outputs_that_are_no_numbers_are_one_line(shard_set: Path):
     targets, logits = outputs(manifest)
     logits[3, 1] = np.nan
     with fails("not-finite", "--optim.lr"):
-        judge(targets, logits, manifest)
+        validate(targets, logits, manifest)
 
 
 def edit_state(run: Path, **progress: Any) -> dict[str, Any]:

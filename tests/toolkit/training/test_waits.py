@@ -27,8 +27,8 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.training.nonfinite import Guard
 from toolkit.training.optim import build_optimizer
-from toolkit.training.setup import build_parts
-from toolkit.training.train_step import Updater
+from toolkit.training.setup import build_setup
+from toolkit.training.train_step import TrainStep
 from toolkit.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,7 +84,7 @@ class There:
         return getattr(self.accelerator, name)
 
 
-def moved(updater: Updater) -> Updater:
+def moved(updater: TrainStep) -> TrainStep:
     """``updater`` with all it works on there, and a guard."""
     parts = updater.parts
     updater.accelerator = There(updater.accelerator)
@@ -97,7 +97,7 @@ def moved(updater: Updater) -> Updater:
     return updater
 
 
-def batches_there(updater: Updater, plan: TrainPlan, step: int) -> Iterator[Batch]:
+def batches_there(updater: TrainStep, plan: TrainPlan, step: int) -> Iterator[Batch]:
     for batch in drawn_batches(updater, plan, 0, step):
         yield Batch(batch.images.to(ELSEWHERE), batch.share, {})
 
@@ -152,7 +152,7 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
     readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests' were on the CPU
     accelerator = make_accelerator(precision)
-    parts = build_parts(accelerator, config, manifest, readers, tmp_path, None)
+    parts = build_setup(accelerator, config, manifest, readers, tmp_path, None)
     parts.accumulation = 2
     trainer = Trainer(parts)
     trainer.parts.freezing.training_mode(trainer.parts.model, 0)

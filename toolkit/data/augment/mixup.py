@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.color_jitter import beside
 from toolkit.data.augment.random_erasing import box_masks
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sampling.rng import Stream, mix64, uniforms
 from toolkit.device.transfer import to_device
 
@@ -35,7 +35,7 @@ class Pairs:
     """(m, 4) int64 left, top, right, bottom: what partners exchange by cutmix; all zero for mixup."""
 
 
-def draw_pairs(config: AugmentConfig, side: int, share: Share, seed: int, epoch: int) -> Pairs:
+def draw_pairs(config: AugmentConfig, side: int, share: MicroBatch, seed: int, epoch: int) -> Pairs:
     """Which pairs are mixed, and how: a pure function of (seed, epoch) and both keys.
 
     Lambda is Beta(alpha, alpha). A cutmix box has the image's shape and 1 - lambda of its area around a uniform centre;

@@ -13,7 +13,7 @@ import torch
 from toolkit.config.registry import named
 from toolkit.config.schema import AUGMENTATIONS, AugmentConfig
 from toolkit.data.augment.mixup import draw_pairs, mix
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 
 
 class Augmenter:
@@ -26,7 +26,7 @@ class Augmenter:
 
     @torch.no_grad()
     def __call__(
-        self, images: torch.Tensor, targets: torch.Tensor, share: Share, epoch: int
+        self, images: torch.Tensor, targets: torch.Tensor, share: MicroBatch, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented (images, targets) of the samples of ``share`` in ``epoch``; the arguments stay as they are.
 

@@ -14,7 +14,7 @@ import torch
 GROWTH = 1.25  # batches differ in size: growing a little more than needed soon ends the growing
 
 
-class Slot:
+class PinnedBuffer:
     """Bytes for one batch on the host and, on a GPU, their twin on the device.
 
     Life of a slot: ``room`` (main thread) → threads write → ``send`` (whoever finishes) → ``on_device`` (main) →
@@ -28,7 +28,7 @@ class Slot:
         self._used: Any = None
         self._events: tuple[Any, Any] | None = None
 
-    def room(self, size: int) -> np.ndarray:
+    def reserve(self, size: int) -> np.ndarray:
         """(size,) uint8 host memory to write to. Waits for the copy before, which has long ended."""
         if self._events is not None:
             self._events[1].synchronize()
@@ -41,7 +41,7 @@ class Slot:
                 self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
         return self.host.numpy()[:size]
 
-    def send(self, size: int, stream: Any) -> None:
+    def start_copy(self, size: int, stream: Any) -> None:
         """Start the copy to the device on ``stream``; nothing to do on a CPU."""
         if not self.cuda:
             return
@@ -62,7 +62,7 @@ class Slot:
             return self.host[:size].to(self.device)
         return self.twin[:size]
 
-    def free(self) -> float:
+    def release(self) -> float:
         """Say that all work that reads the slot has been queued. Returns the seconds the copy took, if known by now."""
         if self._events is None:
             return 0.0

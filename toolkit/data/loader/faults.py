@@ -16,7 +16,7 @@ from toolkit.data.sampling.shuffle import key_of
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 8  # substitutes tried before the sample is masked
-SHOWN = 10
+MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
     lines = [found[sample] for sample in sorted(found)]
     if len(lines) == 1:
         raise UserError("image-unreadable", f"{lines[0]}; run `posters shards verify` on the set")
-    listed = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+    listed = "; ".join(lines[:MAX_LISTED]) + (f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else "")
     raise UserError(
         "too-many-bad",
         f"{len(lines)} of {num_samples} samples cannot be decoded, more than --data.max_errors "

@@ -21,13 +21,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from toolkit.data.loader.buffers import Slot
+from toolkit.data.loader.buffers import PinnedBuffer
 from toolkit.data.loader.faults import ATTEMPTS, FaultPolicy, Faults
-from toolkit.data.loader.timing import Meter
-from toolkit.data.sampling.plan import Share
+from toolkit.data.loader.timing import LoaderTimer
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cut, Cutter
+from toolkit.data.transforms.batch_transform import BatchTransform, TransformFactory
 from toolkit.data.transforms.jpeg import Turned
 from toolkit.device.transfer import to_device
 
@@ -53,9 +53,9 @@ class Source(Protocol):
 class Work:
     """A batch being decoded."""
 
-    share: Share
-    cut: Cut
-    slot: Slot
+    share: MicroBatch
+    cut: BatchTransform
+    slot: PinnedBuffer
     indices: np.ndarray
     """(n,) the samples that the rows hold: the share's, or their substitutes."""
     valid: np.ndarray
@@ -74,7 +74,7 @@ class Batch:
 
     images: torch.Tensor
     """(n, S, S, 3) whole grey levels, uint8 or float; to be used before the next batch is asked for."""
-    share: Share
+    share: MicroBatch
     """The samples that ``images`` holds. Substitutes have their own index; masked rows are not valid."""
     errors: dict[int, str]
     """Row → why its image could not be decoded (masked rows only)."""
@@ -94,13 +94,13 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     ) -> None:
         self.source, self.threads, self.prefetch = source, threads, prefetch
         self.device = torch.device(device)
-        self.meter = Meter()
+        self.meter = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._slots = [Slot(self.device) for _ in range(prefetch + 1)]
+        self._slots = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def batches(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Batch, None, None]:
+    def batches(self, shares: Iterable[MicroBatch], cutter: TransformFactory, epoch: int = 0) -> Generator[Batch, None, None]:
         """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
 
         Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
@@ -113,7 +113,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     images[row] = to_device(square, images.device)
                 yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
 
-    def decoded(self, shares: Iterable[Share], cutter: Cutter, epoch: int = 0) -> Generator[Work, None, None]:
+    def decoded(self, shares: Iterable[MicroBatch], cutter: TransformFactory, epoch: int = 0) -> Generator[Work, None, None]:
         """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
         queue: deque[Work] = deque()
         free = deque(self._slots)
@@ -134,7 +134,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 try:
                     yield work
                 finally:  # also when the pass ends here: the device may still be reading
-                    self.meter.add(copied=work.slot.free())
+                    self.meter.add(copied=work.slot.release())
                     free.append(work.slot)
         finally:
             # Threads may still write to these slots, and a later pass will use them.
@@ -143,9 +143,9 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     future.cancel()
             wait([future for work in queue for future in work.futures])
 
-    def _start(self, share: Share, cutter: Cutter, epoch: int, slot: Slot) -> Work:
+    def _start(self, share: MicroBatch, cutter: TransformFactory, epoch: int, slot: PinnedBuffer) -> Work:
         cut = cutter(share)
-        memory = slot.room(cut.size)
+        memory = slot.reserve(cut.size)
         work = Work(share, cut, slot, share.indices.copy(), share.valid.copy())
         rows = range(len(share.indices))
         chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
@@ -166,12 +166,12 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 work.unfinished -= 1
                 last = work.unfinished == 0
             if last:
-                slot.send(cut.size, self._stream)
+                slot.start_copy(cut.size, self._stream)
 
         work.futures = [self._pool.submit(run, start) for start in starts]
         return work
 
-    def _row(self, work: Work, row: int, memory: np.ndarray, cutter: Cutter, epoch: int) -> int:
+    def _row(self, work: Work, row: int, memory: np.ndarray, cutter: TransformFactory, epoch: int) -> int:
         """Decode one row; returns the bytes read."""
         sample = int(work.indices[row])
         try:
@@ -187,7 +187,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         if self.faults.policy.on_error == "replace":
             for attempt in range(ATTEMPTS):
                 other = self.faults.substitute(epoch, sample, attempt)
-                one = Share(np.array([other]), np.array([True]))
+                one = MicroBatch(np.array([other]), np.array([True]))
                 try:
                     data = self.source.read(other)
                     work.squares[row] = cutter(one).square(0, data)
@@ -209,6 +209,6 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self.close()
 
 
-def targets_of(share: Share, reader: ShardReader) -> torch.Tensor:
+def targets_of(share: MicroBatch, reader: ShardReader) -> torch.Tensor:
     """(n, G) float32 targets of a share's samples."""
     return torch.from_numpy(reader.targets_of(share.indices)).float()

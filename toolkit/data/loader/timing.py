@@ -29,7 +29,7 @@ class Times:
 
 
 @dataclass
-class Meter:
+class LoaderTimer:
     """Times so far; threads add to them."""
 
     times: Times = field(default_factory=Times)

@@ -42,24 +42,24 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """The samples of one forward pass on one rank."""
 
     indices: np.ndarray
     """(n,) int64 positions in the split."""
     valid: np.ndarray
     """(n,) bool; False rows are padding and count for nothing."""
-    draws: np.ndarray = None  # type: ignore[assignment] # zeros where not given: most callers know of no repeats
+    repeat: np.ndarray = None  # type: ignore[assignment] # zeros where not given: most callers know of no repeats
     """(n,) int64: 0 for the first time that a sample comes in an epoch, 1 for the second, ..."""
 
     def __post_init__(self) -> None:
-        if self.draws is None:
+        if self.repeat is None:
             object.__setattr__(self, "draws", np.zeros(len(self.indices), dtype=np.int64))
 
     @property
     def keys(self) -> np.ndarray:
         """(n,) int64: what random crops and augmentation are hashed from, another for every draw of a sample."""
-        return self.indices + self.draws * DRAW_STRIDE
+        return self.indices + self.repeat * DRAW_STRIDE
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class TrainPlan:
 
     order: Order
     global_batch: int
-    deal: int = 1
+    group_size: int = 1
     """Neighbours of an update that stay in one micro-batch."""
     sizes: Sizes = "even"
     """How the epoch is cut into updates."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.global_batch < 1 or self.deal < 1:
+        if self.num_samples < 1 or self.global_batch < 1 or self.group_size < 1:
             raise ValueError(
-                f"a plan needs samples, a batch and a deal, not {self.num_samples}, {self.global_batch} and {self.deal}"
+                f"a plan needs samples, a batch and a deal, not {self.num_samples}, {self.global_batch} and {self.group_size}"
             )
 
     @property
@@ -98,7 +98,7 @@ class TrainPlan:
         """Position in the epoch at which update ``step`` starts; for steps_per_epoch, where the epoch ends."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
-        unit = math.gcd(self.deal, self.global_batch)  # of another one, updates could not be full
+        unit = math.gcd(self.group_size, self.global_batch)  # of another one, updates could not be full
         units = -(-self.num_samples // unit)
         return min(step * units // self.steps_per_epoch * unit, self.num_samples)
 
@@ -109,9 +109,9 @@ class TrainPlan:
     def rows(self, step: int, world_size: int, accumulation: int = 1) -> np.ndarray:
         """(world_size, accumulation) int64: samples of each micro-batch of one update."""
         count, parts = self.count(step), world_size * accumulation
-        groups = -(-count // self.deal)
-        rows = (groups // parts + (np.arange(parts) < groups % parts)) * self.deal
-        rows[(groups - 1) % parts] -= groups * self.deal - count  # the last group may be short
+        groups = -(-count // self.group_size)
+        rows = (groups // parts + (np.arange(parts) < groups % parts)) * self.group_size
+        rows[(groups - 1) % parts] -= groups * self.group_size - count  # the last group may be short
         return rows.reshape(world_size, accumulation)
 
     def keys(self, epoch: int, step: int) -> np.ndarray:
@@ -120,20 +120,20 @@ class TrainPlan:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
 
-    def micro_batches(self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1) -> list[Share]:
+    def micro_batches(self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1) -> list[MicroBatch]:
         """The ``accumulation`` shares of ``rank`` in one update."""
-        return _dealt(self.keys(epoch, step), rank, world_size, accumulation, self.deal)
+        return _split_update(self.keys(epoch, step), rank, world_size, accumulation, self.group_size)
 
     def shares(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
-    ) -> Iterator[Share]:
+    ) -> Iterator[MicroBatch]:
         """All micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
         block = max(1, BLOCK // self.global_batch)  # a slice costs little more for many samples than for few
         for begin in range(first_step, self.steps_per_epoch, block):
             edges = [self.start(t) for t in range(begin, min(begin + block, self.steps_per_epoch) + 1)]
             keys = self.order.keys(epoch, edges[0], edges[-1])
             for update in np.split(keys, np.subtract(edges[1:-1], edges[0])):
-                yield from _dealt(update, rank, world_size, accumulation, self.deal)
+                yield from _split_update(update, rank, world_size, accumulation, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -147,23 +147,23 @@ class EvalPlan:
         """Forward passes of every rank."""
         return -(-self.num_samples // (self.batch * world_size))
 
-    def shares(self, rank: int, world_size: int) -> Iterator[Share]:
+    def shares(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """The batches of ``rank``; the same number on every rank."""
         for step in range(self.steps(world_size)):
             start = (step * world_size + rank) * self.batch
             indices = np.arange(start, min(start + self.batch, self.num_samples), dtype=np.int64)
             if len(indices):
-                yield Share(indices, np.ones(len(indices), dtype=bool))
+                yield MicroBatch(indices, np.ones(len(indices), dtype=bool))
             else:
-                yield Share(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
+                yield MicroBatch(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
 
 
-def _dealt(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[Share]:
+def _split_update(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[MicroBatch]:
     """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
     shares = []
     for part in range(rank * accumulation, (rank + 1) * accumulation):
         own = keys[holders == part]
         rows = np.concatenate([own, np.resize(keys, max(0, MIN_ROWS - len(own)))])
-        shares.append(Share(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
+        shares.append(MicroBatch(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
     return shares

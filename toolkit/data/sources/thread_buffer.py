@@ -10,12 +10,12 @@ _local = threading.local()
 
 
 #: Larger memory is not kept: one huge picture would hold it for as long as the thread lives.
-MOST = 64 * 2**20
+MAX_KEPT_BYTES = 64 * 2**20
 
 
 def scratch(name: str, size: int) -> np.ndarray:
     """(size,) uint8 of this thread, under ``name``; its content lasts until the next call with that name."""
-    if size > MOST:
+    if size > MAX_KEPT_BYTES:
         return np.empty(size, dtype=np.uint8)
     held: dict[str, np.ndarray] = _local.__dict__
     memory = held.get(name)

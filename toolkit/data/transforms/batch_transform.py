@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from toolkit.config.schema import DataConfig, Geometry
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.sources.thread_buffer import scratch
@@ -26,7 +26,7 @@ from toolkit.data.transforms.jpeg import Turned, decode_any, decode_rows, place,
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 
-class Cut(Protocol):
+class BatchTransform(Protocol):
     """The work of one batch."""
 
     side: int
@@ -51,7 +51,7 @@ class Cut(Protocol):
 MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
 
 
-class SquareCut:
+class DecodedTransform:
     """Crop and resize in the decoding threads.
 
     ``again`` makes the view of an image whose index has its width for its height; without it, that is an error.
@@ -99,12 +99,12 @@ class SquareCut:
             if self.again is None:
                 raise
             one = self.again(slice(row, row + 1), views.heights[row : row + 1], views.widths[row : row + 1])
-            SquareCut(one)._cut(0, data, out)
+            DecodedTransform(one)._cut(0, data, out)
             return
         cut_on_cpu(image, views, row, denominator, out)
 
 
-class PackedCut:
+class DeviceTransform:
     """Only decode; crop and resize on the device."""
 
     def __init__(self, views: Views, again: MakeViews | None = None) -> None:
@@ -124,14 +124,14 @@ class PackedCut:
         decode_rows(data, width, height, rows, denominator, slot[start * 3 :])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        return SquareCut(self.views, self.again).square(row, data)
+        return DecodedTransform(self.views, self.again).square(row, data)
 
     def images(self, slot: torch.Tensor) -> torch.Tensor:
         # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
         return self.geometry(slot, torch.float16 if slot.is_cuda else torch.float32)
 
 
-class FileCut:
+class FileTransform:
     """Squares from a function of the row and its bytes."""
 
     def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
@@ -171,46 +171,46 @@ class RawTransform:
         """(S, S, 3) uint8 of a decoded RGB picture; as of its file, where that is no JPEG."""
         return self._cut(image.size).picture(0, image)
 
-    def _cut(self, size: tuple[int, int]) -> SquareCut:
+    def _cut(self, size: tuple[int, int]) -> DecodedTransform:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
-        cut = SquareCut(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
+        cut = DecodedTransform(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
         # No index vouches for these: a file that is cut, below what the model is shown, is cut all the same.
         cut.rows = heights
         return cut
 
 
 #: From the samples of a batch to its work.
-Cutter = Callable[[Share], Cut]
+TransformFactory = Callable[[MicroBatch], BatchTransform]
 
 
-def train_cutter(reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device) -> Cutter:
+def train_transforms(reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device) -> TransformFactory:
     """Random crops and flips of shard samples, as the configuration has them."""
 
-    def views(share: Share, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+    def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return train_views(config, seed, epoch, share.keys[rows], widths, heights)
 
-    return _cutter(reader, config.geometry, device, views)
+    return _transforms(reader, config.geometry, device, views)
 
 
-def eval_cutter(reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device) -> Cutter:
+def eval_transforms(reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device) -> TransformFactory:
     """The evaluation transform of shard samples."""
 
-    def views(share: Share, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+    def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
-    return _cutter(reader, geometry, device, views)
+    return _transforms(reader, geometry, device, views)
 
 
-def file_cutter(side: int, transform: Callable[[bytes], np.ndarray]) -> Cutter:
+def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> TransformFactory:
     """Squares from a function of the bytes, for files of unknown size."""
-    return lambda share: FileCut(len(share.indices), side, lambda _, data: transform(bytes(data)))
+    return lambda share: FileTransform(len(share.indices), side, lambda _, data: transform(bytes(data)))
 
 
-def _cutter(reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]) -> Cutter:
-    def cut(share: Share) -> Cut:
+def _transforms(reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]) -> TransformFactory:
+    def cut(share: MicroBatch) -> BatchTransform:
         views: MakeViews = partial(views_of, share)
         return kind(views(slice(None), *reader.sizes(share.indices)), views)
 
     on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
-    kind = PackedCut if on_device else SquareCut
+    kind = DeviceTransform if on_device else DecodedTransform
     return cut

@@ -15,11 +15,11 @@ from toolkit.report.plots.common import BLUE, GREY, INK, ORANGE, Plot, finish, n
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#8fc1e0", BLUE, "#00334f"])
 TIMES = LinearSegmentedColormap.from_list("times", [BLUE, "#ffffff", ORANGE])
 #: Factors of the colour scale's ends.
-MOST = 4.0
+MAX_FACTOR = 4.0
 
 
 @styled
-def together_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
+def cooccurrence_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
     """`toolkit.report.cooccurrence.together`; the diagonal is left out."""
     shown = shares.copy()
     np.fill_diagonal(shown, np.nan)
@@ -34,12 +34,12 @@ def together_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
 
 
 @styled
-def instead_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
+def substitution_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
     """`toolkit.report.cooccurrence.Instead.times_usual`, on a log scale around 1."""
     figure, axes = new_figure(_size(genres))
     with np.errstate(divide="ignore"):
-        shown = np.clip(np.log2(times), -np.log2(MOST), np.log2(MOST))
-    norm = TwoSlopeNorm(0.0, -np.log2(MOST), np.log2(MOST))
+        shown = np.clip(np.log2(times), -np.log2(MAX_FACTOR), np.log2(MAX_FACTOR))
+    norm = TwoSlopeNorm(0.0, -np.log2(MAX_FACTOR), np.log2(MAX_FACTOR))
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=TIMES, norm=norm)
     _frame(axes, genres, "genre that is missed", "genre that is named wrongly")
     _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", np.abs(shown) > 1.5)

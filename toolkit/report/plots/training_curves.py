@@ -24,10 +24,10 @@ METRICS = {
     for metric, look in zip(PLACES["epochs"], cycle(((GREEN, "--"), (BLUE, "-"), (ORANGE, "-"))), strict=False)
 }
 
-Course = dict[str, list[float | None]]
+TrainingCurves = dict[str, list[float | None]]
 
 
-def read_course(model: Path) -> Course | None:
+def read_training_curves(model: Path) -> TrainingCurves | None:
     """Column -> values, an epoch a row, from the run that holds the model folder; None where there is no such file.
 
     One that is no such table is named in a warning and left out.
@@ -54,14 +54,14 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def course_plots(course: Course, saved: int | None) -> list[Plot]:
+def training_curve_plots(course: TrainingCurves, saved: int | None) -> list[Plot]:
     """Losses and validation metrics over the epochs; ``saved`` is the epoch (from 1) whose weights were kept."""
     losses = [_losses(course, saved)] if {"train_loss", "val_loss"} <= course.keys() else []
     return losses + ([_metrics(course, saved)] if METRICS.keys() & course.keys() else [])
 
 
 @styled
-def _losses(course: Course, saved: int | None) -> Plot:
+def _losses(course: TrainingCurves, saved: int | None) -> Plot:
     """One above the other: they may be of different losses, and training sees augmented posters."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
     curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
@@ -77,7 +77,7 @@ def _losses(course: Course, saved: int | None) -> Plot:
 
 
 @styled
-def _metrics(course: Course, saved: int | None) -> Plot:
+def _metrics(course: TrainingCurves, saved: int | None) -> Plot:
     figure, axes = new_figure((4.8, 4.0))
     parts = []
     for key, (name, color, look) in METRICS.items():
@@ -93,7 +93,7 @@ def _metrics(course: Course, saved: int | None) -> Plot:
     return finish(figure, "training-metrics", f"On validation: {', '.join(parts)}.")
 
 
-def _line(course: Course, key: str) -> tuple[list[float], list[float]]:
+def _line(course: TrainingCurves, key: str) -> tuple[list[float], list[float]]:
     pairs = [(e + 1, v) for e, v in zip(course["epoch"], course[key], strict=True) if e is not None and v is not None]
     return [e for e, _ in pairs], [v for _, v in pairs]
 

@@ -28,12 +28,12 @@ from shards.progress import progress
 from toolkit.config.schema import Config
 from toolkit.data.augment.random_erasing import AREA
 from toolkit.data.loader.loader import Batch
-from toolkit.data.sampling.plan import EvalPlan, Share
+from toolkit.data.sampling.plan import EvalPlan, MicroBatch
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, train_cutter
+from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import no_room, rows_for
-from toolkit.device.out_of_memory import memory_told
+from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.distributed.collectives import by_main, from_main, gather_by_index, require_read
 from toolkit.distributed.votes import StopSignal
 from toolkit.models.heads import backbone_features, head_prefixes
@@ -43,9 +43,9 @@ from toolkit.training.cached.feature_files import Features, FeatureWriter, file_
 log = logging.getLogger(__name__)
 
 #: Samples whose features all ranks send to the main process together.
-TOGETHER = 4096
+SAMPLES_PER_GATHER = 4096
 #: Options of augmentation that are part of every file's name.
-FIRST = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
+NAMED_OPTIONS = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
 #: Options of augmentation in earlier versions: they stay part of the names, so that files of then are found.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
 #: To be raised when the same facts give other features: files of an older version are then left alone.
@@ -57,7 +57,7 @@ class View(NamedTuple):
 
     reader: ShardReader
     title: str
-    cutter: Cutter
+    cutter: TransformFactory
     pixels: Callable[[Batch], torch.Tensor]
     """(n, 3, S, S) what the backbone takes of a batch."""
 
@@ -86,13 +86,13 @@ class FeatureBank:
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
-        cutter = train_cutter(reader, data, seed, view, self.accelerator.device)
+        cutter = train_transforms(reader, data, seed, view, self.accelerator.device)
         facts = {
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
             # An option that is not in FIRST and is off changes no feature: the name stays as it was.
-            "augment": CONSTANT | {n: value for n, value in vars(config.augment).items() if value or n in FIRST},
+            "augment": CONSTANT | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }
 
         def pixels(batch: Batch) -> torch.Tensor:
@@ -104,7 +104,7 @@ class FeatureBank:
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
         """Features of a split as evaluation sees it."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
-        cutter = eval_cutter(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
+        cutter = eval_transforms(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
         view = View(
             reader, f"features of {split}, as evaluated", cutter, lambda batch: self._pixels.normal(batch.images)
         )
@@ -144,7 +144,7 @@ class FeatureBank:
             with contextlib.ExitStack() as kept:
                 writer = FeatureWriter(path, len(view.reader))
                 by_main(accelerator, lambda: kept.enter_context(writer))
-                with memory_told(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
+                with explain_out_of_memory(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
                     self._compute(
                         view,
                         lambda rows: by_main(accelerator, lambda: writer.add(rows)),
@@ -160,7 +160,7 @@ class FeatureBank:
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
-        every = max(1, TOGETHER // (plan.batch * world))
+        every = max(1, SAMPLES_PER_GATHER // (plan.batch * world))
         shares = plan.shares(accelerator.process_index, world)
         own: list[tuple[np.ndarray, np.ndarray]] = []
         done, failure = 0, None
@@ -195,7 +195,7 @@ class FeatureBank:
                 f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
             )
 
-    def _own_rows(self, view: View, shares: Iterable[Share]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    def _own_rows(self, view: View, shares: Iterable[MicroBatch]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
         accelerator = self.accelerator
         self.model.eval()

@@ -20,7 +20,7 @@ from torch import nn
 
 from toolkit.config.schema import Config, TrainConfig
 from toolkit.data.loader.loader import Batch
-from toolkit.data.loader.timing import Meter
+from toolkit.data.loader.timing import LoaderTimer
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.device.transfer import to_device
@@ -30,7 +30,7 @@ from toolkit.training.cached.feature_cache import FeatureBank
 from toolkit.training.cached.feature_files import Features
 
 if TYPE_CHECKING:
-    from toolkit.training.setup import Parts
+    from toolkit.training.setup import TrainingSetup
 
 #: A feature that hardly varies is not blown up.
 LEAST_DEVIATION = 1e-3
@@ -132,7 +132,7 @@ class Probe:
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
         return cls(bank.model, head, views, val_view)
 
-    def feed(self, parts: Parts) -> FeatureFeed:
+    def feed(self, parts: TrainingSetup) -> FeatureFeed:
         """See Pixels."""
         train = replace(parts.config.train, accumulation=parts.accumulation)
         return FeatureFeed(train, parts.plan, self.views, self.val, parts.accelerator)
@@ -156,7 +156,7 @@ class FeatureFeed:
         self, config: TrainConfig, plan: TrainPlan, views: Sequence[Features], val: Features, accelerator: Accelerator
     ) -> None:
         self.config, self.plan, self.accelerator, self.views, self.val = config, plan, accelerator, views, val
-        self.meter = Meter()
+        self.meter = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
@@ -165,7 +165,7 @@ class FeatureFeed:
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
         )
         for share in shares:
-            which = (epoch + share.draws) % len(self.views)
+            which = (epoch + share.repeat) % len(self.views)
             rows = np.empty((len(which), self.val.values.shape[1]), dtype=np.float32)
             valid = share.valid.copy()
             for number in np.unique(which):

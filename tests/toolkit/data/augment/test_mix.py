@@ -11,17 +11,17 @@ from scipy import stats
 
 from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.mixup import draw_pairs, mix
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 
 MIXUP, CUTMIX = AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)
 BOTH = AugmentConfig(mixup=0.4, cutmix=1.0)
 configs = st.sampled_from([MIXUP, CUTMIX, BOTH])
 
 
-def share_of(n: int, invalid: tuple[int, ...] = ()) -> Share:
+def share_of(n: int, invalid: tuple[int, ...] = ()) -> MicroBatch:
     valid = np.ones(n, dtype=bool)
     valid[list(invalid)] = False
-    return Share(np.arange(n) * 7 + 1, valid)
+    return MicroBatch(np.arange(n) * 7 + 1, valid)
 
 
 def batch(n: int, side: int = 12, genres: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,9 +102,9 @@ def test_a_pair_is_its_keys_wherever_it_stands():
     pairs = draw_pairs(BOTH, 12, share, 5, 3)
     order = np.random.default_rng(0).permutation(20)
     rows = (order[:, None] * 2 + np.arange(2)).ravel()
-    moved = draw_pairs(BOTH, 12, Share(share.indices[rows], share.valid[rows]), 5, 3)
+    moved = draw_pairs(BOTH, 12, MicroBatch(share.indices[rows], share.valid[rows]), 5, 3)
     assert np.array_equal(moved.kept, pairs.kept[order]) and np.array_equal(moved.boxes, pairs.boxes[order])
-    again = draw_pairs(BOTH, 12, Share(share.indices, share.valid, np.ones(40, dtype=np.int64)), 5, 3)
+    again = draw_pairs(BOTH, 12, MicroBatch(share.indices, share.valid, np.ones(40, dtype=np.int64)), 5, 3)
     assert not np.array_equal(again.kept, pairs.kept)  # another draw of the samples is mixed in another way
     assert not np.array_equal(draw_pairs(BOTH, 12, share, 5, 4).kept, pairs.kept)
 

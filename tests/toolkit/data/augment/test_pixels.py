@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toolkit.config.schema import AugmentConfig
 from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.augment.random_erasing import erased_boxes
-from toolkit.data.sampling.plan import Share, TrainPlan
+from toolkit.data.sampling.plan import MicroBatch, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder
 
 EVERYTHING = AugmentConfig(
@@ -43,11 +43,11 @@ def labels(samples: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((samples[:, None] >> np.arange(GENRES)) % 2).float()
 
 
-def whole(n: int) -> Share:
-    return Share(np.arange(n), np.ones(n, dtype=bool))
+def whole(n: int) -> MicroBatch:
+    return MicroBatch(np.arange(n), np.ones(n, dtype=bool))
 
 
-def augmented(config: AugmentConfig, share: Share, seed: int = 0, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(config: AugmentConfig, share: MicroBatch, seed: int = 0, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return Augmenter(config, seed)(pictures(share.indices), labels(share.indices), share, epoch)
 
 
@@ -81,7 +81,7 @@ def test_another_seed_or_epoch_draws_other_numbers(seed: int, epoch: int):
 
 def test_another_draw_of_a_sample_is_augmented_in_another_way():
     share = whole(12)
-    again = replace(share, draws=np.ones(12, dtype=np.int64))
+    again = replace(share, repeat=np.ones(12, dtype=np.int64))
     for name, value in OPTIONS.items():
         config = replace(AugmentConfig(), **{name: value})
         assert not torch.equal(augmented(config, share)[0], augmented(config, again)[0]), name
@@ -132,7 +132,7 @@ def test_pixels_and_targets_are_the_same_at_any_world_size_and_accumulation(
     n, batch, world, accumulation, seed, repeated
 ):
     factors = np.ones(n) + repeated * np.random.default_rng(seed).random(n) * 2
-    plan = TrainPlan(RepeatOrder(factors, seed), batch, deal=2)
+    plan = TrainPlan(RepeatOrder(factors, seed), batch, group_size=2)
     augmenter = Augmenter(EVERYTHING, seed)
 
     def epoch_of(world: int, accumulation: int) -> dict[int, tuple[bytes, bytes]]:
@@ -153,7 +153,7 @@ def test_pixels_and_targets_are_the_same_at_any_world_size_and_accumulation(
 
 def test_dealing_one_by_one_would_fail_that_test():
     """The negative control: partners that are parted are mixed with others, or not at all."""
-    plans = [TrainPlan(RepeatOrder(np.ones(16), 0), 16, deal=deal) for deal in (1, 2)]
+    plans = [TrainPlan(RepeatOrder(np.ones(16), 0), 16, group_size=deal) for deal in (1, 2)]
     parted = []
     for plan in plans:
         targets: dict[int, list[float]] = {}

@@ -20,11 +20,11 @@ from shards.inputs.images import ANY, decode
 from toolkit.config.schema import DataConfig
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
-from toolkit.data.sampling.plan import EvalPlan, Share, TrainPlan
+from toolkit.data.sampling.plan import EvalPlan, MicroBatch, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Cutter, eval_cutter, file_cutter, train_cutter
+from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, file_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import GPU_THREADS, decode_threads
 
@@ -55,7 +55,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.frombuffer(bytearray(data * 3), dtype=np.uint8).reshape(2, 2, 3)
 
 
-NUMBERS: Cutter = file_cutter(2, pixels)
+NUMBERS: TransformFactory = file_transforms(2, pixels)
 
 
 def spelt(batch: Batch) -> list[int]:
@@ -104,7 +104,7 @@ def test_memory_is_not_used_again_before_the_next_batch_is_asked_for():
 def test_a_sample_has_the_same_pixels_at_any_world_size_and_number_of_threads(shard_set: Path, geometry):
     reader = ShardReader.of_split(shard_set, "train")
     plan = TrainPlan(GlobalOrder(len(reader), 0), 16)
-    cutter = train_cutter(reader, DataConfig(image_size=32, geometry=geometry), 0, 4, CPU)
+    cutter = train_transforms(reader, DataConfig(image_size=32, geometry=geometry), 0, 4, CPU)
     pictures: list[dict[int, bytes]] = []
     for world, threads in ((1, 1), (1, 4), (2, 2), (4, 3)):
         found = {}
@@ -123,7 +123,7 @@ def test_geometry_on_the_device_gives_the_pixels_of_the_cpu(shard_set: Path):
     plan = TrainPlan(GlobalOrder(len(reader), 0), 16)
     both = []
     for geometry in ("cpu", "device"):
-        cutter = train_cutter(reader, DataConfig(image_size=64, geometry=geometry), 0, 0, CPU)
+        cutter = train_transforms(reader, DataConfig(image_size=64, geometry=geometry), 0, 0, CPU)
         with Loader(reader, 2, 2) as loader:
             both.append([b.images.float().clone() for b in loader.batches(plan.shares(0, 0, 1), cutter)])
     for cpu, device in zip(*both, strict=True):
@@ -172,7 +172,7 @@ def test_or_masked(caplog: pytest.LogCaptureFixture):
 
 
 def test_damaged_padding_is_nobodys_error():
-    share = Share(np.array([1, 3]), np.array([True, False]))
+    share = MicroBatch(np.array([1, 3]), np.array([True, False]))
     with Loader(Numbers(9, DAMAGED), 1, 1, policy=KEEP_ERRORS) as loader:
         (batch,) = loader.batches([share], NUMBERS)
     assert batch.errors == {} and batch.share.valid.tolist() == [True, False]
@@ -200,7 +200,7 @@ def test_a_mistake_in_the_code_is_no_damaged_image():
         raise KeyError("a bug")
 
     with Loader(Numbers(5), 2, 2, policy=KEEP_ERRORS) as loader, pytest.raises(KeyError):
-        list(loader.batches(EvalPlan(5, 5).shares(0, 1), file_cutter(2, broken)))
+        list(loader.batches(EvalPlan(5, 5).shares(0, 1), file_transforms(2, broken)))
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def damaged(shard_set: Path, tmp_path: Path) -> tuple[Path, str]:
 def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
     folder, key = damaged
     reader = ShardReader.of_split(folder, "test")
-    cutter = eval_cutter(reader, PLAIN, geometry, CPU)
+    cutter = eval_transforms(reader, PLAIN, geometry, CPU)
     plan = EvalPlan(len(reader), 4)
     with Loader(reader, 2, 2) as loader, fails("image-unreadable", "test-00000.tar", key, "offset"):
         list(loader.batches(plan.shares(0, 1), cutter))
@@ -240,7 +240,7 @@ def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
 
 def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
-    cutter = eval_cutter(reader, PLAIN, "cpu", CPU)
+    cutter = eval_transforms(reader, PLAIN, "cpu", CPU)
     before = threading.active_count()
     with Loader(reader, 3, 2) as loader:
         for _ in range(5):
@@ -256,7 +256,7 @@ def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(sha
 def test_the_meter_counts_what_was_done(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
     with Loader(reader, 2, 2) as loader:
-        for _ in loader.batches(EvalPlan(len(reader), 4).shares(0, 1), eval_cutter(reader, PLAIN, "cpu", CPU)):
+        for _ in loader.batches(EvalPlan(len(reader), 4).shares(0, 1), eval_transforms(reader, PLAIN, "cpu", CPU)):
             pass
         times = loader.meter.snapshot()
     assert times.samples == len(reader) and times.bytes_read == reader.records["size"].sum()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from toolkit.data.loader.timing import Meter, Times, verdict
+from toolkit.data.loader.timing import LoaderTimer, Times, verdict
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_fewer_threads_than_cores_is_the_first_remedy():
 
 
 def test_threads_lose_no_count():
-    meter = Meter()
+    meter = LoaderTimer()
 
     def add() -> None:
         for _ in range(5000):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.sampling.plan import MIN_ROWS, EvalPlan, Share, Sizes, TrainPlan
+from toolkit.data.sampling.plan import MIN_ROWS, EvalPlan, MicroBatch, Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, WindowOrder
 
 samples = st.integers(1, 300)
@@ -138,11 +138,11 @@ def test_a_share_of_few_samples_is_padded_with_rows_that_do_not_count():
 
 
 def test_keys_are_samples_and_their_draws():
-    share = Share(np.array([4, 7]), np.ones(2, dtype=bool))
-    assert share.draws.tolist() == [0, 0] and share.keys.tolist() == [4, 7]
-    again = replace(share, indices=np.array([3, 7]), draws=np.array([0, 2]))
+    share = MicroBatch(np.array([4, 7]), np.ones(2, dtype=bool))
+    assert share.repeat.tolist() == [0, 0] and share.keys.tolist() == [4, 7]
+    again = replace(share, indices=np.array([3, 7]), repeat=np.array([0, 2]))
     assert again.keys.tolist() == [3, 7 + 2 * DRAW_STRIDE]
-    assert replace(again, indices=np.array([5, 5])).draws.tolist() == [0, 2]
+    assert replace(again, indices=np.array([5, 5])).repeat.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("n, batch, deal", [(0, 4, 1), (4, 0, 1), (4, 4, 0)])

@@ -133,7 +133,7 @@ def test_repeats_stay_in_their_group_of_shards():
 def test_a_plan_of_repeats_resumes_at_another_world_size(factors, batch, world, accumulation, step, window):
     n = len(factors)
     order = RepeatOrder(np.array(factors), 9, shards_of(n) if window else None, 2)
-    plan = TrainPlan(order, batch, deal=2)
+    plan = TrainPlan(order, batch, group_size=2)
     step %= plan.steps_per_epoch
     rest = order.keys(4, plan.start(step), len(order))
     seen: list[int] = []

@@ -16,12 +16,12 @@ from toolkit_helpers import ROOT
 
 from toolkit.config.schema import DataConfig
 from toolkit.data.transforms import geometry
-from toolkit.data.transforms.batch_transform import PackedCut, SquareCut
+from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform
 from toolkit.data.transforms.crops import Views, eval_views, train_views
 from toolkit.data.transforms.geometry import _weights
 
 REAL = ROOT.parent / "shared"
-CUTS = [SquareCut, PackedCut]
+CUTS = [DecodedTransform, DeviceTransform]
 EXACT, SCALED = 0.3, 1.0  # grey levels: mean difference of the worst image, without and with scaled decoding
 
 
@@ -100,23 +100,23 @@ def test_a_flip_is_the_mirror_image(cut: type):
 def test_a_batch_cut_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch):
     files = [jpeg(picture(60 + 20 * k, 80 + 30 * k)) for k in range(6)]
     views = views_of(files, 40)
-    together = fast(files, PackedCut(views))
+    together = fast(files, DeviceTransform(views))
     monkeypatch.setattr(geometry, "CHUNK_PIXELS", 5000)
-    assert np.abs(fast(files, PackedCut(views)) - together).max() <= 1
+    assert np.abs(fast(files, DeviceTransform(views)) - together).max() <= 1
 
 
 def test_packed_images_lie_close_and_need_what_they_say():
     files = [jpeg(picture(60, 500)), jpeg(picture(301, 40)), jpeg(picture(900, 900))]
-    cut = PackedCut(views_of(files, 32))
+    cut = DeviceTransform(views_of(files, 32))
     assert cut.size <= 3 * (60 * 500 + 301 * 40 + 900 * 900)
     assert (np.diff(cut.starts) > 0).all()
 
 
-def packed_posters() -> tuple[PackedCut, torch.Tensor, np.ndarray]:
+def packed_posters() -> tuple[DeviceTransform, torch.Tensor, np.ndarray]:
     """A cut of eight posters, its filled slot, and the pixels of the reference."""
     files = [jpeg(picture(182, 268, seed)) for seed in range(8)]
     views = views_of(files, 96)
-    cut = PackedCut(views)
+    cut = DeviceTransform(views)
     slot = np.zeros(cut.size, dtype=np.uint8)
     for row, data in enumerate(files):
         cut.row(row, memoryview(bytearray(data)), slot)
@@ -139,7 +139,7 @@ def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
         32, np.array([800]), np.array([800]), box, np.array([[32, 32]]), np.array([[0, 0]]), np.array([False])
     )
     assert views.denominators().tolist() == [8]
-    for cut in (SquareCut(views), PackedCut(views)):
+    for cut in (DecodedTransform(views), DeviceTransform(views)):
         difference = fast([data], cut) - reference_crops([data], views)
         assert abs(difference[:, 2:-2, 2:-2].mean()) < 0.25  # rounding it to whole eighths would shift by 1
 

@@ -13,9 +13,9 @@ from pixel_tools import decode_rgb, fast, jpeg, picture, sizes, worst
 
 from shards.inputs.images import ANY, decode
 from toolkit.config.schema import DataConfig
-from toolkit.data.sampling.plan import Share
+from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import PackedCut, SquareCut, eval_cutter
+from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform, eval_transforms
 from toolkit.data.transforms.crops import Views, eval_views, resized_size, train_views
 from toolkit.data.transforms.preprocessing import FITS, Preprocessing, stretch
 
@@ -62,7 +62,7 @@ def test_how_much_smaller_an_image_may_be_decoded():
 @given(
     st.lists(st.tuples(st.integers(3, 260), st.integers(3, 260)), min_size=1, max_size=5),
     st.sampled_from([16, 37, 64]),
-    st.sampled_from([SquareCut, PackedCut]),
+    st.sampled_from([DecodedTransform, DeviceTransform]),
 )
 def test_stretching_gives_the_pixels_of_the_reference(shapes, side, cut):
     files = [jpeg(picture(w, h)) for w, h in shapes]
@@ -75,12 +75,12 @@ def test_stretching_gives_the_pixels_of_the_reference(shapes, side, cut):
 @pytest.mark.parametrize("geometry", ["cpu", "device"])
 def test_the_cutter_takes_the_view_of_the_preprocessing(shard_set: Path, geometry):
     reader = ShardReader.of_split(shard_set, "val")
-    share = Share(np.arange(len(reader)), np.ones(len(reader), dtype=bool))
+    share = MicroBatch(np.arange(len(reader)), np.ones(len(reader), dtype=bool))
     files = [reader.image_bytes(row) for row in range(len(reader))]
     for fit in FITS:
         preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3, fit)
-        cut = eval_cutter(reader, preprocessing, geometry, torch.device("cpu"))(share)
-        assert isinstance(cut, (SquareCut, PackedCut))
+        cut = eval_transforms(reader, preprocessing, geometry, torch.device("cpu"))(share)
+        assert isinstance(cut, (DecodedTransform, DeviceTransform))
         expected = np.stack([preprocessing.square(decode(data, ANY)) for data in files])
         assert worst(fast(files, cut), expected).max() <= 2.5  # a crop instead of a stretch is tens away
 

@@ -178,7 +178,7 @@ def test_an_epoch_is_the_plans_with_the_views_in_turn(reader: ShardReader, sampl
         assert len(batches) == len(expected) == source.plan.steps_per_epoch
         for batch, share in zip(batches, expected, strict=True):
             assert (batch.share.indices == share.indices).all()
-            for row, (sample, draw) in enumerate(zip(share.indices, share.draws, strict=True)):
+            for row, (sample, draw) in enumerate(zip(share.indices, share.repeat, strict=True)):
                 view = source.views[(epoch + int(draw)) % 3]
                 assert (batch.images[row].numpy() == view.values[sample].astype(np.float32)).all()
                 assert batch.share.valid[row] == (share.valid[row] and view.decoded[sample])

@@ -29,7 +29,7 @@ from toolkit.training.checkpoints.checkpoint import (
     remove_partial_checkpoints,
     save_checkpoint,
 )
-from toolkit.training.setup import build_parts
+from toolkit.training.setup import build_setup
 
 
 def save(folder: Path, updates: int, keep: int = 3) -> Path:
@@ -190,5 +190,5 @@ def test_tensors_that_do_not_fit_the_run_are_one_line(shard_set: Path, tmp_path:
         with pytest.raises(
             UserError, match=r"state\.pt does not fit this run \(.*start a new run in another --out"
         ) as caught:
-            build_parts(Accelerator(cpu=True), config, manifest, readers, tmp_path, load_checkpoint(path))
+            build_setup(Accelerator(cpu=True), config, manifest, readers, tmp_path, load_checkpoint(path))
         assert "\n" not in str(caught.value)
