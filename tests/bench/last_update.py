@@ -52,12 +52,12 @@ def settings(weights: Path, pixels: int) -> Config:
 def updates(accelerator: Accelerator, parts: TrainingSetup, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
     parts = replace(parts, plan=plan)
-    updater, lr = TrainStep(parts), parts.config.optim.lr
+    train_step, lr = TrainStep(parts), parts.config.optim.lr
     with contextlib.closing(parts.inputs.feed(parts)) as feed:
         with contextlib.closing(feed.batches(epoch, first)) as batches:
             for step in range(first, first + count):
                 parts.freezing.training_mode(parts.model, 0)
-                updater(batches, epoch, step, step + 1, lr)
+                train_step(batches, epoch, step, step + 1, lr)
                 yield plan.count(step)
 
 
@@ -131,10 +131,10 @@ def judges(parts: TrainingSetup) -> tuple[torch.Tensor, torch.Tensor]:
     from toolkit.data.transforms.batch_transform import eval_transforms
 
     device = torch.device("cpu")
-    cutter = eval_transforms(parts.val, parts.preprocessing, "cpu", device)
+    transforms = eval_transforms(parts.val, parts.preprocessing, "cpu", device)
     with Loader(parts.val, 2, 2) as loader:
         shares = EvalPlan(min(JUDGES, len(parts.val)), 64).shares(0, 1)
-        images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, cutter)]
+        images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, transforms)]
     return torch.cat(images), torch.from_numpy(parts.val.targets[: min(JUDGES, len(parts.val))]).float()
 
 

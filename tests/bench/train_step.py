@@ -168,7 +168,7 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
         parts.optimizer.step()
         parts.optimizer.zero_grad()
         if parts.ema is not None:
-            parts.ema.update(trainer.updater.plain_model, step=1)
+            parts.ema.update(trainer.train_step.plain_model, step=1)
 
     def block(images: Callable[[], torch.Tensor]) -> Block:
         def run(steps: int) -> float:

@@ -134,9 +134,9 @@ def _blind(rank: int) -> None:
 
 
 def _leave_out(rank: int, sample_id: str) -> None:
-    def chosen(updater: Any, epoch: int, step: int) -> bool:
-        indices = updater.plan.keys(epoch, step)
-        return sample_id in [updater.parts.train.sample_id(i) for i in indices]
+    def chosen(train_step: Any, epoch: int, step: int) -> bool:
+        indices = train_step.plan.keys(epoch, step)
+        return sample_id in [train_step.parts.train.sample_id(i) for i in indices]
 
     _not_made(chosen)
 

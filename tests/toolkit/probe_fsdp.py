@@ -83,7 +83,7 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
 
             with contextlib.ExitStack() as spoilt:
                 if rank == 1 and number == run.bad_loss:
-                    hook = self.updater.plain_model.register_forward_pre_hook(_spoil_pixels)
+                    hook = self.train_step.plain_model.register_forward_pre_hook(_spoil_pixels)
                     spoilt.callback(hook.remove)
                 if rank == 1 and number == run.bad_gradient:
                     spoilt.enter_context(_spoilt_gradient(self.guard))

@@ -104,7 +104,7 @@ def main() -> None:
         assert trainer.run()
         if accelerator.is_main_process:
             found = {
-                "weights": trainer.updater.plain_model.state_dict(),
+                "weights": trainer.train_step.plain_model.state_dict(),
                 "losses": [float(row["loss"]) for row in rows(folder / "log.csv")],
                 "train_loss": trainer.train_losses,
             }

@@ -56,7 +56,9 @@ def picture(sample: int) -> bytes:
 
 def said(logits: np.ndarray, decisions: Decisions, name: str = "run", path: Path = Path("run/model")) -> ModelOutputs:
     """What a model with these logits and decisions says."""
-    return ModelOutputs(name, ModelFolder(nn.Module(), LabelSet(tuple(GENRES)), decisions, PREPROCESSING, CONFIG, path), logits)
+    return ModelOutputs(
+        name, ModelFolder(nn.Module(), LabelSet(tuple(GENRES)), decisions, PREPROCESSING, CONFIG, path), logits
+    )
 
 
 def trained_on(said: ModelOutputs, shard_set: str | None, **facts: Any) -> ModelOutputs:
@@ -78,7 +80,7 @@ def decisions(calibrated: bool = True) -> Decisions:
     )
 
 
-def material(*, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")) -> ReportInputs:
+def inputs(*, other: bool = True, split: str = "test", seed: int = 0, path: Path = Path("run/model")) -> ReportInputs:
     """Everything that a report is about."""
     targets, logits = simulate(seed)
     worse = np.random.default_rng(9).permutation(logits)  # knows what is common, and nothing of the samples

@@ -98,20 +98,20 @@ class Pictures:
 
 
 def evaluated(source: Pictures, geometry: str = "cpu", preprocessing: Preprocessing = PLAIN) -> np.ndarray:
-    cutter = eval_transforms(source, preprocessing, geometry, CPU)  # type: ignore[arg-type]
+    transforms = eval_transforms(source, preprocessing, geometry, CPU)  # type: ignore[arg-type]
     with Loader(source, 2, 2) as loader:
         batches = [
-            b.images.float().numpy().copy() for b in loader.batches(EvalPlan(len(source), 8).shares(0, 1), cutter)
+            b.images.float().numpy().copy() for b in loader.batches(EvalPlan(len(source), 8).shares(0, 1), transforms)
         ]
     return np.concatenate(batches)
 
 
 def trained(source: Pictures, geometry: str) -> np.ndarray:
     config = DataConfig(image_size=32, geometry=geometry)  # type: ignore[arg-type]
-    cutter = train_transforms(source, config, 0, 3, CPU)  # type: ignore[arg-type]
+    transforms = train_transforms(source, config, 0, 3, CPU)  # type: ignore[arg-type]
     every = np.arange(len(source))
     with Loader(source, 2, 2) as loader:
-        (batch,) = loader.batches([MicroBatch(every, np.ones(len(source), bool))], cutter)
+        (batch,) = loader.batches([MicroBatch(every, np.ones(len(source), bool))], transforms)
         return batch.images.float().numpy().copy()
 
 
@@ -157,8 +157,8 @@ def test_another_size_is_no_turn() -> None:
     source = Pictures([PICTURES["exif 6.jpg"]])
     source.all_sizes[:] = 80, 140
     with Loader(source, 1, 1, policy=KEEP_ERRORS) as loader:
-        cutter = eval_transforms(source, PLAIN, "cpu", CPU)  # type: ignore[arg-type]
-        (batch,) = loader.batches(EvalPlan(1, 1).shares(0, 1), cutter)
+        transforms = eval_transforms(source, PLAIN, "cpu", CPU)  # type: ignore[arg-type]
+        (batch,) = loader.batches(EvalPlan(1, 1).shares(0, 1), transforms)
     assert batch.errors == {0: "the image is 140x90, its index says 80x140"}
 
 
@@ -175,8 +175,8 @@ def test_a_jpeg_cut_and_closed_is_damage(how: dict[str, Any], geometry: str) -> 
     source = Pictures([whole, whole, whole])
     source.files = [whole, cut, whole]
     with Loader(source, 2, 2, policy=FaultPolicy("mask", 1.0)) as loader:
-        cutter = eval_transforms(source, PLAIN, geometry, CPU)  # type: ignore[arg-type]
-        (batch,) = loader.batches(EvalPlan(3, 3).shares(0, 1), cutter)
+        transforms = eval_transforms(source, PLAIN, geometry, CPU)  # type: ignore[arg-type]
+        (batch,) = loader.batches(EvalPlan(3, 3).shares(0, 1), transforms)
         assert list(batch.errors) == [1] and batch.errors[1].startswith("truncated")
 
 

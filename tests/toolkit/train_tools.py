@@ -44,10 +44,10 @@ def make_updater(shard_set: Path, out: Path, *options: str, accumulation: int = 
     return TrainStep(parts), parts.plan
 
 
-def drawn_batches(updater: TrainStep, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:
+def drawn_batches(train_step: TrainStep, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:
     """The micro-batches of one update with made-up pixels, those of a sample always the same."""
-    side = updater.parts.config.data.image_size
-    for share in plan.micro_batches(epoch, step, 0, 1, updater.accumulation):
+    side = train_step.parts.config.data.image_size
+    for share in plan.micro_batches(epoch, step, 0, 1, train_step.accumulation):
         rows = [
             torch.from_numpy(np.random.default_rng(int(i)).integers(0, 256, (side, side, 3), dtype=np.uint8))
             for i in share.indices
@@ -55,13 +55,13 @@ def drawn_batches(updater: TrainStep, plan: TrainPlan, epoch: int, step: int) ->
         yield Batch(torch.stack(rows), share, {})
 
 
-def make_updates(updater: TrainStep, plan: TrainPlan, count: int, lr: float, *, first: int = 1) -> list[float]:
+def make_updates(train_step: TrainStep, plan: TrainPlan, count: int, lr: float, *, first: int = 1) -> list[float]:
     """``count`` updates from number ``first`` on; returns the training loss of each."""
     losses = []
     for number in range(first, first + count):
         epoch, step = divmod(number - 1, plan.steps_per_epoch)
-        batches = drawn_batches(updater, plan, epoch, step)
-        total, _ = updater(batches, epoch, step, number, lr)
+        batches = drawn_batches(train_step, plan, epoch, step)
+        total, _ = train_step(batches, epoch, step, number, lr)
         losses.append(float(total[0] / total[1]))
     return losses
 

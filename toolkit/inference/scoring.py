@@ -50,7 +50,7 @@ class Scored:
 
 
 def score(
-    loader: Loader, shares: Iterable[MicroBatch], cutter: TransformFactory, forward: Forward, *, finite: bool = True
+    loader: Loader, shares: Iterable[MicroBatch], transforms: TransformFactory, forward: Forward, *, finite: bool = True
 ) -> Iterator[Scored]:
     """Batches in order, each told when the one after it is already queued on the device.
 
@@ -61,7 +61,7 @@ def score(
     def where(scored: Scored, row: int) -> str:
         return loader.source.where(int(scored.indices[row]))
 
-    with contextlib.closing(loader.batches(shares, cutter)) as batches:
+    with contextlib.closing(loader.batches(shares, transforms)) as batches:
         answers: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
         for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
             (logits, embeddings), share, keep = answer.arrays(), batch.share, batch.share.valid
@@ -82,12 +82,17 @@ def inference_loader(
 
 
 def infer_here(
-    forward: Forward, source: Source, cutter: TransformFactory, device: torch.device, batch_size: int = 0, workers: int = 0
+    forward: Forward,
+    source: Source,
+    transforms: TransformFactory,
+    device: torch.device,
+    batch_size: int = 0,
+    workers: int = 0,
 ) -> Scored:
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
     shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
-        return joined(list(score(loader, shares, cutter, forward)))
+        return joined(list(score(loader, shares, transforms, forward)))
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
@@ -102,7 +107,12 @@ def joined(parts: Sequence[Scored]) -> Scored:
 
 
 def infer_all(
-    forward: Forward, loader: Loader, cutter: TransformFactory, batch_size: int, accelerator: Accelerator, on_batch: OnBatch
+    forward: Forward,
+    loader: Loader,
+    transforms: TransformFactory,
+    batch_size: int,
+    accelerator: Accelerator,
+    on_batch: OnBatch,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
 
@@ -117,7 +127,7 @@ def infer_all(
     parts: list[Scored] = []
     failure: UserError | None = None
     try:
-        for part in score(loader, shares, cutter, forward, finite=False):
+        for part in score(loader, shares, transforms, forward, finite=False):
             parts.append(part)
             tell(part.count)
     except UserError as error:

@@ -70,14 +70,14 @@ def infer_split(
     reader = ShardReader.of_split(shards, split, manifest)
     ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
     forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
-    cutter = eval_transforms(reader, folder.preprocessing, "auto", accelerator.device)
+    transforms = eval_transforms(reader, folder.preprocessing, "auto", accelerator.device)
     with (
         inference_loader(reader, accelerator.device, workers) as loader,
         reader.in_order(accelerator.is_local_main_process),
         progress(len(reader), f"evaluating {split}", disable=not accelerator.is_main_process) as bar,
     ):
         world = accelerator.num_processes
-        logits, _ = infer_all(forward, loader, cutter, batch_size, accelerator, lambda n: bar.update(n * world))
+        logits, _ = infer_all(forward, loader, transforms, batch_size, accelerator, lambda n: bar.update(n * world))
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     scores, truth = logits.astype(np.float64), reader.targets.astype(np.bool_)
     return SplitLogits(split, ids, scores, truth, folder.labels.genres, folder.fingerprint, manifest.fingerprint)

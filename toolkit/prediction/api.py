@@ -100,7 +100,7 @@ class Predictor:
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         source = _Images(chosen, RawTransform(self.folder.preprocessing))
-        scored = infer_here(forward, source, source.cutter, self.device, batch_size)
+        scored = infer_here(forward, source, source.transforms, self.device, batch_size)
         rows = Rows.of(frame["image"].tolist(), scored, self.folder, NamingOptions(threshold=threshold), "image")
         frame["genres"] = rows.names()
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
@@ -176,7 +176,7 @@ class _Images:
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def cutter(self, share: MicroBatch) -> FileTransform:
+    def transforms(self, share: MicroBatch) -> FileTransform:
         """The squares of a batch of images, whatever they are."""
         side = self.transform.preprocessing.image_size
         return FileTransform(

@@ -154,17 +154,17 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
             # The largest first, so that nobody is left alone with a large one at the end.
             todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
         todo = from_main(accelerator, todo)  # one list for all: files appear from now on
-        hand_out = WorkQueue(accelerator, len(todo))
+        queue = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
         problem: tuple[Code, str, int] | None = None
         try:
-            samples, failed = _work(job, accelerator, hand_out, todo)
+            samples, failed = _work(job, accelerator, queue, todo)
         except (UserError, OSError) as error:  # the others take the rest, and then say the same
             problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
                 log.error("%s; the other processes go on", problem[1])
-        results = hand_out.end([samples, failed, problem])
+        results = queue.end([samples, failed, problem])
         seconds = time.perf_counter() - started
     for rank, (_, _, found) in enumerate(results):
         if found is not None:
@@ -178,7 +178,7 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
     return status
 
 
-def _work(job: Job, accelerator: Accelerator, hand_out: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
+def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
     """This process's part of it; returns (samples, undecodable ones)."""
     source = ChunkSource(job.parts, job.folder.preprocessing, accelerator.device)
     total = sum(job.parts[number].count for number in todo)
@@ -189,9 +189,9 @@ def _work(job: Job, accelerator: Accelerator, hand_out: WorkQueue, todo: Sequenc
         inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        claimed = (todo[place] for place in hand_out.take())
+        claimed = (todo[place] for place in queue.take())
         shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
-        batches = _counted(score(loader, shares, source.cutter, job.forward), hand_out, bar)
+        batches = _counted(score(loader, shares, source.transforms, job.forward), queue, bar)
         for number, part, scored in source.whole(batches):
             loader.faults.forget()
             # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
@@ -205,9 +205,9 @@ def _work(job: Job, accelerator: Accelerator, hand_out: WorkQueue, todo: Sequenc
     return samples, failed
 
 
-def _counted(batches: Iterator[Scored], hand_out: WorkQueue, bar: Any) -> Iterator[Scored]:
+def _counted(batches: Iterator[Scored], queue: WorkQueue, bar: Any) -> Iterator[Scored]:
     for scored in batches:
-        bar.update(hand_out.report(scored.count) - bar.n)
+        bar.update(queue.report(scored.count) - bar.n)
         yield scored
 
 

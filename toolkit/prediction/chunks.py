@@ -29,7 +29,13 @@ from toolkit.data.loader.loader import Source
 from toolkit.data.sampling.plan import EvalPlan, MicroBatch
 from toolkit.data.sources.image_files import FileSource, file_id
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import BatchTransform, TransformFactory, RawTransform, eval_transforms, file_transforms
+from toolkit.data.transforms.batch_transform import (
+    BatchTransform,
+    TransformFactory,
+    RawTransform,
+    eval_transforms,
+    file_transforms,
+)
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.inference.scoring import Scored, joined
 
@@ -48,7 +54,7 @@ class OpenChunk:
     """A part at work."""
 
     source: Source
-    cutter: TransformFactory
+    transforms: TransformFactory
     """How its images become squares."""
     ids: Callable[[], list[str]]
     """Gives the user's names of the samples, in order."""
@@ -81,8 +87,8 @@ class ShardChunk:
         """Raises UserError for a shard that is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
-        cutter = eval_transforms(reader, preprocessing, "auto", device)
-        return OpenChunk(reader, cutter, reader.sample_ids, self.content())
+        transforms = eval_transforms(reader, preprocessing, "auto", device)
+        return OpenChunk(reader, transforms, reader.sample_ids, self.content())
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,8 @@ class FilesChunk:
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         content = self.content()  # before a byte is read: who changes a file now is noticed the next time
         source = FileSource([self.root / file for file in self.files])
-        cutter = file_transforms(preprocessing.image_size, RawTransform(preprocessing))
-        return OpenChunk(source, cutter, lambda: [file_id(file) for file in self.files], content)
+        transforms = file_transforms(preprocessing.image_size, RawTransform(preprocessing))
+        return OpenChunk(source, transforms, lambda: [file_id(file) for file in self.files], content)
 
 
 #: Samples that become one file of rows.
@@ -196,9 +202,9 @@ class ChunkSource:
     def where(self, index: int) -> str:
         return self._open[_chunk_of(index)].source.where(_row_of(index))
 
-    def cutter(self, share: MicroBatch) -> BatchTransform:
+    def transforms(self, share: MicroBatch) -> BatchTransform:
         part = self._open[_chunk_of(int(share.indices[0]))]
-        return part.cutter(MicroBatch(_row_of(share.indices), share.valid, share.repeat))
+        return part.transforms(MicroBatch(_row_of(share.indices), share.valid, share.repeat))
 
 
 def _chunk_of(index: int) -> int:

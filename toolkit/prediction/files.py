@@ -83,8 +83,8 @@ def predict_files(
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     source = FileSource(paths)
-    cutter = file_transforms(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
-    scored = infer_here(forward, source, cutter, accelerator.device, batch_size, workers)
+    transforms = file_transforms(folder.preprocessing.image_size, RawTransform(folder.preprocessing))
+    scored = infer_here(forward, source, transforms, accelerator.device, batch_size, workers)
     return Rows.of([file_id(str(path)) for path in paths], scored, folder, naming, "image")
 
 

@@ -53,51 +53,51 @@ class Report:
     """The run's configuration as YAML; empty if unknown."""
 
 
-def build_report(material: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
+def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
-    draws = resampled(material, rounds)
-    rows, compared = headline(draws), comparisons(material, draws)
-    genres = genre_rows(material, draws)
-    instead = Substitutions(material.targets, material.model.named)
-    swept = sweep(material.targets, material.model.probabilities)
-    found = find_label_errors(material.targets, material.model.probabilities, material.genres) if label_errors else None
-    groups = choose_groups(material)
-    course = read_training_curves(material.model.folder.path)
+    draws = resampled(inputs, rounds)
+    rows, compared = headline(draws), comparisons(inputs, draws)
+    genres = genre_rows(inputs, draws)
+    substitutions = Substitutions(inputs.targets, inputs.model.named)
+    swept = sweep(inputs.targets, inputs.model.probabilities)
+    found = find_label_errors(inputs.targets, inputs.model.probabilities, inputs.genres) if label_errors else None
+    groups = choose_groups(inputs)
+    course = read_training_curves(inputs.model.folder.path)
     numbers = json_types(
         {
-            "split": material.split,
-            "num_samples": len(material.targets),
-            "genres": material.genres,
-            "macro_genres": int(material.targets.any(axis=0).sum()),
+            "split": inputs.split,
+            "num_samples": len(inputs.targets),
+            "genres": inputs.genres,
+            "macro_genres": int(inputs.targets.any(axis=0).sum()),
             "rounds": rounds,
             "seed": SEED,
-            "verdict": verdict(material, rows, compared),
-            "notes": notes(material, genres),
+            "verdict": verdict(inputs, rows, compared),
+            "notes": notes(inputs, genres),
             "headline": rows,
             "comparisons": compared,
             "per_genre": genres,
-            "genre_comparison": genre_comparison(material, draws),
+            "genre_comparison": genre_comparison(inputs, draws),
             "threshold_sweep": swept,
-            "calibration": {**calibration(material.model, material.targets), "genres": genre_calibration(material)},
-            "pairs": pairs(material.targets, material.model.named, material.genres),
-            "together": cooccurrence(material.targets),
-            "instead": instead.rows(material.genres),
-            "times_usual": instead.times_usual,
-            "label_errors": _error_numbers(material, found),
+            "calibration": {**calibration(inputs.model, inputs.targets), "genres": genre_calibration(inputs)},
+            "pairs": pairs(inputs.targets, inputs.model.named, inputs.genres),
+            "together": cooccurrence(inputs.targets),
+            "instead": substitutions.rows(inputs.genres),
+            "times_usual": substitutions.times_usual,
+            "label_errors": _error_numbers(inputs, found),
             "posters": {group.key: [example.facts() for example in group.examples] for group in groups},
             "training": course,
-            "facts": facts(material),
+            "facts": facts(inputs),
         }
     )
     return Report(
         numbers,
-        _plots(material, numbers, instead),
-        _curves(material, numbers["per_genre"]),
-        _diagrams(material, numbers),
-        training_curve_plots(course, material.model.ours.get("epoch")) if course else [],
+        _plots(inputs, numbers, substitutions),
+        _curves(inputs, numbers["per_genre"]),
+        _diagrams(inputs, numbers),
+        training_curve_plots(course, inputs.model.ours.get("epoch")) if course else [],
         groups,
-        None if found is None else error_group(material, found[:ERRORS_SHOWN]),
-        _config(material.model),
+        None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
+        _config(inputs.model),
     )
 
 
@@ -112,28 +112,28 @@ def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
     }
 
 
-def genre_calibration(material: ReportInputs) -> dict[str, list[dict[str, Any]]]:
+def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
     """Genre -> its bins, of the commonest genres with enough positives for bins to say something."""
-    model, targets = material.model, material.targets
+    model, targets = inputs.model, inputs.targets
     return {
-        material.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
-        for g in _commonest(material, MAX_DIAGRAMS)
+        inputs.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
+        for g in _commonest(inputs, MAX_DIAGRAMS)
         if targets[:, g].sum() >= ENOUGH
     }
 
 
-def facts(material: ReportInputs) -> dict[str, Any]:
+def facts(inputs: ReportInputs) -> dict[str, Any]:
     """What was evaluated, on what, by what."""
     return {
-        **_facts_of(material, material.model),
-        "shard_set": material.shard_set,
-        "command": material.command,
+        **_facts_of(inputs, inputs.model),
+        "shard_set": inputs.shard_set,
+        "command": inputs.command,
         "versions": library_versions(LIBRARIES),
-        "other": None if material.other is None else _facts_of(material, material.other),
+        "other": None if inputs.other is None else _facts_of(inputs, inputs.other),
     }
 
 
-def _facts_of(material: ReportInputs, said: ModelOutputs) -> dict[str, Any]:
+def _facts_of(inputs: ReportInputs, said: ModelOutputs) -> dict[str, Any]:
     return {
         "model": said.name,
         "path": str(said.folder.path),
@@ -142,7 +142,7 @@ def _facts_of(material: ReportInputs, said: ModelOutputs) -> dict[str, Any]:
         "saved": said.ours.get("weights"),
         "epoch": said.ours.get("epoch"),
         "trained_on": said.ours.get("shard_set"),
-        "trained_elsewhere": material.may_have_seen(said),
+        "trained_elsewhere": inputs.may_have_seen(said),
         "thresholds": said.decisions.source,
         "decisions": said.decisions.fingerprint,
     }
@@ -162,58 +162,53 @@ _ShortLists.add_representer(
 )
 
 
-def _error_numbers(material: ReportInputs, found: list[LabelError] | None) -> dict[str, Any] | None:
+def _error_numbers(inputs: ReportInputs, found: list[LabelError] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     rows = [
-        {
-            "id": material.ids[error.sample],
-            "score": error.score,
-            **vars(flag),
-            "genres": material.genres_of(error.sample),
-        }
+        {"id": inputs.ids[error.sample], "score": error.score, **vars(flag), "genres": inputs.genres_of(error.sample)}
         for error in found
         for flag in error.flags
     ]
     return {"samples": len(found), "rows": rows}
 
 
-def _plots(material: ReportInputs, numbers: dict[str, Any], instead: Substitutions) -> dict[str, Plot]:
-    model, shown = material.model, _commonest(material, MAX_MATRIX_GENRES)
-    block, names = np.ix_(shown, shown), [material.genres[column] for column in shown]
+def _plots(inputs: ReportInputs, numbers: dict[str, Any], substitutions: Substitutions) -> dict[str, Plot]:
+    model, shown = inputs.model, _commonest(inputs, MAX_MATRIX_GENRES)
+    block, names = np.ix_(shown, shown), [inputs.genres[column] for column in shown]
     reached = {row["metric"]: row["value"] for row in numbers["headline"]}
     calibrated = numbers["calibration"]["after"] if model.calibrated else None
     plots = [
         support_plot(numbers["per_genre"]),
         sweep_plot(numbers["threshold_sweep"], model.decisions, reached),
         reliability_plot(numbers["calibration"]["before"], calibrated),
-        cooccurrence_plot(cooccurrence(material.targets)[block], names),
-        substitution_plot(instead.times_usual[block], names),
+        cooccurrence_plot(cooccurrence(inputs.targets)[block], names),
+        substitution_plot(substitutions.times_usual[block], names),
     ]
     return {plot.name: plot for plot in plots}
 
 
-def _curves(material: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
+def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
     """Precision-recall curves of the genres with positives, the commonest first."""
     found = []
-    for number, column in enumerate(_commonest(material, MAX_CURVES), start=1):
-        row, genre = rows[column], material.genres[column]
+    for number, column in enumerate(_commonest(inputs, MAX_CURVES), start=1):
+        row, genre = rows[column], inputs.genres[column]
         if not row["support"]:
             continue
         point = None if row["precision"] is None else (row["recall"], row["precision"])
-        truth, scores = material.targets[:, column], material.model.probabilities[:, column]
+        truth, scores = inputs.targets[:, column], inputs.model.probabilities[:, column]
         name = _plot_name("precision-recall", number, genre)
         found.append((precision_recall_plot(name, genre, truth, scores, point, row["ap"]), row))
     return found
 
 
-def _diagrams(material: ReportInputs, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
+def _diagrams(inputs: ReportInputs, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
     """Reliability diagrams of the genres of `genre_calibration`."""
     rows = {row["genre"]: row for row in numbers["per_genre"]}
     found = []
     for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1):
         name = _plot_name("reliability", number, genre)
-        found.append((genre_reliability_plot(name, genre, bins, calibrated=material.model.calibrated), rows[genre]))
+        found.append((genre_reliability_plot(name, genre, bins, calibrated=inputs.model.calibrated), rows[genre]))
     return found
 
 
@@ -222,8 +217,8 @@ def _plot_name(kind: str, number: int, genre: str) -> str:
     return f"{kind}-{number:02d}-{letters}"
 
 
-def _commonest(material: ReportInputs, limit: int) -> list[int]:
+def _commonest(inputs: ReportInputs, limit: int) -> list[int]:
     """Columns of the genres with the most support, that first; equals in alphabetical order."""
-    support = material.targets.sum(axis=0)
-    order = sorted(range(len(support)), key=lambda column: (-support[column], material.genres[column]))
+    support = inputs.targets.sum(axis=0)
+    order = sorted(range(len(support)), key=lambda column: (-support[column], inputs.genres[column]))
     return order[:limit]

@@ -67,9 +67,9 @@ class Group:
     examples: list[Example]
 
 
-def choose_groups(material: ReportInputs) -> list[Group]:
+def choose_groups(inputs: ReportInputs) -> list[Group]:
     """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
-    model, truth = material.model, material.targets
+    model, truth = inputs.model, inputs.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
@@ -77,24 +77,24 @@ def choose_groups(material: ReportInputs) -> list[Group]:
     exact = (truth == model.named).all(axis=1)
     best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:POSTERS_PER_GROUP]
     worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:POSTERS_PER_GROUP]
-    moved = evidence(clipped, material.train_prevalence)
-    wrong = _extremes(material, np.where(model.named & ~truth, moved, -np.inf))
-    missed = _extremes(material, np.where(truth & ~model.named, -moved, -np.inf))
+    moved = evidence(clipped, inputs.train_prevalence)
+    wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
+    missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
     bold = "The genre in bold is farthest {} what its share of the training posters would suggest."
     fewest = "Fewest genres right, by the poster's own F1; most loss first."
     return [
-        _group(material, "best", "All right, and most certain", "Every genre right; least loss first.", best),
-        _group(material, "worst", "Worst", fewest, worst),
-        _group(material, "wrong", "Most confident: named, but wrong", bold.format("above"), wrong),
-        _group(material, "missed", "Most confident: true, but not named", bold.format("below"), missed),
+        _group(inputs, "best", "All right, and most certain", "Every genre right; least loss first.", best),
+        _group(inputs, "worst", "Worst", fewest, worst),
+        _group(inputs, "wrong", "Most confident: named, but wrong", bold.format("above"), wrong),
+        _group(inputs, "missed", "Most confident: true, but not named", bold.format("below"), missed),
     ]
 
 
-def error_group(material: ReportInputs, errors: Iterable[LabelError]) -> Group:
+def error_group(inputs: ReportInputs, errors: Iterable[LabelError]) -> Group:
     """The likely label errors."""
     why = "The genres in bold are those whose given label the model contradicts; the likeliest errors come first."
     told = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
-    return _group(material, "label-errors", "Likely label errors", why, told)
+    return _group(inputs, "label-errors", "Likely label errors", why, told)
 
 
 def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
@@ -107,29 +107,29 @@ def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
     return np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
 
 
-def _extremes(material: ReportInputs, values: FloatArray) -> list[Told]:
+def _extremes(inputs: ReportInputs, values: FloatArray) -> list[Told]:
     """The samples of the highest finite values (N, G), and the genre of each one's highest."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
-    return [(int(row), {material.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
+    return [(int(row), {inputs.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
 
 
-def _group(material: ReportInputs, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
-    return Group(key, title, why, [example_of(material, *told) for told in chosen])
+def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
+    return Group(key, title, why, [example_of(inputs, *told) for told in chosen])
 
 
-def example_of(material: ReportInputs, sample: int, told: set[str]) -> Example:
+def example_of(inputs: ReportInputs, sample: int, told: set[str]) -> Example:
     """A poster with its true genres, those named, and those in ``told``; the most probable first."""
-    model, truth = material.model, material.targets[sample]
+    model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):
-        genre, named, true = material.genres[column], bool(model.named[sample, column]), bool(truth[column])
+        genre, named, true = inputs.genres[column], bool(model.named[sample, column]), bool(truth[column])
         if named or true or genre in told:
             probability = float(model.probabilities[sample, column])
             lines.append(Line(genre, VERDICTS[named, true], probability, genre in told))
-    picture = small_picture(material.picture, sample)
-    return Example(sample, material.ids[sample], picture, material.genres_of(sample), lines)
+    picture = small_picture(inputs.picture, sample)
+    return Example(sample, inputs.ids[sample], picture, inputs.genres_of(sample), lines)
 
 
 def small_picture(picture: Callable[[int], bytes], sample: int) -> bytes | None:

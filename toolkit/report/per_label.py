@@ -21,16 +21,16 @@ TOO_FEW = "too few posters"
 MAX_LISTED = 8
 
 
-def genre_rows(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
-    model, plain = material.model, draws[MODEL]
-    outcome = Outcome(material.targets, scores=model.probabilities)
-    table = per_genre_table(outcome, model.decisions.thresholds, material.genres)
+    model, plain = inputs.model, draws[MODEL]
+    outcome = Outcome(inputs.targets, scores=model.probabilities)
+    table = per_genre_table(outcome, model.decisions.thresholds, inputs.genres)
     rows: list[dict[Any, Any]] = table.to_dict("records")
-    uncalibrated = genre_calibration_errors(material.targets, model.uncalibrated)
+    uncalibrated = genre_calibration_errors(inputs.targets, model.uncalibrated)
     ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
     for column, row in enumerate(rows):
-        row["train_prevalence"] = float(material.train_prevalence[column])
+        row["train_prevalence"] = float(inputs.train_prevalence[column])
         row["named"] = int(model.named[:, column].sum())
         row["ap_low"], row["ap_high"] = ap[column].low, ap[column].high
         row["f1_low"], row["f1_high"] = f1[column].low, f1[column].high
@@ -39,13 +39,13 @@ def genre_rows(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str
     return rows
 
 
-def genre_comparison(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """Per genre: AP and F1 of the model less those of the other run; empty without one."""
-    if material.other is None:
+    if inputs.other is None:
         return []
-    support = material.targets.sum(axis=0)
+    support = inputs.targets.sum(axis=0)
     rows: list[dict[str, Any]] = [
-        {"genre": genre, "support": int(count)} for genre, count in zip(material.genres, support, strict=True)
+        {"genre": genre, "support": int(count)} for genre, count in zip(inputs.genres, support, strict=True)
     ]
     for metric in ("ap", "f1"):
         mine, theirs = (draws[who].plain.per_genre[metric][0] for who in (MODEL, OTHER))
@@ -61,16 +61,16 @@ def genre_comparison(material: ReportInputs, draws: dict[str, Draws]) -> list[di
     return rows
 
 
-def notes(material: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
+def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     """What must be known to read the figures rightly."""
     found = [
-        f"{said.name} was trained on another shard set: if {material.split} posters of this one were among its "
+        f"{said.name} was trained on another shard set: if {inputs.split} posters of this one were among its "
         "training posters, its figures here are too good"
         + (", and the comparison with it is not fair." if beside else ".")
-        for said, beside in ((material.model, False), (material.other, True))
-        if said is not None and material.may_have_seen(said)
+        for said, beside in ((inputs.model, False), (inputs.other, True))
+        if said is not None and inputs.may_have_seen(said)
     ]
-    found += _duplicates(material)
+    found += _duplicates(inputs)
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:
@@ -81,9 +81,9 @@ def notes(material: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
             "macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on equal "
             "posters only."
         )
-    if material.split == "val":
+    if inputs.split == "val":
         found.append("Thresholds and calibration were chosen on this split: its figures are optimistic.")
-    if material.split == "train":
+    if inputs.split == "train":
         found.append("The model was trained on this split: its figures say nothing about new posters.")
     unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
     if unnamed:
@@ -91,14 +91,14 @@ def notes(material: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _duplicates(material: ReportInputs) -> list[str]:
+def _duplicates(inputs: ReportInputs) -> list[str]:
     """What the intervals make of near-duplicates."""
-    if material.units is None:
+    if inputs.units is None:
         return [
             "The shard set does not say which posters are near-duplicates (it was built by an earlier version, or "
             "indexed): each counts as a poster of its own, and the intervals are too narrow if there are many."
         ]
-    sizes = np.bincount(material.units)
+    sizes = np.bincount(inputs.units)
     if (sizes < 2).all():
         return []
     return [

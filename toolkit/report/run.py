@@ -73,7 +73,7 @@ class ReportRun:
         """Build and write the report; returns its page."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
-        material = ReportInputs(
+        inputs = ReportInputs(
             outputs.split,
             list(outputs.genres),
             outputs.targets,
@@ -90,7 +90,7 @@ class ReportRun:
             self.command,
             self.manifest.units_of(outputs.split),
         )
-        return write_report(self.folder, build_report(material, label_errors=self.label_errors))
+        return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))
 
 
 def model_folder_of(path: Path) -> Path:

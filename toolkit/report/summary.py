@@ -27,21 +27,21 @@ CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
-def resampled(material: ReportInputs, rounds: int) -> dict[str, Draws]:
+def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
-    model, truth = material.model, material.targets
+    model, truth = inputs.model, inputs.targets
     everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
-    if material.other is not None:
-        everyone[OTHER] = Outcome(truth, material.other.named, material.other.probabilities)
+    if inputs.other is not None:
+        everyone[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
     # Prevalence ranks and is scored; what it would name at some threshold is always-top-k for some k.
-    constant = np.broadcast_to(material.train_prevalence, truth.shape)
+    constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
     everyone[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
         if k <= truth.shape[1]:
-            everyone[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, material.train_prevalence, k))
+            everyone[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
     if model.decisions.per_genre:
         everyone[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
-    return bootstrap(everyone, rounds, material.units)
+    return bootstrap(everyone, rounds, inputs.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
     ]
 
 
-def comparisons(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
+def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """What the model is set beside: baselines, its own single threshold, another run."""
     strongest = {metric: _strongest(draws, metric) for metric in DECIDING}
     baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in RANKING]
@@ -61,9 +61,9 @@ def comparisons(material: ReportInputs, draws: dict[str, Draws]) -> list[dict[st
     if SINGLE in draws:
         rows = [_row(draws, SINGLE, metric, "") for metric in DECIDING]
         found.append({"kind": "single", "name": "one threshold for all genres", "rows": rows})
-    if material.other is not None:
+    if inputs.other is not None:
         rows = [_row(draws, OTHER, metric.key, "") for metric in PLACES["report"]]
-        found.append({"kind": "run", "name": material.other.name, "rows": rows})
+        found.append({"kind": "run", "name": inputs.other.name, "rows": rows})
     return found
 
 
@@ -99,12 +99,12 @@ def in_words(difference: Difference, better: Better) -> str:
     return f"{CERTAIN_WORDS}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
 
 
-def verdict(material: ReportInputs, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
+def verdict(inputs: ReportInputs, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
     """The finding in one sentence, and the sentences that go with it."""
     values = {row["metric"]: row for row in rows}
     beside = {row["metric"]: row for row in compared[0]["rows"]}
     m_ap, chance = values["mAP"], beside["mAP"]
-    posters = f"{len(material.targets):,} {material.split} posters"
+    posters = f"{len(inputs.targets):,} {inputs.split} posters"
     if m_ap["value"] is None:
         sentence = f"None of {posters} has a genre of this model, so nothing can be said of it."
         return {"sentence": sentence, "details": []}

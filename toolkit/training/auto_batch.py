@@ -83,14 +83,14 @@ def _own_need(parts: TrainingSetup, configured: int) -> int | None:
 
 def _try(parts: TrainingSetup) -> None:
     """Forward and backward pass of this rank's largest micro-batch. Raises what the allocator raises."""
-    updater, accelerator = TrainStep(parts), parts.accelerator
-    model, share, device = updater.plain_model, _largest(parts, parts.accumulation), accelerator.device
+    train_step, accelerator = TrainStep(parts), parts.accelerator
+    model, share, device = train_step.plain_model, _largest(parts, parts.accumulation), accelerator.device
     side = parts.config.data.image_size
     model.zero_grad()
     reserve = torch.empty(_rest_of_a_run(parts, share), dtype=torch.uint8, device=device)
     for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
         images = torch.randint(0, 256, (len(share.indices), side, side, 3), dtype=torch.uint8, device=device)
-        losses, valid = updater.losses(model, Batch(images, share, {}), 0)
+        losses, valid = train_step.losses(model, Batch(images, share, {}), 0)
         accelerator.backward((losses * valid).sum())
     del reserve
 
@@ -108,8 +108,8 @@ def _rest_of_a_run(parts: TrainingSetup, share: MicroBatch) -> int:
         total += 4 * weights
     if accelerator.device.type == "cuda":
         config = parts.config
-        cutter = train_transforms(parts.train, config.data, config.train.seed, 0, accelerator.device)
-        total += (config.data.prefetch + 1) * GROWTH * cutter(share).size
+        transforms = train_transforms(parts.train, config.data, config.train.seed, 0, accelerator.device)
+        total += (config.data.prefetch + 1) * GROWTH * transforms(share).size
     return int(total)
 
 

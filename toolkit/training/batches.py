@@ -110,7 +110,7 @@ class Feed:
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
         self.val_loader = run_loader(parts.val, parts.config, device, substitutes=False)
         self.val_cutter: TransformFactory = eval_transforms(parts.val, parts.preprocessing, data.geometry, device)
-        self.threads, self.meter = self.train_loader.threads, self.train_loader.meter
+        self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
         store = parts.train.store
         if isinstance(store, RemoteShards):
             window = data.window if data.order == "window" else None
@@ -121,13 +121,13 @@ class Feed:
         accelerator, config = self.accelerator, self.parts.config
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = self.plan.shares(epoch, rank, world, self.parts.accumulation, first_step=step)
-        cutter = train_transforms(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
+        transforms = train_transforms(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
         # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
         order, count = self.plan.order, len(self.parts.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
         self.parts.train.begin(now, after, window, accelerator.is_local_main_process)
-        return self.train_loader.batches(shares, cutter, epoch)
+        return self.train_loader.batches(shares, transforms, epoch)
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
@@ -172,7 +172,7 @@ class Stopwatch:
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
-        self.before = feed.meter.snapshot()
+        self.before = feed.timer.snapshot()
 
     @property
     def seconds(self) -> float:
@@ -181,7 +181,7 @@ class Stopwatch:
     def account(self, images: int) -> dict[str, float]:
         """Speed since, with ``images`` of the epoch done now; this rank's shares of the time: waiting for data, copying
         to the device; and cores busy decoding."""
-        times, seconds = self.feed.meter.snapshot() - self.before, self.seconds
+        times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {
             "images_per_s": (images - self.images) / seconds,
             "data_wait": times.waited / seconds,
@@ -191,6 +191,6 @@ class Stopwatch:
 
     def verdict(self) -> str:
         """What limited this rank."""
-        times = self.feed.meter.snapshot() - self.before
+        times = self.feed.timer.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
         return verdict(times, self.seconds, self.feed.threads, own_cores(), name)

@@ -96,7 +96,7 @@ def _suggest(curve: LrCurve, parts: TrainingSetup) -> None:
 def _run(parts: TrainingSetup) -> tuple[FloatArray, FloatArray]:
     """(rates, losses) of the updates until the loss diverged, the same on every rank."""
     accelerator, feed = parts.accelerator, parts.inputs.feed(parts)
-    updater = TrainStep(parts, lost=Vote(accelerator))
+    train_step = TrainStep(parts, lost=Vote(accelerator))
     steps = parts.plan.steps_per_epoch
     rates = np.geomspace(LOW, HIGH, min(MAX_UPDATES, max(MIN_UPDATES, steps)))
     losses: list[float] = []
@@ -109,7 +109,7 @@ def _run(parts: TrainingSetup) -> tuple[FloatArray, FloatArray]:
                     if len(losses) == len(rates):
                         break
                     rate = float(rates[len(losses)])
-                    own, made = updater(batches, epoch, step, len(losses) + 1, rate)
+                    own, made = train_step(batches, epoch, step, len(losses) + 1, rate)
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(

@@ -182,7 +182,9 @@ class Guard:
         if not samples:
             return f"the gradient is not finite {where}, though the loss of every sample is"
         more = f" and {len(samples) - MAX_NAMED_SAMPLES} more" if len(samples) > MAX_NAMED_SAMPLES else ""
-        ids = ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more  # of few: each may be a read of its shard's index
+        ids = (
+            ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more
+        )  # of few: each may be a read of its shard's index
         if not good_rows and len(samples) > 1:
             return (
                 f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "

@@ -45,7 +45,7 @@ class Trainer:
         self.accelerator, self.parts, self.config, self.plan = accelerator, parts, parts.config, parts.plan
         self.feed = parts.inputs.feed(parts)
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
-        self.updater = TrainStep(parts, self.guard, Vote(accelerator))
+        self.train_step = TrainStep(parts, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
@@ -57,7 +57,7 @@ class Trainer:
     def validated_model(self) -> nn.Module:
         """What is validated and saved: the moving average where there is one, else the model itself."""
         ema = self.parts.ema
-        return self.updater.plain_model if ema is None else ema.module
+        return self.train_step.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
         """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved).
@@ -184,12 +184,12 @@ class Trainer:
         """One update. Returns what the updater does; all of it is 0 if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.made)
-        loss, counted = self.updater(batches, state.epoch, state.step, state.made + 1, lr)
+        loss, counted = self.train_step(batches, state.epoch, state.step, state.made + 1, lr)
         if not counted:
             loss = torch.zeros_like(loss)
             state.skipped += 1
             state.left_out += 1
-            if self.updater.overflows:
+            if self.train_step.overflows:
                 state.overflowed += 1
             else:
                 self.guard.check_skipped(state.skipped - state.overflowed, self.plan.steps_per_epoch)
@@ -240,7 +240,7 @@ class Trainer:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
         state, accelerator, parts = self.state, self.accelerator, self.parts
         model = self.validated_model
-        broadcast_buffers(accelerator, self.updater.plain_model)
+        broadcast_buffers(accelerator, self.train_step.plain_model)
         if parts.ema is not None:
             broadcast_buffers(accelerator, model)
         model.eval()
@@ -288,10 +288,10 @@ class Trainer:
 
     def _save(self) -> None:
         accelerator, parts = self.accelerator, self.parts
-        self.guard.check_weights(self.updater.plain_model)  # a broken one would drive good ones out
+        self.guard.check_weights(self.train_step.plain_model)  # a broken one would drive good ones out
         scaler = accelerator.scaler
         tensors = {
-            "model": self.updater.plain_model.state_dict(),
+            "model": self.train_step.plain_model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "ema": parts.ema.module.state_dict() if parts.ema is not None else {},

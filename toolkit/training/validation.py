@@ -109,7 +109,8 @@ def _validate_folder(parts: TrainingSetup) -> ValidationResult:
     outputs = infer_split(accelerator, folder, parts.val.store, manifest, "val", rows, workers)
     folder.model.to("cpu")  # its memory is the trained model's again
     return by_main(
-        accelerator, lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val"))
+        accelerator,
+        lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
     )
 
 
@@ -142,7 +143,13 @@ def better(score: float, best: float | None, monitor: str) -> bool:
 
 
 def export_model(
-    parts: TrainingSetup, trained: nn.Module, verdict: ValidationResult, *, epoch: int, score: float, state: dict[str, Any] | None
+    parts: TrainingSetup,
+    trained: nn.Module,
+    verdict: ValidationResult,
+    *,
+    epoch: int,
+    score: float,
+    state: dict[str, Any] | None,
 ) -> str:
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 

@@ -36,11 +36,11 @@ def prepare(task: Task) -> Stack:
     loader = Loader(reader, task.cores, config.prefetch)
 
     def epoch(number: int) -> Iterator[torch.Tensor | int]:
-        cutter = train_transforms(reader, config, task.seed, number, torch.device("cpu"))
-        with contextlib.closing(loader.decoded(plan.shares(number, 0, 1), cutter, number)) as works:
+        transforms = train_transforms(reader, config, task.seed, number, torch.device("cpu"))
+        with contextlib.closing(loader.decoded(plan.shares(number, 0, 1), transforms, number)) as works:
             for work in works:
-                slot = work.slot.on_device(work.cut.size)
-                yield len(work.indices) if task.variant == "device" else work.cut.images(slot)
+                slot = work.buffer.on_device(work.transform.size)
+                yield len(work.indices) if task.variant == "device" else work.transform.images(slot)
 
     return Stack(epoch, WORK[task.variant], ("simplejpeg", "torch"))
 

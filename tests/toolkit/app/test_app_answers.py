@@ -149,7 +149,9 @@ def test_a_picture_without_text_keeps_its_answer(answers: PredictionService, tmp
     assert painted.share == 0 and np.array_equal(painted.probabilities, shown.probabilities)
 
 
-def test_large_pictures_are_shrunk_for_the_text(answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_pictures_are_shrunk_for_the_text(
+    answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(app_answers, "TEXT_PIXELS", 60_000)  # 200x300
     painted = answers.paint(poster(answers, posters / "images" / "p00003.jpg"))
     assert decode(painted.jpeg, ANY).size == (200, 300) and painted.polygons

@@ -14,7 +14,14 @@ from toolkit_helpers import TINY
 
 from toolkit.cli.main import main
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.distributed.environment import REPLACED_BY_OPTIONS, PRECISION, REFUSED, matches, precision_of, require_plain
+from toolkit.distributed.environment import (
+    REPLACED_BY_OPTIONS,
+    PRECISION,
+    REFUSED,
+    matches,
+    precision_of,
+    require_plain,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

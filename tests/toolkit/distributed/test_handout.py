@@ -28,10 +28,10 @@ accelerator.end_training()
 
 
 def test_one_process_gets_everything() -> None:
-    hand_out = WorkQueue(make_accelerator(), 4)
-    assert list(hand_out.take()) == [0, 1, 2, 3] and list(hand_out.take()) == []
-    assert [hand_out.report(2), hand_out.report(5)] == [2, 7]
-    assert hand_out.end(["x"]) == [["x"]]
+    queue = WorkQueue(make_accelerator(), 4)
+    assert list(queue.take()) == [0, 1, 2, 3] and list(queue.take()) == []
+    assert [queue.report(2), queue.report(5)] == [2, 7]
+    assert queue.end(["x"]) == [["x"]]
     assert list(WorkQueue(make_accelerator(), 0).take()) == []
 
 

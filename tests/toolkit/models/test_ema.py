@@ -27,19 +27,19 @@ def test_no_decay_no_average():
 
 
 def test_it_is_the_stated_recursion_and_not_the_weights(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
-    ema = updater.parts.ema
+    train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    ema = train_step.parts.ema
     assert ema is not None
-    expected = {k: v.double() for k, v in state_of(updater.plain_model).items()}
+    expected = {k: v.double() for k, v in state_of(train_step.plain_model).items()}
     for number in range(1, 7):
-        make_updates(updater, plan, 1, 0.01, first=number)
+        make_updates(train_step, plan, 1, 0.01, first=number)
         decay = min(0.9, 1 - number ** (-2 / 3))  # 0 after the first update, then rising
-        for name, value in updater.plain_model.state_dict().items():
+        for name, value in train_step.plain_model.state_dict().items():
             if value.is_floating_point():
                 expected[name] = decay * expected[name] + (1 - decay) * value.double()
             else:
                 expected[name] = value.double()
-    live, average = updater.plain_model.state_dict(), ema.module.state_dict()
+    live, average = train_step.plain_model.state_dict(), ema.module.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(average[name].double(), value, rtol=1e-5, atol=1e-6)
     assert not torch.equal(average["layer4.0.conv1.weight"], live["layer4.0.conv1.weight"])
@@ -48,10 +48,10 @@ def test_it_is_the_stated_recursion_and_not_the_weights(shard_set: Path, tmp_pat
 
 
 def test_what_is_frozen_is_averaged_to_itself_bit_for_bit(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
-    before = state_of(updater.plain_model)
-    make_updates(updater, plan, 8, 0.01)
-    ema = updater.parts.ema
+    train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    before = state_of(train_step.plain_model)
+    make_updates(train_step, plan, 8, 0.01)
+    ema = train_step.parts.ema
     assert ema is not None
     average = ema.module.state_dict()
     for name, value in before.items():
@@ -72,13 +72,13 @@ def test_it_draws_nothing_and_never_trains():
 
 
 def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *OPTIONS)
-    make_updates(updater, plan, 3, 0.01)
-    ema, other = updater.parts.ema, build_ema(updater.plain_model, 0.9)
+    train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
+    make_updates(train_step, plan, 3, 0.01)
+    ema, other = train_step.parts.ema, build_ema(train_step.plain_model, 0.9)
     assert ema is not None and other is not None
     other.module.load_state_dict(state_of(ema.module))
     for average in (ema, other):
-        average.update(updater.plain_model, step=4)
+        average.update(train_step.plain_model, step=4)
     assert all(torch.equal(a, b) for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True))
 
 

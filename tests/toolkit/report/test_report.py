@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from metric_tools import calibration_summary
-from report_tools import GENRES, SAMPLES, decisions, material, said, simulate, trained_on
+from report_tools import GENRES, SAMPLES, decisions, inputs, said, simulate, trained_on
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -36,7 +36,7 @@ ROUNDS = 100
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return build_report(material(), label_errors=have_cleanlab(), rounds=ROUNDS)
+    return build_report(inputs(), label_errors=have_cleanlab(), rounds=ROUNDS)
 
 
 def test_the_headline_is_scikit_learns(report: Report):
@@ -125,7 +125,7 @@ def test_the_verdict_names_its_figures(report: Report):
 
 
 def test_the_same_run_beside_itself_differs_in_nothing():
-    same = material()
+    same = inputs()
     same = replace(same, other=said(simulate()[1], decisions(), "itself"))
     numbers = build_report(same, label_errors=False, rounds=20).numbers
     (rows,) = [c["rows"] for c in numbers["comparisons"] if c["kind"] == "run"]
@@ -160,7 +160,7 @@ def test_words_of_a_difference(metric: str, interval: tuple[float, float], words
 
 
 def test_calibration_before_and_after():
-    given = material()
+    given = inputs()
     targets, logits = simulate()
     found = calibration(given.model, given.targets)
     plain = 1 / (1 + np.exp(-logits))
@@ -180,7 +180,7 @@ def test_the_sweep_is_the_metric_at_each_threshold(report: Report):
 
 
 def test_near_duplicates_are_one_poster_to_the_intervals():
-    once = material()
+    once = inputs()
     twice = np.tile(np.arange(len(once.targets)), 2)
 
     def double(one: ModelOutputs) -> ModelOutputs:
@@ -210,19 +210,19 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
 def test_notes_say_what_limits_the_figures(report: Report):
     notes = " ".join(report.numbers["notes"])
     assert "No poster of this split is War" in notes
-    on_val = build_report(material(split="val", other=False), label_errors=False, rounds=5).numbers
+    on_val = build_report(inputs(split="val", other=False), label_errors=False, rounds=5).numbers
     assert any("optimistic" in note for note in on_val["notes"])
     assert not any("optimistic" in note for note in report.numbers["notes"])
 
 
 def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report):
     def notes(mine: str | None, theirs: str | None) -> list[str]:
-        given = material()
+        given = inputs()
         assert given.other is not None
         moved = replace(given, model=trained_on(given.model, mine), other=trained_on(given.other, theirs))
         return [note for note in build_notes(moved, []) if "another shard set" in note]
 
-    here = material().shard_set[FINGERPRINT]
+    here = inputs().shard_set[FINGERPRINT]
     assert notes(here, here) == [] == notes(None, None)  # an unknown set is no other one
     (note,) = notes(here, "f" * 16)
     assert note.startswith("run 2 <u> was trained on another shard set: if test posters of this one were among")
@@ -234,7 +234,7 @@ def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report
 
 
 def test_facts_tell_which_weights_were_saved():
-    given = material()
+    given = inputs()
     assert given.other is not None
     given = replace(given, model=trained_on(given.model, "f" * 16, weights="ema"))
     told = facts(given)
@@ -283,7 +283,7 @@ def test_chance_is_not_said_instead():
 
 
 def test_groups_hold_the_right_posters():
-    given = material()
+    given = inputs()
     targets, named = given.targets, given.model.named
     groups = {group.key: group for group in choose_groups(given)}
     exact = (targets == named).all(axis=1)
@@ -302,7 +302,7 @@ def test_groups_hold_the_right_posters():
 
 
 def test_lines_under_a_poster():
-    given = material()
+    given = inputs()
     for group in choose_groups(given):
         for example in group.examples:
             row = example.sample

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_tools import material
+from report_tools import inputs
 
 from toolkit.report.build import Report, build_report
 from toolkit.report.output import render_page
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return build_report(material(), label_errors=False, rounds=20)
+    return build_report(inputs(), label_errors=False, rounds=20)
 
 
 @pytest.fixture(scope="module")

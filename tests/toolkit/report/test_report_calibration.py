@@ -8,7 +8,7 @@ from html import unescape
 
 import numpy as np
 import pytest
-from report_tools import GENRES, SAMPLES, decisions, material, said, simulate
+from report_tools import GENRES, SAMPLES, decisions, inputs, said, simulate
 
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report, genre_calibration
@@ -18,7 +18,7 @@ from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return build_report(material(), label_errors=False, rounds=20)
+    return build_report(inputs(), label_errors=False, rounds=20)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_calibration_of_each_genre_with_enough_posters(report: Report):
 
 def test_calibration_of_many_genres_is_capped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.report.build.MOST_DIAGRAMS", 2)
-    given = material(other=False)
+    given = inputs(other=False)
     assert list(genre_calibration(given)) == ["Drama", "Comedy"]
 
 
@@ -72,7 +72,7 @@ def test_calibration_of_each_genre_is_shown_before_and_after(page: str, report: 
 
 
 def test_without_calibration_there_is_no_before_and_after():
-    given = material(other=False)
+    given = inputs(other=False)
     plain = replace(given, model=said(given.model.logits, decisions(False)))
     html = render_page(build_report(plain, label_errors=False, rounds=5))
     assert (
@@ -88,5 +88,5 @@ def test_without_calibration_there_is_no_before_and_after():
 
 def test_many_genres_are_capped_and_that_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.report.build.MOST_DIAGRAMS", 2)
-    html = render_page(build_report(material(other=False), label_errors=False, rounds=5))
+    html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
     assert "The 2 commonest of the 3 genres with at least 20 posters: 2 of 5." in html

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from failing import fails
-from report_tools import GENRES, NASTY, SAMPLES, all_plots, material, simulate
+from report_tools import GENRES, NASTY, SAMPLES, all_plots, inputs, simulate
 
 from toolkit.report.build import Report, build_report
 from toolkit.report.output import check_report_folder, write_report
@@ -17,7 +17,7 @@ from toolkit.report.output import check_report_folder, write_report
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return build_report(material(), label_errors=False, rounds=20)
+    return build_report(inputs(), label_errors=False, rounds=20)
 
 
 def test_the_folder_and_its_files(report: Report, tmp_path: Path):

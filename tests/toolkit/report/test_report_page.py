@@ -14,7 +14,7 @@ import pytest
 from html_tools import HtmlReader
 from metric_tools import threshold_metrics
 from PIL import Image
-from report_tools import GENRES, NASTY, all_plots, decisions, material, picture, said, simulate, trained_on
+from report_tools import GENRES, NASTY, all_plots, decisions, inputs, picture, said, simulate, trained_on
 from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
@@ -38,7 +38,7 @@ COURSE = """epoch,update,train_loss,val_loss,val_mAP,val_micro_f1,val_macro_f1
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     run = tmp_path_factory.mktemp("run")
     (run / "epochs.csv").write_text(COURSE)
-    return build_report(material(path=run / "model"), label_errors=False, rounds=20)
+    return build_report(inputs(path=run / "model"), label_errors=False, rounds=20)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_numbers_of_the_json_are_on_the_page(page: str, report: Report):
 
 
 def test_the_page_says_which_weights_and_whose_training(page: str):
-    given = material()
+    given = inputs()
     assert given.other is not None
     mine, theirs = (trained_on(given.model, "e" * 16, weights="ema"), trained_on(given.other, "f" * 16, weights="raw"))
     html = render_page(build_report(replace(given, model=mine, other=theirs), label_errors=False, rounds=5))
@@ -121,7 +121,7 @@ def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
 
 
 def test_a_poster_that_cannot_be_read_leaves_a_tile():
-    given = replace(material(other=False), picture=lambda sample: b"")
+    given = replace(inputs(other=False), picture=lambda sample: b"")
     assert "unreadable image" in render_page(build_report(given, label_errors=False, rounds=5))
 
 
@@ -146,7 +146,7 @@ def test_plots_are_pngs_of_their_size(report: Report):
 
 
 def test_equal_reports_have_equal_bytes(report: Report, page: str):
-    again = build_report(material(path=report_path(report)), label_errors=False, rounds=20)
+    again = build_report(inputs(path=report_path(report)), label_errors=False, rounds=20)
     assert render_page(again) == page
 
 
@@ -232,13 +232,13 @@ def test_a_course_that_is_no_table_is_left_out(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_model_outside_a_run_has_no_training_section():
-    html = render_page(build_report(material(other=False), label_errors=False, rounds=5))
+    html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
     assert "The training" not in html and "run 2" not in html
 
 
 @pytest.mark.parametrize("genres", [1, 2])
 def test_few_genres_and_few_samples(genres: int):
-    given = material(other=False)
+    given = inputs(other=False)
     targets, logits = given.targets[:6, :genres].copy(), given.model.logits[:6, :genres]
     targets[0, 0] = True
     names = GENRES[:genres]
@@ -251,7 +251,7 @@ def test_few_genres_and_few_samples(genres: int):
 
 
 def test_a_split_without_a_positive_has_a_page_all_the_same():
-    given = material(other=False)
+    given = inputs(other=False)
     report = build_report(replace(given, targets=np.zeros_like(given.targets)), label_errors=False, rounds=5)
     assert "nothing can be said" in report.numbers["verdict"]["sentence"]
     HtmlReader(render_page(report))
@@ -259,10 +259,10 @@ def test_a_split_without_a_positive_has_a_page_all_the_same():
 
 def test_small_charts_in_tables():
     macros = ENVIRONMENT.get_template("toolkit.report/macros.html").make_module({"sure": CERTAIN_WORDS})
-    meter, span = (getattr(macros, name) for name in ("meter", "span"))
-    assert "width:25.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
-    assert "left:20.0%;width:10.0%" in meter({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
-    assert meter({"v": None, "l": None, "h": None}, "v", "l", "h") == ""
+    timer, span = (getattr(macros, name) for name in ("meter", "span"))
+    assert "width:25.0%" in timer({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
+    assert "left:20.0%;width:10.0%" in timer({"v": 0.25, "l": 0.2, "h": 0.3}, "v", "l", "h")
+    assert timer({"v": None, "l": None, "h": None}, "v", "l", "h") == ""
     row = {"difference": 0.1, "low": 0.0, "high": 0.2, "words": "not distinguishable"}
     assert "left:50.0%;width:50.0%" in span(row, 0.2) and "left:75.0%" in span(row, 0.2)
     assert "real" in span(row | {"words": "real: better"}, 0.2) and "real" not in span(row, 0.2)

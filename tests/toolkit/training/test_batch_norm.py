@@ -46,29 +46,31 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> tu
 def test_statistics_are_held_where_a_micro_batch_has_few_rows(
     shard_set: Path, tmp_path: Path, options: list[str], accumulation: int, learns: bool
 ):
-    updater, plan = make_updater(shard_set, tmp_path, *options, "--model.freeze=[]", accumulation=accumulation)
-    model = updater.plain_model
+    train_step, plan = make_updater(shard_set, tmp_path, *options, "--model.freeze=[]", accumulation=accumulation)
+    model = train_step.plain_model
     before, modes = state_of(model), [module.training for module in model.modules()]
-    make_updates(updater, plan, 2, 0.01)
+    make_updates(train_step, plan, 2, 0.01)
     assert moved(before, model.state_dict()) == (learns, True)
     assert [module.training for module in model.modules()] == modes and all(modes)
 
 
 def test_a_held_update_is_that_of_running_statistics(shard_set: Path, tmp_path: Path):
     """The loss of a model in evaluation mode, which dropout aside is what a held one computes."""
-    updater, plan = make_updater(shard_set, tmp_path, "--train.batch_size=6", "--model.dropout=0", "--model.freeze=[]")
-    (loss,) = make_updates(updater, plan, 1, 0.0)
-    updater.plain_model.eval()
-    again = make_updates(updater, plan, 1, 0.0)
+    train_step, plan = make_updater(
+        shard_set, tmp_path, "--train.batch_size=6", "--model.dropout=0", "--model.freeze=[]"
+    )
+    (loss,) = make_updates(train_step, plan, 1, 0.0)
+    train_step.plain_model.eval()
+    again = make_updates(train_step, plan, 1, 0.0)
     assert loss == again[0]
 
 
 def test_runs_of_before_go_on_as_they_began(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, "--train.batch_size=6")
-    updater.plan = TrainPlan(plan.order, 6, sizes="tail")
-    before = state_of(updater.plain_model)
-    make_updates(updater, updater.plan, 1, 0.01)
-    assert moved(before, updater.plain_model.state_dict()) == (True, True)
+    train_step, plan = make_updater(shard_set, tmp_path, "--train.batch_size=6")
+    train_step.plan = TrainPlan(plan.order, 6, sizes="tail")
+    before = state_of(train_step.plain_model)
+    make_updates(train_step, train_step.plan, 1, 0.01)
+    assert moved(before, train_step.plain_model.state_dict()) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -155,5 +157,5 @@ def test_two_processes_hold_the_statistics_of_their_weights(shard_set: Path, tmp
 
 
 def test_a_transformer_is_not_concerned(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *TINY_VIT, "--train.batch_size=2")
-    assert check_rows(updater.parts.model, plan, 2, 1, trained=False) is None
+    train_step, plan = make_updater(shard_set, tmp_path, *TINY_VIT, "--train.batch_size=2")
+    assert check_rows(train_step.parts.model, plan, 2, 1, trained=False) is None

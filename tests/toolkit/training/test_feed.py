@@ -65,8 +65,8 @@ def test_mixing_deals_in_pairs(reader: ShardReader):
 def test_the_draws_of_a_sample_are_different_crops(reader: ShardReader, geometry):
     config = Config()
     config.data.image_size, config.data.geometry = 32, geometry
-    cutter = train_transforms(reader, config.data, 0, 0, torch.device("cpu"))
+    transforms = train_transforms(reader, config.data, 0, 0, torch.device("cpu"))
     twice = MicroBatch(np.array([5, 5, 5]), np.ones(3, dtype=bool), np.array([0, 0, 1]))
     with Loader(reader, 1, 1) as loader:
-        (first, same, second) = next(iter(loader.batches([twice], cutter))).images.float().clone()
+        (first, same, second) = next(iter(loader.batches([twice], transforms))).images.float().clone()
     assert torch.equal(first, same) and (first - second).abs().mean() > 1

@@ -202,12 +202,12 @@ def test_a_cache_that_cannot_be_used_is_no_damaged_image(
     store = open_store(server.url("/set"), CacheOptions(tmp_path / "cache"))
     reader = ShardReader.of_split(store, "train")
     preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
-    cutter = eval_transforms(reader, preprocessing, "cpu", torch.device("cpu"))
+    transforms = eval_transforms(reader, preprocessing, "cpu", torch.device("cpu"))
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("somebody's file")
     with Loader(reader, 2, 2, policy=FaultPolicy(on_error, 1.0)) as loader:
         with pytest.raises(UserError, match=r"the cache .* cannot be used.*--cache-dir"):
-            next(loader.batches(EvalPlan(len(reader), 8).shares(0, 1), cutter))
+            next(loader.batches(EvalPlan(len(reader), 8).shares(0, 1), transforms))
 
 
 def test_in_the_steady_state_nobody_waits_for_the_network(

@@ -27,28 +27,28 @@ PLAIN = [*TINY_VIT, "--optim.name=momentum", "--optim.momentum=0", "--model.free
 
 
 def test_an_update_follows_the_gradient_of_the_sum_over_genres_and_mean_over_samples(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *PLAIN)
-    model = updater.plain_model
+    train_step, plan = make_updater(shard_set, tmp_path, *PLAIN)
+    model = train_step.plain_model
     before = state_of(model)
-    (batch,) = drawn_batches(updater, plan, 0, 0)
-    images = updater.parts.preprocessing.normalize(batch.images)
-    targets = targets_of(batch.share, updater.parts.train)
+    (batch,) = drawn_batches(train_step, plan, 0, 0)
+    images = train_step.parts.preprocessing.normalize(batch.images)
+    targets = targets_of(batch.share, train_step.parts.train)
     elements = F.binary_cross_entropy_with_logits(model(images), targets, reduction="none")
     elements.sum(dim=1).mean().backward()
     slopes = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     expected = {name: before[name] - 0.1 * slope for name, slope in slopes.items()}
     model.zero_grad()
-    (loss,) = make_updates(updater, plan, 1, 0.1)
+    (loss,) = make_updates(train_step, plan, 1, 0.1)
     assert loss == pytest.approx(elements.mean().item(), rel=1e-5)  # what is logged is the mean over genres
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-7)
 
 
 def test_clipping_is_of_that_gradient(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *PLAIN, "--optim.clip_norm=0.01")
-    before = state_of(updater.plain_model)
-    make_updates(updater, plan, 1, 1.0)
-    after = updater.plain_model.state_dict()
+    train_step, plan = make_updater(shard_set, tmp_path, *PLAIN, "--optim.clip_norm=0.01")
+    before = state_of(train_step.plain_model)
+    make_updates(train_step, plan, 1, 1.0)
+    after = train_step.plain_model.state_dict()
     moved = torch.sqrt(sum(((after[n] - before[n]) ** 2).sum() for n in before))
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
 
@@ -56,9 +56,9 @@ def test_clipping_is_of_that_gradient(shard_set: Path, tmp_path: Path):
 def test_accumulation_leaves_the_update_as_it_is(shard_set: Path, tmp_path: Path):
     results = []
     for accumulation in (1, 3):
-        updater, plan = make_updater(shard_set, tmp_path, *PLAIN, accumulation=accumulation)
-        losses = make_updates(updater, plan, 3, 0.1)
-        results.append((losses, state_of(updater.plain_model)))
+        train_step, plan = make_updater(shard_set, tmp_path, *PLAIN, accumulation=accumulation)
+        losses = make_updates(train_step, plan, 3, 0.1)
+        results.append((losses, state_of(train_step.plain_model)))
     (alone, whole), (parted, cut) = results
     assert parted == pytest.approx(alone, rel=1e-5)
     for name, tensor in whole.items():
@@ -87,21 +87,21 @@ def test_accumulation_leaves_the_update_as_it_is(shard_set: Path, tmp_path: Path
 def test_what_an_update_should_feel_is_wired_in(shard_set: Path, tmp_path: Path, option: str):
     losses = []
     for options in ([], [option]):
-        updater, plan = make_updater(shard_set, tmp_path, *PLAIN, *options)
+        train_step, plan = make_updater(shard_set, tmp_path, *PLAIN, *options)
         # A known model: with the same weights and samples only the option can make a difference.
-        losses += make_updates(updater, plan, 1, 0.0)
+        losses += make_updates(train_step, plan, 1, 0.0)
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
 def test_recomputation_is_wired_in_and_changes_nothing(shard_set: Path, tmp_path: Path):
     results, passes = [], []
     for options in ([], ["--model.checkpointing=true"]):
-        updater, plan = make_updater(shard_set, tmp_path, *options)  # with BatchNorm and dropout
+        train_step, plan = make_updater(shard_set, tmp_path, *options)  # with BatchNorm and dropout
         calls: list[int] = []
-        layer = updater.plain_model.get_submodule("layer2.0.conv1")
+        layer = train_step.plain_model.get_submodule("layer2.0.conv1")
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        make_updates(updater, plan, 2, 0.01)
-        results.append(state_of(updater.plain_model))
+        make_updates(train_step, plan, 2, 0.01)
+        results.append(state_of(train_step.plain_model))
         passes.append(len(calls))
     assert passes == [2, 4]
     assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
@@ -109,16 +109,16 @@ def test_recomputation_is_wired_in_and_changes_nothing(shard_set: Path, tmp_path
 
 def test_an_epoch_of_genre_sampling_is_longer(shard_set: Path, tmp_path: Path):
     _, uniform = make_updater(shard_set, tmp_path)
-    updater, plan = make_updater(shard_set, tmp_path, "--data.sampling=genre", "--data.repeat_below=0.5")
-    assert uniform.num_samples == len(updater.parts.train) < plan.num_samples
+    train_step, plan = make_updater(shard_set, tmp_path, "--data.sampling=genre", "--data.repeat_below=0.5")
+    assert uniform.num_samples == len(train_step.parts.train) < plan.num_samples
 
 
 def test_a_masked_row_weighs_nothing(shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *PLAIN)
-    (batch,) = drawn_batches(updater, plan, 0, 0)
+    train_step, plan = make_updater(shard_set, tmp_path, *PLAIN)
+    (batch,) = drawn_batches(train_step, plan, 0, 0)
 
     def loss() -> float:
-        losses, valid = updater.losses(updater.plain_model, batch, 0)
+        losses, valid = train_step.losses(train_step.plain_model, batch, 0)
         return float((losses * valid).sum())
 
     whole = loss()
@@ -146,9 +146,9 @@ class Waits(TorchDispatchMode):
 
 
 def guarded(shard_set: Path, out: Path, on_nonfinite: Any, *options: str) -> tuple[TrainStep, TrainPlan, Guard]:
-    updater, plan = make_updater(shard_set, out, *options)
-    updater.guard = Guard(updater.accelerator, on_nonfinite, updater.parts.train.sample_id)
-    return updater, plan, updater.guard
+    train_step, plan = make_updater(shard_set, out, *options)
+    train_step.guard = Guard(train_step.accelerator, on_nonfinite, train_step.parts.train.sample_id)
+    return train_step, plan, train_step.guard
 
 
 @pytest.mark.parametrize(("on_nonfinite", "waits"), [("stop", False), ("skip", True)])
@@ -157,12 +157,12 @@ def test_looking_for_what_is_not_finite_waits_for_the_device_only_where_it_must(
 ):
     counts = []
     for guard in (True, False):
-        updater, plan, _ = guarded(shard_set, tmp_path, on_nonfinite, "--optim.clip_norm=1")
-        updater.guard = updater.guard if guard else None
-        batches = [list(drawn_batches(updater, plan, 0, step)) for step in range(3)]
+        train_step, plan, _ = guarded(shard_set, tmp_path, on_nonfinite, "--optim.clip_norm=1")
+        train_step.guard = train_step.guard if guard else None
+        batches = [list(drawn_batches(train_step, plan, 0, step)) for step in range(3)]
         with Waits() as spy:
             for step, parts in enumerate(batches):
-                updater(iter(parts), 0, step, step + 1, 0.01)
+                train_step(iter(parts), 0, step, step + 1, 0.01)
         counts.append(spy.count)
     assert (counts[0] > counts[1]) == waits
 
@@ -171,37 +171,37 @@ def test_a_guard_changes_no_update(shard_set: Path, tmp_path: Path):
     """Of a model with BatchNorm and dropout, to the bit."""
     states = []
     for guard in (None, "stop", "skip"):
-        updater, plan, _ = guarded(shard_set, tmp_path, guard)
-        updater.guard = updater.guard if guard else None
-        make_updates(updater, plan, 3, 0.01)
-        states.append(state_of(updater.plain_model))
+        train_step, plan, _ = guarded(shard_set, tmp_path, guard)
+        train_step.guard = train_step.guard if guard else None
+        make_updates(train_step, plan, 3, 0.01)
+        states.append(state_of(train_step.plain_model))
     for other in states[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in states[0].items())
 
 
-def spoil(updater: TrainStep, sample: int) -> None:
+def spoil(train_step: TrainStep, sample: int) -> None:
     """Have the loss of one sample be NaN."""
-    losses = updater.losses
+    losses = train_step.losses
 
     def spoilt(model: Any, batch: Any, epoch: int) -> Any:
         values, valid = losses(model, batch, epoch)
         factors = np.where(batch.share.indices == sample, np.nan, 1.0).astype(np.float32)
         return values * torch.from_numpy(factors), valid
 
-    updater.losses = spoilt  # type: ignore[method-assign]
+    train_step.losses = spoilt  # type: ignore[method-assign]
 
 
 def test_the_first_of_many_is_told_and_memory_stays_bounded(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("toolkit.training.nonfinite.MOST", 3)
-    updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=14")
+    train_step, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=14")
     sample = int(plan.keys(0, 1)[2])
-    spoil(updater, sample)
-    make_updates(updater, plan, 2, 0.01)  # nothing is said yet: nobody looked
+    spoil(train_step, sample)
+    make_updates(train_step, plan, 2, 0.01)  # nothing is said yet: nobody looked
     # All later updates are broken too, by the weights.
     with fails("not-finite", "epoch 1, step 2", "1 of 14 samples", guard.sample_id(sample)):
-        make_updates(updater, plan, 1, 0.01, first=3)
+        make_updates(train_step, plan, 1, 0.01, first=3)
     guard.check()  # and said once
 
 
@@ -209,7 +209,7 @@ def test_of_many_samples_only_those_that_are_named_are_looked_up(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """An id may be a read of a shard's index."""
-    updater, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=28")
+    train_step, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=28")
     asked: list[int] = []
 
     def asking(sample: int) -> str:
@@ -218,17 +218,17 @@ def test_of_many_samples_only_those_that_are_named_are_looked_up(
 
     monkeypatch.setattr(guard, "sample_id", asking)
     with torch.no_grad():
-        next(updater.plain_model.parameters()).fill_(torch.nan)
-    make_updates(updater, plan, 1, 0.01)
+        next(train_step.plain_model.parameters()).fill_(torch.nan)
+    make_updates(train_step, plan, 1, 0.01)
     with fails("not-finite", "none of 28 samples", "18 more"):
         guard.check()
     assert len(asked) == 10
 
 
 @contextlib.contextmanager
-def scaled(updater: TrainStep, scaler: Any) -> Iterator[Any]:
+def scaled(train_step: TrainStep, scaler: Any) -> Iterator[Any]:
     """Put a gradient scaler where accelerate has it under fp16 on a GPU."""
-    parts, accelerator = updater.parts, updater.accelerator
+    parts, accelerator = train_step.parts, train_step.accelerator
     accelerator.scaler = scaler
     parts.optimizer = AcceleratedOptimizer(parts.optimizer.optimizer, scaler=scaler)
     try:
@@ -242,27 +242,27 @@ def test_under_a_gradient_scaler_infinite_gradients_are_its_own_business(
     shard_set: Path, tmp_path: Path, on_nonfinite: str
 ):
     """Scaled losses overflow until the scale is found; the scaler leaves those updates out itself."""
-    updater, plan, guard = guarded(
+    train_step, plan, guard = guarded(
         shard_set, tmp_path, on_nonfinite, *TINY_VIT, "--optim.clip_norm=1", "--train.batch_size=14"
     )
-    with scaled(updater, torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-19)) as scaler:
-        before = state_of(updater.plain_model)
-        _, counted = updater(drawn_batches(updater, plan, 0, 0), 0, 0, 1, 0.01)
-        assert (counted, updater.overflows) == (0, 1)
+    with scaled(train_step, torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-19)) as scaler:
+        before = state_of(train_step.plain_model)
+        _, counted = train_step(drawn_batches(train_step, plan, 0, 0), 0, 0, 1, 0.01)
+        assert (counted, train_step.overflows) == (0, 1)
         guard.check()
-        assert all(torch.equal(before[n], t) for n, t in updater.plain_model.state_dict().items())
+        assert all(torch.equal(before[n], t) for n, t in train_step.plain_model.state_dict().items())
         assert scaler.get_scale() < 1e20
-        spoil(updater, int(plan.keys(0, 1)[0]))
-        loss, counted = updater(drawn_batches(updater, plan, 0, 1), 0, 1, 2, 0.01)
+        spoil(train_step, int(plan.keys(0, 1)[0]))
+        loss, counted = train_step(drawn_batches(train_step, plan, 0, 1), 0, 1, 2, 0.01)
         if on_nonfinite == "stop":
             with fails("not-finite", "step 2", "1 of 14 samples"):
                 guard.check()
         else:
             assert (loss.tolist(), counted) == ([0.0, 0.0], 0)
             scale = scaler.get_scale()
-            make_updates(updater, plan, 1, 0.01, first=3)  # the scaler knows nothing of the one before
+            make_updates(train_step, plan, 1, 0.01, first=3)  # the scaler knows nothing of the one before
             assert scaler.get_scale() == scale
-            now = updater.plain_model.named_parameters()
+            now = train_step.plain_model.named_parameters()
             assert not any(torch.equal(before[name], p) for name, p in now if p.requires_grad)
 
 
@@ -270,24 +270,24 @@ def test_clipping_is_of_the_gradient_and_not_of_the_scaled_one(shard_set: Path, 
     """As without a scaler; and an update that overflows leaves BatchNorm's statistics as they were."""
     moved = []
     for scale in (0.0, 1024.0):
-        updater, plan = make_updater(shard_set, tmp_path, *PLAIN, "--optim.clip_norm=0.01")
-        before = state_of(updater.plain_model)
-        with scaled(updater, torch.amp.GradScaler("cpu", init_scale=scale) if scale else None):
-            make_updates(updater, plan, 1, 1.0)
-        after = updater.plain_model.state_dict()
+        train_step, plan = make_updater(shard_set, tmp_path, *PLAIN, "--optim.clip_norm=0.01")
+        before = state_of(train_step.plain_model)
+        with scaled(train_step, torch.amp.GradScaler("cpu", init_scale=scale) if scale else None):
+            make_updates(train_step, plan, 1, 1.0)
+        after = train_step.plain_model.state_dict()
         moved.append(float(torch.sqrt(sum(((after[n] - before[n]) ** 2).sum() for n in before))))
     assert moved == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
 def test_an_update_that_overflows_leaves_nothing_behind(shard_set: Path, tmp_path: Path):
     """Of a network with BatchNorm and a moving average; and it says its loss, for whom that is of use."""
-    updater, plan, _ = guarded(shard_set, tmp_path, "stop", "--train.ema=0.9")
-    ema = updater.parts.ema
+    train_step, plan, _ = guarded(shard_set, tmp_path, "stop", "--train.ema=0.9")
+    ema = train_step.parts.ema
     assert ema is not None
-    before, average = state_of(updater.plain_model), state_of(ema.module)
-    with scaled(updater, torch.amp.GradScaler("cpu", init_scale=float("inf"))):
+    before, average = state_of(train_step.plain_model), state_of(ema.module)
+    with scaled(train_step, torch.amp.GradScaler("cpu", init_scale=float("inf"))):
         for step in range(2):
-            sums, counted = updater(drawn_batches(updater, plan, 0, step), 0, step, 1, 0.01)
-            assert counted == 0 and float(sums[0]) > 0 and updater.overflows == step + 1
-    for state, model in ((before, updater.plain_model), (average, ema.module)):
+            sums, counted = train_step(drawn_batches(train_step, plan, 0, step), 0, step, 1, 0.01)
+            assert counted == 0 and float(sums[0]) > 0 and train_step.overflows == step + 1
+    for state, model in ((before, train_step.plain_model), (average, ema.module)):
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())

@@ -84,21 +84,21 @@ class There:
         return getattr(self.accelerator, name)
 
 
-def moved(updater: TrainStep) -> TrainStep:
+def moved(train_step: TrainStep) -> TrainStep:
     """``updater`` with all it works on there, and a guard."""
-    parts = updater.parts
-    updater.accelerator = There(updater.accelerator)
+    parts = train_step.parts
+    train_step.accelerator = There(train_step.accelerator)
     parts.model = parts.model.to(ELSEWHERE)
     parts.criterion = parts.criterion.to(ELSEWHERE)
     parts.optimizer = AcceleratedOptimizer(build_optimizer(parts.model, parts.config.optim))
     if parts.ema is not None:
         parts.ema.module.to(ELSEWHERE)
-    updater.guard = Guard(updater.accelerator, "stop", parts.train.sample_id)
-    return updater
+    train_step.guard = Guard(train_step.accelerator, "stop", parts.train.sample_id)
+    return train_step
 
 
-def batches_there(updater: TrainStep, plan: TrainPlan, step: int) -> Iterator[Batch]:
-    for batch in drawn_batches(updater, plan, 0, step):
+def batches_there(train_step: TrainStep, plan: TrainPlan, step: int) -> Iterator[Batch]:
+    for batch in drawn_batches(train_step, plan, 0, step):
         yield Batch(batch.images.to(ELSEWHERE), batch.share, {})
 
 
@@ -130,13 +130,13 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda options: " ".join(word.split(".")[-1] for word in options) or "resnet",
 )  # fmt: skip
 def test_an_update_asks_the_device_for_nothing(options: list[str], shard_set: Path, tmp_path: Path):
-    updater, plan = make_updater(shard_set, tmp_path, *options, accumulation=2)
-    updater = moved(updater)
-    batches = [list(batches_there(updater, plan, step)) for step in range(3)]
-    updater(iter(batches[0]), 0, 0, 1, 0.01)  # what stays on the device comes there once
+    train_step, plan = make_updater(shard_set, tmp_path, *options, accumulation=2)
+    train_step = moved(train_step)
+    batches = [list(batches_there(train_step, plan, step)) for step in range(3)]
+    train_step(iter(batches[0]), 0, 0, 1, 0.01)  # what stays on the device comes there once
     with Copies() as seen:
         for step in (1, 2):
-            loss, count = updater(iter(batches[step]), 0, step, step + 1, 0.01)
+            loss, count = train_step(iter(batches[step]), 0, step, step + 1, 0.01)
     assert count and loss.device == ELSEWHERE
     assert not seen.places, seen.places
     assert seen.proper >= 2 * 2 * 2  # targets and valid rows, of each micro-batch

@@ -54,8 +54,8 @@ class Work:
     """A batch being decoded."""
 
     share: MicroBatch
-    cut: BatchTransform
-    slot: PinnedBuffer
+    transform: BatchTransform
+    buffer: PinnedBuffer
     indices: np.ndarray
     """(n,) the samples that the rows hold: the share's, or their substitutes."""
     valid: np.ndarray
@@ -94,48 +94,52 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     ) -> None:
         self.source, self.threads, self.prefetch = source, threads, prefetch
         self.device = torch.device(device)
-        self.meter = LoaderTimer()
+        self.timer = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._slots = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
+        self._buffers = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def batches(self, shares: Iterable[MicroBatch], cutter: TransformFactory, epoch: int = 0) -> Generator[Batch, None, None]:
+    def batches(
+        self, shares: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+    ) -> Generator[Batch, None, None]:
         """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
 
         Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
         what the source raises for those that cannot be read.
         """
-        with contextlib.closing(self.decoded(shares, cutter, epoch)) as works:
+        with contextlib.closing(self.decoded(shares, transforms, epoch)) as works:
             for work in works:
-                images = work.cut.images(work.slot.on_device(work.cut.size))
+                images = work.transform.images(work.buffer.on_device(work.transform.size))
                 for row, square in work.squares.items():
                     images[row] = to_device(square, images.device)
                 yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
 
-    def decoded(self, shares: Iterable[MicroBatch], cutter: TransformFactory, epoch: int = 0) -> Generator[Work, None, None]:
+    def decoded(
+        self, shares: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+    ) -> Generator[Work, None, None]:
         """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
         queue: deque[Work] = deque()
-        free = deque(self._slots)
+        free = deque(self._buffers)
         pending = iter(shares)
         try:
             while True:
                 while len(queue) < self.prefetch and (share := next(pending, None)) is not None:
-                    queue.append(self._start(share, cutter, epoch, free.popleft()))
+                    queue.append(self._start(share, transforms, epoch, free.popleft()))
                 if not queue:
                     return
                 started = time.perf_counter()
                 work = queue[0]
                 for future in work.futures:
                     future.result()
-                self.meter.add(waited=time.perf_counter() - started)
+                self.timer.add(waited=time.perf_counter() - started)
                 queue.popleft()
                 self.faults.check()
                 try:
                     yield work
                 finally:  # also when the pass ends here: the device may still be reading
-                    self.meter.add(copied=work.slot.release())
-                    free.append(work.slot)
+                    self.timer.add(copied=work.buffer.release())
+                    free.append(work.buffer)
         finally:
             # Threads may still write to these slots, and a later pass will use them.
             for work in queue:
@@ -143,10 +147,10 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     future.cancel()
             wait([future for work in queue for future in work.futures])
 
-    def _start(self, share: MicroBatch, cutter: TransformFactory, epoch: int, slot: PinnedBuffer) -> Work:
-        cut = cutter(share)
-        memory = slot.reserve(cut.size)
-        work = Work(share, cut, slot, share.indices.copy(), share.valid.copy())
+    def _start(self, share: MicroBatch, transforms: TransformFactory, epoch: int, buffer: PinnedBuffer) -> Work:
+        transform = transforms(share)
+        memory = buffer.reserve(transform.size)
+        work = Work(share, transform, buffer, share.indices.copy(), share.valid.copy())
         rows = range(len(share.indices))
         chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
         starts = rows[::chunk]
@@ -155,8 +159,8 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         def run(start: int) -> None:
             began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
             for row in rows[start : start + chunk]:
-                size += self._row(work, row, memory, cutter, epoch)
-            self.meter.add(
+                size += self._row(work, row, memory, transforms, epoch)
+            self.timer.add(
                 decode=time.perf_counter() - began,
                 decode_cpu=time.thread_time() - began_cpu,
                 samples=min(chunk, len(rows) - start),
@@ -166,20 +170,20 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 work.unfinished -= 1
                 last = work.unfinished == 0
             if last:
-                slot.start_copy(cut.size, self._stream)
+                buffer.start_copy(transform.size, self._stream)
 
         work.futures = [self._pool.submit(run, start) for start in starts]
         return work
 
-    def _row(self, work: Work, row: int, memory: np.ndarray, cutter: TransformFactory, epoch: int) -> int:
+    def _row(self, work: Work, row: int, memory: np.ndarray, transforms: TransformFactory, epoch: int) -> int:
         """Decode one row; returns the bytes read."""
         sample = int(work.indices[row])
         try:
             data = self.source.read(sample)
             try:
-                work.cut.row(row, data, memory)
+                work.transform.row(row, data, memory)
             except Turned:
-                work.squares[row] = work.cut.square(row, data)
+                work.squares[row] = work.transform.square(row, data)
             return len(data)
         except Undecodable as error:
             problem = str(error)
@@ -190,7 +194,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 one = MicroBatch(np.array([other]), np.array([True]))
                 try:
                     data = self.source.read(other)
-                    work.squares[row] = cutter(one).square(0, data)
+                    work.squares[row] = transforms(one).square(0, data)
                 except Undecodable as error:
                     self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({error})")
                     continue
@@ -199,7 +203,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         if work.valid[row]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
             work.errors[row] = problem
         work.valid[row] = False
-        work.squares[row] = np.zeros((work.cut.side, work.cut.side, 3), dtype=np.uint8)
+        work.squares[row] = np.zeros((work.transform.side, work.transform.side, 3), dtype=np.uint8)
         return 0
 
     def close(self) -> None:

@@ -120,7 +120,9 @@ class TrainPlan:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
 
-    def micro_batches(self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1) -> list[MicroBatch]:
+    def micro_batches(
+        self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
+    ) -> list[MicroBatch]:
         """The ``accumulation`` shares of ``rank`` in one update."""
         return _split_update(self.keys(epoch, step), rank, world_size, accumulation, self.group_size)
 

@@ -34,7 +34,7 @@ class BatchTransform(Protocol):
     size: int
     """Bytes that the batch needs in its slot."""
 
-    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+    def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable.
 
         Raises Turned for a picture that does not fit its place in the slot; ``square`` takes it.
@@ -43,7 +43,7 @@ class BatchTransform(Protocol):
     def square(self, row: int, data: memoryview) -> np.ndarray:
         """Sample ``row`` as (S, S, 3) uint8; for samples that cannot use their place in the slot."""
 
-    def images(self, slot: torch.Tensor) -> torch.Tensor:
+    def images(self, buffer: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) whole grey levels, uint8 or float, on the slot's device."""
 
 
@@ -65,16 +65,16 @@ class DecodedTransform:
         whole = (views.resized != views.side).any(axis=1)
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
 
-    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        self._cut(row, data, slot.reshape(self.count, self.side, self.side, 4)[row])
+    def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
+        self._cut(row, data, buffer.reshape(self.count, self.side, self.side, 4)[row])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         self._cut(row, data, out)
         return out[..., :3]
 
-    def images(self, slot: torch.Tensor) -> torch.Tensor:
-        return slot.view(self.count, self.side, self.side, 4)[..., :3]
+    def images(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer.view(self.count, self.side, self.side, 4)[..., :3]
 
     def picture(self, row: int, image: Image.Image) -> np.ndarray:
         """Sample ``row`` as (S, S, 3) uint8, of its decoded image; the pixels are those of ``row``."""
@@ -119,16 +119,16 @@ class DeviceTransform:
         self.parts = (self.starts, views.widths, views.heights, self.rows, self.denominators)
         self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
 
-    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
+    def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         start, width, height, rows, denominator = (int(part[row]) for part in self.parts)
-        decode_rows(data, width, height, rows, denominator, slot[start * 3 :])
+        decode_rows(data, width, height, rows, denominator, buffer[start * 3 :])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         return DecodedTransform(self.views, self.again).square(row, data)
 
-    def images(self, slot: torch.Tensor) -> torch.Tensor:
+    def images(self, buffer: torch.Tensor) -> torch.Tensor:
         # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
-        return self.geometry(slot, torch.float16 if slot.is_cuda else torch.float32)
+        return self.geometry(buffer, torch.float16 if buffer.is_cuda else torch.float32)
 
 
 class FileTransform:
@@ -138,8 +138,8 @@ class FileTransform:
         self.count, self.side, self.transform = count, side, transform
         self.size = count * side**2 * 3
 
-    def row(self, row: int, data: memoryview, slot: np.ndarray) -> None:
-        slot.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
+    def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
+        buffer.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
         try:
@@ -147,8 +147,8 @@ class FileTransform:
         except (OSError, ValueError) as error:
             raise Undecodable(str(error)) from error
 
-    def images(self, slot: torch.Tensor) -> torch.Tensor:
-        return slot.view(self.count, self.side, self.side, 3)
+    def images(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer.view(self.count, self.side, self.side, 3)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ class RawTransform:
 TransformFactory = Callable[[MicroBatch], BatchTransform]
 
 
-def train_transforms(reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device) -> TransformFactory:
+def train_transforms(
+    reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
+) -> TransformFactory:
     """Random crops and flips of shard samples, as the configuration has them."""
 
     def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
@@ -192,7 +194,9 @@ def train_transforms(reader: ShardReader, config: DataConfig, seed: int, epoch: 
     return _transforms(reader, config.geometry, device, views)
 
 
-def eval_transforms(reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device) -> TransformFactory:
+def eval_transforms(
+    reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
+) -> TransformFactory:
     """The evaluation transform of shard samples."""
 
     def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
@@ -206,7 +210,9 @@ def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> Tran
     return lambda share: FileTransform(len(share.indices), side, lambda _, data: transform(bytes(data)))
 
 
-def _transforms(reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]) -> TransformFactory:
+def _transforms(
+    reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]
+) -> TransformFactory:
     def cut(share: MicroBatch) -> BatchTransform:
         views: MakeViews = partial(views_of, share)
         return kind(views(slice(None), *reader.sizes(share.indices)), views)

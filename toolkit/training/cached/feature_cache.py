@@ -57,7 +57,7 @@ class View(NamedTuple):
 
     reader: ShardReader
     title: str
-    cutter: TransformFactory
+    transforms: TransformFactory
     pixels: Callable[[Batch], torch.Tensor]
     """(n, 3, S, S) what the backbone takes of a batch."""
 
@@ -86,27 +86,28 @@ class FeatureBank:
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
-        cutter = train_transforms(reader, data, seed, view, self.accelerator.device)
+        transforms = train_transforms(reader, data, seed, view, self.accelerator.device)
         facts = {
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
             # An option that is not in FIRST and is off changes no feature: the name stays as it was.
-            "augment": CONSTANT | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
+            "augment": CONSTANT
+            | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }
 
         def pixels(batch: Batch) -> torch.Tensor:
             none = torch.zeros((len(batch.images), 0), device=batch.images.device)
             return self._pixels.prepare(batch, none, view)[0]
 
-        return self._features("train", facts, View(reader, f"features of train, view {view + 1}", cutter, pixels))
+        return self._features("train", facts, View(reader, f"features of train, view {view + 1}", transforms, pixels))
 
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
         """Features of a split as evaluation sees it."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
-        cutter = eval_transforms(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
+        transforms = eval_transforms(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
         view = View(
-            reader, f"features of {split}, as evaluated", cutter, lambda batch: self._pixels.normal(batch.images)
+            reader, f"features of {split}, as evaluated", transforms, lambda batch: self._pixels.normal(batch.images)
         )
         return self._features(split, facts, view)
 
@@ -195,7 +196,9 @@ class FeatureBank:
                 f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
             )
 
-    def _own_rows(self, view: View, shares: Iterable[MicroBatch]) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    def _own_rows(
+        self, view: View, shares: Iterable[MicroBatch]
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
         accelerator = self.accelerator
         self.model.eval()
@@ -204,7 +207,7 @@ class FeatureBank:
             run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
-            contextlib.closing(loader.batches(shares, view.cutter)) as batches,
+            contextlib.closing(loader.batches(shares, view.transforms)) as batches,
         ):
             for batch in batches:
                 images = view.pixels(batch)

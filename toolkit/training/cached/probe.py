@@ -156,7 +156,7 @@ class FeatureFeed:
         self, config: TrainConfig, plan: TrainPlan, views: Sequence[Features], val: Features, accelerator: Accelerator
     ) -> None:
         self.config, self.plan, self.accelerator, self.views, self.val = config, plan, accelerator, views, val
-        self.meter = LoaderTimer()
+        self.timer = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""

@@ -47,7 +47,9 @@ def whole(n: int) -> MicroBatch:
     return MicroBatch(np.arange(n), np.ones(n, dtype=bool))
 
 
-def augmented(config: AugmentConfig, share: MicroBatch, seed: int = 0, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(
+    config: AugmentConfig, share: MicroBatch, seed: int = 0, epoch: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     return Augmenter(config, seed)(pictures(share.indices), labels(share.indices), share, epoch)
 
 
@@ -102,9 +104,9 @@ def test_bytes_half_and_single_precision_give_the_same():
     expected = augmenter(images, targets, share, 3)[0]
     assert torch.equal(augmenter(images.half(), targets, share, 3)[0], expected)
     # four bytes a pixel, as the CPU's cut leaves them
-    slot = torch.zeros((16, SIDE, SIDE, 4), dtype=torch.uint8)
-    slot[..., :3] = images
-    assert torch.equal(augmenter(slot[..., :3], targets, share, 3)[0], expected)
+    buffer = torch.zeros((16, SIDE, SIDE, 4), dtype=torch.uint8)
+    buffer[..., :3] = images
+    assert torch.equal(augmenter(buffer[..., :3], targets, share, 3)[0], expected)
 
 
 def test_switching_an_operation_on_does_not_change_what_another_draws():

@@ -104,13 +104,13 @@ def test_memory_is_not_used_again_before_the_next_batch_is_asked_for():
 def test_a_sample_has_the_same_pixels_at_any_world_size_and_number_of_threads(shard_set: Path, geometry):
     reader = ShardReader.of_split(shard_set, "train")
     plan = TrainPlan(GlobalOrder(len(reader), 0), 16)
-    cutter = train_transforms(reader, DataConfig(image_size=32, geometry=geometry), 0, 4, CPU)
+    transforms = train_transforms(reader, DataConfig(image_size=32, geometry=geometry), 0, 4, CPU)
     pictures: list[dict[int, bytes]] = []
     for world, threads in ((1, 1), (1, 4), (2, 2), (4, 3)):
         found = {}
         for rank in range(world):
             with Loader(reader, threads, 2) as loader:
-                for batch in loader.batches(plan.shares(4, rank, world), cutter):
+                for batch in loader.batches(plan.shares(4, rank, world), transforms):
                     for row in np.flatnonzero(batch.share.valid):
                         found[int(batch.share.indices[row])] = batch.images[row].numpy().tobytes()
         pictures.append(found)
@@ -123,9 +123,9 @@ def test_geometry_on_the_device_gives_the_pixels_of_the_cpu(shard_set: Path):
     plan = TrainPlan(GlobalOrder(len(reader), 0), 16)
     both = []
     for geometry in ("cpu", "device"):
-        cutter = train_transforms(reader, DataConfig(image_size=64, geometry=geometry), 0, 0, CPU)
+        transforms = train_transforms(reader, DataConfig(image_size=64, geometry=geometry), 0, 0, CPU)
         with Loader(reader, 2, 2) as loader:
-            both.append([b.images.float().clone() for b in loader.batches(plan.shares(0, 0, 1), cutter)])
+            both.append([b.images.float().clone() for b in loader.batches(plan.shares(0, 0, 1), transforms)])
     for cpu, device in zip(*both, strict=True):
         assert (cpu - device).abs().mean() < 0.2
 
@@ -220,17 +220,17 @@ def damaged(shard_set: Path, tmp_path: Path) -> tuple[Path, str]:
 def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
     folder, key = damaged
     reader = ShardReader.of_split(folder, "test")
-    cutter = eval_transforms(reader, PLAIN, geometry, CPU)
+    transforms = eval_transforms(reader, PLAIN, geometry, CPU)
     plan = EvalPlan(len(reader), 4)
     with Loader(reader, 2, 2) as loader, fails("image-unreadable", "test-00000.tar", key, "offset"):
-        list(loader.batches(plan.shares(0, 1), cutter))
+        list(loader.batches(plan.shares(0, 1), transforms))
     with Loader(reader, 2, 2, policy=KEEP_ERRORS) as loader:
-        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), cutter)]
+        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), transforms)]
     first, images = batches[0]
     assert first.errors == {2: "not an image (no known picture format)"} and not any(b.errors for b, _ in batches[1:])
     assert not images[2].any() and images[1].any()
     with Loader(reader, 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
-        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), cutter)]
+        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), transforms)]
     first, images = batches[0]
     other = int(first.share.indices[2])
     assert other != 2 and first.share.valid.all()
@@ -240,14 +240,14 @@ def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
 
 def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
-    cutter = eval_transforms(reader, PLAIN, "cpu", CPU)
+    transforms = eval_transforms(reader, PLAIN, "cpu", CPU)
     before = threading.active_count()
     with Loader(reader, 3, 2) as loader:
         for _ in range(5):
-            stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), cutter)
+            stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), transforms)
             next(stream)
             stream.close()
-        stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), cutter)
+        stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), transforms)
         whole = [batch.share.indices[0] for batch in stream]
         assert whole == list(range(0, len(reader), 4))
     assert threading.active_count() == before
@@ -258,7 +258,7 @@ def test_the_meter_counts_what_was_done(shard_set: Path):
     with Loader(reader, 2, 2) as loader:
         for _ in loader.batches(EvalPlan(len(reader), 4).shares(0, 1), eval_transforms(reader, PLAIN, "cpu", CPU)):
             pass
-        times = loader.meter.snapshot()
+        times = loader.timer.snapshot()
     assert times.samples == len(reader) and times.bytes_read == reader.records["size"].sum()
     assert times.decode > 0 and times.decode_cpu > 0 and times.waited > 0
 

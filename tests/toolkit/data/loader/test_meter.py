@@ -35,18 +35,18 @@ def test_fewer_threads_than_cores_is_the_first_remedy():
 
 
 def test_threads_lose_no_count():
-    meter = LoaderTimer()
+    timer = LoaderTimer()
 
     def add() -> None:
         for _ in range(5000):
-            meter.add(samples=1, decode=0.5)
+            timer.add(samples=1, decode=0.5)
 
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    before = meter.snapshot()
+    before = timer.snapshot()
     assert before.samples == 20_000 and before.decode == 10_000.0
-    meter.add(waited=2.0)
-    assert (meter.snapshot() - before) == Times(waited=2.0)
+    timer.add(waited=2.0)
+    assert (timer.snapshot() - before) == Times(waited=2.0)

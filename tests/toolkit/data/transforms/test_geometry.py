@@ -117,16 +117,16 @@ def packed_posters() -> tuple[DeviceTransform, torch.Tensor, np.ndarray]:
     files = [jpeg(picture(182, 268, seed)) for seed in range(8)]
     views = views_of(files, 96)
     cut = DeviceTransform(views)
-    slot = np.zeros(cut.size, dtype=np.uint8)
+    buffer = np.zeros(cut.size, dtype=np.uint8)
     for row, data in enumerate(files):
-        cut.row(row, memoryview(bytearray(data)), slot)
-    return cut, torch.from_numpy(slot), reference_crops(files, views)
+        cut.row(row, memoryview(bytearray(data)), buffer)
+    return cut, torch.from_numpy(buffer), reference_crops(files, views)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_half_precision_keeps_the_bound(dtype: torch.dtype):
-    cut, slot, expected = packed_posters()
-    found = cut.geometry(slot, dtype).float().numpy()
+    cut, buffer, expected = packed_posters()
+    found = cut.geometry(buffer, dtype).float().numpy()
     assert worst(found, expected).max() <= EXACT
 
 
@@ -173,6 +173,6 @@ def test_real_posters_stay_within_the_bounds(folder: str, enlarge: float, cut: t
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_keeps_the_bound():
-    cut, slot, expected = packed_posters()
-    found = cut.images(slot.cuda()).float().cpu().numpy()
+    cut, buffer, expected = packed_posters()
+    found = cut.images(buffer.cuda()).float().cpu().numpy()
     assert worst(found, expected).max() <= EXACT
