@@ -32,7 +32,7 @@ def parse_as(
     where: the file, for the error; what: its role, such as "manifest"; remedy: what to do about a bad one.
     Raises UserError of the ``code``, in one line that names the field, for JSON that is not of that schema.
     """
-    with _told(where, what, remedy, code, data):
+    with _message(where, what, remedy, code, data):
         return msgspec.json.decode(data, type=schema)
 
 
@@ -40,12 +40,12 @@ def check_as(
     value: object, schema: type[T], where: object, what: str, remedy: str, code: Code = "path-unreadable"
 ) -> T:
     """As ``parse_as``, for a value that was parsed already: JSON types, or what a checkpoint holds."""
-    with _told(where, what, remedy, code):
+    with _message(where, what, remedy, code):
         return msgspec.convert(value, schema)
 
 
 @contextlib.contextmanager
-def _told(where: object, what: str, remedy: str, code: Code, data: bytes | str = "") -> Iterator[None]:
+def _message(where: object, what: str, remedy: str, code: Code, data: bytes | str = "") -> Iterator[None]:
     try:
         yield
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:

@@ -27,10 +27,10 @@ from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
-from shards.executors.chunks import answers
+from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata, write_rejected
-from shards.inputs.scan import tell_of_films
+from shards.inputs.scan import warn_of_films
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
@@ -50,7 +50,7 @@ OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{
 
 
 @dataclass(frozen=True)
-class AdoptOptions(GenreOptions, WorkersOption):
+class IndexOptions(GenreOptions, WorkersOption):
     """What ``posters shards index`` is asked for."""
 
     folder: Path = option(MISSING, positional=True)
@@ -74,7 +74,7 @@ class AdoptOptions(GenreOptions, WorkersOption):
         return self.genre_field if self.metadata is None else None
 
 
-def index_folder(options: AdoptOptions) -> Manifest:
+def index_folder(options: IndexOptions) -> Manifest:
     """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars stay as they are.
 
     Labels are optional: a set without genres can be predicted on, not trained on. In a set with genres, samples that
@@ -96,14 +96,14 @@ def index_folder(options: AdoptOptions) -> Manifest:
         for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # a killed run's, and no other tool's
             remove_file(options.folder / name)
         tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
-        found = answers(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
+        found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_names_of_one(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
         else:
             _merge_spellings(options, found)
         require_genres(found)
-        tell_of_films([key for contents in found for key in contents.films])
+        warn_of_films([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
@@ -146,7 +146,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     return tars, rejected
 
 
-def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
+def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
     """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
@@ -163,7 +163,7 @@ def _merge_spellings(options: AdoptOptions, found: Sequence[Contents]) -> None:
         contents.genres = [next(left) for _ in contents.genres]
 
 
-def _write_set(options: AdoptOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
+def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
     """Write the set's files. Indexes that are there already keep their time of change."""
     folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
     if not any(contents.genres for contents in found):

@@ -21,8 +21,8 @@ from shards.errors import UserError
 from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, ImageOptions, Packed, decode, pack_image, shrunk
 from shards.storage.files import atomic_path, fingerprint, sha256_file, write_json
-from shards.storage.paths import Place
-from shards.text.pipeline import HOPELESS, TextRemoval, clean_image, require_same_removal
+from shards.storage.paths import StoragePath
+from shards.text.pipeline import MAX_FAILURES_IN_A_ROW, TextRemoval, clean_image, require_same_removal
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Sample:
 class PackTask:
     """Everything that decides a shard's bytes."""
 
-    folder: Place
-    out: Place
+    folder: StoragePath
+    out: StoragePath
     name: str
     split: str
     samples: tuple[Sample, ...]
@@ -60,7 +60,7 @@ class PackTask:
         return f"shard {self.name}"
 
     @property
-    def tar(self) -> Place:
+    def tar(self) -> StoragePath:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
@@ -70,7 +70,7 @@ class PackTask:
         return fingerprint([*content, self.text_facts] if self.text else content)
 
 
-def text_rows_path(tar: Place) -> Place:
+def text_rows_path(tar: StoragePath) -> StoragePath:
     """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
@@ -114,8 +114,8 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
                     packed, row = _pack_sample(task, sample)
                 except BadImage as bad:
                     rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
-                    if not ids and len(rows) == HOPELESS:
-                        what = f"none of {HOPELESS} posters could be cleaned: {bad.detail}"
+                    if not ids and len(rows) == MAX_FAILURES_IN_A_ROW:
+                        what = f"none of {MAX_FAILURES_IN_A_ROW} posters could be cleaned: {bad.detail}"
                         raise UserError("images-none", what) from None
                     continue
                 rows.append(row)

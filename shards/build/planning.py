@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from shards.build.pack import PackTask, Sample
-from shards.build.resume import holds
+from shards.build.resume import holds_this_build
 from shards.build.split import SPLITS, split_samples
 from shards.dataset.index import read_index_of
 from shards.dataset.labels import LabelSet
@@ -22,7 +22,7 @@ from shards.inputs.metadata import Row
 from shards.inputs.scan import Scan
 from shards.storage.csv_text import write_for_people
 from shards.storage.files import atomic_write
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 from shards.text.pipeline import removal_fingerprint
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def plan_shards(
-    options: BuildOptions, images: Place, rows: Sequence[Row], scan: Scan, labels: LabelSet
+    options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
     """(shards to pack, (n,) duplicate groups of the rows).
 
@@ -53,10 +53,10 @@ def plan_shards(
     groups = scan.duplicate_groups(ids, options.near_duplicates)
     earlier = scan.duplicate_groups(ids, options.near_duplicates, mirrored=False)
     tasks = plan(groups)
-    if options.overwrite or np.array_equal(groups, earlier) or holds(options.out, tasks):
+    if options.overwrite or np.array_equal(groups, earlier) or holds_this_build(options.out, tasks):
         return tasks, groups
     before = plan(earlier)
-    if not holds(options.out, before):
+    if not holds_this_build(options.out, before):
         return tasks, groups
     said = (
         "%s was begun by an earlier version, which did not look for mirrored copies: its splits are kept, and %d "
@@ -67,7 +67,7 @@ def plan_shards(
 
 
 def _cut(
-    options: BuildOptions, images: Place, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
+    options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
 ) -> list[PackTask]:
     """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
     tasks = []
@@ -84,7 +84,7 @@ def _cut(
     return tasks
 
 
-def write_duplicates(path: Place, tasks: Sequence[PackTask], rows: Sequence[Row], groups: np.ndarray) -> None:
+def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequence[Row], groups: np.ndarray) -> None:
     """duplicates.csv: the posters that were taken for one another, for people to look at."""
     split = {sample.id: task.split for task in tasks for sample in task.samples}
     doubles = _doubles((row.id for row in rows), groups.tolist())

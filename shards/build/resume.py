@@ -13,7 +13,7 @@ from shards.dataset.index import SUFFIX, index_path, read_index, tar_path
 from shards.dataset.manifest import Shard
 from shards.errors import UserError
 from shards.storage.files import local_copy, names_in
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
@@ -21,35 +21,35 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 class OtherShards(UserError):
     """The folder holds shards of another build, or somebody's own tars: nothing is overwritten silently."""
 
-    def __init__(self, out: Place, tar: str, why: str) -> None:
+    def __init__(self, out: StoragePath, tar: str, why: str) -> None:
         remedy = "choose another --out, or pass --overwrite to replace them"
         super().__init__("path-exists", f"{out} already holds other shards ({tar} {why}); {remedy}")
 
 
-def survey(
-    out: Place, tasks: Sequence[PackTask], overwrite: bool
-) -> tuple[dict[str, Shard], list[PackTask], list[Place]]:
+def find_finished(
+    out: StoragePath, tasks: Sequence[PackTask], overwrite: bool
+) -> tuple[dict[str, Shard], list[PackTask], list[StoragePath]]:
     """(finished shards by name, tasks to do, strangers' indexes to delete). Raises OtherShards unless ``overwrite``."""
     planned = {index_path(task.tar) for task in tasks}
     # A killed build may have left a tar without its index; under our names it would pass for one of this set.
     names = names_in(out)
     present = {index_path(out / name) for name in names if OWN_NAME.fullmatch(name)}
-    strangers = sorted((present | {out / name for name in names if name.endswith(SUFFIX)}) - planned)
-    if strangers and not overwrite:
-        raise OtherShards(out, tar_path(strangers[0]).name, "is not of this build")
+    foreign = sorted((present | {out / name for name in names if name.endswith(SUFFIX)}) - planned)
+    if foreign and not overwrite:
+        raise OtherShards(out, tar_path(foreign[0]).name, "is not of this build")
     finished: dict[str, Shard] = {}
     replaced = (UserError,) if overwrite else ()
     for task in tasks:
         with contextlib.suppress(*replaced):
             if done := finished_shard(task, names):
                 finished[task.name] = done
-    return finished, [task for task in tasks if task.name not in finished], strangers
+    return finished, [task for task in tasks if task.name not in finished], foreign
 
 
-def holds(out: Place, tasks: Sequence[PackTask]) -> bool:
+def holds_this_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
     """Whether ``out`` holds shards of this very build, and none of another."""
     with contextlib.suppress(UserError):
-        return bool(survey(out, tasks, overwrite=False)[0])
+        return bool(find_finished(out, tasks, overwrite=False)[0])
     return False
 
 
@@ -62,7 +62,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names
     if index_path(task.tar).name not in names:
-        if there and not _left_by_a_kill(task):
+        if there and not _left_by_killed_build(task):
             raise OtherShards(task.out, task.tar.name, "has no index and other samples")
         return None
     table, facts = read_index(task.tar)
@@ -79,7 +79,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
 
-def _left_by_a_kill(task: PackTask) -> bool:
+def _left_by_killed_build(task: PackTask) -> bool:
     """Whether a tar without an index is this task's own: the build was killed between the two."""
     try:
         with local_copy(task.tar) as tar:

@@ -23,14 +23,14 @@ import numpy as np
 
 from shards.build.pack import PackTask, pack_shard, text_rows_path
 from shards.build.planning import duplicate_positions, plan_shards, write_duplicates
-from shards.build.resume import OtherShards, survey
+from shards.build.resume import OtherShards, find_finished
 from shards.build.split import SPLITS
 from shards.dataset.index import index_path, tar_path
 from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
 from shards.errors import Code, UserError
-from shards.executors.chunks import work_through
+from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
@@ -40,7 +40,7 @@ from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_g
 from shards.options import option
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
-from shards.storage.paths import Place, place, told
+from shards.storage.paths import StoragePath, as_user_error, storage_path
 from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
 from shards.values import Count
 from shards.versions import library_versions
@@ -62,13 +62,13 @@ def parse_splits(text: str) -> tuple[float, ...]:
 class BuildOptions(PostersOptions):
     """What ``posters shards build`` is asked for."""
 
-    metadata: Place = option(MISSING, parse=place)
+    metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and genre lists."""
-    out: Place = option(MISSING, parse=place)
+    out: StoragePath = option(MISSING, parse=storage_path)
     """Folder for the shard set, or its URL."""
-    images: Place | None = option(None, parse=place)
+    images: StoragePath | None = option(None, parse=storage_path)
     """Poster folder, or its URL (default: cleaned_posters_local, then Data/cleaned_posters, below the current one)."""
-    labels: Place | None = option(None, parse=place)
+    labels: StoragePath | None = option(None, parse=storage_path)
     """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of train, val and test."""
@@ -79,7 +79,7 @@ class BuildOptions(PostersOptions):
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextRemoval | None = option(None, switch="--text-removal")
     """Paint the posters' text over on their way into the shards, as `posters clean` does."""
-    split_like: Place | None = option(None, parse=place)
+    split_like: StoragePath | None = option(None, parse=storage_path)
     """Shard set whose splits are used, to compare models between the sets: its posters go where they are there, others
     where their duplicates are, and the rest to train."""
     overwrite: bool = False
@@ -142,7 +142,7 @@ def build_shards(options: BuildOptions) -> Manifest:
 
 
 def _usable(
-    options: BuildOptions, images: Place, metadata: Metadata, given: LabelSet | None, executor: Executor
+    options: BuildOptions, images: StoragePath, metadata: Metadata, given: LabelSet | None, executor: Executor
 ) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
     """(the rows with a good poster and a known genre, all others, the labels, what is known of the posters)."""
     scan = scan_images(images, [row.id for row in metadata.rows], options.image, options.out / WORK, executor)
@@ -181,12 +181,12 @@ def _source(
 
 
 @contextmanager
-def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
+def _at_work(options: BuildOptions, images: StoragePath) -> Iterator[Executor]:
     """Hold the folder, without what a killed run or worker left half-written, and have somebody to do the work."""
     where = options.workers, options.scheduler, [images], [options.out], TEXT_LIBRARIES if options.text else ()
-    with folder_lock(options.out, options.take_over):
+    with folder_lock(options.out, options.break_lock):
         remove_partials(options.out)
-        with open_executor(*where) as executor, told("build shards", options.out):
+        with open_executor(*where) as executor, as_user_error("build shards", options.out):
             yield executor
         remove_partials(options.out)
 
@@ -194,20 +194,20 @@ def _at_work(options: BuildOptions, images: Place) -> Iterator[Executor]:
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
     """Write the shards that are not finished yet; return all, in plan order."""
     try:
-        shards, todo, strangers = survey(options.out, tasks, options.overwrite)
+        shards, todo, foreign = find_finished(options.out, tasks, options.overwrite)
     except OtherShards:
         remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
         raise
-    if todo or strangers:
+    if todo or foreign:
         # From here to the end the folder is no finished set, and must not look like one.
         remove_file(options.out / MANIFEST)
-    for path in strangers + [index_path(task.tar) for task in todo]:
+    for path in foreign + [index_path(task.tar) for task in todo]:
         # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
         for name in (path, tar_path(path), text_rows_path(tar_path(path))):
             remove_file(name)
     if shards:
         log.info("%d of %d shards were finished before and are kept", len(shards), len(tasks))
-    for task, shard in work_through(executor, pack_shard, todo, "packing shards"):
+    for task, shard in run_chunks(executor, pack_shard, todo, "packing shards"):
         shards[task.name] = shard
     return [shards[task.name] for task in tasks]
 

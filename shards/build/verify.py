@@ -20,7 +20,7 @@ from shards.dataset.manifest import Manifest, Shard, Source
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table, records_of
 from shards.dataset.store import warn_of_unknown_indexes
 from shards.errors import UserError
-from shards.executors.chunks import answers
+from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor
 from shards.inputs.images import BadImage, upright_size
 from shards.inputs.metadata import Unusable
@@ -79,7 +79,7 @@ def check_set(
         for shard in shards:
             tasks.append(_Check(folder, shard, manifest.labels, source, decode, table, first, samples))
             first += shard.samples
-    done = answers(LocalExecutor(workers), check_shard, tasks, "verifying")
+    done = results_in_order(LocalExecutor(workers), check_shard, tasks, "verifying")
     found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
     problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
     # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set

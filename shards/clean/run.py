@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from shards.clean.contact_sheet import write_sheet
 from shards.clean.task import CHUNK, CleanTask, clean_chunk, cleaned_path, finished, of_own_places, rejection_of
 from shards.errors import Code, UserError
-from shards.executors.chunks import cut, work_through
+from shards.executors.chunks import run_chunks, split_into_chunks
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
@@ -28,8 +28,8 @@ from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
 from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.storage.lock import folder_lock
-from shards.storage.paths import Place, is_remote, place, told
-from shards.text.pipeline import HOPELESS, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
+from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
+from shards.text.pipeline import MAX_FAILURES_IN_A_ROW, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report
 from shards.values import between, or_more
@@ -37,7 +37,7 @@ from shards.values import between, or_more
 log = logging.getLogger(__name__)
 
 WORK, REJECTED = ".work", "rejected.csv"
-OURS = ".posters-clean.json"
+OWN_FILES = ".posters-clean.json"
 """Lists the posters in a folder that are this command's: other pictures are never overwritten or deleted."""
 
 
@@ -45,11 +45,11 @@ OURS = ".posters-clean.json"
 class CleanOptions(PostersOptions):
     """What ``posters clean`` is asked for."""
 
-    images: Place = option(MISSING, parse=place)
+    images: StoragePath = option(MISSING, parse=storage_path)
     """Folder of raw posters, or its URL."""
-    metadata: Place = option(MISSING, parse=place)
+    metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and genre lists."""
-    out: Place = option(MISSING, parse=place)
+    out: StoragePath = option(MISSING, parse=storage_path)
     """Folder for cleaned posters, or its URL."""
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
     """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
@@ -62,7 +62,7 @@ class CleanOptions(PostersOptions):
     """Posters on the contact sheet, worst first (0: none)."""
 
     @property
-    def sheet_folder(self) -> Place:
+    def sheet_folder(self) -> StoragePath:
         """Beside the posters, not among them: whoever reads the folder wants posters only."""
         return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
 
@@ -93,13 +93,13 @@ def clean_posters(options: CleanOptions) -> CleanResult:
     metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
     _refuse_foreign(options.out)
     with (
-        folder_lock(options.out, options.take_over),
+        folder_lock(options.out, options.break_lock),
         open_executor(options.workers, options.scheduler, [options.images], [options.out], TEXT_LIBRARIES) as executor,
-        told("clean posters", options.out),
+        as_user_error("clean posters", options.out),
     ):
         if _ours(options.out) is None:
             _write_ours(options.out, [])
-        ours = (WORK, OURS, REJECTED, REPORT, ".lock")
+        ours = (WORK, OWN_FILES, REJECTED, REPORT, ".lock")
         ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
         scan = scan_images(options.images, ids, options.image, options.out / WORK, executor)
         rejected = metadata.rejected + shared + scan.rejected
@@ -116,7 +116,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             problem = problem or f"no poster left to clean in {options.images}"
             raise UserError(code, f"{problem}; reasons are in {options.out / REJECTED}")
         log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
-        _take_over(options.out, ids)
+        _remove_replaced(options.out, ids)
         rows, now = _clean(options, ids, scan, executor, rejected)
         if failed := [rejection for row in rows if (rejection := rejection_of(row))]:
             rejected += failed
@@ -130,7 +130,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         return CleanResult(rows, rejected, now, executor.slots())
 
 
-def _remove_partials(out: Place, ids: Iterable[str]) -> None:
+def _remove_partials(out: StoragePath, ids: Iterable[str]) -> None:
     """Delete what a killed run or worker left half-written; ids may name sub-folders."""
     for folder in {cleaned_path(out, sample_id).parent for sample_id in ids} | {out, out / WORK}:
         remove_partials(folder)
@@ -144,7 +144,7 @@ def _clean(
     samples = [(sample_id, scan.digests[sample_id], scan.names[sample_id]) for sample_id in ids]
     tasks = [
         CleanTask(options, part, known, work / f"clean-{number:06d}.json")
-        for number, part in enumerate(cut(samples, CHUNK))
+        for number, part in enumerate(split_into_chunks(samples, CHUNK))
     ]
     sizes = _cleaned_sizes(options.out, ids)
     by_name = {task.answer.name: task for task in tasks}
@@ -156,18 +156,18 @@ def _clean(
         log.info("%d of %d posters were cleaned before and are kept", len(ids) - left, len(ids))
     failed: list[Rejection] = []
     good = len(ids) - left
-    for task, rows in work_through(executor, clean_chunk, todo, "cleaning posters"):
+    for task, rows in run_chunks(executor, clean_chunk, todo, "cleaning posters"):
         answers[task.answer.name] = rows
         bad = [rejection for row in rows if (rejection := rejection_of(row))]
         failed, good = failed + bad, good + len(rows) - len(bad)
-        if not good and len(failed) >= min(HOPELESS, len(ids)):
+        if not good and len(failed) >= min(MAX_FAILURES_IN_A_ROW, len(ids)):
             write_rejected(options.out / REJECTED, [*rejected, *failed])
             problem = f"none of {len(failed)} posters could be cleaned, so the others were not tried"
             raise UserError("images-none", f"{problem}: {first_reasons(failed)}")
     return [row for name in by_name for row in answers[name]], left
 
 
-def _cleaned_sizes(out: Place, ids: Iterable[str]) -> dict[str, int]:
+def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
     """Sizes in bytes of those ids' cleaned posters that are there."""
     if is_remote(out):
         listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
@@ -176,31 +176,31 @@ def _cleaned_sizes(out: Place, ids: Iterable[str]) -> dict[str, int]:
     return {sample_id: path.stat().st_size for sample_id, path in paths if path.exists()}
 
 
-def _ours(out: Place) -> set[str] | None:
+def _ours(out: StoragePath) -> set[str] | None:
     """Ids whose cleaned posters earlier runs may have left in the folder; None if it is not this command's."""
-    if not (out / OURS).exists():
+    if not (out / OWN_FILES).exists():
         return None
-    kept = read_json(out / OURS, "list of cleaned posters")
+    kept = read_json(out / OWN_FILES, "list of cleaned posters")
     ids = kept.get("ids") if isinstance(kept, dict) else None
     # Posters are deleted by this list: it may come from elsewhere with the folder.
     if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
-        raise UserError("path-exists", f"{out / OURS} is no list of cleaned posters; choose another --out")
+        raise UserError("path-exists", f"{out / OWN_FILES} is no list of cleaned posters; choose another --out")
     return set(ids)
 
 
-def _write_ours(out: Place, ids: Sequence[str]) -> None:
-    write_json(out / OURS, {"made_by": "posters clean", "ids": list(ids)})
+def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
+    write_json(out / OWN_FILES, {"made_by": "posters clean", "ids": list(ids)})
 
 
-def _refuse_foreign(out: Place) -> None:
+def _refuse_foreign(out: StoragePath) -> None:
     """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
-    with told("look", out):
+    with as_user_error("look", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
         raise UserError("path-exists", f"{out} holds pictures that `posters clean` did not make; choose another --out")
 
 
-def _take_over(out: Place, ids: Sequence[str]) -> None:
+def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
     """Delete the posters of earlier runs that this one does not want: shards would be built from them.
 
     Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from shards.executors.chunks import keep, kept
+from shards.executors.chunks import read_result, write_result
 from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, blamed_on_the_picture, decode, jpeg, plain_jpeg_size
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 from shards.text.pipeline import NOT_CLEANED, clean_image, require_same_removal
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CleanTask:
     options: CleanOptions
     samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path below the folder) of each
     facts: str  # fingerprint of the options' ``text``
-    answer: Place  # written last: its presence means that the chunk's posters are there
+    answer: StoragePath  # written last: its presence means that the chunk's posters are there
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,7 +45,7 @@ class CleanTask:
         return fingerprint([contents, self.facts, self.options.quality])
 
 
-def cleaned_path(out: Place, sample_id: str) -> Place:
+def cleaned_path(out: StoragePath, sample_id: str) -> StoragePath:
     """Where a cleaned poster lies: where `posters shards build --images OUT` looks first."""
     return out / f"{sample_id}.jpg"
 
@@ -55,7 +55,7 @@ def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[d
 
     ``answer`` is what its file holds; ``sizes`` are those of the cleaned posters that are there.
     """
-    found = kept(answer, task.state())
+    found = read_result(answer, task.state())
     try:
         rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
@@ -96,7 +96,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             stream.write(packed)
         rows.append(cleaned.row)
         sizes.append(len(packed))
-    keep(task.answer, task.state(), bytes=sizes, rows=rows)
+    write_result(task.answer, task.state(), bytes=sizes, rows=rows)
     return rows
 
 
@@ -108,7 +108,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
         return jpeg(image, quality, subsampling=0, optimize=True)
 
 
-def of_own_places(ids: Sequence[str], out: Place, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
+def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
     """The ids whose posters have places of their own in ``out``, and the others. ``ours``: names of our files."""
     key = place_key(out)
     taken = {key(name) for name in ours}

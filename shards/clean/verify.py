@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.executors.chunks import answers, cut
+from shards.executors.chunks import results_in_order, split_into_chunks
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
-from shards.text.anchor_strip import strip, strip_height
+from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.masks import mask_of
 from shards.text.opencv import cv2
 from shards.text.report import read_report
@@ -45,7 +45,7 @@ class RefereeOptions(Checked):
     """Below cleaning's 0.2."""
     region_threshold: BetweenZeroAndOne = 0.25
     """Below cleaning's 0.3."""
-    anchor: bool = True
+    reference_strip: bool = True
     """A line of known text below the picture; without it the network finds text in pictures without any."""
 
 
@@ -59,7 +59,7 @@ class RefereeCommand(WorkersOption):
     """Folder made by `posters clean`."""
     sample: Annotated[int, or_more("all")] = 0
     """Look at so many posters only, drawn by a hash of their ids (0: all)."""
-    look: RefereeOptions = field(default_factory=RefereeOptions)
+    options: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
     """Write every figure to this file."""
 
@@ -83,14 +83,14 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
     scale = options.side / min(height, width)
     size = round(width * scale), round(height * scale)
     copy = cv2().resize(image, size, interpolation=cv2().INTER_CUBIC)
-    if options.anchor:
-        copy = np.concatenate([copy, strip(size[0], strip_height(options.side))])
+    if options.reference_strip:
+        copy = np.concatenate([copy, reference_strip(size[0], strip_height(options.side))])
     found = _engine(options)(np.ascontiguousarray(copy[..., ::-1]), use_det=True, use_cls=False, use_rec=False)
     boxes = () if found.boxes is None else found.boxes
     return mask_of([np.rint(np.asarray(box) / scale) for box in boxes], (height, width))
 
 
-def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
+def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
     """(id, share of text in the raw poster, share of text in the cleaned one) of each."""
     answer = []
     for sample_id in task.ids:
@@ -106,7 +106,9 @@ def look_at_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
     return answer
 
 
-def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
+def compare_text(
+    raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0
+) -> dict[str, Any]:
     """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
@@ -117,19 +119,19 @@ def judge(raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, wo
     ids = ids[: sample or None]
     if not ids:
         raise UserError("images-none", f"{cleaned} holds no cleaned poster")
-    tasks = [RefereeTask(raw, cleaned, part, options) for part in cut(ids, CHUNK)]
-    found = itertools.chain(*answers(LocalExecutor(workers), look_at_chunk, tasks, "looking again"))
+    tasks = [RefereeTask(raw, cleaned, part, options) for part in split_into_chunks(ids, CHUNK)]
+    found = itertools.chain(*results_in_order(LocalExecutor(workers), measure_chunk, tasks, "looking again"))
     judged = report.set_index("id").loc[ids]
     return {
         "referee": asdict(options),
         "cleaning": report.attrs["text_removal"],
         "altered_median": float(judged["altered"].median()),
         "seconds_mean": float(judged["seconds"].mean()),
-        **findings(sorted(found)),
+        **summary(sorted(found)),
     }
 
 
-def findings(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
+def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
     """Figures of (id, share before, share after)."""
     before, after = (np.array([row[column] for row in found]) for column in (1, 2))
     worst = sorted(found, key=lambda row: (-row[2], row[0]))[:20]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shards.clean.contact_sheet import PAGE, summary_lines
 from shards.clean.run import CleanOptions, clean_posters
-from shards.clean.verify import CLEAN_ENOUGH, RefereeCommand, judge
+from shards.clean.verify import CLEAN_ENOUGH, RefereeCommand, compare_text
 from shards.console import console
 from shards.storage.files import write_json
 from shards.text.report import summarize
@@ -40,7 +40,7 @@ def run_clean(options: CleanOptions) -> int:
 
 def run_referee(options: RefereeCommand) -> int:
     """Look, and show what was found; returns the exit status."""
-    found = judge(options.images, options.cleaned, options.look, options.sample, options.workers)
+    found = compare_text(options.images, options.cleaned, options.options, options.sample, options.workers)
     after, kept = f"{found['text_after_mean']:.2%} of the picture", f"{found['text_after_of_before']:.2%} of before"
     left = [(row["id"], f"{row['before']:.2%} before, {row['after']:.2%} after") for row in found["worst"][:5]]
     _show([

@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from shards.build.index_tars import NO_SAMPLES, NO_TAR, REJECTED, AdoptOptions, index_folder
+from shards.build.index_tars import NO_SAMPLES, NO_TAR, REJECTED, IndexOptions, index_folder
 from shards.build.run import BuildOptions, build_shards
 from shards.build.verify import verify_shards
 from shards.console import console
@@ -16,14 +16,14 @@ from shards.dataset.manifest import Manifest, Source, column_sums
 from shards.errors import UserError, printable_line
 from shards.executors.local import WorkersOption
 from shards.options import option
-from shards.storage.paths import Place, is_remote, place
+from shards.storage.paths import StoragePath, is_remote, storage_path
 
 
 @dataclass(frozen=True)
 class InfoOptions:
     """What ``posters shards info`` is asked for."""
 
-    shards: Place = option(MISSING, positional=True, parse=place)
+    shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
     """Folder with manifest.json, or its URL."""
 
 
@@ -31,7 +31,7 @@ class InfoOptions:
 class VerifyOptions(WorkersOption):
     """What ``posters shards verify`` is asked for."""
 
-    shards: Place = option(MISSING, positional=True, parse=place)
+    shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
     """Folder with manifest.json."""
 
 
@@ -74,7 +74,7 @@ def run_verify(options: VerifyOptions) -> int:
     return 1
 
 
-def run_index(options: AdoptOptions) -> int:
+def run_index(options: IndexOptions) -> int:
     """Index a folder of tars, and describe it; returns the exit status."""
     manifest = index_folder(options)
     render_info(manifest, console())

@@ -36,22 +36,22 @@ from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.dataset.cache_room import Room
 from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_stream
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 from shards.storage.retry import retried
-from shards.storage.retrying_read import SMALL, Patience, read_blocks, read_small
+from shards.storage.retrying_read import MAX_SMALL_BYTES, RetryBudget, read_blocks, read_small
 
 log = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
 
 #: Seconds between two looks at what another process holds.
-POLL = 0.05
+POLL_SECONDS = 0.05
 #: A file's time of last use is noted no more often than this, in seconds: a note is a write.
-NOTE = 1.0
+USE_NOTE_SECONDS = 1.0
 #: Times that a whole file is fetched because its digest was another than the manifest's.
 WHOLE_TRIES = 3
 #: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
-HOPELESS = 30.0
+FAILURE_SECONDS = 30.0
 #: Times that a file is opened that is gone again: others may need its room.
 OPEN_TRIES = 100
 _key = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
@@ -116,7 +116,7 @@ class Cache:
                     break
                 with held_partial(path, self._ours) as held:
                     if held is None:  # somebody else is at it
-                        Patience.rest(POLL, stop)
+                        RetryBudget.rest(POLL_SECONDS, stop)
                         continue
                     descriptor, partial = held
                     if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
@@ -132,7 +132,7 @@ class Cache:
             self._note(path, path)
             return False
 
-    def checked(self, source: Place, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+    def checked(self, source: StoragePath, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         """What ``parse`` makes of a small file that no manifest vouches for; it raises UserError for wrong bytes.
 
         Kept as ``name``; what was damaged here is fetched anew.
@@ -141,11 +141,11 @@ class Cache:
             raise UserError("path-name", f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
         kept = self.folder / name
         with self._own_errors():
-            if (data := self._ours.read(kept, SMALL)) is not None:
+            if (data := self._ours.read(kept, MAX_SMALL_BYTES)) is not None:
                 with contextlib.suppress(UserError):
                     return parse(data)
                 kept.unlink(missing_ok=True)
-            if (data := read_small(source, Patience(self.options.patience, option="--patience"))) is None:
+            if (data := read_small(source, RetryBudget(self.options.remote_timeout, option="--patience"))) is None:
                 raise UserError("set-missing", f"{source} is missing; upload the set again")
             result = parse(data)
             if self._writable:
@@ -214,7 +214,7 @@ class Cache:
     def _note(self, path: Path, file: Path | int) -> None:
         """Note that the file was used now."""
         now = time.time()
-        if now - self._noted.get(path.name, 0.0) >= NOTE:
+        if now - self._noted.get(path.name, 0.0) >= USE_NOTE_SECONDS:
             self._noted[path.name] = now
             # Gone again, root's, on a disk that can only be read: the file is no worse for it.
             with contextlib.suppress(OSError):
@@ -227,8 +227,8 @@ class Cache:
 
         before: the marker's version when we began, whatever its date says.
         """
-        at, code, message = self._failures.get(path.name, (-HOPELESS, "network", ""))
-        if time.monotonic() - at < HOPELESS:
+        at, code, message = self._failures.get(path.name, (-FAILURE_SECONDS, "network", ""))
+        if time.monotonic() - at < FAILURE_SECONDS:
             raise UserError(code, message)
         marker = path.with_name(path.name + FAILED)
         said = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
@@ -240,18 +240,18 @@ class Cache:
         """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
         marker = self.folder / (file.name + FAILED)
         try:
-            self._download(file, descriptor, Patience(self.options.patience, stop, "--patience", file.bytes))
+            self._download(file, descriptor, RetryBudget(self.options.remote_timeout, stop, "--budget", file.bytes))
         except UserError as error:
             self._failures[file.name] = (time.monotonic(), error.code, str(error))
             write_own(marker, f"{error}\n{error.code}".encode())
             raise
         marker.unlink(missing_ok=True)
 
-    def _download(self, file: RemoteFile, descriptor: int, patience: Patience) -> None:
+    def _download(self, file: RemoteFile, descriptor: int, budget: RetryBudget) -> None:
         for _ in range(WHOLE_TRIES):
             digest = hashlib.sha256()
             position = 0
-            for block in read_blocks(file.place, file.bytes, patience):
+            for block in read_blocks(file.place, file.bytes, budget):
                 digest.update(block)
                 position += os.pwrite(descriptor, block, position)
             if digest.hexdigest() == file.sha256:
@@ -259,7 +259,7 @@ class Cache:
                 self._mark_checked(descriptor, file)
                 return
             log.warning("%s came with other bytes than the manifest's", file.place)
-            patience.wait()
+            budget.wait()
         what = f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times)"
         remedy = "run `posters shards verify` where it was built, and upload it again"
         raise UserError("set-damaged", f"{what}: the set is being replaced or was damaged; {remedy}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.errors import UserError, printable_line
 from shards.options import option
-from shards.storage.paths import Place, place
+from shards.storage.paths import StoragePath, storage_path
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: One name, with an ending that is one word: it becomes the ending of a name in the cache.
@@ -31,7 +31,7 @@ def parse_limit(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
 
 
-def parse_patience(text: str) -> float:
+def parse_remote_timeout(text: str) -> float:
     """Seconds. Raises UserError."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise UserError("option-value", f"--patience takes seconds, 0 or more, not {text!r}")
@@ -47,7 +47,7 @@ class CacheOptions:
     ~/.cache)."""
     limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)
     """How much of them is kept there, in bytes or such as 200GB (default 0: all)."""
-    patience: float = option(300.0, metavar="SECONDS", parse=parse_patience)
+    remote_timeout: float = option(300.0, metavar="SECONDS", parse=parse_remote_timeout)
     """For how long a store that does not answer, or hardly sends, is asked again (default 300)."""
 
     @property
@@ -67,7 +67,7 @@ class CacheOptions:
 class SetOptions:
     """A shard set to read."""
 
-    shards: Place = option(MISSING, parse=place)
+    shards: StoragePath = option(MISSING, parse=storage_path)
     """Shard set: a folder or URL (s3://, gs://, hf://, http://)."""
     cache: CacheOptions = field(default_factory=CacheOptions)
 
@@ -80,7 +80,7 @@ class NoRoom(Exception):
 class RemoteFile:
     """A file that a manifest vouches for. Raises UserError for what would be no plain name of a file in a cache."""
 
-    place: Place
+    place: StoragePath
     bytes: int
     sha256: str
 

@@ -19,9 +19,9 @@ from shards.storage.files import PARTIAL
 log = logging.getLogger(__name__)
 
 #: Seconds after which nobody waits any more for what a failure was about.
-OLD = 3600.0
+FAILURE_SECONDS = 3600.0
 #: Seconds after which a partial is left over that had a name of its own, for want of locks.
-LEFT = 86400.0
+LEFTOVER_SECONDS = 86400.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 _UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 
@@ -52,7 +52,7 @@ class Room:
             if total > limit:
                 if not over_limit:
                     raise NoRoom(file.name)
-                self._tell_over(total)
+                self._warn_over_limit(total)
             try:
                 free = os.fstatvfs(descriptor)
                 if file.bytes > free.f_bavail * free.f_frsize:  # what others need meanwhile is not taken in vain
@@ -86,17 +86,17 @@ class Room:
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
                     partials += facts.st_size
                     # What is whole and checked, and about to get its name, has another time of writing (stamp).
-                    if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFT:
+                    if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFTOVER_SECONDS:
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
-                    if abs(now - facts.st_mtime) > OLD:  # clocks differ
+                    if abs(now - facts.st_mtime) > FAILURE_SECONDS:  # clocks differ
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole:
-                    used = facts.st_atime if facts.st_atime <= now + OLD else 0.0
+                    used = facts.st_atime if facts.st_atime <= now + FAILURE_SECONDS else 0.0
                     kept.append((used, facts.st_size, Path(entry.path)))
         return kept, partials
 
-    def _tell_over(self, size: int) -> None:
+    def _warn_over_limit(self, size: int) -> None:
         if not self._told.is_set():
             self._told.set()
             over = f"is over its limit ({size / 2**30:.1f} of {self.limit / 2**30:.1f} GiB)"

@@ -21,14 +21,16 @@ from pathlib import Path
 
 from shards.storage.file_locks import held_file
 from shards.storage.files import fingerprint
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 #: Seconds after which a file is checked again.
-REMEMBERED = 30 * 86400.0
+CHECK_AGAIN_SECONDS = 30 * 86400.0
 _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-def once_per_node(files: Iterable[tuple[Place, os.stat_result]], expected: str, check: Callable[[], None]) -> None:
+def once_per_node(
+    files: Iterable[tuple[StoragePath, os.stat_result]], expected: str, check: Callable[[], None]
+) -> None:
     """Run ``check`` on some files, unless a process of this node and user did so before and it raised nothing.
 
     files: their paths and what they are now; expected: what they are checked for, such as their digest.
@@ -63,7 +65,7 @@ def _own_folder() -> Path:
 
 def _fresh(mark: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        return time.time() - mark.lstat().st_mtime < REMEMBERED
+        return time.time() - mark.lstat().st_mtime < CHECK_AGAIN_SECONDS
     return False
 
 

@@ -28,7 +28,7 @@ from shards.dataset.labels import MAX_GENRES
 from shards.errors import UserError, one_line
 from shards.schema import parse_as
 from shards.storage.files import PARTIAL, atomic_write, small_bytes
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 if TYPE_CHECKING:
     from shards.dataset.manifest import Shard
@@ -74,12 +74,12 @@ class Member:
     json_size: int = -1
 
 
-def index_path(tar: Place) -> Place:
+def index_path(tar: StoragePath) -> StoragePath:
     """``train-00000.tar`` → ``train-00000.index.parquet`` (img2dataset's own .parquet keeps its name)."""
     return tar.with_name(tar.name.removesuffix(".tar") + SUFFIX)
 
 
-def tar_path(index: Place) -> Place:
+def tar_path(index: StoragePath) -> StoragePath:
     """The tar that an index describes."""
     return index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
 
@@ -107,31 +107,31 @@ def build_table(
     return pa.table(columns, schema=SCHEMA)
 
 
-def write_index(tar: Place, table: pa.Table, facts: Mapping[str, Any]) -> None:
+def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
     """Write the index, atomically. ``facts`` (JSON types) go into the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
 
 
-def require_index(tar: Place) -> None:
+def require_index(tar: StoragePath) -> None:
     """Raise UserError if there is no index beside a tar."""
     if not index_path(tar).is_file():
         raise _no_index(tar)
 
 
-def read_index(tar: Place) -> tuple[pa.Table, dict[str, Any]]:
+def read_index(tar: StoragePath) -> tuple[pa.Table, dict[str, Any]]:
     """(table, facts) of a tar's index. Raises UserError if it is absent or no sound index of ours."""
     return parse_index(index_bytes(tar), index_path(tar))
 
 
-def read_index_of(root: Place, shard: Shard) -> pa.Table:
+def read_index_of(root: StoragePath, shard: Shard) -> pa.Table:
     """The index of a set's shard, as ``index_of`` has it."""
     tar = root / shard.name
     return index_of(index_bytes(tar), index_path(tar), shard)
 
 
-def index_bytes(tar: Place) -> bytes:
+def index_bytes(tar: StoragePath) -> bytes:
     """The bytes of a tar's index. Raises UserError if it is absent."""
     path = index_path(tar)
     try:
@@ -139,7 +139,7 @@ def index_bytes(tar: Place) -> bytes:
             if path.exists():
                 require_index(tar)  # a device or a pipe has no end
             return small_bytes(path)
-        with told("read the index", path):
+        with as_user_error("read the index", path):
             return path.read_bytes()
     except FileNotFoundError:
         raise _no_index(tar) from None
@@ -147,7 +147,7 @@ def index_bytes(tar: Place) -> bytes:
         raise UserError("path-unreadable", f"the index {path} cannot be read: {one_line(error)}") from None
 
 
-def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
+def index_of(data: bytes, path: StoragePath, shard: Shard) -> pa.Table:
     """The table of the bytes of a shard's index.
 
     Raises UserError, naming ``path``, if they are not those that the manifest vouches for, or say of the tar what
@@ -162,7 +162,7 @@ def index_of(data: bytes, path: Place, shard: Shard) -> pa.Table:
     return table
 
 
-def require_digest(data: bytes, path: Place, shard: Shard) -> None:
+def require_digest(data: bytes, path: StoragePath, shard: Shard) -> None:
     """Raise UserError if the bytes of an index are not those that the manifest vouches for."""
     if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
         what = "belongs to another build than the manifest, or was changed (its sha256 differs)"
@@ -185,7 +185,7 @@ def misfit_of(table: pa.Table, shard: Shard) -> str:
     return "a label is none of the set's genres" if highest >= len(shard.genre_counts) else ""
 
 
-def parse_index(data: bytes, path: Place, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
+def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """(table, facts) of the bytes of an index; with ``rows``, of so many samples.
 
     Raises UserError, naming ``path``, if they are no sound index of ours: of other columns, with values that are absent
@@ -242,15 +242,15 @@ def _unsound(table: pa.Table) -> str:
     return "a label is below 0" if np.min(labels.to_numpy(), initial=0) < 0 else ""
 
 
-def _not_sound(path: Place, problem: str) -> UserError:
+def _not_sound(path: StoragePath, problem: str) -> UserError:
     return UserError("set-damaged", f"the index {path} is not sound: {problem}; {COPY_AGAIN}")
 
 
-def _no_index(tar: Place) -> UserError:
+def _no_index(tar: StoragePath) -> UserError:
     remedy = "finish `posters shards build`, or run `posters shards index`"
     return UserError("set-missing", f"no index beside {tar}: {remedy}")
 
 
-def list_tars(folder: Place) -> list[Place]:
+def list_tars(folder: StoragePath) -> list[StoragePath]:
     """The tars of a folder, by name, without unfinished ones."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

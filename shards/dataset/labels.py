@@ -14,7 +14,7 @@ import msgspec
 from shards.errors import UserError, some
 from shards.schema import check_as
 from shards.storage.files import fingerprint, read_json
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 MAX_GENRES = 32_767  # the index holds columns as int16
 
@@ -161,7 +161,7 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
         raise UserError("labels-differ", f"{what}; {difference(left_name, left, right_name, right)}")
 
 
-def read_labels(path: Place) -> LabelSet:
+def read_labels(path: StoragePath) -> LabelSet:
     """The genres of a manifest, of a model's labels.json, or of a file that has "genres". Raises UserError."""
     raw = read_json(path, "labels file")
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw

@@ -24,8 +24,8 @@ from shards.dataset.sample_table import SampleTable, table_name, write_sample_ta
 from shards.errors import UserError
 from shards.schema import Count, Sha256, check_as, parse_as
 from shards.storage.files import fingerprint, names_in, remove_file, small_bytes, write_json
-from shards.storage.paths import Place, is_remote
-from shards.storage.retrying_read import FIRST_PATIENCE, SMALL, Patience, read_small
+from shards.storage.paths import StoragePath, is_remote
+from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -58,7 +58,7 @@ class Shard:
     max_width: Count
     genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
-    index_bytes: Annotated[int, msgspec.Meta(ge=0, le=SMALL)] = 0
+    index_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_SMALL_BYTES)] = 0
     """Of its index (shards/dataset/index.py); this and the next are unknown in sets of earlier versions."""
     index_sha256: Sha256 | None = None
 
@@ -167,7 +167,7 @@ class Manifest:
             for name, shards in self.by_split.items()
         }
 
-    def write_tables(self, folder: Place) -> None:
+    def write_tables(self, folder: StoragePath) -> None:
         """Write the splits' tables of samples from the indexes in ``folder``, and take note of the indexes' digests.
 
         Before the manifest, which names them. Raises UserError for a set that could not be read again.
@@ -191,7 +191,7 @@ class Manifest:
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 
-    def write(self, folder: Place) -> None:
+    def write(self, folder: StoragePath) -> None:
         """Write manifest.json, atomically. It is the last file of a build."""
         write_json(
             folder / NAME,
@@ -210,11 +210,11 @@ class Manifest:
         )
 
     @classmethod
-    def read(cls, folder: Place, patience: float = FIRST_PATIENCE) -> Manifest:
+    def read(cls, folder: StoragePath, remote_timeout: float = FIRST_RETRY_SECONDS) -> Manifest:
         """Read a folder's manifest; ``patience`` (seconds) with a store. Raises UserError if absent or not valid."""
         path = folder / NAME
         if is_remote(folder):
-            data = read_small(path, Patience(patience))
+            data = read_small(path, RetryBudget(remote_timeout))
         elif folder.is_dir():
             data = small_bytes(path) if path.is_file() else None
         else:

@@ -24,7 +24,7 @@ from shards.dataset.index import MAX_PIXELS, index_bytes, index_of, index_path
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256
 from shards.storage.files import atomic_path, fingerprint, sha256_file, sha256_stream
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 if TYPE_CHECKING:
     from shards.dataset.manifest import Shard
@@ -70,7 +70,7 @@ def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str
 
 
 def write_sample_table(
-    folder: Place, split: str, shards: Sequence[Shard], genres: Sequence[str]
+    folder: StoragePath, split: str, shards: Sequence[Shard], genres: Sequence[str]
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
     """Write a split's table from the indexes of its shards; returns it and (bytes, sha256) of each index read.
 
@@ -103,7 +103,7 @@ def open_sample_table(path: Path) -> IO[bytes]:
 
 
 def map_sample_table(
-    stream: IO[bytes], path: Place, table: SampleTable, samples: int, genres: int
+    stream: IO[bytes], path: StoragePath, table: SampleTable, samples: int, genres: int
 ) -> np.memmap[Any, Any]:
     """(n,) records, mapped read-only, of an open file. Raises UserError if its layout is not as the manifest says.
 
@@ -125,7 +125,7 @@ def map_sample_table(
 
 
 def check_sample_table(
-    stream: IO[bytes], path: Place, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
+    stream: IO[bytes], path: StoragePath, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
 ) -> None:
     """Raise UserError if the file's bytes are not the manifest's, or a record says what cannot be of its tar.
 
@@ -150,7 +150,7 @@ def check_sample_table(
         first, shard = int(ends[after - 1]), after
 
 
-def _damaged(path: Place, problem: str) -> UserError:
+def _damaged(path: StoragePath, problem: str) -> UserError:
     remedy = "copy it again, or delete it and run the build again"
     return UserError("set-damaged", f"{path} is damaged ({problem}); {remedy}")
 

@@ -28,9 +28,9 @@ from shards.dataset.manifest import Manifest, Shard
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table
 from shards.errors import UserError, one_line
 from shards.storage.files import fingerprint
-from shards.storage.paths import Place, is_remote, place
+from shards.storage.paths import StoragePath, is_remote, storage_path
 from shards.storage.retry import may_pass
-from shards.storage.retrying_read import FIRST_PATIENCE
+from shards.storage.retrying_read import FIRST_RETRY_SECONDS
 
 if TYPE_CHECKING:
     from shards.dataset.cache import Cache
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 class ShardStore(ABC):
     """The files of one shard set."""
 
-    def __init__(self, root: Place, patience: float = FIRST_PATIENCE) -> None:
-        self.root, self._patience = root, patience
+    def __init__(self, root: StoragePath, remote_timeout: float = FIRST_RETRY_SECONDS) -> None:
+        self.root, self._remote_timeout = root, remote_timeout
 
     def __str__(self) -> str:
         return str(self.root)
@@ -53,7 +53,7 @@ class ShardStore(ABC):
 
     def manifest(self) -> Manifest:
         """The set's manifest, read anew."""
-        manifest = Manifest.read(self.root, self._patience)
+        manifest = Manifest.read(self.root, self._remote_timeout)
         warn_of_unknown_indexes(self.root, manifest)
         return manifest
 
@@ -138,8 +138,8 @@ class LocalShards(ShardStore):
 class RemoteShards(ShardStore):
     """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
 
-    def __init__(self, root: Place, cache: Cache) -> None:
-        super().__init__(root, min(FIRST_PATIENCE, cache.options.patience))
+    def __init__(self, root: StoragePath, cache: Cache) -> None:
+        super().__init__(root, min(FIRST_RETRY_SECONDS, cache.options.remote_timeout))
         self.cache = cache
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
@@ -173,14 +173,14 @@ class RemoteShards(ShardStore):
 
 
 #: How a shard set is named: a path or URL, or its store where the cache is another than the usual one.
-ShardsAt: TypeAlias = str | Place | ShardStore
+ShardsAt: TypeAlias = str | StoragePath | ShardStore
 
 
 def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStore:
     """The store of a shard set. Raises UserError for a URL that cannot be used here."""
     if isinstance(shards, ShardStore):
         return shards
-    root = place(shards)
+    root = storage_path(shards)
     if not is_remote(root):
         return LocalShards(root)
     if sys.platform == "win32":
@@ -205,7 +205,9 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
     return facts
 
 
-def _records(stream: IO[bytes], path: Place, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+def _records(
+    stream: IO[bytes], path: StoragePath, table: SampleTable, shards: Sequence[Shard], genres: int
+) -> np.ndarray:
     """The mapped records of an open table, checked once per node."""
     records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
     limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
@@ -218,7 +220,7 @@ def _records(stream: IO[bytes], path: Place, table: SampleTable, shards: Sequenc
 _warned: set[str] = set()
 
 
-def warn_of_unknown_indexes(root: Place, manifest: Manifest) -> None:
+def warn_of_unknown_indexes(root: StoragePath, manifest: Manifest) -> None:
     """Say once, in the main process, that a set of an earlier version has no digests of its indexes."""
     if str(root) in _warned or os.environ.get("RANK", "0") != "0":
         return

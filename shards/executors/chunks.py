@@ -16,18 +16,18 @@ from shards.executors.local import Executor
 from shards.executors.retries import Result
 from shards.progress import progress
 from shards.storage.files import write_json
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 Item = TypeVar("Item")
 Task = TypeVar("Task", bound=Sized)  # its items, which the progress bar counts
 
 
-def cut(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
+def split_into_chunks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
     """The items in their order, ``size`` at a time."""
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def work_through(
+def run_chunks(
     executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, result) as they are done, under a progress bar that says ``what``."""
@@ -37,20 +37,20 @@ def work_through(
             bar.update(len(task))
 
 
-def answers(
+def results_in_order(
     executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> list[Result]:
     """The results in the order of the tasks."""
-    found = {id(task): result for task, result in work_through(executor, function, tasks, what, unit)}
+    found = {id(task): result for task, result in run_chunks(executor, function, tasks, what, unit)}
     return [found[id(task)] for task in tasks]
 
 
-def keep(file: Place, state: str, **answer: Any) -> None:
+def write_result(file: StoragePath, state: str, **answer: Any) -> None:
     """Write a task's answer (JSON types). ``state``: fingerprint of all that decides it."""
     write_json(file, {"state": state, **answer})
 
 
-def kept(file: Place | bytes, state: str) -> dict[str, Any]:
+def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
     """What ``keep`` wrote for this very state; empty without it. ``file`` may be what it holds."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())

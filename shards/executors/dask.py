@@ -34,7 +34,7 @@ from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 
 from shards.errors import UserError, one_line
-from shards.executors.retries import Failure, Lane, Outcome, Result, Task, attempt, drive
+from shards.executors.retries import Backend, Failure, Outcome, Result, Task, attempt, run_all
 from shards.storage.files import fingerprint, names_in
 from shards.versions import library_versions
 
@@ -43,16 +43,16 @@ log = logging.getLogger(__name__)
 CONNECT = 15
 """Seconds after which a scheduler that does not answer is given up."""
 
-PATIENCE = 5
+CONNECT_TRIES = 5
 """Seconds between two looks at a cluster that has nothing to report."""
 
 NO_WORKERS = 4
 """Tasks that wait on a scheduler without workers: they start the first ones that come."""
 
-SEEN = ".seen-"
+WITNESS_PREFIX = ".seen-"
 """Begins the name of a file that workers must see in a folder where results go."""
 
-GONE = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
+CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
 """What a lost scheduler makes of a call."""
 
 
@@ -72,7 +72,7 @@ def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> t
     return attempt(function, task, get_worker().address)
 
 
-def meet(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
+def check_worker(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
     """Runs on a worker: (why it does not fit, whether it still runs tasks of an earlier run on the same folder)."""
     return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
 
@@ -116,7 +116,7 @@ class DaskExecutor:
             self._terms = Terms(tuple(library_versions(self._libraries).items()), tuple(self._witnesses()))
             self._client = _connect(self._scheduler)
             self._stack.callback(self._close)
-            self.look()
+            self.poll()
             self._meet_workers()
             self._stack = self._stack.pop_all()
         return self
@@ -128,26 +128,26 @@ class DaskExecutor:
         return max(1, sum(self._threads.values()))
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        lane = _Cluster(self, function, tasks)
-        with contextlib.closing(lane):
-            yield from drive(tasks, lane)
+        backend = _Cluster(self, function, tasks)
+        with contextlib.closing(backend):
+            yield from run_all(tasks, backend)
 
     def submit(self, function: Callable[[Any], Any], task: Any, avoid: set[str]) -> Future:
         """Run a task on a worker; on none of those to ``avoid``, if there are others."""
         others = sorted(self._threads.keys() - avoid) if avoid else []
         key = f"{self._run_key}-{function.__name__}-{secrets.token_hex(8)}"
-        with self.told():
+        with self.as_user_error():
             return self._client.submit(
                 on_worker, function, task, self._terms,
                 key=key, pure=False, workers=others or None, allow_other_workers=bool(others),
             )  # fmt: skip
 
-    def look(self) -> int:
+    def poll(self) -> int:
         """How many tasks the workers that are there now can run at once, seen every few seconds. Raises UserError."""
         if self._client.status != "running":
             raise self._lost("the connection was closed")
-        if time.monotonic() - self._looked >= PATIENCE:
-            with self.told():
+        if time.monotonic() - self._looked >= CONNECT_TRIES:
+            with self.as_user_error():
                 self._threads = self._client.nthreads()
             self._looked = time.monotonic()
             if not self._threads and not self._told_to_wait:
@@ -157,17 +157,17 @@ class DaskExecutor:
 
     def cancel(self, futures: Sequence[Future]) -> None:
         """Take tasks back that nobody waits for any more."""
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(*CONNECTION_ERRORS):
             self._client.cancel(futures, force=True)
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def as_user_error(self) -> Iterator[None]:
         """Turn the loss of the scheduler into one line."""
         try:
             yield
-        except (*GONE, RuntimeError, ClosedClientError) as error:
+        except (*CONNECTION_ERRORS, RuntimeError, ClosedClientError) as error:
             # The last two are of a client that is closed, or was while it asked.
-            if self._client.status == "running" and not isinstance(error, GONE):
+            if self._client.status == "running" and not isinstance(error, CONNECTION_ERRORS):
                 raise
             raise self._lost(error) from None
 
@@ -187,9 +187,9 @@ class DaskExecutor:
                 yield str(folder), str(path), path.stat().st_size
         for folder in self._writes:
             for name in names_in(folder):
-                if name.startswith(SEEN):  # a killed run's; the caller holds the folder
+                if name.startswith(WITNESS_PREFIX):  # a killed run's; the caller holds the folder
                     (folder / name).unlink(missing_ok=True)
-            path = folder.resolve() / f"{SEEN}{secrets.token_hex(8)}"
+            path = folder.resolve() / f"{WITNESS_PREFIX}{secrets.token_hex(8)}"
             path.write_text(self._run_key)
             self._stack.callback(path.unlink, missing_ok=True)
             yield str(folder), str(path), path.stat().st_size
@@ -197,8 +197,8 @@ class DaskExecutor:
     def _meet_workers(self) -> None:
         """Refuse workers that do not fit; wait for those that still work for an earlier run on the same folder."""
         for look in itertools.count():
-            with self.told():
-                answers = self._client.run(meet, self._terms, self._run_key, on_error="return")
+            with self.as_user_error():
+                answers = self._client.run(check_worker, self._terms, self._run_key, on_error="return")
             for address, answer in sorted(answers.items()):
                 if isinstance(answer, Exception):
                     raise UserError("environment", _cannot(f"worker {address}", answer))
@@ -211,7 +211,7 @@ class DaskExecutor:
             time.sleep(0.5)
 
 
-class _Cluster(Lane):
+class _Cluster(Backend):
     """One run's tasks on the workers."""
 
     this_machine = False
@@ -223,7 +223,7 @@ class _Cluster(Lane):
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def room(self) -> int:
-        return 2 * self._executor.look() or NO_WORKERS
+        return 2 * self._executor.poll() or NO_WORKERS
 
     def submit(self, number: int) -> None:
         future = self._executor.submit(self._function, self._tasks[number], self._failed_on[number])
@@ -234,11 +234,11 @@ class _Cluster(Lane):
     def wait(self) -> Sequence[Outcome]:
         keys = []
         try:
-            keys.append(self._done.get(timeout=PATIENCE))
+            keys.append(self._done.get(timeout=CONNECT_TRIES))
             while True:
                 keys.append(self._done.get_nowait())
         except queue.Empty:
-            self._executor.look()
+            self._executor.poll()
         return [self._outcome(*self._running.pop(key)) for key in keys]
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class _Cluster(Lane):
 
     def _outcome(self, number: int, future: Future) -> Outcome:
         try:
-            with self._executor.told():
+            with self._executor.as_user_error():
                 result, failure = future.result()
         except UserError:
             raise
@@ -275,7 +275,7 @@ def _connect(scheduler: str) -> Client:
     try:
         # Client's own timeout ends with the connection: it would wait for ever for a peer that never speaks.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may have a running event loop
-            thread.submit(asyncio.run, _greet(address)).result()
+            thread.submit(asyncio.run, _check_workers(address)).result()
         return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         what = f"no Dask scheduler answers at {scheduler} ({one_line(error)})"
@@ -283,7 +283,7 @@ def _connect(scheduler: str) -> Client:
         raise UserError("scheduler-lost", f"{what}; {remedy}") from None
 
 
-async def _greet(address: str) -> None:
+async def _check_workers(address: str) -> None:
     """Raise OSError or TimeoutError unless a peer answers that speaks distributed's protocol."""
     arguments = Security().get_connection_args("client")
     comm = await asyncio.wait_for(connect(address, timeout=CONNECT, **arguments), CONNECT + 1)

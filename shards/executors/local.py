@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from shards.errors import UserError
-from shards.executors.retries import Lane, Outcome, Result, Task, attempt, drive
+from shards.executors.retries import Backend, Outcome, Result, Task, attempt, run_all
 from shards.extras import require_extra
 from shards.options import option
-from shards.storage.paths import Place, is_remote
+from shards.storage.paths import StoragePath, is_remote
 from shards.values import Checked, or_more
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ExecutorOptions:
     """This machine (local), or the workers of a Dask scheduler."""
     scheduler: str | None = option(None, metavar="ADDRESS")
     """Address (tcp://HOST:PORT) of the Dask scheduler, or its scheduler file."""
-    take_over: bool = False
+    break_lock: bool = False
     """Go on although a run on another machine, which must be dead, claims --out (a URL)."""
 
     def check_executor(self) -> None:
@@ -69,8 +69,8 @@ class ExecutorOptions:
 def open_executor(
     workers: int = 0,
     scheduler: str | None = None,
-    reads: Sequence[Place] = (),
-    writes: Sequence[Place] = (),
+    reads: Sequence[StoragePath] = (),
+    writes: Sequence[StoragePath] = (),
     libraries: Sequence[str] = (),
 ) -> Iterator[Executor]:
     """The executor that the options ask for.
@@ -110,17 +110,17 @@ class LocalExecutor:
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         workers = min(self.slots(), len(tasks))
-        lane = _Here(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
-        with contextlib.closing(lane):
+        backend = _InProcess(function, tasks) if workers <= 1 else _Pool(function, tasks, workers)
+        with contextlib.closing(backend):
             try:
-                yield from drive(tasks, lane)
+                yield from run_all(tasks, backend)
             except BrokenProcessPool:
                 what = "a worker process was killed from outside (out of memory?); finished work is kept"
                 remedy = "run the same command again, with fewer --workers if memory is short"
                 raise UserError("worker-lost", f"{what}: {remedy}") from None
 
 
-class _Here(Lane):
+class _InProcess(Backend):
     """This process, a task at a time."""
 
     this_machine = True
@@ -138,7 +138,7 @@ class _Here(Lane):
         return [(self._next, *attempt(self._function, self._tasks[self._next]))]
 
 
-class _Pool(Lane):
+class _Pool(Backend):
     """Processes of this machine."""
 
     this_machine = True

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 RETRIES = 2
 """Further tries of a task that failed for what may be a passing reason."""
 
-HOPELESS = 20
+MAX_FAILURES_IN_A_ROW = 20
 """So many tasks set aside, one after the other, and the cause is not theirs: the run ends."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -57,7 +57,7 @@ class Failure:
 Outcome = tuple[int, Any, Failure | None]
 
 
-class Lane(Protocol):
+class Backend(Protocol):
     """Where tasks run, by their positions."""
 
     this_machine: bool
@@ -96,31 +96,31 @@ def _failure_of(error: Exception, worker: str) -> Failure:
     return Failure(line, kind, trace=traceback.format_exc(), worker=worker)
 
 
-def drive(tasks: Sequence[Task], lane: Lane) -> Iterator[tuple[Task, Any]]:
+def run_all(tasks: Sequence[Task], backend: Backend) -> Iterator[tuple[Task, Any]]:
     """Yield (task, result) in completion order. Raises UserError as the module says, and OSError for a full disk."""
-    trials = _Trials(tasks, lane.this_machine)
+    retries = _Retries(tasks, backend.this_machine)
     queue, suspects = deque(range(len(tasks))), deque[int]()
     running, alone = 0, False
     while queue or running or suspects:
         if not queue and not running:
             alone = True
             queue.append(suspects.popleft())
-        while queue and running < (1 if alone else lane.room()):
-            lane.submit(queue.popleft())
+        while queue and running < (1 if alone else backend.room()):
+            backend.submit(queue.popleft())
             running += 1
-        for number, result, failure in lane.wait():
+        for number, result, failure in backend.wait():
             running -= 1
             if failure is None:
-                trials.in_a_row = 0
+                retries.in_a_row = 0
                 yield tasks[number], result
             elif failure.kind == "killed" and not alone:
                 suspects.append(number)
-            elif trials.failed(number, failure):
+            elif retries.failed(number, failure):
                 queue.append(number)
-    trials.finish()
+    retries.finish()
 
 
-class _Trials(Generic[Task]):
+class _Retries(Generic[Task]):
     def __init__(self, tasks: Sequence[Task], this_machine: bool) -> None:
         self._tasks, self._this_machine = tasks, this_machine
         self._tries: Counter[int] = Counter()
@@ -145,7 +145,7 @@ class _Trials(Generic[Task]):
             log.error("%s failed on %s:\n%s", name, failure.host, failure.trace.rstrip())
         self._aside[number] = f"{name} ({failure.line})"
         self.in_a_row += 1
-        if HOPELESS <= self.in_a_row < len(self._tasks):
+        if MAX_FAILURES_IN_A_ROW <= self.in_a_row < len(self._tasks):
             what = f"{self.in_a_row} tasks failed one after the other, so the rest was not tried"
             kept = "finished work is kept: mend the cause and run the same command again"
             raise UserError("tasks-failed", f"{what}; the last was {self._aside[number]}; {kept}")

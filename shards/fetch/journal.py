@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shards.inputs.metadata import Rejection
 from shards.storage.files import atomic_write, names_in, read_present, remove_tree
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 PARTS = ".fetch"
 
@@ -68,7 +68,7 @@ class RemoteJournal:
     none, its entry is of a poster that is not there, and the link counts as not yet tried.
     """
 
-    def __init__(self, path: Place, expected: Iterable[Entry]) -> None:
+    def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._known = set(expected)
@@ -98,7 +98,7 @@ def _line(entry: Entry) -> bytes:
     return json.dumps({key: value for key, value in asdict(entry).items() if value}).encode() + b"\n"
 
 
-def take_in_parts(folder: Place, journal: str) -> None:
+def take_in_parts(folder: StoragePath, journal: str) -> None:
     """Move what the parts say to the folder's journal (only for the holder of the folder)."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
@@ -118,7 +118,7 @@ def _whole_lines(data: bytes) -> bytes:
     return data if data.endswith(b"\n") or not data else data + b"\n"
 
 
-def read_journal(path: Place) -> Iterator[Entry]:
+def read_journal(path: StoragePath) -> Iterator[Entry]:
     """Entries in the order in which they were made; a half-written line is passed over."""
     if not path.exists():
         return
@@ -133,7 +133,7 @@ def read_journal(path: Place) -> Iterator[Entry]:
 
 
 def recall(
-    path: Place, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
+    path: StoragePath, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
 ) -> tuple[set[str], dict[str, Rejection]]:
     """What earlier runs settled about these links, by their ids' keys (files.place_key).
 

@@ -10,7 +10,7 @@ from shards.executors.local import ExecutorOptions
 from shards.inputs.csv_table import CsvOptions
 from shards.inputs.images import ImageOptions
 from shards.options import option
-from shards.storage.paths import Place, place
+from shards.storage.paths import StoragePath, storage_path
 from shards.values import Checked, Count, NotNegative, Positive, at_least
 
 
@@ -18,9 +18,9 @@ from shards.values import Checked, Count, NotNegative, Positive, at_least
 class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     """Which links, to where, and how patiently."""
 
-    metadata: Place = option(MISSING, parse=place)
+    metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and links."""
-    out: Place = option(MISSING, parse=place)
+    out: StoragePath = option(MISSING, parse=storage_path)
     """Folder for the posters and rejected.csv, or its URL."""
     url_column: str = option(MISSING)
     """CSV column of the links, by name or number from 0."""

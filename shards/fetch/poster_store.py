@@ -15,7 +15,7 @@ from shards.fetch.journal import PARTS, Entry, EntryLog
 from shards.inputs.image_files import USUAL_ENDINGS
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.storage.files import atomic_write, remove_file, remove_tree
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
@@ -28,7 +28,7 @@ OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
 
 
 @contextmanager
-def incoming(folder: Place) -> Iterator[None]:
+def incoming(folder: StoragePath) -> Iterator[None]:
     """An empty place for posters on their way into a local folder, gone when the block ends."""
     remove_tree(folder / INCOMING)
     (folder / INCOMING).mkdir()
@@ -41,7 +41,7 @@ def incoming(folder: Place) -> Iterator[None]:
 class PosterStore(ABC):
     """Posters by id in a folder, which the caller, or who sent it, holds."""
 
-    def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions) -> None:
+    def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options
 
     def save(self, link: Link, data: bytes) -> None:
@@ -57,7 +57,7 @@ class PosterStore(ABC):
         self._put(link, self._folder / f"{link.id}{extension}", data)
 
     @abstractmethod
-    def _put(self, link: Link, final: Place, data: bytes) -> None: ...
+    def _put(self, link: Link, final: StoragePath, data: bytes) -> None: ...
 
     @abstractmethod
     def remove(self, link: Link) -> None:
@@ -89,11 +89,13 @@ class FolderStore(PosterStore):
 class RemoteStore(PosterStore):
     """A folder at a URL. ``replaces`` are the ids that have a poster of an earlier link."""
 
-    def __init__(self, folder: Place, journal: EntryLog, options: ImageOptions, replaces: Collection[str]) -> None:
+    def __init__(
+        self, folder: StoragePath, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
+    ) -> None:
         super().__init__(folder, journal, options)
         self._replaces = replaces
 
-    def _put(self, link: Link, final: Place, data: bytes) -> None:
+    def _put(self, link: Link, final: StoragePath, data: bytes) -> None:
         self.remove(link)
         self.journal.add(Entry(link.id, link.url))
         with atomic_write(final) as stream:
@@ -105,7 +107,7 @@ class RemoteStore(PosterStore):
                 remove_file(path)
 
 
-def poster_paths(folder: Place, sample_id: str) -> list[Place]:
+def poster_paths(folder: StoragePath, sample_id: str) -> list[StoragePath]:
     """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
 

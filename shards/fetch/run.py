@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
-from shards.executors.chunks import work_through
+from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
 from shards.fetch.journal import Journal, recall, take_in_parts
@@ -21,7 +21,7 @@ from shards.inputs.metadata import Rejection, write_rejected
 from shards.progress import progress
 from shards.storage.files import place_key, remove_partials
 from shards.storage.lock import folder_lock
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
     from shards.fetch.links import Link
@@ -50,7 +50,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     from shards.storage.address_policy import is_any, is_public
 
     links, rejected = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
-    with folder_lock(options.out, options.take_over), told("fetch posters", options.out):
+    with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public
         # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and
@@ -101,7 +101,7 @@ def _fetch_missing(
 
     tasks = tasks_of(options, allowed, todo, replaces, executor.slots())
     with nullcontext() if is_remote(options.out) else incoming(options.out):
-        for task, bad in work_through(executor, fetch_chunk, tasks, "fetching posters"):
+        for task, bad in run_chunks(executor, fetch_chunk, tasks, "fetching posters"):
             result.rejected |= bad
             result.fetched += len(task) - len(bad)
 
@@ -133,7 +133,7 @@ def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -
         return bring_in(links, options, allowed, store, done=bar.update)
 
 
-def _posters_there(folder: Place, ids: Sequence[str]) -> Callable[[str], bool]:
+def _posters_there(folder: StoragePath, ids: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether an id has a poster in the folder."""
     if not is_remote(folder):
         return lambda sample_id: any(path.is_file() for path in poster_paths(folder, sample_id))

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from shards.executors.chunks import cut
+from shards.executors.chunks import split_into_chunks
 from shards.fetch.event_loop import bring_in
 from shards.fetch.journal import PARTS, Entry, Journal, RemoteJournal
 from shards.fetch.links import Link
@@ -54,7 +54,7 @@ def tasks_of(
     polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
     return [
         FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
-        for part in cut(links, size)
+        for part in split_into_chunks(links, size)
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from shards.dataset.labels import tidy
 from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 #: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
 ROW_NUMBERS = ("", "unnamed: 0")
@@ -37,7 +37,7 @@ class CsvOptions:
 class Table:
     """An open CSV."""
 
-    path: Place
+    path: StoragePath
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
     """(line number, cells) of every row that is not empty. A row may be shorter or longer than the header."""
@@ -78,7 +78,7 @@ class Table:
 
 
 @contextlib.contextmanager
-def open_table(path: Place, encoding: str) -> Iterator[Table]:
+def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
     """Open a CSV with a header line. Columns are separated by commas, or by what the header has instead.
 
     Raises UserError if the file is missing, and for whatever is no CSV in that encoding, while the rows are read too.

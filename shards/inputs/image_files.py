@@ -14,7 +14,7 @@ from typing import Any
 from shards.errors import UserError, one_line
 from shards.inputs.images import BadImage
 from shards.storage.endings import ENDINGS_TEXT, IMAGE_ENDINGS, ending, is_image_name, others_text
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote
 from shards.storage.remote_files import read_whole, remote_files
 from shards.storage.retry import of_one_file, retried, unreadable
 
@@ -36,7 +36,7 @@ class Walk:
     others: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
     unreadable: list[str] = field(default_factory=list)  # what is said of each folder that cannot be listed
 
-    def tell(self, folder: Place) -> None:
+    def warn(self, folder: StoragePath) -> None:
         """Say so: one line for files of other kinds, and one for each of the first folders that cannot be read."""
         if self.others:
             log.warning("%s: %s", folder, others_text(self.others))
@@ -133,7 +133,7 @@ def _is_file(path: Path) -> bool:
         return False  # in a folder that may not be read, or with a name that is too long
 
 
-def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> bytes:
+def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None) -> bytes:
     """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable (of one that may not be read).
 
     ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
@@ -145,7 +145,7 @@ def read_image_file(folder: Place, sample_id: str, name: str | None = None) -> b
     return data
 
 
-def read_checked(folder: Place, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
+def read_checked(folder: StoragePath, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
     """As ``read_image_file``. Raises UserError unless it has the SHA-256 ``digest``, as when posters were checked."""
     try:
         data = read_image_file(folder, sample_id, name)
@@ -195,9 +195,9 @@ def default_image_folder(start: Path) -> Path:
     raise UserError("images-none", f"no images found in {tried} (under {start}); name the folder with --images DIR")
 
 
-def require_images(folder: Place) -> None:
+def require_images(folder: StoragePath) -> None:
     """Raise UserError unless there is such a folder, with images."""
-    with told("look for posters", folder):
+    with as_user_error("look for posters", folder):
         if not folder.is_dir():
             raise UserError("path-missing", f"image folder not found: {folder}")
         # A remote folder is listed by the ids anyway, and walking through a million others takes long.
@@ -207,14 +207,14 @@ def require_images(folder: Place) -> None:
                 raise no_images(folder, walk)
 
 
-def no_images(folder: Place, walk: Walk) -> UserError:
+def no_images(folder: StoragePath, walk: Walk) -> UserError:
     """What is said of a folder without pictures."""
     found = [others_text(walk.others)] if walk.others else []
     found += walk.unreadable[:1]
     return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
 
 
-def holds_images(folder: Place) -> bool:
+def holds_images(folder: StoragePath) -> bool:
     """Whether at least one file with an image extension lies below the folder."""
     names = filter(is_image_name, remote_files(folder)) if is_remote(folder) else walk_images(folder, Walk())
     return any(True for _ in names)

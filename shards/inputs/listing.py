@@ -18,7 +18,7 @@ from typing import Any
 from shards.errors import UserError, some
 from shards.inputs.image_files import Walk, files_of, list_folder, walk_folders
 from shards.storage.endings import is_image_name
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Listed:
     state: str = ""  # of a file at a URL: changes with its content; size and what the store calls its version
 
 
-def list_posters(folder: Place, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
+def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
     """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed.
 
     Said in a line each, unless ``quiet``: ids with several files, of which one counts; in a local folder also files of
@@ -81,10 +81,10 @@ def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tu
         if os.path.isdir(folder / below):  # behind a link, which the walk does not follow
             yield members, dict.fromkeys(list_folder(folder, f"{below}/", walk)[1])
     if not quiet:
-        walk.tell(folder)
+        walk.warn(folder)
 
 
-def list_sizes(folder: Place, names: Iterable[str]) -> dict[str, int]:
+def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
     """Sizes, in bytes, of those of the files that are there; no folder holds none."""
     found = {}
     try:
@@ -102,7 +102,7 @@ class NoFolder(UserError):
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
     """Groups of keys, each with the files (path below the folder → what the store says) that begin as its keys do."""
-    with told("list", folder):
+    with as_user_error("list", folder):
         folder.fs.invalidate_cache()
         if not folder.fs.isdir(folder.path):
             raise NoFolder("path-missing", f"folder not found: {folder}")
@@ -117,7 +117,7 @@ def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple
 
 def _files(folder: Any, **which: Any) -> dict[str, Any]:
     root = folder.path.rstrip("/") + "/"
-    with told("list", folder):
+    with as_user_error("list", folder):
         try:
             infos = folder.fs.find(folder.path, detail=True, **which)
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from shards.inputs.table_checks import doubt_about, find_genres, is_named, refus
 from shards.options import option
 from shards.storage.csv_text import unescaped, write_for_people
 from shards.storage.files import atomic_write
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class GenreOptions(CsvOptions):
 
 
 def read_metadata(
-    path: Place, options: GenreOptions = GenreOptions(), *, known: Sequence[str] = (), strict: bool = True
+    path: StoragePath, options: GenreOptions = GenreOptions(), *, known: Sequence[str] = (), strict: bool = True
 ) -> Metadata:
     """Read ids and genre lists from a CSV with a header line, and log what was read.
 
@@ -245,14 +245,14 @@ def id_problem(sample_id: str) -> str:
     return ""
 
 
-def write_rejected(path: Place, rejected: Sequence[Rejection]) -> None:
+def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
     """Write rejected.csv (id, reason, detail), atomically; its text is read back by csv_text.unescaped."""
     rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, rows, end="\r\n")
 
 
-def read_rejected(path: Place) -> dict[str, str]:
+def read_rejected(path: StoragePath) -> dict[str, str]:
     """Id → reason of a rejected.csv that a command of ours left; empty if there is none, or it is another's table."""
     if not path.is_file():
         return {}

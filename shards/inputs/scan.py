@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import some
-from shards.executors.chunks import answers, cut, keep, kept
+from shards.executors.chunks import read_result, results_in_order, split_into_chunks, write_result
 from shards.executors.local import Executor
 from shards.inputs.duplicates import SIGNATURE_BYTES, group_duplicates, perceptual_hashes, poster_signature
 from shards.inputs.image_files import missing_file, read_image_file
@@ -21,7 +21,7 @@ from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.inputs.listing import Listed, list_posters
 from shards.inputs.metadata import Rejection
 from shards.storage.files import fingerprint
-from shards.storage.paths import Place, is_remote
+from shards.storage.paths import StoragePath, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ RULES = 3
 class ScanTask:
     """A chunk of posters to check; ``cache`` keeps the answer for a restarted build."""
 
-    folder: Place
+    folder: StoragePath
     ids: tuple[str, ...]
     options: ImageOptions
-    cache: Place
+    cache: StoragePath
     listed: tuple[Listed | None, ...]  # the posters' files; None of one that has none
 
     def __len__(self) -> int:
@@ -88,17 +88,23 @@ class Scan:
 
 
 def scan_images(
-    folder: Place, ids: Sequence[str], options: ImageOptions, work: Place, executor: Executor, *, chunk: int = CHUNK
+    folder: StoragePath,
+    ids: Sequence[str],
+    options: ImageOptions,
+    work: StoragePath,
+    executor: Executor,
+    *,
+    chunk: int = CHUNK,
 ) -> Scan:
     """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = list_posters(folder, ids)
     tasks = [
         ScanTask(folder, part, options, work / f"scan-{number:06d}.json", tuple(map(listed.get, part)))
-        for number, part in enumerate(cut(ids, chunk))
+        for number, part in enumerate(split_into_chunks(ids, chunk))
     ]
     scan, films = Scan(), []
-    for answer in answers(executor, scan_chunk, tasks, "checking posters"):
+    for answer in results_in_order(executor, scan_chunk, tasks, "checking posters"):
         for sample_id, digest, looks, signature, reason, detail, more in answer:
             if reason:
                 scan.rejected.append(Rejection(sample_id, reason, detail))
@@ -108,11 +114,11 @@ def scan_images(
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
                 films += [sample_id] if more else []
-    tell_of_films(films)
+    warn_of_films(films)
     return scan
 
 
-def tell_of_films(names: Sequence[str]) -> None:
+def warn_of_films(names: Sequence[str]) -> None:
     """Say which posters have several frames."""
     if names:
         log.warning("%d posters have several frames or pages; the first is taken: %s", len(names), some(names))
@@ -121,7 +127,7 @@ def tell_of_films(names: Sequence[str]) -> None:
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
     """[id, sha256, perceptual hashes and signature in hex, reason, detail, more frames?] for each poster, in order."""
     state = task.state()
-    if "answer" in (done := kept(task.cache, state)):
+    if "answer" in (done := read_result(task.cache, state)):
         return done["answer"]
     answer: list[list[Any]] = []
     for sample_id, file in zip(task.ids, task.listed, strict=True):
@@ -135,5 +141,5 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
             answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
         except BadImage as bad:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])
-    keep(task.cache, state, answer=answer)
+    write_result(task.cache, state, answer=answer)
     return answer

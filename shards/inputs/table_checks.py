@@ -10,7 +10,7 @@ from itertools import islice
 from shards.dataset.labels import tidy
 from shards.errors import UserError, some
 from shards.inputs.csv_table import Table, open_table
-from shards.storage.paths import Place
+from shards.storage.paths import StoragePath
 
 #: A column of one of these names holds the genres.
 GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
@@ -91,7 +91,7 @@ def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) 
     return UserError("table-column", f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}")
 
 
-def _peek(path: Place, encoding: str) -> list[list[str]]:
+def _peek(path: StoragePath, encoding: str) -> list[list[str]]:
     with open_table(path, encoding) as table:
         return [row for _, row in islice(table.rows, PEEK)]
 

@@ -24,13 +24,13 @@ from shards.inputs.table_checks import PEEK
 from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
-from shards.storage.paths import Place, is_remote, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote
 from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
 
 #: Reasons that tell nothing of unreadable genres or pixels: what is not there, and what a user's limits leave out.
-HARMLESS = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
+NOT_COUNTED = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
 #: Reasons that tell of a row: its poster may be there all the same.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
 #: File names that are looked at to explain why no id names one.
@@ -60,7 +60,13 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
 
 
 def problem_with_rows(
-    csv: Place, encoding: str, images: Place, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
+    csv: StoragePath,
+    encoding: str,
+    images: StoragePath,
+    metadata: Metadata,
+    scan: Scan,
+    limit: float,
+    pixels: bool = True,
 ) -> str:
     """Say how many rows have no image; return what is wrong if no id names a file, or too many rows are unreadable.
 
@@ -78,7 +84,7 @@ def problem_with_rows(
         return _no_match(csv, encoding, images, metadata, missing)
     earlier: dict[str, str] = {}  # reasons of posters, not of rows, that fetch or clean left out of the folder
     if missing or present:
-        with told("read rejected.csv", images):
+        with as_user_error("read rejected.csv", images):
             found_before = read_rejected(images / "rejected.csv")
         earlier = {sample_id: reason for sample_id, reason in found_before.items() if reason not in OF_ROWS}
     if missing:
@@ -87,7 +93,7 @@ def problem_with_rows(
         known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
         log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
     judged = present if pixels else [r for r in named if r.id in there]
-    unreadable = [r for r in judged if r.reason not in HARMLESS and r.id not in earlier]
+    unreadable = [r for r in judged if r.reason not in NOT_COUNTED and r.id not in earlier]
     if len(unreadable) <= limit * found:
         return ""
     return (
@@ -96,7 +102,7 @@ def problem_with_rows(
     )
 
 
-def _no_match(csv: Place, encoding: str, images: Place, metadata: Metadata, ids: list[str]) -> str:
+def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
     """Why no id names a file: the ids, the nearest file, and what may be wrong."""
     if is_remote(images):
         names = sorted(name for name in names_in(images) if is_image_name(name))

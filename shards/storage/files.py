@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from shards.errors import UserError, one_line
 from shards.storage import remote_files
-from shards.storage.paths import Place, is_remote
-from shards.storage.retrying_read import FIRST_PATIENCE, SMALL, Patience, read_small
+from shards.storage.paths import StoragePath, is_remote
+from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
 #: Half-written files carry this mark until they are renamed; readers never look at them.
 PARTIAL = ".partial"
@@ -30,7 +30,7 @@ LARGEST_TEXT = 1 << 30
 
 
 @contextlib.contextmanager
-def atomic_path(path: Place) -> Iterator[Path]:
+def atomic_path(path: StoragePath) -> Iterator[Path]:
     """The name of a local file to write; it becomes ``path`` when the block ends well.
 
     A local one lies beside ``path``, under a name of this process and call alone: two processes, of one machine or of
@@ -56,7 +56,7 @@ def atomic_path(path: Place) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Place, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path).
 
     Text is UTF-8. Half a character, of a name that is no text, becomes an escape, which JSON reads back.
@@ -87,7 +87,7 @@ def flush_tree(folder: Path) -> None:
         flush(path)
 
 
-def write_json(path: Place, value: Any) -> None:
+def write_json(path: StoragePath, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically and with a stable layout."""
     with atomic_write(path, "w") as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False, allow_nan=False)
@@ -95,12 +95,12 @@ def write_json(path: Place, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
+def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]:
     """Open a text for reading, line ends as they are; at a URL LARGEST_TEXT at most. Raises OSError, UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
-    elif (data := read_small(path, Patience(FIRST_PATIENCE), LARGEST_TEXT)) is not None:
+    elif (data := read_small(path, RetryBudget(FIRST_RETRY_SECONDS), LARGEST_TEXT)) is not None:
         yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
     else:
         raise FileNotFoundError(str(path))
@@ -108,13 +108,13 @@ def opened_text(path: Place, encoding: str = "utf-8") -> Iterator[IO[str]]:
 
 def small_bytes(path: Path) -> bytes:
     """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
-    if (size := path.stat().st_size) > SMALL:
-        why = f"it has {size} bytes, over the limit of {SMALL}; copy it again"
+    if (size := path.stat().st_size) > MAX_SMALL_BYTES:
+        why = f"it has {size} bytes, over the limit of {MAX_SMALL_BYTES}; copy it again"
         raise UserError("path-unreadable", f"{path} cannot be read: {why}")
     return path.read_bytes()
 
 
-def read_json(path: Place, what: str) -> Any:
+def read_json(path: StoragePath, what: str) -> Any:
     """Read JSON; ``what`` names the file's role in the error. Raises UserError if absent or malformed."""
     try:
         with opened_text(path) as stream:
@@ -125,7 +125,7 @@ def read_json(path: Place, what: str) -> Any:
         raise UserError("path-unreadable", f"{what} {path} cannot be read: {one_line(error)}") from None
 
 
-def sha256_file(path: Place) -> str:
+def sha256_file(path: StoragePath) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return sha256_stream(stream)
@@ -146,7 +146,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def names_in(folder: Place) -> set[str]:
+def names_in(folder: StoragePath) -> set[str]:
     """Names of the files and folders in a folder as it is now; empty if there is no such folder."""
     if is_remote(folder):
         return remote_files.remote_names(folder)
@@ -156,7 +156,7 @@ def names_in(folder: Place) -> set[str]:
         return set()
 
 
-def read_present(folder: Place, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def read_present(folder: StoragePath, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of those of a folder's files that are there, in any order."""
     there = names_in(folder)
     wanted = [name for name in names if name in there]
@@ -167,7 +167,7 @@ def read_present(folder: Place, names: Iterable[str]) -> Iterator[tuple[str, byt
             yield name, (folder / name).read_bytes()
 
 
-def place_key(folder: Place) -> Callable[[str], str]:
+def place_key(folder: StoragePath) -> Callable[[str], str]:
     """Paths below this folder lie in one place if, and only if, their keys are equal.
 
     ``a//b`` is ``a/b`` everywhere. Some file systems do not tell A from a, or an accented letter from the letter and
@@ -190,7 +190,7 @@ def place_key(folder: Place) -> Callable[[str], str]:
     return key
 
 
-def remove_partials(folder: Place) -> None:
+def remove_partials(folder: StoragePath) -> None:
     """Delete what a killed process left half-written (safe only under the folder's lock)."""
     if is_remote(folder) and remote_files.puts_whole(folder):
         return  # there are none, and the folder may be large
@@ -199,7 +199,7 @@ def remove_partials(folder: Place) -> None:
             remove_file(folder / name)
 
 
-def remove_file(path: Place) -> None:
+def remove_file(path: StoragePath) -> None:
     """Delete a file if it is there."""
     if is_remote(path):
         remote_files.remove_remote_file(path)
@@ -207,7 +207,7 @@ def remove_file(path: Place) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_tree(folder: Place) -> None:
+def remove_tree(folder: StoragePath) -> None:
     """Delete a folder of our own and all that is in it, as far as that is possible."""
     if is_remote(folder):
         remote_files.remove_remote_tree(folder)
@@ -216,7 +216,7 @@ def remove_tree(folder: Place) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
+def local_copy(path: StoragePath) -> Iterator[Path]:
     """A file as a local one: itself, or a copy for as long as the block runs."""
     if is_remote(path):
         with remote_files.downloaded(path) as local:

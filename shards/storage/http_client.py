@@ -30,15 +30,15 @@ from shards.storage.address_policy import (
     literal_address,
     reachable_from,
 )
-from shards.storage.limits import LEAST, TooMuch
+from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 
 #: The most bytes of one answer that are taken, unless less is asked for.
-MOST = 1 << 30
+MAX_ANSWER_BYTES = 1 << 30
 #: Seconds for an answer to begin, and for which it may come at less than RATE, unless less is asked for.
-PATIENCE = 90.0
+ANSWER_SECONDS = 90.0
 #: Bytes a second, the least over each PATIENCE.
 RATE = 1024
 
@@ -87,8 +87,8 @@ class HttpClient:
         asked: URL | str,
         *,
         query: str = "",
-        most: int = MOST,
-        seconds: float = PATIENCE,
+        most: int = MAX_ANSWER_BYTES,
+        seconds: float = ANSWER_SECONDS,
         ends: float = float("inf"),
         allow_redirects: bool = True,
         **request: Any,
@@ -102,7 +102,7 @@ class HttpClient:
         own: dict[str, Any] = {k: value for k, value in {**self._own, **request}.items() if value is not None}
         own["headers"] = {"Accept-Encoding": "identity", **given[0], **given[1]}  # what is kept is compressed already
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
-        seconds, first, sources = max(seconds, LEAST), url, set[str]()
+        seconds, first, sources = max(seconds, MIN_REQUEST_SECONDS), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._ask(method, url, sources, seconds, own)
             location = response.headers.get("Location")

@@ -1,7 +1,7 @@
 """What a server may make us wait for and hold, for all who read from one. It loads no HTTP library."""
 
 #: The least of seconds that one request may take: a patience of 0 means one try.
-LEAST = 5.0
+MIN_REQUEST_SECONDS = 5.0
 
 
 class TooMuch(OSError):

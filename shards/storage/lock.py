@@ -20,14 +20,14 @@ import msgspec
 from shards.errors import UserError, one_line
 from shards.schema import parse_as
 from shards.storage.file_locks import NoLocks, held_file
-from shards.storage.paths import Place, is_remote, remote_errors, told
+from shards.storage.paths import StoragePath, as_user_error, is_remote, remote_errors
 from shards.storage.remote_files import read_whole, remove_remote_file, require_writable
 
 log = logging.getLogger(__name__)
 
-CLAIM = ".lock"
+LOCK_NAME = ".lock"
 #: Bytes of a claim, at most.
-LARGEST = 1 << 16
+MAX_LOCK_BYTES = 1 << 16
 #: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 
@@ -35,7 +35,7 @@ NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 _Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
-class Claim(msgspec.Struct, frozen=True):
+class LockOwner(msgspec.Struct, frozen=True):
     """Who is at work at a URL."""
 
     token: _Text = ""
@@ -46,21 +46,21 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Place, take_over: bool = False) -> Iterator[None]:
+def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
     """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
 
     The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
     claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (claimed).
     """
     if is_remote(folder):
-        with claimed(folder, take_over):
+        with remote_lock(folder, take_over):
             yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError("path-unwritable", f"cannot make the folder {folder}: {one_line(error)}") from None
-    with _locked(folder / CLAIM, folder):
+    with _locked(folder / LOCK_NAME, folder):
         yield
 
 
@@ -75,7 +75,7 @@ def this_machine() -> str:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, folder: Place) -> Iterator[None]:
+def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
     """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
     with contextlib.ExitStack() as held:
         free = True
@@ -93,7 +93,7 @@ def _locked(file: Path, folder: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
+def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
     """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
 
     On one machine a lock file, named after the URL, comes first: whoever has it knows that a claim from this machine
@@ -106,11 +106,11 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
     with _locked(Path(tempfile.gettempdir()) / f"posters-{user}-{name}.lock", folder):
         token = secrets.token_hex(8)
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        claim = Claim(token, this_machine(), socket.gethostname(), os.getpid(), since)
-        path = folder / CLAIM
+        owner = LockOwner(token, this_machine(), socket.gethostname(), os.getpid(), since)
+        path = folder / LOCK_NAME
         try:
-            with told("write", folder):
-                _take(path, claim, take_over)
+            with as_user_error("write", folder):
+                _take(path, owner, take_over)
         except FileNotFoundError as error:
             remedy = "make the bucket first"
             raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}; {remedy}") from None
@@ -123,15 +123,15 @@ def claimed(folder: Any, take_over: bool = False) -> Iterator[None]:
                     remove_remote_file(path)
 
 
-def _take(path: Any, claim: Claim, take_over: bool) -> None:
-    data = msgspec.json.encode(claim)
+def _take(path: Any, owner: LockOwner, take_over: bool) -> None:
+    data = msgspec.json.encode(owner)
     if not _created(path, data):
         holder = _holder(path)
-        if holder.token and holder.machine != claim.machine and not take_over:
+        if holder.token and holder.machine != owner.machine and not take_over:
             raise _held(path, holder)
         path.fs.pipe_file(path.path, data)
     holder = _holder(path)
-    if holder.token != claim.token:  # two began in the same moment: the last writer has it
+    if holder.token != owner.token:  # two began in the same moment: the last writer has it
         raise _held(path, holder)
 
 
@@ -148,15 +148,15 @@ def _created(path: Any, data: bytes) -> bool:
         return False
 
 
-def _held(path: Any, holder: Claim) -> UserError:
+def _held(path: Any, holder: LockOwner) -> UserError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
     remedy = "wait for it, choose another folder, or, if that run is dead, pass --take-over"
     return UserError("path-locked", f"{path.parent} is claimed by another run ({who}); {remedy}")
 
 
-def _holder(path: Any) -> Claim:
+def _holder(path: Any) -> LockOwner:
     """Who holds the folder; an empty claim if there is none that can be read."""
     try:
-        return parse_as(read_whole(path, LARGEST), Claim, path, "claim", "delete it")
+        return parse_as(read_whole(path, MAX_LOCK_BYTES), LockOwner, path, "claim", "delete it")
     except (FileNotFoundError, UserError):
-        return Claim()
+        return LockOwner()

@@ -25,7 +25,7 @@ from shards.errors import UserError, one_line
 from shards.extras import install
 
 #: A local path or a URL. UPath is no Path by type, but has what is used of it here.
-Place: TypeAlias = Path
+StoragePath: TypeAlias = Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -57,12 +57,12 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def is_remote(path: Place) -> bool:
+def is_remote(path: StoragePath) -> bool:
     """Whether a place is anything but a path of this machine."""
     return not isinstance(path, Path)
 
 
-def place(text: str | Place) -> Place:
+def storage_path(text: str | StoragePath) -> StoragePath:
     """The place that a text names. Raises UserError for a URL of an unknown kind or without its client."""
     if not isinstance(text, str):
         return text
@@ -131,7 +131,7 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 
 
 @contextlib.contextmanager
-def told(what: str, path: Place) -> Iterator[None]:
+def as_user_error(what: str, path: StoragePath) -> Iterator[None]:
     """Turn a remote place's errors into one line that says ``what`` was tried; local ones keep their OSErrors."""
     if not is_remote(path):
         yield

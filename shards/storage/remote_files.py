@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.storage.paths import Place, remote_errors, told
+from shards.storage.paths import StoragePath, as_user_error, remote_errors
 
 #: Stores whose puts are visible whole or not at all; elsewhere a file is moved to its name when it is whole.
 ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "hf", "memory")
@@ -32,7 +32,7 @@ def unique_name(name: str, suffix: str) -> str:
     return f"{name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
 
-def require_writable(folder: Place) -> None:
+def require_writable(folder: StoragePath) -> None:
     """Raise UserError for a kind of URL that can only be read."""
     protocol: str = folder.protocol  # type: ignore[attr-defined]  # an UPath
     if protocol in READ_ONLY:
@@ -110,7 +110,7 @@ def downloaded(path: Any) -> Iterator[Path]:
 
 def remote_names(folder: Any) -> set[str]:
     """Names in a remote folder as they are now, whatever was listed before; empty if there is no such folder."""
-    with told("list", folder):
+    with as_user_error("list", folder):
         folder.fs.invalidate_cache()
         try:
             entries = folder.fs.ls(folder.path, detail=False)
@@ -140,7 +140,7 @@ def remote_files(folder: Any) -> Iterator[str]:
 
 def remove_remote_tree(folder: Any) -> None:
     """Delete a remote folder and all that is in it, if it is there."""
-    with told("delete", folder):
+    with as_user_error("delete", folder):
         folder.fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             folder.fs.rm(folder.path, recursive=True)

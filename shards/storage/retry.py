@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shards.errors import UserError, one_line
-from shards.storage.retrying_read import Patience
+from shards.storage.retrying_read import RetryBudget
 
 log = logging.getLogger(__name__)
 
@@ -105,5 +105,5 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
             if what not in _told:  # many threads read one file
                 _told.add(what)
                 log.warning("%s: %s; it is read again for up to %.0f s", what, one_line(error), LONGEST)
-        Patience.rest(pause * random.uniform(0.5, 1.0), stop)
+        RetryBudget.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

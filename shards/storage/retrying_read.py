@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import UserError, one_line
-from shards.storage.limits import LEAST, TooMuch
-from shards.storage.paths import Place, remote_errors
+from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
+from shards.storage.paths import StoragePath, remote_errors
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +22,17 @@ BLOCK = 8 << 20
 #: Seconds between two tries: the first, and the longest.
 PAUSES = (0.25, 15.0)
 #: Seconds for which a set's first file is asked for: nobody wants to wait long to hear of a wrong address.
-FIRST_PATIENCE = 30.0
+FIRST_RETRY_SECONDS = 30.0
 #: Bytes of a small file (manifest, index) at most: a hundred times those of 10^8 samples.
-SMALL = 256 << 20
+MAX_SMALL_BYTES = 256 << 20
 #: Bytes a second at which a store is too slow to wait for all of a file, however often a little comes.
 SLOWEST = 64 << 10
 #: Bytes a second that a request may count on beside the patience, where what comes meanwhile cannot be seen.
 USUAL = 1 << 20
 #: Patiences in all that a file may take beside that.
-PATIENCES = 10
+RETRY_BUDGETS = 10
 #: Errors that asking again does not mend.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: And answers of HTTP.
 REFUSALS = (400, 401, 403, 404, 405, 410)
 
@@ -49,7 +49,7 @@ class Abandoned(Exception):
     """Nobody wants the file any more."""
 
 
-class Patience:
+class RetryBudget:
     """For how long to ask again. Any block that comes renews it, but not without end."""
 
     def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0) -> None:
@@ -59,7 +59,7 @@ class Patience:
         of the file, for what it may take in all.
         """
         self.seconds, self.stop, self.option = seconds, stop, option
-        self.ends = time.monotonic() + PATIENCES * max(seconds, LEAST) + size / SLOWEST
+        self.ends = time.monotonic() + RETRY_BUDGETS * max(seconds, MIN_REQUEST_SECONDS) + size / SLOWEST
         self.renew()
 
     def renew(self) -> None:
@@ -86,20 +86,20 @@ class Patience:
             raise Abandoned
 
 
-def read_blocks(path: Place, size: int, patience: Patience) -> Iterator[bytes]:
+def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[bytes]:
     """The ``size`` bytes of a remote file, in blocks, with patience. Raises UserError if they cannot be had."""
     position = 0
     while position < size:
-        block = _asked(path, patience, position, min(position + BLOCK, size), size)
+        block = _asked(path, budget, position, min(position + BLOCK, size), size)
         position += len(block)
         yield block
-        patience.rest(0.0, patience.stop)
+        budget.rest(0.0, budget.stop)
 
 
-def read_small(path: Place, patience: Patience, most: int = SMALL) -> bytes | None:
+def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYTES) -> bytes | None:
     """All bytes of a small remote file, None if there is no such file. Else as ``read_blocks``."""
     try:
-        data = _asked(path, patience, 0, None, most)
+        data = _asked(path, budget, 0, None, most)
     except _Missing:
         return None
     if len(data) > most:
@@ -108,23 +108,23 @@ def read_small(path: Place, patience: Patience, most: int = SMALL) -> bytes | No
     return data
 
 
-def _asked(path: Place, patience: Patience, start: int, end: int | None, size: int) -> bytes:
+def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Some of the bytes from ``start`` on, at least one and none after ``end``; all of them where that is None.
 
     size: bytes of the file; where ``end`` is None, at most: one more may come.
     """
     while True:
         try:
-            block = _once(path, patience, start, end, size)
+            block = _once(path, budget, start, end, size)
             if end is not None:
                 if len(block) > end - start:  # a server that knows no ranges sends the whole file
                     block = block[start:] if len(block) == size else b""
                 if not block:
                     raise _Ends(f"it ends after {start} of {size} bytes")
-            patience.renew()
+            budget.renew()
             return block
         except remote_errors() as error:
-            if isinstance(error, FINAL) or _answered(error) in REFUSALS:
+            if isinstance(error, FINAL_ERRORS) or _answered(error) in REFUSALS:
                 line = f"{path} cannot be read: {_said(error)}"
                 if isinstance(error, FileNotFoundError):
                     raise _Missing("path-missing", line) from None
@@ -133,37 +133,37 @@ def _asked(path: Place, patience: Patience, start: int, end: int | None, size: i
             if beyond and end is None:  # which stores answer where there is not one byte
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
-                _check_size(path, size, patience)
+                _check_size(path, size, budget)
             if isinstance(error, TooMuch):
                 remedy = "upload the right file again"
                 raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}; {remedy}") from None
-            if patience.over:
-                longer = f" ({patience.option} waits longer)" if patience.option else ""
-                tried = f"it was asked for during {patience.seconds:.0f} s"
+            if budget.over:
+                longer = f" ({budget.option} waits longer)" if budget.option else ""
+                tried = f"it was asked for during {budget.seconds:.0f} s"
                 remedy = f"check the network and the store, then start again{longer}"
                 raise UserError("network", f"{path} cannot be read: {_said(error)}; {tried}: {remedy}") from None
             log.info("%s from byte %d: %s; asking again", path, start, _said(error))
-            patience.wait()
+            budget.wait()
 
 
-def _once(path: Any, patience: Patience, start: int, end: int | None, size: int) -> bytes:
+def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """One request. Only HTTP's client looks at what comes meanwhile; of other stores the whole request has its time."""
     store = path.fs
     limits: dict[str, Any] = {}
     if "get_client" in path.storage_options:  # http_client.py
-        limits = {"most": size, "seconds": patience.seconds, "ends": patience.ends}
+        limits = {"most": size, "seconds": budget.seconds, "ends": budget.ends}
     else:
         end = size + 1 if end is None else end  # a range, so that no more than that can come
         if getattr(store, "async_impl", False):
-            limits = {"timeout": max(patience.seconds, LEAST) + min(end - start, BLOCK) / USUAL}
+            limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
     data: bytes = store.cat_file(path.path, **ranged, **limits)
     return data
 
 
-def _check_size(path: Any, size: int, patience: Patience) -> None:
+def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
     """Raise UserError if the store knows that the file has another size: asking again would not mend that."""
-    limits = {"timeout": max(patience.seconds, LEAST)} if getattr(path.fs, "async_impl", False) else {}
+    limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
     with contextlib.suppress(*remote_errors()):  # it is silent about that, too
         path.fs.invalidate_cache()

@@ -23,7 +23,7 @@ def strip_height(side: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def strip(width: int, height: int) -> np.ndarray:
+def reference_strip(width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8: black words on white."""
     image = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(height * 0.5)

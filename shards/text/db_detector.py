@@ -20,7 +20,7 @@ from shards.errors import UserError, one_line
 from shards.extras import require_extra
 from shards.onnx_session import open_session
 from shards.storage.files import sha256_file
-from shards.text.anchor_strip import strip, strip_height
+from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
 
@@ -50,7 +50,7 @@ class DBDetector:
         """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
         path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
-        self.looks = len(options.looks)
+        self.looks = len(options.scales)
         self._session = open_session(path, "detector model", "clean", device=options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
@@ -61,7 +61,7 @@ class DBDetector:
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        return [region for side in self.options.looks[look] for region in self.at(image, side)]
+        return [region for side in self.options.scales[look] for region in self.at(image, side)]
 
     def at(self, image: np.ndarray, side: int) -> list[Region]:
         """Regions found on a copy with that short side."""
@@ -80,8 +80,8 @@ class DBDetector:
         cv = cv2()
         shrinks = height * width < image.shape[0] * image.shape[1]
         copy = cv.resize(image, (width, height), interpolation=cv.INTER_AREA if shrinks else cv.INTER_LINEAR)
-        rows = strip_height(min(width, height)) if self.options.anchor else 0
-        seen = np.concatenate([copy, strip(width, rows)]) if rows else copy
+        rows = strip_height(min(width, height)) if self.options.reference_strip else 0
+        seen = np.concatenate([copy, reference_strip(width, rows)]) if rows else copy
         # the networks were trained on OpenCV's channel order, scaled to -1..1
         planes = np.ascontiguousarray(seen[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
         planes /= 127.5

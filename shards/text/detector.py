@@ -37,7 +37,7 @@ class TextDetector(Protocol):
         """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
 
 
-def parse_looks(text: str) -> tuple[tuple[int, ...], ...]:
+def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
     """``256,608/416,1024`` → ((256, 608), (416, 1024)). Raises UserError."""
     try:
         return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
@@ -51,7 +51,7 @@ class DetectorOptions(Checked):
 
     detector: str = "rapidocr"
     """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""
-    looks: tuple[tuple[int, ...], ...] = option(((256, 608), (416, 1024)), parse=parse_looks, text="256,608/416,1024")
+    scales: tuple[tuple[int, ...], ...] = option(((256, 608), (416, 1024)), parse=parse_scales, text="256,608/416,1024")
     """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
     letters, large ones small print. A poster is clean when every look in turn finds nothing."""
     pixel_threshold: BetweenZeroAndOne = 0.2
@@ -60,12 +60,12 @@ class DetectorOptions(Checked):
     """Mean probability from which a region counts as text."""
     device: str = option("cpu", choices=("cpu", "cuda"))
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
-    anchor: bool = option(True, hidden=True)
+    reference_strip: bool = option(True, hidden=True)
     """Show the network a line of known text below the picture (anchor_strip.py says why)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.looks or not all(look and all(32 <= side <= 2048 for side in look) for look in self.looks):
+        if not self.scales or not all(look and all(32 <= side <= 2048 for side in look) for look in self.scales):
             raise UserError("option-value", "--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
         if self.device not in ("cpu", "cuda"):
             raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

@@ -12,7 +12,7 @@ from shards.text.detector import Region
 from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
-CERTAINTY = ((0.1, 0.85), (0.02, 0.6))
+MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
 """(share of the picture, score): a larger region needs that score to be believed. On 300 real posters titles of those
 sizes scored above, figures and patterns that were taken for text mostly below (contact sheets, looked at)."""
 
@@ -43,22 +43,22 @@ def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
     return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
-def disbelief(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
+def doubt(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
     """Why this region is taken for a figure or a pattern instead of text; empty if it is believed."""
     share = float(text_mask([region], shape).mean())
     if share > options.max_region:
         return f"larger than {options.max_region:.0%} of the picture"
-    for size, score in CERTAINTY:
+    for size, score in MIN_SCORES:
         if share > size and region.score < score:
             return f"larger than {size:.0%} of the picture and uncertain"
     return ""
 
 
-def believed(
+def accepted(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
     """The regions taken for text, and the others."""
-    judged = [Skipped(region, disbelief(region, shape, options)) for region in regions]
+    judged = [Skipped(region, doubt(region, shape, options)) for region in regions]
     return [each.region for each in judged if not each.reason], [each for each in judged if each.reason]
 
 

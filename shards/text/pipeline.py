@@ -22,7 +22,7 @@ from shards.options import option
 from shards.storage.files import fingerprint, sha256_file
 from shards.text.detector import DetectorOptions, Region, TextDetector
 from shards.text.inpaint import FILLS, Fill
-from shards.text.masks import MaskOptions, Skipped, believed, outlines, paint_mask, text_mask
+from shards.text.masks import MaskOptions, Skipped, accepted, outlines, paint_mask, text_mask
 from shards.text.opencv import cv2
 from shards.text.registry import make_detector, make_fill, own_options
 from shards.values import Checked, Count
@@ -32,7 +32,7 @@ REPORT = "clean_report.parquet"  # lies with cleaned posters, and with shards th
 
 NOT_CLEANED = "cannot be cleaned"  # why a poster is rejected that detector or fill cannot work on
 #: So many posters that cannot be cleaned, one after the other and none before, and the cause is not theirs.
-HOPELESS = 20
+MAX_FAILURES_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class TextRemoval(Checked):
         """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""
         return {
             "detector": _tools(self)[0].name,
-            "looks": [list(look) for look in self.detector.looks],
+            "looks": [list(look) for look in self.detector.scales],
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
-            "anchor": self.detector.anchor,
+            "anchor": self.detector.reference_strip,
             **asdict(self.mask),
             "fill": self.fill_name,
             "fill_model_sha256": sha256_file(self.fill_model) if self.fill_model else None,
@@ -132,7 +132,7 @@ def remove_text(
     skipped: dict[int, list[Skipped]] = {}
     look = quiet = 0
     while quiet < detector.looks:
-        regions, doubted = believed(detector.detect(result.image, look), shape, options)
+        regions, doubted = accepted(detector.detect(result.image, look), shape, options)
         mask, no_room = paint_mask(regions, shape, options, result.mask)
         found[look], skipped[look] = regions, doubted + no_room
         if result.passes == 0:

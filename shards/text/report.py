@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from shards.errors import UserError, one_line
 from shards.schema import parse_as
 from shards.storage.files import atomic_write
-from shards.storage.paths import Place, told
+from shards.storage.paths import StoragePath, as_user_error
 from shards.text.pipeline import REPORT as NAME
 
 SCHEMA = pa.schema(
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_report(path: Place, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Write the report; ``facts`` (how the text was removed) goes into the file's metadata."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({b"text_removal": json.dumps(facts, sort_keys=True).encode()})
@@ -44,11 +44,11 @@ def write_report(path: Place, rows: Sequence[dict[str, Any]], facts: dict[str, A
         pq.write_table(table, stream)
 
 
-def read_report(folder: Place) -> pd.DataFrame:
+def read_report(folder: StoragePath) -> pd.DataFrame:
     """The report of a folder of cleaned posters; ``attrs["text_removal"]`` says how. Raises UserError."""
     path, again = folder / NAME, "run `posters clean` again"
     try:
-        with told("read the report", path):
+        with as_user_error("read the report", path):
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
         message = f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"

@@ -76,7 +76,7 @@ def ours_train_shares(
     from toolkit.data.sampling.shuffle import GlobalOrder
 
     plan = TrainPlan(GlobalOrder(num_samples, seed), batch)
-    for share in plan.shares(epoch, rank, world, first_step=first_step):
+    for share in plan.rest_of_epoch(epoch, rank, world, first_step=first_step):
         yield share.indices.tolist(), share.valid.tolist()
 
 
@@ -89,7 +89,7 @@ def ours_train(setup: Setup, first_step: int) -> Iterator[Ids]:
 def ours_eval(setup: Setup) -> Iterator[Ids]:
     from toolkit.data.sampling.plan import EvalPlan
 
-    for share in EvalPlan(setup.num_samples, setup.rank_batch).shares(setup.rank, setup.world):
+    for share in EvalPlan(setup.num_samples, setup.rank_batch).micro_batches(setup.rank, setup.world):
         yield share.indices[share.valid].tolist()
 
 

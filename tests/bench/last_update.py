@@ -133,7 +133,7 @@ def judges(parts: TrainingSetup) -> tuple[torch.Tensor, torch.Tensor]:
     device = torch.device("cpu")
     transforms = eval_transforms(parts.val, parts.preprocessing, "cpu", device)
     with Loader(parts.val, 2, 2) as loader:
-        shares = EvalPlan(min(JUDGES, len(parts.val)), 64).shares(0, 1)
+        shares = EvalPlan(min(JUDGES, len(parts.val)), 64).micro_batches(0, 1)
         images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, transforms)]
     return torch.cat(images), torch.from_numpy(parts.val.targets[: min(JUDGES, len(parts.val))]).float()
 

@@ -129,7 +129,7 @@ def open_set(folder: Path) -> Loading:
     read = time.perf_counter()
     reader = ShardReader.of_split(folder, "train", manifest)
     plans = [TrainPlan(order, BATCH) for order in (GlobalOrder(len(reader), 0), WindowOrder(reader.shard_sizes, 16, 0))]
-    next(plans[0].shares(0, 0, 8))
+    next(plans[0].rest_of_epoch(0, 0, 8))
     opened = time.perf_counter()
     steps = [walk(reader, plan) for plan in plans]
     table = manifest.tables["train"]
@@ -148,7 +148,7 @@ def open_set(folder: Path) -> Loading:
 def walk(reader: Any, plan: Any) -> float:
     """Microseconds an update of one rank of one, the median."""
     took = []
-    shares = plan.shares(0, 0, 1)
+    shares = plan.rest_of_epoch(0, 0, 1)
     for _ in range(min(STEPS, plan.steps_per_epoch)):
         started = time.perf_counter()
         share = next(shares)

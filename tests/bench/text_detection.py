@@ -60,9 +60,9 @@ def rapidocr_ways() -> dict[str, Way]:
 def our_ways() -> dict[str, Way]:
     """Each of the cleaner's looks, and the first one without the line of known text."""
     options = DetectorOptions()
-    with_line, without = (DBDetector(DetectorOptions(anchor=anchor)) for anchor in (True, False))
+    with_line, without = (DBDetector(DetectorOptions(reference_strip=anchor)) for anchor in (True, False))
     ways: dict[str, Way] = {}
-    for number, sides in enumerate(options.looks):
+    for number, sides in enumerate(options.scales):
         name = f"ours, look {','.join(map(str, sides))}"
         ways[name] = lambda image, n=number: text_mask(with_line.detect(image, n), image.shape[:2])  # type: ignore[misc]
         ways[f"{name}, no line"] = lambda image, n=number: text_mask(without.detect(image, n), image.shape[:2])  # type: ignore[misc]

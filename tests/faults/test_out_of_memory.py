@@ -15,7 +15,7 @@ from torch import nn
 
 import toolkit.model_folder.folder
 from shards.errors import UserError
-from toolkit.device.out_of_memory import is_out_of_memory, explain_out_of_memory
+from toolkit.device.out_of_memory import explain_out_of_memory, is_out_of_memory
 
 pytest_plugins = ("fault_fixtures",)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launch_tools import PROBE, ROOT, clean_env, free_port, options_of, wait_until
 
 from shards.errors import UserError
-from toolkit.distributed.launch import lost_peer, wait_seconds, processes_of, restarts_share_a_store
+from toolkit.distributed.launch import lost_peer, processes_of, restarts_share_a_store, wait_seconds
 
 pytest_plugins = ("launch_fixtures",)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from shard_tools import draw, encoded, rows_of, write_tar
 
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.dataset.index import read_index
 from shards.dataset.manifest import Manifest
 
 
 def adopt(folder: Path, **options: Any) -> Manifest:
     """Index a folder in this process."""
-    return index_folder(AdoptOptions(folder, **{"workers": 1, **options}))
+    return index_folder(IndexOptions(folder, **{"workers": 1, **options}))
 
 
 def pack(tar: Path, names: str, **records: Any) -> Path:

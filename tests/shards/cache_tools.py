@@ -16,7 +16,7 @@ from shard_tools import ROOT, environment
 from shards.dataset.cache import Cache
 from shards.dataset.cache_options import CacheOptions, RemoteFile
 from shards.errors import UserError  # noqa: F401  # for code that runs in other processes
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 SIZE = 10_000
 PATIENCE = 6.0  # of other processes, seconds
@@ -29,7 +29,7 @@ def body(number: int) -> bytes:
 def file_at(address: str, number: int) -> RemoteFile:
     """A file of a server as a manifest names it."""
     url = f"{address}/train-{number:05d}.tar"
-    return RemoteFile(place(url), SIZE, hashlib.sha256(body(number)).hexdigest())
+    return RemoteFile(storage_path(url), SIZE, hashlib.sha256(body(number)).hexdigest())
 
 
 def remote(server: MisbehavingServer, number: int, *handlers: Handler) -> RemoteFile:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from misbehaving_server import MisbehavingServer, reply
 
-from shards.storage.paths import Place, told
+from shards.storage.paths import StoragePath, as_user_error
 from shards.storage.remote_files import read_whole
-from shards.storage.retrying_read import Patience, read_blocks, read_small
+from shards.storage.retrying_read import RetryBudget, read_blocks, read_small
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
 BODY = b"the right bytes"
@@ -31,16 +31,16 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
 
 
-def got(path: Place, patience: float = 1.0, most: int = 1 << 20) -> bytes | None:
-    return read_small(path, Patience(patience), most)
+def got(path: StoragePath, patience: float = 1.0, most: int = 1 << 20) -> bytes | None:
+    return read_small(path, RetryBudget(patience), most)
 
 
-def blocks(path: Place, patience: float = 1.0, size: int = 1 << 20) -> bytes:
-    return b"".join(read_blocks(path, size, Patience(patience)))
+def blocks(path: StoragePath, patience: float = 1.0, size: int = 1 << 20) -> bytes:
+    return b"".join(read_blocks(path, size, RetryBudget(patience)))
 
 
-def whole(path: Place) -> bytes:
-    with told("read a poster", path):
+def whole(path: StoragePath) -> bytes:
+    with as_user_error("read a poster", path):
         return read_whole(path)
 
 

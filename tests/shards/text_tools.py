@@ -20,7 +20,7 @@ from shards.text.pipeline import TextRemoval
 
 LOOKS = ((256,),)
 """One look at one size: a twentieth of a second for a small poster."""
-QUICK = DetectorOptions(looks=LOOKS)
+QUICK = DetectorOptions(scales=LOOKS)
 WORDS = ("MIDNIGHT", "a long night")
 TITLES = (WORDS, ("HARBOUR", "home at last"), ("WINTER", "snow and iron"), ("RED SAND", "no way back"))
 

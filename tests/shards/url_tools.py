@@ -8,12 +8,12 @@ from typing import Any
 
 from shard_tools import Source
 
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 
 def upload(folder: Path, url: str) -> Any:
     """Put a local folder's files below a URL; gives the place."""
-    target: Any = place(url)
+    target: Any = storage_path(url)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             target.fs.put_file(str(path), f"{target.path}/{path.relative_to(folder).as_posix()}")
@@ -32,6 +32,6 @@ def remote_tree(folder: Any) -> dict[str, str]:
 def at_url(source: Source, bucket: str) -> Source:
     """The same posters and CSV in a bucket."""
     images = upload(source.images, f"{bucket}/raw/posters")
-    table = place(f"{bucket}/raw/meta.csv")
+    table = storage_path(f"{bucket}/raw/meta.csv")
     table.write_bytes(source.csv.read_bytes())
     return Source(images, table, source.good, source.bad, source.copies)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform
+from toolkit.data.transforms.batch_transform import DecodedTransform, DeviceTransform
 from toolkit.data.transforms.crops import Views
 from toolkit.data.transforms.preprocessing import center_crop
 

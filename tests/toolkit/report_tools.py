@@ -16,7 +16,7 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 from toolkit.report.build import Report
-from toolkit.report.inputs import ReportInputs, ModelOutputs
+from toolkit.report.inputs import ModelOutputs, ReportInputs
 from toolkit.report.plots.common import Plot
 
 #: What users may call a genre.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pixel_tools import picture
 
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.inputs.images import ANY, decode, upright_size
 from shards.inputs.jpeg_header import ORIENTATION
 from toolkit.cli.main import main
@@ -101,7 +101,8 @@ def evaluated(source: Pictures, geometry: str = "cpu", preprocessing: Preprocess
     transforms = eval_transforms(source, preprocessing, geometry, CPU)  # type: ignore[arg-type]
     with Loader(source, 2, 2) as loader:
         batches = [
-            b.images.float().numpy().copy() for b in loader.batches(EvalPlan(len(source), 8).shares(0, 1), transforms)
+            b.images.float().numpy().copy()
+            for b in loader.batches(EvalPlan(len(source), 8).micro_batches(0, 1), transforms)
         ]
     return np.concatenate(batches)
 
@@ -158,7 +159,7 @@ def test_another_size_is_no_turn() -> None:
     source.all_sizes[:] = 80, 140
     with Loader(source, 1, 1, policy=KEEP_ERRORS) as loader:
         transforms = eval_transforms(source, PLAIN, "cpu", CPU)  # type: ignore[arg-type]
-        (batch,) = loader.batches(EvalPlan(1, 1).shares(0, 1), transforms)
+        (batch,) = loader.batches(EvalPlan(1, 1).micro_batches(0, 1), transforms)
     assert batch.errors == {0: "the image is 140x90, its index says 80x140"}
 
 
@@ -176,7 +177,7 @@ def test_a_jpeg_cut_and_closed_is_damage(how: dict[str, Any], geometry: str) -> 
     source.files = [whole, cut, whole]
     with Loader(source, 2, 2, policy=FaultPolicy("mask", 1.0)) as loader:
         transforms = eval_transforms(source, PLAIN, geometry, CPU)  # type: ignore[arg-type]
-        (batch,) = loader.batches(EvalPlan(3, 3).shares(0, 1), transforms)
+        (batch,) = loader.batches(EvalPlan(3, 3).micro_batches(0, 1), transforms)
         assert list(batch.errors) == [1] and batch.errors[1].startswith("truncated")
 
 
@@ -215,7 +216,7 @@ def test_predictions_of_a_folder_its_tar_and_python_agree(model_folder: Path, tm
                 info = tarfile.TarInfo(f"{number:03d}.{ending.lower()}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    index_folder(AdoptOptions(tars, workers=1))
+    index_folder(IndexOptions(tars, workers=1))
     common = ["--model", str(model_folder), "--format", "csv"]
     assert main(["predict", *common, "-d", str(folder), "--out", str(tmp_path / "a")]) == 0
     assert main(["predict", *common, "--shards", str(tars), "--ignore-labels", "--out", str(tmp_path / "b")]) == 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shards.visuals.templates import render
 from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours, seen_box
-from toolkit.app.service import PredictionService, Line, Painted, Poster
+from toolkit.app.service import Line, Painted, Poster, PredictionService
 from toolkit.metrics.multilabel import FloatArray
 
 #: Genres in a table, at most, besides those that are named.

@@ -12,7 +12,7 @@ from shards.errors import UserError
 from shards.visuals.templates import render
 from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
-from toolkit.app.service import MAX_FILES, PredictionService, Poster, first_genre
+from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
 
 #: Seconds between sweeps of uploaded files, and the age from which they go: within an hour.
 SWEEP, KEEP = 600, 3000

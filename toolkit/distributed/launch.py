@@ -103,8 +103,8 @@ def processes_of(env: Mapping[str, str]) -> int:
             raise UserError(
                 "environment",
                 f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
-                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see launch/README.md), or unset "
-                f"WORLD_SIZE for one process alone",
+                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see launch/README.md), or "
+                f"unset WORLD_SIZE for one process alone",
             )
     return int(told["WORLD_SIZE"])
 

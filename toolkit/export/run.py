@@ -14,7 +14,7 @@ from shards.storage.files import atomic_write
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.export.formats import FORMATS
 from toolkit.export.options import ExportOptions
-from toolkit.export.parity_check import require_parity, measure, pictures_to_check
+from toolkit.export.parity_check import measure, pictures_to_check, require_parity
 from toolkit.model_folder.folder import load_model_folder
 
 

@@ -90,7 +90,7 @@ def infer_here(
     workers: int = 0,
 ) -> Scored:
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
-    shares = EvalPlan(len(source), rows_for(batch_size, device)).shares(0, 1)
+    shares = EvalPlan(len(source), rows_for(batch_size, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
         return joined(list(score(loader, shares, transforms, forward)))
 
@@ -123,7 +123,7 @@ def infer_all(
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
     plan = EvalPlan(count, rows_for(batch_size, accelerator.device))
-    shares = plan.shares(accelerator.process_index, world)
+    shares = plan.micro_batches(accelerator.process_index, world)
     parts: list[Scored] = []
     failure: UserError | None = None
     try:

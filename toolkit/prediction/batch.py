@@ -34,14 +34,14 @@ from toolkit.data.loader.faults import KEEP_ERRORS
 from toolkit.data.sources.image_files import list_images
 from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
-from toolkit.distributed.collectives import WorkQueue, LostData, from_main, make_accelerator
+from toolkit.distributed.collectives import LostData, WorkQueue, from_main, make_accelerator
 from toolkit.distributed.launch import code_of
 from toolkit.inference.forward import Forward
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import PLAIN, NamingOptions, Rows
 from toolkit.inference.scoring import Scored, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.chunks import Content, OpenChunk, Chunk, ChunkSource, ShardChunk, folder_chunks, shard_chunks
+from toolkit.prediction.chunks import Chunk, ChunkSource, Content, OpenChunk, ShardChunk, folder_chunks, shard_chunks
 from toolkit.prediction.facts import facts_of, is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import PredictOptions
@@ -190,7 +190,7 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
         claimed = (todo[place] for place in queue.take())
-        shares = source.shares(claimed, rows_for(job.batch_size, accelerator.device))
+        shares = source.micro_batches(claimed, rows_for(job.batch_size, accelerator.device))
         batches = _counted(score(loader, shares, source.transforms, job.forward), queue, bar)
         for number, part, scored in source.whole(batches):
             loader.faults.forget()

@@ -31,8 +31,8 @@ from toolkit.data.sources.image_files import FileSource, file_id
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import (
     BatchTransform,
-    TransformFactory,
     RawTransform,
+    TransformFactory,
     eval_transforms,
     file_transforms,
 )
@@ -180,11 +180,11 @@ class ChunkSource:
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
 
-    def shares(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
         """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
         for number in fetched_ahead(self.parts, numbers):
             self._open[number] = self.parts[number].open(self.preprocessing, self.device)
-            for share in EvalPlan(self.parts[number].count, batch).shares(0, 1):
+            for share in EvalPlan(self.parts[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(share.indices + (number << _SHIFT), share.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:

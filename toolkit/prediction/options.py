@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
-from shards.storage.paths import Place, place
+from shards.storage.paths import StoragePath, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.inference.rows import NamingOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
@@ -26,7 +26,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     """One or more image files."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
-    shards: Place | None = option(None, parse=place)
+    shards: StoragePath | None = option(None, parse=storage_path)
     """Shard set (a folder or URL), or folder of images; a file per shard goes to the folder --out."""
     cache: CacheOptions = field(default_factory=CacheOptions)
     out: Path | None = option(None, "-o", old=("--output",))

@@ -14,16 +14,16 @@ from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
-from toolkit.report.cooccurrence import Substitutions, pairs, cooccurrence
+from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import Group, choose_groups, error_group
-from toolkit.report.inputs import ReportInputs, ModelOutputs
+from toolkit.report.inputs import ModelOutputs, ReportInputs
 from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.per_label import genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
-from toolkit.report.plots.matrix_plots import substitution_plot, cooccurrence_plot
+from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_plot
 from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
-from toolkit.report.plots.training_curves import training_curve_plots, read_training_curves
+from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
 #: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.

@@ -77,9 +77,9 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
         found.append(f"No poster of this split is {_listed(none, last='or')}: such genres count in no mean.")
     if few:
         found.append(
-            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in mAP and "
-            "macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on equal "
-            "posters only."
+            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in "
+            "mAP and macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on "
+            "equal posters only."
         )
     if inputs.split == "val":
         found.append("Thresholds and calibration were chosen on this split: its figures are optimistic.")

@@ -20,7 +20,7 @@ from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
 from toolkit.report.build import build_report
-from toolkit.report.inputs import FINGERPRINT, ReportInputs, ModelOutputs
+from toolkit.report.inputs import FINGERPRINT, ModelOutputs, ReportInputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
 

@@ -120,7 +120,7 @@ class Feed:
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
         accelerator, config = self.accelerator, self.parts.config
         rank, world = accelerator.process_index, accelerator.num_processes
-        shares = self.plan.shares(epoch, rank, world, self.parts.accumulation, first_step=step)
+        shares = self.plan.rest_of_epoch(epoch, rank, world, self.parts.accumulation, first_step=step)
         transforms = train_transforms(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
         # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
         order, count = self.plan.order, len(self.parts.train.shards)

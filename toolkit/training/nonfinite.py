@@ -60,7 +60,7 @@ class _Noted:
         bad = torch.stack([flags.any() for flags in self.flags]).any()
         return bad if self.gradient is None else bad | self.gradient
 
-    def told(self) -> _Findings:
+    def findings(self) -> _Findings:
         """The same on the host."""
         bad = [flags.cpu().numpy() for flags in self.flags]
         samples = [int(i) for share, rows in zip(self.shares, bad, strict=True) for i in share.indices[rows]]
@@ -166,7 +166,7 @@ class Guard:
         noted, self._noted = self._noted, []
         if not self._agreed():
             return None
-        own = next((update.told() for update in noted if bool(update.bad())), None)
+        own = next((update.findings() for update in noted if bool(update.bad())), None)
         everyone = [own]
         if self.accelerator.num_processes > 1:
             everyone = gather_object(everyone)

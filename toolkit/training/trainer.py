@@ -32,7 +32,7 @@ from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
 from toolkit.training.setup import TrainingSetup
 from toolkit.training.train_step import TrainStep
-from toolkit.training.validation import better, export_model, validate, monitored, remeasure_best
+from toolkit.training.validation import better, export_model, monitored, remeasure_best, validate
 
 log = logging.getLogger(__name__)
 

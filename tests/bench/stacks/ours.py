@@ -37,7 +37,7 @@ def prepare(task: Task) -> Stack:
 
     def epoch(number: int) -> Iterator[torch.Tensor | int]:
         transforms = train_transforms(reader, config, task.seed, number, torch.device("cpu"))
-        with contextlib.closing(loader.decoded(plan.shares(number, 0, 1), transforms, number)) as works:
+        with contextlib.closing(loader.decoded(plan.rest_of_epoch(number, 0, 1), transforms, number)) as works:
             for work in works:
                 slot = work.buffer.on_device(work.transform.size)
                 yield len(work.indices) if task.variant == "device" else work.transform.images(slot)

@@ -17,7 +17,7 @@ from PIL import Image
 from shard_tools import bomb_png, draw, encoded, only_error, posters, rows_of, tree, write_csv, write_file, write_tar
 
 from shards.build.index_read import MAX_JSON
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path, read_index
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def adopt(folder: Path, **options: Any) -> Manifest:
-    return index_folder(AdoptOptions(folder, **{"workers": 1, **options}))
+    return index_folder(IndexOptions(folder, **{"workers": 1, **options}))
 
 
 def labels(folder: Path) -> dict[str, list[str]]:

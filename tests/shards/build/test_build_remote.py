@@ -21,7 +21,7 @@ from shards.inputs.listing import list_posters, list_sizes
 from shards.storage import remote_files as remote
 from shards.storage.files import PARTIAL
 from shards.storage.lock import folder_lock
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -56,7 +56,9 @@ def requests(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def test_from_url_to_url(there: Source, shard_set: Path, bucket: str) -> None:
-    assert remote_tree(build(there, place(f"{bucket}/sets/a")) and place(f"{bucket}/sets/a")) == tree(shard_set)
+    assert remote_tree(build(there, storage_path(f"{bucket}/sets/a")) and storage_path(f"{bucket}/sets/a")) == tree(
+        shard_set
+    )
 
 
 def test_from_url_to_folder(there: Source, shard_set: Path, tmp_path: Path) -> None:
@@ -69,17 +71,17 @@ def test_the_command_with_two_processes(few: Source, few_there: Source, few_shar
     command = ("shards", "build", "--metadata", few_there.csv, "--out", out, "--samples-per-shard", 8)
     done = posters(*command, "--images", few.images, "--workers", 2)
     assert done.returncode == 0, done.stderr
-    assert out in done.stdout and remote_tree(place(out)) == tree(few_shards)
+    assert out in done.stdout and remote_tree(storage_path(out)) == tree(few_shards)
     with fails("path-exists", out, "--overwrite"):
-        build(few_there, place(out), samples_per_shard=8, seed=1)
-    assert remote_tree(place(out)) == tree(few_shards)
+        build(few_there, storage_path(out), samples_per_shard=8, seed=1)
+    assert remote_tree(storage_path(out)) == tree(few_shards)
     done = posters(*command, "--images", few_there.images, "--labels", f"{out}/manifest.json", "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "6 of 6 shards were finished before" in done.stderr
 
 
 def test_a_build_that_stopped_goes_on(few_there: Source, few_shards: Path, bucket: str) -> None:
-    out: Any = place(f"{bucket}/set")
+    out: Any = storage_path(f"{bucket}/set")
     build(few_there, out, samples_per_shard=8)
     (out / "manifest.json").unlink()
     (out / "train-00001.index.parquet").unlink()  # killed between the tar and its index
@@ -95,7 +97,7 @@ def test_answers_of_the_check_are_used_while_files_stay_as_they_are(
 ) -> None:
     local = draw_posters(tmp_path, 12)
     source = at_url(local, bucket)
-    out = place(f"{bucket}/set")
+    out = storage_path(f"{bucket}/set")
     monkeypatch.setattr("shards.build.run.plan_shards", _stop)
     for changed, read in ((False, 12), (False, 0), (True, 12)):
         if changed:
@@ -127,7 +129,7 @@ def _is(line: str, method: str, path: str) -> bool:
 
 
 def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
-    out = place(f"{bucket}/set")
+    out = storage_path(f"{bucket}/set")
     with folder_lock(out):
         with fails("path-locked", out):
             build(few_there, out)
@@ -152,19 +154,19 @@ def test_places_that_are_not_there(few: Source, few_there: Source, bucket: str, 
         changed = {"images": few_there.images, "csv": few_there.csv, "out": tmp_path / "out", **places}
         return one_line_error(lambda: build(Source(changed["images"], changed["csv"], {}, {}), changed["out"]))
 
-    assert "image folder not found" in line(images=place(f"{bucket}/absent"))
-    assert "image folder not found" in line(images=place("s3://no-such-bucket-here/x"))
-    assert "metadata CSV not found" in line(csv=place(f"{bucket}/absent.csv"))
+    assert "image folder not found" in line(images=storage_path(f"{bucket}/absent"))
+    assert "image folder not found" in line(images=storage_path("s3://no-such-bucket-here/x"))
+    assert "metadata CSV not found" in line(csv=storage_path(f"{bucket}/absent.csv"))
     with fails("path-unwritable", "no-such-bucket-here", "bucket first"):
-        build(few_there, place("s3://no-such-bucket-here/set"))
+        build(few_there, storage_path("s3://no-such-bucket-here/set"))
     with fails("url-refused", "http://127.0.0.1:9/set"):
-        build(few_there, place("http://127.0.0.1:9/set"))
+        build(few_there, storage_path("http://127.0.0.1:9/set"))
     assert "names a file in" in line(images=few_there.images.parent)
 
 
 def test_listing_in_groups(bucket: str, monkeypatch: pytest.MonkeyPatch, requests: list[str]) -> None:
     monkeypatch.setattr(listing, "GROUP", 12)
-    folder = place(f"{bucket}/posters")
+    folder = storage_path(f"{bucket}/posters")
     names = [f"tt{number:03d}.jpg" for number in range(0, 40, 2)] + ["a.png", "sub/a.JPG", "tt01.jpeg", "x.jpg"]
     for name in [*names, "x.jpg.png", "other/folder.jpg", "tt9.txt"]:
         (folder / name).write_bytes(name.encode())
@@ -182,7 +184,7 @@ def test_listing_in_groups(bucket: str, monkeypatch: pytest.MonkeyPatch, request
     listings = [line for line in requests if "list-type=2" in line]
     assert 5 < len(listings) < len(ids) / 2
     assert list_sizes(folder, [*names, "absent.jpg"]) == {name: len(name) for name in names}
-    assert list_sizes(place(f"{bucket}/absent"), names) == {}
+    assert list_sizes(storage_path(f"{bucket}/absent"), names) == {}
     before = found["tt002"].state
     (folder / "tt002.jpg").write_bytes(b"otherwise")  # as long as it was
     assert list_posters(folder, ["tt002"])["tt002"].state != before
@@ -193,7 +195,7 @@ def test_a_store_without_whole_puts(
 ) -> None:
     """Elsewhere a file is put under another name, and moved when it is whole."""
     monkeypatch.setattr(remote, "ATOMIC_PUT", ())
-    out: Any = place(f"{bucket}/set")
+    out: Any = storage_path(f"{bucket}/set")
     put = out.fs.put_file
     seen: set[str] = set()
 

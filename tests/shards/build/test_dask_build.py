@@ -18,7 +18,7 @@ from url_tools import at_url, remote_tree
 
 from shards.dataset.index import SUFFIX, tar_path
 from shards.storage.files import names_in
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("shard_fixtures", "cluster_fixtures")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -91,7 +91,7 @@ def test_all_kinds_of_rows_into_a_folder(cluster: Cluster, source: Source, shard
 
 
 def test_from_a_store_to_a_store(cluster: Cluster, source: Source, shard_set: Path, bucket: str) -> None:
-    out = place(f"{bucket}/set")
+    out = storage_path(f"{bucket}/set")
     build(at_url(source, new_bucket()), out, workers=0, scheduler=str(cluster.file))
     assert remote_tree(out) == tree(shard_set)
 
@@ -107,7 +107,7 @@ def test_a_worker_that_is_killed_in_the_middle(
     tmp_path: Path,
 ) -> None:
     """The whole command line; in a store with every place a URL."""
-    out = tmp_path / "out" if where == "folder" else place(f"{bucket}/set")
+    out = tmp_path / "out" if where == "folder" else storage_path(f"{bucket}/set")
     victim, survivor = cluster.workers().values()
     running = start(large if where == "folder" else at_url(large, bucket), out, cluster)
     running.until(running.finished, "a finished shard")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shard_tools import draw, encoded, read_csv
 from tar_tools import BSD, GNU, PYTHON, File, command_tar, header, pax_body, python_tar, ranges, read_naively
 
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.build.tar_reader import entries
 from shards.build.tar_samples import has_members, read_tar
 from shards.dataset.index import read_index
@@ -180,7 +180,7 @@ def test_index_takes_each_sample_or_says_why_not(
     if any(sound.values()):
         sound = {key: genres for key, genres in sound.items() if genres}
     try:
-        manifest = index_folder(AdoptOptions(folder, workers=1))
+        manifest = index_folder(IndexOptions(folder, workers=1))
     except UserError as error:
         assert refused or not sound, error
         assert "\n" not in str(error)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_tools import Source, build, draw, encoded, only_error, tree, write_csv, write_tar
 
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path, read_index, write_index
 from shards.dataset.manifest import Manifest
@@ -208,7 +208,7 @@ def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pyte
     monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))})
-    index_folder(AdoptOptions(tmp_path, workers=1))
+    index_folder(IndexOptions(tmp_path, workers=1))
     assert problems(command, tmp_path) == ["key 'same' occurs 2 times in the set"]
 
 
@@ -219,7 +219,7 @@ def test_images_that_were_broken_when_they_were_indexed(
     monkeypatch.setattr("shards.build.index_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
     cut = encoded(draw("cut", 120, 180))[:-300]
     write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
-    index_folder(AdoptOptions(tmp_path, workers=1))
+    index_folder(IndexOptions(tmp_path, workers=1))
     (line,) = problems(command, tmp_path)
     assert "a.tar: member 'cut' at offset 512: the image does not decode" in line
 
@@ -284,7 +284,7 @@ def indexed(tmp_path: Path) -> Path:
         members[f"{number}.jpg"] = encoded(draw(number))
         members[f"{number}.json"] = json.dumps({"id": number + 7.0, "tags": genres}).encode()
     write_tar(tmp_path / "train-0.tar", members)
-    index_folder(AdoptOptions(tmp_path, genre_field="tags", workers=1))
+    index_folder(IndexOptions(tmp_path, genre_field="tags", workers=1))
     return tmp_path
 
 
@@ -303,14 +303,14 @@ def test_an_indexed_set_is_compared_with_its_jsons_too(
 
 def test_ids_without_a_json_are_the_keys(tmp_path: Path, command: Command) -> None:
     write_tar(tmp_path / "a.tar", {f"{name}.jpg": encoded(draw(name)) for name in "xy"})
-    index_folder(AdoptOptions(tmp_path, workers=1))
+    index_folder(IndexOptions(tmp_path, workers=1))
     as_a_stranger_would(tmp_path, "a.tar", "id", lambda values: values[::-1])
     assert len(problems(command, tmp_path)) == 2
 
 
 def test_genres_of_a_csv_are_not_the_jsons(indexed: Path) -> None:
     table = write_csv(indexed / "meta.csv", [(number, "t", 1999, f"['War', 'G{number}']") for number in (7, 8, 9)])
-    index_folder(AdoptOptions(indexed, metadata=table, workers=1))
+    index_folder(IndexOptions(indexed, metadata=table, workers=1))
     assert verify_shards(indexed, workers=1)[1] == []
 
 
@@ -325,7 +325,7 @@ def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.Monk
     for name in ("a", "b"):
         members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
         write_tar(tmp_path / f"{name}.tar", members)
-    index_folder(AdoptOptions(tmp_path, workers=1))
+    index_folder(IndexOptions(tmp_path, workers=1))
     assert problems(command, tmp_path) == ["id 'tt1' occurs 2 times in the set"]
 
 

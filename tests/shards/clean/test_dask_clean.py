@@ -21,7 +21,7 @@ from url_tools import at_url, remote_tree
 from shards.clean import run as clean_run
 from shards.clean.run import CleanOptions
 from shards.clean.task import CleanTask, clean_chunk
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 from shards.text.detector import DetectorOptions
 from shards.text.pipeline import TextRemoval
 from shards.text.report import NAME as REPORT
@@ -83,20 +83,20 @@ def test_on_a_cluster(cluster: Cluster, titled: Source, here: Path, tmp_path: Pa
 def test_at_urls(cluster: Cluster, titled: Source, here: Path, bucket: str) -> None:
     source = at_url(titled, new_bucket())
     for number, scheduler in enumerate((None, str(cluster.file))):
-        out = place(f"{bucket}/{number}/out")
+        out = storage_path(f"{bucket}/{number}/out")
         run_clean(source, out, workers=0 if scheduler else 1, scheduler=scheduler, sheet=3)
         assert alike(remote_tree(out)) == alike(tree(here)) and rows(out) == rows(here)
-        sheet = remote_tree(place(f"{bucket}/{number}/out-sheet"))
+        sheet = remote_tree(storage_path(f"{bucket}/{number}/out-sheet"))
         assert sheet["contact_sheet-01.png"] == tree(here.with_name("out-sheet"))["contact_sheet-01.png"]
     # Some of it was lost, a poster that is not wanted any more lies there, and one that nobody may touch.
     (out / "t0001.jpg").unlink()
-    shorter = place(f"{bucket}/shorter.csv")
+    shorter = storage_path(f"{bucket}/shorter.csv")
     shorter.write_text("".join(titled.csv.read_text().splitlines(keepends=True)[:-2]))  # neither t9999 nor t0011
     shorter_source = Source(source.images, shorter, {}, {})
     result = run_clean(shorter_source, out)
     assert result.cleaned_now == 4 + 3  # the chunk with the lost one, and the one that has changed
     assert set(remote_tree(out)) == set(tree(here)) - {"t0011.jpg"}
-    foreign = place(f"{bucket}/foreign")
+    foreign = storage_path(f"{bucket}/foreign")
     (foreign / "mine.jpg").write_bytes(b"mine")
     with fails("path-exists", foreign, "`posters clean`", "--out"):
         run_clean(source, foreign)

@@ -20,7 +20,7 @@ from shard_tools import Source, encoded, only_error, write_file
 from text_tools import LOOKS, gradient, one_line_error, poster, titled_posters, write_meta, write_words
 
 from shards.clean.run import CleanOptions, clean_posters
-from shards.clean.verify import CLEAN_ENOUGH, RefereeOptions, findings, judge, text_area
+from shards.clean.verify import CLEAN_ENOUGH, RefereeOptions, compare_text, summary, text_area
 from shards.errors import UserError
 from shards.inputs.images import ImageOptions
 from shards.text.detector import DetectorOptions
@@ -48,7 +48,7 @@ def titled(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def cleaned(titled: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cleaned with two looks. Read-only."""
     out = tmp_path_factory.mktemp("cleaned") / "out"
-    text = TextRemoval(DetectorOptions(looks=(*LOOKS, (416,))))
+    text = TextRemoval(DetectorOptions(scales=(*LOOKS, (416,))))
     clean_posters(CleanOptions(titled.images, titled.csv, out, text=text, sheet=0, workers=1))
     return out
 
@@ -63,7 +63,7 @@ def test_text_that_is_there_is_found() -> None:
 
 
 def test_cleaned_posters_pass(titled: Source, cleaned: Path) -> None:
-    found = judge(titled.images, cleaned, RefereeOptions(side=768), workers=1)
+    found = compare_text(titled.images, cleaned, RefereeOptions(side=768), workers=1)
     assert (found["posters"], found["posters_with_text"]) == (2, 2)
     assert found["text_before_mean"] > 0.05 and found["text_after_of_before"] < 0.05
     assert found["clean_enough"] == 1.0
@@ -79,7 +79,7 @@ def test_a_poster_that_was_not_cleaned_fails(titled: Source, cleaned: Path, tmp_
     out = tmp_path / "out"
     shutil.copytree(cleaned, out)
     shutil.copy(titled.images / "sub" / "x.jpg", out / "sub" / "x.jpg")
-    found = judge(titled.images, out, QUICK_LOOK, workers=1)
+    found = compare_text(titled.images, out, QUICK_LOOK, workers=1)
     assert found["clean_enough"] == 0.5 and found["text_after_of_before"] > 0.3
     assert found["worst"][0]["id"] == "sub/x"
     assert found["worst"][0]["before"] == found["worst"][0]["after"] > 0.05
@@ -91,7 +91,7 @@ def test_the_command(titled: Source, cleaned: Path, tmp_path: Path, command: Com
     assert status == 0, error
     assert "2, 2 with text" in said and "100.0% of posters keep 10%" in said
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found == json.loads(json.dumps(judge(titled.images, cleaned, QUICK_LOOK, workers=1)))
+    assert found == json.loads(json.dumps(compare_text(titled.images, cleaned, QUICK_LOOK, workers=1)))
     status, _, error = command("referee", *options, "--sample", -1)
     assert status == 2 and "--sample" in only_error(error)
     status, _, error = command("referee", *options, "--side", 10)
@@ -101,7 +101,7 @@ def test_the_command(titled: Source, cleaned: Path, tmp_path: Path, command: Com
 
 
 def test_the_sample_depends_on_ids_alone(titled: Source, cleaned: Path, tmp_path: Path) -> None:
-    first = judge(titled.images, cleaned, QUICK_LOOK, sample=1, workers=1)
+    first = compare_text(titled.images, cleaned, QUICK_LOOK, sample=1, workers=1)
     assert first["posters"] == 1
     report = read_report(cleaned)
     rows: list[dict[str, Any]] = report.to_dict("records")  # type: ignore[assignment]
@@ -109,31 +109,31 @@ def test_the_sample_depends_on_ids_alone(titled: Source, cleaned: Path, tmp_path
     shutil.copytree(cleaned, turned)
     write_report(turned / REPORT, rows[::-1], report.attrs["text_removal"])
     assert list(read_report(turned)["id"]) == list(report["id"])[::-1]
-    assert judge(titled.images, turned, QUICK_LOOK, sample=1, workers=1) == first
-    assert judge(titled.images, cleaned, QUICK_LOOK, sample=9, workers=1)["posters"] == 2
+    assert compare_text(titled.images, turned, QUICK_LOOK, sample=1, workers=1) == first
+    assert compare_text(titled.images, cleaned, QUICK_LOOK, sample=9, workers=1)["posters"] == 2
 
 
 def test_what_cannot_be_judged_is_one_line(titled: Source, cleaned: Path, tmp_path: Path) -> None:
     with fails("path-missing", tmp_path / "absent"):
-        judge(tmp_path / "absent", cleaned, QUICK_LOOK, workers=1)
+        compare_text(tmp_path / "absent", cleaned, QUICK_LOOK, workers=1)
     with fails("path-missing", titled.images / REPORT, "`posters clean`"):
-        judge(titled.images, titled.images, QUICK_LOOK, workers=1)
+        compare_text(titled.images, titled.images, QUICK_LOOK, workers=1)
     write_report(tmp_path / REPORT, [], {})
     with fails("images-none", tmp_path):
-        judge(titled.images, tmp_path, QUICK_LOOK, workers=1)
+        compare_text(titled.images, tmp_path, QUICK_LOOK, workers=1)
     out = tmp_path / "out"
     shutil.copytree(cleaned, out)
     (out / "t0000.jpg").unlink()
-    message = one_line_error(lambda: judge(titled.images, out, QUICK_LOOK, workers=1))
+    message = one_line_error(lambda: compare_text(titled.images, out, QUICK_LOOK, workers=1))
     assert "poster t0000" in message and str(out) in message and "missing file" in message
 
 
 def test_small_posters_that_were_cleaned_are_judged(tmp_path: Path) -> None:
     write_file(tmp_path / "images" / "small.jpg", encoded(gradient(24, 36)))
     meta = write_meta(tmp_path, {"small": ("Drama",)})
-    text, small = TextRemoval(DetectorOptions(looks=LOOKS)), ImageOptions(min_side=16)
+    text, small = TextRemoval(DetectorOptions(scales=LOOKS)), ImageOptions(min_side=16)
     clean_posters(CleanOptions(tmp_path / "images", meta, tmp_path / "out", image=small, text=text, sheet=0, workers=1))
-    assert judge(tmp_path / "images", tmp_path / "out", QUICK_LOOK, workers=1)["posters"] == 1
+    assert compare_text(tmp_path / "images", tmp_path / "out", QUICK_LOOK, workers=1)["posters"] == 1
 
 
 # --- figures
@@ -146,7 +146,7 @@ posters_found = st.lists(st.tuples(st.text(max_size=4), shares, shares), min_siz
 @settings(max_examples=80, deadline=None)
 @given(posters_found)
 def test_findings_add_up(found: list[tuple[str, float, float]]) -> None:
-    figures = findings(found)
+    figures = summary(found)
     before, after = [row[1] for row in found], [row[2] for row in found]
     assert figures["posters"] == len(found)
     assert figures["posters_with_text"] == sum(share > 0 for share in before)
@@ -166,7 +166,7 @@ def test_findings_add_up(found: list[tuple[str, float, float]]) -> None:
     [(0.0, 0.0, True), (0.0, 0.001, False), (0.5, 0.0, True), (0.5, 0.05, True), (0.5, 0.06, False)],
 )
 def test_clean_enough(before: float, after: float, passes: bool) -> None:
-    figures = findings([("a", before, after)])
+    figures = summary([("a", before, after)])
     assert figures["clean_enough"] == float(passes)
     assert figures["text_after_of_before"] == (after / before if before else 0.0)
 

@@ -19,7 +19,7 @@ from shared_tools import small_file_system
 from shards.dataset.cache_options import CacheOptions, NoRoom
 from shards.errors import UserError
 from shards.storage.files import atomic_write
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 from shards.storage.retrying_read import Abandoned
 
 pytest_plugins = ("remote_fixtures",)
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(server: MisbehavingServer, tmp
     kept = cache(tmp_path / "cache")
     shutil.rmtree(kept.folder)
     kept.folder.write_text("somebody's file")
-    url = place(server.add("/a.index.parquet", reply(b"good")))
+    url = storage_path(server.add("/a.index.parquet", reply(b"good")))
     for call in (
         lambda: kept.open(file),
         lambda: kept.fetch(file),
@@ -154,7 +154,7 @@ def test_a_file_that_was_cut_short_here_is_fetched_again(server: MisbehavingServ
 
 
 def test_small_files_are_what_they_say(server: MisbehavingServer, tmp_path: Path) -> None:
-    url = place(server.add("/a.index.parquet", in_turn(reset, reply(b"good"))))
+    url = storage_path(server.add("/a.index.parquet", in_turn(reset, reply(b"good"))))
 
     def parse(data: bytes) -> str:
         if data != b"good":
@@ -167,7 +167,7 @@ def test_small_files_are_what_they_say(server: MisbehavingServer, tmp_path: Path
     assert server.requests["/a.index.parquet"] == 2
     (tmp_path / name).write_bytes(b"goo")
     assert kept.checked(url, name, parse) == "parsed" and (tmp_path / name).read_bytes() == b"good"
-    bad = place(server.add("/b.index.parquet", reply(b"bad")))
+    bad = storage_path(server.add("/b.index.parquet", reply(b"bad")))
     with pytest.raises(UserError, match="no index: b'bad'"):
         kept.checked(bad, "1" * 64 + ".index.parquet", parse)
     assert names(tmp_path) == {name}

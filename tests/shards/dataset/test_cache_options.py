@@ -8,7 +8,7 @@ import pytest
 from failing import fails
 
 from shards.dataset.cache_options import RemoteFile
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from shards.storage.paths import place
 )
 def test_only_a_digest_names_a_file(sha256: object) -> None:
     with fails("set-damaged", "sha256"):
-        RemoteFile(place("http://127.0.0.1:1/set/train-00000.tar"), 1, sha256)  # type: ignore[arg-type]
+        RemoteFile(storage_path("http://127.0.0.1:1/set/train-00000.tar"), 1, sha256)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from shards.dataset import cache as cache_module
 from shards.dataset.cache import Cache
 from shards.dataset.cache_locks import stamp
 from shards.dataset.cache_options import CacheOptions, RemoteFile
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.skipif(sys.platform == "win32", reason="needs flock")]
@@ -76,7 +76,7 @@ def test_what_is_planted_is_not_followed(
     plant(victim, folder / name)
     kept = cache(folder, patience=0.1 if mark == ".failed" else 20.0)
     if mark == "index":
-        source = place(server.add("/index", reply(b"good")))
+        source = storage_path(server.add("/index", reply(b"good")))
         assert kept.checked(source, INDEX, bytes.decode) == kept.checked(source, INDEX, bytes.decode) == "good"
         assert server.requests["/index"] == 1
     elif mark == ".failed":
@@ -210,7 +210,7 @@ def test_a_file_used_in_the_future_goes_first(server: MisbehavingServer, tmp_pat
 
 @pytest.mark.parametrize("name", ["../x", "/x", "", ".", "..", "a/b", ".room", "x" * 300])
 def test_a_small_file_has_a_plain_name(server: MisbehavingServer, tmp_path: Path, name: str) -> None:
-    source = place(server.add("/index", reply(b"good")))
+    source = storage_path(server.add("/index", reply(b"good")))
     with fails("path-name", source):
         cache(tmp_path / "cache").checked(source, name, bytes.decode)
     assert {path.name for path in tmp_path.rglob("*")} == {"cache"}

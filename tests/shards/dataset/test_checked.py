@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shard_tools import environment
 
-from shards.dataset.checked_files import REMEMBERED, once_per_node
+from shards.dataset.checked_files import CHECK_AGAIN_SECONDS, once_per_node
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs users and modes")
 
@@ -70,7 +70,7 @@ def test_what_failed_is_not_believed(file: Path) -> None:
 def test_not_for_ever(file: Path, marks: Path) -> None:
     assert checks(file) == 1
     (mark,) = (path for path in marks.iterdir() if len(path.name) == 64)
-    long_ago = mark.stat().st_mtime - REMEMBERED - 9
+    long_ago = mark.stat().st_mtime - CHECK_AGAIN_SECONDS - 9
     os.utime(mark, (long_ago, long_ago))
     assert checks(file, "another digest") == 1 and not mark.exists()
     assert checks(file) == 1

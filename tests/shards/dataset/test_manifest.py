@@ -18,7 +18,7 @@ from shard_tools import contents, only_error, tree
 from shards.dataset.index import index_path, read_index
 from shards.dataset.manifest import Manifest, Shard, is_plain
 from shards.storage.files import fingerprint, sha256_file
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("shard_fixtures", "remote_fixtures")
 
@@ -221,12 +221,12 @@ def test_bytes_that_are_no_manifest(tmp_path: Path, data: bytes) -> None:
 def test_names_are_checked_over_http_too(few_shards: Path, server: MisbehavingServer) -> None:
     raw = json.loads((few_shards / "manifest.json").read_text())
     server.add("/set/manifest.json", reply(json.dumps(raw).encode()))
-    assert Manifest.read(place(server.url("/set"))) == Manifest.read(few_shards)
+    assert Manifest.read(storage_path(server.url("/set"))) == Manifest.read(few_shards)
     for name in ("../victim.tar", "file:///tmp/victim.tar", "http://127.0.0.1/x.tar"):
         hostile = honest(edit("shards", 0, "name", to=name)(json.loads(json.dumps(raw))))
         server.add("/set/manifest.json", reply(json.dumps(hostile).encode()))
         with fails("set-damaged", "manifest.json"):
-            Manifest.read(place(server.url("/set")))
+            Manifest.read(storage_path(server.url("/set")))
 
 
 @pytest.mark.parametrize("verb", ["info", "verify", "index"])

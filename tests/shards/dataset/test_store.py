@@ -15,13 +15,13 @@ from failing import fails
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import Source, draw, encoded, only_error, write_tar
 
-from shards.build.index_tars import AdoptOptions, index_folder
+from shards.build.index_tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.index import read_index, write_index
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import RemoteShards, ShardStore, open_store
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("shard_fixtures", "remote_fixtures")
 
@@ -77,7 +77,7 @@ def test_tables_of_two_splits_are_not_exchanged(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number, split in enumerate(("val", "test")):
         write_tar(out / f"{split}-0.tar", {f"{split}.jpg": encoded(draw(split, 60 + number))})
-    index_folder(AdoptOptions(out, workers=1))
+    index_folder(IndexOptions(out, workers=1))
     raw = json.loads((out / "manifest.json").read_text())
     val, test = (raw["tables"][split] for split in ("val", "test"))
     assert val["bytes"] == test["bytes"]
@@ -158,7 +158,9 @@ def test_a_set_does_not_poison_the_cache_for_another(
     assert Manifest.read(copy).fingerprint == Manifest.read(honest).fingerprint
     ids = {}
     for name, folder in (("bad", copy), ("good", honest), ("bad again", copy)):
-        store = open_store(place(serve(server, name.split()[0], folder)), CacheOptions(tmp_path / "cache", patience=5))
+        store = open_store(
+            storage_path(serve(server, name.split()[0], folder)), CacheOptions(tmp_path / "cache", remote_timeout=5)
+        )
         assert isinstance(store, RemoteShards)
         ids[name] = store.index(store.manifest().shards[0])["id"].to_pylist()
     assert ids["good"] == read_index(few_shards / "train-00000.tar")[0]["id"].to_pylist()
@@ -171,14 +173,14 @@ def test_at_a_url_tables_and_indexes_are_the_manifests(
 ) -> None:
     table = copy / Manifest.read(copy).tables["train"].name
     url = serve(server, "set", copy)
-    store = open_store(place(url), CacheOptions(tmp_path / "cache", patience=5))
+    store = open_store(storage_path(url), CacheOptions(tmp_path / "cache", remote_timeout=5))
     manifest = store.manifest()
     assert records(store).tobytes() == records(open_store(copy)).tobytes()
     assert store.index(manifest.shards[0]).equals(open_store(copy).index(manifest.shards[0]))
     roll(table)
     reorder(copy, manifest.shards[0].name)
     serve(server, "set", copy)
-    store = open_store(place(url), CacheOptions(tmp_path / "another", patience=5))
+    store = open_store(storage_path(url), CacheOptions(tmp_path / "another", remote_timeout=5))
     index = f"{manifest.shards[0].name.removesuffix('.tar')}.index.parquet"
     for read, name in ((lambda: records(store), table.name), (lambda: store.index(manifest.shards[0]), index)):
         with fails("set-damaged", name):
@@ -194,7 +196,7 @@ def test_nothing_outside_is_written_by_a_stranger_with_a_cache(
     victim.write_text("mine")
     raw["shards"][0].update(sha256=f"{tmp_path}/", name="x.bashrc")
     server.add("/set/manifest.json", reply(json.dumps(raw).encode()))
-    store = open_store(place(server.url("/set")), CacheOptions(tmp_path / "cache"))
+    store = open_store(storage_path(server.url("/set")), CacheOptions(tmp_path / "cache"))
     with fails("set-damaged", "shards[0].sha256"):
         store.manifest()
     assert victim.read_text() == "mine" and {p.name for p in tmp_path.iterdir()} <= {"x.bashrc", "cache"}

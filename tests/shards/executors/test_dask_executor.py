@@ -27,7 +27,7 @@ from failing import fails
 from shards.errors import Code, UserError
 from shards.executors import dask as dask_executor
 from shards.executors.local import open_executor
-from shards.executors.retries import HOPELESS, RETRIES
+from shards.executors.retries import MAX_FAILURES_IN_A_ROW, RETRIES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -108,7 +108,7 @@ def test_a_consumer_that_stops_takes_its_tasks_back(cluster: Cluster, tmp_path: 
     with open_executor(scheduler=str(cluster.file)) as executor:
         for _ in executor.run(write_slowly, notes(tmp_path, 200)):
             break
-    assert len(list(tmp_path.iterdir())) < HOPELESS
+    assert len(list(tmp_path.iterdir())) < MAX_FAILURES_IN_A_ROW
 
 
 def test_a_run_waits_for_what_an_earlier_one_left_in_work(cluster: Cluster, tmp_path: Path) -> None:

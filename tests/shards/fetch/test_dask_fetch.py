@@ -24,7 +24,7 @@ from shards.fetch import tasks as chunk_module
 from shards.fetch.journal import read_journal
 from shards.fetch.poster_store import JOURNAL
 from shards.fetch.run import Fetched, FetchOptions, fetch_posters
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 pytest_plugins = ("cluster_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -85,8 +85,8 @@ def test_everywhere_the_same(cluster: Cluster, server: MisbehavingServer, tmp_pa
     scheduler = str(cluster.file)
     runs = [
         (tmp_path / "dask" / "images", scheduler),
-        (place(f"{bucket}/local"), None),
-        (place(f"{bucket}/dask"), scheduler),
+        (storage_path(f"{bucket}/local"), None),
+        (storage_path(f"{bucket}/dask"), scheduler),
     ]
     for out, by in runs:
         server.requests.clear()
@@ -127,7 +127,7 @@ def test_workers_keep_to_public_addresses(cluster: Cluster, server: MisbehavingS
 def test_a_changed_link_in_a_store(server: MisbehavingServer, tmp_path: Path, bucket: str) -> None:
     old, new = server.add("/old", reply(JPEG)), server.add("/new", reply(PNG))
     gone, busy = server.add("/gone", reply(b"", 410)), server.add("/busy", reply(b"", 503))
-    out = place(f"{bucket}/posters")
+    out = storage_path(f"{bucket}/posters")
     fetch_to(out, table(tmp_path, {"a": old, "b": old, "c": old, "d": gone, "e": old}))
     result = fetch_to(out, table(tmp_path, {"a": new, "b": gone, "c": busy, "d": gone, "e": old}))
     assert (result.fetched, result.present) == (1, 1)
@@ -149,7 +149,7 @@ def test_kill_9_of_a_download_into_a_store(server: MisbehavingServer, tmp_path: 
     bodies = {f"p{n:02d}": encoded(draw(f"kill{n}")) for n in range(30)}
     links = {name: server.add(f"/{name}", slowly(0.05, reply(body))) for name, body in bodies.items()}
     csv = table(tmp_path, links)
-    out = place(f"{bucket}/posters")
+    out = storage_path(f"{bucket}/posters")
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(csv), str(out)], env=environment(), stderr=subprocess.PIPE
     )
@@ -194,7 +194,7 @@ def test_the_command(cluster: Cluster, server: MisbehavingServer, tmp_path: Path
     done = posters(*command, "--executor", "dask", "--scheduler", cluster.file)
     assert done.returncode == 0, done.stderr
     assert f"1 posters fetched, 0 already there, in {bucket}/posters" in done.stderr
-    assert (place(bucket) / "posters" / "a.jpg").read_bytes() == JPEG
+    assert (storage_path(bucket) / "posters" / "a.jpg").read_bytes() == JPEG
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:

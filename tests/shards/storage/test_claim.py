@@ -11,15 +11,15 @@ from failing import fails
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.storage.files import names_in, read_present, remove_file
-from shards.storage.lock import CLAIM, claimed
-from shards.storage.paths import Place, place
+from shards.storage.lock import LOCK_NAME, remote_lock
+from shards.storage.paths import StoragePath, storage_path
 
 OTHER = {"token": "another", "machine": "there/1", "host": "there", "pid": 7, "since": "noon"}
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest) -> Place:
-    return place(f"memory://{request.node.name.translate(str.maketrans('[]*', '---'))}")
+def folder(request: pytest.FixtureRequest) -> StoragePath:
+    return storage_path(f"memory://{request.node.name.translate(str.maketrans('[]*', '---'))}")
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -44,33 +44,33 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("error", [None, *UNKNOWN], ids=str)
-def test_whoever_comes_second_is_refused(error: Exception | None, folder: Place, monkeypatch: pytest.MonkeyPatch):
+def test_whoever_comes_second_is_refused(error: Exception | None, folder: StoragePath, monkeypatch: pytest.MonkeyPatch):
     if error is not None:
         refusing(monkeypatch, error)
-    with claimed(folder):
-        held = (folder / CLAIM).read_bytes()
-        with fails("path-locked", "memory://"), claimed(folder):
+    with remote_lock(folder):
+        held = (folder / LOCK_NAME).read_bytes()
+        with fails("path-locked", "memory://"), remote_lock(folder):
             pass
-        assert (folder / CLAIM).read_bytes() == held
-    assert not (folder / CLAIM).exists()
-    (folder / CLAIM).write_bytes(json.dumps(OTHER).encode())
+        assert (folder / LOCK_NAME).read_bytes() == held
+    assert not (folder / LOCK_NAME).exists()
+    (folder / LOCK_NAME).write_bytes(json.dumps(OTHER).encode())
     with fails("path-locked", "process 7", "there", "noon", "--take-over"):
-        with claimed(folder):
+        with remote_lock(folder):
             pass
-    assert json.loads((folder / CLAIM).read_bytes()) == OTHER
-    with claimed(folder, take_over=True):
-        assert json.loads((folder / CLAIM).read_bytes())["token"] != "another"
+    assert json.loads((folder / LOCK_NAME).read_bytes()) == OTHER
+    with remote_lock(folder, take_over=True):
+        assert json.loads((folder / LOCK_NAME).read_bytes())["token"] != "another"
 
 
-def test_a_passing_failure_claims_nothing(folder: Place, monkeypatch: pytest.MonkeyPatch):
+def test_a_passing_failure_claims_nothing(folder: StoragePath, monkeypatch: pytest.MonkeyPatch):
     """It says nothing of what the store knows: the weaker way, to write and to read again, is not tried."""
     refusing(monkeypatch, OSError(errno.EBUSY, "SlowDown"))
-    with fails("network", "memory://", "SlowDown"), claimed(folder):
+    with fails("network", "memory://", "SlowDown"), remote_lock(folder):
         pass
-    assert not (folder / CLAIM).exists()
+    assert not (folder / LOCK_NAME).exists()
 
 
-def test_names_are_no_patterns(folder: Place):
+def test_names_are_no_patterns(folder: StoragePath):
     for name in ("a.jpg", "a*.jpg", "Up [2009].jpg"):
         (folder / name).write_bytes(name.encode())
     assert dict(read_present(folder, ["a*.jpg", "Up [2009].jpg", "absent"])) == {
@@ -81,11 +81,11 @@ def test_names_are_no_patterns(folder: Place):
     remove_file(folder / "Up [2009].jpg")
     remove_file(folder / "Up [2009].jpg")  # not there any more
     assert names_in(folder) == {"a.jpg"}
-    with fails("url-refused", folder / "set*"), claimed(folder / "set*"):
+    with fails("url-refused", folder / "set*"), remote_lock(folder / "set*"):
         pass
 
 
-def test_a_file_that_cannot_be_read_is_not_taken_for_absent(folder: Place, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_cannot_be_read_is_not_taken_for_absent(folder: StoragePath, monkeypatch: pytest.MonkeyPatch):
     (folder / "a").write_bytes(b"a")
 
     def cat_file(*_: Any, **__: Any) -> bytes:

@@ -13,16 +13,16 @@ from http_tools import BODY, blocks, got
 from misbehaving_server import Handler, MisbehavingServer, Writer, drip, endless, raw, reply, silence
 
 from shards.inputs.listing import list_posters, list_sizes
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 from shards.storage.remote_files import remote_files
-from shards.storage.retrying_read import Patience, read_blocks
+from shards.storage.retrying_read import RetryBudget, read_blocks
 
 pytest_plugins = ("http_tools",)
 pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 def test_an_endless_body_ends(hosts: MisbehavingServer) -> None:
-    path = place(hosts.add("/manifest.json", endless))
+    path = storage_path(hosts.add("/manifest.json", endless))
     with fails("path-unreadable", path, "more than", 1 << 20):
         got(path, most=1 << 20)
     with fails("path-unreadable", path, "more than", 100_000):
@@ -31,21 +31,21 @@ def test_an_endless_body_ends(hosts: MisbehavingServer) -> None:
 
 
 def test_a_body_that_says_it_is_too_long_is_not_read(hosts: MisbehavingServer) -> None:
-    path = place(hosts.add("/manifest.json", reply(b"{", Content_Length=1 << 40)))
+    path = storage_path(hosts.add("/manifest.json", reply(b"{", Content_Length=1 << 40)))
     with fails("path-unreadable", path, 1 << 40, "at most", 1 << 20):
         got(path, most=1 << 20)
 
 
 def test_a_bomb_that_is_sent_compressed(hosts: MisbehavingServer) -> None:
     data = gzip.compress(bytes(64 << 20))
-    path = place(hosts.add("/manifest.json", reply(data, Content_Encoding="gzip")))
+    path = storage_path(hosts.add("/manifest.json", reply(data, Content_Encoding="gzip")))
     assert len(data) < 1 << 20
     with fails("path-unreadable", path, "more than", 1 << 20):
         got(path, most=1 << 20)
 
 
 def test_a_shorter_file_of_a_server_that_knows_no_ranges(hosts: MisbehavingServer) -> None:
-    path = place(hosts.add("/file", reply(BODY)))
+    path = storage_path(hosts.add("/file", reply(BODY)))
     with fails("set-damaged", path, f"{len(BODY)} bytes", "manifest", 1 << 20):
         blocks(path)
     assert hosts.requests["/file"] <= 4
@@ -58,7 +58,7 @@ def test_what_goes_with_an_error_is_not_read(hosts: MisbehavingServer) -> None:
             writer.write(b"\xff" * 65536)
             await writer.drain()
 
-    path = place(hosts.add("/file", endless_refusal))
+    path = storage_path(hosts.add("/file", endless_refusal))
     assert got(path) is None
 
 
@@ -75,7 +75,7 @@ async def slow_head(writer: Writer, _: int) -> bool:
 def test_what_hardly_comes_ends_with_the_patience(
     hosts: MisbehavingServer, read: Callable[..., object], handler: Handler
 ) -> None:
-    path = place(hosts.add("/file", handler))
+    path = storage_path(hosts.add("/file", handler))
     began = time.monotonic()
     with fails("network", path, "1 s"):
         read(path, patience=1.0)
@@ -92,10 +92,10 @@ def test_a_little_each_time_is_not_progress_without_end(
         shown = f"bytes {number - 1}-{number - 1}/1000000"
         return await reply(b"x", 206, Content_Range=shown)(writer, number)
 
-    path = place(hosts.add("/file", a_byte))
+    path = storage_path(hosts.add("/file", a_byte))
     monkeypatch.setattr("shards.storage.retrying_read.PATIENCES", 2)
     monkeypatch.setattr("shards.storage.retrying_read.SLOWEST", 1 << 20)
-    patience = Patience(0.5, size=1_000_000)
+    patience = RetryBudget(0.5, size=1_000_000)
     patience.ends = time.monotonic() + 1.5
     with fails("network", path):
         list(read_blocks(path, 1_000_000, patience))
@@ -113,14 +113,14 @@ def test_who_is_slow_but_comes_is_waited_for(hosts: MisbehavingServer) -> None:
             await asyncio.sleep(0.1)
         return True
 
-    path = place(hosts.add("/file", slowly))
+    path = storage_path(hosts.add("/file", slowly))
     began = time.monotonic()
     assert got(path, patience=0.5) == body
     assert time.monotonic() - began > 1.5
 
 
 def test_an_answer_that_is_not_http(hosts: MisbehavingServer) -> None:
-    path = place(hosts.add("/file", raw(b"SSH-2.0-x\r\n")))
+    path = storage_path(hosts.add("/file", raw(b"SSH-2.0-x\r\n")))
     with fails("network", "Bad status line"):
         got(path)
 
@@ -134,7 +134,7 @@ def test_folders_in_folders_without_end(hosts: MisbehavingServer, monkeypatch: p
 
     hosts.routes = Listings()
     monkeypatch.setattr("shards.storage.remote_files.MOST_FOLDERS", 20)
-    folder = place(hosts.url("/posters/"))
+    folder = storage_path(hosts.url("/posters/"))
     with fails("url-refused", "over 20 folders"):
         list(remote_files(folder))
     asked = sum(hosts.requests.values())

@@ -25,7 +25,7 @@ from shards.errors import UserError
 from shards.storage import address_policy as addresses
 from shards.storage import http_client
 from shards.storage.http_client import MAX_REDIRECTS, HttpClient, Refused
-from shards.storage.paths import Place, place
+from shards.storage.paths import StoragePath, storage_path
 
 pytest_plugins = ("http_tools",)
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -50,9 +50,9 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_redirect_never_leads_from_a_public_address_to_a_private_one(
-    hosts: MisbehavingServer, host: str, read: Callable[[Place], object]
+    hosts: MisbehavingServer, host: str, read: Callable[[StoragePath], object]
 ) -> None:
-    path = place(hosts.add("/set/train.tar", redirect(f"http://{host}:{hosts.port}/victim")))
+    path = storage_path(hosts.add("/set/train.tar", redirect(f"http://{host}:{hosts.port}/victim")))
     began = time.monotonic()
     with fails("network", "an address of this machine or network"):
         read(path)
@@ -63,13 +63,13 @@ def test_a_redirect_never_leads_from_a_public_address_to_a_private_one(
 @pytest.mark.usefixtures("internet")
 def test_nor_by_several_steps(hosts: MisbehavingServer) -> None:
     hosts.add("/second", redirect(f"http://{PRIVATE}:{hosts.port}/victim"))
-    path = place(hosts.add("/first", redirect("/second", 308)))
+    path = storage_path(hosts.add("/first", redirect("/second", 308)))
     with fails("network", PRIVATE):
         got(path)
     hosts.add("/second", redirect(f"http://{PUBLIC}:{hosts.port}/third"))
     hosts.add("/third", reply(BODY))
     # What the user typed may be private, and lead to the internet; not back, whatever it was at first.
-    typed = place(hosts.url("/first", PRIVATE))
+    typed = storage_path(hosts.url("/first", PRIVATE))
     assert got(typed) == BODY
     hosts.add("/third", redirect(f"http://{PRIVATE}:{hosts.port}/victim"))
     with fails("network", PRIVATE):
@@ -79,9 +79,9 @@ def test_nor_by_several_steps(hosts: MisbehavingServer) -> None:
 
 def test_between_addresses_of_this_machine_it_may(hosts: MisbehavingServer) -> None:
     hosts.add("/there", reply(BODY))
-    path = place(hosts.add("/here", redirect(f"http://{PRIVATE}:{hosts.port}/there")))
+    path = storage_path(hosts.add("/here", redirect(f"http://{PRIVATE}:{hosts.port}/there")))
     assert got(path) == whole(path) == blocks(path, size=len(BODY)) == BODY
-    link = place(hosts.add("/here", redirect("http://169.254.169.254/latest/meta-data/")))
+    link = storage_path(hosts.add("/here", redirect("http://169.254.169.254/latest/meta-data/")))
     with fails("network", "169.254.169.254"):
         got(link)
 
@@ -90,7 +90,7 @@ def test_between_addresses_of_this_machine_it_may(hosts: MisbehavingServer) -> N
     "location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://h/", "http://[x/"]
 )
 def test_a_redirect_stays_with_http(hosts: MisbehavingServer, location: str) -> None:
-    path = place(hosts.add("/file", redirect(location)))
+    path = storage_path(hosts.add("/file", redirect(location)))
     with fails("network", path, "redirects"):
         got(path)
     assert hosts.requests["/file"] == 1
@@ -104,7 +104,7 @@ def test_nor_does_it_leave_https() -> None:
 
 
 def test_redirects_end(hosts: MisbehavingServer) -> None:
-    path = place(hosts.add("/file", redirect("/file")))
+    path = storage_path(hosts.add("/file", redirect("/file")))
     with fails("network", path, f"more than {MAX_REDIRECTS}"):
         got(path)
     assert hosts.requests["/file"] == MAX_REDIRECTS + 1
@@ -188,7 +188,7 @@ def test_secrets_go_to_the_server_of_the_url_and_no_other(hosts: MisbehavingServ
     hosts.add("/there", redirect(f"http://{PUBLIC}:{hosts.port}/back"))
     hosts.add("/back", reply(BODY))
     url = f"http://me:pass%40word@{PUBLIC}:{hosts.port}/set?token=hidden"
-    path = pickle.loads(pickle.dumps(place(url))) / "manifest.json"  # as a task on another machine has it
+    path = pickle.loads(pickle.dumps(storage_path(url))) / "manifest.json"  # as a task on another machine has it
     assert got(path) == BODY
     expected = base64.b64encode(b"me:pass@word").decode().lower()
     heard = {asked: fields.get("authorization") for asked, fields in hosts.headers.items()}
@@ -200,18 +200,18 @@ def test_secrets_go_to_the_server_of_the_url_and_no_other(hosts: MisbehavingServ
 def test_they_go_on_to_another_path_of_that_server(hosts: MisbehavingServer) -> None:
     hosts.add("/set", redirect("/other"))
     hosts.add("/other", reply(BODY))
-    assert got(place(f"http://me:word@{PUBLIC}:{hosts.port}/set")) == BODY
+    assert got(storage_path(f"http://me:word@{PUBLIC}:{hosts.port}/set")) == BODY
     assert "authorization" in hosts.headers["/other"]
 
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("answer", [reset, reply(b"no", 403), reply(b"no", 404), redirect("http://10.0.0.1/?hidden")])
 def test_no_error_shows_them(
-    hosts: MisbehavingServer, read: Callable[[Place], object], answer: Handler, monkeypatch: pytest.MonkeyPatch
+    hosts: MisbehavingServer, read: Callable[[StoragePath], object], answer: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shards.storage.http_client.LEAST", 0.2)
     hosts.add("/set?token=hidden", answer)
-    path = place(f"http://me:word@{PUBLIC}:{hosts.port}/set?token=hidden")
+    path = storage_path(f"http://me:word@{PUBLIC}:{hosts.port}/set?token=hidden")
     with pytest.raises((UserError, FileNotFoundError)) as caught:
         if read(path) is None:
             raise FileNotFoundError

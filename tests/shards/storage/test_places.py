@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UserError, one_line, without_secrets
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 
 # What a user may have typed for a password: anything, percent-encoded or not, as far as a URL can have it.
 SECRET = st.text("abcXYZ019!$&*+,;=:@._~-%é\"'", min_size=6, max_size=12).map(lambda text: f"hush{text}hush")
@@ -24,7 +24,7 @@ SECRET = st.text("abcXYZ019!$&*+,;=:@._~-%é\"'", min_size=6, max_size=12).map(l
 def test_no_text_of_a_place_has_what_is_secret(user: str, password: str, token: str, scheme: str) -> None:
     safe = "!$&*+,;=._~-'"
     url = f"{scheme}://{quote(user, safe)}:{quote(password, safe)}@host.example:81/set?token={quote(token, safe)}"
-    made = pickle.loads(pickle.dumps(place(url) / "manifest.json"))
+    made = pickle.loads(pickle.dumps(storage_path(url) / "manifest.json"))
     texts = [str(made), repr(made), made.name, str(made.parent), str(UserError("network", f"{url} cannot be read"))]
     assert not any("hush" in text for text in [*texts, one_line(OSError(f"GET '{url}'"))])
     options = made.storage_options
@@ -71,12 +71,12 @@ def test_a_long_text_takes_no_long_time() -> None:
 )
 def test_what_cannot_be_a_place(url: str, words: str) -> None:
     with fails("url-refused", words) as caught:
-        place(url)
+        storage_path(url)
     assert "hush" not in str(caught.value)
 
 
 def test_what_needs_nothing_of_this() -> None:
-    assert place("data/a?b") == Path("data/a?b") and place("file:///a/b") == Path("/a/b")
-    assert str(place("s3://bucket/x?versionId=1")) == "s3://bucket/x?versionId=1"
-    assert str(place("hf://datasets/me/set@main")) == "hf://datasets/me/set@main"
-    assert str(place("http://[::1]:81/set")) == "http://[::1]:81/set"
+    assert storage_path("data/a?b") == Path("data/a?b") and storage_path("file:///a/b") == Path("/a/b")
+    assert str(storage_path("s3://bucket/x?versionId=1")) == "s3://bucket/x?versionId=1"
+    assert str(storage_path("hf://datasets/me/set@main")) == "hf://datasets/me/set@main"
+    assert str(storage_path("http://[::1]:81/set")) == "http://[::1]:81/set"

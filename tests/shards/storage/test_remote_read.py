@@ -19,8 +19,8 @@ from misbehaving_server import (
     silence,
 )
 
-from shards.storage.paths import Place, place
-from shards.storage.retrying_read import Patience, read_blocks, read_small
+from shards.storage.paths import StoragePath, storage_path
+from shards.storage.retrying_read import RetryBudget, read_blocks, read_small
 
 pytest_plugins = ("remote_fixtures",)
 pytestmark = pytest.mark.usefixtures("quick")
@@ -51,7 +51,7 @@ def ranged(server: MisbehavingServer, body: bytes, most: int = 1 << 30) -> Handl
 
 
 def read(server: MisbehavingServer, handler: Handler, patience: float = 20.0, size: int = len(BODY)) -> bytes:
-    return b"".join(read_blocks(place(server.add("/file", handler)), size, Patience(patience)))
+    return b"".join(read_blocks(storage_path(server.add("/file", handler)), size, RetryBudget(patience)))
 
 
 def test_in_blocks(server: MisbehavingServer) -> None:
@@ -98,10 +98,10 @@ def test_a_file_of_another_size_is_not_asked_for_again(server: MisbehavingServer
 def test_patience_ends() -> None:
     url = f"http://127.0.0.1:{closed_port()}/set/train-00000.tar"
     with fails("network", url) as caught:
-        list(read_blocks(place(url), 10, Patience(0.2)))
+        list(read_blocks(storage_path(url), 10, RetryBudget(0.2)))
     assert str(caught.value).endswith("then start again")
     with fails("network", url, "--patience"):
-        list(read_blocks(place(url), 10, Patience(0.2, option="--patience")))
+        list(read_blocks(storage_path(url), 10, RetryBudget(0.2, option="--patience")))
 
 
 def test_progress_renews_patience(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,15 +116,15 @@ def test_progress_renews_patience(server: MisbehavingServer, monkeypatch: pytest
 
 def test_small_files_in_one_piece(server: MisbehavingServer) -> None:
     url = server.add("/small", in_turn(reset, reply(BODY)))
-    assert read_small(place(url), Patience(20)) == BODY
+    assert read_small(storage_path(url), RetryBudget(20)) == BODY
 
 
 def test_s3(bucket: str) -> None:
-    path: Place = place(f"{bucket}/set/train-00000.tar")
+    path: StoragePath = storage_path(f"{bucket}/set/train-00000.tar")
     path.write_bytes(BODY)
-    assert b"".join(read_blocks(path, len(BODY), Patience(20))) == BODY
+    assert b"".join(read_blocks(path, len(BODY), RetryBudget(20))) == BODY
     with fails("set-damaged", path, f"{len(BODY)} bytes", len(BODY) + 1):
-        list(read_blocks(path, len(BODY) + 1, Patience(20)))
+        list(read_blocks(path, len(BODY) + 1, RetryBudget(20)))
     path.unlink()
     with fails("path-missing", path):
-        list(read_blocks(path, len(BODY), Patience(20)))
+        list(read_blocks(path, len(BODY), RetryBudget(20)))

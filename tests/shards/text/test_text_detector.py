@@ -27,9 +27,9 @@ from text_tools import (
 
 from shards.errors import Code
 from shards.inputs.images import parse_aspect
-from shards.text.anchor_strip import strip, strip_height
+from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
-from shards.text.detector import DetectorOptions, Region, TextDetector, parse_looks
+from shards.text.detector import DetectorOptions, Region, TextDetector, parse_scales
 from shards.text.masks import text_mask
 from shards.text.pipeline import TextRemoval, removal_fingerprint
 from shards.text.registry import DETECTORS, Entry, make_detector
@@ -37,7 +37,7 @@ from shards.text.registry import DETECTORS, Entry, make_detector
 
 @cache
 def detector(looks: tuple[tuple[int, ...], ...] = LOOKS) -> TextDetector:
-    return make_detector(DetectorOptions(looks=looks))
+    return make_detector(DetectorOptions(scales=looks))
 
 
 def found(image: Image.Image, looks: tuple[tuple[int, ...], ...] = LOOKS) -> np.ndarray:
@@ -136,16 +136,16 @@ def test_the_strip_is_a_tenth_in_steps_of_32(side: int, height: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (256, 32), (4096, 32), (700, 96)])
 def test_the_strip_has_its_size_and_words(width: int, height: int) -> None:
-    pixels = strip(width, height)
+    pixels = reference_strip(width, height)
     assert pixels.shape == (height, width, 3) and pixels.dtype == np.uint8
     assert (pixels[:, -1] == 255).all() and pixels.min() < 100
-    assert strip(width, height) is pixels
+    assert reference_strip(width, height) is pixels
     with pytest.raises(ValueError, match="read-only"):
         pixels[0] = 0
 
 
 def test_the_strip_is_text_for_the_network_and_in_no_result() -> None:
-    line = np.array(strip(256, 32))
+    line = np.array(reference_strip(256, 32))
     assert text_mask(detector().detect(np.concatenate([np.full((224, 256, 3), 90, np.uint8), line])), (256, 256))[
         224:
     ].any()
@@ -362,10 +362,10 @@ def test_options_out_of_range(values: dict[str, Any], words: str) -> None:
 
 def test_looks_and_aspect_are_read() -> None:
     for text, looks in (("256", ((256,),)), ("256,608/416,1024", ((256, 608), (416, 1024)))):
-        assert parse_looks(text) == looks
+        assert parse_scales(text) == looks
     for text in ("", "256/", "big", "256;608"):
         with fails("option-value", "--looks", repr(text)):
-            parse_looks(text)
+            parse_scales(text)
     assert parse_aspect("0.5,0.9") == (0.5, 0.9)
     for text in ("0.5", "a,b", "1,2,3"):
         with fails("option-value", "--aspect", repr(text)):

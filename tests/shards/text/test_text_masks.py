@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_fill_holes
 from text_tools import region
 
-from shards.text.masks import CERTAINTY, MaskOptions, believed, disbelief, mask_of, outlines, paint_mask, text_mask
+from shards.text.masks import MIN_SCORES, MaskOptions, accepted, doubt, mask_of, outlines, paint_mask, text_mask
 
 SHAPE = (200, 100)
 NOTHING = np.zeros(SHAPE, bool)
@@ -82,24 +82,24 @@ def test_a_frame_of_text_around_a_poster_does_not_take_the_poster() -> None:
 
 def test_too_large_a_region_is_doubted_however_sure() -> None:
     figure = region((0, 0, 99, 99), score=1.0)
-    assert disbelief(figure, SHAPE, MaskOptions()) == "larger than 40% of the picture"
-    assert disbelief(figure, SHAPE, MaskOptions(max_region=0.6)) == ""
+    assert doubt(figure, SHAPE, MaskOptions()) == "larger than 40% of the picture"
+    assert doubt(figure, SHAPE, MaskOptions(max_region=0.6)) == ""
 
 
-@pytest.mark.parametrize(("share", "score"), CERTAINTY)
+@pytest.mark.parametrize(("share", "score"), MIN_SCORES)
 def test_a_large_region_needs_certainty(share: float, score: float) -> None:
     rows = int(SHAPE[0] * share) + 2
     for sure, doubted in ((score + 0.01, False), (score - 0.01, True)):
         large = region((0, 0, 99, rows), score=sure)
-        reason = disbelief(large, SHAPE, MaskOptions())
+        reason = doubt(large, SHAPE, MaskOptions())
         assert reason == (f"larger than {share:.0%} of the picture and uncertain" if doubted else "")
-    assert disbelief(region((0, 0, 99, 2), score=0.01), SHAPE, MaskOptions()) == ""
+    assert doubt(region((0, 0, 99, 2), score=0.01), SHAPE, MaskOptions()) == ""
 
 
 @given(regions)
 @settings(max_examples=40, deadline=None)
 def test_every_region_is_believed_or_doubted_with_a_reason(found: list) -> None:
-    kept, doubted = believed(found, SHAPE, MaskOptions())
+    kept, doubted = accepted(found, SHAPE, MaskOptions())
     assert {id(r) for r in kept} | {id(s.region) for s in doubted} == {id(r) for r in found}
     assert len(kept) + len(doubted) == len(found) and all(skip.reason for skip in doubted)
 

@@ -26,7 +26,7 @@ from toolkit.app import html
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours, seen_box
-from toolkit.app.service import PredictionService, Line, Poster, first_genre, text_removal
+from toolkit.app.service import Line, Poster, PredictionService, first_genre, text_removal
 from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import CPU_ROWS

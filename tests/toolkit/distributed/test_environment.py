@@ -15,9 +15,9 @@ from toolkit_helpers import TINY
 from toolkit.cli.main import main
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.environment import (
-    REPLACED_BY_OPTIONS,
     PRECISION,
     REFUSED,
+    REPLACED_BY_OPTIONS,
     matches,
     precision_of,
     require_plain,

@@ -23,7 +23,7 @@ from train_tools import TINY_VIT, tiny_config
 
 from shards.errors import UserError
 from toolkit.config.validation import SHARDABLE
-from toolkit.distributed.fsdp import MIN_UNIT_SHARE, is_sharded, shard_model, uses_fsdp, units
+from toolkit.distributed.fsdp import MIN_UNIT_SHARE, is_sharded, shard_model, units, uses_fsdp
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.training.run import train
 

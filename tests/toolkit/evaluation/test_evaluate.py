@@ -51,7 +51,7 @@ def test_numbers_are_scikit_learns(evaluated, model_folder: Path, shard_set: Pat
     reader = ShardReader.of_split(shard_set, "test")
     transforms = eval_transforms(reader, folder.preprocessing, "cpu", torch.device("cpu"))
     with Loader(reader, 1, 1) as loader, torch.inference_mode():
-        (batch,) = loader.batches(EvalPlan(len(reader), len(reader)).shares(0, 1), transforms)
+        (batch,) = loader.batches(EvalPlan(len(reader), len(reader)).micro_batches(0, 1), transforms)
         probabilities = folder.model(folder.preprocessing.normalize(batch.images)).sigmoid().numpy()
     assert result["num_samples"] == len(reader)
     supported = reader.targets.any(axis=0)

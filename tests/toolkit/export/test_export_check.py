@@ -13,7 +13,7 @@ from toolkit_helpers import make_model_folder, some_decisions
 
 from shards.dataset.labels import LabelSet
 from toolkit.export.onnx_preprocessing import NORMALISED
-from toolkit.export.parity_check import Differences, Run, require_parity, measure, pictures_to_check
+from toolkit.export.parity_check import Differences, Run, measure, pictures_to_check, require_parity
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.models.heads import HeadSpec, backbone_features
 

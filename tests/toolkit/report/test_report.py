@@ -24,7 +24,7 @@ from toolkit.metrics.bootstrap import Difference
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
-from toolkit.report.cooccurrence import Substitutions, pairs, cooccurrence
+from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, evidence
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab

@@ -30,7 +30,7 @@ from shards.dataset.cache_options import CacheOptions
 from shards.dataset.manifest import Manifest, Shard
 from shards.dataset.store import RemoteShards, open_store
 from shards.errors import UserError
-from shards.storage.paths import place
+from shards.storage.paths import storage_path
 from toolkit.cli.main import main
 from toolkit.config.schema import OnError
 from toolkit.data.loader.faults import FaultPolicy
@@ -207,7 +207,7 @@ def test_a_cache_that_cannot_be_used_is_no_damaged_image(
     (tmp_path / "cache").write_text("somebody's file")
     with Loader(reader, 2, 2, policy=FaultPolicy(on_error, 1.0)) as loader:
         with pytest.raises(UserError, match=r"the cache .* cannot be used.*--cache-dir"):
-            next(loader.batches(EvalPlan(len(reader), 8).shares(0, 1), transforms))
+            next(loader.batches(EvalPlan(len(reader), 8).micro_batches(0, 1), transforms))
 
 
 def test_in_the_steady_state_nobody_waits_for_the_network(
@@ -312,6 +312,6 @@ def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
     server: MisbehavingServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["shards", "info", server.url("/set")]) == 0
-    assert Manifest.read(place(server.url("/set"))).fingerprint in capsys.readouterr().out
+    assert Manifest.read(storage_path(server.url("/set"))).fingerprint in capsys.readouterr().out
     with pytest.raises(UserError, match="verified in a folder; copy it"):
         main(["shards", "verify", server.url("/set")])

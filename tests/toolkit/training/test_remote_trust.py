@@ -16,8 +16,8 @@ from shards.dataset.cache_options import CacheOptions
 from shards.dataset.store import open_store
 from shards.errors import UserError
 from shards.storage import address_policy as addresses
-from shards.storage.paths import Place
-from shards.storage.retrying_read import Patience, read_small
+from shards.storage.paths import StoragePath
+from shards.storage.retrying_read import RetryBudget, read_small
 from toolkit.cli.main import main
 from toolkit.data.sources.shard_reader import ShardReader
 
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_all(server: MisbehavingServer, folder: Path) -> None:
     """Manifest, table, index and tar."""
-    store = open_store(server.url("/set"), CacheOptions(folder / "cache", patience=1.0))
+    store = open_store(server.url("/set"), CacheOptions(folder / "cache", remote_timeout=1.0))
     reader = ShardReader.of_split(store, "val")
     reader.sample_ids()
     reader.image_bytes(0)
@@ -82,7 +82,7 @@ def test_any_file_of_a_set(
     assert not server.requests["/victim"] and time.monotonic() - began < 10
 
 
-def smaller(path: Place, patience: Patience, most: int = 1 << 20) -> bytes | None:
+def smaller(path: StoragePath, patience: RetryBudget, most: int = 1 << 20) -> bytes | None:
     """As read_small, with a limit that is soon reached."""
     return read_small(path, patience, min(most, 1 << 20))
 

@@ -18,7 +18,7 @@ from toolkit.config.schema import DecideConfig
 from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit
 from toolkit.metrics.multilabel import cross_entropy
-from toolkit.training.validation import validate, monitored
+from toolkit.training.validation import monitored, validate
 
 
 def outputs(manifest: Manifest, count: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,8 @@ class TrainPlan:
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.global_batch < 1 or self.group_size < 1:
             raise ValueError(
-                f"a plan needs samples, a batch and a deal, not {self.num_samples}, {self.global_batch} and {self.group_size}"
+                f"num_samples, global_batch and group_size must be at least 1, not {self.num_samples}, "
+                f"{self.global_batch} and {self.group_size}"
             )
 
     @property
@@ -126,7 +127,7 @@ class TrainPlan:
         """The ``accumulation`` shares of ``rank`` in one update."""
         return _split_update(self.keys(epoch, step), rank, world_size, accumulation, self.group_size)
 
-    def shares(
+    def rest_of_epoch(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
     ) -> Iterator[MicroBatch]:
         """All micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
@@ -149,7 +150,7 @@ class EvalPlan:
         """Forward passes of every rank."""
         return -(-self.num_samples // (self.batch * world_size))
 
-    def shares(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """The batches of ``rank``; the same number on every rank."""
         for step in range(self.steps(world_size)):
             start = (step * world_size + rank) * self.batch

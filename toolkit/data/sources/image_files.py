@@ -35,7 +35,7 @@ def list_images(directory: Path) -> list[Path]:
     found = sorted(directory / name for name in walk_images(directory, walk))
     if not found:
         raise no_images(directory, walk)
-    walk.tell(directory)
+    walk.warn(directory)
     return found
 
 

@@ -162,7 +162,7 @@ class FeatureBank:
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
         every = max(1, SAMPLES_PER_GATHER // (plan.batch * world))
-        shares = plan.shares(accelerator.process_index, world)
+        shares = plan.micro_batches(accelerator.process_index, world)
         own: list[tuple[np.ndarray, np.ndarray]] = []
         done, failure = 0, None
         bad: list[int] = []

@@ -161,7 +161,7 @@ class FeatureFeed:
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
         accelerator = self.accelerator
-        shares = self.plan.shares(
+        shares = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
         )
         for share in shares:

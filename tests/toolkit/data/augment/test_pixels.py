@@ -140,7 +140,7 @@ def test_pixels_and_targets_are_the_same_at_any_world_size_and_accumulation(
     def epoch_of(world: int, accumulation: int) -> dict[int, tuple[bytes, bytes]]:
         found: dict[int, tuple[bytes, bytes]] = {}
         for rank in range(world):
-            for share in plan.shares(1, rank, world, accumulation):
+            for share in plan.rest_of_epoch(1, rank, world, accumulation):
                 images, targets = augmenter(pictures(share.indices), labels(share.indices), share, 1)
                 for row in np.flatnonzero(share.valid):
                     key = int(share.keys[row])
@@ -161,7 +161,7 @@ def test_dealing_one_by_one_would_fail_that_test():
         targets: dict[int, list[float]] = {}
         for world in (1, 2):
             for rank in range(world):
-                for share in plan.shares(0, rank, world):
+                for share in plan.rest_of_epoch(0, rank, world):
                     found = augmented(AugmentConfig(mixup=1.0), share)[1]
                     for row, sample in enumerate(share.indices.tolist()):
                         targets.setdefault(sample, []).append(float(found[row].sum()))

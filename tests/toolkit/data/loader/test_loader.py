@@ -81,7 +81,7 @@ def test_every_rank_gets_its_plan_from_any_step_on(n, batch, world, threads, pre
     seen: list[int] = []
     for rank in range(world):
         with Loader(Numbers(n), threads, prefetch) as loader:
-            shares = list(plan.shares(2, rank, world, first_step=step))
+            shares = list(plan.rest_of_epoch(2, rank, world, first_step=step))
             found = 0
             for share, got in zip(shares, loader.batches(iter(shares), NUMBERS), strict=True):
                 assert spelt(got) == share.indices[share.valid].tolist()
@@ -94,7 +94,7 @@ def test_every_rank_gets_its_plan_from_any_step_on(n, batch, world, threads, pre
 
 def test_memory_is_not_used_again_before_the_next_batch_is_asked_for():
     with Loader(Numbers(400), 4, 3) as loader:
-        for batch in loader.batches(EvalPlan(400, 8).shares(0, 1), NUMBERS):
+        for batch in loader.batches(EvalPlan(400, 8).micro_batches(0, 1), NUMBERS):
             before = spelt(batch)
             time.sleep(0.002)  # the threads go on meanwhile
             assert spelt(batch) == before == batch.share.indices.tolist()
@@ -110,7 +110,7 @@ def test_a_sample_has_the_same_pixels_at_any_world_size_and_number_of_threads(sh
         found = {}
         for rank in range(world):
             with Loader(reader, threads, 2) as loader:
-                for batch in loader.batches(plan.shares(4, rank, world), transforms):
+                for batch in loader.batches(plan.rest_of_epoch(4, rank, world), transforms):
                     for row in np.flatnonzero(batch.share.valid):
                         found[int(batch.share.indices[row])] = batch.images[row].numpy().tobytes()
         pictures.append(found)
@@ -125,7 +125,7 @@ def test_geometry_on_the_device_gives_the_pixels_of_the_cpu(shard_set: Path):
     for geometry in ("cpu", "device"):
         transforms = train_transforms(reader, DataConfig(image_size=64, geometry=geometry), 0, 0, CPU)
         with Loader(reader, 2, 2) as loader:
-            both.append([b.images.float().clone() for b in loader.batches(plan.shares(0, 0, 1), transforms)])
+            both.append([b.images.float().clone() for b in loader.batches(plan.rest_of_epoch(0, 0, 1), transforms)])
     for cpu, device in zip(*both, strict=True):
         assert (cpu - device).abs().mean() < 0.2
 
@@ -140,7 +140,7 @@ def run(policy: FaultPolicy, n: int = 60, world: int = 1, epoch: int = 1) -> tup
     batches: list[Batch] = []
     for rank in range(world):
         with Loader(Numbers(n, DAMAGED), 3, 2, policy=policy) as loader:
-            for step, batch in enumerate(loader.batches(plan.shares(epoch, rank, world), NUMBERS, epoch)):
+            for step, batch in enumerate(loader.batches(plan.rest_of_epoch(epoch, rank, world), NUMBERS, epoch)):
                 steps.setdefault(step, []).extend(spelt(batch))
                 batches.append(replace(batch, images=batch.images.clone()))
     return {step: sorted(numbers) for step, numbers in steps.items()}, batches
@@ -191,7 +191,7 @@ def test_too_many_stop_the_run_with_the_list(on_error):
 
 def test_a_source_without_one_sound_sample_ends():
     with Loader(Numbers(4, frozenset(range(4))), 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
-        batches = list(loader.batches(TrainPlan(GlobalOrder(4, 0), 4).shares(0, 0, 1), NUMBERS))
+        batches = list(loader.batches(TrainPlan(GlobalOrder(4, 0), 4).rest_of_epoch(0, 0, 1), NUMBERS))
     assert not batches[0].share.valid.any() and len(batches[0].errors) == 4
 
 
@@ -200,7 +200,7 @@ def test_a_mistake_in_the_code_is_no_damaged_image():
         raise KeyError("a bug")
 
     with Loader(Numbers(5), 2, 2, policy=KEEP_ERRORS) as loader, pytest.raises(KeyError):
-        list(loader.batches(EvalPlan(5, 5).shares(0, 1), file_transforms(2, broken)))
+        list(loader.batches(EvalPlan(5, 5).micro_batches(0, 1), file_transforms(2, broken)))
 
 
 @pytest.fixture
@@ -223,14 +223,14 @@ def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
     transforms = eval_transforms(reader, PLAIN, geometry, CPU)
     plan = EvalPlan(len(reader), 4)
     with Loader(reader, 2, 2) as loader, fails("image-unreadable", "test-00000.tar", key, "offset"):
-        list(loader.batches(plan.shares(0, 1), transforms))
+        list(loader.batches(plan.micro_batches(0, 1), transforms))
     with Loader(reader, 2, 2, policy=KEEP_ERRORS) as loader:
-        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), transforms)]
+        batches = [(b, b.images.clone()) for b in loader.batches(plan.micro_batches(0, 1), transforms)]
     first, images = batches[0]
     assert first.errors == {2: "not an image (no known picture format)"} and not any(b.errors for b, _ in batches[1:])
     assert not images[2].any() and images[1].any()
     with Loader(reader, 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
-        batches = [(b, b.images.clone()) for b in loader.batches(plan.shares(0, 1), transforms)]
+        batches = [(b, b.images.clone()) for b in loader.batches(plan.micro_batches(0, 1), transforms)]
     first, images = batches[0]
     other = int(first.share.indices[2])
     assert other != 2 and first.share.valid.all()
@@ -244,10 +244,10 @@ def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(sha
     before = threading.active_count()
     with Loader(reader, 3, 2) as loader:
         for _ in range(5):
-            stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), transforms)
+            stream = loader.batches(EvalPlan(len(reader), 4).micro_batches(0, 1), transforms)
             next(stream)
             stream.close()
-        stream = loader.batches(EvalPlan(len(reader), 4).shares(0, 1), transforms)
+        stream = loader.batches(EvalPlan(len(reader), 4).micro_batches(0, 1), transforms)
         whole = [batch.share.indices[0] for batch in stream]
         assert whole == list(range(0, len(reader), 4))
     assert threading.active_count() == before
@@ -256,7 +256,9 @@ def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(sha
 def test_the_meter_counts_what_was_done(shard_set: Path):
     reader = ShardReader.of_split(shard_set, "train")
     with Loader(reader, 2, 2) as loader:
-        for _ in loader.batches(EvalPlan(len(reader), 4).shares(0, 1), eval_transforms(reader, PLAIN, "cpu", CPU)):
+        for _ in loader.batches(
+            EvalPlan(len(reader), 4).micro_batches(0, 1), eval_transforms(reader, PLAIN, "cpu", CPU)
+        ):
             pass
         times = loader.timer.snapshot()
     assert times.samples == len(reader) and times.bytes_read == reader.records["size"].sum()

@@ -57,13 +57,13 @@ def test_the_rule_of_before_gives_the_orders_of_before():
     plan = TrainPlan(GlobalOrder(11, 3), 4, 2, "tail")
     updates = [plan.keys(2, step).tolist() for step in range(3)]
     assert updates == [[9, 4, 0, 3], [6, 1, 5, 10], [2, 8, 7]]
-    dealt = [[(s.indices.tolist(), s.valid.tolist()) for s in plan.shares(2, rank, 2, 2)] for rank in (0, 1)]
+    dealt = [[(s.indices.tolist(), s.valid.tolist()) for s in plan.rest_of_epoch(2, rank, 2, 2)] for rank in (0, 1)]
     whole, half, none = [True, True], [True, False], [False, False]
     assert dealt == [
         [([9, 4], whole), ([0, 3], whole), ([6, 1], whole), ([5, 10], whole), ([2, 8], whole), ([7, 2], half)],
         [([9, 4], none), ([9, 4], none), ([6, 1], none), ([6, 1], none), ([2, 8], none), ([2, 8], none)],
     ]
-    shares = list(TrainPlan(WindowOrder([400, 5000, 3000], 2, 5), 1000, 1, "tail").shares(7, 1, 3))
+    shares = list(TrainPlan(WindowOrder([400, 5000, 3000], 2, 5), 1000, 1, "tail").rest_of_epoch(7, 1, 3))
     assert [len(share.indices) for share in shares] == [333] * 8 + [133]
     digest = hashlib.sha256(np.concatenate([share.indices for share in shares]).tobytes()).hexdigest()
     assert digest == "bc64541ed62f448d9cef7e2453c93bd4dd1bbf7f3160c2a26b3de7706cbc6830"
@@ -76,7 +76,7 @@ def test_an_epoch_visits_each_sample_once_over_all_ranks(n, batch, world, accumu
     visited: list[int] = []
     counts = set()
     for rank in range(world):
-        shares = list(plan.shares(epoch, rank, world, accumulation))
+        shares = list(plan.rest_of_epoch(epoch, rank, world, accumulation))
         counts.add(len(shares))
         for share in shares:
             assert len(share.indices) == len(share.valid) >= MIN_ROWS
@@ -105,8 +105,8 @@ def test_the_samples_of_an_update_do_not_depend_on_the_processes(n, batch, world
 def test_resuming_at_a_step_gives_the_rest_of_the_epoch(n, batch, world, accumulation, step, kind, deal, rule):
     plan = make_plan(n, batch, 7, kind, deal, rule)
     step = min(step, plan.steps_per_epoch)
-    whole = list(plan.shares(3, world - 1, world, accumulation))
-    rest = list(plan.shares(3, world - 1, world, accumulation, first_step=step))
+    whole = list(plan.rest_of_epoch(3, world - 1, world, accumulation))
+    rest = list(plan.rest_of_epoch(3, world - 1, world, accumulation, first_step=step))
     assert len(rest) == len(whole) - step * accumulation
     for a, b in zip(whole[step * accumulation :], rest, strict=True):
         assert (a.indices == b.indices).all() and (a.valid == b.valid).all()
@@ -162,10 +162,10 @@ def test_micro_batches_of_accumulation_are_those_of_ranks():
 @given(samples, batches, worlds)
 def test_evaluation_yields_each_sample_valid_once_in_batches_of_its_own(n, batch, world):
     plan = EvalPlan(n, batch)
-    alone = {tuple(s.indices.tolist()) for s in plan.shares(0, 1)}
+    alone = {tuple(s.indices.tolist()) for s in plan.micro_batches(0, 1)}
     seen: list[int] = []
     for rank in range(world):
-        shares = list(plan.shares(rank, world))
+        shares = list(plan.micro_batches(rank, world))
         assert len(shares) == plan.steps(world)
         for share in shares:
             if share.valid.any():

@@ -15,7 +15,7 @@ from shards.errors import UserError
 from shards.inputs.images import ANY, decode
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import FileSource
-from toolkit.data.transforms.batch_transform import RawTransform, DecodedTransform
+from toolkit.data.transforms.batch_transform import DecodedTransform, RawTransform
 from toolkit.data.transforms.crops import eval_views
 from toolkit.data.transforms.preprocessing import Preprocessing
 

@@ -16,7 +16,7 @@ from toolkit_helpers import ROOT
 
 from toolkit.config.schema import DataConfig
 from toolkit.data.transforms import geometry
-from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform
+from toolkit.data.transforms.batch_transform import DecodedTransform, DeviceTransform
 from toolkit.data.transforms.crops import Views, eval_views, train_views
 from toolkit.data.transforms.geometry import _weights
 

@@ -15,7 +15,7 @@ from shards.inputs.images import ANY, decode
 from toolkit.config.schema import DataConfig
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import DeviceTransform, DecodedTransform, eval_transforms
+from toolkit.data.transforms.batch_transform import DecodedTransform, DeviceTransform, eval_transforms
 from toolkit.data.transforms.crops import Views, eval_views, resized_size, train_views
 from toolkit.data.transforms.preprocessing import FITS, Preprocessing, stretch
 

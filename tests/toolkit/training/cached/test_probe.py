@@ -174,7 +174,7 @@ def test_an_epoch_is_the_plans_with_the_views_in_turn(reader: ShardReader, sampl
     source = feed(reader, sampling=sampling, repeat_below=0.5)
     for epoch in range(4):
         batches = list(source.batches(epoch, 0))
-        expected = list(source.plan.shares(epoch, 0, 1))
+        expected = list(source.plan.rest_of_epoch(epoch, 0, 1))
         assert len(batches) == len(expected) == source.plan.steps_per_epoch
         for batch, share in zip(batches, expected, strict=True):
             assert (batch.share.indices == share.indices).all()
@@ -183,7 +183,7 @@ def test_an_epoch_is_the_plans_with_the_views_in_turn(reader: ShardReader, sampl
                 assert (batch.images[row].numpy() == view.values[sample].astype(np.float32)).all()
                 assert batch.share.valid[row] == (share.valid[row] and view.decoded[sample])
     resumed = list(source.batches(2, 3))
-    assert (resumed[0].share.indices == list(source.plan.shares(2, 0, 1))[3].indices).all()
+    assert (resumed[0].share.indices == list(source.plan.rest_of_epoch(2, 0, 1))[3].indices).all()
 
 
 def test_validation_gives_every_sample_its_logits(reader: ShardReader):
