@@ -24,6 +24,7 @@ from shards.executors.local import LocalExecutor, WorkersOption
 from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
+from shards.options import option
 from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.masks import mask_of
 from shards.text.opencv import cv2
@@ -45,7 +46,7 @@ class RefereeOptions(Checked):
     """Below cleaning's 0.2."""
     region_threshold: BetweenZeroAndOne = 0.25
     """Below cleaning's 0.3."""
-    reference_strip: bool = True
+    reference_strip: bool = option(True, old=("--anchor",))
     """A line of known text below the picture; without it the network finds text in pictures without any."""
 
 
@@ -123,7 +124,7 @@ def compare_text(
     found = itertools.chain(*results_in_order(LocalExecutor(workers), measure_chunk, tasks, "looking again"))
     judged = report.set_index("id").loc[ids]
     return {
-        "referee": asdict(options),
+        "referee": {key if key != "reference_strip" else "anchor": value for key, value in asdict(options).items()},
         "cleaning": report.attrs["text_removal"],
         "altered_median": float(judged["altered"].median()),
         "seconds_mean": float(judged["seconds"].mean()),

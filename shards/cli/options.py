@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ import jsonargparse
 from shards.cli.commands import Command
 from shards.errors import UserError, did_you_mean, one_line
 from shards.options import Option
+
+log = logging.getLogger(__name__)
 
 # Attribute docstrings of the dataclasses become the help texts.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -127,6 +130,7 @@ class Parser(jsonargparse.ArgumentParser):
             if said.sections:
                 self.add_argument("--config", action="config", help=argument.help)
                 self.add_class_arguments(argument.kind, nested_key=None)
+                self.old |= {f"--{old}": f"--{new}" for old, new in self.options.renamed.items()}
                 for key, kind in self.options.old_keys.items():
                     self.add_argument(f"--{key}", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
                 for title, keys in self.options.registered().items():
@@ -141,6 +145,8 @@ class Parser(jsonargparse.ArgumentParser):
             self.flags += flags
             self.shown[argument.dest] = flags[-1]
             self.old |= dict.fromkeys(said.old, flags[-1])
+            if argument.kind is bool:
+                self.old |= {old.replace("--", "--no-", 1): flags[-1].replace("--", "--no-", 1) for old in said.old}
             details = argument.details()
             # A file of options may give those that are required.
             self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
@@ -154,15 +160,18 @@ class Parser(jsonargparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise self._explained(one_line(error)) from None
         if self.has_sections:
-            self.options.as_today(parsed)
+            self.options.as_today(parsed, words)
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """A word in which an old name, or the beginning of one, is the name of today."""
+        """A word with its old name, or the beginning of one, replaced by the name of today; the log says so."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word
-        return next((new for old, new in self.old.items() if old.startswith(name)), name) + given + value
+        old, new = next((names for names in self.old.items() if names[0].startswith(name)), (name, name))
+        if new != name:
+            log.info("%s is called %s in this version", old, new)
+        return new + given + value
 
     def make(self, parsed: Any) -> Any:
         """The dataclass of parsed values. Raises UserError for values that mean nothing."""

@@ -145,7 +145,9 @@ class Cache:
                 with contextlib.suppress(UserError):
                     return parse(data)
                 kept.unlink(missing_ok=True)
-            if (data := read_small(source, RetryBudget(self.options.remote_timeout, option="--patience"))) is None:
+            if (
+                data := read_small(source, RetryBudget(self.options.remote_timeout, option="--remote-timeout"))
+            ) is None:
                 raise UserError("set-missing", f"{source} is missing; upload the set again")
             result = parse(data)
             if self._writable:

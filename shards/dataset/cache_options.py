@@ -34,7 +34,7 @@ def parse_limit(text: str) -> int:
 def parse_remote_timeout(text: str) -> float:
     """Seconds. Raises UserError."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise UserError("option-value", f"--patience takes seconds, 0 or more, not {text!r}")
+        raise UserError("option-value", f"--remote-timeout takes seconds, 0 or more, not {text!r}")
     return float(text)
 
 
@@ -47,7 +47,7 @@ class CacheOptions:
     ~/.cache)."""
     limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)
     """How much of them is kept there, in bytes or such as 200GB (default 0: all)."""
-    remote_timeout: float = option(300.0, metavar="SECONDS", parse=parse_remote_timeout)
+    remote_timeout: float = option(300.0, old=("--patience",), metavar="SECONDS", parse=parse_remote_timeout)
     """For how long a store that does not answer, or hardly sends, is asked again (default 300)."""
 
     @property

@@ -48,7 +48,7 @@ class ExecutorOptions:
     """This machine (local), or the workers of a Dask scheduler."""
     scheduler: str | None = option(None, metavar="ADDRESS")
     """Address (tcp://HOST:PORT) of the Dask scheduler, or its scheduler file."""
-    break_lock: bool = False
+    break_lock: bool = option(False, old=("--take-over",))
     """Go on although a run on another machine, which must be dead, claims --out (a URL)."""
 
     def check_executor(self) -> None:

@@ -150,7 +150,7 @@ def _created(path: Any, data: bytes) -> bool:
 
 def _held(path: Any, holder: LockOwner) -> UserError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
-    remedy = "wait for it, choose another folder, or, if that run is dead, pass --take-over"
+    remedy = "wait for it, choose another folder, or, if that run is dead, pass --break-lock"
     return UserError("path-locked", f"{path.parent} is claimed by another run ({who}); {remedy}")
 
 

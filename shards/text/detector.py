@@ -42,7 +42,7 @@ def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
     try:
         return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
     except ValueError:
-        raise UserError("option-value", f"--looks takes short sides such as 256,608/416,1024, not {text!r}") from None
+        raise UserError("option-value", f"--scales takes short sides such as 256,608/416,1024, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class DetectorOptions(Checked):
 
     detector: str = "rapidocr"
     """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""
-    scales: tuple[tuple[int, ...], ...] = option(((256, 608), (416, 1024)), parse=parse_scales, text="256,608/416,1024")
+    scales: tuple[tuple[int, ...], ...] = option(
+        ((256, 608), (416, 1024)), old=("--looks",), parse=parse_scales, text="256,608/416,1024"
+    )
     """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
     letters, large ones small print. A poster is clean when every look in turn finds nothing."""
     pixel_threshold: BetweenZeroAndOne = 0.2
@@ -66,6 +68,8 @@ class DetectorOptions(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.scales or not all(look and all(32 <= side <= 2048 for side in look) for look in self.scales):
-            raise UserError("option-value", "--looks takes short sides from 32 to 2048 pixels such as 256,608/416,1024")
+            raise UserError(
+                "option-value", "--scales takes short sides from 32 to 2048 pixels such as 256,608/416,1024"
+            )
         if self.device not in ("cpu", "cuda"):
             raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

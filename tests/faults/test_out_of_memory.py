@@ -129,7 +129,7 @@ def test_elsewhere_in_a_run(where: str, options: list[str], drawn_set: Path, tmp
     assert again.statuses == [0], again.said
 
 
-@pytest.mark.parametrize("where", ["training.run.build_parts", "training.trainer.save_checkpoint"])
+@pytest.mark.parametrize("where", ["training.run.build_setup", "training.trainer.save_checkpoint"])
 def test_where_no_batch_is_at_fault(
     where: str, drawn_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

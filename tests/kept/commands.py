@@ -177,11 +177,14 @@ def said(text: str, folder: Path) -> list[str]:
 
 
 #: What options were called when expected.json was written, by command and their names of today.
+REMOTE = {"remote_timeout": "patience"}
 BEFORE = {
-    "tune": {"threads": "workers"},
-    "evaluate": {"threads": "workers"},
-    "predict": {"threads": "workers", "out": "output"},
+    "tune": {"threads": "workers", "max_micro_f_loss": "slack", **REMOTE},
+    "evaluate": {"threads": "workers", **REMOTE},
+    "predict": {"threads": "workers", "out": "output", **REMOTE},
     "audit": {"threads": "workers"},
+    **{key: {"scales": "looks", "break_lock": "take_over"} for key in ("fetch", "clean", "shards build")},
+    **dict.fromkeys(("shards info", "shards verify"), REMOTE),
 }
 
 
@@ -200,11 +203,14 @@ def options_of(words: list[str], folder: Path) -> Any:
     except UserError:
         return None
     if made is not None:
-        return {key: plain(value) for key, value in (vars(made) | {"config": config_dict(made.config)}).items()}
+        found = vars(made) | {"config": config_dict(made.config)}
+        return {key: plain(value) for key, value in found.items()} | {
+            "cache": str(made.cache).replace("remote_timeout", "patience")
+        }
     command, _, verb = name.partition(" ")
     found = vars(parsed) | {"command": command} | ({"verb": verb} if verb else {})
     if name == "referee":
-        found["no_anchor"] = not found.pop("anchor")
+        found["no_anchor"] = not found.pop("reference_strip")
     if found.get("near_duplicates") == MAX_DISTANCE:
         found["near_duplicates"] = None  # the default was put in later
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}

@@ -27,8 +27,8 @@ def hosts() -> Iterator[MisbehavingServer]:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once, and wait no longer than the patience says."""
     monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.storage.retrying_read.LEAST", 0.5)
-    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.retrying_read.MIN_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr("shards.storage.http_client.MIN_REQUEST_SECONDS", 0.5)
 
 
 def got(path: StoragePath, patience: float = 1.0, most: int = 1 << 20) -> bytes | None:

@@ -69,7 +69,7 @@ def clean_command(source: Source, out: Path, *options: object) -> list[str]:
     """``posters clean``'s arguments: one quick look, one worker, unless ``options`` say more."""
     return [
         *("clean", "--images", str(source.images), "--metadata", str(source.csv), "--out", str(out)),
-        *("--looks", "256", "--workers", "1", *map(str, options)),
+        *("--scales", "256", "--workers", "1", *map(str, options)),
     ]
 
 

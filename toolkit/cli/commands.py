@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "shards index": Command(
         "write index and manifest for tars that another tool made",
-        "shards.build.index_tars:AdoptOptions",
+        "shards.build.index_tars:IndexOptions",
         "shards.cli.main:run_index",
         "Write index and manifest for tars that another tool made; they stay as they are. Every image is decoded once, "
         "as a build does: some 2 ms of a core each for posters of 300 x 450 pixels. What is not taken is in "

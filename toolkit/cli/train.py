@@ -14,7 +14,7 @@ from docstring_parser import parse_from_object
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
-from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, as_today, check_file, check_text
+from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, RENAMED, as_today, check_file, check_text
 from toolkit.config.losses import LOSSES
 from toolkit.config.schema import Config
 from toolkit.config.trackers import TRACKERS
@@ -45,13 +45,19 @@ class TrainOptions(SetOptions):
     old_keys: ClassVar = {
         **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
         "train.tensorboard": bool,
+        **dict.fromkeys(RENAMED, float),
         **{key: list[float] if isinstance(value, list) else type(value) for key, value in CONSTANTS.items()},
     }
 
+    renamed: ClassVar = RENAMED
+
     @staticmethod
-    def as_today(parsed: Any) -> None:
+    def as_today(parsed: Any, words: Sequence[str]) -> None:
         """Bring parsed keys of earlier versions under today's names. Raises UserError for a value that is past."""
-        for key, value in as_today(parsed).items():
+        for old, new in RENAMED.items():
+            if old in parsed:
+                log.info("%s is called %s in this version", old, new)
+        for key, value in as_today(parsed, {word.removeprefix("--").partition("=")[0] for word in words}).items():
             if key == "train.channels_last":
                 log.info("train.channels_last %s has no effect any more: it is always true", value)
             elif key == "augment.mix_prob" and value == 0:

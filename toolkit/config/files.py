@@ -6,7 +6,7 @@ which configs and checkpoints on disks hold, become today's here (as_today).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,29 @@ MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
 #: Keys of section loss in earlier versions, with the options of all losses. Today loss.options has those of one.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
+#: Keys of earlier versions that have another name today.
+RENAMED = {"decide.slack": "decide.max_micro_f_loss"}
 #: Keys of earlier versions that are constants today, and their values, which were the defaults.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip
 
 
-def as_today(config: Any) -> dict[str, Any]:
+def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
 
     Returns the keys of CONSTANTS that had other values, with these. An option of another loss than the chosen one goes,
     as it had no effect. Options of the chosen loss that are not given get their defaults.
+
+    typed: keys of the command line, whose values win over those of a file's old key.
     """
     other = {}
+    for old, new in RENAMED.items():
+        section, _, name = old.partition(".")
+        if name in (keys := config.get(section) or {}):
+            value = keys.pop(name)
+            if new not in typed:
+                keys[new.partition(".")[2]] = value
     for key, constant in CONSTANTS.items():
         section, _, name = key.partition(".")
         value = (config.get(section) or {}).pop(name, constant)

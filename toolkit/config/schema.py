@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from shards.options import option
 from shards.values import (
     Count,
     FromZeroToOne,
@@ -243,8 +244,8 @@ class DecideConfig:
     """What thresholds aim at: f1, f0.5, precision>=0.6, recall>=0.8 (any number)."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Makes probabilities mean what they say; auto takes what helps clearly on held-out parts of validation, if any."""
-    slack: UnderOne = 0.01
-    """Aims f1, f0.5, per genre: share of one threshold's micro-F to spend on macro-F (auto: if it helps); 0: none."""
+    max_micro_f_loss: UnderOne = option(0.01, old=("--slack",))
+    """Largest share of micro-F that thresholds per genre may lose to gain macro-F, for aims f1 and f0.5; 0: none."""
 
 
 @dataclass

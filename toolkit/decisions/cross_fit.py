@@ -154,13 +154,14 @@ class CrossFit:
 
         Thresholds per genre are kept where they raise macro-F by more than `CLEARLY` standard errors and by more than
         they lower micro-F, and do not lower that beyond their slack by more than `HARMLESS` of them: those with
-        decide.slack, else those without. A level is asked of each genre: for such an aim no one threshold would do.
+        decide.max_micro_f_loss, else those without. A level is asked of each genre: for such an aim no single threshold
+        would do.
         """
         wanted, beta = self.decide.thresholds, self.aim.value
         if wanted == "global":
             return None, {}
         if wanted == "genre" or self.aim.kind != "f":
-            return self.decide.slack, {}
+            return self.decide.max_micro_f_loss, {}
         rows = self._rows(out)
         truth, units = self.truth[rows], self.units[rows]
         if not enough(units):
@@ -175,7 +176,7 @@ class CrossFit:
 
         single, ways = measured(None), {}
         ways[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
-        for slack in sorted({0.0, self.decide.slack}, reverse=True):
+        for slack in sorted({0.0, self.decide.max_micro_f_loss}, reverse=True):
             found = measured(slack)
             ways[choice_name(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
             if found.clearly_better(single, slack):

@@ -1,8 +1,8 @@
 """What thresholds aim at: f1, f0.5, precision>=X or recall>=X, for one threshold or one per genre.
 
 Every aim reaches on the validation split what it states: f1 and f0.5 at least the micro-F of the best single
-threshold less decide.slack (label_thresholds.py), the others their level for each genre. Rare genres are smoothed
-(sweep.py): a level must be reached by the smoothed counts too, so one lucky positive does not set a threshold.
+threshold less decide.max_micro_f_loss (label_thresholds.py), the others their level for each genre. Rare genres are
+smoothed (sweep.py): a level must be reached by the smoothed counts too, so one lucky positive does not set a threshold.
 """
 
 from __future__ import annotations

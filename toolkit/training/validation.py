@@ -122,7 +122,9 @@ def scoring_rule(config: Config) -> str:
     """
     if METRICS[config.train.monitor].group != "decisions":
         return ""
-    return f"cross-fit {fingerprint(asdict(config.decide))[:16]}"
+    decide = asdict(config.decide)
+    decide["slack"] = decide.pop("max_micro_f_loss")  # the name that earlier versions took the digest of
+    return f"cross-fit {fingerprint(decide)[:16]}"
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:

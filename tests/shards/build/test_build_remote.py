@@ -142,7 +142,7 @@ def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
     # One on another machine may be alive.
     foreign = json.dumps(claim | {"token": "another", "machine": "there/1", "host": "there", "pid": 7}).encode()
     (out / ".lock").write_bytes(foreign)
-    with fails("path-locked", out, "process 7 on there", "--take-over"):
+    with fails("path-locked", out, "process 7 on there", "--break-lock"):
         build(few_there, out)
     assert (out / ".lock").read_bytes() == foreign
     build(few_there, out, take_over=True)

@@ -123,7 +123,7 @@ def test_the_command_line_with_two_workers_writes_the_same_bytes(
     titled: Source, cleaned_set: Path, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "out"
-    options = ("--text-removal", "--looks", "256", "--short-side", "80", "--long-side", "160", "--workers", "2")
+    options = ("--text-removal", "--scales", "256", "--short-side", "80", "--long-side", "160", "--workers", "2")
     status, _, error = command(*build_command(titled, out, *options), "--samples-per-shard", "4")
     assert status == 0, error
     assert untimed(out) == untimed(cleaned_set)

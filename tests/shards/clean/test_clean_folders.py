@@ -116,7 +116,7 @@ def test_long_names(tmp_path: Path, length: int) -> None:
         (("--near-duplicates", "16"), "--near-duplicates"),
         (("--aspect", "wide"), "--aspect"),
         (("--aspect", "2,1"), "--aspect"),
-        (("--looks", "small"), "--looks"),
+        (("--scales", "small"), "--scales"),
         (("--passes", "0"), "--passes"),
         (("--margin", "9"), "--margin"),
         (("--fill", "blur"), "--fill"),

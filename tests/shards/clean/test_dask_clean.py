@@ -135,7 +135,7 @@ def test_text_removal_on_the_way_into_shards(cluster: Cluster, titled: Source, t
 
 def test_the_command(cluster: Cluster, titled: Source, bucket: str) -> None:
     source, out = at_url(titled, bucket), f"{bucket}/cleaned"
-    command = ("clean", "--images", source.images, "--metadata", source.csv, "--out", out, "--looks", 256)
+    command = ("clean", "--images", source.images, "--metadata", source.csv, "--out", out, "--scales", 256)
     done = posters(*command, "--executor", "dask", "--scheduler", cluster.file)
     assert done.returncode == 0, done.stderr
     assert "on 2 processes" in done.stdout and f"look at    {out}-sheet/contact_sheet.html" in done.stdout

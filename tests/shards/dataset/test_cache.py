@@ -45,7 +45,7 @@ def test_a_network_cut_in_the_middle_is_mended(server: MisbehavingServer, tmp_pa
 
 def test_a_network_that_stays_cut_is_one_line_and_leaves_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
     file = remote(server, 1, reset)
-    with fails("network", "train-00001.tar", "--patience"):
+    with fails("network", "train-00001.tar", "--remote-timeout"):
         cache(tmp_path, patience=0.3).open(file)
     (left,) = tmp_path.glob("*.tar*")
     assert left.name == f"{file.sha256}.tar.failed" and "cannot be read" in left.read_text()

@@ -162,7 +162,7 @@ def test_the_summary_counts_all_rows(command: Command, dozen: Source, tmp_path: 
 
 def test_cleaning_holds_genres_against_it_and_counts_pixels(command: Command, dozen: Source, tmp_path: Path) -> None:
     write_file(dozen.images / "p0003.jpg", b"<html>404</html>")
-    options = ("--images", dozen.images, "--out", tmp_path / "out", "--looks", 256, "--sheet", 0, "--workers", 1)
+    options = ("--images", dozen.images, "--out", tmp_path / "out", "--scales", 256, "--sheet", 0, "--workers", 1)
     csv = write_csv(tmp_path / "other.csv", spoilt(dozen, 2))
     status, _, error = command("clean", "--metadata", csv, *options)
     assert status == 2 and "2 of 12 rows whose image is there are unreadable" in only_error(error)

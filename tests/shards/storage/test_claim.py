@@ -54,7 +54,7 @@ def test_whoever_comes_second_is_refused(error: Exception | None, folder: Storag
         assert (folder / LOCK_NAME).read_bytes() == held
     assert not (folder / LOCK_NAME).exists()
     (folder / LOCK_NAME).write_bytes(json.dumps(OTHER).encode())
-    with fails("path-locked", "process 7", "there", "noon", "--take-over"):
+    with fails("path-locked", "process 7", "there", "noon", "--break-lock"):
         with remote_lock(folder):
             pass
     assert json.loads((folder / LOCK_NAME).read_bytes()) == OTHER

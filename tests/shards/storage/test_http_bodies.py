@@ -93,7 +93,7 @@ def test_a_little_each_time_is_not_progress_without_end(
         return await reply(b"x", 206, Content_Range=shown)(writer, number)
 
     path = storage_path(hosts.add("/file", a_byte))
-    monkeypatch.setattr("shards.storage.retrying_read.PATIENCES", 2)
+    monkeypatch.setattr("shards.storage.retrying_read.RETRY_BUDGETS", 2)
     monkeypatch.setattr("shards.storage.retrying_read.SLOWEST", 1 << 20)
     patience = RetryBudget(0.5, size=1_000_000)
     patience.ends = time.monotonic() + 1.5

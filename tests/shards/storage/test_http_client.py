@@ -209,7 +209,7 @@ def test_they_go_on_to_another_path_of_that_server(hosts: MisbehavingServer) -> 
 def test_no_error_shows_them(
     hosts: MisbehavingServer, read: Callable[[StoragePath], object], answer: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.2)
+    monkeypatch.setattr("shards.storage.http_client.MIN_REQUEST_SECONDS", 0.2)
     hosts.add("/set?token=hidden", answer)
     path = storage_path(f"http://me:word@{PUBLIC}:{hosts.port}/set?token=hidden")
     with pytest.raises((UserError, FileNotFoundError)) as caught:

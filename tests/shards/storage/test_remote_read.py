@@ -100,8 +100,8 @@ def test_patience_ends() -> None:
     with fails("network", url) as caught:
         list(read_blocks(storage_path(url), 10, RetryBudget(0.2)))
     assert str(caught.value).endswith("then start again")
-    with fails("network", url, "--patience"):
-        list(read_blocks(storage_path(url), 10, RetryBudget(0.2, option="--patience")))
+    with fails("network", url, "--remote-timeout"):
+        list(read_blocks(storage_path(url), 10, RetryBudget(0.2, option="--remote-timeout")))
 
 
 def test_progress_renews_patience(server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,10 +345,10 @@ def test_where_a_network_lies_plays_no_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"looks": ()}, "--looks"),
-        ({"looks": ((),)}, "--looks"),
-        ({"looks": ((16,),)}, "32 to 2048"),
-        ({"looks": ((4096,),)}, "32 to 2048"),
+        ({"scales": ()}, "--scales"),
+        ({"scales": ((),)}, "--scales"),
+        ({"scales": ((16,),)}, "32 to 2048"),
+        ({"scales": ((4096,),)}, "32 to 2048"),
         ({"pixel_threshold": 0.0}, "--pixel-threshold"),
         ({"region_threshold": 1.0}, "--region-threshold"),
         ({"region_threshold": float("nan")}, "--region-threshold"),
@@ -364,7 +364,7 @@ def test_looks_and_aspect_are_read() -> None:
     for text, looks in (("256", ((256,),)), ("256,608/416,1024", ((256, 608), (416, 1024)))):
         assert parse_scales(text) == looks
     for text in ("", "256/", "big", "256;608"):
-        with fails("option-value", "--looks", repr(text)):
+        with fails("option-value", "--scales", repr(text)):
             parse_scales(text)
     assert parse_aspect("0.5,0.9") == (0.5, 0.9)
     for text in ("0.5", "a,b", "1,2,3"):

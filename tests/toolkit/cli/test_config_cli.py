@@ -64,7 +64,7 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path):
         (["--train.epochs", "2.5"], ["train.epochs", "int"]),
         (["--optim.name", "adm"], ["optim.name", "did you mean", "adam"]),
         (["--decide.aim", "precision"], ["decide.aim", "precision>=X"]),
-        (["--decide.slack", "1"], ["decide.slack", "under 1"]),
+        (["--decide.max_micro_f_loss", "1"], ["decide.max_micro_f_loss", "under 1"]),
         (["--train.epochs", "0"], ["train.epochs", "at least 1", "0"]),
         (["--data.crop_scale", "[0.9, 0.1]"], ["data.crop_scale"]),
         (["--data.crop_scale", "[0.9]"], ["data.crop_scale"]),

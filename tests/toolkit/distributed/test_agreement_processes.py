@@ -184,7 +184,7 @@ def test_two_processes_that_differ(
         ),
         pair(on_set, own("--out", "given (", "given ("), [], ["--out", tmp_path / "elsewhere"]),
         one_of(tune, "--aim=f0.5", "--aim", "f0.5", "f1"),
-        one_of(tune, "--slack=0.5", "--slack", "0.5", "0.01"),
+        one_of(tune, "--max-micro-f-loss=0.5", "--max-micro-f-loss", "0.5", "0.01"),
         one_of(tune, "--calibration=none", "--calibration", "none", "auto"),
         # Commands and environments.
         Case([*own("command", "evaluate", "train")], train, evaluate),

@@ -74,8 +74,8 @@ def test_options_reach_the_choice(model: Path, shard_set: Path):
     assert other.chosen_on["cross_fit"].keys() >= {"single", "per genre, slack 0.01"}
     assert other.per_genre == ("slack" in other.chosen_on)
     assert tune(model, shard_set, "--thresholds", "genre") == 0
-    assert load_labels(model)[1].chosen_on["slack"] == DecideConfig().slack
-    assert tune(model, shard_set, "--thresholds", "genre", "--slack", "0") == 0
+    assert load_labels(model)[1].chosen_on["slack"] == DecideConfig().max_micro_f_loss
+    assert tune(model, shard_set, "--thresholds", "genre", "--max-micro-f-loss", "0") == 0
     assert load_labels(model)[1].chosen_on["slack"] == 0
 
 
@@ -122,7 +122,7 @@ def test_another_set_is_told_and_other_labels_are_refused(
         (["--aim", "accuracy"], ["--aim", "f0.5", "accuracy"]),
         (["--calibration", "isotonic"], ["isotonic"]),
         (["--batch-size", "-1"], ["--batch-size"]),
-        (["--slack", "1"], ["--slack", "1.0"]),
+        (["--max-micro-f-loss", "1"], ["--max-micro-f-loss", "1.0"]),
     ],
 )
 def test_bad_options_are_one_line(model: Path, shard_set: Path, options: list[str], facts: list[str]):

@@ -55,7 +55,7 @@ def test_calibration_of_each_genre_with_enough_posters(report: Report):
 
 
 def test_calibration_of_many_genres_is_capped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.report.build.MOST_DIAGRAMS", 2)
+    monkeypatch.setattr("toolkit.report.build.MAX_DIAGRAMS", 2)
     given = inputs(other=False)
     assert list(genre_calibration(given)) == ["Drama", "Comedy"]
 
@@ -87,6 +87,6 @@ def test_without_calibration_there_is_no_before_and_after():
 
 
 def test_many_genres_are_capped_and_that_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.report.build.MOST_DIAGRAMS", 2)
+    monkeypatch.setattr("toolkit.report.build.MAX_DIAGRAMS", 2)
     html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
     assert "The 2 commonest of the 3 genres with at least 20 posters: 2 of 5." in html

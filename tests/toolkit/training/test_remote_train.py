@@ -139,7 +139,7 @@ def test_a_set_that_is_gone_is_one_line_and_goes_on_later(
         *["train", *TINY, *EPOCHS, *WINDOW, "--shards", server.url("/set"), "--cache-dir", tmp_path / "cache"],
         *["--train.checkpoint_steps", "1", "--out", tmp_path / "run"],
     ]
-    run = posters_command(*command, "--patience", "1")
+    run = posters_command(*command, "--remote-timeout", "1")
     assert run.returncode == 2
     (line,) = error_lines(run)
     assert missing in line and "cannot be read" in line and "check the network" in line
@@ -156,9 +156,9 @@ def test_a_set_that_is_gone_is_one_line_and_goes_on_later(
         ("SET", ["--cache-limit", "1kB"], ["data.order global", "--cache-limit", "data.order window"]),
         ("SET", [*WINDOW, "--cache-limit", "1kB"], ["windows of 1 shards", "--data.window"]),
         ("SET", ["--cache-limit", "much"], ["200GB", "'much'"]),
-        ("SET", ["--patience", "-1"], ["--patience", "'-1'"]),
+        ("SET", ["--remote-timeout", "-1"], ["--remote-timeout", "'-1'"]),
         ("SET/elsewhere", [], ["elsewhere", "holds no manifest.json"]),
-        ("SET-closed", ["--patience", "0.2"], ["manifest.json cannot be read", "network"]),
+        ("SET-closed", ["--remote-timeout", "0.2"], ["manifest.json cannot be read", "network"]),
         ("nonsense://bucket/set", [], ["nonsense://bucket/set"]),
         pytest.param(
             *("gs://bucket/set", [], ["gs://", "'.[gs]'"]),

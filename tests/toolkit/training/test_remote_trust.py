@@ -35,8 +35,8 @@ def server(shard_set: Path) -> Iterator[MisbehavingServer]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.storage.retrying_read.PAUSES", (0.01, 0.05))
-    monkeypatch.setattr("shards.storage.retrying_read.LEAST", 0.5)
-    monkeypatch.setattr("shards.storage.http_client.LEAST", 0.5)
+    monkeypatch.setattr("shards.storage.retrying_read.MIN_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr("shards.storage.http_client.MIN_REQUEST_SECONDS", 0.5)
     real = addresses.is_public
     monkeypatch.setattr(addresses, "is_public", lambda address: address == ip_address("127.0.0.1") or real(address))
 
@@ -98,10 +98,10 @@ SECRET = "hidden-word"
         "shards index URL",
         "shards build --metadata URL --images URL --out OUT",
         "shards build --metadata OUT/m.csv --images OUT --out URL",
-        "train --shards URL --out OUT/run --patience 0.1",
-        "evaluate --model MODEL --shards URL --patience 0.1",
-        "tune --model MODEL --shards URL --patience 0.1",
-        "predict --model MODEL --shards URL --out OUT/predicted --patience 0.1",
+        "train --shards URL --out OUT/run --remote-timeout 0.1",
+        "evaluate --model MODEL --shards URL --remote-timeout 0.1",
+        "tune --model MODEL --shards URL --remote-timeout 0.1",
+        "predict --model MODEL --shards URL --out OUT/predicted --remote-timeout 0.1",
         "predict --model URL OUT/x.jpg",
         "export --model URL",
         "clean --metadata URL --images URL --out OUT/cleaned",

@@ -177,7 +177,7 @@ def test_the_monitored_figure_picks_the_epoch(shard_set: Path, tmp_path: Path):
         out = tmp_path / monitor
         run = posters_command(
             "train", "--shards", shard_set, "--out", out, *TINY, "--train.epochs=4", f"--train.monitor={monitor}",
-            "--train.patience=0", "--decide.slack=0", "--decide.thresholds=genre", "--train.batch_size=14",
+            "--train.patience=0", "--decide.max_micro_f_loss=0", "--decide.thresholds=genre", "--train.batch_size=14",
             "--train.seed=1", "--optim.lr=0.01",
         )  # fmt: skip
         assert run.returncode == 0, run.stderr

@@ -189,11 +189,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses of six epochs as a test wants them; all else is as it is."""
     losses: Iterator[float] = iter([3.0, 2.0, 2.5, 1.0, 1.0, 0.5])
 
-    def judge(*args: Any) -> validation.ValidationResult:
+    def validate(*args: Any) -> validation.ValidationResult:
         verdict = validation.validate(*args)
         return replace(verdict, evaluation=replace(verdict.evaluation, loss=next(losses)))
 
-    monkeypatch.setattr(trainer, "judge", judge)
+    monkeypatch.setattr(trainer, "validate", validate)
 
 
 @pytest.mark.parametrize(

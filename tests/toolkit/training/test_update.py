@@ -194,7 +194,7 @@ def spoil(train_step: TrainStep, sample: int) -> None:
 def test_the_first_of_many_is_told_and_memory_stays_bounded(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("toolkit.training.nonfinite.MOST", 3)
+    monkeypatch.setattr("toolkit.training.nonfinite.MAX_UNCHECKED_UPDATES", 3)
     train_step, plan, guard = guarded(shard_set, tmp_path, "stop", *TINY_VIT, "--train.batch_size=14")
     sample = int(plan.keys(0, 1)[2])
     spoil(train_step, sample)

@@ -68,7 +68,7 @@ class Copies(TorchDispatchMode):
             own.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}:{frame.f_lineno}")
             frame = frame.f_back
         pinned = source.is_pinned() or ELSEWHERE_HAS_NONE
-        if pinned and any(place.startswith(("transfer.py:to_device", "buffers.py:send")) for place in own):
+        if pinned and any(place.startswith(("transfer.py:to_device", "buffers.py:start_copy")) for place in own):
             self.proper += 1
         else:
             self.places.append(" < ".join(own[:4]))

@@ -54,7 +54,7 @@ class MicroBatch:
 
     def __post_init__(self) -> None:
         if self.repeat is None:
-            object.__setattr__(self, "draws", np.zeros(len(self.indices), dtype=np.int64))
+            object.__setattr__(self, "repeat", np.zeros(len(self.indices), dtype=np.int64))
 
     @property
     def keys(self) -> np.ndarray:

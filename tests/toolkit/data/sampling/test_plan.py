@@ -147,7 +147,7 @@ def test_keys_are_samples_and_their_draws():
 
 @pytest.mark.parametrize("n, batch, deal", [(0, 4, 1), (4, 0, 1), (4, 4, 0)])
 def test_empty_plans_are_refused(n, batch, deal):
-    with pytest.raises(ValueError, match="a plan needs"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         TrainPlan(GlobalOrder(n, 0), batch, deal)
 
 

@@ -96,7 +96,7 @@ OTHERWISE: dict[str, Any] = {
     "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
     "train.feature_cache": "elsewhere",
     "train.on_nonfinite": "skip", "decide.thresholds": "global",
-    "decide.aim": "f0.5", "decide.calibration": "platt", "decide.slack": 0.0,
+    "decide.aim": "f0.5", "decide.calibration": "platt", "decide.max_micro_f_loss": 0.0,
 }  # fmt: skip
 
 
