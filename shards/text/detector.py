@@ -47,7 +47,7 @@ def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class DetectorOptions(Checked):
-    """Which detector, and how it looks. Values were chosen on real posters (docs in shards/text/README.md)."""
+    """Which detector, and how it looks. Values were chosen on real posters (docs/results/text-removal.md)."""
 
     detector: str = "rapidocr"
     """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""

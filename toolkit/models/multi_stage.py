@@ -2,8 +2,8 @@
 
 The last stage of an ImageNet model says which thing is to be seen; a genre shows as much in style and colour, which the
 stage before still has. Both are averaged over the picture and joined; the square root of their size (signed) keeps a
-few strong channels from speaking for all (Perronnin, Sánchez, Mensink 2010, "power normalisation"). configs/README.md
-has what it is worth on posters.
+few strong channels from speaking for all (Perronnin, Sánchez, Mensink 2010, "power normalisation").
+docs/results/recipes.md has what it is worth on posters.
 
 The model stays timm's: its class is extended in place, so that names of modules and weights are what they were, but
 for the classifier, which is wider.

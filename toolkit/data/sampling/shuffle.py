@@ -7,7 +7,7 @@ mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
 
 ``global``: one permutation of everything; every read is random. ``window``: shards are permuted, then samples within
 groups of a few shards, so that a node reads from only a few files at a time: for sets that do not fit in memory.
-toolkit/data/README.md measures what this costs in shuffle quality. repeat_factor.py does either with repeated samples.
+docs/results/loader.md has what this costs in shuffle quality. repeat_factor.py does either with repeated samples.
 
 A position holds a key: sample + draw * DRAW_STRIDE, where draw is 0 for a sample's first place in the epoch's table, 1
 for its second, ... Where each sample comes once, keys are samples.

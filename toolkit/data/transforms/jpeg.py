@@ -1,6 +1,6 @@
 """Decode the part of a JPEG that a crop needs, straight into the caller's memory, with the GIL released.
 
-Two savings, each exact or bounded (toolkit/data/README.md has the measurements):
+Two savings, each exact or bounded (docs/results/loader.md has the measurements):
 
 - Rows below the crop are not decoded: the height in the frame header is lowered to the crop's last row, rounded up to
   whole blocks, and the decoder stops there. Entropy coding, inverse DCT and colour conversion of the rest are saved;
