@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 #: (language, content) of each block of code.
 BLOCKS = [found for page in PAGES for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)]
-LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
+LINES = [line for kind, text in BLOCKS if not kind for line in text.replace("\\\n", " ").splitlines()]
 
 
 def command_of(line: str) -> str:
     """A line of a block as a command of `posters`. Empty for other programs."""
-    launched = re.sub(r"^accelerate launch --config_file \S+ launch/(\w+)\.py", r"posters \1", line)
+    launched = re.sub(r"^accelerate launch --config_file \S+\s+launch/(\w+)\.py", r"posters \1", line)
     return launched if launched.startswith("posters ") else ""
 
 
