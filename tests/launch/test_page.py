@@ -1,4 +1,4 @@
-"""launch/README.md and the files it is about: each is named, each name is there, each command is one."""
+"""The scale pages and the files of launch/: each file is named, each named file exists, each command parses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from toolkit.models.heads import HeadSpec
 
 pytest_plugins = ("launch_fixtures",)
 
-PAGE = (ROOT / "launch" / "README.md").read_text()
+PAGES = ROOT / "docs" / "scale"
+TEXTS = {path.name: path.read_text() for path in sorted(PAGES.glob("*.md"))}
 FILES = sorted(path for kind in ("accelerate", "slurm") for path in (ROOT / "launch" / kind).iterdir())
-BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S)
+BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)]
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-#: Those of launchers and of ours; variables before them set aside.
+#: Commands of launchers and of this project, without the variables before them.
 COMMANDS = [
     bare
     for line in LINES
@@ -38,19 +39,20 @@ COMMANDS = [
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_is_explained(path: Path):
     name = f"{path.parent.name}/{path.name}"
-    assert f"[`{name}`]({name})" in PAGE
+    assert any(f"[`{name}`](../../launch/{name})" in text for text in TEXTS.values())
 
 
-def test_every_link_and_name_leads_somewhere():
-    links = set(re.findall(r"\]\(([^)#:]+)\)", PAGE))
-    names = set(re.findall(r"\b(?:launch|tests|configs)/[\w./]*\w", PAGE))
-    assert len(links) >= len(FILES) and len(names) >= 10
-    for path in [ROOT / "launch" / link for link in links] + [ROOT / name for name in names]:
-        assert path.exists(), path
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_named_file_exists(page: str):
+    """Files in code and in text. The links of all pages are checked elsewhere."""
+    names = set(re.findall(r"(?<![\w/-])(?:launch|tests|configs|toolkit)/[\w./]*\w", TEXTS[page]))
+    assert names
+    for name in names:
+        assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
-def test_every_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch):
+def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch):
     """Each launcher, and then the training, takes its options."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
@@ -77,7 +79,7 @@ def test_every_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch):
         read([Path(script).stem, *rest])
 
 
-def test_the_page_shows_every_way_to_start():
+def test_the_pages_show_every_way_to_start():
     shown = " ".join(COMMANDS)
     assert all(path.name in shown for path in FILES if path.name != "task.sh")
 
@@ -121,7 +123,7 @@ def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_s
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_what_the_page_says_is_refused(kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_pages_say_is_refused(kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As accelerate's launcher tells it to the processes."""
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     with pytest.raises(UserError, match=f"told to use {kind}; this version trains with data parallelism only"):

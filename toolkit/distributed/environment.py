@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _PARALLEL = (
     "this version trains with data parallelism only: take a config with distributed_type MULTI_GPU, and for a model "
-    "that does not fit one GPU --train.fsdp true (see launch/README.md)"
+    "that does not fit one GPU --train.fsdp true (see docs/scale/fsdp.md)"
 )
 #: Variables that have accelerate do something else, what it was told by them, and the remedy. Values of OFF do nothing.
 REFUSED = {

@@ -103,8 +103,8 @@ def processes_of(env: Mapping[str, str]) -> int:
             raise UserError(
                 "environment",
                 f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
-                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see launch/README.md), or "
-                f"unset WORLD_SIZE for one process alone",
+                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see "
+                f"docs/scale/nodes-and-slurm.md), or unset WORLD_SIZE for one process alone",
             )
     return int(told["WORLD_SIZE"])
 
@@ -119,7 +119,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
     if env.get("RANK") == "0" and restarts_share_a_store(env):
         log.warning(
             "torchrun will start lost processes again, but those may then read addresses of the lost ones: set "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see launch/README.md)"
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see docs/scale/nodes-and-slurm.md)"
         )
     if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):
         # gloo listens where this host's name leads, which many hosts' own tables say is 127.0.0.1.
@@ -136,7 +136,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
             "rank-lost",
             f"the {wanted} processes did not meet at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
             f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): is every node started, is the "
-            f"address that of the first node, does a firewall stand between them? See launch/README.md",
+            f"address that of the first node, does a firewall stand between them? See docs/scale/nodes-and-slurm.md",
         ) from None
 
 
