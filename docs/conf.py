@@ -16,6 +16,8 @@ myst_heading_anchors = 4
 # A block of code without a language is plain text.
 highlight_language = "none"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 
