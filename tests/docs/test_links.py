@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import check_links
@@ -41,3 +42,12 @@ def test_a_broken_link_is_found(link: str, wrong: str | None, tmp_path: Path):
     found = check_links.problems(tmp_path / "a.md", tmp_path)
     assert len(found) == (0 if wrong is None else 1)
     assert wrong is None or wrong in found[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_module_that_a_page_names_exists(page: Path):
+    """Names of the repository's own files, such as `toolkit/metrics/table.py`."""
+    named = re.findall(
+        r"`((?:toolkit|shards|launch|tests|configs|docs)/[\w/.]*\.(?:py|yaml|md|xz|json))", page.read_text()
+    )
+    assert [name for name in named if not (check_links.ROOT / name).exists()] == []
