@@ -74,6 +74,21 @@ def test_the_commands_leave_what_the_pages_say(folder: Path, runs: dict[str, Com
         assert len(list(csv.DictReader(stream))) == len(list((folder / "posters").iterdir()))
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/python.md"])
+def test_the_python_of_a_page_runs(
+    page: str, folder: Path, runs: dict[str, CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+):
+    """In a folder with a trained model and the images that the page names. Signatures are not run."""
+    assert runs
+    for name in ("poster.jpg", "another.jpg"):
+        shutil.copy(folder / "posters" / f"{NAMED}.jpg", folder / name)
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"```python\n(import .*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
+
+
 def test_the_commands_of_the_readme_are_those_of_the_page():
     assert commands(README) and set(commands(README)) <= set(commands(PAGE))
 
