@@ -239,23 +239,16 @@ def _yaml(value: Any) -> str:
 
 def python() -> str:
     """The page of what may be imported."""
-    members = [
-        getattr(Predictor, name)
-        for name in ("predict", "preprocess", "genres", "thresholds", "model")
-    ]  # fmt: skip
+    names = ("predict", "preprocess", "genres", "thresholds", "model")
     parts = [
         PYTHON,
         _described("toolkit.load_model", load_model),
         f"## toolkit.Predictor\n\n{_text(Predictor)}\n",
-        *(_described(f"Predictor.{_name(member)}", member, "###") for member in members),
+        *(_described(f"Predictor.{name}", getattr(Predictor, name), "###") for name in names),
         f"## shards.errors.UserError\n\n{_text(UserError)}\n",
         PYTHON_ERRORS,
     ]
     return "\n".join(parts)
-
-
-def _name(member: Any) -> str:
-    return str(member.fget.__name__ if isinstance(member, property) else member.__name__)
 
 
 def _described(title: str, member: Any, level: str = "##") -> str:
