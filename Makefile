@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # Test processes: a test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
-.PHONY: demo test test-long lint bench study clean
+.PHONY: demo test test-long lint docs bench study clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -34,6 +38,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The site, in build/docs/index.html. A broken link or a warning is an error. Needs Python 3.11 or newer.
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/tools/check_links.py
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs build/docs
 
 # Minutes, and some GB of peers' packages; IMAGES=DIR takes your posters instead of drawn ones.
 bench: $(VENV)/installed-dev

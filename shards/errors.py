@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
-#: What kind of problem a UserError is; docs/errors.md says what each means, and what to do.
+#: What kind of problem a UserError is; docs/reference/error-codes.md says what each means, and what to do.
 Code = Literal[
     # The command line and configurations
     "option-unknown", "option-missing", "option-value", "option-conflict", "config-file",

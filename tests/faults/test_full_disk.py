@@ -1,7 +1,7 @@
 """A disk that fills up, in each writer: one line that names the file, status 2, and what was there before is intact.
 
 Another file system than the rest's, really full; a test chooses the moment by filling it when the writer is called.
-Shards, batch predictions, model folders and exports have their tests elsewhere (launch/FAULTS.md).
+Shards, batch predictions, model folders and exports have their tests elsewhere (docs/reference/exit-codes.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""launch/FAULTS.md and RIGHT.md are true: their tests exist, and what FAULTS.md quotes is what they look for."""
+"""The tables of docs/reference/exit-codes.md and docs/contribute/repaired-faults.md are true.
+
+Their tests exist, and the tests of a row look for the lines that exit-codes.md quotes.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ class Row:
 
 def rows() -> list[Row]:
     found = []
-    for line in (ROOT / "launch" / "FAULTS.md").read_text().splitlines():
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
+    for line in page[page.index("| fault |") :].splitlines():  # the table of statuses comes first
         if line.startswith("| ") and not line.startswith(("| ---", "| fault ")):
             fault, said, status, kept, tests = (cell.strip() for cell in line.strip("| ").split(" | "))
             found.append(Row(fault, said, status, kept, re.findall(r"`([^`]+)`", tests)))
@@ -95,8 +99,8 @@ def test_what_is_quoted_is_looked_for(row: Row):
 
 
 def repaired() -> list[tuple[str, list[str]]]:
-    """(fault, its tests) of every row of launch/RIGHT.md."""
-    lines = (ROOT / "launch" / "RIGHT.md").read_text().splitlines()
+    """(fault, its tests) of every row of docs/contribute/repaired-faults.md."""
+    lines = (ROOT / "docs" / "contribute" / "repaired-faults.md").read_text().splitlines()
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     found = [(row[0], re.findall(r"`([^`]+)`", row[-1])) for row in cells if row[0] not in ("---", "fault")]
     assert all(len(row) == 4 for row in cells)

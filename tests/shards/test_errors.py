@@ -12,7 +12,9 @@ from shards.storage.retry import Unreadable
 
 
 def test_the_docs_list_every_code():
-    listed = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "reference" / "error-codes.md").read_text(), re.MULTILINE
+    )
     assert listed == list(get_args(Code))
 
 

@@ -1,0 +1,315 @@
+"""Write the generated pages of docs/reference: `python docs/tools/reference.py`.
+
+command-line.md comes from the parsers of the commands, configuration.md from the dataclasses of
+toolkit/config/schema.py, python.md from signatures and docstrings. `--check` writes nothing and fails if a page is out
+of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from docstring_parser import parse, parse_from_object
+
+from shards.cli.options import Parser
+from shards.errors import UserError
+from shards.values import rules_of
+from toolkit import Predictor, load_model
+from toolkit.cli.commands import COMMANDS
+from toolkit.config.losses import LOSSES
+from toolkit.config.schema import Config
+from toolkit.config.trackers import TRACKERS
+
+FOLDER = Path(__file__).resolve().parents[1] / "reference"
+#: Commands that read the keys of a configuration, too.
+CONFIGURED = "train"
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
+
+COMMAND_LINE = """# Command line
+
+This page lists every command and every option. `posters COMMAND --help` prints the same text.
+
+_This page is generated. To change it, edit the options of a command and run `python docs/tools/reference.py`._
+
+```
+posters COMMAND [OPTIONS]
+```
+
+{table}
+You may shorten an option while its beginning is unique. `--option VALUE` and `--option=VALUE` mean the same.
+"""
+KEYS = """Every key of the [configuration](configuration.md) is also an option, by its dotted name, such as
+`--optim.lr 0.001`. `--print_config` prints the resulting configuration and does not train.
+"""
+CONFIGURATION = """# Configuration
+
+This page lists every key of a training's configuration, its default, its values and its meaning.
+
+_This page is generated. To change it, edit `toolkit/config/schema.py` and run `python docs/tools/reference.py`._
+
+```
+posters train --config configs/poster_resnet50_best.yaml --optim.lr 0.001 --shards SHARDS --out RUN
+```
+
+Write a key below its section in a YAML file, or by its dotted name on the command line. A later option wins over an
+earlier one. `--print_config` prints the result. The run keeps the result as `RUN/config.yaml`. The defaults are the
+reference recipe. [Recipes](../results/recipes.md) compares it with others.
+
+Sections: {sections}.
+"""
+PYTHON = """# Python
+
+This page describes the functions and classes for using a trained model in your own program.
+
+_This page is generated. To change it, edit the docstrings and run `python docs/tools/reference.py`._
+
+```python
+import toolkit
+
+model = toolkit.load_model("RUN/model")
+found = model.predict(["poster.jpg", "another.jpg"])
+print(found[["image", "genres"]])
+```
+
+`found` is a pandas DataFrame with one row per image. An image may be a path, bytes, an open file, a Pillow picture,
+or a `uint8` array.
+"""
+PYTHON_ERRORS = """[Error codes](error-codes.md) lists the values of `code`.
+
+```python
+import toolkit
+from shards.errors import UserError
+
+try:
+    model = toolkit.load_model("RUN/model")
+except UserError as error:
+    print(error.code, error)
+```
+
+Other modules are internal. They may change in any version.
+"""
+
+
+def plain(text: str) -> str:
+    """A docstring or help text as one line of Markdown, which also fits into a cell of a table."""
+    text = " ".join(text.replace("``", "`").split())
+    parts = text.split("`")  # every second one is code
+    parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts).replace("|", r"\|")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    head = list(header)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines) + "\n"
+
+
+# command-line.md
+
+
+def command_line() -> str:
+    """The page of all commands and their options."""
+    names = [name for name in COMMANDS if COMMANDS[name].options]
+    listed = ((f"[`posters {name}`](#{_anchor(name)})", _sentence(COMMANDS[name].help)) for name in names)
+    page = COMMAND_LINE.format(table=table(["command", "what it does"], listed))
+    return "\n".join([page, *(_command(name) for name in names)])
+
+
+def _anchor(name: str) -> str:
+    return f"posters-{name}".replace(" ", "-")
+
+
+def _sentence(text: str) -> str:
+    text = plain(text)
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _command(name: str) -> str:
+    command = COMMANDS[name]
+    required = {
+        field.name
+        for field in dataclasses.fields(command.options_class)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    parts = [f"## posters {name}\n", f"{_sentence(command.description or command.help)}\n"]
+    rows = [_option(action, action.dest in required) for action in _actions(name)]
+    parts.append(table(["option", "value", "meaning"], rows) if rows else "It has no options.\n")
+    if name == CONFIGURED:
+        parts.append(KEYS)
+    return "\n".join(parts)
+
+
+def _actions(name: str) -> Iterator[Any]:
+    """The arguments of a command's parser that are shown in its help, without keys of a configuration."""
+    sections = {section.name for section in dataclasses.fields(Config)} if name == CONFIGURED else set()
+    for action in Parser(name, COMMANDS)._actions:
+        hidden = action.help == argparse.SUPPRESS or action.dest in ("help", "print_config")
+        if not hidden and action.dest.partition(".")[0] not in sections:
+            yield action
+
+
+def _option(action: Any, required: bool) -> tuple[str, str, str]:
+    flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest.upper()}`"
+    meaning = plain((action.help or "").replace("%%", "%"))
+    return flags, _value(action), f"**Required.** {meaning}" if required else meaning
+
+
+def _value(action: Any) -> str:
+    """What is typed after an option."""
+    if action.nargs == 0:
+        return ""
+    if action.choices:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    kind = getattr(action, "_typehint", str)
+    word = action.metavar if isinstance(action.metavar, str) else WORDS.get(_without_none(kind), "text")
+    return f"{plain(word)} …" if action.nargs == "+" else plain(word)
+
+
+def _without_none(kind: Any) -> Any:
+    """The type of an optional value, or of the items of a list."""
+    while get_origin(kind) is not None and get_origin(kind) is not Literal:
+        kinds = [part for part in get_args(kind) if part is not type(None)]
+        kind = kinds[0]
+    return kind
+
+
+# configuration.md
+
+
+def configuration() -> str:
+    """The page of all keys of a configuration."""
+    sections = dataclasses.fields(Config)
+    hints = get_type_hints(Config)
+    listed = ", ".join(f"[`{section.name}`](#{section.name})" for section in sections)
+    page = [CONFIGURATION.format(sections=listed)]
+    page += [_section(section.name, hints[section.name]) for section in sections]
+    registries: list[tuple[str, str, Mapping[str, Any]]]
+    registries = [("Loss", "loss.options", LOSSES), ("Tracker", "train.trackers.{}", TRACKERS)]
+    for kind, key, registry in registries:
+        for name, entry in registry.items():
+            docs = parse_from_object(entry.options).params
+            rows = [
+                (f"`{key.format(name)}.{doc.arg_name}`", f"`{doc.default}`", plain(doc.description or ""))
+                for doc in docs
+            ]
+            if rows:
+                page.append(f"### {kind} {name}\n\n{table(['key', 'default', 'meaning'], rows)}")
+    return "\n".join(page)
+
+
+def _section(name: str, kind: type) -> str:
+    docs = {doc.arg_name: doc.description or "" for doc in parse_from_object(kind).params}
+    hints = get_type_hints(kind)
+    about = inspect.cleandoc(inspect.getdoc(kind) or "").split("\n\n")
+    rows = []
+    for field in dataclasses.fields(kind):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        rules = ", ".join(rule.wanted for rule in rules_of(kind)[field.name])
+        values = _values(hints[field.name], rules)
+        rows.append((f"`{name}.{field.name}`", f"`{_yaml(default)}`", values, plain(docs.get(field.name, ""))))
+    text = "\n\n".join(plain(part) for part in about)
+    return f"## {name}\n\n{text}\n\n{table(['key', 'default', 'values', 'meaning'], rows)}"
+
+
+def _values(hint: Any, rules: str) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(hint))
+    if get_origin(hint) is dict:
+        return "a mapping"
+    return plain(rules or WORDS.get(_without_none(hint), "text"))
+
+
+def _yaml(value: Any) -> str:
+    """A default as YAML has it."""
+    listed = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(listed, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+
+
+# python.md
+
+
+def python() -> str:
+    """The page of what may be imported."""
+    names = ("predict", "preprocess", "genres", "thresholds", "model")
+    parts = [
+        PYTHON,
+        _described("toolkit.load_model", load_model),
+        f"## toolkit.Predictor\n\n{_text(Predictor)}\n",
+        *(_described(f"Predictor.{name}", getattr(Predictor, name), "###") for name in names),
+        f"## shards.errors.UserError\n\n{_text(UserError)}\n",
+        PYTHON_ERRORS,
+    ]
+    return "\n".join(parts)
+
+
+def _described(title: str, member: Any, level: str = "##") -> str:
+    if isinstance(member, property):
+        return f"{level} {title}\n\n{_text(member)}\n"
+    return f"{level} {title}\n\n```python\n{_signature(title, member)}\n```\n\n{_text(member)}\n"
+
+
+def _signature(title: str, function: Callable[..., Any]) -> str:
+    """A function as it is called: one parameter a line."""
+    parameters = list(inspect.signature(function).parameters.values())
+    lines, keyword_only = [], False
+    for parameter in parameters:
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            lines.append("    *,")
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        lines.append(f"    {parameter.name}: {parameter.annotation}{default},")
+    returns = inspect.signature(function).return_annotation
+    return "\n".join([f"{title}(", *lines, f") -> {returns}"])
+
+
+def _text(member: Any) -> str:
+    """A docstring as Markdown, its parameters as a list."""
+    found = parse(inspect.getdoc(member) or "")
+    parts = [plain(part) for part in (found.description or "").split("\n\n")]
+    if found.params:
+        parts.append("\n".join(f"- `{doc.arg_name}`: {plain(doc.description or '')}" for doc in found.params))
+    if found.returns and found.returns.description:
+        parts.append(f"Returns: {plain(found.returns.description)}")
+    parts += [f"Raises {doc.type_name or ''}: {plain(doc.description or '')}" for doc in found.raises]
+    return "\n\n".join(part for part in parts if part).replace(r"\|", "|")
+
+
+PAGES = {"command-line.md": command_line, "configuration.md": configuration, "python.md": python}
+
+
+def outdated() -> list[str]:
+    """The names of the pages that differ from what would be written."""
+    return [
+        name
+        for name, make in PAGES.items()
+        if not (FOLDER / name).exists() or (FOLDER / name).read_text(encoding="utf-8") != make()
+    ]
+
+
+def main() -> int:
+    """Write the pages, or compare them with --check. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write the generated pages of docs/reference.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    if parser.parse_args().check:
+        found = outdated()
+        print("\n".join(f"{name} is out of date: run python docs/tools/reference.py" for name in found) or "up to date")
+        return 1 if found else 0
+    for name, make in PAGES.items():
+        (FOLDER / name).write_text(make(), encoding="utf-8")
+        print(FOLDER / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
