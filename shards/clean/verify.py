@@ -1,7 +1,7 @@
 """The referee: RapidOCR's own detection call on an enlarged copy, with thresholds below those that cleaning used.
 
 It shares the network with the cleaner, and nothing else: another size, other preparation, other outlines, every box
-believed however large. Like the cleaner it shows the network a line of known text below the picture (anchor_strip.py
+believed however large. Like the cleaner it shows the network a line of known text below the picture (reference_strip.py
 tells why); without it the network "finds" text in pictures that hold none.
 """
 
@@ -25,9 +25,9 @@ from shards.extras import require_extra
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.options import option
-from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.masks import mask_of
 from shards.text.opencv import cv2
+from shards.text.reference_strip import reference_strip, strip_height
 from shards.text.report import read_report
 from shards.values import BetweenZeroAndOne, Checked, between, or_more
 

@@ -20,9 +20,9 @@ from shards.errors import UserError, one_line
 from shards.extras import require_extra
 from shards.onnx_session import open_session
 from shards.storage.files import sha256_file
-from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
+from shards.text.reference_strip import reference_strip, strip_height
 
 STRIDE = 32  # the network takes sides that are multiples of this
 UNCLIP = 1.6  # growth of a core, times area over perimeter; RapidOCR's default

@@ -63,7 +63,7 @@ class DetectorOptions(Checked):
     device: str = option("cpu", choices=("cpu", "cuda"))
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
     reference_strip: bool = option(True, hidden=True)
-    """Show the network a line of known text below the picture (anchor_strip.py says why)."""
+    """Show the network a line of known text below the picture (reference_strip.py says why)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

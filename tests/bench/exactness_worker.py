@@ -76,21 +76,21 @@ def ours_train_shares(
     from toolkit.data.sampling.shuffle import GlobalOrder
 
     plan = TrainPlan(GlobalOrder(num_samples, seed), batch)
-    for share in plan.rest_of_epoch(epoch, rank, world, first_step=first_step):
-        yield share.indices.tolist(), share.valid.tolist()
+    for micro_batch in plan.rest_of_epoch(epoch, rank, world, first_step=first_step):
+        yield micro_batch.indices.tolist(), micro_batch.valid.tolist()
 
 
 def ours_train(setup: Setup, first_step: int) -> Iterator[Ids]:
-    shares = ours_train_shares(setup.num_samples, GLOBAL_BATCH, SEED, 0, setup.rank, setup.world, first_step)
-    for indices, valid in shares:
+    micro_batches = ours_train_shares(setup.num_samples, GLOBAL_BATCH, SEED, 0, setup.rank, setup.world, first_step)
+    for indices, valid in micro_batches:
         yield [index for index, counts in zip(indices, valid, strict=True) if counts]
 
 
 def ours_eval(setup: Setup) -> Iterator[Ids]:
     from toolkit.data.sampling.plan import EvalPlan
 
-    for share in EvalPlan(setup.num_samples, setup.rank_batch).micro_batches(setup.rank, setup.world):
-        yield share.indices[share.valid].tolist()
+    for micro_batch in EvalPlan(setup.num_samples, setup.rank_batch).micro_batches(setup.rank, setup.world):
+        yield micro_batch.indices[micro_batch.valid].tolist()
 
 
 # --- WebDataset -------------------------------------------------------------------------------------------------------

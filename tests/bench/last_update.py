@@ -49,23 +49,23 @@ def settings(weights: Path, pixels: int) -> Config:
     )
 
 
-def updates(accelerator: Accelerator, parts: TrainingSetup, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
+def updates(accelerator: Accelerator, setup: TrainingSetup, plan: TrainPlan, epoch: int, first: int, count: int) -> Any:
     """Make ``count`` updates of ``epoch`` from update ``first`` on; yields the samples of each."""
-    parts = replace(parts, plan=plan)
-    train_step, lr = TrainStep(parts), parts.config.optim.lr
-    with contextlib.closing(parts.inputs.feed(parts)) as feed:
+    setup = replace(setup, plan=plan)
+    train_step, lr = TrainStep(setup), setup.config.optim.lr
+    with contextlib.closing(setup.inputs.feed(setup)) as feed:
         with contextlib.closing(feed.batches(epoch, first)) as batches:
             for step in range(first, first + count):
-                parts.freezing.training_mode(parts.model, 0)
+                setup.freezing.training_mode(setup.model, 0)
                 train_step(batches, epoch, step, step + 1, lr)
                 yield plan.count(step)
 
 
-def judged(parts: TrainingSetup, images: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+def judged(setup: TrainingSetup, images: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
     """(validation loss, features (n, F)) of the judges."""
-    parts.model.eval()
+    setup.model.eval()
     with torch.inference_mode():
-        pairs = [logits_and_features(parts.model, part) for part in images.split(64)]
+        pairs = [logits_and_features(setup.model, part) for part in images.split(64)]
     logits, features = (torch.cat(part) for part in zip(*pairs, strict=True))
     return float(F.binary_cross_entropy_with_logits(logits, targets)), features
 
@@ -84,25 +84,25 @@ def main() -> int:
         manifest = Manifest.read(arguments.shards)
         readers = [ShardReader.of_split(arguments.shards, split, manifest) for split in ("train", "val")]
         config = settings(arguments.weights, arguments.pixels)
-        parts = build_setup(accelerator, config, manifest, readers, Path(name), None)
+        setup = build_setup(accelerator, config, manifest, readers, Path(name), None)
         order = GlobalOrder(SAMPLES, 0)
         plans = {rule: TrainPlan(order, BATCH, sizes=rule) for rule in RULES}
-        images, targets = judges(parts)
-        for _ in updates(accelerator, parts, plans["even"], 0, 0, arguments.settle):
+        images, targets = judges(setup)
+        for _ in updates(accelerator, setup, plans["even"], 0, 0, arguments.settle):
             pass
-        settled = copy.deepcopy(parts.model.state_dict()), copy.deepcopy(parts.optimizer.state_dict())
-        start, features = judged(parts, images, targets)
+        settled = copy.deepcopy(setup.model.state_dict()), copy.deepcopy(setup.optimizer.state_dict())
+        start, features = judged(setup, images, targets)
         print(f"validation loss after {arguments.settle} updates: {start:.4f}")
         rows: dict[str, list[dict[str, Any]]] = {rule: [] for rule in RULES}
         for repeat in range(arguments.repeats):
             for rule, plan in plans.items():
-                parts.model.load_state_dict(settled[0])
-                parts.optimizer.load_state_dict(copy.deepcopy(settled[1]))
+                setup.model.load_state_dict(settled[0])
+                setup.optimizer.load_state_dict(copy.deepcopy(settled[1]))
                 before = features
                 row: dict[str, Any] = {"samples": [], "loss": [], "moved": []}
                 first = plan.steps_per_epoch - LAST
-                for count in updates(accelerator, parts, plan, repeat, first, LAST):
-                    loss, after = judged(parts, images, targets)
+                for count in updates(accelerator, setup, plan, repeat, first, LAST):
+                    loss, after = judged(setup, images, targets)
                     row["samples"].append(count)
                     row["loss"].append(loss)
                     row["moved"].append(float((after - before).norm() / before.norm()))
@@ -124,18 +124,18 @@ def main() -> int:
     return 0
 
 
-def judges(parts: TrainingSetup) -> tuple[torch.Tensor, torch.Tensor]:
+def judges(setup: TrainingSetup) -> tuple[torch.Tensor, torch.Tensor]:
     """(normalised images, targets) of JUDGES validation samples."""
     from toolkit.data.loader.loader import Loader
     from toolkit.data.sampling.plan import EvalPlan
     from toolkit.data.transforms.batch_transform import eval_transforms
 
     device = torch.device("cpu")
-    transforms = eval_transforms(parts.val, parts.preprocessing, "cpu", device)
-    with Loader(parts.val, 2, 2) as loader:
-        shares = EvalPlan(min(JUDGES, len(parts.val)), 64).micro_batches(0, 1)
-        images = [parts.preprocessing.normalize(b.images).clone() for b in loader.batches(shares, transforms)]
-    return torch.cat(images), torch.from_numpy(parts.val.targets[: min(JUDGES, len(parts.val))]).float()
+    transforms = eval_transforms(setup.val, setup.preprocessing, "cpu", device)
+    with Loader(setup.val, 2, 2) as loader:
+        micro_batches = EvalPlan(min(JUDGES, len(setup.val)), 64).micro_batches(0, 1)
+        images = [setup.preprocessing.normalize(b.images).clone() for b in loader.batches(micro_batches, transforms)]
+    return torch.cat(images), torch.from_numpy(setup.val.targets[: min(JUDGES, len(setup.val))]).float()
 
 
 if __name__ == "__main__":

@@ -148,13 +148,13 @@ def open_set(folder: Path) -> Loading:
 def walk(reader: Any, plan: Any) -> float:
     """Microseconds an update of one rank of one, the median."""
     took = []
-    shares = plan.rest_of_epoch(0, 0, 1)
+    micro_batches = plan.rest_of_epoch(0, 0, 1)
     for _ in range(min(STEPS, plan.steps_per_epoch)):
         started = time.perf_counter()
-        share = next(shares)
-        reader.sizes(share.indices)
-        reader.targets_of(share.indices)
-        for index in share.indices.tolist():
+        micro_batch = next(micro_batches)
+        reader.sizes(micro_batch.indices)
+        reader.targets_of(micro_batch.indices)
+        for index in micro_batch.indices.tolist():
             reader.shard_of(index)
         took.append(time.perf_counter() - started)
     return 1e6 * float(np.median(took))

@@ -117,13 +117,13 @@ def make_set(source: ShardReader, side: int, count: int, folder: Path) -> Path:
     return folder / "shards"
 
 
-def timms(folder: Path, parts: TrainingSetup, device: torch.device, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def timms(folder: Path, setup: TrainingSetup, device: torch.device, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """timm's batches of the files in ``folder``, on the device and normalised, of one epoch after the other."""
-    data, prepare = parts.config.data, parts.preprocessing
+    data, prepare = setup.config.data, setup.preprocessing
     loader = create_loader(
         create_dataset("", root=str(folder)),
         input_size=(3, data.image_size, data.image_size),
-        batch_size=parts.config.train.batch_size,
+        batch_size=setup.config.train.batch_size,
         is_training=True,
         scale=data.crop_scale,
         ratio=data.crop_ratio,
@@ -158,17 +158,17 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
     accelerator = make_accelerator(options.precision)
     device, dtype = accelerator.device, autocast_dtype(accelerator)
     readers = [ShardReader.of_split(folder / "shards", split, manifest) for split in ("train", "val")]
-    parts = build_setup(accelerator, config, manifest, readers, folder, None)
-    trainer = Measured(parts)
+    setup = build_setup(accelerator, config, manifest, readers, folder, None)
+    trainer = Measured(setup)
 
     def step(images: torch.Tensor) -> None:
         with accelerator.autocast():
-            logits = parts.model(images)
-        accelerator.backward(parts.criterion(logits, held_targets[: len(images)]).mean())
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-        if parts.ema is not None:
-            parts.ema.update(trainer.train_step.plain_model, step=1)
+            logits = setup.model(images)
+        accelerator.backward(setup.criterion(logits, held_targets[: len(images)]).mean())
+        setup.optimizer.step()
+        setup.optimizer.zero_grad()
+        if setup.ema is not None:
+            setup.ema.update(trainer.train_step.plain_model, step=1)
 
     def block(images: Callable[[], torch.Tensor]) -> Block:
         def run(steps: int) -> float:
@@ -184,10 +184,10 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
 
     with contextlib.closing(trainer.feed.batches(0, 0)) as batches:
         first = next(batches)
-        held = parts.preprocessing.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
+        held = setup.preprocessing.normalize(first.images, dtype).clone(memory_format=torch.channels_last)
         # Twice, for timm's batches may have a row more than an update of ours.
-        held_targets = targets_of(first.share, parts.train).to(device).repeat(2, 1)
-    with contextlib.closing(timms(folder / "files", parts, device, dtype)) as peer:  # type: ignore[type-var]
+        held_targets = targets_of(first.micro_batch, setup.train).to(device).repeat(2, 1)
+    with contextlib.closing(timms(folder / "files", setup, device, dtype)) as peer:  # type: ignore[type-var]
         trainer.others = (block(lambda: held), block(lambda: next(peer)))
         trainer.run()
     rounds = trainer.rounds[1:]

@@ -72,7 +72,7 @@ def _nan(rank: int, sample_id: str) -> None:
     losses = TrainStep.losses
 
     def poisoned(self: Any, model: nn.Module, batch: Any, epoch: int) -> Any:
-        ids = [self.parts.train.sample_id(i) for i in batch.share.indices]
+        ids = [self.setup.train.sample_id(i) for i in batch.share.indices]
         rows = [row for row, found in enumerate(ids) if sample_id in (found, "all")]
 
         def spoil(module: nn.Module, inputs: Any) -> Any:
@@ -136,7 +136,7 @@ def _blind(rank: int) -> None:
 def _leave_out(rank: int, sample_id: str) -> None:
     def chosen(train_step: Any, epoch: int, step: int) -> bool:
         indices = train_step.plan.keys(epoch, step)
-        return sample_id in [train_step.parts.train.sample_id(i) for i in indices]
+        return sample_id in [train_step.setup.train.sample_id(i) for i in indices]
 
     _not_made(chosen)
 

@@ -30,7 +30,7 @@ from shards.errors import UserError
 from toolkit.distributed.fsdp import local, shard_model
 from toolkit.distributed.launch import leave
 from toolkit.models import wrapping
-from toolkit.training import setup as parts
+from toolkit.training import setup as setup
 from toolkit.training.nonfinite import Guard
 from toolkit.training.trainer import Trainer
 
@@ -78,7 +78,7 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
 
             def watched() -> Any:
                 for batch in batches:
-                    used.extend(self.parts.train.key(i) for i in batch.share.indices[batch.share.valid])
+                    used.extend(self.setup.train.key(i) for i in batch.share.indices[batch.share.valid])
                     yield batch
 
             with contextlib.ExitStack() as spoilt:
@@ -89,11 +89,11 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
                     spoilt.enter_context(_spoilt_gradient(self.guard))
                 result = super()._update(watched())
             seen["samples"][number] = used
-            wrapper = self.parts.model
+            wrapper = self.setup.model
             if isinstance(wrapper, DistributedDataParallel):
                 seen["ddp"] = {name: getattr(wrapper, name) for name in ("gradient_as_bucket_view", "static_graph")}
-            seen["parameters"] = sum(_bytes(p) for p in self.parts.model.parameters())
-            states = self.parts.optimizer.state.values()
+            seen["parameters"] = sum(_bytes(p) for p in self.setup.model.parameters())
+            states = self.setup.optimizer.state.values()
             seen["optimizer"] = sum(_bytes(t) for state in states for t in state.values() if t.dim())
             if number == run.term and rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -145,8 +145,8 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(run.port)
         torch.compile = partial(compiler, backend=run.backend) if run.backend else compiler
         wrapping.DistributedDataParallel = PlainDDP if run.plain_ddp else DistributedDataParallel  # type: ignore[assignment, misc]
-        parts.LAYOUT = torch.contiguous_format if run.contiguous else torch.channels_last
-        parts.shard_model = partial(_stray, run)
+        setup.LAYOUT = torch.contiguous_format if run.contiguous else torch.channels_last
+        setup.shard_model = partial(_stray, run)
         entry.Trainer, seen = spied(run)  # type: ignore[misc]
         out = Path(run.out)
         try:

@@ -99,8 +99,8 @@ def main() -> None:
         samples, rest = train_plan(config, readers[0]).num_samples, int(combination["left over"])
         config.train.batch_size = next(b for b in range(9, samples) if samples % b == rest)
         folder = out / title(combination)
-        parts = build_setup(accelerator, config, manifest, readers, folder, None)
-        trainer = Bare(parts)
+        setup = build_setup(accelerator, config, manifest, readers, folder, None)
+        trainer = Bare(setup)
         assert trainer.run()
         if accelerator.is_main_process:
             found = {

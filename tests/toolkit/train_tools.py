@@ -38,15 +38,15 @@ def make_parts(shard_set: Path, config: Config, out: Path) -> tuple[Accelerator,
 def make_updater(shard_set: Path, out: Path, *options: str, accumulation: int = 1) -> tuple[TrainStep, TrainPlan]:
     """Updates of a small run in this process, its model in training mode."""
     config = tiny_config(*options)
-    parts = make_parts(shard_set, config, out)[1]
-    parts.freezing.training_mode(parts.model, 0)
-    parts.accumulation = accumulation
-    return TrainStep(parts), parts.plan
+    setup = make_parts(shard_set, config, out)[1]
+    setup.freezing.training_mode(setup.model, 0)
+    setup.accumulation = accumulation
+    return TrainStep(setup), setup.plan
 
 
 def drawn_batches(train_step: TrainStep, plan: TrainPlan, epoch: int, step: int) -> Iterator[Batch]:
     """The micro-batches of one update with made-up pixels, those of a sample always the same."""
-    side = train_step.parts.config.data.image_size
+    side = train_step.setup.config.data.image_size
     for share in plan.micro_batches(epoch, step, 0, 1, train_step.accumulation):
         rows = [
             torch.from_numpy(np.random.default_rng(int(i)).integers(0, 256, (side, side, 3), dtype=np.uint8))

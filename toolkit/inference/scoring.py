@@ -50,7 +50,12 @@ class Scored:
 
 
 def score(
-    loader: Loader, shares: Iterable[MicroBatch], transforms: TransformFactory, forward: Forward, *, finite: bool = True
+    loader: Loader,
+    micro_batches: Iterable[MicroBatch],
+    transforms: TransformFactory,
+    forward: Forward,
+    *,
+    finite: bool = True,
 ) -> Iterator[Scored]:
     """Batches in order, each told when the one after it is already queued on the device.
 
@@ -61,13 +66,13 @@ def score(
     def where(scored: Scored, row: int) -> str:
         return loader.source.where(int(scored.indices[row]))
 
-    with contextlib.closing(loader.batches(shares, transforms)) as batches:
+    with contextlib.closing(loader.batches(micro_batches, transforms)) as batches:
         answers: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
         for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
-            (logits, embeddings), share, keep = answer.arrays(), batch.share, batch.share.valid
-            errors = {int(share.indices[row]): problem for row, problem in batch.errors.items()}
+            (logits, embeddings), micro_batch, keep = answer.arrays(), batch.micro_batch, batch.micro_batch.valid
+            errors = {int(micro_batch.indices[row]): problem for row, problem in batch.errors.items()}
             embeddings = None if embeddings is None else embeddings[keep]
-            scored = Scored(share.indices[keep], logits[keep], embeddings, errors)
+            scored = Scored(micro_batch.indices[keep], logits[keep], embeddings, errors)
             if finite:
                 require_finite_outputs((scored.logits, scored.embeddings), partial(where, scored), forward.reduced)
             yield scored
@@ -90,9 +95,9 @@ def infer_here(
     workers: int = 0,
 ) -> Scored:
     """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
-    shares = EvalPlan(len(source), rows_for(batch_size, device)).micro_batches(0, 1)
+    micro_batches = EvalPlan(len(source), rows_for(batch_size, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
-        return joined(list(score(loader, shares, transforms, forward)))
+        return joined(list(score(loader, micro_batches, transforms, forward)))
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
@@ -123,11 +128,11 @@ def infer_all(
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
     plan = EvalPlan(count, rows_for(batch_size, accelerator.device))
-    shares = plan.micro_batches(accelerator.process_index, world)
+    micro_batches = plan.micro_batches(accelerator.process_index, world)
     parts: list[Scored] = []
     failure: UserError | None = None
     try:
-        for part in score(loader, shares, transforms, forward, finite=False):
+        for part in score(loader, micro_batches, transforms, forward, finite=False):
             parts.append(part)
             tell(part.count)
     except UserError as error:

@@ -176,11 +176,13 @@ class _Images:
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
-    def transforms(self, share: MicroBatch) -> FileTransform:
+    def transforms(self, micro_batch: MicroBatch) -> FileTransform:
         """The squares of a batch of images, whatever they are."""
         side = self.transform.preprocessing.image_size
         return FileTransform(
-            len(share.indices), side, lambda row, _: _square(self.images[share.indices[row]], self.transform)
+            len(micro_batch.indices),
+            side,
+            lambda row, _: _square(self.images[micro_batch.indices[row]], self.transform),
         )
 
 

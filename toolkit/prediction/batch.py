@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 class Job:
     """What a batch prediction is to do."""
 
-    parts: Sequence[Chunk]
+    chunks: Sequence[Chunk]
     folder: ModelFolder
     forward: Forward
     out: Path
@@ -66,17 +66,17 @@ class Job:
     siblings: Sequence[Chunk] = ()
     """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
 
-    def path(self, part: Chunk) -> Path:
-        return self.out / f"{part.name}.{self.format}"
+    def path(self, chunk: Chunk) -> Path:
+        return self.out / f"{chunk.name}.{self.format}"
 
     def facts(self, content: Content) -> dict[str, Any]:
         """What the file of a part with this content is made from and by."""
         return facts_of(self.folder, content, self.naming, self.how)
 
-    def is_finished(self, part: Chunk) -> bool:
+    def is_finished(self, chunk: Chunk) -> bool:
         """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
-        path = self.path(part)
-        return path.exists() and is_finished(path, self.facts(part.content()))
+        path = self.path(chunk)
+        return path.exists() and is_finished(path, self.facts(chunk.content()))
 
 
 def run_predict_batch(options: PredictOptions) -> int:
@@ -94,14 +94,14 @@ def run_predict_batch(options: PredictOptions) -> int:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
         raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
     folder = load_model_folder(options.model)
-    parts, siblings, data = find_chunks(options, folder)
+    chunks, siblings, data = find_chunks(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
     if options.onnx is not None:
         facts["--onnx"] = file_fact(options.onnx_path)
     accelerator = make_accelerator(options.precision, facts)
     forward = forward_of(options, folder, accelerator)
     how = {"precision": accelerator.mixed_precision if options.onnx is None else "no", **options.forward_facts()}
-    job = Job(parts, folder, forward, options.out, format, options.batch_size, options.threads, options, how, siblings)
+    job = Job(chunks, folder, forward, options.out, format, options.batch_size, options.threads, options, how, siblings)
     return predict_chunks(job, accelerator)
 
 
@@ -147,12 +147,12 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
         todo = None
         if main:
             remove_partials(job.out)
-            refuse_others(job.out, [job.path(part).name for part in (*job.parts, *job.siblings)])
-            for part in job.siblings:
-                job.is_finished(part)  # raises if it is of something else
-            unfinished = [number for number, part in enumerate(job.parts) if not job.is_finished(part)]
+            refuse_others(job.out, [job.path(chunk).name for chunk in (*job.chunks, *job.siblings)])
+            for chunk in job.siblings:
+                job.is_finished(chunk)  # raises if it is of something else
+            unfinished = [number for number, chunk in enumerate(job.chunks) if not job.is_finished(chunk)]
             # The largest first, so that nobody is left alone with a large one at the end.
-            todo = sorted(unfinished, key=lambda number: -job.parts[number].count)
+            todo = sorted(unfinished, key=lambda number: -job.chunks[number].count)
         todo = from_main(accelerator, todo)  # one list for all: files appear from now on
         queue = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
@@ -180,8 +180,8 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
 
 def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
     """This process's part of it; returns (samples, undecodable ones)."""
-    source = ChunkSource(job.parts, job.folder.preprocessing, accelerator.device)
-    total = sum(job.parts[number].count for number in todo)
+    source = ChunkSource(job.chunks, job.folder.preprocessing, accelerator.device)
+    total = sum(job.chunks[number].count for number in todo)
     samples = failed = 0
     written: Future[None] | None = None
     with (
@@ -190,14 +190,14 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
         claimed = (todo[place] for place in queue.take())
-        shares = source.micro_batches(claimed, rows_for(job.batch_size, accelerator.device))
-        batches = _counted(score(loader, shares, source.transforms, job.forward), queue, bar)
-        for number, part, scored in source.whole(batches):
+        micro_batches = source.micro_batches(claimed, rows_for(job.batch_size, accelerator.device))
+        batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
+        for number, chunk, scored in source.whole(batches):
             loader.faults.forget()
             # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
             if written is not None:
                 written.result()
-            written = writer.submit(_write, job, number, part, scored)
+            written = writer.submit(_write, job, number, chunk, scored)
             samples += scored.count
             failed += len(scored.errors)
     if written is not None:
@@ -211,20 +211,20 @@ def _counted(batches: Iterator[Scored], queue: WorkQueue, bar: Any) -> Iterator[
         yield scored
 
 
-def _write(job: Job, number: int, part: OpenChunk, scored: Scored) -> None:
+def _write(job: Job, number: int, chunk: OpenChunk, scored: Scored) -> None:
     """In the writing thread."""
-    rows = Rows.of(part.ids(), scored, job.folder, job.naming)
-    write_rows(job.path(job.parts[number]), rows, job.facts(part.content))
+    rows = Rows.of(chunk.ids(), scored, job.folder, job.naming)
+    write_rows(job.path(job.chunks[number]), rows, job.facts(chunk.content))
 
 
 def _print_summary(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
     samples, failed = (sum(result[k] for result in results) for k in (0, 1))
     if failed:
         log.warning("%d images could not be decoded; their rows carry the error", failed)
-    before = len(job.parts) - done
+    before = len(job.chunks) - done
     print(f"predicted      {samples} images now ({done} files), {before} files were finished before")
     if samples:
         print(f"speed          {samples / seconds:.1f} images/s, {len(results)} processes")
-    total = sum(part.count for part in job.parts)
-    print(f"predictions    {job.out} ({len(job.parts)} {job.format} files, {total} rows)")
+    total = sum(chunk.count for chunk in job.chunks)
+    print(f"predictions    {job.out} ({len(job.chunks)} {job.format} files, {total} rows)")
     return 1 if samples and failed == samples else 0

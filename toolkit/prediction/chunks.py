@@ -144,14 +144,14 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
     ]
 
 
-def fetched_ahead(parts: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
+def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
     """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
-            part = parts[number]
-            if isinstance(part, ShardChunk) and isinstance(part.store, RemoteShards):
-                threading.Thread(target=_fetch, args=(part.store, part.shard, stop), daemon=True).start()
+            chunk = chunks[number]
+            if isinstance(chunk, ShardChunk) and isinstance(chunk.store, RemoteShards):
+                threading.Thread(target=_fetch, args=(chunk.store, chunk.shard, stop), daemon=True).start()
                 before, number = number, before
             if number >= 0:
                 yield number
@@ -173,26 +173,26 @@ def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
 class ChunkSource:
     """The samples of all parts as one Source; sample i of part p has the index p * 2**32 + i."""
 
-    def __init__(self, parts: Sequence[Chunk], preprocessing: Preprocessing, device: torch.device) -> None:
-        self.parts, self.preprocessing, self.device = parts, preprocessing, device
+    def __init__(self, chunks: Sequence[Chunk], preprocessing: Preprocessing, device: torch.device) -> None:
+        self.chunks, self.preprocessing, self.device = chunks, preprocessing, device
         self._open: dict[int, OpenChunk] = {}
 
     def __len__(self) -> int:
-        return sum(part.count for part in self.parts)
+        return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
         """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
-        for number in fetched_ahead(self.parts, numbers):
-            self._open[number] = self.parts[number].open(self.preprocessing, self.device)
-            for share in EvalPlan(self.parts[number].count, batch).micro_batches(0, 1):
-                yield MicroBatch(share.indices + (number << _SHIFT), share.valid)
+        for number in fetched_ahead(self.chunks, numbers):
+            self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
+            for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
+                yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
         """(number, part, outcome for all its samples, numbered within it) of each part, which is let go of then."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
-            if scored.count != self.parts[number].count:
-                raise RuntimeError(f"{scored.count} rows of {self.parts[number].name} came, not all of them")
+            if scored.count != self.chunks[number].count:
+                raise RuntimeError(f"{scored.count} rows of {self.chunks[number].name} came, not all of them")
             errors = {_row_of(sample): problem for sample, problem in scored.errors.items()}
             yield number, self._open.pop(number), replace(scored, indices=_row_of(scored.indices), errors=errors)
 
@@ -202,9 +202,9 @@ class ChunkSource:
     def where(self, index: int) -> str:
         return self._open[_chunk_of(index)].source.where(_row_of(index))
 
-    def transforms(self, share: MicroBatch) -> BatchTransform:
-        part = self._open[_chunk_of(int(share.indices[0]))]
-        return part.transforms(MicroBatch(_row_of(share.indices), share.valid, share.repeat))
+    def transforms(self, micro_batch: MicroBatch) -> BatchTransform:
+        chunk = self._open[_chunk_of(int(micro_batch.indices[0]))]
+        return chunk.transforms(MicroBatch(_row_of(micro_batch.indices), micro_batch.valid, micro_batch.repeat))
 
 
 def _chunk_of(index: int) -> int:

@@ -30,99 +30,99 @@ from toolkit.training.train_step import TrainStep
 log = logging.getLogger(__name__)
 
 
-def fit_accumulation(parts: TrainingSetup) -> int:
+def fit_accumulation(setup: TrainingSetup) -> int:
     """The accumulation with which an update fits the memory of every rank; at least the configured one.
 
     Called by every rank. Weights, statistics, gradients and random generators are afterwards as they were. Raises
     UserError, on every rank, if not even the smallest micro-batch fits one of them.
     """
-    accelerator, configured = parts.accelerator, parts.config.train.accumulation
-    needs = [_own_need(parts, configured)]  # no collective call inside: ranks try unequally often
+    accelerator, configured = setup.accelerator, setup.config.train.accumulation
+    needs = [_own_need(setup, configured)]  # no collective call inside: ranks try unequally often
     if accelerator.num_processes > 1:
         needs = gather_object(needs)
     fitting = [need for need in needs if need is not None]
     if len(fitting) < len(needs):
         raise UserError(
             "out-of-memory",
-            f"the memory does not hold {parts.config.model.name} with {parts.config.data.image_size} pixels even at "
+            f"the memory does not hold {setup.config.model.name} with {setup.config.data.image_size} pixels even at "
             f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
         )
     agreed = max(fitting)
     if accelerator.is_main_process:
-        rows = len(_largest(parts, agreed).indices)
+        rows = len(_largest(setup, agreed).indices)
         text = "automatic batch size: accumulation %d (%d configured), at most %d samples in a forward pass"
         log.info(text, agreed, configured, rows)
     return agreed
 
 
-def _largest(parts: TrainingSetup, accumulation: int) -> MicroBatch:
+def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
     """This rank's largest micro-batch of an epoch."""
-    accelerator, plan = parts.accelerator, parts.plan
+    accelerator, plan = setup.accelerator, setup.plan
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    shares = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
-    return max(shares, key=lambda share: len(share.indices))
+    micro_batches = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
+    return max(micro_batches, key=lambda micro_batch: len(micro_batch.indices))
 
 
-def _own_need(parts: TrainingSetup, configured: int) -> int | None:
+def _own_need(setup: TrainingSetup, configured: int) -> int | None:
     """The least power-of-two multiple of ``configured`` that fits this rank; None if none does."""
-    accumulation, rows = configured, len(_largest(parts, configured).indices)
-    with _untouched(parts):
+    accumulation, rows = configured, len(_largest(setup, configured).indices)
+    with _untouched(setup):
         while True:
             clear_device_cache(garbage_collection=True)
             try:
-                _try(replace(parts, accumulation=accumulation))
+                _try(replace(setup, accumulation=accumulation))
                 return accumulation
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
             before, accumulation = rows, 2 * accumulation
-            rows = len(_largest(parts, accumulation).indices)
+            rows = len(_largest(setup, accumulation).indices)
             if rows == before:  # nothing left to halve
                 return None
 
 
-def _try(parts: TrainingSetup) -> None:
+def _try(setup: TrainingSetup) -> None:
     """Forward and backward pass of this rank's largest micro-batch. Raises what the allocator raises."""
-    train_step, accelerator = TrainStep(parts), parts.accelerator
-    model, share, device = train_step.plain_model, _largest(parts, parts.accumulation), accelerator.device
-    side = parts.config.data.image_size
+    train_step, accelerator = TrainStep(setup), setup.accelerator
+    model, micro_batch, device = train_step.plain_model, _largest(setup, setup.accumulation), accelerator.device
+    side = setup.config.data.image_size
     model.zero_grad()
-    reserve = torch.empty(_rest_of_a_run(parts, share), dtype=torch.uint8, device=device)
+    reserve = torch.empty(_rest_of_a_run(setup, micro_batch), dtype=torch.uint8, device=device)
     for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
-        images = torch.randint(0, 256, (len(share.indices), side, side, 3), dtype=torch.uint8, device=device)
-        losses, valid = train_step.losses(model, Batch(images, share, {}), 0)
+        images = torch.randint(0, 256, (len(micro_batch.indices), side, side, 3), dtype=torch.uint8, device=device)
+        losses, valid = train_step.losses(model, Batch(images, micro_batch, {}), 0)
         accelerator.backward((losses * valid).sum())
     del reserve
 
 
-def _rest_of_a_run(parts: TrainingSetup, share: MicroBatch) -> int:
+def _rest_of_a_run(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
     """Bytes that a run takes besides what is there and what a forward and backward pass takes.
 
     The optimiser's state, if it has none yet; DDP's buckets of what is yet to thaw (at most all of it); the loader's
     slots on a GPU. The moving average is there already.
     """
-    accelerator = parts.accelerator
-    weights = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"])
-    total = 0.0 if parts.optimizer.state else weights * state_per_weight(parts.config.optim)
-    if accelerator.num_processes > 1 and any(part.epochs is not None for part in parts.freezing.parts):
+    accelerator = setup.accelerator
+    weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])
+    total = 0.0 if setup.optimizer.state else weights * state_per_weight(setup.config.optim)
+    if accelerator.num_processes > 1 and any(part.epochs is not None for part in setup.freezing.parts):
         total += 4 * weights
     if accelerator.device.type == "cuda":
-        config = parts.config
-        transforms = train_transforms(parts.train, config.data, config.train.seed, 0, accelerator.device)
-        total += (config.data.prefetch + 1) * GROWTH * transforms(share).size
+        config = setup.config
+        transforms = train_transforms(setup.train, config.data, config.train.seed, 0, accelerator.device)
+        total += (config.data.prefetch + 1) * GROWTH * transforms(micro_batch).size
     return int(total)
 
 
 @contextlib.contextmanager
-def _untouched(parts: TrainingSetup) -> Iterator[None]:
+def _untouched(setup: TrainingSetup) -> Iterator[None]:
     """Train everything that will ever be trained, and afterwards be as if nothing had been."""
-    model = plain(parts.model)
+    model = plain(setup.model)
     kept = [buffer.clone() for buffer in model.buffers()]
     flowing = [p.requires_grad for p in model.parameters()]
-    devices = [parts.accelerator.device] if parts.accelerator.device.type == "cuda" else []
+    devices = [setup.accelerator.device] if setup.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        parts.freezing.apply(None)
-        parts.freezing.training_mode(model, None)
+        setup.freezing.apply(None)
+        setup.freezing.training_mode(model, None)
         try:
             yield
         finally:

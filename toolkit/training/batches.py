@@ -52,8 +52,8 @@ def _order(config: Config, reader: ShardReader) -> Order:
     if data.sampling == "genre":
         # Some samples at a time: all targets at once would be the largest thing in memory.
         starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
-        parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
-        factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
+        setup = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
+        factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in setup])
         return RepeatOrder(factors, seed, sizes, data.window)
     return GlobalOrder(len(reader), seed) if sizes is None else WindowOrder(sizes, data.window, seed)
 
@@ -71,16 +71,16 @@ class Pixels:
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
 
-    def feed(self, parts: TrainingSetup) -> Feed:
+    def feed(self, setup: TrainingSetup) -> Feed:
         """What gives a run its batches."""
-        return Feed(parts)
+        return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs of ``trained``, (n, G) targets) for training on a batch of ``feed`` with its (n, G) targets.
 
         Images are augmented, then normalised, (n, 3, S, S).
         """
-        images, targets = self.augment(batch.images, targets, batch.share, epoch)
+        images, targets = self.augment(batch.images, targets, batch.micro_batch, epoch)
         return self.normal(images), targets
 
     def normal(self, images: torch.Tensor) -> torch.Tensor:
@@ -103,31 +103,31 @@ def run_loader(reader: ShardReader, config: Config, device: torch.device, *, sub
 class Feed:
     """The loaders of a run, for one rank. probe.FeatureFeed does the same with cached features."""
 
-    def __init__(self, parts: TrainingSetup) -> None:
-        self.parts, self.plan, self.accelerator = parts, parts.plan, parts.accelerator
-        data, device = parts.config.data, parts.accelerator.device
-        self.train_loader = run_loader(parts.train, parts.config, device, substitutes=True)
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
+        data, device = setup.config.data, setup.accelerator.device
+        self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
         # A substitute would count twice in a metric: validation leaves a damaged sample out.
-        self.val_loader = run_loader(parts.val, parts.config, device, substitutes=False)
-        self.val_cutter: TransformFactory = eval_transforms(parts.val, parts.preprocessing, data.geometry, device)
+        self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
+        self.val_cutter: TransformFactory = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
         self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
-        store = parts.train.store
+        store = setup.train.store
         if isinstance(store, RemoteShards):
             window = data.window if data.order == "window" else None
-            check_room(store, parts.train.shards, window, self.plan.global_batch * (data.prefetch + 1))
+            check_room(store, setup.train.shards, window, self.plan.global_batch * (data.prefetch + 1))
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on."""
-        accelerator, config = self.accelerator, self.parts.config
+        accelerator, config = self.accelerator, self.setup.config
         rank, world = accelerator.process_index, accelerator.num_processes
-        shares = self.plan.rest_of_epoch(epoch, rank, world, self.parts.accumulation, first_step=step)
-        transforms = train_transforms(self.parts.train, config.data, config.train.seed, epoch, accelerator.device)
+        micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
+        transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
         # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
-        order, count = self.plan.order, len(self.parts.train.shards)
+        order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
-        self.parts.train.begin(now, after, window, accelerator.is_local_main_process)
-        return self.train_loader.batches(shares, transforms, epoch)
+        self.setup.train.begin(now, after, window, accelerator.is_local_main_process)
+        return self.train_loader.batches(micro_batches, transforms, epoch)
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
@@ -137,9 +137,9 @@ class Feed:
         ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` equally often, with the number of
         samples done since; it may raise.
         """
-        with self.parts.val.in_order(self.accelerator.is_local_main_process):
-            train = self.parts.config.train
-            forward = Forward(model, self.parts.preprocessing, autocast_dtype(self.accelerator))
+        with self.setup.val.in_order(self.accelerator.is_local_main_process):
+            train = self.setup.config.train
+            forward = Forward(model, self.setup.preprocessing, autocast_dtype(self.accelerator))
             return infer_all(
                 forward, self.val_loader, self.val_cutter, train.eval_batch_size, self.accelerator, on_batch
             )
@@ -161,8 +161,8 @@ class Feed:
 
     def close(self) -> None:
         """Stop the threads."""
-        self.parts.train.abandon()
-        self.parts.val.abandon()
+        self.setup.train.abandon()
+        self.setup.val.abandon()
         self.train_loader.close()
         self.val_loader.close()
 

@@ -81,27 +81,27 @@ class LrCurve:
         return curve
 
 
-def find_lr(parts: TrainingSetup) -> None:
+def find_lr(setup: TrainingSetup) -> None:
     """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
-    rates, losses = _run(parts)
-    by_main(parts.accelerator, lambda: _suggest(LrCurve.of(rates, losses), parts))
+    rates, losses = _run(setup)
+    by_main(setup.accelerator, lambda: _suggest(LrCurve.of(rates, losses), setup))
 
 
-def _suggest(curve: LrCurve, parts: TrainingSetup) -> None:
-    save_curve(curve, parts.out)
+def _suggest(curve: LrCurve, setup: TrainingSetup) -> None:
+    save_curve(curve, setup.out)
     text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
-    log.info(text + "look at %s", curve.steepest, curve.lowest / 10, parts.out / "find-lr.png")
+    log.info(text + "look at %s", curve.steepest, curve.lowest / 10, setup.out / "find-lr.png")
 
 
-def _run(parts: TrainingSetup) -> tuple[FloatArray, FloatArray]:
+def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
     """(rates, losses) of the updates until the loss diverged, the same on every rank."""
-    accelerator, feed = parts.accelerator, parts.inputs.feed(parts)
-    train_step = TrainStep(parts, lost=Vote(accelerator))
-    steps = parts.plan.steps_per_epoch
+    accelerator, feed = setup.accelerator, setup.inputs.feed(setup)
+    train_step = TrainStep(setup, lost=Vote(accelerator))
+    steps = setup.plan.steps_per_epoch
     rates = np.geomspace(LOW, HIGH, min(MAX_UPDATES, max(MIN_UPDATES, steps)))
     losses: list[float] = []
     epoch = 0
-    parts.freezing.training_mode(parts.model, 0)
+    setup.freezing.training_mode(setup.model, 0)
     with contextlib.closing(feed), progress(len(rates), "find-lr", disable=not accelerator.is_main_process) as bar:
         while len(losses) < len(rates):
             with contextlib.closing(feed.batches(epoch, 0)) as batches:

@@ -49,7 +49,7 @@ class _Noted:
     epoch: int
     step: int
     """From 0."""
-    shares: list[MicroBatch] = field(default_factory=list)
+    micro_batches: list[MicroBatch] = field(default_factory=list)
     flags: list[torch.Tensor] = field(default_factory=list)
     """(n,) bool of each share: its loss is not finite."""
     gradient: torch.Tensor | None = None
@@ -63,8 +63,12 @@ class _Noted:
     def findings(self) -> _Findings:
         """The same on the host."""
         bad = [flags.cpu().numpy() for flags in self.flags]
-        samples = [int(i) for share, rows in zip(self.shares, bad, strict=True) for i in share.indices[rows]]
-        good_rows = sum(int((share.valid & ~rows).sum()) for share, rows in zip(self.shares, bad, strict=True))
+        samples = [
+            int(i) for micro_batch, rows in zip(self.micro_batches, bad, strict=True) for i in micro_batch.indices[rows]
+        ]
+        good_rows = sum(
+            int((micro_batch.valid & ~rows).sum()) for micro_batch, rows in zip(self.micro_batches, bad, strict=True)
+        )
         return (self.epoch, self.step), samples, good_rows
 
 
@@ -93,9 +97,9 @@ class Guard:
             self.skipped.clear()
         self._noted.append(_Noted(epoch, step))
 
-    def note(self, losses: torch.Tensor, share: MicroBatch) -> None:
+    def note(self, losses: torch.Tensor, micro_batch: MicroBatch) -> None:
         """The (n,) losses of a micro-batch. Does not wait for the device."""
-        self._noted[-1].shares.append(share)
+        self._noted[-1].micro_batches.append(micro_batch)
         self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
 
     def withdraw(self) -> None:

@@ -117,11 +117,11 @@ def own_size(name: str) -> int:
     return max(cfg.input_size[1:])
 
 
-def _train(parts: TrainingSetup, checkpoint: Checkpoint | None) -> None:
+def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
-    accelerator, out = parts.accelerator, parts.out
-    by_main(accelerator, lambda: start_trackers(accelerator, parts.config.train.trackers, out))
-    if not Trainer(parts, checkpoint).run():
+    accelerator, out = setup.accelerator, setup.out
+    by_main(accelerator, lambda: start_trackers(accelerator, setup.config.train.trackers, out))
+    if not Trainer(setup, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
         log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
@@ -139,17 +139,17 @@ def _prepared(
 
     Raises UserError, on every rank, if BatchNorm could not learn.
     """
-    parts = build_setup(accelerator, config, manifest, readers, out, checkpoint)
+    setup = build_setup(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
-        parts.accumulation = fit_accumulation(parts)
+        setup.accumulation = fit_accumulation(setup)
     if accelerator.is_main_process:
-        _say_what_runs(parts, checkpoint)
+        _say_what_runs(setup, checkpoint)
     trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
-    parts.freezing.training_mode(parts.model, None)  # of all that will learn; each epoch begins with its own
-    warning = check_rows(parts.model, parts.plan, accelerator.num_processes, parts.accumulation, trained=trained)
+    setup.freezing.training_mode(setup.model, None)  # of all that will learn; each epoch begins with its own
+    warning = check_rows(setup.model, setup.plan, accelerator.num_processes, setup.accumulation, trained=trained)
     if warning and accelerator.is_main_process:
         log.warning("%s", warning)
-    return parts
+    return setup
 
 
 def _accelerator(config: Config, facts: Facts) -> Accelerator:
@@ -178,17 +178,17 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     recover_model_folder(out / "model")
 
 
-def _say_what_runs(parts: TrainingSetup, checkpoint: Checkpoint | None) -> None:
-    config, plan, accelerator, device = parts.config, parts.plan, parts.accelerator, parts.accelerator.device
-    trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad) / 1e6
-    name, head, genres = config.model.name, config.model.head, len(parts.manifest.genres)
+def _say_what_runs(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
+    config, plan, accelerator, device = setup.config, setup.plan, setup.accelerator, setup.accelerator.device
+    trainable = sum(p.numel() for p in setup.model.parameters() if p.requires_grad) / 1e6
+    name, head, genres = config.model.name, config.model.head, len(setup.manifest.genres)
     world, precision = accelerator.num_processes, accelerator.mixed_precision
     threads = decode_threads(config.data.workers, device)
     log.info("%s, %s head, %.1f M trainable weights; %d genres", name, head, trainable, genres)
     log.info("%d process(es) on %s, precision %s, %d decoding threads each", world, device.type, precision, threads)
-    samples = len(parts.train), len(parts.val), plan.num_samples
-    rows = int(plan.rows(plan.largest_step, world, parts.accumulation).max())
-    batch = config.train.batch_size, world, parts.accumulation, rows
+    samples = len(setup.train), len(setup.val), plan.num_samples
+    rows = int(plan.rows(plan.largest_step, world, setup.accumulation).max())
+    batch = config.train.batch_size, world, setup.accumulation, rows
     log.info(
         "%d training and %d validation samples, %d per epoch; "
         "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",

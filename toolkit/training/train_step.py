@@ -29,13 +29,13 @@ from toolkit.training.setup import TrainingSetup
 class TrainStep:
     """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
 
-    def __init__(self, parts: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
+    def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
         """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
 
         ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
         """
-        self.accelerator, self.parts = parts.accelerator, parts
-        self.plan, self.accumulation = parts.plan, parts.accumulation
+        self.accelerator, self.setup = setup.accelerator, setup
+        self.plan, self.accumulation = setup.plan, setup.accumulation
         self.guard, self.lost = guard, lost
         self.overflows = 0
         """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
@@ -53,15 +53,15 @@ class TrainStep:
         every gradient overflows; LostData, on every rank, where one of them cannot read its samples: the update is not
         made, and all is as it was before.
         """
-        hold = held_over_few_rows(self.parts.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
+        hold = held_over_few_rows(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
         with explain_out_of_memory(self._memory_line), hold:
             return self._update(batches, epoch, step, updates, lr)
 
     def _update(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
     ) -> tuple[torch.Tensor, int]:
-        accelerator, parts, config = self.accelerator, self.parts, self.parts.config
-        model, optimizer = parts.model, parts.optimizer
+        accelerator, setup, config = self.accelerator, self.setup, self.setup.config
+        model, optimizer = setup.model, setup.optimizer
         seed_step(config.train.seed, epoch, step, accelerator.process_index)
         set_lr(optimizer, lr)
         count = self.plan.count(step)
@@ -79,12 +79,12 @@ class TrainStep:
                 losses, valid = self.losses(model, batch, epoch)
                 loss = (losses * valid).sum()
                 if self.guard is not None:
-                    self.guard.note(losses, batch.share)
+                    self.guard.note(losses, batch.micro_batch)
                 # DDP averages gradients over ranks; the mean over the update's samples is wanted. Masked ones are among
                 # them: how many there are on other ranks is not known here, and asking would cost a wait.
                 accelerator.backward(loss * (accelerator.num_processes / count))
-            total[0] += loss.detach() / len(parts.manifest.genres)
-            total[1] += int(batch.share.valid.sum())  # known on the host: nothing is copied
+            total[0] += loss.detach() / len(setup.manifest.genres)
+            total[1] += int(batch.micro_batch.valid.sum())  # known on the host: nothing is copied
         if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
             restore()
@@ -107,8 +107,8 @@ class TrainStep:
             restore()
             check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
             return total, 0
-        if parts.ema is not None:
-            parts.ema.update(self.plain_model, step=updates)
+        if setup.ema is not None:
+            setup.ema.update(self.plain_model, step=updates)
         return total, count
 
     def _next(
@@ -125,16 +125,16 @@ class TrainStep:
             if self.lost is None:
                 raise
             failure = error
-        accelerator, side = self.accelerator, self.parts.config.data.image_size
+        accelerator, side = self.accelerator, self.setup.config.data.image_size
         rank, world = accelerator.process_index, accelerator.num_processes
-        share = self.plan.micro_batches(epoch, step, rank, world, self.accumulation)[part]
-        share.valid[:] = False
-        images = torch.zeros((len(share.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device)
-        return Batch(images, share, {}), failure
+        micro_batch = self.plan.micro_batches(epoch, step, rank, world, self.accumulation)[part]
+        micro_batch.valid[:] = False
+        images = torch.zeros((len(micro_batch.indices), side, side, 3), dtype=torch.uint8, device=accelerator.device)
+        return Batch(images, micro_batch, {}), failure
 
     def _memory_line(self) -> str:
         """What did not fit, and the ways out."""
-        config, processes, accumulation = self.parts.config, self.accelerator.num_processes, self.accumulation
+        config, processes, accumulation = self.setup.config, self.accelerator.num_processes, self.accumulation
         rows = -(-config.train.batch_size // (processes * accumulation))
         ways = [] if config.train.auto_batch else ["--train.auto_batch true"]
         if rows > 1:
@@ -151,17 +151,17 @@ class TrainStep:
     @property
     def plain_model(self) -> nn.Module:
         """The model without DDP and compile wrappers, sharing their weights."""
-        return plain(self.parts.model)
+        return plain(self.setup.model)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
         device = self.accelerator.device
-        targets = to_device(targets_of(batch.share, self.parts.train), device)
-        valid = to_device(batch.share.valid, device)
-        inputs, targets = self.parts.inputs.prepare(batch, targets, epoch)
+        targets = to_device(targets_of(batch.micro_batch, self.setup.train), device)
+        valid = to_device(batch.micro_batch.valid, device)
+        inputs, targets = self.setup.inputs.prepare(batch, targets, epoch)
         with self.accelerator.autocast():
             logits = model(inputs)
-        losses: torch.Tensor = self.parts.criterion(logits, targets)
+        losses: torch.Tensor = self.setup.criterion(logits, targets)
         return losses, valid
 
 
@@ -174,8 +174,8 @@ def _kept_buffers(model: nn.Module) -> Callable[[], None]:
 
     def restore() -> None:
         for dtype, own in buffers.items():
-            parts = kept[dtype].split([buffer.numel() for buffer in own])
-            for buffer, before in zip(own, parts, strict=True):
+            setup = kept[dtype].split([buffer.numel() for buffer in own])
+            for buffer, before in zip(own, setup, strict=True):
                 buffer.copy_(before.view_as(buffer))
 
     return restore

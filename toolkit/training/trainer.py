@@ -40,23 +40,23 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
 
-    def __init__(self, parts: TrainingSetup, resumed: Checkpoint | None = None) -> None:
-        accelerator = parts.accelerator
-        self.accelerator, self.parts, self.config, self.plan = accelerator, parts, parts.config, parts.plan
-        self.feed = parts.inputs.feed(parts)
-        self.guard = Guard(accelerator, self.config.train.on_nonfinite, parts.train.sample_id)
-        self.train_step = TrainStep(parts, self.guard, Vote(accelerator))
+    def __init__(self, setup: TrainingSetup, resumed: Checkpoint | None = None) -> None:
+        accelerator = setup.accelerator
+        self.accelerator, self.setup, self.config, self.plan = accelerator, setup, setup.config, setup.plan
+        self.feed = setup.inputs.feed(setup)
+        self.guard = Guard(accelerator, self.config.train.on_nonfinite, setup.train.sample_id)
+        self.train_step = TrainStep(setup, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
-        self.run_log = RunLog(accelerator, parts.out, self.state.updates, self.state.epoch)
+        self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
 
     @property
     def validated_model(self) -> nn.Module:
         """What is validated and saved: the moving average where there is one, else the model itself."""
-        ema = self.parts.ema
+        ema = self.setup.ema
         return self.train_step.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
@@ -67,7 +67,7 @@ class Trainer:
         began = self.state.updates
         try:
             if not self._over():
-                remeasure_best(self.parts, self.state)
+                remeasure_best(self.setup, self.state)
             while not self._over():
                 if not self._epoch():
                     self._save()
@@ -102,7 +102,7 @@ class Trainer:
         images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
         self._thaw()
-        self.parts.freezing.training_mode(self.parts.model, state.epoch)
+        self.setup.freezing.training_mode(self.setup.model, state.epoch)
         recent = Stopwatch(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
             while state.step < self.plan.steps_per_epoch:
@@ -171,13 +171,13 @@ class Trainer:
 
     def _thaw(self) -> None:
         """Let gradients flow into what this epoch trains; the optimiser holds it already."""
-        epoch, parts = self.state.epoch, self.parts
-        if not parts.freezing.apply(epoch):
+        epoch, setup = self.state.epoch, self.setup
+        if not setup.freezing.apply(epoch):
             return
-        parts.model = rewrap(self.accelerator, parts.model, self.config.train)
+        setup.model = rewrap(self.accelerator, setup.model, self.config.train)
         if self.accelerator.is_main_process:
-            trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-            names = ", ".join(parts.freezing.thawing(epoch))
+            trainable = sum(p.numel() for p in setup.model.parameters() if p.requires_grad)
+            names = ", ".join(setup.freezing.thawing(epoch))
             log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
@@ -238,17 +238,17 @@ class Trainer:
 
     def _validate(self, row: dict[str, Any]) -> None:
         """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
-        state, accelerator, parts = self.state, self.accelerator, self.parts
+        state, accelerator, setup = self.state, self.accelerator, self.setup
         model = self.validated_model
         broadcast_buffers(accelerator, self.train_step.plain_model)
-        if parts.ema is not None:
+        if setup.ema is not None:
             broadcast_buffers(accelerator, model)
         model.eval()
         rows = self.config.train.eval_batch_size
         with explain_out_of_memory(lambda: no_room(rows, accelerator.device, "--train.eval_batch_size")):
             logits, decoded = self.feed.validate(model, lambda _: self.stop.check())
         row["data_errors"] = self.feed.errors()
-        whole = full_state(model.state_dict(), accelerator.is_main_process) if parts.fsdp else None
+        whole = full_state(model.state_dict(), accelerator.is_main_process) if setup.fsdp else None
         summary, score, model_sha256 = by_main(accelerator, lambda: self._measure(logits, decoded, row, whole))
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
@@ -267,37 +267,37 @@ class Trainer:
 
         ``whole`` is the judged model's state where it is spread over processes.
         """
-        state, parts = self.state, self.parts
-        units = parts.manifest.units_of("val")
+        state, setup = self.state, self.setup
+        units = setup.manifest.units_of("val")
         groups = None if units is None else units[decoded]
-        verdict = validate(parts.val.targets[decoded], logits[decoded], parts.manifest, self.config.decide, groups)
-        loss = verdict.evaluation.loss
+        result = validate(setup.val.targets[decoded], logits[decoded], setup.manifest, self.config.decide, groups)
+        loss = result.evaluation.loss
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
-        score = monitored(verdict.row(), self.config.train.monitor)
+        score = monitored(result.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
         # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
-            sha256 = export_model(parts, self.validated_model, verdict, epoch=state.epoch + 1, score=score, state=whole)
+            sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
         train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
-        log.info(text, state.epoch + 1, train_loss, verdict, row["images_per_s"], 100 * row["data_wait"])
-        return {**row, **verdict.row(), "lr": self._rate()}, score, sha256
+        log.info(text, state.epoch + 1, train_loss, result, row["images_per_s"], 100 * row["data_wait"])
+        return {**row, **result.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:
-        accelerator, parts = self.accelerator, self.parts
+        accelerator, setup = self.accelerator, self.setup
         self.guard.check_weights(self.train_step.plain_model)  # a broken one would drive good ones out
         scaler = accelerator.scaler
         tensors = {
             "model": self.train_step.plain_model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": setup.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "ema": parts.ema.module.state_dict() if parts.ema is not None else {},
+            "ema": setup.ema.module.state_dict() if setup.ema is not None else {},
         }
-        if parts.fsdp:
+        if setup.fsdp:
             tensors = full_state(tensors, accelerator.is_main_process)
-        folder, keep = parts.out / "checkpoints", self.config.train.keep_checkpoints
-        facts = config_dict(self.config), parts.manifest.fingerprint, parts.manifest.labels.fingerprint
+        folder, keep = setup.out / "checkpoints", self.config.train.keep_checkpoints
+        facts = config_dict(self.config), setup.manifest.fingerprint, setup.manifest.labels.fingerprint
         by_main(accelerator, lambda: save_checkpoint(folder, self.state, *facts, tensors, keep))

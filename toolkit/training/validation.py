@@ -79,21 +79,21 @@ def validate(
     return ValidationResult(evaluation, decisions, values(Outcome(truth, fits.named()), "decisions"))
 
 
-def remeasure_best(parts: TrainingSetup, state: Progress) -> None:
+def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
     """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
 
     A model that cannot be read any more is no longer the best.
     """
-    config, before, rule = parts.config, state.best_score, scoring_rule(parts.config)
+    config, before, rule = setup.config, state.best_score, scoring_rule(setup.config)
     outdated, state.scored = state.scored != rule, rule
     if before is None or not outdated:
         return
     try:
-        state.best_score = monitored(_validate_folder(parts).row(), config.train.monitor)
+        state.best_score = monitored(_validate_folder(setup).row(), config.train.monitor)
         result = f"{state.best_score:.4f}"
     except UserError as error:
         state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
-    if parts.accelerator.is_main_process:
+    if setup.accelerator.is_main_process:
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
             "decide options); measured again: %s",
@@ -101,12 +101,12 @@ def remeasure_best(parts: TrainingSetup, state: Progress) -> None:
         )
 
 
-def _validate_folder(parts: TrainingSetup) -> ValidationResult:
+def _validate_folder(setup: TrainingSetup) -> ValidationResult:
     """Verdict on RUN/model, by a pass over the validation split. Raises UserError if it cannot be read."""
-    accelerator, config, manifest = parts.accelerator, parts.config, parts.manifest
-    folder = load_model_folder(parts.out / "model")
+    accelerator, config, manifest = setup.accelerator, setup.config, setup.manifest
+    folder = load_model_folder(setup.out / "model")
     rows, workers = config.train.eval_batch_size, config.data.workers
-    outputs = infer_split(accelerator, folder, parts.val.store, manifest, "val", rows, workers)
+    outputs = infer_split(accelerator, folder, setup.val.store, manifest, "val", rows, workers)
     folder.model.to("cpu")  # its memory is the trained model's again
     return by_main(
         accelerator,
@@ -145,9 +145,9 @@ def better(score: float, best: float | None, monitor: str) -> bool:
 
 
 def export_model(
-    parts: TrainingSetup,
+    setup: TrainingSetup,
     trained: nn.Module,
-    verdict: ValidationResult,
+    result: ValidationResult,
     *,
     epoch: int,
     score: float,
@@ -159,15 +159,15 @@ def export_model(
     the figure of train.monitor, by which a resume compares what lies there with what its checkpoint knows. ``state`` is
     its whole state where ``trained`` holds a part of each tensor only.
     """
-    config, manifest = parts.config, parts.manifest
-    model, head, metrics = parts.inputs.whole(trained), HeadSpec.of(config.model), verdict.evaluation.to_dict()
+    config, manifest = setup.config, setup.manifest
+    model, head, metrics = setup.inputs.whole(trained), HeadSpec.of(config.model), result.evaluation.to_dict()
     facts = {
         "epoch": epoch,
         "monitor": config.train.monitor,
         "score": score,
-        "weights": "raw" if parts.ema is None else "ema",
+        "weights": "raw" if setup.ema is None else "ema",
         "shard_set": manifest.fingerprint,
         "training_config": config_dict(config),
     }
-    described = manifest.labels, verdict.decisions, parts.preprocessing, facts, {"val": metrics}
-    return save_model_folder(parts.out / "model", model, head, *described, state)
+    described = manifest.labels, result.decisions, setup.preprocessing, facts, {"val": metrics}
+    return save_model_folder(setup.out / "model", model, head, *described, state)

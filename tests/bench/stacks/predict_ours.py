@@ -34,12 +34,12 @@ def prepare(task: Task) -> Stack:
         shutil.rmtree(out, ignore_errors=True)
         if task.variant == "shards":
             root = Path(task.shards)
-            parts = shard_chunks(LocalShards(root), Manifest.read(root), None)
+            chunks = shard_chunks(LocalShards(root), Manifest.read(root), None)
         else:
-            parts = folder_chunks(Path(task.files), list_images(Path(task.files)))
-        if predict_chunks(Job(parts, folder, forward, out, batch_size=task.batch), accelerator):
+            chunks = folder_chunks(Path(task.files), list_images(Path(task.files)))
+        if predict_chunks(Job(chunks, folder, forward, out, batch_size=task.batch), accelerator):
             raise RuntimeError("nothing could be predicted")
-        yield sum(part.count for part in parts)
+        yield sum(chunk.count for chunk in chunks)
 
     return Stack(epoch, "Parquet, calibrated, genres named", ("torch",))
 

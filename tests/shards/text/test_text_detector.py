@@ -27,11 +27,11 @@ from text_tools import (
 
 from shards.errors import Code
 from shards.inputs.images import parse_aspect
-from shards.text.anchor_strip import reference_strip, strip_height
 from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
 from shards.text.detector import DetectorOptions, Region, TextDetector, parse_scales
 from shards.text.masks import text_mask
 from shards.text.pipeline import TextRemoval, removal_fingerprint
+from shards.text.reference_strip import reference_strip, strip_height
 from shards.text.registry import DETECTORS, Entry, make_detector
 
 

@@ -28,7 +28,7 @@ def test_no_decay_no_average():
 
 def test_it_is_the_stated_recursion_and_not_the_weights(shard_set: Path, tmp_path: Path):
     train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
-    ema = train_step.parts.ema
+    ema = train_step.setup.ema
     assert ema is not None
     expected = {k: v.double() for k, v in state_of(train_step.plain_model).items()}
     for number in range(1, 7):
@@ -51,7 +51,7 @@ def test_what_is_frozen_is_averaged_to_itself_bit_for_bit(shard_set: Path, tmp_p
     train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
     before = state_of(train_step.plain_model)
     make_updates(train_step, plan, 8, 0.01)
-    ema = train_step.parts.ema
+    ema = train_step.setup.ema
     assert ema is not None
     average = ema.module.state_dict()
     for name, value in before.items():
@@ -74,7 +74,7 @@ def test_it_draws_nothing_and_never_trains():
 def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):
     train_step, plan = make_updater(shard_set, tmp_path, *OPTIONS)
     make_updates(train_step, plan, 3, 0.01)
-    ema, other = train_step.parts.ema, build_ema(train_step.plain_model, 0.9)
+    ema, other = train_step.setup.ema, build_ema(train_step.plain_model, 0.9)
     assert ema is not None and other is not None
     other.module.load_state_dict(state_of(ema.module))
     for average in (ema, other):
@@ -86,13 +86,13 @@ def test_what_is_judged_is_the_average_that_is_saved_and_not_the_weights(shard_s
     run, options = tmp_path / "run", ["--train.ema=0.9", "--train.epochs=3", "--train.keep_checkpoints=9"]
     options.append("--optim.lr=0.01")
     assert main(["train", "--shards", str(shard_set), "--out", str(run), *TINY, *options]) == 0
-    parts = make_parts(shard_set, tiny_config(*options), tmp_path)[1]
-    feed = parts.inputs.feed(parts)
+    setup = make_parts(shard_set, tiny_config(*options), tmp_path)[1]
+    feed = setup.inputs.feed(setup)
 
     def loss_of(state: dict[str, torch.Tensor]) -> float:
-        parts.model.load_state_dict(state)
-        logits, _ = feed.validate(parts.model.eval())
-        return cross_entropy(logits, parts.val.targets).mean()
+        setup.model.load_state_dict(state)
+        logits, _ = feed.validate(setup.model.eval())
+        return cross_entropy(logits, setup.val.targets).mean()
 
     with open(run / "epochs.csv") as stream:
         told = [float(row["val_loss"]) for row in csv.DictReader(stream)]

@@ -253,7 +253,7 @@ def test_calibration_and_thresholds_per_genre_decide(
     assert main([*run, str(model_folder), "--out", str(tmp_path / "raw")]) == 0
     assert main([*run, str(calibrated), "--out", str(tmp_path / "ours")]) == 0
     (name,) = (path.name for path in (tmp_path / "ours").glob("*.parquet"))
-    rows = [pq.read_table(tmp_path / part / name).to_pylist() for part in ("raw", "ours")]
+    rows = [pq.read_table(tmp_path / chunk / name).to_pylist() for chunk in ("raw", "ours")]
     for before_row, after_row in zip(*rows, strict=True):
         genres = folder.labels.genres
         share = np.array([before_row[genre] for genre in genres], np.float64)

@@ -175,13 +175,13 @@ def test_csv_and_jsonl_hold_the_same(
     for format in ("csv", "jsonl"):
         out = tmp_path / format
         assert predict(model, *options, format, "--out", out) == 0
-        parts = sorted(out.glob(f"*.{format}"))
-        assert [path.stem for path in parts] == [path.stem for path in sorted(by_one.glob("*.parquet"))]
+        chunks = sorted(out.glob(f"*.{format}"))
+        assert [path.stem for path in chunks] == [path.stem for path in sorted(by_one.glob("*.parquet"))]
         if format == "csv":
-            found = pd.concat([pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in parts])
+            found = pd.concat([pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in chunks])
             named = [value.split("|") if isinstance(value, str) else [] for value in found["genres"]]
         else:
-            lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for path in chunks for line in path.read_text().splitlines()]
             empty = dict.fromkeys(genres, np.nan)
             found = pd.DataFrame([{"id": r["id"], "error": r["error"], **(r["probabilities"] or empty)} for r in lines])
             named = [record["genres"] for record in lines]
@@ -192,7 +192,7 @@ def test_csv_and_jsonl_hold_the_same(
         np.testing.assert_allclose(found[genres], expected[genres], rtol=1e-6)
         assert found["error"].notna().tolist() == expected["error"].notna().tolist()
         # a file without its facts was not finished
-        parts[0].with_name(f"{parts[0].name}.facts.json").unlink()
+        chunks[0].with_name(f"{chunks[0].name}.facts.json").unlink()
         capsys.readouterr()
         assert predict(model, *options, format, "--out", out) == 0
         assert "(1 files)" in capsys.readouterr().out

@@ -158,4 +158,4 @@ def test_two_processes_hold_the_statistics_of_their_weights(shard_set: Path, tmp
 
 def test_a_transformer_is_not_concerned(shard_set: Path, tmp_path: Path):
     train_step, plan = make_updater(shard_set, tmp_path, *TINY_VIT, "--train.batch_size=2")
-    assert check_rows(train_step.parts.model, plan, 2, 1, trained=False) is None
+    assert check_rows(train_step.setup.model, plan, 2, 1, trained=False) is None

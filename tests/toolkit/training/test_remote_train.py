@@ -242,7 +242,7 @@ def test_in_the_steady_state_nobody_waits_for_the_network(
         seen = []
         for epoch in range(3):
             for batch in feed.batches(epoch, 0):
-                seen += [(epoch, int(index)) for index in batch.share.indices]
+                seen += [(epoch, int(index)) for index in batch.micro_batch.indices]
                 time.sleep(0.12)
         feed.close()
     assert len(seen) == len(set(seen)) == 3 * len(train)

@@ -91,8 +91,8 @@ def test_a_fresh_head_starts_at_the_prior(
         )
         save_file(state, tmp_path / "w.safetensors")
         options.append(f"--model.weights={tmp_path / 'w.safetensors'}")
-    parts = parts_of(shard_set, tmp_path, *options)
-    torch.testing.assert_close(last_bias(parts.model), log_odds)
+    setup = parts_of(shard_set, tmp_path, *options)
+    torch.testing.assert_close(last_bias(setup.model), log_odds)
 
 
 @pytest.mark.parametrize("head", ["mlp", "linear", "levels"])
@@ -104,11 +104,11 @@ def test_a_head_that_comes_with_its_weights_keeps_its_biases(
     torch.manual_seed(5)
     source = build_model("test_resnet", len(log_odds), HeadSpec(head, (8,), 0.5), 32)
     save_file(clean_state(source), tmp_path / "w.safetensors")
-    parts = parts_of(
+    setup = parts_of(
         shard_set, tmp_path, "--model.prior=true", f"--model.head={head}", *cached,
         f"--model.weights={tmp_path / 'w.safetensors'}",
     )  # fmt: skip
-    for kept, tensor in zip(head_state(parts.model).values(), head_state(source).values(), strict=True):
+    for kept, tensor in zip(head_state(setup.model).values(), head_state(source).values(), strict=True):
         assert torch.equal(kept, tensor)
 
 
@@ -136,10 +136,10 @@ def test_a_head_of_the_hub_is_kept_if_it_fits(
 
 @pytest.mark.parametrize("standardize", [True, False])
 def test_features_are_standardised_if_asked(shard_set: Path, tmp_path: Path, standardize: bool):
-    parts = parts_of(shard_set, tmp_path, *CACHED, f"--train.standardize={str(standardize).lower()}")
-    assert isinstance(parts.inputs, Probe) and parts.model is parts.inputs.trained
-    head = parts.inputs.trained
-    rows = torch.from_numpy(np.concatenate([view.values for view in parts.inputs.views])).float()
+    setup = parts_of(shard_set, tmp_path, *CACHED, f"--train.standardize={str(standardize).lower()}")
+    assert isinstance(setup.inputs, Probe) and setup.model is setup.inputs.trained
+    head = setup.inputs.trained
+    rows = torch.from_numpy(np.concatenate([view.values for view in setup.inputs.views])).float()
     scaled = (rows - head.mean) / head.deviation
     if standardize:
         assert scaled.mean(0).abs().max() < 1e-2 < rows.mean(0).abs().max()

@@ -31,8 +31,8 @@ def test_an_update_follows_the_gradient_of_the_sum_over_genres_and_mean_over_sam
     model = train_step.plain_model
     before = state_of(model)
     (batch,) = drawn_batches(train_step, plan, 0, 0)
-    images = train_step.parts.preprocessing.normalize(batch.images)
-    targets = targets_of(batch.share, train_step.parts.train)
+    images = train_step.setup.preprocessing.normalize(batch.images)
+    targets = targets_of(batch.micro_batch, train_step.setup.train)
     elements = F.binary_cross_entropy_with_logits(model(images), targets, reduction="none")
     elements.sum(dim=1).mean().backward()
     slopes = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -110,7 +110,7 @@ def test_recomputation_is_wired_in_and_changes_nothing(shard_set: Path, tmp_path
 def test_an_epoch_of_genre_sampling_is_longer(shard_set: Path, tmp_path: Path):
     _, uniform = make_updater(shard_set, tmp_path)
     train_step, plan = make_updater(shard_set, tmp_path, "--data.sampling=genre", "--data.repeat_below=0.5")
-    assert uniform.num_samples == len(train_step.parts.train) < plan.num_samples
+    assert uniform.num_samples == len(train_step.setup.train) < plan.num_samples
 
 
 def test_a_masked_row_weighs_nothing(shard_set: Path, tmp_path: Path):
@@ -122,10 +122,10 @@ def test_a_masked_row_weighs_nothing(shard_set: Path, tmp_path: Path):
         return float((losses * valid).sum())
 
     whole = loss()
-    batch.share.valid[0] = False
+    batch.micro_batch.valid[0] = False
     rest = loss()
-    batch.share.valid[:] = False
-    batch.share.valid[0] = True
+    batch.micro_batch.valid[:] = False
+    batch.micro_batch.valid[0] = True
     one = loss()
     assert whole == pytest.approx(rest + one, rel=1e-5) and one > 0
 
@@ -147,7 +147,7 @@ class Waits(TorchDispatchMode):
 
 def guarded(shard_set: Path, out: Path, on_nonfinite: Any, *options: str) -> tuple[TrainStep, TrainPlan, Guard]:
     train_step, plan = make_updater(shard_set, out, *options)
-    train_step.guard = Guard(train_step.accelerator, on_nonfinite, train_step.parts.train.sample_id)
+    train_step.guard = Guard(train_step.accelerator, on_nonfinite, train_step.setup.train.sample_id)
     return train_step, plan, train_step.guard
 
 
@@ -161,8 +161,8 @@ def test_looking_for_what_is_not_finite_waits_for_the_device_only_where_it_must(
         train_step.guard = train_step.guard if guard else None
         batches = [list(drawn_batches(train_step, plan, 0, step)) for step in range(3)]
         with Waits() as spy:
-            for step, parts in enumerate(batches):
-                train_step(iter(parts), 0, step, step + 1, 0.01)
+            for step, setup in enumerate(batches):
+                train_step(iter(setup), 0, step, step + 1, 0.01)
         counts.append(spy.count)
     assert (counts[0] > counts[1]) == waits
 
@@ -185,7 +185,7 @@ def spoil(train_step: TrainStep, sample: int) -> None:
 
     def spoilt(model: Any, batch: Any, epoch: int) -> Any:
         values, valid = losses(model, batch, epoch)
-        factors = np.where(batch.share.indices == sample, np.nan, 1.0).astype(np.float32)
+        factors = np.where(batch.micro_batch.indices == sample, np.nan, 1.0).astype(np.float32)
         return values * torch.from_numpy(factors), valid
 
     train_step.losses = spoilt  # type: ignore[method-assign]
@@ -228,9 +228,9 @@ def test_of_many_samples_only_those_that_are_named_are_looked_up(
 @contextlib.contextmanager
 def scaled(train_step: TrainStep, scaler: Any) -> Iterator[Any]:
     """Put a gradient scaler where accelerate has it under fp16 on a GPU."""
-    parts, accelerator = train_step.parts, train_step.accelerator
+    setup, accelerator = train_step.setup, train_step.accelerator
     accelerator.scaler = scaler
-    parts.optimizer = AcceleratedOptimizer(parts.optimizer.optimizer, scaler=scaler)
+    setup.optimizer = AcceleratedOptimizer(setup.optimizer.optimizer, scaler=scaler)
     try:
         yield scaler
     finally:
@@ -282,7 +282,7 @@ def test_clipping_is_of_the_gradient_and_not_of_the_scaled_one(shard_set: Path, 
 def test_an_update_that_overflows_leaves_nothing_behind(shard_set: Path, tmp_path: Path):
     """Of a network with BatchNorm and a moving average; and it says its loss, for whom that is of use."""
     train_step, plan, _ = guarded(shard_set, tmp_path, "stop", "--train.ema=0.9")
-    ema = train_step.parts.ema
+    ema = train_step.setup.ema
     assert ema is not None
     before, average = state_of(train_step.plain_model), state_of(ema.module)
     with scaled(train_step, torch.amp.GradScaler("cpu", init_scale=float("inf"))):

@@ -86,20 +86,20 @@ class There:
 
 def moved(train_step: TrainStep) -> TrainStep:
     """``updater`` with all it works on there, and a guard."""
-    parts = train_step.parts
+    setup = train_step.setup
     train_step.accelerator = There(train_step.accelerator)
-    parts.model = parts.model.to(ELSEWHERE)
-    parts.criterion = parts.criterion.to(ELSEWHERE)
-    parts.optimizer = AcceleratedOptimizer(build_optimizer(parts.model, parts.config.optim))
-    if parts.ema is not None:
-        parts.ema.module.to(ELSEWHERE)
-    train_step.guard = Guard(train_step.accelerator, "stop", parts.train.sample_id)
+    setup.model = setup.model.to(ELSEWHERE)
+    setup.criterion = setup.criterion.to(ELSEWHERE)
+    setup.optimizer = AcceleratedOptimizer(build_optimizer(setup.model, setup.config.optim))
+    if setup.ema is not None:
+        setup.ema.module.to(ELSEWHERE)
+    train_step.guard = Guard(train_step.accelerator, "stop", setup.train.sample_id)
     return train_step
 
 
 def batches_there(train_step: TrainStep, plan: TrainPlan, step: int) -> Iterator[Batch]:
     for batch in drawn_batches(train_step, plan, 0, step):
-        yield Batch(batch.images.to(ELSEWHERE), batch.share, {})
+        yield Batch(batch.images.to(ELSEWHERE), batch.micro_batch, {})
 
 
 @pytest.fixture
@@ -152,10 +152,10 @@ def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_pa
     readers = [ShardReader.of_split(shard_set, split, manifest) for split in ("train", "val")]
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests' were on the CPU
     accelerator = make_accelerator(precision)
-    parts = build_setup(accelerator, config, manifest, readers, tmp_path, None)
-    parts.accumulation = 2
-    trainer = Trainer(parts)
-    trainer.parts.freezing.training_mode(trainer.parts.model, 0)
+    setup = build_setup(accelerator, config, manifest, readers, tmp_path, None)
+    setup.accumulation = 2
+    trainer = Trainer(setup)
+    trainer.setup.freezing.training_mode(trainer.setup.model, 0)
     try:
         for epoch in range(2):  # in the first, kernels are chosen, memory and constants are found
             trainer.state.epoch, trainer.state.step = epoch, 0

@@ -35,16 +35,16 @@ class Pairs:
     """(m, 4) int64 left, top, right, bottom: what partners exchange by cutmix; all zero for mixup."""
 
 
-def draw_pairs(config: AugmentConfig, side: int, share: MicroBatch, seed: int, epoch: int) -> Pairs:
+def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: int, epoch: int) -> Pairs:
     """Which pairs are mixed, and how: a pure function of (seed, epoch) and both keys.
 
     Lambda is Beta(alpha, alpha). A cutmix box has the image's shape and 1 - lambda of its area around a uniform centre;
     what lies outside of the image is cut off, and lambda becomes what is left of the image, exactly.
     """
-    last = len(share.indices) // 2 * 2
-    both = share.valid[0:last:2] & share.valid[1:last:2]
+    last = len(micro_batch.indices) // 2 * 2
+    both = micro_batch.valid[0:last:2] & micro_batch.valid[1:last:2]
     first = np.flatnonzero(both) * 2
-    keys = share.keys.astype(np.uint64)
+    keys = micro_batch.keys.astype(np.uint64)
     pair_keys = mix64(mix64(keys[first]) + keys[first + 1])
     u = uniforms(seed, epoch, pair_keys, 5, Stream.MIX)
     cut = u[:, 1] < (0.5 if config.mixup > 0 < config.cutmix else float(config.cutmix > 0))

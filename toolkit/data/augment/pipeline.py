@@ -26,7 +26,7 @@ class Augmenter:
 
     @torch.no_grad()
     def __call__(
-        self, images: torch.Tensor, targets: torch.Tensor, share: MicroBatch, epoch: int
+        self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented (images, targets) of the samples of ``share`` in ``epoch``; the arguments stay as they are.
 
@@ -36,15 +36,15 @@ class Augmenter:
 
         Raises ValueError if images, targets and share differ in length.
         """
-        if not len(images) == len(targets) == len(share.indices):
-            raise ValueError(f"{len(images)} images, {len(targets)} targets and a share of {len(share.indices)}")
+        if not len(images) == len(targets) == len(micro_batch.indices):
+            raise ValueError(f"{len(images)} images, {len(targets)} targets and a share of {len(micro_batch.indices)}")
         if not self.active:
             return images, targets
-        config, seed, keys = self.config, self.seed, share.keys
+        config, seed, keys = self.config, self.seed, micro_batch.keys
         # colour by colour: several times faster on CPUs than pixel by pixel, and no slower on GPUs
         planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         for step in self.steps:
             planes = step(planes, config, seed, epoch, keys)
         if config.mixes:
-            planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], share, seed, epoch))
+            planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], micro_batch, seed, epoch))
         return planes.permute(0, 2, 3, 1).contiguous(), targets

@@ -53,7 +53,7 @@ class Source(Protocol):
 class Work:
     """A batch being decoded."""
 
-    share: MicroBatch
+    micro_batch: MicroBatch
     transform: BatchTransform
     buffer: PinnedBuffer
     indices: np.ndarray
@@ -74,7 +74,7 @@ class Batch:
 
     images: torch.Tensor
     """(n, S, S, 3) whole grey levels, uint8 or float; to be used before the next batch is asked for."""
-    share: MicroBatch
+    micro_batch: MicroBatch
     """The samples that ``images`` holds. Substitutes have their own index; masked rows are not valid."""
     errors: dict[int, str]
     """Row → why its image could not be decoded (masked rows only)."""
@@ -101,31 +101,31 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def batches(
-        self, shares: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+        self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
     ) -> Generator[Batch, None, None]:
         """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
 
         Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
         what the source raises for those that cannot be read.
         """
-        with contextlib.closing(self.decoded(shares, transforms, epoch)) as works:
+        with contextlib.closing(self.decoded(micro_batches, transforms, epoch)) as works:
             for work in works:
                 images = work.transform.images(work.buffer.on_device(work.transform.size))
                 for row, square in work.squares.items():
                     images[row] = to_device(square, images.device)
-                yield Batch(images, replace(work.share, indices=work.indices, valid=work.valid), work.errors)
+                yield Batch(images, replace(work.micro_batch, indices=work.indices, valid=work.valid), work.errors)
 
     def decoded(
-        self, shares: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+        self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
     ) -> Generator[Work, None, None]:
         """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
         queue: deque[Work] = deque()
         free = deque(self._buffers)
-        pending = iter(shares)
+        pending = iter(micro_batches)
         try:
             while True:
-                while len(queue) < self.prefetch and (share := next(pending, None)) is not None:
-                    queue.append(self._start(share, transforms, epoch, free.popleft()))
+                while len(queue) < self.prefetch and (micro_batch := next(pending, None)) is not None:
+                    queue.append(self._start(micro_batch, transforms, epoch, free.popleft()))
                 if not queue:
                     return
                 started = time.perf_counter()
@@ -147,11 +147,11 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     future.cancel()
             wait([future for work in queue for future in work.futures])
 
-    def _start(self, share: MicroBatch, transforms: TransformFactory, epoch: int, buffer: PinnedBuffer) -> Work:
-        transform = transforms(share)
+    def _start(self, micro_batch: MicroBatch, transforms: TransformFactory, epoch: int, buffer: PinnedBuffer) -> Work:
+        transform = transforms(micro_batch)
         memory = buffer.reserve(transform.size)
-        work = Work(share, transform, buffer, share.indices.copy(), share.valid.copy())
-        rows = range(len(share.indices))
+        work = Work(micro_batch, transform, buffer, micro_batch.indices.copy(), micro_batch.valid.copy())
+        rows = range(len(micro_batch.indices))
         chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
         starts = rows[::chunk]
         work.unfinished = len(starts)
@@ -213,6 +213,6 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self.close()
 
 
-def targets_of(share: MicroBatch, reader: ShardReader) -> torch.Tensor:
+def targets_of(micro_batch: MicroBatch, reader: ShardReader) -> torch.Tensor:
     """(n, G) float32 targets of a share's samples."""
-    return torch.from_numpy(reader.targets_of(share.indices)).float()
+    return torch.from_numpy(reader.targets_of(micro_batch.indices)).float()

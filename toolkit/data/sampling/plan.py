@@ -164,9 +164,9 @@ class EvalPlan:
 def _split_update(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[MicroBatch]:
     """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
-    shares = []
+    micro_batches = []
     for part in range(rank * accumulation, (rank + 1) * accumulation):
         own = keys[holders == part]
         rows = np.concatenate([own, np.resize(keys, max(0, MIN_ROWS - len(own)))])
-        shares.append(MicroBatch(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
-    return shares
+        micro_batches.append(MicroBatch(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
+    return micro_batches

@@ -188,8 +188,8 @@ def train_transforms(
 ) -> TransformFactory:
     """Random crops and flips of shard samples, as the configuration has them."""
 
-    def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
-        return train_views(config, seed, epoch, share.keys[rows], widths, heights)
+    def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+        return train_views(config, seed, epoch, micro_batch.keys[rows], widths, heights)
 
     return _transforms(reader, config.geometry, device, views)
 
@@ -199,7 +199,7 @@ def eval_transforms(
 ) -> TransformFactory:
     """The evaluation transform of shard samples."""
 
-    def views(share: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
+    def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
     return _transforms(reader, geometry, device, views)
@@ -207,15 +207,15 @@ def eval_transforms(
 
 def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> TransformFactory:
     """Squares from a function of the bytes, for files of unknown size."""
-    return lambda share: FileTransform(len(share.indices), side, lambda _, data: transform(bytes(data)))
+    return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
 
 
 def _transforms(
     reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]
 ) -> TransformFactory:
-    def cut(share: MicroBatch) -> BatchTransform:
-        views: MakeViews = partial(views_of, share)
-        return kind(views(slice(None), *reader.sizes(share.indices)), views)
+    def cut(micro_batch: MicroBatch) -> BatchTransform:
+        views: MakeViews = partial(views_of, micro_batch)
+        return kind(views(slice(None), *reader.sizes(micro_batch.indices)), views)
 
     on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
     kind = DeviceTransform if on_device else DecodedTransform

@@ -162,12 +162,12 @@ class FeatureBank:
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
         every = max(1, SAMPLES_PER_GATHER // (plan.batch * world))
-        shares = plan.micro_batches(accelerator.process_index, world)
+        micro_batches = plan.micro_batches(accelerator.process_index, world)
         own: list[tuple[np.ndarray, np.ndarray]] = []
         done, failure = 0, None
         bad: list[int] = []
         with (
-            contextlib.closing(self._own_rows(view, shares)) as batches,
+            contextlib.closing(self._own_rows(view, micro_batches)) as batches,
             progress(count, view.title, disable=not accelerator.is_main_process) as bar,
         ):
             for step in range(1, steps + 1):
@@ -197,7 +197,7 @@ class FeatureBank:
             )
 
     def _own_rows(
-        self, view: View, shares: Iterable[MicroBatch]
+        self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
         accelerator = self.accelerator
@@ -207,18 +207,18 @@ class FeatureBank:
             run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
-            contextlib.closing(loader.batches(shares, view.transforms)) as batches,
+            contextlib.closing(loader.batches(micro_batches, view.transforms)) as batches,
         ):
             for batch in batches:
                 images = view.pixels(batch)
                 with accelerator.autocast():
                     out = backbone_features(self.model, images)
-                damaged = np.isin(np.arange(len(batch.share.indices)), list(batch.errors))
-                keep = batch.share.valid | damaged
+                damaged = np.isin(np.arange(len(batch.micro_batch.indices)), list(batch.errors))
+                keep = batch.micro_batch.valid | damaged
                 rows = np.ones((len(out), out.shape[1] + 1), dtype=np.float32)
                 rows[:, :-1] = out.float().cpu().numpy()
                 rows[damaged] = 0.0
-                yield batch.share.indices[keep], rows[keep]
+                yield batch.micro_batch.indices[keep], rows[keep]
 
 
 def backbone_hash(model: Any) -> str:

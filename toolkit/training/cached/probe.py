@@ -132,10 +132,10 @@ class Probe:
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
         return cls(bank.model, head, views, val_view)
 
-    def feed(self, parts: TrainingSetup) -> FeatureFeed:
+    def feed(self, setup: TrainingSetup) -> FeatureFeed:
         """See Pixels."""
-        train = replace(parts.config.train, accumulation=parts.accumulation)
-        return FeatureFeed(train, parts.plan, self.views, self.val, parts.accelerator)
+        train = replace(setup.config.train, accumulation=setup.accumulation)
+        return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See Pixels: features are the head's inputs as they are."""
@@ -161,20 +161,20 @@ class FeatureFeed:
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
         accelerator = self.accelerator
-        shares = self.plan.rest_of_epoch(
+        micro_batches = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
         )
-        for share in shares:
-            which = (epoch + share.repeat) % len(self.views)
+        for micro_batch in micro_batches:
+            which = (epoch + micro_batch.repeat) % len(self.views)
             rows = np.empty((len(which), self.val.values.shape[1]), dtype=np.float32)
-            valid = share.valid.copy()
+            valid = micro_batch.valid.copy()
             for number in np.unique(which):
                 own = which == number
-                view, samples = self.views[int(number)], share.indices[own]
+                view, samples = self.views[int(number)], micro_batch.indices[own]
                 rows[own] = view.values[samples]
                 valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
-            share.valid[:] = valid
-            yield Batch(to_device(rows, accelerator.device), share, {})
+            micro_batch.valid[:] = valid
+            yield Batch(to_device(rows, accelerator.device), micro_batch, {})
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None

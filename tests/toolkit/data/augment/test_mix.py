@@ -33,12 +33,12 @@ def batch(n: int, side: int = 12, genres: int = 5) -> tuple[torch.Tensor, torch.
 @settings(max_examples=100, deadline=None)
 @given(configs, st.integers(1, 24), st.sets(st.integers(0, 23), max_size=5), st.integers(0, 99))
 def test_partners_exchange_and_nothing_is_lost(config, n, invalid, epoch):
-    share = share_of(n, tuple(i for i in invalid if i < n))
+    micro_batch = share_of(n, tuple(i for i in invalid if i < n))
     images, targets = batch(n)
-    pairs = draw_pairs(config, 12, share, 0, epoch)
+    pairs = draw_pairs(config, 12, micro_batch, 0, epoch)
     mixed, labels = mix(images, targets, pairs)
     rows = np.stack([pairs.first, pairs.first + 1])
-    assert (pairs.first % 2 == 0).all() and share.valid[rows].all()
+    assert (pairs.first % 2 == 0).all() and micro_batch.valid[rows].all()
     others = np.setdiff1d(np.arange(n), rows)
     assert torch.equal(mixed[others], images[others]) and torch.equal(labels[others], targets[others])
     for row, kept in zip(pairs.first.tolist(), pairs.kept.tolist(), strict=True):
@@ -98,15 +98,15 @@ def test_half_of_the_pairs_get_either():
 
 
 def test_a_pair_is_its_keys_wherever_it_stands():
-    share = share_of(40)
-    pairs = draw_pairs(BOTH, 12, share, 5, 3)
+    micro_batch = share_of(40)
+    pairs = draw_pairs(BOTH, 12, micro_batch, 5, 3)
     order = np.random.default_rng(0).permutation(20)
     rows = (order[:, None] * 2 + np.arange(2)).ravel()
-    moved = draw_pairs(BOTH, 12, MicroBatch(share.indices[rows], share.valid[rows]), 5, 3)
+    moved = draw_pairs(BOTH, 12, MicroBatch(micro_batch.indices[rows], micro_batch.valid[rows]), 5, 3)
     assert np.array_equal(moved.kept, pairs.kept[order]) and np.array_equal(moved.boxes, pairs.boxes[order])
-    again = draw_pairs(BOTH, 12, MicroBatch(share.indices, share.valid, np.ones(40, dtype=np.int64)), 5, 3)
+    again = draw_pairs(BOTH, 12, MicroBatch(micro_batch.indices, micro_batch.valid, np.ones(40, dtype=np.int64)), 5, 3)
     assert not np.array_equal(again.kept, pairs.kept)  # another draw of the samples is mixed in another way
-    assert not np.array_equal(draw_pairs(BOTH, 12, share, 5, 4).kept, pairs.kept)
+    assert not np.array_equal(draw_pairs(BOTH, 12, micro_batch, 5, 4).kept, pairs.kept)
 
 
 def test_what_switches_mixing_on():

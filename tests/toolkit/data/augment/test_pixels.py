@@ -48,9 +48,9 @@ def whole(n: int) -> MicroBatch:
 
 
 def augmented(
-    config: AugmentConfig, share: MicroBatch, seed: int = 0, epoch: int = 0
+    config: AugmentConfig, micro_batch: MicroBatch, seed: int = 0, epoch: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return Augmenter(config, seed)(pictures(share.indices), labels(share.indices), share, epoch)
+    return Augmenter(config, seed)(pictures(micro_batch.indices), labels(micro_batch.indices), micro_batch, epoch)
 
 
 def test_nothing_switched_on_gives_the_very_same_objects():
@@ -65,14 +65,14 @@ def test_nothing_switched_on_gives_the_very_same_objects():
 def test_each_option_does_something_to_pixels(name: str):
     config = replace(AugmentConfig(), **{name: OPTIONS[name]})
     assert Augmenter(config, 0).active
-    share = whole(40)
-    images, targets = augmented(config, share)
-    before = pictures(share.indices)
+    micro_batch = whole(40)
+    images, targets = augmented(config, micro_batch)
+    before = pictures(micro_batch.indices)
     assert images.shape == before.shape and images.dtype == torch.float32 and images.is_contiguous()
     changed = (images != before).flatten(1).any(dim=1)
     assert changed.float().mean() > 0.5
     assert images.min() >= 0 and images.max() <= 255
-    assert torch.equal(targets, labels(share.indices)) == (name not in ("mixup", "cutmix"))
+    assert torch.equal(targets, labels(micro_batch.indices)) == (name not in ("mixup", "cutmix"))
 
 
 @pytest.mark.parametrize("seed, epoch", [(1, 0), (0, 1)])
@@ -82,40 +82,40 @@ def test_another_seed_or_epoch_draws_other_numbers(seed: int, epoch: int):
 
 
 def test_another_draw_of_a_sample_is_augmented_in_another_way():
-    share = whole(12)
-    again = replace(share, repeat=np.ones(12, dtype=np.int64))
+    micro_batch = whole(12)
+    again = replace(micro_batch, repeat=np.ones(12, dtype=np.int64))
     for name, value in OPTIONS.items():
         config = replace(AugmentConfig(), **{name: value})
-        assert not torch.equal(augmented(config, share)[0], augmented(config, again)[0]), name
+        assert not torch.equal(augmented(config, micro_batch)[0], augmented(config, again)[0]), name
 
 
 def test_the_arguments_stay_as_they_are():
-    share = whole(20)
-    for images in (pictures(share.indices), pictures(share.indices).float()):
-        before, targets = images.clone(), labels(share.indices)
-        Augmenter(EVERYTHING, 0)(images, targets, share, 0)
-        assert torch.equal(images, before) and torch.equal(targets, labels(share.indices))
+    micro_batch = whole(20)
+    for images in (pictures(micro_batch.indices), pictures(micro_batch.indices).float()):
+        before, targets = images.clone(), labels(micro_batch.indices)
+        Augmenter(EVERYTHING, 0)(images, targets, micro_batch, 0)
+        assert torch.equal(images, before) and torch.equal(targets, labels(micro_batch.indices))
 
 
 def test_bytes_half_and_single_precision_give_the_same():
-    share = whole(16)
-    images, targets = pictures(share.indices), labels(share.indices)
+    micro_batch = whole(16)
+    images, targets = pictures(micro_batch.indices), labels(micro_batch.indices)
     augmenter = Augmenter(EVERYTHING, 0)
-    expected = augmenter(images, targets, share, 3)[0]
-    assert torch.equal(augmenter(images.half(), targets, share, 3)[0], expected)
+    expected = augmenter(images, targets, micro_batch, 3)[0]
+    assert torch.equal(augmenter(images.half(), targets, micro_batch, 3)[0], expected)
     # four bytes a pixel, as the CPU's cut leaves them
     buffer = torch.zeros((16, SIDE, SIDE, 4), dtype=torch.uint8)
     buffer[..., :3] = images
-    assert torch.equal(augmenter(buffer[..., :3], targets, share, 3)[0], expected)
+    assert torch.equal(augmenter(buffer[..., :3], targets, micro_batch, 3)[0], expected)
 
 
 def test_switching_an_operation_on_does_not_change_what_another_draws():
     """Where the rectangle of erasing lies, with and without all the others."""
-    share, seed, epoch = whole(40), 4, 2
+    micro_batch, seed, epoch = whole(40), 4, 2
     alone = AugmentConfig(erase=0.5)
     with_others = replace(alone, brightness=0.4, randaugment=2)
-    erased, both = augmented(alone, share, seed, epoch)[0], augmented(with_others, share, seed, epoch)[0]
-    boxes = erased_boxes(SIDE, 0.5, seed, epoch, share.keys)
+    erased, both = augmented(alone, micro_batch, seed, epoch)[0], augmented(with_others, micro_batch, seed, epoch)[0]
+    boxes = erased_boxes(SIDE, 0.5, seed, epoch, micro_batch.keys)
     assert (boxes[:, 2] > 0).any()
     for row, (left, top, right, bottom) in enumerate(boxes.tolist()):
         assert torch.equal(erased[row, top:bottom, left:right], both[row, top:bottom, left:right])
@@ -140,10 +140,10 @@ def test_pixels_and_targets_are_the_same_at_any_world_size_and_accumulation(
     def epoch_of(world: int, accumulation: int) -> dict[int, tuple[bytes, bytes]]:
         found: dict[int, tuple[bytes, bytes]] = {}
         for rank in range(world):
-            for share in plan.rest_of_epoch(1, rank, world, accumulation):
-                images, targets = augmenter(pictures(share.indices), labels(share.indices), share, 1)
-                for row in np.flatnonzero(share.valid):
-                    key = int(share.keys[row])
+            for micro_batch in plan.rest_of_epoch(1, rank, world, accumulation):
+                images, targets = augmenter(pictures(micro_batch.indices), labels(micro_batch.indices), micro_batch, 1)
+                for row in np.flatnonzero(micro_batch.valid):
+                    key = int(micro_batch.keys[row])
                     assert key not in found
                     found[key] = images[row].numpy().tobytes(), targets[row].numpy().tobytes()
         return found
@@ -161,20 +161,20 @@ def test_dealing_one_by_one_would_fail_that_test():
         targets: dict[int, list[float]] = {}
         for world in (1, 2):
             for rank in range(world):
-                for share in plan.rest_of_epoch(0, rank, world):
-                    found = augmented(AugmentConfig(mixup=1.0), share)[1]
-                    for row, sample in enumerate(share.indices.tolist()):
+                for micro_batch in plan.rest_of_epoch(0, rank, world):
+                    found = augmented(AugmentConfig(mixup=1.0), micro_batch)[1]
+                    for row, sample in enumerate(micro_batch.indices.tolist()):
                         targets.setdefault(sample, []).append(float(found[row].sum()))
         parted.append(any(a != b for a, b in targets.values()))
     assert parted == [True, False]
 
 
 def test_masked_samples_leave_their_partners_alone():
-    share = replace(whole(4), valid=np.array([True, False, True, True]))
-    images, targets = augmented(AugmentConfig(mixup=1.0), share)
-    assert torch.equal(images[:2], pictures(share.indices[:2]).float())
-    assert torch.equal(targets[:2], labels(share.indices[:2]))
-    assert not torch.equal(images[2:], pictures(share.indices[2:]).float())
+    micro_batch = replace(whole(4), valid=np.array([True, False, True, True]))
+    images, targets = augmented(AugmentConfig(mixup=1.0), micro_batch)
+    assert torch.equal(images[:2], pictures(micro_batch.indices[:2]).float())
+    assert torch.equal(targets[:2], labels(micro_batch.indices[:2]))
+    assert not torch.equal(images[2:], pictures(micro_batch.indices[2:]).float())
 
 
 def test_lengths_must_agree():
@@ -184,10 +184,10 @@ def test_lengths_must_agree():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_does_the_same():
-    share = whole(64)
-    images, targets = pictures(share.indices), labels(share.indices)
-    expected = Augmenter(EVERYTHING, 0)(images, targets, share, 0)
-    found = Augmenter(EVERYTHING, 0)(images.cuda(), targets.cuda(), share, 0)
+    micro_batch = whole(64)
+    images, targets = pictures(micro_batch.indices), labels(micro_batch.indices)
+    expected = Augmenter(EVERYTHING, 0)(images, targets, micro_batch, 0)
+    found = Augmenter(EVERYTHING, 0)(images.cuda(), targets.cuda(), micro_batch, 0)
     # thresholds and histograms turn a difference in the last bit into a level or more, in few places
     assert ((found[0].cpu() - expected[0]).abs() > 0.01).float().mean() < 0.01
     torch.testing.assert_close(found[1].cpu(), expected[1])

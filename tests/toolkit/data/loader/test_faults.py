@@ -93,10 +93,10 @@ def test_the_training_loss_is_the_mean_over_rows_that_count(
         inputs = batch.images if cached else parts.preprocessing.normalize(batch.images)
         with torch.no_grad():
             logits = model(inputs)
-        targets = targets_of(batch.share, parts.train)
+        targets = targets_of(batch.micro_batch, parts.train)
         rows = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-        losses += rows[torch.from_numpy(batch.share.valid)].tolist()
-        updates.append(float(rows[torch.from_numpy(batch.share.valid)].mean()))
+        losses += rows[torch.from_numpy(batch.micro_batch.valid)].tolist()
+        updates.append(float(rows[torch.from_numpy(batch.micro_batch.valid)].mean()))
     feed.close()
     assert len(losses) == 56 - 28
     (epoch,) = epochs(tmp_path / "run")

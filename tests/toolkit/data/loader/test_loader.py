@@ -60,7 +60,7 @@ NUMBERS: TransformFactory = file_transforms(2, pixels)
 
 def spelt(batch: Batch) -> list[int]:
     """The numbers that the batch's valid rows show."""
-    rows = batch.images[torch.from_numpy(batch.share.valid)].reshape(-1, 12)[:, :4].numpy()
+    rows = batch.images[torch.from_numpy(batch.micro_batch.valid)].reshape(-1, 12)[:, :4].numpy()
     return [int.from_bytes(bytes(row), "big") for row in rows.astype(np.uint8)]
 
 
@@ -81,10 +81,10 @@ def test_every_rank_gets_its_plan_from_any_step_on(n, batch, world, threads, pre
     seen: list[int] = []
     for rank in range(world):
         with Loader(Numbers(n), threads, prefetch) as loader:
-            shares = list(plan.rest_of_epoch(2, rank, world, first_step=step))
+            micro_batches = list(plan.rest_of_epoch(2, rank, world, first_step=step))
             found = 0
-            for share, got in zip(shares, loader.batches(iter(shares), NUMBERS), strict=True):
-                assert spelt(got) == share.indices[share.valid].tolist()
+            for micro_batch, got in zip(micro_batches, loader.batches(iter(micro_batches), NUMBERS), strict=True):
+                assert spelt(got) == micro_batch.indices[micro_batch.valid].tolist()
                 seen += spelt(got)
                 found += 1
             assert found == plan.steps_per_epoch - step
@@ -97,7 +97,7 @@ def test_memory_is_not_used_again_before_the_next_batch_is_asked_for():
         for batch in loader.batches(EvalPlan(400, 8).micro_batches(0, 1), NUMBERS):
             before = spelt(batch)
             time.sleep(0.002)  # the threads go on meanwhile
-            assert spelt(batch) == before == batch.share.indices.tolist()
+            assert spelt(batch) == before == batch.micro_batch.indices.tolist()
 
 
 @pytest.mark.parametrize("geometry", ["cpu", "device"])
@@ -111,8 +111,8 @@ def test_a_sample_has_the_same_pixels_at_any_world_size_and_number_of_threads(sh
         for rank in range(world):
             with Loader(reader, threads, 2) as loader:
                 for batch in loader.batches(plan.rest_of_epoch(4, rank, world), transforms):
-                    for row in np.flatnonzero(batch.share.valid):
-                        found[int(batch.share.indices[row])] = batch.images[row].numpy().tobytes()
+                    for row in np.flatnonzero(batch.micro_batch.valid):
+                        found[int(batch.micro_batch.indices[row])] = batch.images[row].numpy().tobytes()
         pictures.append(found)
     assert len(pictures[0]) == len(reader)
     assert all(other == pictures[0] for other in pictures[1:])
@@ -149,7 +149,7 @@ def run(policy: FaultPolicy, n: int = 60, world: int = 1, epoch: int = 1) -> tup
 def test_a_damaged_sample_is_replaced_by_the_same_one_at_any_world_size(caplog: pytest.LogCaptureFixture):
     policy = FaultPolicy("replace", limit=0.1, seed=4)
     alone, batches = run(policy)
-    assert all(batch.share.valid.all() and not batch.errors for batch in batches)
+    assert all(batch.micro_batch.valid.all() and not batch.errors for batch in batches)
     shown = sorted(number for numbers in alone.values() for number in numbers)
     assert len(shown) == 60 and set(shown) == set(range(60)) - DAMAGED
     for line in caplog.messages:
@@ -165,17 +165,17 @@ def test_or_masked(caplog: pytest.LogCaptureFixture):
     assert shown == sorted(set(range(60)) - DAMAGED)
     for batch in batches:
         for row, problem in batch.errors.items():
-            assert not batch.share.valid[row] and int(batch.share.indices[row]) in DAMAGED
+            assert not batch.micro_batch.valid[row] and int(batch.micro_batch.indices[row]) in DAMAGED
             assert problem == "damaged on purpose" and not batch.images[row].any()
     assert sum(len(batch.errors) for batch in batches) == 3
     assert all(line.endswith("; left out") for line in caplog.messages)
 
 
 def test_damaged_padding_is_nobodys_error():
-    share = MicroBatch(np.array([1, 3]), np.array([True, False]))
+    micro_batch = MicroBatch(np.array([1, 3]), np.array([True, False]))
     with Loader(Numbers(9, DAMAGED), 1, 1, policy=KEEP_ERRORS) as loader:
-        (batch,) = loader.batches([share], NUMBERS)
-    assert batch.errors == {} and batch.share.valid.tolist() == [True, False]
+        (batch,) = loader.batches([micro_batch], NUMBERS)
+    assert batch.errors == {} and batch.micro_batch.valid.tolist() == [True, False]
 
 
 def test_or_stops_the_run_with_its_place():
@@ -192,7 +192,7 @@ def test_too_many_stop_the_run_with_the_list(on_error):
 def test_a_source_without_one_sound_sample_ends():
     with Loader(Numbers(4, frozenset(range(4))), 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
         batches = list(loader.batches(TrainPlan(GlobalOrder(4, 0), 4).rest_of_epoch(0, 0, 1), NUMBERS))
-    assert not batches[0].share.valid.any() and len(batches[0].errors) == 4
+    assert not batches[0].micro_batch.valid.any() and len(batches[0].errors) == 4
 
 
 def test_a_mistake_in_the_code_is_no_damaged_image():
@@ -232,8 +232,8 @@ def test_a_damaged_image_in_a_shard(damaged: tuple[Path, str], geometry):
     with Loader(reader, 2, 2, policy=FaultPolicy("replace", 1.0)) as loader:
         batches = [(b, b.images.clone()) for b in loader.batches(plan.micro_batches(0, 1), transforms)]
     first, images = batches[0]
-    other = int(first.share.indices[2])
-    assert other != 2 and first.share.valid.all()
+    other = int(first.micro_batch.indices[2])
+    assert other != 2 and first.micro_batch.valid.all()
     expected = PLAIN.square(decode(reader.image_bytes(other), ANY))
     assert np.abs(images[2].float().numpy() - expected).mean() < 1.5  # decoded at half size
 
@@ -248,7 +248,7 @@ def test_threads_end_with_the_loader_and_a_pass_left_half_way_harms_no_other(sha
             next(stream)
             stream.close()
         stream = loader.batches(EvalPlan(len(reader), 4).micro_batches(0, 1), transforms)
-        whole = [batch.share.indices[0] for batch in stream]
+        whole = [batch.micro_batch.indices[0] for batch in stream]
         assert whole == list(range(0, len(reader), 4))
     assert threading.active_count() == before
 

@@ -63,9 +63,11 @@ def test_the_rule_of_before_gives_the_orders_of_before():
         [([9, 4], whole), ([0, 3], whole), ([6, 1], whole), ([5, 10], whole), ([2, 8], whole), ([7, 2], half)],
         [([9, 4], none), ([9, 4], none), ([6, 1], none), ([6, 1], none), ([2, 8], none), ([2, 8], none)],
     ]
-    shares = list(TrainPlan(WindowOrder([400, 5000, 3000], 2, 5), 1000, 1, "tail").rest_of_epoch(7, 1, 3))
-    assert [len(share.indices) for share in shares] == [333] * 8 + [133]
-    digest = hashlib.sha256(np.concatenate([share.indices for share in shares]).tobytes()).hexdigest()
+    micro_batches = list(TrainPlan(WindowOrder([400, 5000, 3000], 2, 5), 1000, 1, "tail").rest_of_epoch(7, 1, 3))
+    assert [len(micro_batch.indices) for micro_batch in micro_batches] == [333] * 8 + [133]
+    digest = hashlib.sha256(
+        np.concatenate([micro_batch.indices for micro_batch in micro_batches]).tobytes()
+    ).hexdigest()
     assert digest == "bc64541ed62f448d9cef7e2453c93bd4dd1bbf7f3160c2a26b3de7706cbc6830"
 
 
@@ -76,11 +78,11 @@ def test_an_epoch_visits_each_sample_once_over_all_ranks(n, batch, world, accumu
     visited: list[int] = []
     counts = set()
     for rank in range(world):
-        shares = list(plan.rest_of_epoch(epoch, rank, world, accumulation))
-        counts.add(len(shares))
-        for share in shares:
-            assert len(share.indices) == len(share.valid) >= MIN_ROWS
-            visited += share.indices[share.valid].tolist()
+        micro_batches = list(plan.rest_of_epoch(epoch, rank, world, accumulation))
+        counts.add(len(micro_batches))
+        for micro_batch in micro_batches:
+            assert len(micro_batch.indices) == len(micro_batch.valid) >= MIN_ROWS
+            visited += micro_batch.indices[micro_batch.valid].tolist()
     assert counts == {plan.steps_per_epoch * accumulation}  # no rank waits for another for ever
     assert sorted(visited) == list(range(n))
 
@@ -94,9 +96,9 @@ def test_the_samples_of_an_update_do_not_depend_on_the_processes(n, batch, world
         together: list[int] = []
         for rank in range(world):
             rows = plan.rows(step, world, accumulation)[rank].tolist()
-            for share in plan.micro_batches(1, step, rank, world, accumulation):
-                together += share.indices[share.valid].tolist()
-                assert share.valid.sum() == rows.pop(0)
+            for micro_batch in plan.micro_batches(1, step, rank, world, accumulation):
+                together += micro_batch.indices[micro_batch.valid].tolist()
+                assert micro_batch.valid.sum() == rows.pop(0)
         assert sorted(together) == sorted(plan.keys(1, step).tolist())
 
 
@@ -125,22 +127,27 @@ def test_what_is_dealt_together_lies_together(n, batch, world, accumulation, dea
         groups = [update[k : k + deal].tolist() for k in range(0, len(update), deal)]
         found = []
         for rank in range(world):
-            for share in plan.micro_batches(0, step, rank, world, accumulation):
-                own = share.indices[share.valid]
-                assert share.valid[: len(own)].all()  # padding comes last
+            for micro_batch in plan.micro_batches(0, step, rank, world, accumulation):
+                own = micro_batch.indices[micro_batch.valid]
+                assert micro_batch.valid[: len(own)].all()  # padding comes last
                 found += [own[k : k + deal].tolist() for k in range(0, len(own), deal)]
         assert sorted(found) == sorted(groups)
 
 
 def test_a_share_of_few_samples_is_padded_with_rows_that_do_not_count():
-    shares = [make_plan(5, 5, 0, deal=2).micro_batches(0, 0, rank, 4)[0] for rank in range(4)]
-    assert [share.valid.tolist() for share in shares] == [[True] * 2, [True] * 2, [True, False], [False] * 2]
+    micro_batches = [make_plan(5, 5, 0, deal=2).micro_batches(0, 0, rank, 4)[0] for rank in range(4)]
+    assert [micro_batch.valid.tolist() for micro_batch in micro_batches] == [
+        [True] * 2,
+        [True] * 2,
+        [True, False],
+        [False] * 2,
+    ]
 
 
 def test_keys_are_samples_and_their_draws():
-    share = MicroBatch(np.array([4, 7]), np.ones(2, dtype=bool))
-    assert share.repeat.tolist() == [0, 0] and share.keys.tolist() == [4, 7]
-    again = replace(share, indices=np.array([3, 7]), repeat=np.array([0, 2]))
+    micro_batch = MicroBatch(np.array([4, 7]), np.ones(2, dtype=bool))
+    assert micro_batch.repeat.tolist() == [0, 0] and micro_batch.keys.tolist() == [4, 7]
+    again = replace(micro_batch, indices=np.array([3, 7]), repeat=np.array([0, 2]))
     assert again.keys.tolist() == [3, 7 + 2 * DRAW_STRIDE]
     assert replace(again, indices=np.array([5, 5])).repeat.tolist() == [0, 2]
 
@@ -154,7 +161,7 @@ def test_empty_plans_are_refused(n, batch, deal):
 def test_micro_batches_of_accumulation_are_those_of_ranks():
     plan = make_plan(100, 32, 0)
     ranks = [plan.micro_batches(0, 1, rank, 4)[0].indices.tolist() for rank in range(4)]
-    parts = [share.indices.tolist() for share in plan.micro_batches(0, 1, 0, 1, accumulation=4)]
+    parts = [micro_batch.indices.tolist() for micro_batch in plan.micro_batches(0, 1, 0, 1, accumulation=4)]
     assert ranks == parts
 
 
@@ -165,11 +172,11 @@ def test_evaluation_yields_each_sample_valid_once_in_batches_of_its_own(n, batch
     alone = {tuple(s.indices.tolist()) for s in plan.micro_batches(0, 1)}
     seen: list[int] = []
     for rank in range(world):
-        shares = list(plan.micro_batches(rank, world))
-        assert len(shares) == plan.steps(world)
-        for share in shares:
-            if share.valid.any():
-                assert share.valid.all()
-                assert tuple(share.indices.tolist()) in alone  # the very batch that one process would run
-            seen += share.indices[share.valid].tolist()
+        micro_batches = list(plan.micro_batches(rank, world))
+        assert len(micro_batches) == plan.steps(world)
+        for micro_batch in micro_batches:
+            if micro_batch.valid.any():
+                assert micro_batch.valid.all()
+                assert tuple(micro_batch.indices.tolist()) in alone  # the very batch that one process would run
+            seen += micro_batch.indices[micro_batch.valid].tolist()
     assert sorted(seen) == list(range(n))

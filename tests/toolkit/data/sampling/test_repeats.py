@@ -138,8 +138,8 @@ def test_a_plan_of_repeats_resumes_at_another_world_size(factors, batch, world, 
     rest = order.keys(4, plan.start(step), len(order))
     seen: list[int] = []
     for rank in range(world):
-        for share in plan.rest_of_epoch(4, rank, world, accumulation, first_step=step):
-            seen += share.keys[share.valid].tolist()
+        for micro_batch in plan.rest_of_epoch(4, rank, world, accumulation, first_step=step):
+            seen += micro_batch.keys[micro_batch.valid].tolist()
     assert sorted(seen) == sorted(rest.tolist())
 
 

@@ -75,11 +75,11 @@ def test_stretching_gives_the_pixels_of_the_reference(shapes, side, cut):
 @pytest.mark.parametrize("geometry", ["cpu", "device"])
 def test_the_cutter_takes_the_view_of_the_preprocessing(shard_set: Path, geometry):
     reader = ShardReader.of_split(shard_set, "val")
-    share = MicroBatch(np.arange(len(reader)), np.ones(len(reader), dtype=bool))
+    micro_batch = MicroBatch(np.arange(len(reader)), np.ones(len(reader), dtype=bool))
     files = [reader.image_bytes(row) for row in range(len(reader))]
     for fit in FITS:
         preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3, fit)
-        cut = eval_transforms(reader, preprocessing, geometry, torch.device("cpu"))(share)
+        cut = eval_transforms(reader, preprocessing, geometry, torch.device("cpu"))(micro_batch)
         assert isinstance(cut, (DecodedTransform, DeviceTransform))
         expected = np.stack([preprocessing.square(decode(data, ANY)) for data in files])
         assert worst(fast(files, cut), expected).max() <= 2.5  # a crop instead of a stretch is tens away

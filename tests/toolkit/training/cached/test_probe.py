@@ -176,14 +176,14 @@ def test_an_epoch_is_the_plans_with_the_views_in_turn(reader: ShardReader, sampl
         batches = list(source.batches(epoch, 0))
         expected = list(source.plan.rest_of_epoch(epoch, 0, 1))
         assert len(batches) == len(expected) == source.plan.steps_per_epoch
-        for batch, share in zip(batches, expected, strict=True):
-            assert (batch.share.indices == share.indices).all()
-            for row, (sample, draw) in enumerate(zip(share.indices, share.repeat, strict=True)):
+        for batch, micro_batch in zip(batches, expected, strict=True):
+            assert (batch.micro_batch.indices == micro_batch.indices).all()
+            for row, (sample, draw) in enumerate(zip(micro_batch.indices, micro_batch.repeat, strict=True)):
                 view = source.views[(epoch + int(draw)) % 3]
                 assert (batch.images[row].numpy() == view.values[sample].astype(np.float32)).all()
-                assert batch.share.valid[row] == (share.valid[row] and view.decoded[sample])
+                assert batch.micro_batch.valid[row] == (micro_batch.valid[row] and view.decoded[sample])
     resumed = list(source.batches(2, 3))
-    assert (resumed[0].share.indices == list(source.plan.rest_of_epoch(2, 0, 1))[3].indices).all()
+    assert (resumed[0].micro_batch.indices == list(source.plan.rest_of_epoch(2, 0, 1))[3].indices).all()
 
 
 def test_validation_gives_every_sample_its_logits(reader: ShardReader):
