@@ -155,8 +155,9 @@ class Parser(jsonargparse.ArgumentParser):
         """The values of the words, texts as they were typed. Raises UserError."""
         if self.has_sections:
             self.options.check_words(words)
+        words = [self._renamed(word) for word in words]
         try:
-            parsed = self.parse_args([self._renamed(word) for word in words])
+            parsed = self.parse_args(words)
         except argparse.ArgumentError as error:
             raise self._explained(one_line(error)) from None
         if self.has_sections:

@@ -52,8 +52,8 @@ def _order(config: Config, reader: ShardReader) -> Order:
     if data.sampling == "genre":
         # Some samples at a time: all targets at once would be the largest thing in memory.
         starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
-        setup = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
-        factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in setup])
+        parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
+        factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
         return RepeatOrder(factors, seed, sizes, data.window)
     return GlobalOrder(len(reader), seed) if sizes is None else WindowOrder(sizes, data.window, seed)
 
