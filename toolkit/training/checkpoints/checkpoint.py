@@ -239,6 +239,10 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 
 
+#: Options of augmentation that mix samples: the plan then keeps pairs together (TrainPlan.group_size).
+MIXING = ("mixup", "cutmix")
+
+
 def _may_change(config: dict[str, Any]) -> frozenset[str]:
     """The keys that a resume of a run with this config may change."""
     if not config["train"]["feature_views"]:
@@ -270,6 +274,14 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
                 f"use that, or start a new run in another --out",
             )
         changes.append(f"{key} {before!r} -> {value!r}")
+    mixed, mixes = (any(c.get("augment", {}).get(name) for name in MIXING) for c in (checkpoint.config, config))
+    if checkpoint.progress.step and checkpoint.progress.sizes == "even" and mixed != mixes:
+        raise UserError(
+            "run-differs",
+            f"{checkpoint.path} is within an epoch, where augment.{' and augment.'.join(MIXING)} cannot "
+            f"{'start' if mixes else 'stop'} mixing: it changes which samples an update has. Resume with the earlier "
+            f"values, and change them after the end of the epoch",
+        )
     return changes
 
 

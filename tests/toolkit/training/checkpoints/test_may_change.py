@@ -26,9 +26,9 @@ from toolkit.training.checkpoints.checkpoint import (
 from toolkit.training.run import train
 
 
-def saved(folder: Path, config: Config) -> Checkpoint:
+def saved(folder: Path, config: Config, **progress: Any) -> Checkpoint:
     """A checkpoint of a run with this config."""
-    save_checkpoint(folder, Progress(updates=5), config_dict(config), "set", "labels", {}, 1)
+    save_checkpoint(folder, Progress(updates=5, **progress), config_dict(config), "set", "labels", {}, 1)
     found = newest_checkpoint(folder)
     assert found is not None
     return found
@@ -45,6 +45,25 @@ def test_what_may_change_on_resume(tmp_path: Path):
     config.train.batch_size = 128
     with fails("run-differs", "train.batch_size 128", 64):
         check_resumable(found, config_dict(config), "set")
+
+
+def test_mixing_starts_and_stops_between_epochs_only(tmp_path: Path):
+    """Within an epoch, another size of groups would move the edges of updates: samples would be skipped or repeated."""
+    plain, mixing = Config(), Config()
+    mixing.augment.mixup = 0.2
+    for before, now in ((plain, mixing), (mixing, plain)):
+        change = [f"augment.mixup {before.augment.mixup} -> {now.augment.mixup}"]
+        assert check_resumable(saved(tmp_path, before), config_dict(now), "set") == change
+        within = saved(tmp_path, before, step=3, sizes="even")
+        with fails("run-differs", within.path, "augment.mixup", "augment.cutmix", "epoch"):
+            check_resumable(within, config_dict(now), "set")
+        # epochs of full updates, as runs of earlier versions have them, have the same edges either way
+        assert check_resumable(saved(tmp_path, before, step=3, sizes="tail"), config_dict(now), "set") == change
+    stronger = Config()
+    stronger.augment.mixup = 0.4
+    assert check_resumable(saved(tmp_path, mixing, step=3, sizes="even"), config_dict(stronger), "set") == [
+        "augment.mixup 0.2 -> 0.4"
+    ]
 
 
 def test_a_checkpoint_of_before_losses_had_options_of_their_own(tmp_path: Path):
