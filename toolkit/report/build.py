@@ -54,10 +54,7 @@ class Report:
 
 
 def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
-    """Compute the metrics, draw the plots and choose the posters.
-
-    Raises UserError if ``label_errors`` is true and cleanlab is not installed.
-    """
+    """Compute all contents of a report. Raises UserError for ``label_errors`` without cleanlab."""
     draws = resampled(inputs, rounds)
     rows, compared = headline(draws), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)

@@ -66,10 +66,7 @@ def _is_report(numbers: Path) -> bool:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write all files of DIR, replace an older report, and return the path of the page.
-
-    Raises UserError like `check_report_folder`.
-    """
+    """Write all files, replace an older report, return the page's path. Raises UserError as `check_report_folder`."""
     check_report_folder(folder)
     page = render_page(report)
     (folder / PAGE).unlink(missing_ok=True)
