@@ -42,7 +42,7 @@ def read_posters(cleaned: Path) -> list[Poster]:
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:
     """Return id → (G,) bool for the posters of the CSV. Ignore genres that the model does not have, with a warning.
 
-    A poster without a genre of the model is all False: it is not part of metrics. Raises UserError if no poster has one.
+    A poster without a genre of the model is all False. Raises UserError if no poster has such a genre.
     """
     metadata = read_metadata(path, columns, known=labels.genres)
     if metadata.rejected:
