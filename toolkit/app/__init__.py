@@ -1,1 +1,1 @@
-"""``posters app``: a page in the browser that names the genres of posters and shows why."""
+"""``posters app``: a web page that shows the genres of posters and heat maps."""

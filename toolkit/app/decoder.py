@@ -1,10 +1,10 @@
-"""Decoding of uploaded files in processes that can be killed: a file that takes long holds up its own visitor only.
+"""Decoding of uploaded files in processes that can be killed, so that a slow file delays only its own visitor.
 
-    Decoder(preprocessing).open(paths)      → for each file what the page needs of it, or why there is nothing
-    Decoder(preprocessing).pixels(path, n)  → the picture, at most n pixels large
+    Decoder(preprocessing).open(paths)      → per file an Opened, or a Refused with the reason
+    Decoder(preprocessing).pixels(path, n)  → the picture, with at most n pixels
 
-A child process serves one call. It is forked from a server that has loaded the libraries (multiprocessing's
-forkserver), so that it starts in some hundredths of a second. A child that passes its deadline is killed.
+Each call has its own child process. It is forked from a server that has already loaded the libraries (forkserver of
+multiprocessing), so it starts in a few hundredths of a second. A child that exceeds its time limit is killed.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from shards.inputs.images import ANY, BadImage, decode, jpeg
 from toolkit.data.transforms.batch_transform import RawTransform
 from toolkit.data.transforms.preprocessing import Preprocessing
 
-#: The largest file that is taken (MB).
+#: Maximum size of a file in MB.
 MAX_MB = 20
-#: Long side in pixels of the copies that are shown.
+#: Long side of the displayed copies in pixels.
 SHOWN_SIDE = 720
-#: Seconds that one file may take, and all files of one upload.
+#: Time limits in seconds: for one file, and for all files of one upload.
 FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
 
 @dataclass(kw_only=True)
 class Opened:
-    """What the page keeps of a file: some tens of kilobytes, whatever its size."""
+    """The data of a file that the page keeps: tens of kilobytes, for files of any size."""
 
     jpeg: bytes
-    """A copy for the page, upright, at most SHOWN pixels long."""
+    """An upright copy for the page, at most SHOWN_SIDE pixels on its long side."""
     size: tuple[int, int]
-    """Width and height in pixels of the file's own picture, upright."""
+    """Width and height of the original picture in pixels, upright."""
     square: np.ndarray
-    """(S, S, 3) uint8: what the model sees."""
+    """(S, S, 3) uint8: the input of the model, before normalisation."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that is no poster, and why, in words for people."""
+    """A file that cannot be used, with the reason for the visitor."""
 
     name: str
     message: str
 
 
 class Decoder:
-    """Decodes files with a model's preprocessing, each call in a process of its own. Thread-safe."""
+    """Decodes files with the preprocessing of a model, in a new process per call. Thread-safe."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -64,28 +64,28 @@ class Decoder:
         self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             self._context.set_forkserver_preload([__name__])
-            forkserver.ensure_running()  # loads the libraries meanwhile, before the first visitor comes
+            forkserver.ensure_running()  # loads the libraries before the first visitor comes
 
     def open(self, paths: Sequence[Path]) -> list[Opened | Refused]:
-        """One answer per file, in their order."""
+        """Return one result per file, in the same order."""
         return list(self._ask([(_open, path, self.preprocessing) for path in paths]))
 
     def pixels(self, path: Path, most: int) -> Image.Image:
-        """The picture of a file, RGB and upright, shrunk to at most ``most`` pixels. Raises UserError."""
+        """Return a picture, RGB and upright, with at most ``most`` pixels. Raises UserError if it cannot be read."""
         (found,) = self._ask([(_pixels, path, most)])
         if isinstance(found, Refused):
             raise UserError("image-unreadable", found.message)
         return Image.fromarray(found)
 
     def _ask(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Answers of a child to jobs (function, path, argument); Refused where it takes too long or dies."""
+        """Yield the results of jobs (function, path, argument) from a child; Refused if it is too slow or dies."""
         end = time.monotonic() + UPLOAD_SECONDS
         child: _Child | None = None
         try:
             for job in jobs:
                 left = min(FILE_SECONDS, end - time.monotonic())
                 if left <= 0:
-                    yield Refused(job[1].name, "not looked at: the files before it took too long")
+                    yield Refused(job[1].name, "not decoded: the files before it took too long")
                     continue
                 child = child or _Child(self._context)
                 answer = child.answer(job, left)
@@ -107,7 +107,7 @@ class _Child:
         theirs.close()
 
     def answer(self, job: tuple[Any, ...], seconds: float) -> Any:
-        """None: it took longer, or the child died."""
+        """Return the result of a job, or None if the time limit is exceeded or the child dies."""
         try:
             self._pipe.send(job)
             return self._pipe.recv() if self._pipe.poll(seconds) else None
@@ -122,7 +122,7 @@ class _Child:
 
 
 def _work(pipe: Connection) -> None:
-    """The child: answers jobs until its parent is gone."""
+    """Run jobs in the child process until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its children
     while True:
         try:
@@ -137,12 +137,12 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
         data = _read(path)
         square = RawTransform(preprocessing)(data)
         image = decode(data, ANY)
-    except BadImage as bad:  # what the fast decoder forgives, and Pillow does not
+    except BadImage as bad:  # Pillow rejects some files that the fast decoder accepts
         return Refused(path.name, f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
     except (OSError, ValueError) as error:
         return Refused(path.name, one_line(error))
     except MemoryError:
-        return Refused(path.name, "it needs more memory than there is")
+        return Refused(path.name, "it needs more memory than is available")
     return Opened(jpeg=jpeg_of(image), size=image.size, square=square)
 
 
@@ -150,7 +150,7 @@ def _pixels(path: Path, most: int) -> np.ndarray | Refused:
     try:
         image = decode(_read(path), ANY)
     except (OSError, ValueError, BadImage, MemoryError) as error:
-        return Refused(path.name, f"{path.name} is no longer here ({one_line(error)}); upload it again")
+        return Refused(path.name, f"{path.name} cannot be read any more ({one_line(error)}); upload it again")
     scale = (most / (image.width * image.height)) ** 0.5
     if scale < 1.0:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -165,7 +165,7 @@ def _read(path: Path) -> bytes:
 
 
 def jpeg_of(image: Image.Image) -> bytes:
-    """A copy of an RGB picture, at most SHOWN pixels on its long side, as JPEG."""
+    """Return a copy of an RGB picture as JPEG, at most SHOWN_SIDE pixels on its long side."""
     copy = image.copy()
     copy.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     return jpeg(copy, 88)

@@ -1,12 +1,12 @@
-"""Where in a picture a model sees a genre: Grad-CAM (Selvaraju et al. 2017) by captum, on the last stage of a backbone.
+"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) by captum, on the last stage of a backbone.
 
-Every channel of the last stage counts as much as the genre's logit rises with its mean, and the weighted channels are
-added up; what lowers the logit is left out. The map is as coarse as the stage (7x7 for a ResNet at 224 pixels). Heads
-on two stages (``levels``, ``ensemble``) are explained by the last one alone.
+The weight of a channel is the gradient of the genre's logit with respect to the mean of the channel. The map is the
+weighted sum of the channels, without negative values. Its resolution is that of the stage (7x7 for a ResNet at 224
+pixels). For heads on two stages (``levels``, ``ensemble``), the map uses only the last stage.
 
-Stages that are no (n, C, h, w) maps are turned into them on the way through a module that does nothing, which captum
-watches: Swin's are (n, h, w, C), and a ViT's are rows of tokens. A ViT answers from its class token or a pool, so that
-the last block's patches may reach no logit: its map is that of what enters the last block.
+Other layouts than (n, C, h, w) are converted for an identity module, which captum observes: Swin has (n, h, w, C), a
+ViT has tokens. A ViT predicts from its class token or a pool, so the patches after its last block may not influence a
+logit. Therefore the map of a ViT uses the input of the last block.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from torch.nn import functional as F
 from shards.extras import require_extra
 from toolkit.metrics.multilabel import FloatArray
 
-#: How a stage's output is laid out: (n, C, h, w), (n, h, w, C) or (n, T, C).
+#: Layout of the output of a stage: (n, C, h, w), (n, h, w, C) or (n, T, C).
 Layout = Literal["maps", "maps_last", "tokens"]
 
 
 class NoHeatMap(Exception):
-    """This architecture has no stage that is a map of the picture; the message says so in a line."""
+    """The architecture has no stage that is a map of the picture. The message is the reason in one line."""
 
 
 class GradCam:
-    """Heat maps of one model. Its hooks are in the model while it works: not for several threads at a time."""
+    """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """``model``: a timm model in evaluation mode for square inputs. Raises NoHeatMap, UserError without captum."""
+        """Prepare a timm model in evaluation mode for square inputs. Raises NoHeatMap; UserError without captum."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
-        # A ViT's tokens: how many (class, registers) stand before its patches, and the rows and columns of those.
+        # Tokens of a ViT: number of tokens before the patches (class, registers), and rows and columns of the patches.
         self.prefix: int = getattr(model, "num_prefix_tokens", 0)
         self.tokens: tuple[int, int] = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
         self.layout: Layout
@@ -47,11 +47,11 @@ class GradCam:
         self._captum = captum.attr.LayerGradCam(model, self._watched)
 
     def __call__(self, image: torch.Tensor, genre: int) -> FloatArray:
-        """(S, S) float64, 0 or more, of a (1, 3, S, S) normalised picture: how much each place speaks for ``genre``.
+        """Return (S, S) float64 >= 0: how much each place of a (1, 3, S, S) normalised picture increases the logit.
 
-        In units of the logit; all 0 where nothing speaks for it.
+        ``genre`` is the column of the genre. All values are 0 if no place increases its logit.
         """
-        image = image.detach().clone().requires_grad_(True)  # whatever is frozen, the stage gets a gradient
+        image = image.detach().clone().requires_grad_(True)  # the stage needs a gradient, also if layers are frozen
         with self._rearranged():
             heat = self._captum.attribute(image, target=genre, relu_attributions=True)
         heat = F.interpolate(heat.detach(), (self.size, self.size), mode="bilinear", align_corners=False)
@@ -59,7 +59,7 @@ class GradCam:
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
-        """The stage's output (a ViT's last block's input) goes through the watched module as (n, C, h, w)."""
+        """Pass the stage's output (ViT: the last block's input) through the observed module as (n, C, h, w)."""
 
         def after(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return self._through(output)
@@ -85,7 +85,7 @@ class GradCam:
         return torch.cat([x[:, : self.prefix], self._watched(grid).flatten(2).transpose(1, 2)], dim=1)
 
     def _find_layout(self) -> tuple[Layout, tuple[int, int]]:
-        """How the stage's output is laid out, and the rows and columns of its map."""
+        """Return the layout of the stage's output, and the rows and columns of its map."""
         shapes: list[tuple[int, ...]] = []
         handle = self.stage.register_forward_hook(
             lambda _, inputs, output: shapes.append(tuple(getattr(output, "shape", ())))
@@ -104,15 +104,15 @@ class GradCam:
         rows, columns = self.tokens
         if len(shape) == 3 and shape[1] == self.prefix + rows * columns > 0:
             return "tokens", (rows, columns)
-        raise NoHeatMap(f"{type(self.model).__name__}: its last stage is no map of the picture")
+        raise NoHeatMap(f"{type(self.model).__name__}: its last stage is not a map of the picture")
 
 
 def last_stage(model: nn.Module) -> nn.Module:
-    """The module whose output is the last stage's. Raises NoHeatMap if timm names none."""
+    """Return the module of the last stage. Raises NoHeatMap if timm lists no stages."""
     info = getattr(model, "feature_info", None)
     stages: list[dict[str, Any]] = list(getattr(info, "info", info) or [])
     modules = dict(model.named_modules())
     name = stages[-1].get("module", "") if stages else ""
     if name not in modules or not name:
-        raise NoHeatMap(f"timm names no stages of {type(model).__name__}")
+        raise NoHeatMap(f"timm lists no stages of {type(model).__name__}")
     return modules[name]

@@ -1,11 +1,11 @@
-"""Who may talk to the page of `posters app`, and how much may be uploaded.
+"""Checks of the requests to `posters app`, before gradio handles them, and quotas of uploads.
 
-A page has no password, and browsers send requests of any web page to 127.0.0.1. So, before gradio sees a request:
+The page has no password, and browsers send requests of any web page to 127.0.0.1. Therefore:
 
-- its Host must be this server (an address, not a name of somebody else's: DNS rebinding);
-- one that changes something must come from the page itself (its Origin), or from no page at all (curl);
-- only what the page needs is answered: gradio has more routes that store or fetch things;
-- an upload must say its size, which must fit the client's quota and that of all clients.
+- the Host must be this server: an address or a known name, against DNS rebinding;
+- a request that changes something must have the Origin of the page, or no Origin (curl);
+- only routes that the page uses are allowed: gradio has more routes that store or fetch data;
+- an upload must have a Content-Length within the quotas of the client and of all clients.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Bytes that may be uploaded within KEPT seconds, after which the files are gone: by one client, and by all.
+#: Maximum bytes of uploads per KEPT seconds, by one client and by all. After that time the files are deleted.
 PER_CLIENT, IN_ALL, KEPT = 500 << 20, 2 << 30, 3600.0
-#: Bytes that a file takes on a disk beside its content: a folder and what a last block has too many.
+#: Bytes of disk per file in addition to its content: a folder and the unused part of the last block.
 A_FILE, _FILE = 8192, b"filename"
-#: The largest request that is no upload: a choice on the page, with its session's data.
+#: Maximum bytes of other requests: a choice on the page, with the data of the session.
 MESSAGE = 1 << 20
 API = "/gradio_api/"
-#: Routes under API that the page uses, by what they begin with.
+#: Prefixes of the routes below API that the page uses.
 READ_ROUTES = (
     "info", "upload_progress", "queue/data", "heartbeat/", "file=", "startup-events", "theme.css", "app_id",
 )  # fmt: skip
@@ -39,7 +39,7 @@ WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset")
 
 
 class Guard:
-    """ASGI middleware. ``host``: what the server listens on; ``root``: --root-path, a path or a whole address."""
+    """ASGI middleware. ``host``: address of the server; ``root``: --root-path, a path or a whole address."""
 
     def __init__(self, app: Any, host: str, root: str = "") -> None:
         self.app = app
@@ -54,9 +54,9 @@ class Guard:
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what is refused; hand on the rest."""
+        """Reject refused requests; pass the others to the app."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # the page has none
+            await send({"type": "websocket.close", "code": 1008})  # the page does not use websockets
             return
         refused = self._refusal(scope) if scope["type"] == "http" else None
         if refused is None:
@@ -65,11 +65,11 @@ class Guard:
             await _answer(send, *refused)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """(status, reason) of a request that is not taken."""
+        """Return (status, reason) if a request is refused, or None if it is allowed."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if not self._ours(host):
-            return 403, "this page is not served under that name; --root-path https://NAME/ adds a proxy's"
+            return 403, "the page is not served under this name; for a proxy, start it with --root-path https://NAME/"
         path = scope["path"].removeprefix(self.root) if self.root else scope["path"]
         route = path[len(API) :].rstrip("/") if path.startswith(API) else None
         if scope["method"] in ("GET", "HEAD"):
@@ -79,11 +79,14 @@ class Guard:
             return 405, "not used by this page"
         origin = headers.get("origin")
         if origin is not None and _server(origin) not in (host, self.public or host):
-            return 403, "requests of other web pages are not taken; --root-path https://NAME/ adds a proxy's"
+            return (
+                403,
+                "requests of other web pages are refused; for a proxy, start the page with --root-path https://NAME/",
+            )
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """``receive``, which adds to the client's bytes what the files of a request take beside their content."""
+        """Wrap ``receive``: add the additional disk space of the files of a request to the bytes of the client."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:
@@ -101,7 +104,7 @@ class Guard:
     def _size_refusal(self, scope: Scope, headers: dict[str, str], route: str) -> tuple[int, str] | None:
         length = headers.get("content-length", "")
         if not length.isdecimal():
-            return 411, "a request must say its length"
+            return 411, "a request needs a Content-Length"
         if route != "upload":
             return None if int(length) <= MESSAGE else (413, "too large")
         client, now = (scope.get("client") or ("",))[0], time.monotonic()
@@ -111,14 +114,14 @@ class Guard:
             everyone = sum(size for _, _, size in self._ledger)
             if own + int(length) > PER_CLIENT or everyone + int(length) > IN_ALL:
                 return 413, (
-                    f"too much at a time: {PER_CLIENT >> 20} MB may be uploaded within an hour, {IN_ALL >> 20} MB by "
-                    f"all visitors; send fewer or smaller files, or wait"
+                    f"too much at a time: the limit is {PER_CLIENT >> 20} MB per hour, and {IN_ALL >> 20} MB for all "
+                    f"visitors; upload fewer or smaller files, or wait"
                 )
             self._ledger.append((now, client, int(length)))
         return None
 
     def _ours(self, host: str) -> bool:
-        """Whether a Host header names this server."""
+        """Return whether a Host header names this server."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -130,7 +133,7 @@ class Guard:
 
 
 def _server(origin: str) -> str:
-    """The host, and port, of an Origin; empty where there is none."""
+    """Return host and port of an Origin, or an empty string if it is invalid."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -138,13 +141,13 @@ def _server(origin: str) -> str:
 
 
 def check_root(root: str) -> str:
-    """``--root-path`` as given, without a slash at its end. Raises UserError for what is no path and no address."""
+    """Return ``--root-path`` without a slash at its end. Raises UserError if it is neither a path nor an address."""
     parts = urlsplit(root)
     whole = parts.scheme in ("http", "https") and parts.hostname
     if root and not whole and (parts.scheme or parts.netloc or not root.startswith("/")):
         raise UserError(
             "option-value",
-            f"--root-path takes a path such as /posters, or the whole address that a proxy serves the page under, "
+            f"--root-path must be a path such as /posters, or the whole address at the proxy "
             f"such as https://example.org/posters, not {root!r}",
         )
     return root.rstrip("/")
@@ -160,6 +163,6 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 async def _answer(send: Send, status: int, reason: str) -> None:
     body = f"{reason}\n".encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    # The body of a refused upload is not read: the connection cannot be used again.
+    # The body of a refused upload is not read, so the connection cannot be reused.
     await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})

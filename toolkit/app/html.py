@@ -1,4 +1,4 @@
-"""The words of `posters app` as HTML: genres against their thresholds, heat maps, what is left without the text."""
+"""HTML parts of `posters app`: genres with thresholds, heat maps, and the result without text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colo
 from toolkit.app.service import Line, Painted, Poster, PredictionService
 from toolkit.metrics.multilabel import FloatArray
 
-#: Genres in a table, at most, besides those that are named.
+#: Maximum number of genres in a table, not counting named genres.
 MOST_LINES = 40
-#: A difference of probabilities, in percentage points, from which it has a colour.
+#: Minimum difference of probabilities, in percentage points, that is coloured.
 MIN_SHOWN_CHANGE = 1.0
 
 
 def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionService) -> str:
-    """All genres with probability, threshold and how they compare, most probable first."""
+    """Return the table of genres with probability, threshold and their ratio, most probable first."""
     shown = _shown(lines)
     return render(
         "toolkit.app/genres.html",
@@ -28,7 +28,7 @@ def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionServic
 
 
 def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: PredictionService) -> str:
-    """The heat map of one genre, or why there is none."""
+    """Return the heat map of one genre, or the reason why there is no heat map."""
     image = poster.image
     box = seen_box(image.size, answers.folder.preprocessing)
     return render(
@@ -44,7 +44,7 @@ def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Pred
 
 
 def text_card(poster: Poster, painted: Painted, with_text: Sequence[Line], without: Sequence[Line]) -> str:
-    """The poster with its text outlined, painted over, and both answers side by side."""
+    """Return the poster with outlined text, the poster without text, and both predictions side by side."""
     after = {line.genre: line for line in without}
     pairs = [(line, after[line.genre]) for line in _shown(with_text)]
     return render(

@@ -12,17 +12,17 @@ from toolkit.config.options import ModelOption
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions(ModelOption):
-    """What ``posters app`` is asked for."""
+    """Options of ``posters app``."""
 
     host: str = "127.0.0.1"
-    """Address to listen on (default 127.0.0.1: this machine alone; the page has no password)."""
+    """Address to listen on (default 127.0.0.1: only this machine; the page has no password)."""
     port: int = 7860
     """Port to listen on."""
     root_path: str = option("", metavar="ADDRESS")
-    """What a proxy in front serves the page under, such as https://example.org/posters."""
+    """Address or path under which a proxy serves the page, such as https://example.org/posters."""
     fill: str = option("surround", choices=FILLS)
-    """How text is painted over."""
+    """Method that paints over text."""
     fill_model: Path | None = None
-    """ONNX in-painting network instead: image and mask in, image out."""
+    """ONNX in-painting network to use instead: inputs image and mask, output image."""
     text: bool = True
-    """Look for text, and answer once more without it."""
+    """Detect text, and show the prediction without it too."""

@@ -1,4 +1,4 @@
-"""The pictures of `posters app`: a heat map over the poster, outlines of its text."""
+"""Pictures of `posters app`: a heat map over the poster, and outlines of its text."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image, ImageDraw
 from toolkit.data.transforms.preprocessing import Preprocessing, view_box
 from toolkit.metrics.multilabel import FloatArray
 
-#: Colours of heat: from nearly black to pale yellow, of rising lightness, for the colour-blind too.
+#: Colours of heat, from nearly black to pale yellow. Lightness increases, so colour-blind readers can use them.
 MAP = colormaps["inferno"]
-#: How much of the colour is seen through the poster's own grey, from no heat to the most.
+#: Opacity of the colour over the grey poster, from no heat to the highest heat.
 VEIL = (0.25, 0.7)
 TEXT, DOUBT = (255, 92, 32), (64, 156, 255)
 
 
 def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """left, top, right, bottom, in pixels of a picture of ``size`` (width, height), of what the model is shown."""
+    """Return the box (left, top, right, bottom) of the model's input, in pixels of a picture of ``size`` (w, h)."""
     if preprocessing.fit == "stretch":
         return 0, 0, *size
     return view_box(*size, preprocessing.image_size, preprocessing.crop_pct)
 
 
 def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:
-    """The poster in grey under the colours of ``heat`` (S, S), laid over ``box``; what is outside is pale.
+    """Return the grey poster with the colours of ``heat`` (S, S) over ``box``. The area outside the box is pale.
 
-    The brightest colour is the map's own maximum.
+    The brightest colour is the maximum of this map.
     """
     grey = np.asarray(image.convert("L"), np.float64)[..., None].repeat(3, axis=2)
     left, upper, right, lower = box
@@ -48,7 +48,7 @@ def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int,
 
 
 def scale_colours() -> list[str]:
-    """CSS colours of the scale, from no heat to the most, as they look over a middle grey."""
+    """Return CSS colours of the scale, from no heat to the highest heat, over a medium grey."""
     share = np.linspace(0.0, 1.0, 9)[:, None]
     veil = VEIL[0] + (VEIL[1] - VEIL[0]) * share
     pixels = (1.0 - veil) * 128.0 * 0.85 + veil * MAP(share[:, 0])[:, :3] * 255.0
@@ -56,8 +56,8 @@ def scale_colours() -> list[str]:
 
 
 def outlined(image: Image.Image, polygons: Sequence[np.ndarray], doubted: Sequence[np.ndarray]) -> Image.Image:
-    """The poster with outlines of text, and of what was not believed to be text (shares of width and height)."""
-    scale = 2  # drawn twice as large and shrunk: smooth lines
+    """Return the poster with outlines of text and of rejected regions, given as shares of width and height."""
+    scale = 2  # draw at twice the size and reduce, for smooth lines
     picture = image.resize((scale * image.width, scale * image.height), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)
     width = max(2, round(scale * max(image.size) / 240))

@@ -1,4 +1,4 @@
-"""The page of `posters app`: gradio's components, and what happens when something is dropped or chosen."""
+"""The page of `posters app`: components of gradio, and the actions for uploads and choices."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
 
-#: Seconds between sweeps of uploaded files, and the age from which they go: within an hour.
+#: Seconds between deletions of uploaded files, and the minimum age to delete: all go within an hour.
 SWEEP, KEEP = 600, 3000
-#: Events of all visitors that run at a time, and that wait; the rest is refused at once.
+#: Maximum number of events of all visitors that run, and that wait. Further events are refused.
 AT_WORK, WAITING = 8, 64
-#: Pixels of the pictures to choose from.
+#: Maximum width and height of the thumbnails in pixels.
 THUMBNAIL = (240, 240)
 
 
 class Board:
-    """One visitor's posters and which of them is shown."""
+    """The posters of one visitor, and the displayed one."""
 
     def __init__(self) -> None:
         self.posters: list[Poster] = []
         self.chosen: Poster | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Board:
-        return Board()  # gradio copies a state's first value for every visitor
+        return Board()  # gradio copies the initial state for every visitor
 
 
 class Actions:
-    """What the page does when something is dropped or chosen; each returns what the components become."""
+    """Actions for uploads and choices. Each returns the new values of the components."""
 
     def __init__(self, answers: PredictionService) -> None:
         self.answers = answers
 
     def take(self, paths: list[str] | None, board: Board) -> list[Any]:
-        """Read dropped files, and show the first poster."""
+        """Read uploaded files, and show the first poster."""
         found = self.answers.read([Path(path) for path in paths or []])
         board.posters = [item for item in found if isinstance(item, Poster)]
         thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
@@ -66,18 +66,18 @@ class Actions:
             html.genres_card(poster, lines, self.answers),
             gr.Dropdown([line.genre for line in lines], value=first),
             self.look(board, first),
-            render("toolkit.app/text.html", said=self.answers.no_text or "Looking for text ..."),
+            render("toolkit.app/text.html", said=self.answers.no_text or "Detecting text ..."),
         ]
 
     def look(self, board: Board, genre: str) -> str:
-        """The heat map of a genre."""
+        """Return the heat map of a genre."""
         poster = board.chosen
         if poster is None:
             return ""
         return html.heat_card(poster, genre, self.answers.heat(poster, genre), self.answers)
 
     def read_text(self, board: Board) -> Any:
-        """Look for text in the poster that is shown."""
+        """Detect text in the displayed poster, and show the prediction without it."""
         poster = board.chosen
         if poster is None or self.answers.no_text:
             return gr.skip()
@@ -85,14 +85,14 @@ class Actions:
             painted = self.answers.paint(poster)
         except UserError as error:
             return render("toolkit.app/text.html", said=str(error))
-        if poster is not board.chosen:  # another was chosen meanwhile: its own answer follows
+        if poster is not board.chosen:  # another poster was chosen meanwhile; it has its own event
             return gr.skip()
         with_text, without = map(self.answers.lines, (poster.probabilities, painted.probabilities))
         return html.text_card(poster, painted, with_text, without)
 
 
 def build_page(answers: PredictionService) -> Any:
-    """The gradio page; ``launch`` it."""
+    """Build the gradio page, ready for ``launch``."""
     folder = answers.folder
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
     with gr.Blocks(
@@ -116,7 +116,7 @@ def build_page(answers: PredictionService) -> Any:
                 genres = gr.HTML(**plain)
             with gr.Column(scale=5, min_width=280):
                 genre = gr.Dropdown(
-                    [], label="Heat map: where the model sees", interactive=True, visible=not answers.no_heat,
+                    [], label="Heat map of genre", interactive=True, visible=not answers.no_heat,
                     elem_id="genre",
                 )  # fmt: skip
                 heat = gr.HTML(**plain)

@@ -1,10 +1,10 @@
-"""`posters app`: a page in the browser on which a model answers about posters that are dropped there.
+"""Server of `posters app`: a web page that shows the predictions of a model for uploaded posters.
 
     posters app --model RUN/model          then open http://127.0.0.1:7860
 
-The page is gradio's (page.py); what it says is in service.py and app/html.py. Nothing is asked of other
-machines: no analytics, no version check, no fonts or scripts from elsewhere, no public link. Uploaded files lie in a
-folder of their own; they go within an hour, and with the program.
+The page is made with gradio (page.py); its contents come from service.py and html.py. It sends no requests to other
+machines: no analytics, no version check, no external fonts or scripts, no public link. Uploaded files are in a folder
+of their own. They are deleted within an hour, and when the program ends.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from toolkit.model_folder.folder import load_model_folder
 
 log = logging.getLogger(__name__)
 
-#: Pages whose posters are kept in memory.
+#: Maximum number of sessions whose posters are kept in memory.
 SESSIONS = 20
-#: Signals that end the program; a closed terminal sends SIGHUP.
+#: Signals that end the program. A closed terminal sends SIGHUP.
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
-#: How folders of uploads are named, with the number of their process behind.
+#: Prefix of the names of upload folders; the process id follows.
 PREFIX = "posters-app-"
-#: Set before gradio is imported, and whatever the surroundings say.
+#: Environment variables to set before gradio is imported. They replace the values of the user.
 GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 
 
 def run_app(options: AppOptions) -> int:
-    """Serve the page until it is stopped; returns the exit status."""
+    """Serve the page until a signal ends it; return the exit status."""
     require_extra("app", "`posters app`", "gradio", "captum", load=False)
     root = check_root(options.root_path)
     _check_address(options.host, options.port)
@@ -64,7 +64,7 @@ def run_app(options: AppOptions) -> int:
         for note in filter(None, (answers.no_text, answers.no_heat)):
             log.info(note)
         os.environ.update(GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
-        with redirect_stderr(for_people(sys.stderr)):  # gradio prints there what visitors send
+        with redirect_stderr(for_people(sys.stderr)):  # gradio prints text from visitors there
             _serve(answers, options.host, options.port, root)
     return 0
 
@@ -80,22 +80,22 @@ def _check_address(host: str, port: int) -> None:
     except OSError as error:
         raise UserError(
             "option-value",
-            f"cannot listen on {host}, port {port} ({one_line(error)}); choose others with --host and --port",
+            f"cannot listen on {host}, port {port} ({one_line(error)}); choose another address with --host and --port",
         ) from None
     if not ip_address(found[4][0]).is_loopback:
-        log.warning("everybody who reaches %s can use the page: it has no password", host)
+        log.warning("the page has no password: everybody who can reach %s can use it", host)
 
 
 class _Ended(BaseException):
-    """A signal asked the program to end. No ``except Exception`` of a library may take it."""
+    """Raised by a signal that ends the program. A BaseException, so that libraries do not catch it."""
 
 
 @contextmanager
 def _upload_folder() -> Iterator[Path]:
-    """A folder for uploads, which is gone afterwards: after errors and after the signals of ENDING, too.
+    """Create a folder for uploads and delete it at the end, also after errors and after STOP_SIGNALS.
 
-    A first signal unwinds the program, at start-up too. A second one, while it does, deletes the folder and ends the
-    process at once. What a ``kill -9`` left behind is deleted by the next start.
+    The first signal ends the program in order, also during the start. A second signal deletes the folder and ends the
+    process immediately. A folder that remains after ``kill -9`` is deleted at the next start.
     """
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -124,7 +124,7 @@ def _upload_folder() -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, although requests that are under way may still write into it."""
+    """Delete a folder. Retry, because running requests may still write into it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -134,7 +134,7 @@ def _remove(folder: Path) -> None:
 
 
 def _sweep() -> None:
-    """Delete upload folders of this user's programs that have ended."""
+    """Delete upload folders of processes of this user that have ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         facts = folder.lstat()
@@ -146,7 +146,7 @@ def _sweep() -> None:
 def _serve(answers: PredictionService, host: str, port: int, root: str) -> None:
     from starlette.middleware import Middleware
 
-    from toolkit.app.page import build_page  # and with it gradio, which reads its environment now
+    from toolkit.app.page import build_page  # imports gradio, which reads its environment now
 
     page = build_page(answers)
     page.launch(
@@ -170,14 +170,14 @@ def _serve(answers: PredictionService, host: str, port: int, root: str) -> None:
     )
     try:
         shown = f"[{host}]" if ":" in host else host
-        print(f"posters app    http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"posters app    http://{shown}:{port} (press Ctrl-C to stop)", flush=True)
         threading.Event().wait()
     except _Ended:
         pass  # the usual end
     finally:
-        # Requests that are under way end now, too: an upload would be stored after the folder is gone.
+        # Abort running requests: an upload would be stored after the folder is deleted.
         page.server.force_exit = True
-        logging.getLogger("uvicorn.error").disabled = True  # it would name each of them
+        logging.getLogger("uvicorn.error").disabled = True  # it would log each of them
         page.close(verbose=False)
 
 

@@ -1,6 +1,6 @@
-"""What `posters app` answers about uploaded files: genres, heat maps, and what is left without the text.
+"""Predictions of `posters app` for uploaded files: genres, heat maps, and the result without text.
 
-No page in here (app/html.py, server.py): a file's bytes go in, numbers and pictures come out.
+Input: files. Output: numbers and pictures. html.py and server.py make the page from them.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ from toolkit.inference.rows import Line, ranked
 from toolkit.metrics.multilabel import FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
-#: Files that are looked at of one upload.
+#: Maximum number of files of one upload.
 MAX_FILES = 50
-#: Text is looked for in copies of at most this many pixels: larger ones cost time, and no look sees more of them.
+#: Maximum number of pixels for text detection. Larger pictures take longer, and detection reduces them anyway.
 TEXT_PIXELS = 4_000_000
-#: What text removal imports, from the extra ``clean`` (``app`` has it too).
+#: Modules that text removal imports, from the extra ``clean`` (included in ``app``).
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
 
 
 @dataclass(frozen=True)
 class Painted:
-    """A poster and what is left of it without its text."""
+    """A poster with its text painted over, and its prediction."""
 
     jpeg: bytes
-    """A small copy, as all pictures here: they stay in memory for as long as their page."""
+    """A small copy, since it stays in memory as long as the session."""
     polygons: list[np.ndarray]
-    """(k, 2) x, y of what was painted over, as shares of width and height, from 0 to 1."""
+    """(k, 2) x, y of painted regions, as shares of width and height, from 0 to 1."""
     doubted: list[np.ndarray]
-    """The same of what the detector found and was not believed: too large, or no room."""
+    """The same for detected regions that were rejected."""
     reasons: list[str]
-    """Why, one for each of those."""
+    """Reason of the rejection, one per region in ``doubted``."""
     share: float
-    """Of the picture that was painted over."""
+    """Share of the picture that was painted over, from 0 to 1."""
     probabilities: FloatArray
     """(G,) calibrated, without the text."""
 
 
 @dataclass(kw_only=True)
 class Poster(Opened):
-    """An uploaded picture and the model's answer."""
+    """An uploaded picture and its prediction."""
 
     name: str
     path: Path
-    """Of the uploaded file, for a second look at all of its pixels."""
+    """Path of the uploaded file; text detection reads it again at full size."""
     probabilities: FloatArray
     """(G,) calibrated."""
     painted: Painted | None = None
-    """When its text has been looked for."""
+    """None until text detection has run."""
 
     @property
     def image(self) -> Image.Image:
-        """The small copy, RGB."""
+        """Return the small copy, RGB."""
         image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
         image.load()
         return image
@@ -75,13 +75,13 @@ class Poster(Opened):
 
 @dataclass
 class PredictionService:
-    """A model folder that answers. Sessions may ask at the same time: each network serves one of them at a time."""
+    """Predictions of one model folder. Thread-safe: each network runs one request at a time."""
 
     folder: ModelFolder
     removal: TextRemoval | None = None
-    """None: text is not looked for."""
+    """None if text is not detected."""
     no_text: str = ""
-    """Why not, for the page."""
+    """Reason for the page why text is not detected."""
     device: torch.device = field(default_factory=best_device)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class PredictionService:
             self.no_heat = f"No heat map for this architecture ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """One answer per file, in order; what cannot be read, or is one too many, says why."""
+        """Return one result per file, in order. Refused if a file cannot be read, or is beyond MAX_FILES."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
@@ -108,11 +108,11 @@ class PredictionService:
         ]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
-            answers.append(Refused(more, f"not looked at: {MAX_FILES} at a time, please"))
+            answers.append(Refused(more, f"not decoded: the limit is {MAX_FILES} files at a time"))
         return answers
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
-        """(n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. Raises UserError if some are not finite."""
+        """Return (n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. UserError if not finite."""
         if not squares:
             return np.empty((0, len(self.folder.labels)))
         with self._model:
@@ -121,29 +121,29 @@ class PredictionService:
         return self.folder.decisions.probabilities(found)
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
-        """All genres, most probable first."""
+        """Return all genres, most probable first."""
         return ranked(probabilities, self.folder.labels, self.folder.thresholds)
 
     def heat(self, poster: Poster, genre: str) -> FloatArray | None:
-        """(S, S) float64, 0 or more: where the model sees ``genre``; None if it cannot be told (``no_heat``)."""
+        """Return the heat map of ``genre``, (S, S) float64 >= 0; None if the model has no heat maps (``no_heat``)."""
         if self._cam is None:
             return None
         pixels = torch.from_numpy(poster.square[None].copy()).to(self.device)
         normalized = self.folder.preprocessing.normalize(pixels)
-        with self._model:  # a calibrated logit rises with the logit: the map is the same
+        with self._model:  # calibration is monotonic, so the map is the same
             return self._cam(normalized, self.folder.labels.index[genre])
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the map that heat is computed on; (0, 0) without heat maps."""
+        """Return rows and columns of the map before resizing; (0, 0) without heat maps."""
         return self._cam.grid if self._cam else (0, 0)
 
     def paint(self, poster: Poster) -> Painted:
-        """Look for text and paint it over; remembered in ``poster.painted``. Raises UserError if the file is gone."""
+        """Detect text, paint over it, and cache the result in ``poster.painted``. Raises UserError for a bad file."""
         if self.removal is None:
             raise ValueError(self.no_text)
         image = None if poster.painted else self._decoder.pixels(poster.path, TEXT_PIXELS)
-        with self._text:  # the detector serves one at a time
+        with self._text:  # the detector is not thread-safe
             if poster.painted is None and image is not None:
                 try:
                     poster.painted = self._paint(poster, image, self.removal)
@@ -165,19 +165,19 @@ class PredictionService:
 
 
 def first_genre(lines: Sequence[Line]) -> str:
-    """The genre that is most probable relative to its threshold."""
+    """Return the genre with the highest ratio of probability to threshold."""
     return max(lines, key=lambda line: line.ratio).genre
 
 
 def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[TextRemoval | None, str]:
-    """How text is painted over, or None and a sentence for the page that says why it is not looked for.
+    """Return (text removal, ""), or (None, reason for the page) if text is not detected.
 
-    Raises UserError for a network that cannot be loaded.
+    Raises UserError if a network cannot be loaded.
     """
     if not wanted:
-        return None, "Text is not looked for: this page was started with --no-text."
+        return None, "Text detection is off: this page was started with --no-text."
     if missing := absent(*TEXT_MODULES):
-        return None, f"Text is not looked for: {', '.join(missing)} not installed ({install('app')})."
+        return None, f"Text detection is off: {', '.join(missing)} not installed ({install('app')})."
     removal = TextRemoval(fill=fill, fill_model=fill_model)
-    removal.facts()  # loads detector and fill: what is wrong with them is said at the start
+    removal.facts()  # load detector and fill now, to report errors at the start
     return removal, ""

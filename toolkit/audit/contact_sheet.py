@@ -1,4 +1,4 @@
-"""The posters with the largest effect in pictures: thumbnails for the page, and one PNG with the finding on top."""
+"""Pictures of the posters with the largest effects: thumbnails for the page, and one PNG with the result on top."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from shards.visuals.contact_sheet import (
     wrap_text,
 )
 
-#: Longest sides of a thumbnail in pixels; the page shows it at half of it, for dense screens.
+#: Maximum width and height of a thumbnail in pixels. The page shows it at half that size, for dense screens.
 THUMBNAIL = (320, 480)
-PICTURES = ("as it is", "text painted over", "same area elsewhere")
-LEGEND = "The largest effects; of the controls the first is shown, the number is the mean of all."
+PICTURES = ("raw poster", "text painted over", "same area elsewhere")
+LEGEND = "The largest effects. Pictures show the first control; its number is the mean of all controls."
 ACCENT = (190, 74, 20)
 TILE_GAP, PAD = 14, 20
 COLUMNS = 2
@@ -37,7 +37,7 @@ COLUMNS = 2
 
 @dataclass(frozen=True)
 class Example:
-    """One poster: its facts as in audit.json, and three JPEGs."""
+    """One poster: its entry in audit.json, and three JPEGs."""
 
     facts: dict[str, Any]
     raw: bytes
@@ -46,14 +46,14 @@ class Example:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG."""
+    """Return a small JPEG of a picture."""
     small = image.copy()
     small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     return jpeg(small, 85)
 
 
 def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
-    """Draw the sentence and the first examples, and write the PNG."""
+    """Draw the sentence and the examples, and write the PNG."""
     tile_width, tile_height = THUMBNAIL
     width = 3 * tile_width + 2 * TILE_GAP + 2 * PAD
     rows = max((len(example.facts["changes"]) for example in examples), default=0)

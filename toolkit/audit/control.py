@@ -1,10 +1,10 @@
-"""Where the control is painted: the same shapes as the text's, elsewhere on the same poster.
+"""Masks of the controls: the shapes of the text, moved to other places of the same poster.
 
-Each painted region is moved as a whole, neither turned nor scaled, to a place drawn from a generator whose key is
-(seed, id, draw). Wanted of a place, in this order: it lies inside the picture and off the text; it is off the regions
-placed before it; as much of it lies in the part of the poster that the model sees (`view_box`) as of the original,
-to 5% of the region's area. Where no place is off the text, the one with the least overlap is taken and the overlap
-is not painted: a control never hides text, so its area can be smaller than the text's but never larger.
+Each region is moved as a whole, without rotation or scaling, to a random place. The key of the generator is
+(seed, id, draw). Criteria for a place, in this order: inside the picture and off the text; off the regions placed
+before; the same visible area inside the crop of the model (`view_box`) as the original, to 5% of the region's area.
+If every place overlaps the text, the place with the smallest overlap is taken, and the overlap is not painted. So a
+control never hides text, and its area is never larger than that of the text.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ import numpy as np
 from shards.text.opencv import cv2
 from toolkit.data.transforms.preprocessing import Box
 
-#: More regions than this are joined with their neighbours: letters become words, words lines.
+#: Maximum number of regions. Above it, neighbours are joined: letters to words, words to lines.
 MAX_PIECES = 32
-#: Longest side, in cells, of the grid on which places are looked for first.
+#: Longest side, in cells, of the coarse grid for the first search of places.
 GRID = 512
-#: How far the visible part of a moved region may differ from the original's, as a share of the region.
+#: Maximum difference between the visible areas of a moved region and its original, as a share of the region.
 VIEW_TOLERANCE = 0.05
-#: Places tried against the regions placed before, until all places are looked at at once.
+#: Random places to try, before all places are computed at once.
 ATTEMPTS = 16
-#: Arrangements of all regions tried until one is of equal area and equally visible.
+#: Maximum number of arrangements to try until area and visible area are equal to those of the text.
 MAX_ARRANGEMENTS = 8
 
 
 @dataclass(frozen=True)
 class Control:
-    """One draw."""
+    """One control: the result of one draw."""
 
     mask: np.ndarray
-    """(h, w) bool: what to paint; nothing of it is text."""
+    """(h, w) bool: the pixels to paint. No pixel is text."""
     clear: bool
-    """Every region found a place off the text and off the others."""
+    """Whether every region has a place off the text and off the other regions."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A region that is moved as one."""
+    """A region that is moved as a whole."""
 
     shape: np.ndarray
-    """(h, w) bool, cut out at its bounding box."""
+    """(h, w) bool, cropped to its bounding box."""
     top: int
     left: int
 
 
 def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
-    """Random numbers of one draw on one poster, whatever was drawn before."""
+    """Return the generator of one draw on one poster, independent of earlier draws."""
     digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def visible(mask: np.ndarray, view: Box) -> int:
-    """Pixels of the mask inside the view."""
+    """Return the number of mask pixels inside the view."""
     left, top, right, bottom = view
     return int(mask[top:bottom, left:right].sum())
 
 
 def pieces_of(mask: np.ndarray) -> list[Piece]:
-    """The connected regions of a mask, largest first; near ones are joined while there are too many."""
+    """Return the connected regions of a mask, largest first. Join near regions down to `MAX_PIECES`."""
     cv = cv2()
     joined, reach = mask.astype(np.uint8), 1
     count, names = cv.connectedComponents(joined, connectivity=8)
@@ -80,7 +80,7 @@ def pieces_of(mask: np.ndarray) -> list[Piece]:
 
 
 class Places:
-    """Where the regions of one poster can go. What does not depend on the draw is computed once."""
+    """Possible places for the regions of one poster. Values that do not depend on the draw are computed once."""
 
     def __init__(self, text: np.ndarray, view: Box) -> None:
         self.text, self.view = text, view
@@ -89,7 +89,7 @@ class Places:
         self.free = [self._free(piece, text) for piece in self.pieces]
 
     def draw(self, rng: np.random.Generator) -> Control:
-        """Place every region. Regions can be in each other's way: the best of some tries counts."""
+        """Place every region. Regions can block each other, so return the best of `MAX_ARRANGEMENTS` arrangements."""
         area, wanted = int(self.text.sum()), visible(self.text, self.view)
         best, best_fault = self._try(rng), (0, 0)
         for number in range(MAX_ARRANGEMENTS):
@@ -117,7 +117,7 @@ class Places:
     def _pick(
         self, piece: Piece, free: np.ndarray, taken: np.ndarray, rng: np.random.Generator
     ) -> tuple[int, int] | None:
-        """A random free place; None if there is none."""
+        """Return a random free place, or None if there is no free place."""
         for _ in range(ATTEMPTS if len(free) else 0):
             y, x = _any_of(free, rng)
             if not (taken[y : y + piece.shape.shape[0], x : x + piece.shape.shape[1]] & piece.shape).any():
@@ -126,7 +126,7 @@ class Places:
         return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
-        """(n, 2) places (y, x) off ``taken``, of those the ones whose visible part is the most like the original's."""
+        """Return (n, 2) places (y, x) off ``taken`` whose visible area is closest to that of the original."""
         for step in sorted({self.step, 1}, reverse=True):
             overlap = _overlap(taken, piece.shape, step)
             places = np.argwhere(overlap < 0.5) * step
@@ -140,7 +140,7 @@ class Places:
         return places[off <= max(VIEW_TOLERANCE, off.min())]
 
     def _visible(self, piece: Piece, places: np.ndarray) -> np.ndarray:
-        """(n,) pixels of the region inside the view, for each place."""
+        """Return (n,) numbers of the region's pixels inside the view, one per place."""
         height, width = piece.shape.shape
         sums = np.zeros((height + 1, width + 1), np.int64)
         sums[1:, 1:] = piece.shape.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -156,14 +156,14 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
-    """Pixels (cells, with a step above 1) that a shape shares with ``taken`` at each place of the grid.
+    """Return the overlap of a shape with ``taken`` at each place of the grid, in pixels (in cells if ``step`` > 1).
 
-    A cell counts as taken where any of its pixels is: no overlap on the grid means none in pixels.
+    A cell is taken if any of its pixels is taken. So no overlap in cells means no overlap in pixels.
     """
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1
     cells, moved = _cells(taken, step), _cells(shape, step)
-    # A shape that fills its last cells only partly may reach over the last cells of the picture.
+    # A shape that fills its last cells only partly can extend past the last cells of the picture.
     grow = (max(0, rows + moved.shape[0] - 1 - cells.shape[0]), max(0, columns + moved.shape[1] - 1 - cells.shape[1]))
     cells = np.pad(cells, ((0, grow[0]), (0, grow[1])))
     found: np.ndarray = cv2().matchTemplate(cells, moved, cv2().TM_CCORR)
@@ -171,7 +171,7 @@ def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
 
 
 def _cells(mask: np.ndarray, step: int) -> np.ndarray:
-    """(h, w) bool → float32 on a coarser grid: 1 where any pixel of the cell is set."""
+    """Convert (h, w) bool to float32 on a coarser grid: 1 if any pixel of the cell is set."""
     if step == 1:
         return mask.astype(np.float32)
     padded = np.pad(mask, ((0, -mask.shape[0] % step), (0, -mask.shape[1] % step)))

@@ -1,11 +1,11 @@
-"""How far predictions move, and what can be said of it. Numbers in, numbers and one sentence out.
+"""Effects on the predictions: changes per poster, their ratio, and one sentence with the result.
 
-Shapes: n posters, K controls, G genres. Logits are (n, 3 + K, G), in the order of the pictures: the poster itself,
-re-encoded, cleaned, then the controls. A control's figure is the mean over the K draws of a draw's figure, never the
-figure of a mean picture: averaging first would make the control look calmer than any single picture is.
+Shapes: n posters, K controls, G genres. Logits are (n, 3 + K, G), in the order of the pictures: raw, re-encoded,
+cleaned, then the controls. The effect of the control is the mean of the effects of the K draws. It is not the effect of
+their mean probabilities: a mean changes less than a single picture.
 
-The ratio is the mean effect of the text over the mean effect of the control (a ratio of means: one poster whose
-control does nothing cannot swamp it), its interval the percentiles of a bootstrap over posters.
+The ratio is the mean effect of the text divided by the mean effect of the control. A ratio of means is stable even if
+the control of one poster has no effect. Its interval comes from the percentiles of a bootstrap over posters.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from toolkit.metrics.table import PLACES, values
 from toolkit.metrics.weighted import Outcome
 
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
-#: Bootstrap samples, and the share of them that the interval holds.
+#: Number of bootstrap samples, and coverage of the interval.
 ROUNDS, COVERAGE = 2000, 0.95
-#: With fewer posters the sentence warns of its interval.
+#: With fewer posters, the sentence warns of a wide interval.
 FEW_POSTERS = 30
-#: A mean change of probability that is rounding: none can be seen in any output.
+#: Mean changes of probability below this are rounding errors.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How n posters' predictions changed."""
+    """Changes of the predictions on n posters."""
 
     change: np.ndarray
-    """(n,) mean over genres of |change of probability|."""
+    """(n,) mean over genres of the absolute change of probability."""
     logit_change: np.ndarray
-    """(n,) the same of the logits."""
+    """(n,) mean over genres of the absolute change of the logit."""
     largest: np.ndarray
-    """(n,) the largest |change of probability| of any genre."""
+    """(n,) largest absolute change of probability over the genres."""
     genre: np.ndarray
-    """(n,) column of that genre (of a control: in its first draw)."""
+    """(n,) column of that genre (for controls: in the first draw)."""
     flips: np.ndarray
-    """(n,) share of genres whose decision at the model's threshold changed."""
+    """(n,) share of genres whose decision changed, at the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) 1 where any decision changed; of a control, the share of draws."""
+    """(n,) 1 if any decision changed, else 0; for controls, the mean over the draws."""
 
     def take(self, rows: np.ndarray) -> Effect:
-        """The effect on some of the posters."""
+        """Return the effect on the posters ``rows``."""
         return Effect(**{name: values[rows] for name, values in vars(self).items()})
 
     def means(self) -> dict[str, float | None]:
-        """Means over posters; None without any."""
+        """Return means over posters; None if there are no posters."""
         names = {
             "probability": self.change,
             "logit": self.logit_change,
@@ -65,7 +65,7 @@ class Effect:
 
 
 def effect(before: np.ndarray, after: np.ndarray, thresholds: np.ndarray) -> Effect:
-    """The change from (n, G) logits to others."""
+    """Return the effect between two (n, G) arrays of logits; ``thresholds`` is (G,)."""
     old, new = sigmoid(before), sigmoid(after)
     moved = np.abs(new - old)
     flipped = (old >= thresholds) != (new >= thresholds)
@@ -80,7 +80,7 @@ def effect(before: np.ndarray, after: np.ndarray, thresholds: np.ndarray) -> Eff
 
 
 def control_effect(logits: np.ndarray, thresholds: np.ndarray) -> Effect:
-    """The mean effect of the K controls of each poster."""
+    """Return the mean effect of the K controls of each poster; ``logits`` is (n, 3 + K, G)."""
     draws = [effect(logits[:, RAW], logits[:, k], thresholds) for k in range(CONTROLS, logits.shape[1])]
     means = {name: np.mean([vars(draw)[name] for draw in draws], axis=0) for name in vars(draws[0])}
     return Effect(**{**means, "genre": draws[0].genre})
@@ -88,12 +88,12 @@ def control_effect(logits: np.ndarray, thresholds: np.ndarray) -> Effect:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The effect of the text over that of the control."""
+    """The effect of the text divided by the effect of the control."""
 
     value: float | None
-    """None where neither does anything, or without posters; infinite where only the text does."""
+    """None if both effects are 0 or there are no posters; infinite if only the control has no effect."""
     low: float | None
-    """The interval's ends; None with fewer than two posters."""
+    """Lower end of the interval, like ``high`` None with fewer than two posters."""
     high: float | None
     text: float | None
     control: float | None
@@ -101,7 +101,7 @@ class Ratio:
 
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
-    """Ratio of the means of two (n,) arrays of the same posters, with its interval."""
+    """Return the ratio of the means of two (n,) arrays of the same posters, with its interval."""
     count = len(text)
     if not count:
         return Ratio(None, None, None, None, None, 0)
@@ -114,7 +114,7 @@ def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Rati
     ratios = (_divide(text[rows].mean(), control[rows].mean()) for rows in drawn)
     found = [ratio for ratio in ratios if ratio is not None]
     tail = (1.0 - COVERAGE) / 2.0
-    # Not interpolated: between a number and infinity there is none.
+    # No interpolation: there is no value between a number and infinity.
     low, high = np.quantile(found, [tail, 1.0 - tail], method="nearest")
     return Ratio(value, float(low), float(high), *means, count)
 
@@ -126,26 +126,26 @@ def _divide(text: float, control: float) -> float | None:
 
 
 def sentence(ratio: Ratio) -> str:
-    """The finding."""
+    """Return the result of the audit as one sentence."""
     count = posters(ratio.posters)
     if ratio.posters == 0:
-        return "No poster could be compared, so nothing can be said about titles."
+        return "No poster could be compared, so there is no result about titles."
     if ratio.value is None:
         return (
-            "Neither titles nor the same area elsewhere move this model's predictions: it gives the same "
-            f"probabilities with and without them ({count})."
+            "Titles and the same area elsewhere do not move predictions: the probabilities are the same with and "
+            f"without them ({count})."
         )
     if ratio.low is None or ratio.high is None:
         basis = f"no interval from {count}"
     else:
         end = f"to {times(ratio.high)}" if math.isfinite(ratio.high) else "upwards"
         interval = f"from {times(ratio.low)} {end}" if end == "upwards" else f"{times(ratio.low)} {end}"
-        only = f"only {count}: a wide guess" if ratio.posters < FEW_POSTERS else count
+        only = f"only {count}: very uncertain" if ratio.posters < FEW_POSTERS else count
         basis = f"{COVERAGE:.0%} interval {interval}, {only}"
     if not math.isfinite(ratio.value):
         return (
-            f"Titles move predictions by {amount(ratio.text or 0.0)} on average, the same area elsewhere does not move "
-            f"them at all ({count})."
+            f"Titles move predictions by {amount(ratio.text or 0.0)} on average. The same area elsewhere does not move "
+            f"them ({count})."
         )
     factor = times(ratio.value)
     elsewhere = "the same area elsewhere"
@@ -157,25 +157,25 @@ def sentence(ratio: Ratio) -> str:
 
 
 def posters(count: int) -> str:
-    """``1 poster``, ``1,287 posters``."""
+    """Return ``1 poster``, ``1,287 posters``."""
     return f"{count:,} poster" + ("" if count == 1 else "s")
 
 
 def amount(value: float) -> str:
-    """A change of probability: 0.123, or 0.00012."""
+    """Format a change of probability: 0.123, or 0.00012."""
     return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def times(value: float) -> str:
-    """A ratio in two or three digits: 0.62, 1.04, 3.1, 12."""
+    """Format a ratio with two or three digits: 0.62, 1.04, 3.1, 12."""
     return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
 def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str]) -> pd.DataFrame:
-    """One row per genre: what its probability owes to the text, and how far text and control move it.
+    """Return one row per genre: the effects of the text, the control and the re-encoding on its probability.
 
-    ``title_adds`` is the mean of raw minus cleaned: above 0 the titles speak for the genre. ``gained`` and ``lost``
-    count the posters that are given the genre only with, or only without, their text.
+    ``title_adds`` is the mean of raw minus cleaned: above 0, titles increase the probability. ``gained`` and ``lost``
+    count posters for which the genre is named only with text, or only without. ``logits`` is (n, 3 + K, G).
     """
     probabilities = sigmoid(logits)
     raw, cleaned = probabilities[:, RAW], probabilities[:, CLEANED]
@@ -194,9 +194,9 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
 
 
 def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Metrics of the model on each kind of picture; the controls' are means over the draws.
+    """Return metrics of the model on each kind of picture. Those of the controls are means over the draws.
 
-    ``targets`` (n, G). Genres without positives among these posters count in no mean.
+    ``targets`` is (n, G), ``logits`` (n, 3 + K, G). Means leave out genres without positives among these posters.
     """
     raw, reencoded, cleaned, *draws = (
         _metrics(Outcome(targets, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])

@@ -1,7 +1,7 @@
-"""One poster → the pictures that are compared: itself, re-encoded, cleaned, and its controls.
+"""Pictures to compare for one poster: raw, re-encoded, cleaned, and the controls.
 
-`posters clean` writes JPEGs: a cleaned poster has been encoded once more than the original. So the controls are
-encoded in the same way, and one picture differs from the poster by that alone: the noise floor.
+`posters clean` writes JPEGs, so a cleaned poster was encoded once more than the original. The controls are encoded in
+the same way. The re-encoded picture differs from the raw poster by this encoding only: it measures the noise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from toolkit.audit.control import Control, Places, generator, visible
 from toolkit.audit.options import AuditOptions
 from toolkit.data.transforms.preprocessing import Box, Preprocessing, center_crop, view_box
 
-#: How `posters clean` encodes.
+#: JPEG settings of `posters clean`.
 QUALITY, SUBSAMPLING = 95, 0
-#: A poster counts in the comparison if its control has at least this share of the text's area ...
+#: A poster is compared if the area of its control is at least this share of the text's area.
 LEAST_AREA = 0.5
-#: ... and, of the area that the model sees, between this share and its inverse.
+#: The ratio of their areas inside the model's view must also be between this share and its inverse.
 LEAST_VIEW = 0.5
-#: Mean difference in grey levels beside the text from which a cleaned poster was made of another picture.
+#: Mean difference in grey levels outside the text, above which the cleaned poster is of another picture.
 MAX_GREY_DIFFERENCE = 5.0
 
 NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = ("no room for a control", "text out of the model's view", "control not as visible")
@@ -37,7 +37,7 @@ NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = ("no room for a control", "text out of the 
 
 @dataclass(frozen=True)
 class Poster:
-    """A row of the cleaning's report."""
+    """A row of the report of `posters clean`."""
 
     id: str
     width: int
@@ -49,7 +49,7 @@ class Poster:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is compared, at full size, and where it was painted."""
+    """The pictures to compare, at full size, and the masks of the painted areas."""
 
     images: list[Image.Image]
     """Raw, re-encoded, cleaned, then the controls; RGB."""
@@ -58,12 +58,12 @@ class Pictures:
     view: Box
 
     def squares(self, preprocessing: Preprocessing) -> np.ndarray:
-        """(3 + K, S, S, 3) uint8: what the model is shown."""
+        """Return (3 + K, S, S, 3) uint8: the inputs of the model before normalisation."""
         size, crop = preprocessing.image_size, preprocessing.crop_pct
         return np.stack([center_crop(image, size, crop) for image in self.images])
 
     def areas(self) -> Areas:
-        """How comparable text and controls are."""
+        """Return the areas of the text and the controls."""
         area, seen = int(self.text.sum()), visible(self.text, self.view)
         controls = [(int(c.mask.sum()), visible(c.mask, self.view)) for c in self.controls]
         mean_area, mean_seen = np.mean(controls, axis=0)
@@ -78,18 +78,18 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Areas:
-    """Areas of one poster. ``text`` is a share of the poster, the others are shares of the text's area."""
+    """Areas of one poster. ``text`` is a share of the poster; the other areas are shares of the text's area."""
 
     text: float
     text_in_view: float
     control: float
-    """Mean over the draws, as ``control_in_view``."""
+    """Mean over the draws, like ``control_in_view``."""
     control_in_view: float
     crowded: int
-    """Draws in which a region found no place of its own off the text."""
+    """Number of draws in which a region has no free place off the text."""
 
     def problem(self) -> str:
-        """Why the poster cannot be compared; empty if it can."""
+        """Return why the poster cannot be compared, or an empty string if it can."""
         if self.control < LEAST_AREA:
             return NO_ROOM
         if not self.text_in_view:
@@ -101,7 +101,7 @@ class Areas:
 
 @blamed_on_the_picture("cannot be compared")
 def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preprocessing, fill: Fill) -> Pictures:
-    """Read and paint, the same each time. Raises BadImage for whatever keeps the poster out of the audit."""
+    """Read and paint the pictures, always with the same result. Raises BadImage if the poster cannot be audited."""
     if problem := id_problem(poster.id):
         raise BadImage("bad id", problem)
     raw = _read(options.images, poster.id, "the posters")
@@ -109,16 +109,16 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
     if raw.size != (poster.width, poster.height) or cleaned.size != raw.size:
         raise BadImage(
             "another size",
-            f"the report says {poster.width}x{poster.height}, the poster is {raw.width}x{raw.height}, "
+            f"{poster.width}x{poster.height} in the report, the poster is {raw.width}x{raw.height}, "
             f"cleaned {cleaned.width}x{cleaned.height}",
         )
     text = mask_of(poster.polygons, (raw.height, raw.width))
     if abs(float(text.mean()) - poster.altered) > 0.01 or not text.any():
-        raise BadImage("outlines do not fit", f"they cover {text.mean():.1%}, the report says {poster.altered:.1%}")
+        raise BadImage("outlines do not fit", f"they cover {text.mean():.1%}, in the report {poster.altered:.1%}")
     pixels, again = np.array(raw), reencode(np.asarray(raw))
     kept = ~text
     if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > MAX_GREY_DIFFERENCE:
-        raise BadImage("another picture", "the cleaned poster differs from this one beside the text too")
+        raise BadImage("another picture", "the cleaned poster also differs outside the text")
     view = view_box(raw.width, raw.height, preprocessing.image_size, preprocessing.crop_pct)
     places = Places(text, view)
     drawn = [places.draw(generator(options.seed, poster.id, draw)) for draw in range(options.controls)]
@@ -127,7 +127,7 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
 
 
 def reencode(pixels: np.ndarray) -> Image.Image:
-    """What remains of pixels that are stored as `posters clean` stores them."""
+    """Encode and decode pixels as `posters clean` does."""
     stored = jpeg(Image.fromarray(pixels), QUALITY, subsampling=SUBSAMPLING)
     with Image.open(io.BytesIO(stored)) as image:
         return image.convert("RGB")

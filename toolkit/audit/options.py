@@ -14,22 +14,22 @@ from toolkit.config.options import ModelOption, PassOptions
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions(ModelOption, GenreOptions, PassOptions):
-    """What ``posters audit`` is asked for."""
+    """Options of ``posters audit``."""
 
     images: Path
     """Folder of the posters before cleaning."""
     cleaned: Path
-    """Folder made of them by `posters clean` (with its report)."""
+    """Output folder of `posters clean` for these posters (with its report)."""
     metadata: Path | None = None
-    """CSV with the genres: audit only its posters, with metrics."""
+    """CSV with genres: audit only its posters, and compute metrics."""
     limit: Count | None = None
-    """Audit a sample of this many posters, drawn by the seed."""
+    """Audit a random sample of this number of posters (see --seed)."""
     controls: Count = 4
-    """Random places per poster to compare with."""
+    """Number of controls per poster: the same shapes at random places."""
     seed: int = 0
-    """Seed of places, sample and interval."""
+    """Seed of the places, the sample and the interval."""
     fill_model: Path | None = None
-    """The ONNX network that cleaned the posters, to paint the controls with."""
+    """ONNX network that cleaned the posters. It also paints the controls."""
     batch_size: Count = 64
     """Images per forward pass."""
     out: Path = option(Path("audit"), "-o")
@@ -42,4 +42,4 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
                 "path-missing", f"image folder not found: {self.images}; name the uncleaned posters with --images"
             )
         if not self.cleaned.is_dir():
-            raise UserError("path-missing", f"cleaned folder not found: {self.cleaned}; `posters clean` makes one")
+            raise UserError("path-missing", f"cleaned folder not found: {self.cleaned}; create it with `posters clean`")

@@ -1,7 +1,6 @@
-"""The audit's result: one dictionary for audit.json, a row per poster in audit.csv.
+"""The result of an audit: one dictionary for audit.json, and one row per poster for audit.csv.
 
-The screen (tables.py), the page (templates/) and the sheet of pictures (audit/contact_sheet.py) show the same
-dictionary.
+The screen (tables.py), the page (templates/) and the sheet of pictures (contact_sheet.py) show the same dictionary.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import PLACES
 from toolkit.model_folder.folder import ModelFolder
 
-#: Posters shown with pictures on the page, and on the sheet.
+#: Maximum number of posters with pictures on the page, and on the sheet.
 SHOWN, SHOWN_ON_SHEET = 24, 6
-#: Genres named under each of them.
+#: Genres listed under each of these posters.
 GENRES_SHOWN = 4
 BINS = 24
 
@@ -59,7 +58,7 @@ def build_report(
     fills: FillMaker,
     targets: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], list[Example]]:
-    """(everything that is reported, in JSON types; the pictures of the largest effects)."""
+    """Return (report in JSON types, pictures of the largest effects). ``targets``: id → (G,) bool, for metrics."""
     compared, logits = audited.compared, audited.logits
     fair = logits[compared]
     every = {
@@ -93,7 +92,7 @@ def build_report(
     }
     report = json_types(report)
     report["notes"] = _notes(report)
-    # The sheet and the page show the first draw; its pictures are painted again rather than kept for every poster.
+    # The pictures of the first draw are painted again: pictures of every poster would not fit into memory.
     examples = []
     for row, facts in zip(top, report["examples"], strict=True):
         poster = audited.posters[row]
@@ -125,12 +124,12 @@ def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Exampl
     save_sheet(folder / "audit.png", report, examples[:SHOWN_ON_SHEET])
     with atomic_write(folder / "audit.html", "w") as stream:
         stream.write(page(report, examples))
-    # The rows are in the CSV: a JSON of 90,000 of them would be opened by nobody.
+    # The rows are only in the CSV: a JSON file with 90,000 rows is hard to open.
     write_json(folder / "audit.json", {name: value for name, value in report.items() if name != "posters"})
 
 
 def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
-    """One HTML page that needs nothing but itself: pictures as data URIs, the chart as SVG, no script."""
+    """Return one self-contained HTML page: pictures as data URIs, the chart as SVG, no script."""
     metrics = {metric.key: metric.column for metric in PLACES["audit"]}
     return render(
         "toolkit.audit/audit.html",
@@ -166,7 +165,7 @@ def _example(audited: Audited, row: int, effects: dict[str, Effect], folder: Mod
 
 
 def _rows(audited: Audited, effects: dict[str, Effect], folder: ModelFolder) -> dict[str, Any]:
-    """The columns of audit.csv."""
+    """Return the columns of audit.csv."""
     text, control, noise = effects["text"], effects["control"], effects["reencoding"]
     return {
         "id": [poster.id for poster in audited.posters],
@@ -212,7 +211,7 @@ def _counts(chosen: Chosen, audited: Audited) -> dict[str, Any]:
 
 
 def _areas(audited: Audited) -> dict[str, Any]:
-    """Means over the compared posters."""
+    """Return means over the compared posters."""
     fair = [area for area in audited.areas if not area.problem()]
     if not fair:
         return {}
@@ -226,7 +225,7 @@ def _areas(audited: Audited) -> dict[str, Any]:
 
 
 def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Counts in common bins up to the 99th percentile of either; what is beyond is in the last bin."""
+    """Return counts in common bins up to the larger 99th percentile. The last bin includes all larger values."""
     if not len(text):
         return {"edges": [], "text": [], "control": []}
     top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)
@@ -236,21 +235,21 @@ def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    """What must be known to read the sentence rightly."""
+    """Return the notes that a reader needs to interpret the sentence."""
     counts, areas, effects = report["counts"], report["areas"], report["effects"]
     notes = []
     if counts["compared"]:
         noise, text = effects["reencoding"]["probability"], effects["text"]["probability"]
         notes.append(
-            f"Re-encoding alone moves a probability by {amount(noise)}; it is part of the text's {amount(text)} "
-            f"and of the control's {amount(effects['control']['probability'])}."
+            f"Re-encoding alone moves a probability by {amount(noise)}. The effects of the text ({amount(text)}) "
+            f"and of the control ({amount(effects['control']['probability'])}) include this change."
         )
         if text > 0 and text < 1.5 * noise:
-            notes.append("The text's effect is hardly more than re-encoding's: this is noise, not reading.")
+            notes.append("The effect of the text is less than 1.5 times that of re-encoding: it is mostly noise.")
         notes.append(
-            f"Text covers {areas['text']:.1%} of a poster on average. The model sees the central square only: "
-            f"{areas['text_in_view']:.0%} of the text's area lies in it, and {areas['control_in_view']:.0%} "
-            "(as a share of the same area) of the control's."
+            f"Text covers {areas['text']:.1%} of a poster on average. The input of the model is the central square: it "
+            f"contains {areas['text_in_view']:.0%} of the text's area. The control's area in the square is "
+            f"{areas['control_in_view']:.0%} of the text's area."
         )
         equal = math.isclose(areas["least_control"], 1.0)
         least = "every control" if equal else f"at least {areas['least_control']:.0%}"
@@ -259,14 +258,14 @@ def _notes(report: dict[str, Any]) -> list[str]:
             + ("the same for every poster." if equal else f"{least} of it on every poster.")
         )
         if counts["compared"] < FEW_POSTERS:
-            notes.append(f"From fewer than {FEW_POSTERS} posters an interval is too narrow more often than it says.")
+            notes.append(f"With fewer than {FEW_POSTERS} posters, intervals are often too narrow.")
     if counts["crowded_draws"]:
         notes.append(
-            f"In {counts['crowded_draws']} of {counts['draws']} controls a region found no place of its own off "
-            "the text; it lies where it overlaps least, and the overlap is not painted."
+            f"In {counts['crowded_draws']} of {counts['draws']} controls a region has no free place off the text. It "
+            "is at the place with the smallest overlap, and the overlap with text is not painted."
         )
     for reason, count in counts["not_compared"].items():
         notes.append(f"Not compared: {posters(count)} ({reason}).")
     for reason, count in counts["left_out"].items():
-        notes.append(f"Left out: {posters(count)} ({reason}); audit.json names them.")
+        notes.append(f"Left out: {posters(count)} ({reason}); audit.json lists them.")
     return notes

@@ -1,11 +1,11 @@
-"""How much does the model read? Its predictions on posters, on the same posters without text, and on controls.
+"""Predictions of a model on raw posters, on the same posters without text, and on controls.
 
     posters audit --model RUN/model --images RAW --cleaned CLEANED [--metadata CSV] [--out DIR]
 
-A poster without its title lacks a piece of picture too. So the change is compared with that of painting over the same
-shapes elsewhere on the same poster (control.py), both encoded alike (audit/images.py). Which posters:
-selection.py; what the figures are: effects.py. Memory holds the logits of every picture (half a kilobyte a
-poster with 19 genres and four controls) and the pictures of two batches.
+A cleaned poster also lacks a part of the picture. So its effect is compared with that of the same shapes painted
+elsewhere on the same poster (control.py), with the same encoding (images.py). selection.py chooses the posters;
+effects.py defines the measures. Memory contains the logits of all pictures (half a kilobyte per poster with 19 genres
+and four controls) and the pictures of two batches.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from toolkit.device.defaults import autocast_dtype, decode_threads
 from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import ModelFolder
 
-#: From the name of a fill in the cleaning's report to the function that paints the control.
+#: Returns the function that paints a control, for the name of a fill in the report of `posters clean`.
 FillMaker = Callable[[str], Fill]
 
 
 @dataclass
 class Audited:
-    """The outcome for n posters, in the report's order."""
+    """The results for n posters, in the order of the report of `posters clean`."""
 
     posters: list[Poster]
     logits: np.ndarray
-    """(n, 3 + K, G) calibrated, in audit_measures' order."""
+    """(n, 3 + K, G), calibrated, in the order of effects.py."""
     areas: list[Areas]
     left_out: list[Rejection]
 
     @property
     def compared(self) -> np.ndarray:
-        """(n,) bool: the posters with a fair control."""
+        """Return (n,) bool: whether a poster has a comparable control."""
         return np.array([not area.problem() for area in self.areas], dtype=bool)
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Fills by name, each made once; ``model`` (an ONNX file) paints where a network did."""
+    """Return a function that makes each fill once, by name. ``model`` is the ONNX file for the fill ``model``."""
 
     @cache
     def fill(name: str) -> Fill:
@@ -63,14 +63,14 @@ def fill_maker(model: Path | None) -> FillMaker:
         return make_fill("surround" if name == "model" and model is None else name, network)
 
     if model is not None:
-        fill("model")  # a file that is none is told before hours of work
+        fill("model")  # report an invalid file now, not after hours of work
     return fill
 
 
 def audit_posters(
     folder: ModelFolder, chosen: Chosen, options: AuditOptions, fills: FillMaker, accelerator: Accelerator
 ) -> Audited:
-    """Logits of all pictures of all posters. Raises UserError if no poster can be read."""
+    """Compute the logits of all pictures. Raises UserError if no poster is readable, or outputs are not finite."""
     model = folder.model.to(accelerator.device)
     network = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     kinds = CONTROLS + options.controls
@@ -114,7 +114,7 @@ def audit_posters(
             "not-finite",
             f"the model's output on poster {one_line(result.posters[bad].id)} is not finite; try --precision no",
         )
-    result.logits = folder.decisions.logits(result.logits)  # calibrated, as the thresholds want them
+    result.logits = folder.decisions.logits(result.logits)  # the thresholds are for calibrated probabilities
     return result
 
 
@@ -124,7 +124,7 @@ Work = tuple[np.ndarray, Areas]
 def _prepared(
     folder: ModelFolder, posters: Sequence[Poster], options: AuditOptions, fills: FillMaker, ahead: int
 ) -> Iterator[tuple[Poster, Work | BadImage]]:
-    """Every poster's pictures in order, painted by threads that are at most two batches ahead."""
+    """Yield the pictures of every poster in order. Threads paint them, at most two batches ahead."""
 
     def work(poster: Poster) -> Work | BadImage:
         try:
@@ -137,7 +137,7 @@ def _prepared(
     queue: deque[tuple[Poster, Future[Work | BadImage]]] = deque()
     pending = iter(posters)
     for name in sorted({poster.fill for poster in posters}):
-        fills(name)  # an unknown one ends the run here, and threads need not make any
+        fills(name)  # fail early for an unknown name, and before the threads start
     with ThreadPoolExecutor(threads, thread_name_prefix="paint") as pool:
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Which posters are audited: those with text, of a CSV's if one is given, or a sample of them."""
+"""Choose the posters to audit: posters with text, limited to those of a CSV or to a random sample if requested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Chosen:
-    """The posters to audit, and what became of the others."""
+    """The posters to audit, the rejected posters, and counts of the others."""
 
     posters: list[Poster]
     left_out: list[Rejection]
@@ -30,7 +30,7 @@ class Chosen:
 
 
 def read_posters(cleaned: Path) -> list[Poster]:
-    """The rows of the cleaning's report. Raises UserError if there is none."""
+    """Return the rows of the report of `posters clean`. Raises UserError if there is no report."""
     from shards.text.report import read_report
 
     return [
@@ -40,9 +40,9 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
 
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:
-    """Id → (G,) bool of the CSV's posters; genres that the model does not know are left out, with a warning.
+    """Return id → (G,) bool for the posters of the CSV. Ignore genres that the model does not have, with a warning.
 
-    A poster with none but unknown genres is all False: its effect counts, and the metrics leave it out.
+    A poster without a genre of the model is all False. Raises UserError if no poster has such a genre.
     """
     metadata = read_metadata(path, columns, known=labels.genres)
     if metadata.rejected:
@@ -50,12 +50,11 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
     if unknown:
         shown = some([repr(one_line(genre)) for genre, _ in unknown.most_common()])
-        log.warning("%s has genres that the model does not know; they are ignored: %s", path, shown)
+        log.warning("%s has genres that the model does not have; they are ignored: %s", path, shown)
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
             "table-column",
-            f"{path} has no genre that the model knows in column {metadata.genre_column!r}; "
-            f"choose another with --genre-column",
+            f"{path} has no genre of the model in column {metadata.genre_column!r}; choose another with --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
@@ -63,9 +62,9 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """The posters with text, those of the CSV if there is one, a sample of them if there is a limit.
+    """Choose the posters with text: with ``targets`` only those of the CSV, with a limit a random sample.
 
-    Raises UserError if none is left.
+    Raises UserError if no poster remains.
     """
     listed, left_out = posters, []
     if targets is not None:
@@ -74,15 +73,14 @@ def choose_posters(
         left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in targets if i not in known]
         if not listed:
             raise UserError(
-                "table-column",
-                f"no id of the CSV is in the report of {options.cleaned}; is --id-column the right column?",
+                "table-column", f"no id of the CSV is in the report of {options.cleaned}; check --id-column"
             )
     with_text = [poster for poster in listed if poster.altered > 0]
     if not with_text:
         raise UserError(
             "images-none",
-            f"no poster in {options.cleaned} had text painted over: there is nothing to audit; "
-            "did `posters clean` find any text?",
+            f"no poster in {options.cleaned} has painted text, so there is nothing to audit; "
+            "check that `posters clean` found text",
         )
 
     def key(poster: Poster) -> bytes:

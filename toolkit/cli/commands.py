@@ -1,4 +1,4 @@
-"""Every command of ``posters``: its line of help, the dataclass of its options, and what does its work."""
+"""All commands of ``posters``: line of help, dataclass of the options, and function to run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from shards.cli.commands import Command, choose
 
-#: In the order of help.
+#: In the order of the help text.
 COMMANDS = {
     "fetch": Command(
-        "download posters from the links of a CSV", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
+        "download posters from links in a CSV", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
     ),
     "clean": Command(
-        "paint the text of posters over, and prove that it is gone",
+        "paint over the text of posters, and check the result",
         "shards.clean.run:CleanOptions",
         "shards.cli.clean:run_clean",
     ),
     "referee": Command(
-        "look for text on cleaned posters, more strictly than cleaning did",
+        "detect text on cleaned posters, with stricter settings than cleaning",
         "shards.clean.verify:RefereeCommand",
         "shards.cli.clean:run_referee",
     ),
@@ -30,26 +30,26 @@ COMMANDS = {
         "print counts, genres and sizes of a shard set", "shards.cli.main:InfoOptions", "shards.cli.main:run_info"
     ),
     "shards verify": Command(
-        "check every byte, count and image; exit 1 if anything is wrong",
+        "check all bytes, counts and images; exit status 1 if there is a problem",
         "shards.cli.main:VerifyOptions",
         "shards.cli.main:run_verify",
     ),
     "shards index": Command(
-        "write index and manifest for tars that another tool made",
+        "write index and manifest for tar files of another tool",
         "shards.build.index_tars:IndexOptions",
         "shards.cli.main:run_index",
-        "Write index and manifest for tars that another tool made; they stay as they are. Every image is decoded once, "
-        "as a build does: some 2 ms of a core each for posters of 300 x 450 pixels. What is not taken is in "
-        "rejected.csv, with its reason.",
+        "Write index and manifest for tar files of another tool, without changes to the tar files. Every image is "
+        "decoded once, as in a build: about 2 ms on one core for a poster of 300 x 450 pixels. rejected.csv lists the "
+        "samples that cannot be used, with the reasons.",
     ),
     "train": Command(
         "train on a shard set",
         "toolkit.cli.train:TrainOptions",
         "toolkit.cli.train:run_train",
-        "Train a multi-label classifier. Under `accelerate launch launch/train.py` on every process.",
+        "Train a multi-label classifier. For several processes, use `accelerate launch launch/train.py`.",
     ),
     "tune": Command(
-        "choose a model's thresholds and calibration again, on validation",
+        "choose the thresholds and the calibration of a model again, on validation",
         "toolkit.evaluation.options:TuneOptions",
         "toolkit.evaluation.tune:run_tune",
     ),
@@ -59,22 +59,22 @@ COMMANDS = {
         "toolkit.cli.run_evaluate:run_evaluate",
     ),
     "predict": Command(
-        "name the genres of images or of a shard set",
+        "predict the genres of images or of a shard set",
         "toolkit.prediction.options:PredictOptions",
         "toolkit.prediction.files:run_predict",
     ),
     "app": Command(
-        "a page in the browser: drop posters, see genres and why",
+        "serve a web page that shows genres and heat maps of uploaded posters",
         "toolkit.app.options:AppOptions",
         "toolkit.app.server:run_app",
     ),
     "audit": Command(
-        "how much does a model read? raw against cleaned posters",
+        "measure how much a model uses the text of posters",
         "toolkit.audit.options:AuditOptions",
         "toolkit.cli.run_audit:run_audit",
     ),
     "export": Command(
-        "a model as one ONNX or torch.export file",
+        "export a model as one ONNX or torch.export file",
         "toolkit.export.options:ExportOptions",
         "toolkit.export.run:run_export",
     ),
@@ -82,12 +82,12 @@ COMMANDS = {
         "upload a model folder to the hub", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
     ),
     "import": Command(
-        "a model folder from an earlier script's .pth",
+        "make a model folder from a .pth file of an earlier script",
         "toolkit.export.options:ImportOptions",
         "toolkit.export.legacy_checkpoint:run_import",
     ),
     "demo": Command(
-        "the whole path on a small synthetic poster set, in minutes",
+        "run all steps on a small synthetic poster set, in minutes",
         "toolkit.cli.demo_options:DemoOptions",
         "toolkit.cli.demo:run_demo",
     ),
@@ -95,9 +95,9 @@ COMMANDS = {
 
 
 def read(words: Sequence[str]) -> tuple[str, Any]:
-    """(name of the command, its options) of a command line. Raises UserError; prints help and exits if asked to."""
+    """Return (name of the command, its options). Raises UserError for bad input; --help prints help and exits."""
     name, rest = choose(COMMANDS, words, "Clean, shard, train, evaluate, predict: multi-label image models.")
-    from shards.cli.options import Parser  # listing the commands needs none
+    from shards.cli.options import Parser  # not needed to list the commands
 
     parser = Parser(name, COMMANDS)
     return name, parser.make(parser.parse(rest))

@@ -1,6 +1,6 @@
-"""``posters demo``: the whole path on a drawn poster set, in minutes on two cores.
+"""``posters demo``: all steps on a drawn poster set, in minutes on two cores.
 
-draw_poster_set → build_shards → train → evaluate, report → predict → things to look at
+draw_poster_set → build_shards → train → evaluate, report → predict → contact sheet
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from toolkit.training.run import train
 
 log = logging.getLogger(__name__)
 
-GALLERY = 18  # test posters shown, three rows of six
+GALLERY = 18  # test posters on the contact sheet, three rows of six
 
 
 def demo_config(seed: int = 0) -> Config:
-    """The recipe of the demo; configs/demo.yaml is the same, annotated."""
+    """Return the configuration of the demo; configs/demo.yaml is the same with comments."""
     return Config(
         data=DataConfig(image_size=64, crop_scale=(0.6, 1.0)),
         model=ModelConfig(name="resnet10t", pretrained=False, head="linear", dropout=0.0, freeze=()),
@@ -52,9 +52,9 @@ def demo_config(seed: int = 0) -> Config:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Make everything below ``out``; returns the exit status. Run again, it goes on where it was."""
+    """Run all steps, with results below ``out``. A second run continues the first. Return the exit status."""
     out, posters, seed = options.out, options.posters, options.seed
-    check_report_folder(out / "report")  # before minutes of work
+    check_report_folder(out / "report")  # fail before minutes of work
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")
     manifest = build_shards(
@@ -63,7 +63,7 @@ def run_demo(options: DemoOptions) -> int:
             images=out / "posters" / "images",
             out=out / "shards",
             samples_per_shard=128,
-            max_rejected=1.0,  # some of its rows are bad on purpose
+            max_rejected=1.0,  # some rows are bad on purpose
         )
     )
     status = train(demo_config(seed), out / "shards", out / "run", resume=True)
@@ -99,7 +99,7 @@ def run_demo(options: DemoOptions) -> int:
 
 
 def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
-    """The page that `posters evaluate --report` would write, into ``out``/report; likely label errors with cleanlab."""
+    """Write the report of `posters evaluate --report` to ``out``/report, with label errors if cleanlab is installed."""
     shards, report = out / "shards", out / "report"
     words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
     command = shlex.join(str(word) for word in words)
@@ -113,13 +113,13 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     print(f"posters        {out / 'posters' / 'images'}")
     print(f"shards         {out / 'shards'} ({len(rejected)} bad rows listed in rejected.csv)")
     print(f"model          {folder.path} (weights, labels, config, card)")
-    print(f"course         {out / 'run' / 'epochs.csv'}")
+    print(f"epochs         {out / 'run' / 'epochs.csv'}")
     print(f"metrics        {folder.path / 'metrics-test.json'}")
     without = "" if have_cleanlab() else f" (without likely label errors: {INSTALL})"
     print(f"report         {out / 'report' / 'index.html'}{without}")
     print(f"predictions    {out / 'predictions.json'}")
     print(f"pictures       {out / 'predictions.png'}")
-    # under `make demo` the command is not on the PATH
+    # with `make demo`, the command is not on the PATH
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What ``posters demo`` is asked for."""
+    """Options of ``posters demo``."""
 
     out: Path = Path("demo")
-    """Folder for all it makes."""
+    """Folder for all results."""
     posters: int = 600
-    """Posters to draw."""
+    """Number of posters to draw."""
     seed: int = 0
-    """Seed of drawing and training."""
+    """Seed of the posters and of the training."""

@@ -1,4 +1,4 @@
-"""``posters``: one command tree. Bad input ends in one line on stderr and exit status 2."""
+"""The ``posters`` command. Bad input gives one line on stderr and exit status 2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shards.errors import UserError, one_line, printable_line
 from toolkit.cli.commands import COMMANDS, read
 from toolkit.device.out_of_memory import explain_out_of_memory
 
-#: Seconds by which rank 0 may end before others that failed.
+#: Seconds that other failed ranks wait, so that rank 0 can end first.
 HEAD_START = 3.0
-#: Commands that processes of a launch run together.
+#: Commands that several processes of a launch can run together.
 LAUNCHED = ("train", "tune", "evaluate", "predict")
-#: Libraries whose INFO is about themselves.
+#: Libraries whose INFO messages are not for users.
 NOISY = (
     "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
     "s3transfer",
@@ -28,23 +28,23 @@ NOISY = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; returns its exit status. Raises UserError for bad input."""
+    """Run one command and return its exit status. Raises UserError for bad input."""
     name, options = read(argv)  # before torch is loaded, which takes seconds
     with explain_out_of_memory(lambda: _memory_line(name, options)):
         return COMMANDS[name](options)
 
 
 def _memory_line(command: str, options: Any) -> str:
-    """What to do when a command needs more memory than there is."""
-    if not hasattr(options, "batch_size"):  # updates and forward passes of a training say more about themselves
-        return f"posters {command} needs more than there is; look at what else runs here, or use a larger machine"
+    """Return the remedy if a command runs out of memory."""
+    if not hasattr(options, "batch_size"):  # training has more exact messages for updates and forward passes
+        return f"posters {command} needs more than is available; end other programs, or use a larger machine"
     from toolkit.device.defaults import best_device, no_room
 
     return no_room(options.batch_size, best_device(), "--batch-size")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the console script and of launch/*.py: errors become one line, then the process exits."""
+    """Run the command line, print errors as one line, and exit. Entry point of the console script and launch/*.py."""
     with standard_streams() as streams:
         set_up_logging()
         threading.excepthook = _thread_failed
@@ -58,7 +58,7 @@ def _run(argv: Sequence[str], streams: Output) -> NoReturn:
             raise UserError("path-unwritable", problem)
     except UserError as error:
         _fail(str(error), error.status, partial(_farewell, argv, error))
-    except OSError as error:  # full disk, no permission, broken device: the system's word is the whole story
+    except OSError as error:  # full disk, no permission, broken device: the message of the system is sufficient
         _fail(one_line(error), 2, partial(_farewell, argv, error))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -81,7 +81,7 @@ def _status(argv: Sequence[str]) -> int:
 
 
 def _lost_peer(error: RuntimeError) -> UserError | None:
-    """What to say if it is the failure of a collective; only a command that loaded torch can have met one."""
+    """Return the error of a failed collective, or None. Only a command that has loaded torch can have one."""
     if "toolkit.distributed.launch" not in sys.modules:
         return None
     from toolkit.distributed.launch import lost_peer
@@ -90,17 +90,17 @@ def _lost_peer(error: RuntimeError) -> UserError | None:
 
 
 def _rank() -> int:
-    """This process's number in its launch; 0 if the environment has none (launch.py says what is wrong with it)."""
+    """Return the rank of this process; 0 if RANK is missing or invalid (launch.py reports an invalid value)."""
     text = os.environ.get("RANK", "")
     return int(text) if text.isdecimal() else 0
 
 
 def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None) -> NoReturn:
-    """Say why and exit; ``farewell`` tells the other processes of a launch."""
+    """Print the error and exit. ``farewell`` reports it to the other processes of a launch."""
     rank = _rank()
     if rank:
         farewell()
-        # The ranks of a launch mostly fail alike. Rank 0 speaks first, and the launcher then ends the others.
+        # Ranks of a launch mostly fail with the same error. Rank 0 prints first, and the launcher then ends the others.
         time.sleep(HEAD_START)
         message = f"[rank {rank}] {message}"
     print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
@@ -114,21 +114,21 @@ def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None
 
 
 def _farewell(argv: Sequence[str], error: Exception) -> None:
-    """Let the other processes of a launch of this command know of an error, if they would wait for this one."""
+    """Report an error to the other processes of the launch if they would wait for this process."""
     if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
-        from toolkit.distributed.launch import report_failure  # torch, which only a launch needs for that
+        from toolkit.distributed.launch import report_failure  # imports torch, so only in a launch
 
         report_failure(error)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """A traceback, as usual, but for TensorBoard's thread: what it met is raised again with the next row."""
+    """Print the usual traceback, except for the thread of TensorBoard: its error is raised with the next row."""
     if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
 
 
 def set_up_logging() -> None:
-    """Messages as they are on stderr; other ranks than 0 only warn, and say who they are."""
+    """Log plain messages to stderr. Ranks other than 0 log only warnings, with their rank."""
     rank = _rank()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))

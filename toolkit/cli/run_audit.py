@@ -1,4 +1,4 @@
-"""``posters audit`` itself: from its options to tables and a report."""
+"""Run ``posters audit``: from the options to tables and a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.model_folder.folder import load_model_folder
 
 
 def run_audit(options: AuditOptions) -> int:
-    """Audit, print the tables, write the report. Returns the exit status: 1 if no poster could be compared."""
+    """Audit, print the tables and write the report. Return the exit status: 1 if no poster could be compared."""
     from toolkit.audit.results import build_report, write_report
     from toolkit.audit.tables import render_report
 
@@ -38,8 +38,8 @@ def run_audit(options: AuditOptions) -> int:
     }
     if options.fill_model is None and any(poster.fill == "model" for poster in audited.posters):
         report["notes"].append(
-            "Some posters were cleaned by a network, their controls were painted by `surround`; give the network "
-            "with --fill-model for an equal comparison."
+            "Some posters were cleaned by a network, but their controls were painted by `surround`. For an equal "
+            "comparison, name the network with --fill-model."
         )
     render_report(report)
     write_report(options.out, report, pictures)

@@ -1,4 +1,4 @@
-"""``posters evaluate`` itself: from its options to tables, files and a report."""
+"""Run ``posters evaluate``: from the options to tables, files and a report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def run_evaluate(options: EvaluateOptions) -> int:
-    """Evaluate, print the tables, write the files. Returns the exit status."""
+    """Evaluate, print the tables and write the files. Return the exit status."""
     report = _report_run(options)
-    # All that is read from here on is what the processes compare.
+    # The processes compare the data that is read from here on.
     folder = report.model if report else load_model_folder(options.model)
     store = report.shards if report else open_store(options.shards, options.cache)
     manifest = report.manifest if report else store.manifest()
@@ -55,7 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 
 def _report_run(options: EvaluateOptions) -> ReportRun | None:
-    """The report that the options ask for, checked before minutes of work."""
+    """Return the requested report, checked before minutes of work; None if no report is requested."""
     if options.report is None and not options.compare and not options.label_errors:
         return None
     from toolkit.report.run import ReportRun  # matplotlib takes a second

@@ -1,4 +1,4 @@
-"""``posters train``: its options, which are the run's folders and every field of Config, and its work."""
+"""``posters train``: its options (the folders of the run and all fields of Config), and its function."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(SetOptions):
-    """What ``posters train`` is asked for."""
+    """Options of ``posters train``."""
 
     config: Config = option(factory=Config, sections=True)
-    """YAML file with any of the keys below; later options win."""
+    """YAML file with any of the keys below. Later options replace its values."""
     out: Path = option(MISSING, parse=Path)
     """Run folder to write."""
     resume: bool = False
     """Continue from the newest valid checkpoint in --out."""
     find_lr: bool = False
-    """Do not train: try rising learning rates, leave the curve and a suggestion in --out."""
+    """Do not train. Test increasing learning rates, and write the curve and a suggestion to --out."""
 
     def __post_init__(self) -> None:
         check_config(self.config)
         if self.resume and self.find_lr:
-            raise UserError("option-conflict", "--find-lr starts from the first weights: it cannot --resume a run")
+            raise UserError("option-conflict", "--find-lr starts from the initial weights; remove --resume")
 
-    #: Keys of earlier versions and their types: read, and not shown.
+    #: Keys of earlier versions and their types. They are read, but not in the help text.
     old_keys: ClassVar = {
         **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
         "train.tensorboard": bool,
@@ -53,24 +53,24 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def as_today(parsed: Any, words: Sequence[str]) -> None:
-        """Bring parsed keys of earlier versions under today's names. Raises UserError for a value that is past."""
+        """Rename keys of earlier versions to the current names. Raises UserError for a value that is not supported."""
         for old, new in RENAMED.items():
             if old in parsed:
                 log.info("%s is called %s in this version", old, new)
         for key, value in as_today(parsed, {word.removeprefix("--").partition("=")[0] for word in words}).items():
             if key == "train.channels_last":
-                log.info("train.channels_last %s has no effect any more: it is always true", value)
+                log.info("train.channels_last %s has no effect: it is always true in this version", value)
             elif key == "augment.mix_prob" and value == 0:
                 log.info("augment.mix_prob 0 is read as augment.mixup 0 and augment.cutmix 0")
             else:
                 raise UserError(
                     "option-value",
-                    f"{key} is {CONSTANTS[key]} in this version, not {value}: leave it out, or use an earlier version",
+                    f"{key} is always {CONSTANTS[key]}, not {value}; remove it, or use an earlier version",
                 )
 
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
-        """Options of the entries of registries: by the title of an entry, key and help of each."""
+        """Return the options of losses and trackers: title of an entry → {key: help}."""
         entries = {
             **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
             **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},
@@ -86,12 +86,12 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def check_words(words: Sequence[str]) -> None:
-        """Raise UserError for a file of options, or a whole section on the command line, that cannot be meant so."""
+        """Raise UserError for an invalid file of options, or an invalid section on the command line."""
         sections = {section.name for section in dataclasses.fields(Config)}
         for word, following in zip(words, [*words[1:], ""], strict=True):
             name, given, value = word.partition("=")
             value = value if given else following
-            if "--config".startswith(name) and len(name) > len("--c"):  # argparse takes beginnings of names
+            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts prefixes of names
                 check_file(Path(value), sections)
             elif name.removeprefix("--") in sections and name.startswith("--"):
                 path = Path(value)
@@ -102,7 +102,7 @@ class TrainOptions(SetOptions):
 
 
 def run_train(options: TrainOptions) -> int:
-    """Train; returns the exit status."""
+    """Train and return the exit status."""
     from shards.dataset.store import open_store
     from toolkit.training.run import train
 

@@ -1,1 +1,1 @@
-"""``posters predict``: single images, folders, whole shard sets, and the Python interface."""
+"""``posters predict`` for images, folders and shard sets, and the Python interface."""

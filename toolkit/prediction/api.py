@@ -36,10 +36,10 @@ HUB = "hf://"
 
 
 class Predictor:
-    """A model folder, ready to answer. Not safe to call from several threads at once."""
+    """A loaded model that predicts images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """``precision``: no, bf16 or fp16, for autocast."""
+        """Move the model to ``device``. ``precision`` of autocast: no, bf16 or fp16. Raises UserError if unknown."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -57,11 +57,11 @@ class Predictor:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Genre → calibrated probability in [0, 1] from which it is named."""
+        """Genre → threshold. A genre is named if its calibrated probability, in [0, 1], reaches the threshold."""
         return dict(zip(self.genres, self.folder.thresholds.tolist(), strict=True))
 
     def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
-        """(n, 3, S, S) float32 on the device, as ``model`` wants it. Raises UserError for what cannot be decoded."""
+        """Return (n, 3, S, S) float32 inputs of ``model``, on its device. Raises UserError for an unreadable image."""
         transform = RawTransform(self.folder.preprocessing)
         squares = []
         for number, image in enumerate(_listed(images)):
@@ -82,17 +82,17 @@ class Predictor:
         tta: Tta = "none",
         embeddings: bool = False,
     ) -> pd.DataFrame:
-        """One row per image, in order, also for those that cannot be decoded.
+        """Return one row per image, in order, also for images that cannot be decoded.
 
-        Columns: image (its path, or its number for pictures in memory); genres (list: those whose probability reaches
-        their threshold, or ``threshold`` if given); one float column of calibrated probabilities in [0, 1] per genre,
-        NaN where there is an error; error (None, or why the image could not be decoded); with ``embeddings`` also
-        embedding ((F,) float32 arrays: what the classifier is given). ``tta="flip"`` averages over each image and its
-        mirror image. Raises UserError for options of another type or out of range, and for outputs that are not finite.
+        Columns: image (its path, or its number for pictures in memory); genres (list of genres whose probability
+        reaches their threshold, or ``threshold`` if given); one float column of calibrated probabilities in [0, 1] per
+        genre, NaN if there is an error; error (None, or the reason why the image is not decodable); with ``embeddings``
+        also embedding ((F,) float32 arrays: the input of the classifier). ``tta="flip"`` averages over each image and
+        its mirror image. Raises UserError for invalid options, and if outputs are not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
-        # OWN, for genres to have the columns that they have in files of predictions.
+        # With OWN, genres have the same column names as in files of predictions.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
@@ -122,13 +122,13 @@ class Predictor:
 def load_model(
     folder: str | os.PathLike[str], *, device: str | torch.device | None = None, precision: str = "no"
 ) -> Predictor:
-    """The model of a folder that training left (RUN/model), on ``device`` (default: the GPU where there is one).
+    """Load the model of a folder written by training (RUN/model) onto ``device`` (default: the GPU if there is one).
 
-    ``hf://USER/NAME`` is a folder on the Hugging Face Hub (``posters push``), which is downloaded once; after an ``@``
-    may stand its revision. Raises shards.errors.UserError, whose message says what to do, if the folder is not whole.
+    ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub (``posters push``). It is
+    downloaded once. Raises shards.errors.UserError if the folder is incomplete; the message contains the remedy.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise UserError("option-value", f"a model's folder must be a path, not {type(folder).__name__}")
+        raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)
     if place.startswith(HUB):
         from toolkit.export.hub import fetch_model
@@ -140,28 +140,28 @@ def load_model(
     try:
         chosen = torch.device(device) if device else best_device()
         torch.empty(0, device=chosen)
-    except Exception as error:  # each backend of torch raises its own type
+    except Exception as error:  # every backend of torch has its own exceptions
         raise UserError(
-            "device", f"device {device!r} cannot be used ({one_line(error)[:200]}): give cpu or cuda"
+            "device", f"device {device!r} cannot be used ({one_line(error)[:200]}); use cpu or cuda"
         ) from None
     return Predictor(load_model_folder(path), chosen, precision)
 
 
 def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
-    """Raise UserError for a type or value that means nothing."""
+    """Raise UserError for an invalid type or value."""
     number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
         raise UserError("option-value", f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
         raise UserError(
-            "option-value", f"batch_size must be 0 (what suits the device) or a larger integer, not {batch_size!r}"
+            "option-value", f"batch_size must be 0 (chosen for the device) or a larger integer, not {batch_size!r}"
         )
     if not isinstance(tta, str) or tta not in get_args(Tta):
         raise UserError("option-value", f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
 
 
 class _Images:
-    """Images of all kinds as a Loader's source; pixels are made in its threads."""
+    """Images of all kinds as the source of a Loader, which decodes them in its threads."""
 
     def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
         self.images, self.transform = images, transform
@@ -170,14 +170,14 @@ class _Images:
         return len(self.images)
 
     def read(self, index: int) -> memoryview:
-        """Nothing: a picture in memory has no bytes. Its cut knows where it is."""
+        """Return no bytes: the transform reads the image itself."""
         return memoryview(bytearray())
 
     def where(self, index: int) -> str:
         return _name(self.images[index], index)
 
     def transforms(self, micro_batch: MicroBatch) -> FileTransform:
-        """The squares of a batch of images, whatever they are."""
+        """Return the transform that makes the squares of a batch."""
         side = self.transform.preprocessing.image_size
         return FileTransform(
             len(micro_batch.indices),
@@ -187,7 +187,7 @@ class _Images:
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """(S, S, 3) uint8. Raises Undecodable, ValueError; UserError for a file that cannot be read now."""
+    """Return (S, S, 3) uint8. Raises Undecodable or ValueError for the image; UserError if a file cannot be read."""
     try:
         if isinstance(image, (str, os.PathLike)):
             return transform(read_file(Path(os.fsdecode(image))))
@@ -198,18 +198,18 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if isinstance(image, np.ndarray):
             image = _picture(image)
         if not isinstance(image, Image.Image):
-            raise ValueError(f"no path, bytes, file, picture or array but {type(image).__name__}")
+            raise ValueError(f"expected a path, bytes, file, picture or array, not {type(image).__name__}")
         if not 0 < image.width * image.height <= ANY.max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {ANY.max_pixels}")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise
-    except Exception as error:  # Pillow's plugins raise nearly anything
+    except Exception as error:  # plugins of Pillow raise many types
         raise ValueError(f"{type(error).__name__}: {one_line(error)[:200]}") from error
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
-    """An array as a picture. Raises ValueError for shapes and types that are none."""
+    """Convert an array to a picture. Raises ValueError for an invalid shape or type."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ValueError(
             f"pixels must be uint8, grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), not "
@@ -221,13 +221,13 @@ def _picture(pixels: np.ndarray) -> Image.Image:
 
 
 class _Unread(ValueError):
-    """Why an open file could not be read: its row says so."""
+    """The reason why an open file could not be read, for its row."""
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """The images of one or many; files are read, once, since a batch may look at an image twice.
+    """Return a list of images from one or many. Read open files now, since a batch may need an image twice.
 
-    Raises UserError for what is neither.
+    Raises UserError for other types.
     """
     one: Any = images
     if isinstance(images, np.ndarray):
@@ -246,10 +246,10 @@ def _is_file(image: Any) -> bool:
 
 
 def _read(image: Any) -> Any:
-    """An image, or the bytes of an open file from where it stands.
+    """Return an image, or the bytes of an open file from its current position.
 
-    A JPEG that Pillow has opened and not decoded yet is such a file, too: Pillow looks neither at how many scans it has
-    nor whether it is cut.
+    A JPEG that Pillow has opened but not decoded is also read as a file: Pillow does not check the number of its scans,
+    or whether it is truncated.
     """
     if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
         image.fp.seek(0)
@@ -258,14 +258,14 @@ def _read(image: Any) -> Any:
         return image
     try:
         data = image.read()
-        return data if isinstance(data, bytes) else _Unread(f"read() gave {type(data).__name__}, not bytes")
-    except Exception as error:  # a file of the user's own may raise anything
+        return data if isinstance(data, bytes) else _Unread(f"read() returned {type(data).__name__}, not bytes")
+    except Exception as error:  # a file object of the user may raise anything
         return _Unread(f"{type(error).__name__}: {one_line(error)[:200]}")
 
 
 def _name(image: ImageLike, number: int) -> str:
-    """A path as files of predictions have it; else the number."""
+    """Return a path as in files of predictions; the number for other images."""
     try:
         return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
-    except Exception:  # a path of the user's own class may raise anything; its row says what
+    except Exception:  # a path class of the user may raise anything; the row has the error
         return str(number)

@@ -1,11 +1,11 @@
-"""Batch prediction: shard sets and folders of images, on every process of a launch, one file of rows per part.
+"""Batch prediction of shard sets and folders of images, on every process of a launch, with one file per chunk.
 
-    parts (shards, or some hundred files) ─ those without a finished file ─→ HandOut: whoever is free takes the next
-      ─→ Loader reads ahead across parts ─→ Forward ─→ rows of a part complete ─→ a thread writes its file, atomically
+    chunks (shards, or 512 image files) ─ without a finished file ─→ WorkQueue: a free process takes the next one
+      ─→ Loader reads ahead across chunks ─→ Forward ─→ all rows of a chunk ─→ a thread writes its file, atomically
 
-Every sample is one row of one file, whatever the number of processes, also if it cannot be decoded. Killed and started
-again, at any number of processes, it goes on with the parts that have no finished file. Memory holds the images of a
-few batches and the rows of two parts.
+Every sample is one row of one file, for any number of processes, also if it cannot be decoded. After a kill, a new run
+with any number of processes predicts the chunks that have no finished file. Memory contains the images of a few batches
+and the rows of two chunks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """What a batch prediction is to do."""
+    """Inputs and options of a batch prediction."""
 
     chunks: Sequence[Chunk]
     folder: ModelFolder
@@ -62,37 +62,37 @@ class Job:
     workers: int = 0
     naming: NamingOptions = PLAIN
     how: dict[str, Any] = field(default_factory=dict)
-    """What decides the numbers beside model and images; JSON types."""
+    """Options that change the numbers, apart from model and images; JSON types."""
     siblings: Sequence[Chunk] = ()
-    """Parts of the same source that are not to be predicted now, but whose files may lie in ``out``."""
+    """Chunks of the same source that are not predicted now. Their files may be in ``out``."""
 
     def path(self, chunk: Chunk) -> Path:
         return self.out / f"{chunk.name}.{self.format}"
 
     def facts(self, content: Content) -> dict[str, Any]:
-        """What the file of a part with this content is made from and by."""
+        """Return the facts of the file of a chunk with this content."""
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Whether a part's file is there, whole. Raises UserError if a file of something else is in its place."""
+        """Return whether the file of a chunk is complete. Raises UserError if another file is in its place."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 
 
 def run_predict_batch(options: PredictOptions) -> int:
-    """``posters predict --shards``, or ``--directory`` with a folder for ``--out``; returns the exit status."""
+    """Run ``posters predict`` for --shards, or for --directory with a folder as --out. Return the exit status."""
     format = options.format or FOLDER_FORMATS[0]
     if options.out is None:
-        raise UserError("option-missing", "--shards needs --out FOLDER, to which a file per shard goes")
+        raise UserError("option-missing", "--shards needs --out FOLDER for the files of predictions, one per shard")
     if format not in FOLDER_FORMATS or options.verbose:
         raise UserError(
             "option-conflict",
-            f"--format json and --verbose are for a few images; folders of predictions are "
-            f"{', '.join(FOLDER_FORMATS)}, all genres included",
+            f"--format json and --verbose are only for a few images; files in a folder are {', '.join(FOLDER_FORMATS)} "
+            f"and include all genres",
         )
     if options.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
-        raise UserError("option-conflict", f"--embeddings goes into {' or '.join(kept)} files, not into {format}")
+        raise UserError("option-conflict", f"--embeddings needs --format {' or '.join(kept)}, not {format}")
     folder = load_model_folder(options.model)
     chunks, siblings, data = find_chunks(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
@@ -106,7 +106,7 @@ def run_predict_batch(options: PredictOptions) -> int:
 
 
 def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
-    """The forward pass that the options ask for, on the accelerator's device. Raises UserError for an unfit --onnx."""
+    """Return the forward pass of the options, on the device of the accelerator. Raises UserError for a bad --onnx."""
     if options.onnx is not None:
         network = OnnxModel(options.onnx_path, folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
@@ -118,9 +118,9 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
 
 
 def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
-    """(the parts that the command line names, those of the set's other splits, what they hold).
+    """Return (chunks to predict, chunks of other splits, facts of the data).
 
-    Raises UserError if their labels are not the model's.
+    Raises UserError if their labels differ from those of the model.
     """
     shards = options.shards
     store = LocalShards(options.directory or Path()) if shards is None else open_store(shards, options.cache)
@@ -128,7 +128,7 @@ def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chun
     if local and (shards is None or (not (local / NAME).exists() and holds_images(local))):
         if options.split or options.ignore_labels:
             raise UserError(
-                "option-conflict", "--split and --ignore-labels go with shard sets, not with folders of images"
+                "option-conflict", "--split and --ignore-labels are for shard sets, not for folders of images"
             )
         paths = list_images(local)
         return folder_chunks(local, paths), [], images_facts(local, paths)
@@ -141,7 +141,7 @@ def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chun
 
 
 def predict_chunks(job: Job, accelerator: Accelerator) -> int:
-    """Predict what has no finished file yet; called by every process. Returns the exit status."""
+    """Predict the chunks without a finished file. Call on every process; return the exit status."""
     main = accelerator.is_main_process
     with folder_lock(job.out) if main else contextlib.nullcontext():
         todo = None
@@ -149,21 +149,21 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
             remove_partials(job.out)
             refuse_others(job.out, [job.path(chunk).name for chunk in (*job.chunks, *job.siblings)])
             for chunk in job.siblings:
-                job.is_finished(chunk)  # raises if it is of something else
+                job.is_finished(chunk)  # raises UserError for a file of another prediction
             unfinished = [number for number, chunk in enumerate(job.chunks) if not job.is_finished(chunk)]
-            # The largest first, so that nobody is left alone with a large one at the end.
+            # The largest first, so that no process has a large chunk left when the others have finished.
             todo = sorted(unfinished, key=lambda number: -job.chunks[number].count)
-        todo = from_main(accelerator, todo)  # one list for all: files appear from now on
+        todo = from_main(accelerator, todo)  # one list for all processes, since files appear from now on
         queue = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
         problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, queue, todo)
-        except (UserError, OSError) as error:  # the others take the rest, and then say the same
+        except (UserError, OSError) as error:  # the other processes predict the rest, and then raise the same error
             problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
-                log.error("%s; the other processes go on", problem[1])
+                log.error("%s; the other processes continue", problem[1])
         results = queue.end([samples, failed, problem])
         seconds = time.perf_counter() - started
     for rank, (_, _, found) in enumerate(results):
@@ -179,7 +179,7 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
 
 
 def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
-    """This process's part of it; returns (samples, undecodable ones)."""
+    """Predict the chunks that this process takes. Return (samples, samples that cannot be decoded)."""
     source = ChunkSource(job.chunks, job.folder.preprocessing, accelerator.device)
     total = sum(job.chunks[number].count for number in todo)
     samples = failed = 0
@@ -194,7 +194,7 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
         for number, chunk, scored in source.whole(batches):
             loader.faults.forget()
-            # One file at a time, beside the work: a disk that is slow for a moment keeps no GPU waiting.
+            # Write one file at a time, in parallel to the prediction, so that the GPU need not wait for a slow disk.
             if written is not None:
                 written.result()
             written = writer.submit(_write, job, number, chunk, scored)
@@ -212,7 +212,7 @@ def _counted(batches: Iterator[Scored], queue: WorkQueue, bar: Any) -> Iterator[
 
 
 def _write(job: Job, number: int, chunk: OpenChunk, scored: Scored) -> None:
-    """In the writing thread."""
+    """Write the file of a chunk, in the writing thread."""
     rows = Rows.of(chunk.ids(), scored, job.folder, job.naming)
     write_rows(job.path(job.chunks[number]), rows, job.facts(chunk.content))
 

@@ -1,8 +1,7 @@
-"""What batch prediction works through: parts, of which each becomes one file of rows.
+"""Chunks of a batch prediction. Each chunk becomes one file of rows.
 
-A part is a shard of a set, or some hundred files of a folder. Processes take whole parts; a process has two of them
-open at a time (the one whose rows come out and the one whose images are read ahead), so memory does not grow with the
-set.
+A chunk is a shard of a set, or up to 512 files of a folder. Processes take whole chunks. A process has two chunks open
+at a time, one for the forward pass and one to read ahead, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -41,25 +40,25 @@ from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
-#: Images of a folder that become one file: a minute's work for a CPU, and enough parts for eight GPUs of some thousand.
+#: Images of a folder per file: about a minute on a CPU, and some thousand images give enough chunks for eight GPUs.
 FILES_PER_CHUNK = 512
 _SHIFT = 32
 
-#: Digests of the files that predictions depend on, by name of the fact; None where one is not known.
+#: Name of a fact → digest of a file that predictions depend on; None if it is unknown.
 Content: TypeAlias = dict[str, str | None]
 
 
 @dataclass(frozen=True)
 class OpenChunk:
-    """A part at work."""
+    """A chunk that is open for reading."""
 
     source: Source
     transforms: TransformFactory
-    """How its images become squares."""
+    """Makes the transforms from its images to squares."""
     ids: Callable[[], list[str]]
-    """Gives the user's names of the samples, in order."""
+    """Returns the ids of the samples, in order."""
     content: Content
-    """Its part's, as it was before anything was read."""
+    """Content of the chunk before the first read."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ShardChunk:
 
     @property
     def name(self) -> str:
-        """Of its file of rows, without the ending: ``train-00000`` of ``train-00000.tar``."""
+        """Name of its file of rows without the ending: ``train-00000`` for ``train-00000.tar``."""
         return self.shard.name.removesuffix(".tar")
 
     @property
@@ -80,11 +79,11 @@ class ShardChunk:
         return self.shard.samples
 
     def content(self) -> Content:
-        """What is predicted: the tar's images, the index's ids. A finished file of other content is of another part."""
+        """Return the digests of tar and index. A finished file with other digests belongs to another chunk."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
-        """Raises UserError for a shard that is missing or changed."""
+        """Open the shard. Raises UserError if it is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
         reader.ask_ahead()
         transforms = eval_transforms(reader, preprocessing, "auto", device)
@@ -93,7 +92,7 @@ class ShardChunk:
 
 @dataclass(frozen=True)
 class FilesChunk:
-    """Some image files of a folder; their ids are their paths below it (see file_id)."""
+    """Image files of a folder. Their ids are their paths below the folder (see file_id)."""
 
     root: Path
     number: int
@@ -109,34 +108,34 @@ class FilesChunk:
         return len(self.files)
 
     def content(self) -> Content:
-        """Names, sizes and times of change, for reading everything twice would be too much."""
+        """Return a digest of names, sizes and modification times. Reading all files twice would take too long."""
         facts = [(file, -1, -1) for file in self.files]
         for number, file in enumerate(self.files):
-            with contextlib.suppress(OSError):  # gone since it was listed: its row will say so
+            with contextlib.suppress(OSError):  # deleted since it was listed: its row has the error
                 state = (self.root / file).stat()
                 facts[number] = file, state.st_size, state.st_mtime_ns
         return {"content": fingerprint(facts)}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
-        content = self.content()  # before a byte is read: who changes a file now is noticed the next time
+        content = self.content()  # before the first read, so that the next run detects a later change
         source = FileSource([self.root / file for file in self.files])
         transforms = file_transforms(preprocessing.image_size, RawTransform(preprocessing))
         return OpenChunk(source, transforms, lambda: [file_id(file) for file in self.files], content)
 
 
-#: Samples that become one file of rows.
+#: Samples of one file of rows.
 Chunk: TypeAlias = ShardChunk | FilesChunk
 
 
 def shard_chunks(store: ShardStore, manifest: Manifest, split: str | None) -> list[Chunk]:
-    """The shards of a set or of one of its splits. Raises UserError for one that is missing or changed."""
+    """Return the shards of a set, or of one split. Raises UserError if a shard is missing or changed."""
     shards = [s for s in (manifest.of_split(split) if split else manifest.shards) if s.samples]
-    store.check(shards, indexes=True)  # rather than an hour later, when the last one's turn comes
+    store.check(shards, indexes=True)  # fail now, not after an hour at the last shard
     return [ShardChunk(store, shard, manifest.labels) for shard in shards]
 
 
 def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
-    """Sorted files below ``root``, FILES_PER_PART at a time."""
+    """Return chunks of FILES_PER_CHUNK files each. ``paths``: sorted files below ``root``."""
     names = [path.relative_to(root).as_posix() for path in paths]
     return [
         FilesChunk(root, number, tuple(names[start : start + FILES_PER_CHUNK]))
@@ -145,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """The same numbers; where the shard lies at a URL, the next one's is on its way before a number is given out."""
+    """Yield the same numbers. For shards at URLs, start to download the next shard before a number is yielded."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
@@ -157,21 +156,21 @@ def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[i
                 yield number
         if before >= 0:
             yield before
-    except BaseException:  # at the end, whoever reads the last one still wants it
+    except BaseException:  # not at the normal end: the last shard is still needed
         stop.set()
         raise
 
 
 def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
     try:
-        with contextlib.suppress(NoRoom, Abandoned):  # who reads the shard brings it himself, or nobody does
+        with contextlib.suppress(NoRoom, Abandoned):  # the reader downloads the shard if it needs it
             store.prefetch(shard, stop)
     except UserError as error:
-        log.warning("not fetched ahead: %s", error)
+        log.warning("a shard was not downloaded ahead: %s", error)
 
 
 class ChunkSource:
-    """The samples of all parts as one Source; sample i of part p has the index p * 2**32 + i."""
+    """The samples of all chunks as one Source. Sample i of chunk c has the index c * 2**32 + i."""
 
     def __init__(self, chunks: Sequence[Chunk], preprocessing: Preprocessing, device: torch.device) -> None:
         self.chunks, self.preprocessing, self.device = chunks, preprocessing, device
@@ -181,18 +180,20 @@ class ChunkSource:
         return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
-        """Batches of the parts of these numbers, opened when their turn comes. No batch spans two parts."""
+        """Yield batches of the chunks ``numbers``; open each chunk before its first batch. A batch is of one chunk."""
         for number in fetched_ahead(self.chunks, numbers):
             self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """(number, part, outcome for all its samples, numbered within it) of each part, which is let go of then."""
+        """Yield (number, chunk, scores of all its samples) per chunk, and close it. ``indices`` are its rows."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:
-                raise RuntimeError(f"{scored.count} rows of {self.chunks[number].name} came, not all of them")
+                raise RuntimeError(
+                    f"{self.chunks[number].name} has {self.chunks[number].count} samples, but {scored.count} rows"
+                )
             errors = {_row_of(sample): problem for sample, problem in scored.errors.items()}
             yield number, self._open.pop(number), replace(scored, indices=_row_of(scored.indices), errors=errors)
 
@@ -208,10 +209,10 @@ class ChunkSource:
 
 
 def _chunk_of(index: int) -> int:
-    """The part of a sample of a PartsSource."""
+    """Return the chunk of a sample, from its index in a ChunkSource."""
     return index >> _SHIFT
 
 
 def _row_of(index: Any) -> Any:
-    """Where a sample stands in its part; a number, or an array of int64."""
+    """Return the row of a sample in its chunk, from its index (a number, or an int64 array)."""
     return index & ((1 << _SHIFT) - 1)

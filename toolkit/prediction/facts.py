@@ -1,7 +1,7 @@
-"""What a file of a folder of predictions was made from and by: its facts.
+"""Facts of a file in a folder of predictions: the model, the data and the options that its rows depend on.
 
-They lie in the file where its format holds them (Parquet's metadata, key ``poster_toolkit``), and beside others as
-``NAME.facts.json``, which is written last: a file counts as finished when its facts are there.
+Parquet files have them in their metadata (key ``poster_toolkit``). Other formats have a file ``NAME.facts.json``, which
+is written last. A file is finished if its facts exist.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from toolkit.inference.rows import NamingOptions, Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY
 
-#: Raised whenever a file of before would not have the columns of today.
+#: Version of the columns. Increase it with every change.
 VERSION = 2
-#: Ending of the file of facts beside a file that cannot hold them.
+#: Ending of the file of facts, for formats without metadata.
 FACTS = ".facts.json"
 
 
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that decides the rows of a part, as JSON types. ``content``: digests of what is predicted."""
+    """Return all facts that the rows of a chunk depend on, in JSON types. ``content``: digests of its data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
@@ -46,7 +46,7 @@ def facts_of(
 
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write one file (and its facts), atomically, in the format that its ending names."""
+    """Write one file and its facts, atomically, in the format of its ending."""
     format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
@@ -58,32 +58,32 @@ def _facts_path(path: Path) -> Path:
 
 
 def is_finished(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether this part's file is there, whole. Raises UserError if it is of another model, content or options."""
+    """Return whether the file exists and is complete. Raises UserError if its model, content or options differ."""
     found = _read_facts(path, facts)
     if found is None:
         return False
     if found != facts:
-        raise UserError("predictions-other", f"{path} holds predictions of {_difference(found, facts)}; {REMEDY}")
+        raise UserError("predictions-other", f"{path} contains predictions of {_difference(found, facts)}; {REMEDY}")
     return True
 
 
 def refuse_others(out: Path, expected: Collection[str]) -> None:
-    """Raise UserError if a folder holds files of rows that are not among the ``expected`` names.
+    """Raise UserError if a folder contains files of rows that are not among the ``expected`` names.
 
-    Whoever reads the folder takes all of them for one prediction.
+    Readers of the folder use all of its files as one prediction.
     """
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
     if others:
         raise UserError(
             "predictions-other",
-            f"{out} holds files that are not of this prediction, but of other images or another --format: "
+            f"{out} contains files of another prediction, with other images or another --format: "
             f"{some(others, 3)}; remove them or choose another --out",
         )
 
 
 def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
-    """The facts of a file, None for one that is absent or of ours and not finished."""
+    """Return the facts of a file; None if it does not exist or is not finished."""
     if not path.exists():
         return None
     format = FORMATS[ENDINGS[path.suffix]]
@@ -95,7 +95,7 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
         with contextlib.suppress(OSError, ValueError, csv.Error, RecursionError):
             with open(path, encoding="utf-8", newline="") as stream:
                 if format.begins(stream, list(wanted["columns"].values())):
-                    return None  # a kill came between a file and its facts
+                    return None  # killed after the file, before its facts
         raise UserError("path-exists", f"{path} was not written by `posters predict`; {REMEDY}")
     if isinstance(found, dict):
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
@@ -103,10 +103,10 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
     return found
 
 
-#: Facts that files, or sets, of earlier versions do not state. They are taken for what is wanted.
+#: Facts that files and sets of earlier versions do not have. They count as equal.
 ADDED = ("preprocessing", "index")
 
-#: What a fact that differs is called in messages, the weightiest first.
+#: Fact → description of a difference in messages, the most important first.
 WORDS = {
     "version": "another version of this toolkit",
     "labels": "a model with other genres",

@@ -3,8 +3,8 @@
     posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
     accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
 
-A few images become text on the screen, or one file; shard sets and large folders a folder of files (batch.py).
-Unreadable images are reported and counted, the rest is predicted. Exit status 1 if nothing could be predicted.
+A few images give text on the screen, or one file. Shard sets and large folders give a folder of files (batch.py).
+Unreadable images are reported and counted; the others are predicted. Exit status 1 if no image could be predicted.
 """
 
 from __future__ import annotations
@@ -37,21 +37,19 @@ log = logging.getLogger(__name__)
 
 
 def run_predict(options: PredictOptions) -> int:
-    """Predict and write; returns the exit status."""
+    """Predict and write the results; return the exit status."""
     if wants_a_folder(options):
         return run_predict_batch(options)
     if options.split or options.ignore_labels:
-        raise UserError("option-conflict", "--split and --ignore-labels go with --shards")
+        raise UserError("option-conflict", "--split and --ignore-labels need --shards")
     if options.embeddings:
-        raise UserError(
-            "option-conflict", "--embeddings goes with --shards, or with --directory and a folder for --out"
-        )
+        raise UserError("option-conflict", "--embeddings needs --shards, or --directory with a folder as --out")
     format = file_format(options.out, options.format)
     if processes_of(os.environ) > 1:
         raise UserError(
             "option-conflict",
-            "several processes need a folder for their files: --shards or --directory with --out FOLDER; run "
-            "`posters predict` once for a few images",
+            "several processes need --out FOLDER with --shards or --directory; for a few images, start "
+            "`posters predict` without a launcher",
         )
     paths = options.image or list_images(options.directory or Path())
     folder = load_model_folder(options.model)
@@ -64,7 +62,7 @@ def run_predict(options: PredictOptions) -> int:
         if error is not None:
             log.error("cannot read %s: %s", printable_line(name), error)
     if failed:
-        rest = "the others were predicted" if failed < len(paths) else "nothing was predicted"
+        rest = "the others were predicted" if failed < len(paths) else "no image was predicted"
         log.error("%d of %d images could not be read; %s", failed, len(paths), rest)
     return 1 if failed == len(paths) else 0
 
@@ -78,7 +76,7 @@ def predict_files(
     forward: Forward | None = None,
     naming: NamingOptions = PLAIN,
 ) -> Rows:
-    """A row per path, in order; unreadable files carry their error."""
+    """Return one row per path, in order. Rows of unreadable files have an error."""
     if forward is None:
         model = folder.model.to(accelerator.device)
         forward = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
@@ -91,7 +89,7 @@ def predict_files(
 def write_predictions(
     rows: Rows, folder: ModelFolder, device: str, output: Path | None, format: str, options: ShownOptions
 ) -> None:
-    """Write all results to ``output``, or to the screen, in one of FORMATS."""
+    """Write all results to ``output``, or to the screen if it is None. ``format``: a name in FORMATS."""
     shown, writer = Shown(folder, device, options), FORMATS[format]
     if output is None:
         (exact_stdout() if writer.screen == "exact" else sys.stdout).write(writer.text(rows, shown))

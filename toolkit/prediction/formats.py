@@ -1,11 +1,11 @@
-"""Formats of predictions, a class for each. A new one is a class here, and its place in FORMATS.
+"""Formats of predictions, one class per format. To add a format, write a class and add it to FORMATS.
 
-Columns: id (``image`` where a user gave the images one by one); genres (those at or over their thresholds, in the
-model's order); one float32 column of calibrated probabilities per genre, under the genre's name, because that is what
-one filters by (``df[df.Drama > 0.5]``, ``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``); error (null, or why
-there is no prediction); and, if asked for, embedding (fixed-size list of float32).
+Columns: id (``image`` for a few images); genres (those that reach their thresholds, in the order of the model); one
+float32 column of calibrated probabilities per genre, named like the genre for easy filters (``df[df.Drama > 0.5]``,
+``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``); error (null, or the reason why there is no prediction); and
+optionally embedding (fixed-size list of float32).
 
-Options are made from this module: it loads neither torch nor pyarrow.
+The options of the command import this module, so it does not load torch or pyarrow.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from toolkit.inference.rows import OWN, Line, Rows
 if TYPE_CHECKING:
     from toolkit.model_folder.folder import ModelFolder
 
-#: Of the facts in a Parquet file's metadata.
+#: Key of the facts in the metadata of a Parquet file.
 KEY = b"poster_toolkit"
 REMEDY = "remove it or choose another --out"
 
 
 @dataclass(frozen=True)
 class ShownOptions:
-    """How results of a few images are shown."""
+    """Options for results of a few images."""
 
     verbose: bool = option(False, "-v")
     """Probability of every genre, sorted."""
@@ -46,7 +46,7 @@ class ShownOptions:
 
 @dataclass(frozen=True)
 class Shown:
-    """What results of a few images say beside their rows, and how."""
+    """Facts and options for results of a few images."""
 
     folder: ModelFolder
     device: str
@@ -54,22 +54,22 @@ class Shown:
 
 
 class Format:
-    """Writes rows into a file, as text unless it has another ``write``."""
+    """Writes rows into a file. Text formats define ``text``; other formats define ``write``."""
 
     name: ClassVar[str]
-    """What --format calls it."""
+    """Name for --format."""
     ending: ClassVar[str] = ""
-    """Of its files; its name where nothing stands here."""
+    """Ending of its files; if empty, a dot and the name."""
     in_folders: ClassVar[bool] = False
-    """Whether it is for folders of predictions, too, of which each file states its facts (facts.py)."""
+    """Whether folders of predictions can have this format. Their files have facts (facts.py)."""
     holds_facts: ClassVar[bool] = False
-    """Whether its files do so themselves."""
+    """Whether its files contain their facts."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """How it may be written to the screen."""
+    """How the text is written to the screen; empty if it is not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """The whole file; ``shown`` for a few images, None for a file of a folder."""
+        """Return the whole file as text. ``shown`` is None for a file of a folder."""
         raise NotImplementedError
 
     def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
@@ -78,11 +78,11 @@ class Format:
             stream.write(self.text(rows, shown))
 
     def facts_in(self, path: Path) -> Any:
-        """The facts that a file holds (``holds_facts``); {} if there are none. Raises UserError if it is damaged."""
+        """Return the facts in a file (``holds_facts``), or {} without facts. Raises UserError if it is damaged."""
         raise NotImplementedError
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """Whether a file of a folder, that may have been cut, begins as ours with these columns of genres."""
+        """Return whether a possibly truncated file of a folder starts like this format with these columns of genres."""
         raise NotImplementedError
 
 
@@ -120,9 +120,9 @@ class Parquet(Format):
 
 
 class Csv(Format):
-    """Genres joined by ``|``; float32 to the bit; nothing in rows with an error.
+    """Genres joined by ``|``; exact float32 numbers; empty cells in rows with an error.
 
-    Of a few images the genres stand most probable first, and the error before the numbers.
+    For a few images, genres are sorted by probability, and the error is before the numbers.
     """
 
     name, in_folders, embeddings = "csv", True, False
@@ -147,7 +147,7 @@ class Csv(Format):
 
 
 class JsonLines(Format):
-    """An object a line: id, genres, probabilities {genre: number}, error, and perhaps embedding."""
+    """One object per line: id, genres, probabilities {genre: number}, error, and optionally embedding."""
 
     name, in_folders = "jsonl", True
 
@@ -170,7 +170,7 @@ class JsonLines(Format):
 
 
 class Json(Format):
-    """An object with the model's facts and a list of results."""
+    """One object with facts of the model and a list of results."""
 
     name, screen = "json", "printable"
 
@@ -180,9 +180,9 @@ class Json(Format):
         assert shown is not None
         results: list[dict[str, Any]] = []
         for image, lines, error in zip(rows.ids, rows.ranked(), rows.errors, strict=True):
-            told = {line.genre: round(line.probability, 6) for line in lines if shown.options.verbose or line.named}
-            said = {"genres": _named(lines), "probabilities": told} if error is None else {"error": error}
-            results.append({"image": image, **said})
+            found = {line.genre: round(line.probability, 6) for line in lines if shown.options.verbose or line.named}
+            result = {"genres": _named(lines), "probabilities": found} if error is None else {"error": error}
+            results.append({"image": image, **result})
         facts = {
             "model": file_id(str(shown.folder.path)),
             "device": shown.device,
@@ -194,7 +194,7 @@ class Json(Format):
 
 
 class Text(Format):
-    """For people."""
+    """Text for the screen."""
 
     name, ending, screen = "text", ".txt", "printable"
 
@@ -222,12 +222,12 @@ class Text(Format):
         return "\n".join(lines) + "\n"
 
 
-#: By name. The first is what folders have where nothing else is asked for.
+#: Name → format. The first is the default for folders.
 FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(), JsonLines(), Json(), Text())}
-#: Endings of files that name a format.
+#: Ending of a file → name of its format.
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
-#: What --format takes. Text is what the screen has without it.
+#: Values of --format. Text is the default on the screen.
 if TYPE_CHECKING:
     FormatName = str
 else:
@@ -243,15 +243,15 @@ def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None
 
 
 def shortest(values: np.ndarray) -> list[Any]:
-    """Texts of float32 numbers, as short as gives them back to the bit, in nested lists of the array's shape."""
+    """Return float32 numbers as the shortest texts with the exact value, in nested lists with the array's shape."""
     texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
     return texts
 
 
 def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
-    """JSON in which characters that steer a terminal are escaped, as every reader of JSON understands."""
+    """Return JSON with escaped control characters of terminals. All JSON readers support these escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
-    # They stand in strings only, so each may become what ASCII JSON has for it.
+    # These characters occur only in strings, so the escapes of ASCII JSON are valid for them.
     return re.sub(
         r"[^\x00-\x7e]", lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0], text
     )

@@ -1,4 +1,4 @@
-"""What the options of ``posters predict`` ask for, be it of a few images or of a whole set."""
+"""Options of ``posters predict``, and the kind of output that they select."""
 
 from __future__ import annotations
 
@@ -14,94 +14,90 @@ from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.inference.rows import NamingOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
-#: What people call a file by. Folders may have a dot in their names, too: ``predictions-0.5``.
+#: Endings that look like those of files. Names of folders may contain a dot too: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, ShownOptions):
-    """What ``posters predict`` is asked for."""
+    """Options of ``posters predict``."""
 
     image: list[Path] | None = option(None, "-i")
     """One or more image files."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)
-    """Shard set (a folder or URL), or folder of images; a file per shard goes to the folder --out."""
+    """Shard set (a folder or URL), or folder of images. Writes one file per shard to the folder --out."""
     cache: CacheOptions = field(default_factory=CacheOptions)
     out: Path | None = option(None, "-o", old=("--output",))
-    """Folder for the results, a file per shard or per 512 images; or one file for the results of images, by its ending:
-    .json, .csv, .jsonl, .parquet, .txt."""
+    """Folder for the results, with one file per shard or per 512 images. For a few images: one file; its ending selects
+    the format: .json, .csv, .jsonl, .parquet, .txt."""
     format: FormatName | None = option(None, "-f")
-    """Of a folder's files: parquet (default), csv, jsonl; of one file: by its ending (default), or one of these; on the
+    """Format of the files in a folder: parquet (default), csv, jsonl. Of one file: the default is its ending. On the
     screen: json, csv (default: text)."""
     split: str | None = None
-    """With --shards: only this split."""
+    """With --shards: predict only this split."""
     ignore_labels: bool = False
-    """With --shards: predict though its labels differ."""
+    """With --shards: predict even if its labels differ from those of the model."""
     onnx: str | None = option(None, metavar="FILE", const="")
-    """Run what `posters export` made instead of PyTorch (default MODEL/model.onnx)."""
+    """Run a file of `posters export` instead of PyTorch (default MODEL/model.onnx)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
             code: Code = "option-conflict" if given else "option-missing"
-            raise UserError(code, "one of the options --image, --directory, --shards is required, and no second one")
+            raise UserError(code, "give exactly one of --image, --directory, --shards")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
-            raise UserError(
-                "option-conflict", "--onnx runs the file as it was exported: leave --compile and --precision out"
-            )
+            raise UserError("option-conflict", "--onnx cannot be combined with --compile or --precision; remove them")
 
     @property
     def onnx_path(self) -> Path:
-        """The exported file that ``onnx`` asks for."""
+        """Path of the exported file."""
         return Path(self.onnx) if self.onnx else self.model / "model.onnx"
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
-    """Whether the results are a folder of files, not text or one file. Raises UserError where that is not clear."""
+    """Return whether the results are a folder of files, not text or one file. Raises UserError if it is unclear."""
     output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
         if ending in ENDINGS:
             raise UserError(
-                "option-value", f"--shards writes a file per shard: name a folder for --out, not the file {output}"
+                "option-value", f"--shards writes one file per shard: name a folder for --out, not the file {output}"
             )
         return True
     if options.directory is None or output is None or options.format not in (None, *FOLDER_FORMATS):
         return False
     if options.format is None and ending not in ENDINGS and _ENDING.fullmatch(ending):
-        raise _unknown_ending(output, " or a folder whose name does not end so")
+        raise _unknown_ending(output, " or a folder with another name")
     return ending not in ENDINGS
 
 
 def file_format(output: Path | None, format: str | None) -> str:
-    """How results that are not a folder are written: text, json, csv, jsonl, parquet. Raises UserError if unclear."""
+    """Return the format of results that are not a folder. Raises UserError if it is unclear."""
     if output is None:
         if format is not None and not FORMATS[format].screen:
             raise UserError(
                 "option-conflict",
-                f"--format {format} is not for the screen: give a file that ends in .{format}, or a folder for --out",
+                f"--format {format} is not for the screen; name a file that ends in .{format}, or a folder, with --out",
             )
         return format or "text"
     if output.is_dir():
         raise UserError(
-            "option-value", f"{output} is a folder; a few images' results go into one file, such as {output / 'x.csv'}"
+            "option-value", f"{output} is a folder; results of a few images need one file, such as {output / 'x.csv'}"
         )
     by_ending = ENDINGS.get(output.suffix.lower(), format)
     if by_ending is None:
         raise _unknown_ending(output)
     if format not in (None, by_ending):
         raise UserError(
-            "option-conflict", f"--format {format} does not fit the ending of {output}: leave one of them out"
+            "option-conflict",
+            f"--format {format} does not match the ending of {output}; remove --format or change the ending",
         )
     return by_ending
 
 
 def _unknown_ending(output: Path, otherwise: str = "") -> UserError:
-    ending = f"the ending {output.suffix}" if output.suffix else "no ending"
-    return UserError(
-        "option-value",
-        f"{output} has {ending}, which names no format: give a file that ends in {', '.join(ENDINGS)}{otherwise}",
-    )
+    ending = f"the unknown ending {output.suffix}" if output.suffix else "no ending"
+    return UserError("option-value", f"{output} has {ending}; name a file that ends in {', '.join(ENDINGS)}{otherwise}")

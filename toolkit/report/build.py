@@ -1,4 +1,4 @@
-"""From the material to everything that a report holds: numbers, plots, posters."""
+"""Build all contents of a report from its inputs: numbers, plots and example posters."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from toolkit.report.plots.threshold_plots import precision_recall_plot, support_
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
-#: Genres, the commonest first, that get a curve of their own, and that stand in the matrices.
+#: Maximum number of genres, most common first: with a precision-recall curve, in a matrix, with a reliability diagram.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
-#: Likely label errors with pictures.
+#: Maximum number of likely label errors with pictures.
 ERRORS_SHOWN = 24
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "matplotlib", "cleanlab")
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of a report."""
+    """All contents of a report."""
 
     numbers: dict[str, Any]
-    """metrics.json."""
+    """The contents of metrics.json."""
     plots: dict[str, Plot]
-    """By name, in the order of the page, without those of the genres."""
+    """Name → plot, in the order of the page, without the plots per genre."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """Precision and recall per genre: the plot and the genre's row of the table."""
+    """Precision and recall per genre: (plot, row of the genre in the table)."""
     diagrams: list[tuple[Plot, dict[str, Any]]]
-    """Calibration per genre, likewise."""
+    """Calibration per genre: (plot, row of the genre in the table)."""
     course: list[Plot]
     groups: list[Group]
     errors: Group | None
-    """None where label errors were not looked for."""
+    """None if label errors were not searched."""
     config: str
     """The run's configuration as YAML; empty if unknown."""
 
 
 def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
-    """Measure, draw and choose. With ``label_errors``, cleanlab must be there (UserError otherwise)."""
+    """Compute all contents of a report. Raises UserError for ``label_errors`` without cleanlab."""
     draws = resampled(inputs, rounds)
     rows, compared = headline(draws), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)
@@ -102,7 +102,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
 
 
 def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
-    """Loss, calibration errors and reliability curve, before and after."""
+    """Return loss, calibration errors and reliability curve, before and after calibration."""
     before = {"loss": float(cross_entropy(model.logits, targets).mean())}
     after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
     return {
@@ -113,7 +113,7 @@ def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
 
 
 def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
-    """Genre -> its bins, of the commonest genres with enough positives for bins to say something."""
+    """Return genre → bins, for the most common genres with at least `ENOUGH` positives."""
     model, targets = inputs.model, inputs.targets
     return {
         inputs.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
@@ -123,7 +123,7 @@ def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
 
 
 def facts(inputs: ReportInputs) -> dict[str, Any]:
-    """What was evaluated, on what, by what."""
+    """Return the facts of the evaluation: models, shard set, command and library versions."""
     return {
         **_facts_of(inputs, inputs.model),
         "shard_set": inputs.shard_set,
@@ -133,28 +133,28 @@ def facts(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _facts_of(inputs: ReportInputs, said: ModelOutputs) -> dict[str, Any]:
+def _facts_of(inputs: ReportInputs, outputs: ModelOutputs) -> dict[str, Any]:
     return {
-        "model": said.name,
-        "path": str(said.folder.path),
-        "architecture": said.folder.config.get("architecture"),
-        "weights": said.folder.fingerprint,
-        "saved": said.ours.get("weights"),
-        "epoch": said.ours.get("epoch"),
-        "trained_on": said.ours.get("shard_set"),
-        "trained_elsewhere": inputs.may_have_seen(said),
-        "thresholds": said.decisions.source,
-        "decisions": said.decisions.fingerprint,
+        "model": outputs.name,
+        "path": str(outputs.folder.path),
+        "architecture": outputs.folder.config.get("architecture"),
+        "weights": outputs.folder.fingerprint,
+        "saved": outputs.ours.get("weights"),
+        "epoch": outputs.ours.get("epoch"),
+        "trained_on": outputs.ours.get("shard_set"),
+        "trained_elsewhere": inputs.may_have_seen(outputs),
+        "thresholds": outputs.decisions.source,
+        "decisions": outputs.decisions.fingerprint,
     }
 
 
-def _config(said: ModelOutputs) -> str:
-    config = said.ours.get("training_config")
+def _config(outputs: ModelOutputs) -> str:
+    config = outputs.ours.get("training_config")
     return yaml.dump(config, Dumper=_ShortLists, sort_keys=False, allow_unicode=True) if config else ""
 
 
 class _ShortLists(yaml.SafeDumper):
-    """Lists on one line, as the config files have them."""
+    """Write lists on one line, as in the config files."""
 
 
 _ShortLists.add_representer(
@@ -189,7 +189,7 @@ def _plots(inputs: ReportInputs, numbers: dict[str, Any], substitutions: Substit
 
 
 def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
-    """Precision-recall curves of the genres with positives, the commonest first."""
+    """Return precision-recall curves of the genres with positives, most common first."""
     found = []
     for number, column in enumerate(_commonest(inputs, MAX_CURVES), start=1):
         row, genre = rows[column], inputs.genres[column]
@@ -203,7 +203,7 @@ def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[
 
 
 def _diagrams(inputs: ReportInputs, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
-    """Reliability diagrams of the genres of `genre_calibration`."""
+    """Return reliability diagrams of the genres of `genre_calibration`."""
     rows = {row["genre"]: row for row in numbers["per_genre"]}
     found = []
     for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1):
@@ -218,7 +218,7 @@ def _plot_name(kind: str, number: int, genre: str) -> str:
 
 
 def _commonest(inputs: ReportInputs, limit: int) -> list[int]:
-    """Columns of the genres with the most support, that first; equals in alphabetical order."""
+    """Return the columns of the genres by falling support; equal support in alphabetical order."""
     support = inputs.targets.sum(axis=0)
     order = sorted(range(len(support)), key=lambda column: (-support[column], inputs.genres[column]))
     return order[:limit]

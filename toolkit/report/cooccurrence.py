@@ -1,8 +1,8 @@
-"""Genres that come together, and what a model says instead of a genre that it misses.
+"""Co-occurrence of genres, and substitutions: genres that are wrongly named on posters whose genre was missed.
 
-A multi-label model has no confusion matrix: a wrong genre is not *the* answer in place of a right one. What can be
-counted: among the posters of a genre g that the model does not call g, how often does it wrongly name h? That alone
-would blame whatever is named often, so it is set beside h's usual rate: how often h is wrongly named where it is wrong.
+A multi-label model has no confusion matrix, since a wrong genre does not replace exactly one right genre. Instead, the
+posters where genre g was missed are counted: how often is h wrongly named on them? This rate is
+compared with the usual rate of h on all posters without h, because a genre that is often named is also often wrong.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
 
-#: Rates of fewer posters are left blank.
+#: Rates from fewer posters are left blank.
 MIN_POSTERS = 5
-#: Rows of a table.
+#: Maximum number of rows of a table.
 MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """(G, G): of the posters with the row's genre, the share that has the column's too; NaN without support."""
+    """Return (G, G) shares of posters with the row's genre that also have the column's genre; NaN without support."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -30,22 +30,22 @@ def cooccurrence(targets: BoolArray) -> FloatArray:
 
 
 def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[dict[str, Any]]:
-    """The commonest pairs of genres: how many posters have both, the lift, and how many of them are given both.
+    """Return the most common pairs of genres: posters with both, lift, and posters for which both are named.
 
-    Lift is the count over what independent genres of the same support would give.
+    ``targets`` and ``named`` are (N, G). Lift is the count divided by the count expected for independent genres.
     """
-    truth, said = targets.astype(np.float64), named.astype(np.float64)
+    truth, predicted = targets.astype(np.float64), named.astype(np.float64)
     counts, support = truth.T @ truth, truth.sum(axis=0)
     expected = np.outer(support, support) / len(truth)
-    both_said = said.T @ said
-    right = (truth * said).T @ (truth * said)
+    both_named = predicted.T @ predicted
+    right = (truth * predicted).T @ (truth * predicted)
     rows: list[dict[str, Any]] = [
         {
             "first": genres[first],
             "second": genres[second],
             "count": int(counts[first, second]),
             "lift": float(counts[first, second] / expected[first, second]),
-            "named": int(both_said[first, second]),
+            "named": int(both_named[first, second]),
             "right": int(right[first, second]),
         }
         for first, second in np.argwhere(np.triu(counts, k=1)).tolist()
@@ -54,29 +54,29 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
 
 
 class Substitutions:
-    """Counts of wrong genres on posters whose genre was missed; all matrices are (G missed, G named instead)."""
+    """Counts of wrong genres on posters whose genre was missed. All matrices are (G missed, G wrongly named)."""
 
     def __init__(self, targets: BoolArray, named: BoolArray) -> None:
         missed = (targets & ~named).astype(np.float64)
         absent, wrong = (~targets).astype(np.float64), (named & ~targets).astype(np.float64)
         self.could = missed.T @ absent
-        """Posters with g, not called g, that are not h: those on which h could be said wrongly."""
+        """Number of posters where g was missed and h is not true: h can be wrongly named on them."""
         self.count = missed.T @ wrong
-        """Those on which it was."""
+        """Number of these posters where h was wrongly named."""
         self.usual = ratio(wrong.sum(axis=0), absent.sum(axis=0))
-        """(G,) how often h is named where it is wrong, over the whole split."""
+        """(G,) rate at which h is named on posters without h, over the whole split."""
         self.missed = missed.sum(axis=0)
 
     @property
     def share(self) -> FloatArray:
-        """How often h is wrongly named where g was missed."""
+        """Rate at which h is wrongly named on posters where g was missed."""
         return ratio(self.count, self.could)
 
     @property
     def times_usual(self) -> FloatArray:
-        """That share over the usual one; NaN on the diagonal and where there is too little to say.
+        """``share`` divided by ``usual``; NaN on the diagonal and for too few posters.
 
-        One poster where a tenth of one was expected is no finding, and neither is none.
+        At least 2 posters must be counted or expected: smaller differences are chance.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual
@@ -85,7 +85,7 @@ class Substitutions:
         return times
 
     def rows(self, genres: Sequence[str]) -> list[dict[str, Any]]:
-        """Where the count exceeds what the usual rate explains by most, that first."""
+        """Return the substitutions whose count exceeds the expected count, the largest excess first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:MAX_ROWS]

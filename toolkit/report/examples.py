@@ -1,4 +1,4 @@
-"""Posters to look at, with their pictures: the best, the worst, the most confident errors, the likely label errors."""
+"""Example posters with pictures: best, worst, most confident errors, and likely label errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cro
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.label_errors import LabelError
 
-#: Posters per group.
+#: Maximum number of posters per group.
 POSTERS_PER_GROUP = 12
-#: Pixels of a picture at most, which the page shows at half of it, and bytes.
+#: Maximum width and height of a picture in pixels (the page shows it at half that size), and bytes.
 PICTURE, MOST_BYTES = (320, 480), 25_000
-#: Shares in training under this count as this: a genre that was never seen has no logit.
+#: Smallest share of a genre in training; smaller ones are raised to it, since a share of 0 has no logit.
 RARE_GENRES = 1e-4
 
-#: (named, true) -> what can be said of a genre; ``neither`` is shown only where there is a reason to tell of it.
+#: (named, true) → verdict on a genre. ``neither`` is shown only if the poster is shown because of this genre.
 VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
-#: A sample, and the genres for which it is shown.
+#: (number of a sample, genres because of which it is shown).
 Told = tuple[int, set[str]]
 
 
@@ -33,7 +33,7 @@ class Line:
 
     genre: str
     verdict: str
-    """Of `VERDICTS`."""
+    """One of `VERDICTS`."""
     probability: float
     told: bool
     """Whether the poster is shown because of this genre."""
@@ -51,10 +51,10 @@ class Example:
     lines: list[Line]
 
     def facts(self) -> dict[str, Any]:
-        """What goes into metrics.json."""
-        said = {line.genre: round(line.probability, 6) for line in self.lines}
+        """Return the entry of this poster in metrics.json."""
+        probabilities = {line.genre: round(line.probability, 6) for line in self.lines}
         named = [line.genre for line in self.lines if line.verdict in ("right", "wrong")]
-        return {"id": self.id, "true": self.true, "named": named, "probabilities": said}
+        return {"id": self.id, "true": self.true, "named": named, "probabilities": probabilities}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Group:
 
 
 def choose_groups(inputs: ReportInputs) -> list[Group]:
-    """Best, worst, wrong genres and missed genres; a poster comes at most once per group."""
+    """Choose the best, the worst, wrong genres and missed genres. A poster appears at most once per group."""
     model, truth = inputs.model, inputs.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
@@ -80,35 +80,35 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     moved = evidence(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
-    bold = "The genre in bold is farthest {} what its share of the training posters would suggest."
-    fewest = "Fewest genres right, by the poster's own F1; most loss first."
+    bold = "In bold: the genre whose probability is farthest {} its share of the training posters (in logits)."
+    lowest = "Lowest F1 of the poster; among equal values, the highest loss first."
     return [
-        _group(inputs, "best", "All right, and most certain", "Every genre right; least loss first.", best),
-        _group(inputs, "worst", "Worst", fewest, worst),
-        _group(inputs, "wrong", "Most confident: named, but wrong", bold.format("above"), wrong),
-        _group(inputs, "missed", "Most confident: true, but not named", bold.format("below"), missed),
+        _group(inputs, "best", "Best", "All genres correct; lowest loss first.", best),
+        _group(inputs, "worst", "Worst", lowest, worst),
+        _group(inputs, "wrong", "Most confident wrong genres (false positives)", bold.format("above"), wrong),
+        _group(inputs, "missed", "Most confident missed genres (false negatives)", bold.format("below"), missed),
     ]
 
 
 def error_group(inputs: ReportInputs, errors: Iterable[LabelError]) -> Group:
-    """The likely label errors."""
-    why = "The genres in bold are those whose given label the model contradicts; the likeliest errors come first."
+    """Return the group of likely label errors."""
+    why = "In bold: genres whose label the model contradicts. The most probable errors are first."
     told = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
     return _group(inputs, "label-errors", "Likely label errors", why, told)
 
 
 def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
-    """(N, G): how far the picture moved the model from the genre's share in training, in the logit.
+    """Return (N, G) differences in logits between the probabilities and the shares of the genres in training.
 
-    What a model is sure of is not its highest probability: 30% are a bold word for a genre that one poster in a
-    hundred has, and 60% a cautious one for a genre that most have.
+    This measures confidence better than the probability: 30% is confident for a genre that 1% of the posters have,
+    and 60% is cautious for a genre that most posters have.
     """
     usual = np.clip(prevalence, RARE_GENRES, 1.0 - RARE_GENRES)
     return np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
 
 
 def _extremes(inputs: ReportInputs, values: FloatArray) -> list[Told]:
-    """The samples of the highest finite values (N, G), and the genre of each one's highest."""
+    """Return the samples with the highest finite ``values`` (N, G), each with the genre of its highest value."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
@@ -120,7 +120,7 @@ def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterabl
 
 
 def example_of(inputs: ReportInputs, sample: int, told: set[str]) -> Example:
-    """A poster with its true genres, those named, and those in ``told``; the most probable first."""
+    """Return a poster with its true genres, the named genres and those in ``told``, most probable first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):
@@ -133,17 +133,17 @@ def example_of(inputs: ReportInputs, sample: int, told: set[str]) -> Example:
 
 
 def small_picture(picture: Callable[[int], bytes], sample: int) -> bytes | None:
-    """A poster as a small JPEG; None if it cannot be decoded."""
+    """Return a poster as a small JPEG; None if it cannot be decoded."""
     try:
         small = decode(picture(sample), ANY)
     except (OSError, BadImage):
-        return None  # the card says so; the page is worth having without it
+        return None  # the page shows "unreadable image" in its place
     small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
     return _small_jpeg(small)
 
 
 def _small_jpeg(image: Image.Image) -> bytes:
-    """A JPEG of at most `MOST_BYTES`: of less quality, then of fewer pixels, until it is."""
+    """Return a JPEG of at most `MOST_BYTES`. Reduce the quality first, then the size."""
     while True:
         for quality in (82, 70, 55):
             data = jpeg(image, quality, optimize=True)

@@ -1,4 +1,4 @@
-"""What a report is about: the samples of a split, and what one model, or two, said of them."""
+"""The data of a report: the samples of a split, and the outputs of one or two models for them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
-#: The key of `Material.shard_set` under which its fingerprint is.
+#: Key of the fingerprint in `ReportInputs.shard_set`.
 FINGERPRINT = "shard set fingerprint"
 
 
 @dataclass(frozen=True, eq=False)
 class ModelOutputs:
-    """What a model said of N samples, G genres."""
+    """Outputs of a model for N samples and G genres."""
 
     name: str
-    """What the page calls it."""
+    """Name of the model on the page."""
     folder: ModelFolder
     logits: FloatArray
-    """(N, G), as the network gave them."""
+    """(N, G), before calibration."""
 
     @property
     def decisions(self) -> Decisions:
@@ -34,7 +34,7 @@ class ModelOutputs:
 
     @property
     def ours(self) -> dict[str, Any]:
-        """This toolkit's part of its config.json."""
+        """The entries of this toolkit in config.json of the model folder."""
         return self.folder.config[OWN_KEY]
 
     @property
@@ -43,7 +43,7 @@ class ModelOutputs:
 
     @cached_property
     def probabilities(self) -> FloatArray:
-        """(N, G), calibrated where the model is."""
+        """(N, G), calibrated if the model is calibrated."""
         return self.decisions.probabilities(self.logits)
 
     @cached_property
@@ -53,37 +53,37 @@ class ModelOutputs:
 
     @cached_property
     def named(self) -> BoolArray:
-        """(N, G): the genres it names."""
+        """(N, G): whether a probability reaches its threshold."""
         return self.probabilities >= self.decisions.thresholds
 
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """N samples of a split with G genres, and what was said of them."""
+    """N samples of a split with G genres, and the outputs of the models for them."""
 
     split: str
     genres: list[str]
     targets: BoolArray
     """(N, G)."""
     ids: list[str]
-    """The users' ids."""
+    """The N ids, as in the user's metadata."""
     picture: Callable[[int], bytes]
-    """The encoded image of a sample."""
+    """Returns the encoded image of a sample, by its number."""
     train_prevalence: FloatArray
-    """(G,) shares of training samples, which is all that the baselines know."""
+    """(G,) shares of the training samples, from which the baselines are made."""
     model: ModelOutputs
     other: ModelOutputs | None
-    """The run to compare with."""
+    """The run to compare with; None without --compare."""
     shard_set: dict[str, str]
-    """Name -> value, for people: folder, fingerprints; `FINGERPRINT` is compared as well."""
+    """Name → value, for the page: folder and fingerprints. The value of `FINGERPRINT` is also compared."""
     command: str
     units: IntArray | None = None
-    """(N,) numbers from 0, the same for near-duplicates; None where the set does not say."""
+    """(N,) group numbers from 0, the same for near-duplicates; None if the set does not record them."""
 
-    def may_have_seen(self, said: ModelOutputs) -> bool:
-        """Whether a model was trained on another shard set, whose training split may hold these samples."""
-        return said.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
+    def may_have_seen(self, outputs: ModelOutputs) -> bool:
+        """Return whether the model was trained on another shard set. Its training split may contain these samples."""
+        return outputs.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 
     def genres_of(self, sample: int) -> list[str]:
-        """The true genres of a sample."""
+        """Return the true genres of a sample."""
         return [self.genres[column] for column in np.flatnonzero(self.targets[sample])]

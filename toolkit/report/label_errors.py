@@ -1,7 +1,7 @@
 """Labels that are probably wrong, by confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023): cleanlab.
 
-A label is suspected when the model is surer of the opposite than it usually is of posters so labelled. That needs
-probabilities of samples that the model was not trained on: a test or validation split. cleanlab is optional.
+A label is suspected if the model predicts the opposite with more confidence than it usually has for posters with that
+opposite label. The probabilities must come from samples outside the training: a test or validation split.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Flag:
 
     genre: str
     given: bool
-    """Whether the poster is labelled with the genre; the model thinks the opposite."""
+    """Whether the poster has this label. The model predicts the opposite."""
     probability: float
-    """What the model gives the genre."""
+    """The calibrated probability of the genre, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class LabelError:
 
     sample: int
     score: float
-    """cleanlab's quality of its labels, 0 to 1; low is suspect."""
+    """Quality of the labels by cleanlab, from 0 to 1; low values are suspect."""
     flags: list[Flag]
 
 
 def have_cleanlab() -> bool:
-    """Whether cleanlab is installed; it is not imported, which takes seconds."""
+    """Return whether cleanlab is installed, without the import, which takes seconds."""
     return not absent("cleanlab")
 
 
 def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str]) -> list[LabelError]:
-    """Samples with labels that are probably wrong, the likeliest first.
+    """Return the samples with labels that are probably wrong, the most probable errors first.
 
-    truth (N, G), and scores (N, G), the probabilities of a model that has not seen these samples. Genres that
-    all samples have, or none, are left out: there is nothing to compare with. Raises UserError without cleanlab.
+    ``truth`` (N, G) and ``scores`` (N, G), probabilities of a model that was not trained on these samples. Genres that
+    all samples have, or no sample has, are left out. Raises UserError if cleanlab is not installed.
     """
     require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
@@ -65,13 +65,13 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
 
 
 def _ask_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """((n, g) suspected labels, (n,) quality of each sample's labels)."""
+    """Return ((n, g) suspected labels, (n,) quality of each sample's labels)."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
     lists = [np.flatnonzero(row).tolist() for row in truth]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of classes with few members, which the report says itself
+        warnings.simplefilter("ignore")  # cleanlab warns of rare classes; the report has a note on them
         suspected = find_multilabel_issues_per_class(lists, scores, n_jobs=1)
         quality = get_label_quality_scores(lists, scores, adjust_pred_probs=True)
     return np.asarray(suspected, dtype=np.bool_), np.asarray(quality, dtype=np.float64)

@@ -1,7 +1,7 @@
-"""DIR of `--report DIR`: what is written there, and what may be replaced.
+"""The folder of `--report DIR`: check and write its files.
 
-index.html is written last, so its presence means that the report is whole; metrics.json is written first and says that
-the folder is a report, whole or not. A folder that holds anything else is refused: somebody might miss it.
+index.html is written last: if it exists, the report is complete. metrics.json is written first and marks the folder as
+a report, complete or not. A folder with other files is refused, so that a report never replaces them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MADE_BY = "posters evaluate --report"
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raise UserError if DIR cannot be a report's folder: a file, or a folder with something else in it."""
+    """Raise UserError if DIR cannot be the folder of a report: if it is a file, or contains other files."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -40,12 +40,12 @@ def check_report_folder(folder: Path) -> None:
     if strange:
         raise UserError(
             "path-exists",
-            f"--report {folder} holds {strange}, which no report of this toolkit put there; name a new or empty folder",
+            f"--report {folder} contains {strange}, which is not part of a report; name a new or empty folder",
         )
 
 
 def _strange(folder: Path) -> str:
-    """The name of something that is not of a report; empty without."""
+    """Return the name of an entry that is not part of a report, or an empty string if there is none."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.endswith(PARTIAL)]
     for entry in entries:
         if entry.name == PLOTS and entry.is_dir():
@@ -66,7 +66,7 @@ def _is_report(numbers: Path) -> bool:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write all of DIR, replacing an older report; returns the page. Raises UserError as `check_report_folder`."""
+    """Write all files, replace an older report, return the page's path. Raises UserError as `check_report_folder`."""
     check_report_folder(folder)
     page = render_page(report)
     (folder / PAGE).unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def render_page(report: Report) -> str:
-    """The report as one HTML page that needs nothing but itself: pictures and plots as data URIs, no script."""
+    """Return the report as one self-contained HTML page: pictures and plots as data URIs, no script."""
     numbers = report.numbers
     return render(
         "toolkit.report/report.html",

@@ -1,4 +1,4 @@
-"""Genre by genre: the table of the page and of per-genre.csv, and which of them another run does better."""
+"""Metrics per genre: the table of the page and of per-genre.csv, the comparison with another run, and the notes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
 
-#: With fewer positives a genre's figures are mostly luck.
+#: With fewer positives the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
-#: With one positive the interval holds the truth in half of the cases instead of 95%: no verdict is drawn from so few.
+#: Verdict for fewer positives: with one positive, the 95% interval contains the true value in only half of the cases.
 TOO_FEW = "too few posters"
-#: Genres that a note names.
+#: Maximum number of genres that a note lists.
 MAX_LISTED = 8
 
 
 def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """One row per genre in the model's order; None where undefined (see `per_genre_table`)."""
+    """Return one row per genre, in the model's order. A value is None if it is undefined (see `per_genre_table`)."""
     model, plain = inputs.model, draws[MODEL]
     outcome = Outcome(inputs.targets, scores=model.probabilities)
     table = per_genre_table(outcome, model.decisions.thresholds, inputs.genres)
@@ -40,7 +40,7 @@ def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, 
 
 
 def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Per genre: AP and F1 of the model less those of the other run; empty without one."""
+    """Return AP and F1 of the model minus those of the other run, per genre. The list is empty without another run."""
     if inputs.other is None:
         return []
     support = inputs.targets.sum(axis=0)
@@ -48,11 +48,11 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
         {"genre": genre, "support": int(count)} for genre, count in zip(inputs.genres, support, strict=True)
     ]
     for metric in ("ap", "f1"):
-        mine, theirs = (draws[who].plain.per_genre[metric][0] for who in (MODEL, OTHER))
+        model, other = (draws[key].plain.per_genre[metric][0] for key in (MODEL, OTHER))
         for column, difference in enumerate(genre_differences(draws[MODEL], draws[OTHER], metric)):
             rows[column][metric] = {
-                "mine": float(mine[column]),
-                "theirs": float(theirs[column]),
+                "mine": float(model[column]),
+                "theirs": float(other[column]),
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
@@ -62,29 +62,28 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
 
 
 def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
-    """What must be known to read the figures rightly."""
+    """Return the notes that a reader needs to interpret the metrics."""
     found = [
-        f"{said.name} was trained on another shard set: if {inputs.split} posters of this one were among its "
-        "training posters, its figures here are too good"
-        + (", and the comparison with it is not fair." if beside else ".")
-        for said, beside in ((inputs.model, False), (inputs.other, True))
-        if said is not None and inputs.may_have_seen(said)
+        f"{outputs.name} was trained on another shard set. If its training posters include {inputs.split} posters of "
+        "this set, its metrics here are too high" + (", and the comparison with it is not fair." if compared else ".")
+        for outputs, compared in ((inputs.model, False), (inputs.other, True))
+        if outputs is not None and inputs.may_have_seen(outputs)
     ]
     found += _duplicates(inputs)
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:
-        found.append(f"No poster of this split is {_listed(none, last='or')}: such genres count in no mean.")
+        found.append(f"No poster of this split is {_listed(none, last='or')}. Means leave out such genres.")
     if few:
         found.append(
-            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly luck, yet count in "
-            "mAP and macro-F1 as much as any other genre's, and the AP of few positives is flattering: compare mAP on "
-            "equal posters only."
+            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly chance, but mAP "
+            "and macro-F1 weigh all genres equally. AP from few positives is too high on average: compare mAP only "
+            "between models on the same posters."
         )
     if inputs.split == "val":
-        found.append("Thresholds and calibration were chosen on this split: its figures are optimistic.")
+        found.append("Thresholds and calibration were chosen on this split: its metrics are optimistic.")
     if inputs.split == "train":
-        found.append("The model was trained on this split: its figures say nothing about new posters.")
+        found.append("The model was trained on this split: its metrics do not apply to new posters.")
     unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
     if unnamed:
         found.append(f"Never named on this split: {_listed(unnamed)}.")
@@ -92,22 +91,22 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _duplicates(inputs: ReportInputs) -> list[str]:
-    """What the intervals make of near-duplicates."""
+    """Return the note on how the intervals treat near-duplicates."""
     if inputs.units is None:
         return [
-            "The shard set does not say which posters are near-duplicates (it was built by an earlier version, or "
-            "indexed): each counts as a poster of its own, and the intervals are too narrow if there are many."
+            "The shard set does not record near-duplicates (it was built by an earlier version, or indexed). Each "
+            "poster counts separately, and the intervals are too narrow if there are many near-duplicates."
         ]
     sizes = np.bincount(inputs.units)
     if (sizes < 2).all():
         return []
     return [
         f"{sizes[sizes > 1].sum()} posters are near-duplicates of others, in {(sizes > 1).sum()} groups: the intervals "
-        "take each group for one poster."
+        "count each group as one poster."
     ]
 
 
 def _listed(names: list[str], last: str = "and") -> str:
-    """``A, B and C``; beyond `LISTED` ``A, B and 6 more``."""
+    """Return ``A, B and C``; for more than `MAX_LISTED` names ``A, B and 6 more``."""
     shown = names if len(names) <= MAX_LISTED else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

@@ -1,4 +1,4 @@
-"""What `posters evaluate` does for `--report DIR`: look before the work, infer the other run, write on rank 0."""
+"""Steps of `posters evaluate` for `--report DIR`: check first, infer the other run, write the report on rank 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from toolkit.report.output import check_report_folder, write_report
 
 @dataclass(frozen=True)
 class ReportRun:
-    """A report that was asked for, checked as far as it can be before the evaluation."""
+    """A requested report; its inputs are checked before the evaluation."""
 
     folder: Path
     model: ModelFolder
@@ -36,17 +36,15 @@ class ReportRun:
     manifest: Manifest
     label_errors: bool
     command: str
-    """What gives the same page again."""
+    """Command line that makes the same page again."""
 
     @classmethod
     def of(cls, options: EvaluateOptions) -> ReportRun | None:
-        """From the options of `posters evaluate`; None if no report is wanted. Raises UserError."""
+        """Create from the options of `posters evaluate`; None without --report. Raises UserError if invalid."""
         if options.report is None:
             for option in ("compare", "label_errors"):
                 if getattr(options, option):
-                    raise UserError(
-                        "option-missing", f"--{option.replace('_', '-')} goes into a report: give --report DIR too"
-                    )
+                    raise UserError("option-missing", f"--{option.replace('_', '-')} needs a report: add --report DIR")
             return None
         if options.label_errors:
             require_extra("report", "--label-errors", "cleanlab", load=False)
@@ -56,21 +54,21 @@ class ReportRun:
         if options.compare is not None:
             other = load_model_folder(model_folder_of(options.compare))
             require_same("the model", model.labels, "--compare", other.labels)
-        # The labels of training samples are learnt by heart, wrong ones too: it is of no use unless it is insisted on.
+        # On the training split the model has memorised wrong labels too: label errors are searched only on request.
         by_default = have_cleanlab() and options.split != "train"
         wanted = by_default if options.label_errors is None else options.label_errors
         shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
-        """The other run's logits on the same split, on every rank; None without one."""
+        """Return the other run's logits on the same split, on every rank; None without another run."""
         if self.other is None:
             return None
         warn_of_another_set(self.other, self.manifest, self.shards, split)
         return infer_split(accelerator, self.other, self.shards, self.manifest, split, batch_size, workers)
 
     def write(self, outputs: SplitLogits, others: SplitLogits | None) -> Path:
-        """Build and write the report; returns its page."""
+        """Build and write the report; return the path of its page."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
         inputs = ReportInputs(
@@ -94,12 +92,12 @@ class ReportRun:
 
 
 def model_folder_of(path: Path) -> Path:
-    """The model folder of a run folder, or the folder itself if it is one."""
+    """Return the model folder of a run folder, or ``path`` itself if it is not a run folder."""
     return path / "model" if (path / "model" / LABELS).is_file() else path
 
 
 def run_names(model: Path, other: Path | None) -> tuple[str, str]:
-    """What to call the two: the run folder's name, or the whole path where that is the same for both."""
+    """Return names for the two models: the names of the run folders, or the whole paths if the names are equal."""
     wholes = [path.resolve() for path in (model, other) if path is not None]
     names = [whole.parent.name if whole.name == "model" and whole.parent.name else whole.name for whole in wholes]
     if len(set(names)) < len(names):
@@ -108,6 +106,6 @@ def run_names(model: Path, other: Path | None) -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """The command as it can be typed again; `launch/evaluate.py` takes the same options."""
-    words = [without_secrets(word) for word in sys.argv[1:]]  # a URL's password is not for the page
+    """Return the command for a shell, without passwords. `launch/evaluate.py` has the same options."""
+    words = [without_secrets(word) for word in sys.argv[1:]]  # a password in a URL must not be on the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

@@ -1,6 +1,6 @@
-"""The figures of a report: the headline with its intervals, and what it means beside baselines and another run.
+"""The main metrics of a report with their intervals, and comparisons with baselines and another run.
 
-Everything is measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an
+All are measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an
 interval.
 """
 
@@ -19,7 +19,7 @@ from toolkit.metrics.table import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 
-#: What baselines and runs are compared in, of probabilities and of decisions.
+#: Metrics of the comparison with baselines: of decisions, and of probabilities.
 DECIDING = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
 RANKING = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
 CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
@@ -28,24 +28,24 @@ MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single thres
 
 
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
-    """Everyone on the same resamples: the model, the other run, the baselines, the model at a single threshold."""
+    """Measure the model, the other run, the baselines and the model at a single threshold on the same resamples."""
     model, truth = inputs.model, inputs.targets
-    everyone = {MODEL: Outcome(truth, model.named, model.probabilities)}
+    outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
-        everyone[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
-    # Prevalence ranks and is scored; what it would name at some threshold is always-top-k for some k.
+        outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
+    # Prevalence needs no decisions: at any threshold they would be those of always-top-k for some k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
-    everyone[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
+    outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
         if k <= truth.shape[1]:
-            everyone[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
+            outcomes[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
     if model.decisions.per_genre:
-        everyone[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
-    return bootstrap(everyone, rounds, inputs.units)
+        outcomes[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
+    return bootstrap(outcomes, rounds, inputs.units)
 
 
 def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """One row per metric: the model's value and interval."""
+    """Return one row per metric with the value and the interval of the model."""
     intervals = confidence_intervals(draws[MODEL])
     return [
         {"metric": metric.key, "name": metric.label, **intervals[metric.key]._asdict()} for metric in PLACES["report"]
@@ -53,7 +53,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
 
 
 def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """What the model is set beside: baselines, its own single threshold, another run."""
+    """Compare the model with baselines, with its own single threshold, and with another run."""
     strongest = {metric: _strongest(draws, metric) for metric in DECIDING}
     baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in RANKING]
     baseline += [_row(draws, key, metric, f"always {key}") for metric, key in strongest.items()]
@@ -68,13 +68,13 @@ def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str,
 
 
 def _strongest(draws: dict[str, Draws], metric: str) -> str:
-    """The key of the always-top-k that does best."""
+    """Return the key of the always-top-k with the highest value."""
     keys = [key for key in draws if key.startswith("top-")]
     return max(keys, key=lambda key: draws[key].plain.metrics[metric][0])
 
 
 def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[str, Any]:
-    """``beside`` names who is meant where that is not the same for the whole table."""
+    """Return one row of a comparison. ``beside`` names the reference if it differs within the table."""
     difference = paired_difference(draws[MODEL], draws[key])[metric]
     return {
         "metric": metric,
@@ -91,7 +91,7 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
 
 
 def in_words(difference: Difference, better: Better) -> str:
-    """``real: better``, ``real: worse``, ``not distinguishable``; of a metric that has no better, ``real``."""
+    """Return ``real: better``, ``real: worse``, ``not distinguishable``, or ``real`` for a metric without direction."""
     if difference.value is None or not difference.real:
         return UNCERTAIN_WORDS
     if better is None:
@@ -100,26 +100,26 @@ def in_words(difference: Difference, better: Better) -> str:
 
 
 def verdict(inputs: ReportInputs, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
-    """The finding in one sentence, and the sentences that go with it."""
+    """Return the main result in one sentence, and sentences with details."""
     values = {row["metric"]: row for row in rows}
     beside = {row["metric"]: row for row in compared[0]["rows"]}
     m_ap, chance = values["mAP"], beside["mAP"]
     posters = f"{len(inputs.targets):,} {inputs.split} posters"
     if m_ap["value"] is None:
-        sentence = f"None of {posters} has a genre of this model, so nothing can be said of it."
+        sentence = f"None of {posters} has a genre of this model, so no metric can be computed."
         return {"sentence": sentence, "details": []}
-    times = f"{m_ap['value'] / chance['theirs']:.1f} times what" if chance["theirs"] > 0 else "against the 0 that"
-    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} label prevalence gives"
-    sentence = f"{ranked}; beside always naming the commonest genres, {_decided(beside)}."
+    times = f"{m_ap['value'] / chance['theirs']:.1f} times the mAP" if chance["theirs"] > 0 else "against 0"
+    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} of label prevalence"
+    sentence = f"{ranked}. Compared with always naming the most common genres, {_decided(beside)}."
     details = [
-        f"The {COVERAGE:.0%} interval of mAP is {_span(m_ap)}; of micro-F1 ({values['micro_f1']['value']:.3f}) "
-        f"{_span(values['micro_f1'])}; of macro-F1 ({values['macro_f1']['value']:.3f}) {_span(values['macro_f1'])}."
+        f"{COVERAGE:.0%} intervals: mAP {_span(m_ap)}; micro-F1 ({values['micro_f1']['value']:.3f}) "
+        f"{_span(values['micro_f1'])}; macro-F1 ({values['macro_f1']['value']:.3f}) {_span(values['macro_f1'])}."
     ]
     return {"sentence": sentence, "details": details + [_in_short(comparison) for comparison in compared[1:]]}
 
 
 def _decided(beside: dict[str, dict[str, Any]]) -> str:
-    """``micro-F1 (0.61 against 0.59) is better and macro-F1 (0.10 against 0.08) is not distinguishable``."""
+    """Return ``micro-F1 (0.61 against 0.59) is better and macro-F1 (0.10 against 0.08) is not distinguishable``."""
     parts = []
     for metric in ("micro_f1", "macro_f1"):
         row = beside[metric]
@@ -129,7 +129,7 @@ def _decided(beside: dict[str, dict[str, Any]]) -> str:
 
 
 def _in_short(comparison: dict[str, Any]) -> str:
-    """One sentence about a comparison: which of the main metrics really differ."""
+    """Return one sentence about a comparison: which of the main metrics really differ."""
     groups: dict[str, list[str]] = {}
     for row in comparison["rows"]:
         metric = METRICS[row["metric"]]
@@ -138,7 +138,7 @@ def _in_short(comparison: dict[str, Any]) -> str:
             by = "undefined" if row["difference"] is None else signed(row["difference"])
             groups.setdefault(words, []).append(f"{metric.word} ({by})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
-    return f"Beside {comparison['name']}, {'; '.join(parts)}."
+    return f"Compared with {comparison['name']}, {'; '.join(parts)}."
 
 
 def _span(row: dict[str, Any]) -> str:

@@ -101,7 +101,7 @@ def test_no_more_files_than_promised(answers: PredictionService, posters: Path, 
     monkeypatch.setattr(app_answers, "MAX_FILES", 2)
     *found, last = answers.read([posters / "images" / "p00001.jpg"] * 5)
     assert len(found) == 2 and all(isinstance(item, Poster) for item in found)
-    assert last == Refused("and 3 more files", "not looked at: 2 at a time, please")
+    assert last == Refused("and 3 more files", "not decoded: the limit is 2 files at a time")
 
 
 def test_nothing_dropped_is_no_fault(answers: PredictionService):
@@ -193,7 +193,7 @@ def test_several_visitors_at_once(answers: PredictionService, posters: Path):
 
 def test_text_is_off_with_a_note(monkeypatch: pytest.MonkeyPatch):
     assert text_removal(False, "surround", None) == (
-        None, "Text is not looked for: this page was started with --no-text.",
+        None, "Text detection is off: this page was started with --no-text.",
     )  # fmt: skip
     monkeypatch.setattr(app_answers, "absent", lambda *modules: ["rapidocr"])
     removal, note = text_removal(True, "surround", None)

@@ -180,7 +180,7 @@ def test_the_page_says_what_predict_says(server: Server, browser: Any, model: Pa
     page.wait("#text table", 60)  # comes by itself, later
     without = page.probabilities("#text", "without")
     assert without.keys() == shown.keys() and without != shown
-    assert "of the poster was taken for text" in page.text()
+    assert "of the poster was detected as text" in page.text()
 
 
 def test_another_genre_has_another_heat_map(server: Server, browser: Any, posters: Path):

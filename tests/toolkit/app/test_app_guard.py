@@ -46,7 +46,7 @@ def ask(
 
 
 UPLOAD = "/gradio_api/upload"
-FOREIGN = "requests of other web pages are not taken; --root-path https://NAME/ adds a proxy's"
+FOREIGN = "requests of other web pages are refused; for a proxy, start the page with --root-path https://NAME/"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ FOREIGN = "requests of other web pages are not taken; --root-path https://NAME/ 
 )  # fmt: skip
 def test_only_this_machines_names(host: str, status: int):
     found, said = ask(Guard(_page, "127.0.0.1"), "GET", "/", host=host)
-    assert found == status and (found == 200 or said.startswith("this page is not served under that name; "))
+    assert found == status and (found == 200 or said.startswith("the page is not served under this name; "))
 
 
 def test_a_page_for_other_machines_has_their_addresses_but_no_foreign_name():
@@ -116,7 +116,7 @@ def test_quotas_of_one_and_of_all(monkeypatch: pytest.MonkeyPatch):
     assert ask(guard, "POST", UPLOAD, "10.0.0.2", content_length="100")[0] == 200
     status, said = ask(guard, "POST", UPLOAD, "10.0.0.3", content_length="51")
     assert status == 413 and said.startswith("too much at a time: ")
-    assert said.endswith("MB by all visitors; send fewer or smaller files, or wait\n")
+    assert said.endswith("MB for all visitors; upload fewer or smaller files, or wait\n")
     assert ask(guard, "POST", UPLOAD, "10.0.0.3", content_length="50")[0] == 200
     now[0] = app_guard.KEPT + 1  # the files are gone
     assert ask(guard, "POST", UPLOAD, content_length="100")[0] == 200

@@ -144,9 +144,9 @@ def test_an_architecture_without_maps_says_so(one_thread: None):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.stage(x)[:, :3]
 
-    with pytest.raises(NoHeatMap, match="no map of the picture"):
+    with pytest.raises(NoHeatMap, match="not a map of the picture"):
         GradCam(Flat().eval(), 64)
     model = Bright().eval()
     model.feature_info = []
-    with pytest.raises(NoHeatMap, match="timm names no stages of Bright"):
+    with pytest.raises(NoHeatMap, match="timm lists no stages of Bright"):
         GradCam(model, 64)

@@ -89,9 +89,9 @@ def test_a_model_that_only_sees_the_whole(anywhere: Folders):
 
 def test_a_blind_model(titles: Folders):
     _, report, _ = audit(Blind(), titles)
-    assert report["sentence"].startswith("Neither titles nor the same area elsewhere move")
+    assert report["sentence"].startswith("Titles and the same area elsewhere do not move")
     assert report["ratio"]["value"] is None and report["effects"]["text"]["probability"] == 0.0
-    assert "Neither titles" in page(report, [])
+    assert "Titles and the same area elsewhere do not move" in page(report, [])
     json.dumps(report, allow_nan=False)
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_audited_is_counted_and_named(titles: Folders, tmp_path: 
         "swap": "another picture",
         "../good": "bad id",
     }
-    assert counts["crowded_draws"] == 2 and any("no place of its own" in note for note in report["notes"])
+    assert counts["crowded_draws"] == 2 and any("no free place off the text" in note for note in report["notes"])
     only = {"full": truth}
     _, report, _ = audit(Reader(), (raw, cleaned), only)
     assert report["sentence"].startswith("No poster could be compared") and report["metrics"] is None

@@ -79,16 +79,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         (Ratio(1.1, 0.9, 1.3, 0.1, 0.1, 50), "No clear difference: titles move predictions 1.10 times as much as "
          "the same area elsewhere (95% interval 0.90 to 1.30, 50 posters)."),
         (Ratio(3.0, 1.5, 6.0, 0.3, 0.1, 12), "Titles move predictions 3.0 times as much as the same area elsewhere "
-         "(95% interval 1.50 to 6.0, only 12 posters: a wide guess)."),
+         "(95% interval 1.50 to 6.0, only 12 posters: very uncertain)."),
         (Ratio(3.0, None, None, 0.3, 0.1, 1), "No clear difference: titles move predictions 3.0 times as much as "
          "the same area elsewhere (no interval from 1 poster)."),
-        (Ratio(None, None, None, 0.0, 0.0, 40), "Neither titles nor the same area elsewhere move this model's "
-         "predictions: it gives the same probabilities with and without them (40 posters)."),
-        (Ratio(math.inf, math.inf, math.inf, 0.25, 0.0, 40), "Titles move predictions by 0.250 on average, the same "
-         "area elsewhere does not move them at all (40 posters)."),
+        (Ratio(None, None, None, 0.0, 0.0, 40), "Titles and the same area elsewhere do not move predictions: "
+         "the probabilities are the same with and without them (40 posters)."),
+        (Ratio(math.inf, math.inf, math.inf, 0.25, 0.0, 40), "Titles move predictions by 0.250 on average. The same "
+         "area elsewhere does not move them (40 posters)."),
         (Ratio(9.0, 4.0, math.inf, 0.25, 0.01, 40), "Titles move predictions 9.0 times as much as the same area "
          "elsewhere (95% interval from 4.0 upwards, 40 posters)."),
-        (Ratio(None, None, None, None, None, 0), "No poster could be compared, so nothing can be said about titles."),
+        (Ratio(None, None, None, None, None, 0), "No poster could be compared, so there is no result about titles."),
     ],
 )  # fmt: skip
 def test_the_sentence_is_right_in_every_case(ratio: Ratio, words: str):

@@ -127,7 +127,7 @@ def test_predictions_under_other_ids_are_refused(copy: Path, model: Path, tmp_pa
     shard.update(index_bytes=index.stat().st_size, index_sha256=sha256_file(index))
     (copy / "manifest.json").write_text(json.dumps(raw))
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"test-00000\.csv holds predictions of another index of the same images"):
+    with pytest.raises(UserError, match=r"test-00000\.csv contains predictions of another index of the same images"):
         main(predict)
     assert files(tmp_path) == before
 

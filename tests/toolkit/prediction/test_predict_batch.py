@@ -208,7 +208,7 @@ def test_what_is_refused(by_one: Path, many_shards: Path, model: Path, posters: 
         ([*shards, "--out", here, "-t", "0.9"], "predictions-other", [here, "thresholds", "--out"]),
         ([*shards, "--out", here, "--tta", "flip"], "predictions-other", [here, "--tta", "--out"]),
         (shards, "option-missing", ["--shards", "--out FOLDER"]),
-        ([*shards, "--out", tmp_path / "x", "--format", "csv", "--embeddings"], "option-conflict", ["into csv"]),
+        ([*shards, "--out", tmp_path / "x", "--format", "csv", "--embeddings"], "option-conflict", ["not csv"]),
         ([*shards, "--out", tmp_path / "x", "--format", "json"], "option-conflict", ["parquet, csv, jsonl"]),
         ([*of_folder, "--out", tmp_path / "x", "--split", "test"], "option-conflict", ["--split", "--ignore-labels"]),
         ([*of_folder, "--format", "jsonl"], "option-conflict", ["--format jsonl", "--out"]),

@@ -106,7 +106,7 @@ def test_it_prints(page: Path, report: Report, tmp_path: Path):
     text = subprocess.run([reader, str(out), "-"], capture_output=True, text=True, check=True).stdout
     words = " ".join(text.split())
     assert report.numbers["verdict"]["sentence"] in words
-    for heading in ("The figures", "Genre by genre", "Do probabilities mean", "The facts"):
+    for heading in ("Metrics", "Metrics per genre", "Calibration per genre", "Model and data"):
         assert heading in words
 
 

@@ -77,16 +77,16 @@ def test_without_calibration_there_is_no_before_and_after():
     html = render_page(build_report(plain, label_errors=False, rounds=5))
     assert (
         "cal. error</th></tr>" in html
-        and "<th>as they are</th></tr>" in html
+        and "<th>not calibrated</th></tr>" in html
         and "→" not in html
-        and "orange is before" not in html
+        and "Orange: before" not in html
     )
     few = replace(plain, targets=plain.targets & (np.arange(SAMPLES) < 15)[:, None])
     html = render_page(build_report(few, label_errors=False, rounds=5))
-    assert "No genre has 20 posters here" in html
+    assert "No genre has 20 posters in this split" in html
 
 
 def test_many_genres_are_capped_and_that_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.report.build.MAX_DIAGRAMS", 2)
     html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
-    assert "The 2 commonest of the 3 genres with at least 20 posters: 2 of 5." in html
+    assert "Shown: the 2 most common of the 3 genres with at least 20 posters: 2 of 5." in html

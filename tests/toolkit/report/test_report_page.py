@@ -97,14 +97,14 @@ def test_the_page_says_which_weights_and_whose_training(page: str):
     mine, theirs = (trained_on(given.model, "e" * 16, weights="ema"), trained_on(given.other, "f" * 16, weights="raw"))
     html = render_page(build_report(replace(given, model=mine, other=theirs), label_errors=False, rounds=5))
     told = unescape(html)
-    assert "<dt>weights</dt><dd>moving average of the trained ones (EMA); sha256 abab" in told
-    assert "<dt>beside it: weights</dt><dd>as trained (raw); sha256 abab" in told
-    for said_of, digit in (("", "e"), ("beside it: ", "f")):
-        line = f"<dt>{said_of}trained on</dt><dd>shard set {digit * 16}, not the one of this page</dd>"
+    assert "<dt>weights</dt><dd>moving average of the trained weights (EMA); sha256 abab" in told
+    assert "<dt>reference: weights</dt><dd>trained weights (raw); sha256 abab" in told
+    for said_of, digit in (("", "e"), ("reference: ", "f")):
+        line = f"<dt>{said_of}trained on</dt><dd>shard set {digit * 16} (not the shard set of this page)</dd>"
         assert line in told
     assert told.count("was trained on another shard set") == 2
     assert "<dt>weights</dt><dd>sha256 abab" in page  # older models do not say
-    assert "another shard set" not in page and "not the one of this page" not in page
+    assert "another shard set" not in page and "not the shard set of this page" not in page
 
 
 def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
@@ -233,7 +233,7 @@ def test_a_course_that_is_no_table_is_left_out(tmp_path: Path, caplog: pytest.Lo
 
 def test_a_model_outside_a_run_has_no_training_section():
     html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
-    assert "The training" not in html and "run 2" not in html
+    assert "Training curves" not in html and "run 2" not in html
 
 
 @pytest.mark.parametrize("genres", [1, 2])
@@ -253,7 +253,7 @@ def test_few_genres_and_few_samples(genres: int):
 def test_a_split_without_a_positive_has_a_page_all_the_same():
     given = inputs(other=False)
     report = build_report(replace(given, targets=np.zeros_like(given.targets)), label_errors=False, rounds=5)
-    assert "nothing can be said" in report.numbers["verdict"]["sentence"]
+    assert "no metric can be computed" in report.numbers["verdict"]["sentence"]
     HtmlReader(render_page(report))
 
 

@@ -77,8 +77,8 @@ def test_the_set_says_which_posters_are_near_duplicates(made, shard_set: Path):
     (shown,) = [n for n in json.loads((folder / "metrics.json").read_text())["notes"] if "near-dup" in n] or [""]
     units = Manifest.read(shard_set).units_of("test")
     assert units is not None and len(units) == len(predictions["ids"])
-    assert ("take each group for one poster" in shown) == (len(set(units.tolist())) < len(units))
-    assert "does not say" not in shown
+    assert ("count each group as one poster" in shown) == (len(set(units.tolist())) < len(units))
+    assert "does not record" not in shown
 
 
 def test_two_processes_write_one_report_with_the_same_numbers(

@@ -1,7 +1,7 @@
-"""How the plots look: one calm style, colours that colour-blind readers tell apart, letters a phone can show.
+"""Style of the plots: colours that colour-blind readers can distinguish, and letters that are readable on a phone.
 
-Figures are drawn without pyplot (no global state) at twice the density of an ordinary screen: what is 460 pixels wide
-on the page has 920. At a phone's width their letters are then still some ten pixels high.
+Figures are drawn without pyplot (no global state) at twice the density of an ordinary screen: a plot that is 460 pixels
+wide on the page has 920 pixels. At the width of a phone, its letters are still about ten pixels high.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-#: Okabe and Ito's colours (2008), which the common kinds of colour blindness leave distinct.
+#: Colours by Okabe and Ito (2008), distinct for the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
-#: Inches on the page (96 pixels each): an ordinary plot, and one of the small ones per genre.
+#: Size on the page in inches (96 pixels each): an ordinary plot, and a small plot per genre.
 WIDE, SMALL = (4.8, 3.4), (2.4, 2.15)
 DENSITY = 192
 
@@ -60,16 +60,16 @@ class Plot:
     """A finished plot."""
 
     name: str
-    """Of its file, without ``.png``."""
+    """Name of its file, without ``.png``."""
     png: bytes
     says: str
-    """What it shows, in words, for readers who do not see it."""
+    """Description in words, for readers who cannot see the plot."""
     width: int
-    """CSS pixels at which it is meant to be seen."""
+    """Width on the page in CSS pixels."""
 
 
 def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
-    """Run a drawing function under the style, which matplotlib also reads while it renders."""
+    """Run a drawing function with the style of the plots. Matplotlib also reads the style while it renders."""
 
     @wraps(draw)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Plot:
@@ -83,34 +83,34 @@ def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
 
 
 def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, as `Figure.subplots` gives them."""
+    """Return a figure and its axes, as from `Figure.subplots`."""
     figure = Figure(figsize=size, dpi=DENSITY)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(**subplots)
 
 
 def finish(figure: Figure, name: str, says: str) -> Plot:
-    """Render to PNG bytes, the same on every run."""
+    """Render a figure to a Plot. The PNG bytes are the same on every run."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DENSITY, metadata={"Software": None})
     return Plot(name, out.getvalue(), says, round(figure.get_figwidth() * 96))
 
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
-    """An axis from 0 to 1 with room for the line at either end."""
+    """Set an axis to 0 to 1, with space for lines at both ends."""
     axes.set(**{f"{which}lim": (-0.02, 1.02)})
     set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
     set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
-    """Write a name beside each point where it meets no other name and no point; leave out what finds no place.
+    """Write a name beside each point, without overlap with another name or point; omit names without a free place.
 
-    No place is nearer to another point, whose name it would be taken for. Places are tried from near to far, all
-    around; points come in the given order, so give the important ones first.
+    A place must be nearer to its own point than to any other. Places are tried from near to far on all sides. Points
+    are labelled in the given order: pass the important ones first.
     """
     figure: Any = axes.figure
-    figure.draw_without_rendering()  # the layout must stand before anything can be measured
+    figure.draw_without_rendering()  # text can be measured only after the layout is computed
     points: Any = axes.transData.transform(list(zip(xs, ys, strict=True))) if len(xs) else []
     dot = 5 * DENSITY / 96
     taken = [Bbox.from_bounds(x - dot / 2, y - dot / 2, dot, dot) for x, y in points]

@@ -14,19 +14,19 @@ from toolkit.report.plots.common import BLUE, GREY, INK, ORANGE, Plot, finish, n
 
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#8fc1e0", BLUE, "#00334f"])
 TIMES = LinearSegmentedColormap.from_list("times", [BLUE, "#ffffff", ORANGE])
-#: Factors of the colour scale's ends.
+#: Factor at the upper end of the colour scale; the lower end is its inverse.
 MAX_FACTOR = 4.0
 
 
 @styled
 def cooccurrence_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
-    """`toolkit.report.cooccurrence.together`; the diagonal is left out."""
+    """Plot the shares of `toolkit.report.cooccurrence.cooccurrence`, without the diagonal."""
     shown = shares.copy()
     np.fill_diagonal(shown, np.nan)
     figure, axes = new_figure(_size(genres))
     top = float(np.nanmax(shown)) if np.isfinite(shown).any() else 1.0
     image = axes.imshow(shown, cmap=SHARES, vmin=0.0, vmax=max(top, 0.01))
-    _frame(axes, genres, "posters of this genre", "share that has this genre too")
+    _frame(axes, genres, "posters with this genre", "share that also has this genre")
     _write(axes, shown, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "", shown > 0.55 * top)
     figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1.0, 0))
     says = "Shares of the posters of one genre that also have another, in percent; the table has the commonest pairs."
@@ -35,19 +35,19 @@ def cooccurrence_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
 
 @styled
 def substitution_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
-    """`toolkit.report.cooccurrence.Instead.times_usual`, on a log scale around 1."""
+    """Plot `toolkit.report.cooccurrence.Substitutions.times_usual` on a log scale around 1."""
     figure, axes = new_figure(_size(genres))
     with np.errstate(divide="ignore"):
         shown = np.clip(np.log2(times), -np.log2(MAX_FACTOR), np.log2(MAX_FACTOR))
     norm = TwoSlopeNorm(0.0, -np.log2(MAX_FACTOR), np.log2(MAX_FACTOR))
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=TIMES, norm=norm)
-    _frame(axes, genres, "genre that is missed", "genre that is named wrongly")
+    _frame(axes, genres, "missed genre", "wrongly named genre")
     _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", np.abs(shown) > 1.5)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     says = (
-        "How many times its usual rate a genre is wrongly named where another is missed; the table has the largest. "
-        "Blank: too few posters, or never named wrongly."
+        "Rate at which a genre is wrongly named where another is missed, divided by its usual rate. The table has the "
+        "largest. Blank: too few posters, or never wrongly named."
     )
     return finish(figure, "says-instead", says)
 
@@ -73,11 +73,11 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
 
 
 def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], deep: BoolArray) -> None:
-    """Numbers into the cells, white ones where the colour is ``deep``."""
+    """Write numbers into the cells, in white where ``deep`` is true (dark cells)."""
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
         color = "white" if deep[row, column] else INK
         axes.text(column, row, text(value), ha="center", va="center", fontsize=8, color=color)
     middle = (len(values) - 1) / 2
     for row in np.flatnonzero(~np.isfinite(values).any(axis=1)).tolist():
-        axes.text(middle, row, "nothing to say", ha="center", va="center", fontsize=8.5, color=GREY)
+        axes.text(middle, row, "no data", ha="center", va="center", fontsize=8.5, color=GREY)

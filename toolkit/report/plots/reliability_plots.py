@@ -10,23 +10,22 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from toolkit.metrics.multilabel import BoolArray, FloatArray
 from toolkit.report.plots.common import BLUE, GREY, ORANGE, SMALL, WIDE, Plot, finish, new_figure, styled, unit_axis
 
-#: Positives that a genre needs for a diagram of its own, and that each of its dots has on average.
+#: Positives needed for a diagram of a genre, and positives per dot on average.
 ENOUGH, PER_DOT = 20, 5
 MOST_DOTS = 8
 
 
 @styled
 def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
-    """Predicted probability against observed frequency, all genres pooled, before and after calibration.
+    """Plot predicted probability against observed frequency, all genres pooled, before and after calibration.
 
-    Each of them as `toolkit.metrics.calibration_error.calibration_summary` has it; ``after`` is None without
-    calibration.
+    Both are results of `toolkit.metrics.calibration_error.calibration_summary`; ``after`` is None without calibration.
     """
     figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")
-    summaries = [("as the network gives them" if after else "as they are", before, ORANGE, "s--")]
+    summaries = [("before calibration" if after else "not calibrated", before, ORANGE, "s--")]
     if after:
-        summaries.append(("calibrated", after, BLUE, "o-"))
+        summaries.append(("after calibration", after, BLUE, "o-"))
     for name, summary, color, look in summaries:
         bins = [row for row in summary["curve"] if row["count"]]
         predicted, observed, count = (np.array([b[k] for b in bins]) for k in ("predicted", "observed", "count"))
@@ -41,15 +40,15 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
     below.set_ylabel("count")
     unit_axis(axes)
     unit_axis(below, "x")
-    axes.set_ylabel("share that is true")
+    axes.set_ylabel("observed share")
     below.set_xlabel("probability, all genres pooled")
     figure.legend(loc="outside upper left", ncols=1, handlelength=2.2)
-    says = "; ".join(f"probabilities {name} have a calibration error of {s['ece']:.4f}" for name, s, *_ in summaries)
+    says = "; ".join(f"calibration error, {name}: {s['ece']:.4f}" for name, s, *_ in summaries)
     return finish(figure, "reliability", f"{says.capitalize()}.")
 
 
 def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Ends of the 95% interval of a share (Wilson 1927)."""
+    """Return the ends of the 95% interval of a share (Wilson 1927)."""
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -57,11 +56,11 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 
 
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
-    """One genre's samples in bins of equal size, from its lowest probability to its highest.
+    """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
 
-    Bins of equal width, as the pooled diagram has them, would put nearly all samples of a rare genre into the first.
-    Calibration keeps a genre's order, so a bin holds the same samples ``before`` and ``after``. Keys: ``count``,
-    ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
+    The pooled diagram has bins of equal width. These would put nearly all samples of a rare genre into the first bin.
+    Calibration keeps the order of the samples, so a bin has the same samples ``before`` and ``after``.
+    Keys: ``count``, ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
     """
     dots = int(np.clip(truth.sum() // PER_DOT, 1, MOST_DOTS))
     order = np.argsort(before, kind="stable")
@@ -79,7 +78,7 @@ def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[
 
 @styled
 def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *, calibrated: bool) -> Plot:
-    """One genre's `genre_bins`; both axes end where its highest value does."""
+    """Plot the `genre_bins` of one genre. Both axes end at its highest value."""
     figure, axes = new_figure(SMALL)
     observed, count, before, after = (
         np.array([row[key] for row in bins], dtype=np.float64) for key in ("observed", "count", "before", "after")
@@ -96,7 +95,7 @@ def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *,
         axis.set_major_locator(MaxNLocator(nbins=3))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("probability", labelpad=1)
-    axes.set_ylabel("share that is true", labelpad=1)
+    axes.set_ylabel("observed share", labelpad=1)
     says = f"Reliability of {genre}: in its highest bin the mean probability is {before[-1]:.2f}"
     says += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
     return finish(figure, name, f"{says}; {observed[-1]:.2f} of these posters have the genre.")

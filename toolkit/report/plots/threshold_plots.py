@@ -39,20 +39,20 @@ _LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURP
 
 
 def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
-    """The swept metrics at each threshold, one for all genres."""
+    """Return the metrics at each threshold, the same threshold for all genres."""
     low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
     thresholds = sigmoid(np.linspace(low, high, STEPS))
     outcome = Outcome(targets, scores=probabilities)
     found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
-    # Where nothing is named any more precision is undefined; the 0 of the convention would look like a cliff.
+    # Precision is undefined if no genre is named; a conventional 0 would look like a sudden drop.
     swept["micro_precision"] = [row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found]
     return {"threshold": thresholds.tolist(), **swept}
 
 
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
-    """The sweep, with the thresholds of the genres on the axis and what they reach together at the right edge."""
+    """Plot the sweep, with the thresholds per genre as ticks and the F1 that they reach as dotted lines."""
     thresholds, single, per_genre = decisions.thresholds, decisions.global_threshold, decisions.per_genre
     figure, axes = new_figure()
     for key, name in SWEPT.items():
@@ -74,21 +74,21 @@ def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict
         axes.plot(inside, np.full(len(inside), -0.02), "|", color=INK, markersize=9, clip_on=False)
         for key in ("micro_f1", "macro_f1"):
             axes.axhline(chosen[key], color=_LOOKS[key][0], linewidth=1.0, dashes=(1, 2))
-    axes.set_xlabel("threshold" + (" (ticks on the axis: the genres' own)" if per_genre else ""))
+    axes.set_xlabel("threshold" + (" (ticks on the axis: thresholds per genre)" if per_genre else ""))
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.4)
     best = {key: max(zip(swept[key], swept["threshold"], strict=True)) for key in ("micro_f1", "macro_f1")}
     says = "; ".join(
         f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}" for key, (value, at) in best.items()
     )
     if per_genre:
-        says += f"; with the genres' own thresholds {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
+        says += f"; with thresholds per genre {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
     return finish(figure, "threshold-sweep", f"{says}.")
 
 
 def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(recall, precision) from full recall down to 0; each precision holds to the next recall, the area is AP."""
+    """Return (recall, precision), from recall 1 down to 0, as steps. The area under the steps is AP."""
     precision, recall, _ = precision_recall_curve(truth, scores)
-    # The point (0, 1) that scikit-learn adds is nobody's; AP holds the first true point's precision back to recall 0.
+    # scikit-learn adds the point (0, 1), which no threshold reaches. AP extends the first real precision to recall 0.
     kept = recall > 0
     precision, recall = precision[kept], recall[kept]
     return np.append(recall, 0.0), np.append(precision, precision[-1])
@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """One genre's curve; ``point`` is (recall, precision) at its threshold."""
+    """Plot the curve of one genre. ``point`` is (recall, precision) at its threshold, or None if it is never named."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")
@@ -115,7 +115,7 @@ def precision_recall_plot(
 
 @styled
 def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
-    """F1 against support on a log scale, with intervals; ``rows`` as `toolkit.report.per_label.genre_rows` has them."""
+    """Plot F1 against support on a log scale, with intervals. ``rows``: see `toolkit.report.per_label.genre_rows`."""
     shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
     figure, axes = new_figure((4.8, 4.0))
     xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
@@ -128,7 +128,7 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
     axes.xaxis.set_minor_locator(NullLocator())
     unit_axis(axes)
-    axes.set_xlabel("support: posters of the genre in this split")
+    axes.set_xlabel("support (posters of the genre in this split)")
     axes.set_ylabel("F1")
     label_points(axes, xs, ys, [row["genre"] for row in shown])
     says = ", ".join(f"{row['genre']} {row['f1']:.2f} ({row['support']})" for row in shown)

@@ -1,4 +1,4 @@
-"""The course of the training, from RUN/epochs.csv where the model folder lies in its run."""
+"""Training curves, from RUN/epochs.csv if the model folder is in its run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.report.plots.common import BLUE, GREEN, GREY, ORANGE, Plot, finish,
 log = logging.getLogger(__name__)
 
 EPOCHS = "epochs.csv"
-#: Column of epochs.csv -> name, colour and line.
+#: Column of epochs.csv → (name, colour, line style).
 METRICS = {
     f"val_{metric.key}": (metric.label, *look)
     for metric, look in zip(PLACES["epochs"], cycle(((GREEN, "--"), (BLUE, "-"), (ORANGE, "-"))), strict=False)
@@ -28,18 +28,18 @@ TrainingCurves = dict[str, list[float | None]]
 
 
 def read_training_curves(model: Path) -> TrainingCurves | None:
-    """Column -> values, an epoch a row, from the run that holds the model folder; None where there is no such file.
+    """Return column → values, one per epoch, from the run folder of the model; None if there is no such file.
 
-    One that is no such table is named in a warning and left out.
+    Log a warning and return None if the file is not a valid table.
     """
     path = model.resolve().parent / EPOCHS
     if not path.is_file():
         return None
     try:
-        with open(path, newline="", encoding="utf-8") as stream:  # a killed run's last row is half
+        with open(path, newline="", encoding="utf-8") as stream:  # the last row of a killed run is incomplete
             rows = [row for row in csv.DictReader(stream) if None not in row.values()]
     except (OSError, ValueError, csv.Error) as error:
-        log.warning("the course of the training is left out: %s is not a table of epochs (%s)", path, one_line(error))
+        log.warning("training curves are left out: %s is not a table of epochs (%s)", path, one_line(error))
         return None
     if not rows or "epoch" not in rows[0]:
         return None
@@ -55,14 +55,14 @@ def _number(text: str) -> float | None:
 
 
 def training_curve_plots(course: TrainingCurves, saved: int | None) -> list[Plot]:
-    """Losses and validation metrics over the epochs; ``saved`` is the epoch (from 1) whose weights were kept."""
+    """Plot losses and validation metrics over the epochs. ``saved`` is the epoch (from 1) of the saved weights."""
     losses = [_losses(course, saved)] if {"train_loss", "val_loss"} <= course.keys() else []
     return losses + ([_metrics(course, saved)] if METRICS.keys() & course.keys() else [])
 
 
 @styled
 def _losses(course: TrainingCurves, saved: int | None) -> Plot:
-    """One above the other: they may be of different losses, and training sees augmented posters."""
+    """Plot both losses, each with its own axis: their functions may differ, and training augments the posters."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
     curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
     for axes, (key, color, name) in zip(both, curves, strict=True):
@@ -105,4 +105,4 @@ def _mark(axes: Axes, saved: int | None) -> None:
 
 def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.set_xlabel("epoch (dotted: the one that was kept)")
+    axes.set_xlabel("epoch (dotted line: saved epoch)")
