@@ -194,11 +194,10 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 def _refuse_foreign(out: StoragePath) -> None:
     """Raise UserError if the folder has other pictures. Called before the lock, which would write to the folder."""
-    with as_user_error("look", out):
+    with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
-        message = f"{out} contains pictures that `posters clean` did not make; choose another --out"
-        raise UserError("path-exists", message)
+        raise UserError("path-exists", f"{out} has pictures that `posters clean` did not make; choose another --out")
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:

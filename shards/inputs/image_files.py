@@ -65,8 +65,7 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
     """Return the paths of the subfolders (with a slash at the end) and files of ``below``, relative to ``folder``.
 
-    ``walk`` counts files that are neither pictures nor hidden. If the folder cannot be listed, ``walk`` gets a message
-    and both lists are empty.
+    ``walk`` counts visible files of other kinds, and collects an error message if the folder cannot be listed.
     """
     folders, files = [], []
     try:
@@ -198,7 +197,7 @@ def default_image_folder(start: Path) -> Path:
 
 def require_images(folder: StoragePath) -> None:
     """Raise UserError if the folder is missing or a local folder has no images."""
-    with as_user_error("look for posters", folder):
+    with as_user_error("find posters", folder):
         if not folder.is_dir():
             raise UserError("path-missing", f"image folder not found: {folder}")
         # A remote folder is listed by ids later; walking through a million other files would take too long.

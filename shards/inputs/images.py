@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import simplejpeg
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # Pillow does not register them by default
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # to register formats
 
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
@@ -204,8 +204,7 @@ def _tile_pixels(image: Image.Image) -> int:
 def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray | None:
     """Return the stored pixels of a faultless JPEG, (h, w, c) uint8; None if Pillow must decode it.
 
-    ``smallest``: decode at an eighth of the size. Raises BadImage if data is missing: libjpeg fills the gap with grey,
-    and Pillow ignores its warning.
+    ``smallest``: at 1/8 size. Raises BadImage if data is missing: libjpeg fills gaps with grey, Pillow ignores that.
     """
     lack = "" if header.one_scan else missing_scans(data, header)
     if lack:

@@ -126,7 +126,7 @@ def read_metadata(
         if strict:
             raise UserError("table-column", doubt)
         log.warning("%s", doubt)
-    _say(table, id_at, genres_at, metadata, cells.count, lines)
+    _log_rows(table, id_at, genres_at, metadata, cells.count, lines)
     return metadata
 
 
@@ -216,7 +216,7 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
 
 
-def _say(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
+def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
     first = metadata.rows[0] if metadata.rows else Row("", ())
     layout = "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}"
     columns = f"ids in column {table.name(id_at)}, genres in column {table.name(genres_at)}"

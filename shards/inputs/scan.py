@@ -105,12 +105,12 @@ def scan_images(
     ]
     scan, films = Scan(), []
     for answer in results_in_order(executor, scan_chunk, tasks, "checking posters"):
-        for sample_id, digest, looks, signature, reason, detail, more in answer:
+        for sample_id, digest, hashes, signature, reason, detail, more in answer:
             if reason:
                 scan.rejected.append(Rejection(sample_id, reason, detail))
             else:
                 scan.digests[sample_id] = digest
-                scan.hashes[sample_id], scan.mirrored[sample_id] = int(looks[:16], 16), int(looks[16:], 16)
+                scan.hashes[sample_id], scan.mirrored[sample_id] = int(hashes[:16], 16), int(hashes[16:], 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
                 films += [sample_id] if more else []
@@ -136,9 +136,9 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
                 raise missing_file(sample_id)
             data = read_image_file(task.folder, sample_id, file.name)
             image = decode(data, task.options)
-            looks = "".join(f"{found:016x}" for found in perceptual_hashes(image))
+            hashes = "".join(f"{found:016x}" for found in perceptual_hashes(image))
             signature, digest = poster_signature(image).hex(), hashlib.sha256(data).hexdigest()
-            answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
+            answer.append([sample_id, digest, hashes, signature, "", "", more_frames(data)])
         except BadImage as bad:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])
     write_result(task.cache, state, answer=answer)

@@ -71,8 +71,7 @@ def problem_with_rows(
     """Log how many rows have no image. Return a message if no id names a file or too many rows are unreadable, else ''.
 
     limit: largest share of unreadable rows among those with an image; pixels: whether unreadable images count, not only
-    genres. Rows without an image do not count, nor rows that `posters fetch` or `posters clean` listed in rejected.csv
-    of the image folder.
+    genres. Rows that the image folder's rejected.csv lists do not count: `posters fetch` or `posters clean` wrote it.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
@@ -92,8 +91,8 @@ def problem_with_rows(
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
         known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
         log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
-    judged = present if pixels else [r for r in named if r.id in there]
-    unreadable = [r for r in judged if r.reason not in NOT_COUNTED and r.id not in earlier]
+    counted = present if pixels else [r for r in named if r.id in there]
+    unreadable = [r for r in counted if r.reason not in NOT_COUNTED and r.id not in earlier]
     if len(unreadable) <= limit * found:
         return ""
     return (

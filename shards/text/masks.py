@@ -58,8 +58,8 @@ def accepted(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
     """Return the accepted regions, and the others with their reasons."""
-    judged = [Skipped(region, doubt(region, shape, options)) for region in regions]
-    return [each.region for each in judged if not each.reason], [each for each in judged if each.reason]
+    checked = [Skipped(region, doubt(region, shape, options)) for region in regions]
+    return [each.region for each in checked if not each.reason], [each for each in checked if each.reason]
 
 
 def paint_mask(
