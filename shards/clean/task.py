@@ -40,7 +40,7 @@ class CleanTask:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
-        """Return the fingerprint of everything that decides the posters, which paths do not."""
+        """Return a fingerprint of everything that decides the posters: contents and settings, not paths."""
         contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
         return fingerprint([contents, self.facts, self.options.quality])
 

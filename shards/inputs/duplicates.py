@@ -47,7 +47,7 @@ MAX_LUMA_RMS = 32.0  # grey levels; brightness +-10% reaches 25
 MAX_CHROMA_RMS = 16.0  # grey levels; random pairs: median 34, brightness and crops: below 14
 ACHROMATIC_RMS = 2.0  # below this a picture is grey, and its colour is not compared
 BLANK_STD = 3.0  # below this luma is too flat to correlate; real posters start at 10
-BLANK_RMS = 2.5  # two blank pictures are the same only if their colours are
+BLANK_RMS = 2.5  # two blank pictures are the same if their colours differ by at most this
 
 _HASH_SIDE = 32
 _FLAT = 4.0  # DCT units; a picture is blank if all coefficients are smaller (typical: hundreds)
@@ -167,11 +167,11 @@ def group_duplicates(
 
 
 class _Groups:
-    """Growing connected components: `labels`, (nodes,), has the component of each node. Contents are first nodes."""
+    """Connected components of a graph. `labels`, (nodes,), has the component of each node; contents come first."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
-        self.signatures = signatures  # of the contents
+        self.signatures = signatures  # one for each content
         luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
         for begin in range(0, len(luma), _CHECKS_AT_ONCE):
             part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)

@@ -31,7 +31,7 @@ USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 @dataclass
 class Walk:
-    """Files that are not pictures, and unreadable folders, met on a walk through a folder."""
+    """Files of other kinds, and unreadable folders, found during a walk through a folder."""
 
     others: Counter[str] = field(default_factory=Counter)  # count by ending
     unreadable: list[str] = field(default_factory=list)  # a message for each folder that cannot be listed
@@ -53,7 +53,7 @@ def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
 
 
 def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
-    """Yield (path with a slash, paths of its files) of a folder and all its subfolders, relative to ``folder``."""
+    """Yield (path ending with a slash, paths of its files) of each folder, all paths relative to ``folder``."""
     waiting = [""]
     while waiting:
         below = waiting.pop()

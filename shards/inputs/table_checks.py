@@ -150,7 +150,7 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether there are many posters, and at least this share of them has only labels that no other has."""
+    """Return whether at least ``share`` of MANY or more posters have only labels that no other poster has."""
     labels = Counter(label for genres in samples for label in genres)
     own = sum(all(labels[label] == 1 for label in genres) for genres in samples)
     return len(samples) >= MANY and own >= share * len(samples)

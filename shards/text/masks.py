@@ -13,8 +13,8 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""(share of the picture, score): a region with a larger share is accepted only from this score on. On 300 real posters,
-titles of these sizes had higher scores, and most figures and patterns that are not text had lower ones."""
+"""(share of the picture, score): a region with a larger share needs at least this score to be accepted. On 300 real
+posters, titles of these sizes had higher scores, and most figures and patterns had lower ones."""
 
 
 @dataclass(frozen=True)
