@@ -1,1 +1,1 @@
-"""``posters clean``: raw posters in, posters without text out, and a report that proves it."""
+"""``posters clean``: write posters without text and a report, from raw posters and a CSV."""

@@ -1,4 +1,4 @@
-"""The contact sheet of cleaning: before | mask | after, worst posters first, as one HTML page and as PNGs."""
+"""Write the contact sheet of cleaning: before, mask, after; worst posters first; as one HTML page and as PNGs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
 PAGE = "contact_sheet.html"
-HEIGHT = 320  # of a picture in pixels
+HEIGHT = 320  # of each picture, in pixels
 PER_PNG, COLUMNS = 8, 2
-#: Colours of what was painted over and of what was left alone, on the mask picture.
+#: Colours in the mask picture: painted areas, and regions that were not painted over.
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
 
 
 def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The posters that most need a look: text left, then regions left alone, then the most altered."""
+    """Return the ``count`` worst posters: most text left, then most regions left alone, then most altered."""
     order = sorted(rows, key=lambda r: (-r["text_after"], -len(r["skipped"]), -r["altered"], r["id"]))
     return order[:count]
 
 
 def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the sheet of the worst posters to the folder that the options name; old pages go."""
+    """Write the sheet of the worst posters to ``options.sheet_folder``. Old PNGs are deleted."""
     out = options.sheet_folder
     out.mkdir(parents=True, exist_ok=True)
     for name in names_in(out):
@@ -44,18 +44,18 @@ def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: di
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
             _png(worst[start : start + PER_PNG]).save(stream, "PNG")
     summary = summary_lines(summarize(rows))
-    said = {"posters": worst, "summary": summary, "facts": facts, "painted": PAINTED, "skipped": SKIPPED}
+    values = {"posters": worst, "summary": summary, "facts": facts, "painted": PAINTED, "skipped": SKIPPED}
     with atomic_write(out / PAGE, "w") as stream:
-        stream.write(render("shards.clean/contact_sheet.html", caption=caption, **said))
+        stream.write(render("shards.clean/contact_sheet.html", caption=caption, **values))
 
 
 def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
-    """before, mask and after of one poster, HEIGHT pixels high."""
+    """Return the pictures before, mask and after of one poster, each HEIGHT pixels high."""
     found = []
     for folder in (options.images, options.out):
         try:
             found.append(decode(read_image_file(folder, row["id"]), options.image))
-        except BadImage:  # deleted since: the sheet is of what is there
+        except BadImage:  # deleted since it was cleaned: show a grey picture
             found.append(Image.new("RGB", (row["width"], row["height"]), "grey"))
     before, after = found
     shown = np.asarray(before.convert("L").convert("RGB")).astype(np.float32) * 0.55 + 60
@@ -68,7 +68,7 @@ def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
 
 
 def caption(row: dict[str, Any]) -> str:
-    """What is said of a poster."""
+    """Return the text below a poster."""
     left = f"{row['boxes_after']} left ({row['text_after']:.1%})" if row["boxes_after"] else "nothing left"
     words = (
         f"text {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
@@ -99,17 +99,17 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
 
 
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) of ``summarize``'s figures, for people."""
+    """Return the (name, value) lines of the figures of ``summarize``."""
     return [
         ("posters", f"{summary['posters']}, {summary['with_text']} with text"),
         ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),
         (
             "text left",
-            f"{summary['text_after_of_before']:.2%} of that by cleaning's own eye, "
+            f"{summary['text_after_of_before']:.2%} of that, by the detector of the cleaning, "
             f"on {summary['posters_with_text_after']} posters",
         ),
         ("painted over", f"{summary['altered_median']:.1%} of the picture (median of posters with text)"),
         ("passes", f"{summary['passes_mean']:.2f} on average"),
-        ("left alone", f"regions on {summary['posters_with_skipped']} posters: too large or too much"),
-        ("seconds", f"{summary['seconds_mean']:.2f} a poster and core"),
+        ("left alone", f"regions on {summary['posters_with_skipped']} posters: too large or uncertain"),
+        ("seconds", f"{summary['seconds_mean']:.2f} per poster and core"),
     ]

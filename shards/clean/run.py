@@ -1,10 +1,10 @@
-"""Raw posters and a CSV in, posters without text out.
+"""Clean raw posters of a CSV: write posters without text, rejected.csv and a report.
 
-    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one of each)
+    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one per group)
         ─ plan ─→ tasks ─ task.clean_chunk on every core ─→ OUT/{id}.jpg
         ─→ rejected.csv, contact sheet, clean_report.parquet (last)
 
-Posters are a function of their bytes and the options: the number of workers, the order and restarts play no part.
+A cleaned poster depends only on its bytes and the options, not on the number of workers, the order, or restarts.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ log = logging.getLogger(__name__)
 
 WORK, REJECTED = ".work", "rejected.csv"
 OWN_FILES = ".posters-clean.json"
-"""Lists the posters in a folder that are this command's: other pictures are never overwritten or deleted."""
+"""Lists the posters that this command wrote to the folder. Other pictures are never overwritten or deleted."""
 
 
 @dataclass(frozen=True)
 class CleanOptions(PostersOptions):
-    """What ``posters clean`` is asked for."""
+    """Options of ``posters clean``."""
 
     images: StoragePath = option(MISSING, parse=storage_path)
     """Folder of raw posters, or its URL."""
     metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and genre lists."""
     out: StoragePath = option(MISSING, parse=storage_path)
-    """Folder for cleaned posters, or its URL."""
+    """Folder of cleaned posters, or its URL."""
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
-    """Which posters are good enough; sizes to shrink to play no part, cleaned posters keep their size."""
+    """Which posters are accepted. The size limits of shards are not used: cleaned posters keep their size."""
     drop_duplicates: bool = False
-    """Keep only the first, in the CSV's order, of posters that are taken for one."""
+    """Of near-duplicates, keep only the first in the order of the CSV."""
     text: TextRemoval = field(default_factory=TextRemoval)
     quality: Annotated[int, between(1, 100)] = 95
     """JPEG quality of painted posters."""
@@ -63,34 +63,34 @@ class CleanOptions(PostersOptions):
 
     @property
     def sheet_folder(self) -> StoragePath:
-        """Beside the posters, not among them: whoever reads the folder wants posters only."""
+        """Folder of the contact sheet, beside ``out``: readers of ``out`` expect posters only."""
         return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if is_remote(self.out) and self.sheet and not self.out.name:
-            message = f"--out {self.out} needs a folder in the bucket: the contact sheet is laid beside it"
+            message = f"--out {self.out} needs a folder in the bucket: the contact sheet is written beside it"
             raise UserError("option-value", message)
 
 
 @dataclass(frozen=True)
 class CleanResult:
-    """What a run left in the output folder."""
+    """Result of a run."""
 
-    rows: list[dict[str, Any]]  # a row of the report for each poster, in the CSV's order
+    rows: list[dict[str, Any]]  # the rows of the report, in the order of the CSV
     rejected: list[Rejection]
-    cleaned_now: int  # posters that this run cleaned; the others were there from before
-    slots: int  # how many were cleaned at a time
+    cleaned_now: int  # posters that this run cleaned; the others were cleaned before
+    slots: int  # posters that were cleaned at a time
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
-    """Clean all posters of the CSV. Raises UserError for input that holds nothing to clean."""
+    """Clean all posters of the CSV. Raises UserError if there is no usable poster."""
     if options.images.resolve() == options.out.resolve():
-        message = f"--out {options.out} is the folder of raw posters; cleaned ones need a folder of their own"
+        message = f"--out {options.out} is the folder of raw posters; choose another folder for cleaned posters"
         raise UserError("option-conflict", message)
     require_images(options.images)
-    facts = options.text.facts()  # a missing model is told before anything is read
-    metadata = read_metadata(options.metadata, options, strict=False)  # genres only say which posters a set will have
+    facts = options.text.facts()  # fail on a missing model before anything is read
+    metadata = read_metadata(options.metadata, options, strict=False)  # genres only decide which posters a set has
     _refuse_foreign(options.out)
     with (
         folder_lock(options.out, options.break_lock),
@@ -131,7 +131,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
 
 
 def _remove_partials(out: StoragePath, ids: Iterable[str]) -> None:
-    """Delete what a killed run or worker left half-written; ids may name sub-folders."""
+    """Delete the partial files of a killed run or worker, also in sub-folders that ids name."""
     for folder in {cleaned_path(out, sample_id).parent for sample_id in ids} | {out, out / WORK}:
         remove_partials(folder)
 
@@ -139,7 +139,7 @@ def _remove_partials(out: StoragePath, ids: Iterable[str]) -> None:
 def _clean(
     options: CleanOptions, ids: Sequence[str], scan: Scan, executor: Executor, rejected: Sequence[Rejection]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows in the order of ``ids``, and how many posters were cleaned for them now."""
+    """Clean the posters. Return their rows in the order of ``ids``, and how many were cleaned now."""
     known, work = removal_fingerprint(options.text), options.out / WORK
     samples = [(sample_id, scan.digests[sample_id], scan.names[sample_id]) for sample_id in ids]
     tasks = [
@@ -168,7 +168,7 @@ def _clean(
 
 
 def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
-    """Sizes in bytes of those ids' cleaned posters that are there."""
+    """Return id → size in bytes, for the existing cleaned posters of ``ids``."""
     if is_remote(out):
         listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
         return {name.removesuffix(".jpg"): size for name, size in listed.items()}
@@ -177,14 +177,14 @@ def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
 
 
 def _ours(out: StoragePath) -> set[str] | None:
-    """Ids whose cleaned posters earlier runs may have left in the folder; None if it is not this command's."""
+    """Return the ids whose posters earlier runs may have written; None if this command did not make the folder."""
     if not (out / OWN_FILES).exists():
         return None
     kept = read_json(out / OWN_FILES, "list of cleaned posters")
     ids = kept.get("ids") if isinstance(kept, dict) else None
-    # Posters are deleted by this list: it may come from elsewhere with the folder.
+    # Posters are deleted by this list, and it may have been copied here with the folder.
     if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
-        raise UserError("path-exists", f"{out / OWN_FILES} is no list of cleaned posters; choose another --out")
+        raise UserError("path-exists", f"{out / OWN_FILES} is not a list of cleaned posters; choose another --out")
     return set(ids)
 
 
@@ -193,23 +193,23 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: StoragePath) -> None:
-    """Raise UserError if the folder holds somebody's pictures. Before the lock: nothing is left in such a folder."""
-    with as_user_error("look", out):
+    """Raise UserError if the folder has other pictures. Called before the lock, which would write to the folder."""
+    with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
-        raise UserError("path-exists", f"{out} holds pictures that `posters clean` did not make; choose another --out")
+        raise UserError("path-exists", f"{out} has pictures that `posters clean` did not make; choose another --out")
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete the posters of earlier runs that this one does not want: shards would be built from them.
+    """Delete the posters of earlier runs that are not in this run, or shards would be built from them.
 
-    Nothing else is deleted or overwritten: raises UserError if a picture lies where one of ours belongs.
+    Raises UserError if another picture has the path of a poster: other pictures are never deleted or overwritten.
     """
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)
         raise UserError("path-exists", f"{path} was not made by `posters clean`; move it away, or choose another --out")
-    remove_file(out / REPORT)  # from here to the end the folder is not finished
+    remove_file(out / REPORT)  # without a report, the folder is unfinished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
@@ -217,7 +217,7 @@ def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:
-    """The first poster of every group of duplicates, and the others."""
+    """Return the first poster of every group of duplicates, and the others as rejections."""
     first: dict[int, str] = {}
     kept, doubles = [], []
     for sample_id, group in zip(ids, scan.duplicate_groups(ids, distance).tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The unit of work of cleaning: some posters, each cleaned and written, and a file that says so."""
+"""The unit of work of cleaning: clean and write a chunk of posters, then write its result file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
 JPEG_SIDE = 65_500  # longest side in pixels that libjpeg writes
-CHUNK = 16  # posters a task: some seconds of work, so that little is lost when the run is killed
+CHUNK = 16  # posters per task: some seconds of work, so that little is lost if the run is killed
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class CleanTask:
     """A chunk of checked posters."""
 
     options: CleanOptions
-    samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path below the folder) of each
+    samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path in the folder)
     facts: str  # fingerprint of the options' ``text``
-    answer: StoragePath  # written last: its presence means that the chunk's posters are there
+    answer: StoragePath  # written last: if it exists, the posters of the chunk are complete
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -40,41 +40,41 @@ class CleanTask:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
-        """Fingerprint of everything that decides the posters; places play no part."""
+        """Return a fingerprint of everything that decides the posters: contents and settings, not paths."""
         contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
         return fingerprint([contents, self.facts, self.options.quality])
 
 
 def cleaned_path(out: StoragePath, sample_id: str) -> StoragePath:
-    """Where a cleaned poster lies: where `posters shards build --images OUT` looks first."""
+    """Return the path of a cleaned poster, the first name that `posters shards build --images OUT` tries."""
     return out / f"{sample_id}.jpg"
 
 
 def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[dict[str, Any]] | None:
-    """The report rows of a chunk that an earlier run finished; None if there is work left.
+    """Return the report rows of a chunk that an earlier run finished; None if it must be cleaned again.
 
-    ``answer`` is what its file holds; ``sizes`` are those of the cleaned posters that are there.
+    ``answer``: bytes of its result file; ``sizes``: id → size in bytes of the existing cleaned posters.
     """
     found = read_result(answer, task.state())
     try:
         rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
-            return None  # what failed is tried again: another detector of the same name may do better
+            return None  # retry failed posters: another detector of the same name may succeed
         whole = all(sizes.get(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
         return rows if whole else None
     except (ValueError, KeyError, TypeError):
-        return None  # no usable answer from an earlier run
+        return None  # no usable result of an earlier run
 
 
 def rejection_of(row: dict[str, Any]) -> Rejection | None:
-    """Why a poster was not cleaned; None if ``row`` is of a cleaned one."""
+    """Return the rejection of a poster that was not cleaned; None if ``row`` is of a cleaned one."""
     return Rejection(row["id"], *row["rejected"]) if "rejected" in row else None
 
 
 def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
-    """Clean the posters of a chunk; returns their rows. Raises UserError if one changed since it was checked.
+    """Clean the posters of a chunk and return their rows. Raises UserError if one changed since it was checked.
 
-    A poster that cannot be cleaned has a row of its id and why (``rejection_of``), and no file.
+    A poster that cannot be cleaned has no file, and a row with its id and the reason (see ``rejection_of``).
     """
     options = task.options
     require_same_removal(options.text, task.facts)
@@ -85,10 +85,10 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
         place = cleaned_path(options.out, sample_id)
         try:
             cleaned = clean_image(sample_id, decode(data, options.image), options.text)
-            # What was not painted keeps its bytes, if they are what readers expect: no second JPEG generation.
+            # Keep the bytes of an unchanged poster if it is an upright RGB JPEG, to avoid a second JPEG compression.
             packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, options.quality)
         except BadImage as bad:
-            remove_file(place)  # of an earlier run
+            remove_file(place)  # written by an earlier run
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
             sizes.append(None)
             continue
@@ -101,7 +101,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """JPEG bytes with colour at full resolution: painted edges keep their place. Raises BadImage."""
+    """Return JPEG bytes with full colour resolution, to keep painted edges. Raises BadImage if it is too large."""
     if max(image.size) > JPEG_SIDE:
         raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side")
     with blamed_on_the_picture(NOT_CLEANED):
@@ -109,7 +109,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """The ids whose posters have places of their own in ``out``, and the others. ``ours``: names of our files."""
+    """Return the ids whose paths in ``out`` are unique, and the others as rejections. ``ours``: names of our files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}
@@ -120,11 +120,11 @@ def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> 
         other = places[key(f"{sample_id}.jpg")]
         folders = [key(str(folder)) for folder in PurePosixPath(sample_id).parents]
         if other != sample_id:
-            problem = f"its poster would lie where that of {other!r} lies"
+            problem = f"its poster would have the same path as the poster of {other!r}"
         elif taken.intersection(folders):
-            problem = "its place is taken by our own files"
+            problem = "its path is used by files of `posters clean`"
         elif above := [places[folder] for folder in folders if folder in places]:
-            problem = f"its folder would lie where the poster of {above[0]!r} lies"
+            problem = f"its folder would have the same path as the poster of {above[0]!r}"
         else:
             kept.append(sample_id)
             continue

@@ -1,8 +1,8 @@
-"""The referee: RapidOCR's own detection call on an enlarged copy, with thresholds below those that cleaning used.
+"""Check cleaned posters: detect text with RapidOCR on enlarged copies, with lower thresholds than the cleaning.
 
-It shares the network with the cleaner, and nothing else: another size, other preparation, other outlines, every box
-believed however large. Like the cleaner it shows the network a line of known text below the picture (reference_strip.py
-tells why); without it the network "finds" text in pictures that hold none.
+The referee uses the same network as cleaning, but RapidOCR's own code: other size, preparation and outlines, and boxes
+of any size count. As in cleaning, a line of known text is added below the picture. Without it the network "finds" text
+in pictures that have none (see reference_strip.py).
 """
 
 from __future__ import annotations
@@ -31,43 +31,43 @@ from shards.text.reference_strip import reference_strip, strip_height
 from shards.text.report import read_report
 from shards.values import BetweenZeroAndOne, Checked, between, or_more
 
-CHUNK = 8  # posters a task
-ANY = ImageOptions(min_side=1, max_pixels=1 << 40)  # which posters are good enough was cleaning's decision
-CLEAN_ENOUGH = 0.1  # a poster passes when at most this share of its text area is left
+CHUNK = 8  # posters per task
+ANY = ImageOptions(min_side=1, max_pixels=1 << 40)  # cleaning has already decided which posters are accepted
+CLEAN_ENOUGH = 0.1  # a poster passes if at most this share of its text area is left
 
 
 @dataclass(frozen=True)
 class RefereeOptions(Checked):
-    """How the referee looks."""
+    """Settings of the referee's detector."""
 
     side: Annotated[int, between(64, 4096, "from 64 to 4096 pixels")] = 1152
-    """Short side of the searched copy in pixels."""
+    """Short side of the searched copy, in pixels."""
     pixel_threshold: BetweenZeroAndOne = 0.15
-    """Below cleaning's 0.2."""
+    """Threshold of a pixel's probability; cleaning uses 0.2."""
     region_threshold: BetweenZeroAndOne = 0.25
-    """Below cleaning's 0.3."""
+    """Threshold of a region's mean probability; cleaning uses 0.3."""
     reference_strip: bool = option(True, old=("--anchor",))
-    """A line of known text below the picture; without it the network finds text in pictures without any."""
+    """Add a line of known text below the picture; without it the network finds text in pictures that have none."""
 
 
 @dataclass(frozen=True)
 class RefereeCommand(WorkersOption):
-    """What ``posters referee`` is asked for."""
+    """Options of ``posters referee``."""
 
     images: Path
     """Folder of raw posters."""
     cleaned: Path
     """Folder made by `posters clean`."""
     sample: Annotated[int, or_more("all")] = 0
-    """Look at so many posters only, drawn by a hash of their ids (0: all)."""
+    """Number of posters to check, chosen by a hash of their ids (0: all)."""
     options: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
-    """Write every figure to this file."""
+    """Write all figures to this JSON file."""
 
 
 @dataclass(frozen=True)
 class RefereeTask:
-    """Posters to look at, raw and cleaned."""
+    """A chunk of posters to check, raw and cleaned."""
 
     raw: Path
     cleaned: Path
@@ -79,7 +79,7 @@ class RefereeTask:
 
 
 def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
-    """(h, w) bool: pixels of (h, w, 3) uint8 RGB inside of the boxes that the referee finds."""
+    """Return the pixels, (h, w) bool, inside of the boxes that the referee finds in an (h, w, 3) uint8 RGB image."""
     height, width = image.shape[:2]
     scale = options.side / min(height, width)
     size = round(width * scale), round(height * scale)
@@ -92,7 +92,7 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
 
 
 def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
-    """(id, share of text in the raw poster, share of text in the cleaned one) of each."""
+    """Return (id, share of text in the raw poster, share of text in the cleaned poster) of each poster."""
     answer = []
     for sample_id in task.ids:
         shares = []
@@ -100,7 +100,7 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
             try:
                 image = decode(read_image_file(folder, sample_id), ANY)
             except BadImage as bad:
-                message = f"poster {sample_id} in {folder} cannot be judged: {bad.reason} {bad.detail}"
+                message = f"poster {sample_id} in {folder} cannot be checked: {bad.reason} {bad.detail}"
                 raise UserError("image-unreadable", message) from None
             shares.append(float(text_area(np.asarray(image), task.options).mean()))
         answer.append((sample_id, shares[0], shares[1]))
@@ -110,30 +110,30 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 def compare_text(
     raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0
 ) -> dict[str, Any]:
-    """The referee's finding on the posters of ``cleaned`` (or on ``sample`` of them, drawn by a hash of their ids)."""
+    """Check all posters of ``cleaned``, or ``sample`` of them, chosen by a hash of their ids. Return the figures."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(cleaned)
-    cv2()  # what is missing is told at the start
+    cv2()  # fail at the start if a package is missing
     _engine(options)
     ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
     ids = ids[: sample or None]
     if not ids:
-        raise UserError("images-none", f"{cleaned} holds no cleaned poster")
+        raise UserError("images-none", f"{cleaned} contains no cleaned poster")
     tasks = [RefereeTask(raw, cleaned, part, options) for part in split_into_chunks(ids, CHUNK)]
-    found = itertools.chain(*results_in_order(LocalExecutor(workers), measure_chunk, tasks, "looking again"))
-    judged = report.set_index("id").loc[ids]
+    found = itertools.chain(*results_in_order(LocalExecutor(workers), measure_chunk, tasks, "checking posters"))
+    checked = report.set_index("id").loc[ids]
     return {
         "referee": {key if key != "reference_strip" else "anchor": value for key, value in asdict(options).items()},
         "cleaning": report.attrs["text_removal"],
-        "altered_median": float(judged["altered"].median()),
-        "seconds_mean": float(judged["seconds"].mean()),
+        "altered_median": float(checked["altered"].median()),
+        "seconds_mean": float(checked["seconds"].mean()),
         **summary(sorted(found)),
     }
 
 
 def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
-    """Figures of (id, share before, share after)."""
+    """Return the figures of (id, share of text before, share after) tuples."""
     before, after = (np.array([row[column] for row in found]) for column in (1, 2))
     worst = sorted(found, key=lambda row: (-row[2], row[0]))[:20]
     return {
@@ -142,7 +142,7 @@ def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
         "text_before_mean": float(before.mean()),
         "text_after_mean": float(after.mean()),
         "text_after_of_before": float(after.sum() / before.sum()) if before.sum() else 0.0,
-        # no text before and some after is a failure, none after never is
+        # text only after cleaning is a failure; no text after cleaning is always a pass
         "clean_enough": float((after <= CLEAN_ENOUGH * before).mean()),
         "worst": [{"id": row[0], "before": row[1], "after": row[2]} for row in worst if row[2] > 0],
     }
@@ -152,7 +152,7 @@ def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
 def _engine(options: RefereeOptions) -> Any:
     engine = require_extra("clean", "the referee", "rapidocr").RapidOCR(
         params={
-            "Global.log_level": "error",  # it warns of every picture without text
+            "Global.log_level": "error",  # RapidOCR warns of every picture without text
             "Global.max_side_len": 1 << 14,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,

@@ -1,1 +1,1 @@
-"""Posters and tables of genres as users have them: read, checked, compared with each other."""
+"""The posters and CSVs of a user: read them, check them, compare posters with each other."""

@@ -1,4 +1,4 @@
-"""Open a user's CSV: its header, the columns that are asked for, its rows with their line numbers."""
+"""Open a user's CSV: its header, its requested columns, and its rows with line numbers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
 from shards.storage.paths import StoragePath
 
-#: Names that pandas gives to the column of row numbers which it writes unless it is asked not to.
+#: Names of the column of row numbers that pandas writes by default.
 ROW_NUMBERS = ("", "unnamed: 0")
 #: Other separators of columns. One is used if the header line has it and no comma.
 DELIMITERS = ";\t|"
-#: How files begin that are no text: ZIP and Excel, Parquet, gzip.
+#: First bytes of files that are not text: ZIP and Excel, Parquet, gzip.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CsvOptions:
-    """Where a CSV has its ids, and how its text is encoded."""
+    """Column of ids and text encoding of a CSV."""
 
     id_column: str | None = None
-    """CSV column of ids, by name or number from 0 (default: the first, unless it holds row numbers)."""
+    """CSV column of ids, by name or by number from 0 (default: the first; an error if it contains row numbers)."""
     encoding: str = "utf-8-sig"
     """Text encoding of the CSV (default UTF-8)."""
 
@@ -44,7 +44,7 @@ class Table:
     delimiter: str = ","
 
     def column(self, wanted: str, option: str) -> int:
-        """Position of a column given by header name or by number. Raises UserError with the nearest name."""
+        """Return the position of a column, given by name or number. Raises UserError if there is none."""
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)
@@ -61,17 +61,17 @@ class Table:
         raise UserError("table-column", f"{self.path} has {problem} {remedy}")
 
     def listing(self) -> str:
-        """All columns, by number and name."""
+        """Return the numbers and names of all columns, for a message."""
         return ", ".join(self.name(position) for position in range(len(self.header)))
 
     def name(self, position: int) -> str:
-        """A column for a message: ``3 'genre'``."""
+        """Return the number and name of a column, for a message: ``3 'genre'``."""
         return f"{position} {self.header[position].strip()[:60]!r}"
 
     def refuse_row_numbers(self, position: int, ids: Sequence[str]) -> None:
-        """Raise UserError if the column of ids that nobody chose is the one of row numbers that pandas writes."""
+        """Raise UserError if the default column of ids contains the row numbers that pandas writes."""
         if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
-            what = "has no name of its own and holds numbers, as pandas writes row numbers"
+            what = "has no name and contains numbers, like the row numbers that pandas writes"
             remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
             message = f"column {self.name(position)} {what}; {remedy}; its columns are {self.listing()}"
             raise UserError("table-column", f"{self.path}: {message}")
@@ -79,14 +79,14 @@ class Table:
 
 @contextlib.contextmanager
 def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
-    """Open a CSV with a header line. Columns are separated by commas, or by what the header has instead.
+    """Open a CSV with a header line. The separator is a comma, or the one of DELIMITERS that the header has instead.
 
-    Raises UserError if the file is missing, and for whatever is no CSV in that encoding, while the rows are read too.
+    Raises UserError if the file is missing or is not a CSV in this encoding, also while rows are read.
     """
     csv.field_size_limit(1 << 24)
     try:
         if codecs.lookup(encoding).name == "utf-8":
-            encoding = "utf-8-sig"  # the same, without the mark at its start
+            encoding = "utf-8-sig"  # also skips a byte order mark
     except LookupError:
         raise UserError("option-value", f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     try:
@@ -102,7 +102,7 @@ def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
             yield Table(path, header, ((reader.line_num, row) for row in reader if row), delimiter)
     except FileNotFoundError:
         raise UserError("path-missing", f"metadata CSV not found: {path}") from None
-    except UnicodeError as error:  # not only its subclass: UTF-16 without a byte order mark raises this
+    except UnicodeError as error:  # not only UnicodeDecodeError: UTF-16 without a byte order mark raises the base class
         start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
         utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
         remedy = f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"

@@ -1,32 +1,32 @@
-"""Exact and near-duplicate posters, found so that each set of duplicates can be kept in one split.
+"""Find exact and near-duplicate posters, so that all duplicates of a poster can be kept in one split.
 
-Two posters are joined when their files are equal (SHA-256), or when both of these hold:
+Two posters are joined if their files are equal (SHA-256), or if both of these conditions are true:
 
 * their 64-bit perceptual hashes differ in at most ``MAX_DISTANCE`` bits; the hash is the DCT hash of Zauner,
   "Implementation and benchmarking of perceptual image hash functions" (2010);
 * their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
-A picture and its mirror image are one: training flips, so that it learns a mirrored copy with every poster. Each is
-therefore compared both ways round. (The least of both hashes would not do: of nearly symmetrical pictures one bit
-decides which that is.)
+A picture and its mirror image count as duplicates, because training flips pictures. Each poster is therefore compared
+with both. (Comparing the smaller of the two hashes is not enough: in a nearly symmetrical picture, a single bit
+decides which one is smaller.)
 
 Groups are the connected components of these joins. Candidate pairs come from multi-index hashing: Norouzi,
 Punjani, Fleet, "Fast search in Hamming space with multi-index hashing" (2012).
 
-Why these thresholds (4,300 real posters, 182x268 and about 300x445: 9.2 million pairs; Pillow 13):
+Reasons for these thresholds (4,300 real posters, 182x268 and about 300x445: 9.2 million pairs; Pillow 13):
 
 * Variants joined to their original: JPEG q50/75/95, x0.5, x1.5, 500 px tall, PNG, grey, brightness and
   contrast +-10%: 100% (largest distance 10, 99% within 4). Crop of 2% on every side 98.4%, on one side
   99.5%; a 2 px border 99.7% (black), 99.4% (white).
-* The same mirrored: found as often (300 posters; crop of 2% on every side 98.7%, the others 99.7 to 100%).
-* Among different posters, 8 pairs lie within 10 bits: two are the same picture, one is two films in the same
-  sleeve, five are false. The signature drops all five. The next pairs: 64 within 12 bits, 447 within 14. One of
-  the two mirrored (4,000 posters): 6 pairs within 10 bits, all false; the signature drops all.
-* Chains: on 103,200 pictures (each poster, its quarters and centre, flipped), components of the hash alone
-  reach 76 pictures at 10 bits and 14 at 6 bits; with the signature the largest has 8.
+* The same variants mirrored: found as often (300 posters; crop of 2% on every side 98.7%, the others 99.7 to 100%).
+* Among different posters, 8 pairs differ in at most 10 bits: two show the same picture, one is two films with the
+  same cover, five are false. The signature rejects all five. 64 pairs are within 12 bits, 447 within 14. With one
+  poster of each pair mirrored (4,000 posters): 6 pairs within 10 bits, all false and all rejected.
+* Chains: on 103,200 pictures (each poster, its quarters and centre, flipped), the largest component of the hash
+  alone has 76 pictures at 10 bits and 14 at 6 bits. With the signature the largest has 8.
 
-`imagehash.phash` is the same hash by another library, and would not do: of 400 real posters 23 get other bits (up to
-4), so sets that were built before would get other groups and splits; with the mirror image's it takes twice as long.
+`imagehash.phash` computes the same hash but is not used: 23 of 400 real posters get other bits (up to 4), so existing
+sets would get other groups and splits. It also takes twice as long when the mirror image is hashed, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,13 +45,13 @@ SIGNATURE_BYTES = 3 * SIGNATURE_SIDE**2
 MIN_LUMA_CORRELATION = 0.85
 MAX_LUMA_RMS = 32.0  # grey levels; brightness +-10% reaches 25
 MAX_CHROMA_RMS = 16.0  # grey levels; random pairs: median 34, brightness and crops: below 14
-ACHROMATIC_RMS = 2.0  # below this a picture is grey, and its colour says nothing
-BLANK_STD = 3.0  # below this luma holds no picture to correlate; real posters start at 10
-BLANK_RMS = 2.5  # two blanks are the same only if their colours are
+ACHROMATIC_RMS = 2.0  # below this a picture is grey, and its colour is not compared
+BLANK_STD = 3.0  # below this luma is too flat to correlate; real posters start at 10
+BLANK_RMS = 2.5  # two blank pictures are the same if their colours differ by at most this
 
 _HASH_SIDE = 32
-_FLAT = 4.0  # DCT units; pictures whose coefficients are all smaller are blank (typical: hundreds)
-_ROUNDING = 1e-3  # DCT units; keeps the coefficients of exactly flat rows or columns from deciding bits
+_FLAT = 4.0  # DCT units; a picture is blank if all coefficients are smaller (typical: hundreds)
+_ROUNDING = 1e-3  # DCT units; so that the coefficients of exactly flat rows or columns set no bits
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _PAIRS_AT_ONCE = 1 << 21
 _CHECKS_AT_ONCE = 1 << 15
@@ -62,7 +62,7 @@ _Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _dct_matrix(n: int) -> NDArray[np.float64]:
-    """Orthonormal DCT-II matrix, (n, n)."""
+    """Return the orthonormal DCT-II matrix, (n, n)."""
     k = np.arange(n)
     matrix = np.cos(np.pi * (2 * k[None, :] + 1) * k[:, None] / (2 * n)) * np.sqrt(2 / n)
     matrix[0] /= np.sqrt(2)
@@ -70,15 +70,15 @@ def _dct_matrix(n: int) -> NDArray[np.float64]:
 
 
 _DCT = _dct_matrix(_HASH_SIDE)[:8]
-#: A mirror image has the same frequencies; the odd ones across change their sign.
+#: Signs that turn the coefficients of a picture into those of its mirror image: odd columns change their sign.
 _MIRROR = np.tile([1.0, -1.0], 4)
 
 
 def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
-    """64-bit DCT hashes of a picture of any size and mode, and of its mirror image (0.5 ms for a 182x268 poster).
+    """Return the 64-bit DCT hashes of a picture and of its mirror image (0.5 ms for a 182x268 poster).
 
-    Bit 63 is the mean, the others the lowest 8x8 frequencies row by row, set where above their median. Of
-    flat pictures the other bits would be noise, and are 0.
+    The picture may have any size and mode. The bits are the lowest 8x8 frequencies, row by row from bit 63 (the mean).
+    A bit is set if its frequency is above their median. In flat pictures the bits below 63 would be noise and are 0.
     """
     grey = image.convert("RGB").convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
@@ -86,7 +86,7 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
 
 
 def _hash_bits(low: NDArray[np.float64]) -> int:
-    # A wider margin round the median would cost real posters: it puts coefficients of pictures near the edge.
+    # A wider margin would miss real duplicates: more coefficients would be close to the limit.
     bits = (low > np.median(low) + _ROUNDING).ravel()
     if np.abs(low.ravel()[1:]).max() < _FLAT:
         bits[1:] = False
@@ -94,26 +94,26 @@ def _hash_bits(low: NDArray[np.float64]) -> int:
 
 
 def poster_signature(image: Image.Image) -> bytes:
-    """The picture as an 8x8 RGB thumbnail: 192 bytes, row by row (about 0.15 ms)."""
+    """Return the picture as an 8x8 RGB thumbnail: 192 bytes, row by row (about 0.15 ms)."""
     side = (SIGNATURE_SIDE, SIGNATURE_SIDE)
     return image.convert("RGB").resize(side, Image.Resampling.BOX).tobytes()
 
 
 def mirrored_signatures(signatures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, 192): the signatures of the mirror images."""
+    """Return the signatures of the mirror images, (n, 192) uint8."""
     rows = signatures.reshape(-1, SIGNATURE_SIDE, SIGNATURE_SIDE, 3)[:, :, ::-1]
     return rows.reshape(-1, SIGNATURE_BYTES)
 
 
 def signatures_agree(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether signatures a[i] and b[i], each (n, 192), show the same picture; (n,) bool.
+    """Return whether the signatures a[i] and b[i] show the same picture: (n,) bool, for a and b of (n, 192).
 
-    The same picture: correlated luma, similar brightness, and similar colour unless one of the two is grey.
+    The same picture means: correlated luma, similar brightness, and similar colour unless one of the two is grey.
     A blank picture (no luma contrast) matches only a blank of the same colour.
     """
     rgb_a, rgb_b = (x.reshape(len(x), SIGNATURE_SIDE**2, 3).astype(np.float32) for x in (a, b))
     luma_a, luma_b = rgb_a @ _LUMA, rgb_b @ _LUMA
-    # Red and blue less luma are the chroma; green follows from them.
+    # Chroma is red and blue minus luma; green follows from them.
     chroma_a, chroma_b = (rgb_a - luma_a[..., None])[..., ::2], (rgb_b - luma_b[..., None])[..., ::2]
     flat_a, flat_b = luma_a - luma_a.mean(1, keepdims=True), luma_b - luma_b.mean(1, keepdims=True)
     power_a, power_b = (flat_a**2).mean(1), (flat_b**2).mean(1)
@@ -135,25 +135,25 @@ def group_duplicates(
     mirrored: NDArray[np.uint64] | None = None,
     max_distance: int = MAX_DISTANCE,
 ) -> NDArray[np.int64]:
-    """Group number of every sample, (n,); duplicates share one. Groups are numbered by first appearance.
+    """Return the group number of every sample, (n,) int64. Duplicates have the same number.
 
-    digests: hex SHA-256 of each file; equal files are always grouped. hashes, mirrored: (n,) each, the two of
-    `perceptual_hashes`; without the second, mirrored copies are not looked for. signatures: (n, 192) uint8 from
-    `poster_signature`. max_distance: the Hamming distance, 0 to 15, that still joins two hashes. The partition depends
-    neither on the order of the rows nor, with ``mirrored``, on which way round a picture is.
+    digests: hex SHA-256 of each file; equal files are always grouped. hashes, mirrored: (n,) each, the two results of
+    `perceptual_hashes`; without ``mirrored``, mirrored copies are not found. signatures: (n, 192) uint8 from
+    `poster_signature`. max_distance: largest Hamming distance, 0 to 15, of two hashes that are joined. Groups are
+    numbered by first appearance; otherwise they do not depend on the order of rows, nor, with ``mirrored``, on flips.
     """
     n = len(digests)
     if n == 0:
         return np.zeros(0, dtype=np.int64)
-    if mirrored is not None:  # every sample twice, each way round
+    if mirrored is not None:  # every sample twice: as it is, and mirrored
         hashes = np.concatenate([hashes, mirrored])
         signatures = np.concatenate([signatures, mirrored_signatures(signatures)])
-    # Equal rows (hash and signature) become one content: a picture repeated thousands of times costs one.
+    # Equal rows (hash and signature) become one content, so that repeated pictures cost no time.
     record = np.hstack([hashes[:, None].astype(">u8").view(np.uint8), signatures])
     rows = np.ascontiguousarray(record).view(np.dtype((np.void, record.shape[1]))).ravel()
     _, first, content = np.unique(rows, return_index=True, return_inverse=True)
     _, file = np.unique(np.asarray(digests), return_inverse=True)
-    # Nodes: contents, then files. Each sample joins its contents to its file.
+    # Nodes: contents, then files. Each sample joins its contents and its file.
     groups = _Groups(len(first) + int(file.max()) + 1, signatures[first])
     groups.join(content, np.tile(file, len(content) // n) + len(first))
     _join_contents(groups, hashes[first], max_distance)
@@ -167,17 +167,17 @@ def group_duplicates(
 
 
 class _Groups:
-    """Connected components that grow: `labels` (nodes,) holds each node's. The first nodes are contents."""
+    """Connected components of a graph. `labels`, (nodes,), has the component of each node; contents come first."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
-        self.signatures = signatures  # of the contents
+        self.signatures = signatures  # one for each content
         luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
         for begin in range(0, len(luma), _CHECKS_AT_ONCE):
             part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
             luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
         self.light = luma.mean(1)
-        # How far the mean luma of two that agree can be apart; for blanks |_LUMA| * sqrt(3) * 2.5 = 2.9.
+        # Largest difference of mean luma at which two can agree; for blank ones |_LUMA| * sqrt(3) * 2.5 = 2.9.
         self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
 
     def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
@@ -190,7 +190,7 @@ class _Groups:
         self.labels = merged[self.labels].astype(np.int64)
 
     def join_alike(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        """Join those contents a[i] and b[i] whose signatures agree. Before that comes a cheap test that it implies."""
+        """Join the contents a[i] and b[i] whose signatures agree. A cheap necessary test comes first."""
         near = np.abs(self.light[a] - self.light[b]) <= np.minimum(self.reach[a], self.reach[b])
         near &= self.labels[a] != self.labels[b]
         a, b = a[near], b[near]
@@ -199,7 +199,7 @@ class _Groups:
 
 
 def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -> None:
-    """Join every two contents (rows sorted by hash) that are near-duplicates."""
+    """Join all pairs of contents (rows sorted by hash) that are near-duplicates."""
     unique, start, count = np.unique(hashes, return_index=True, return_counts=True)
     pending: list[_Pairs] = []
     for pairs in _near_hashes(unique, distance):
@@ -213,12 +213,12 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
 def _join_hash_pairs(
     groups: _Groups, pending: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]
 ) -> None:
-    """Join the contents of the hashes u[i] and v[i] that agree; h has count[h] contents from start[h]."""
+    """Join the contents of the hashes u[i] and v[i] that agree. Hash h has count[h] contents from start[h]."""
     if not pending:
         return
     u, v = (np.concatenate(side) for side in zip(*pending, strict=True))
     while len(u):
-        # What is joined already needs no second look: it is this that keeps large groups cheap.
+        # Skip what is joined already: this keeps large groups cheap.
         contents = groups.labels[: start[-1] + count[-1]]
         low, high = np.minimum.reduceat(contents, start), np.maximum.reduceat(contents, start)
         todo = (low[u] != low[v]) | (low[u] != high[u]) | (low[v] != high[v])
@@ -235,10 +235,10 @@ def _join_hash_pairs(
 
 
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
-    """Index pairs of unique hashes within `distance` bits: each with itself, then i != j (some repeated).
+    """Yield index pairs of unique hashes within `distance` bits: each with itself, then i != j (some repeated).
 
-    Multi-index hashing with 4 tables of 16 bits. If two hashes differ in at most r bits, then in one of the
-    first r % 4 + 1 tables they differ in at most r // 4 bits, or in another in at most r // 4 - 1.
+    Multi-index hashing with 4 tables of 16 bits. If two hashes differ in at most r bits, they differ in at most
+    r // 4 bits in one of the first r % 4 + 1 tables, or in at most r // 4 - 1 bits in one of the other tables.
     """
     everyone = np.arange(len(unique))
     yield everyone, everyone
@@ -261,7 +261,7 @@ def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
 
 
 def _ranges(low: NDArray[np.int64], high: NDArray[np.int64]) -> Iterator[_Pairs]:
-    """All (i, j) with low[i] <= j < high[i], in arrays of about _PAIRS_AT_ONCE pairs."""
+    """Yield all (i, j) with low[i] <= j < high[i], in arrays of about _PAIRS_AT_ONCE pairs."""
     rows = np.flatnonzero(high > low)
     size = (high - low)[rows]
     total = np.cumsum(size)

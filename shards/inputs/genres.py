@@ -1,4 +1,4 @@
-"""One cell of genres, as Python, NumPy, pandas and JSON write lists, or as names with a separator between them."""
+"""Parse a cell of genres: a list as Python, NumPy, pandas or JSON writes it, or names with a separator between them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 
 from shards.dataset.labels import tidy
 
-#: MovieLens writes this where a film has no genre.
+#: Cells without a genre; MovieLens writes the last one.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-#: Longer cells are no genres; they are not given to a parser.
+#: Characters of the longest cell that is parsed; longer ones are not genres.
 MAX_GENRE_TEXT = 100_000
-#: What lists are wrapped into: ``array([...], dtype=object)``, ``list([...])``, ``{'a', 'b'}``'s other name.
+#: Calls around a list: ``array([...], dtype=object)``, ``list([...])``, ``set([...])``.
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
 
 STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-#: NumPy's own strings, since version 2.
+#: Strings as NumPy writes them since version 2.
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: Pieces of a list that was cut up, text that was quoted twice, or a call: deque(['Drama']), np.str_('Drama').
+#: Pieces of a list that was split, text that was quoted twice, or a call: deque(['Drama']), np.str_('Drama').
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
-SHORTENED = "{!r} was shortened where it was printed; write all genres"
+SHORTENED = "{!r} was shortened when it was printed; write all genres"
 PARTNERS = {"[": "]", "(": ")", "{": "}"}
 
 
 def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
-    """Genres from ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
+    """Parse ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
 
-    Also from sets, tuples, ``array([...], dtype=object)``, and lists of dicts with a ``name`` (TMDB). Nothing is ever
-    evaluated but literals. Order is kept, doubles are dropped. Raises ValueError for what is none of these, or could
-    be read in two ways; the message says what to write instead.
+    Sets, tuples, ``array([...], dtype=object)``, and lists of dicts with a ``name`` (TMDB) are accepted, too. Only
+    literals are evaluated. The order is kept, repeated genres are dropped. Raises ValueError if the text is none of
+    these or is ambiguous; the message says what to write instead.
     """
     text = text.strip()
     if len(text) > MAX_GENRE_TEXT:
@@ -48,18 +48,18 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     elif separator in text or "," not in text:
         values = text.split(separator)
         if any(QUOTED.fullmatch(value.strip()) for value in values):
-            raise ValueError(f"{text[:60]!r} holds quotes as a list does, but is none; write ['Action', 'Drama']")
+            raise ValueError(f"{text[:60]!r} has quotes like a list, but is not a list; write ['Action', 'Drama']")
     else:
         raise ValueError(
-            f"{text[:60]!r} has commas but is no list; if they separate genres, pass --genre-separator ','"
+            f"{text[:60]!r} has commas but is not a list; if commas separate genres, pass --genre-separator ','"
         )
     genres = [value.strip(" \t\r\n\f\v") for value in values]
     categories = {unicodedata.category(character) for genre in genres for character in genre}
     if "Cs" in categories:
-        raise ValueError(f"{text[:60]!r} holds half a character (a lone surrogate)")  # no file could hold it
+        raise ValueError(f"{text[:60]!r} contains half a character (a lone surrogate)")  # cannot be written to a file
     if "Cc" in categories:
         raise ValueError(
-            f"{text[:60]!r} holds a line break or another control character in a genre; separate genres by | "
+            f"{text[:60]!r} contains a line break or another control character in a genre; separate genres by | "
             f"(or is the text in another encoding, such as --encoding cp1252?)"
         )
     if any(genre in ("...", "\u2026") for genre in genres):
@@ -68,7 +68,7 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
 
 
 def is_list(text: str) -> bool:
-    """Whether a cell (without spaces around) is written as a list."""
+    """Return whether a cell, stripped of spaces, is written as a list."""
     return text[:1] in PARTNERS or WRAPPER.match(text) is not None
 
 
@@ -85,13 +85,13 @@ def _parse_list(text: str) -> list[str]:
 
 
 def _parse_python(text: str) -> list[str]:
-    """A list as Python or NumPy prints it.
+    """Parse a list as Python or NumPy prints it.
 
-    Python glues strings that stand side by side: ``['Action' 'Drama']`` would be one genre, so they come first.
+    Python joins adjacent strings: ``['Action' 'Drama']`` would become one genre. So adjacent strings are handled first.
     """
     tokens = []
     for match in TOKEN.finditer(text[1:-1]):
-        if match.lastgroup == "open":  # a quote that nothing closes; looking on would take quadratic time
+        if match.lastgroup == "open":  # a quote that is not closed; to search on would take quadratic time
             raise ValueError(f"a quote is not closed in {text[:60]!r}; write ['Action', 'Drama']")
         if match[0] == "...":
             raise ValueError(SHORTENED.format(text[:60]))
@@ -109,16 +109,16 @@ def _parse_python(text: str) -> list[str]:
     if "s s" in kinds:
         raise ValueError(f"{text[:60]!r} lacks a comma between two names; write ['Action', 'Drama']")
     if flat and re.fullmatch(r"(s(,s)*,?)?", kinds.replace(" ", "")):
-        return [_literal(string, text) for string in strings]  # a set keeps its order only so
+        return [_literal(string, text) for string in strings]  # literal_eval would lose the order of a set
     return _names(_literal(text, text), text)
 
 
 def _literal(part: str, text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes such as \d
+            warnings.simplefilter("ignore")  # warnings of unknown escapes such as \d
             return ast.literal_eval(part)
-    # literal_eval's documented failures on malformed or hostile text
+    # documented errors of literal_eval on malformed or hostile text
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama") from None
 

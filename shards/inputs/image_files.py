@@ -1,4 +1,4 @@
-"""Poster files: where they lie, which of them belong to an id, and what else lies there. images.py looks inside."""
+"""Find and read poster files: which belong to an id, and which other files a folder has. images.py decodes them."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from shards.storage.retry import of_one_file, retried, unreadable
 
 log = logging.getLogger(__name__)
 
-#: Where cleaned posters lie by convention, in the order in which they are looked for.
+#: Conventional folders of cleaned posters, in the order in which they are tried.
 DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
 
-#: Endings as they are usually written, in the order in which an id's files are preferred. The first ones were once the
-#: only ones: a set that is built again keeps its files.
+#: Endings as they are usually written, the preferred ones first. Earlier versions had only those of _FIRST: they come
+#: first, so that a set that is built again uses the same files.
 _FIRST, _LATER = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"), IMAGE_ENDINGS[3:]
 USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 
 @dataclass
 class Walk:
-    """What was met on a walk through a folder, beside pictures."""
+    """Files of other kinds, and unreadable folders, found during a walk through a folder."""
 
-    others: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
-    unreadable: list[str] = field(default_factory=list)  # what is said of each folder that cannot be listed
+    others: Counter[str] = field(default_factory=Counter)  # count by ending
+    unreadable: list[str] = field(default_factory=list)  # a message for each folder that cannot be listed
 
     def warn(self, folder: StoragePath) -> None:
-        """Say so: one line for files of other kinds, and one for each of the first folders that cannot be read."""
+        """Log one line for other files, and one for each of the first five folders that cannot be read."""
         if self.others:
             log.warning("%s: %s", folder, others_text(self.others))
         for problem in self.unreadable[:5]:
-            log.warning("%s; what is in it is left out", problem)
+            log.warning("%s; its contents are left out", problem)
         if len(self.unreadable) > 5:
-            log.warning("%d more folders cannot be read; what is in them is left out", len(self.unreadable) - 5)
+            log.warning("%d more folders cannot be read; their contents are left out", len(self.unreadable) - 5)
 
 
 def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
-    """Paths, below a local folder, of all files that are pictures by their names. Links to folders are not followed."""
+    """Yield the paths, relative to ``folder``, of all files with an image ending. Links to folders are not followed."""
     for _, files in walk_folders(folder, walk):
         yield from filter(is_image_name, files)
 
 
 def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
-    """(path with its slash, paths of its files) of a local folder and all below it, each path below ``folder``."""
+    """Yield (path ending with a slash, paths of its files) of each folder, all paths relative to ``folder``."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -63,9 +63,9 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 
 
 def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
-    """Paths below ``folder`` of the folders and of the files in ``below``. Paths of folders have a slash at the end.
+    """Return the paths of the subfolders (with a slash at the end) and files of ``below``, relative to ``folder``.
 
-    Files of other kinds are counted, hidden ones apart; a folder that cannot be listed is noted, and is empty.
+    ``walk`` counts visible files of other kinds, and collects an error message if the folder cannot be listed.
     """
     folders, files = [], []
     try:
@@ -83,9 +83,9 @@ def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[s
 
 
 def image_names(sample_id: str) -> Iterator[str]:
-    """Names, below the image folder, that an id's poster usually has; the first one that is there counts.
+    """Yield the usual file names of an id's poster, relative to the image folder; the first existing one is used.
 
-    The id with one of the endings, and an id that is itself a file name (``x.jpg``).
+    These are the id with each ending, and the id itself if it is a file name (``x.jpg``).
     """
     yield from (f"{sample_id}{kind}" for kind in USUAL_ENDINGS)
     if is_image_name(sample_id):
@@ -93,7 +93,7 @@ def image_names(sample_id: str) -> Iterator[str]:
 
 
 def files_of(ids: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Those of the files that belong to an id, the one that counts first; an ending may be in any case."""
+    """Return id → its files among ``names``, the preferred one first. Endings may be in any case."""
     found: dict[str, list[str]] = {}
     wanted = set(ids)
     for name in names:
@@ -112,12 +112,12 @@ def _rank(sample_id: str, name: str) -> tuple[int, str]:
 
 
 def find_image(folder: Path, sample_id: str) -> Path | None:
-    """The file of an id's poster in a local folder, or None. (shards/inputs/listing.py finds those of many ids.)"""
+    """Return the file of an id's poster in a local folder, or None. (listing.py finds the files of many ids.)"""
     for name in image_names(sample_id):
         path = folder / name
         if _is_file(path):
             return path
-    # Endings in mixed case: only the folder's listing knows them.
+    # Only a listing of the folder finds endings in mixed case.
     parent, own = (folder / sample_id).parent, PurePosixPath(sample_id).name
     names = [name for name in list_folder(parent, "", Walk())[1] if name.startswith(own)]
     files = files_of([own], names).get(own, [])
@@ -130,14 +130,14 @@ def _is_file(path: Path) -> bool:
     except OSError as error:
         if not of_one_file(error):
             raise unreadable(str(path), error) from None
-        return False  # in a folder that may not be read, or with a name that is too long
+        return False  # no permission to read the folder, or a name that is too long
 
 
 def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None) -> bytes:
-    """The bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable (of one that may not be read).
+    """Return the bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable file (no permission).
 
-    ``name`` is the file's below the folder, for who knows it from a listing. A remote store's failures, which may pass,
-    arrive as they are; a disk's are tried again, and end in a UserError (retry.py): neither is the poster's fault.
+    ``name`` is the path of the file relative to the folder, if a listing has it. Errors of a remote store are raised
+    unchanged, since they may be temporary. Errors of a disk are retried and then raised as UserError (retry.py).
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:
@@ -146,7 +146,7 @@ def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None
 
 
 def read_checked(folder: StoragePath, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
-    """As ``read_image_file``. Raises UserError unless it has the SHA-256 ``digest``, as when posters were checked."""
+    """As ``read_image_file``. Raises UserError if the SHA-256 is no longer ``digest``, that of the checked poster."""
     try:
         data = read_image_file(folder, sample_id, name)
         problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
@@ -182,12 +182,12 @@ def _read_remote(folder: Any, sample_id: str, name: str | None) -> tuple[str, by
 
 
 def missing_file(sample_id: str) -> BadImage:
-    """What is said of a poster that has no file."""
+    """Return the error for a poster without a file."""
     return BadImage("missing file", f"no {sample_id}{ENDINGS_TEXT}")
 
 
 def default_image_folder(start: Path) -> Path:
-    """The conventional folder of cleaned posters that holds images. Raises UserError if none does."""
+    """Return the first of DEFAULT_FOLDERS that contains images. Raises UserError if none does."""
     for folder in (start / name for name in DEFAULT_FOLDERS):
         if holds_images(folder):
             return folder
@@ -196,11 +196,11 @@ def default_image_folder(start: Path) -> Path:
 
 
 def require_images(folder: StoragePath) -> None:
-    """Raise UserError unless there is such a folder, with images."""
-    with as_user_error("look for posters", folder):
+    """Raise UserError if the folder is missing or a local folder has no images."""
+    with as_user_error("find posters", folder):
         if not folder.is_dir():
             raise UserError("path-missing", f"image folder not found: {folder}")
-        # A remote folder is listed by the ids anyway, and walking through a million others takes long.
+        # A remote folder is listed by ids later; walking through a million other files would take too long.
         if not is_remote(folder):
             walk = Walk()
             if next(walk_images(folder, walk), None) is None:
@@ -208,13 +208,13 @@ def require_images(folder: StoragePath) -> None:
 
 
 def no_images(folder: StoragePath, walk: Walk) -> UserError:
-    """What is said of a folder without pictures."""
+    """Return the error for a folder without images."""
     found = [others_text(walk.others)] if walk.others else []
     found += walk.unreadable[:1]
     return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
 
 
 def holds_images(folder: StoragePath) -> bool:
-    """Whether at least one file with an image extension lies below the folder."""
+    """Return whether the folder or a subfolder contains at least one file with an image ending."""
     names = filter(is_image_name, remote_files(folder)) if is_remote(folder) else walk_images(folder, Walk())
     return any(True for _ in names)

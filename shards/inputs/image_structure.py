@@ -1,7 +1,7 @@
-"""What a picture's bytes say before a decoder sees them: would it be kept busy, and are there more frames?
+"""Check the structure of a picture's bytes before decoding: would decoding take too long, and are there more frames?
 
-Pillow bounds pixels. It does not bound metadata: a directory of 65,535 entries that each point at the whole file, a
-comment of 80,000 blocks or 500 progressive scans hold a core for minutes. Sources: T.81 (JPEG), PNG 3rd edition, GIF
+Pillow limits pixels, but not metadata. A directory of 65,535 entries that each point at the whole file, a comment of
+80,000 blocks, or 500 progressive scans occupy a core for minutes. Sources: T.81 (JPEG), PNG 3rd edition, GIF
 89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
 """
 
@@ -11,20 +11,20 @@ import struct
 
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, check_scans, read_jpeg_header
 
-#: Chunks of a PNG, blocks of a GIF's extensions, entries of a directory: far over what programs write.
+#: Limits for chunks of a PNG, blocks of GIF extensions, entries of a directory: far above what programs write.
 MAX_CHUNKS, MAX_BLOCKS, MAX_ENTRIES = 100_000, 4_000, 4_000
 
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 AVIF = (b"ftypavif", b"ftypavis")
-#: Bytes of a value of each TIFF type.
+#: TIFF type -> bytes of a value.
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-#: Tags that point at further directories, which Pillow reads too: EXIF, GPS, interoperability.
+#: Tags of nested directories, which Pillow reads too: EXIF, GPS, interoperability.
 _DIRECTORIES = (34665, 34853, 40965)
 
 
 def check_structure(data: bytes) -> JpegHeader | None:
-    """The header if it is a JPEG whose header follows the rules. Raises TooMuchWork for what would block a decoder."""
+    """Return the header of a valid JPEG, else None. Raises TooMuchWork if decoding the picture would take minutes."""
     if data.startswith(b"\xff\xd8"):
         header = read_jpeg_header(data)
         check_scans(data, header)
@@ -35,7 +35,7 @@ def check_structure(data: bytes) -> JpegHeader | None:
         _gif_image(data)
     elif data.startswith(TIFF):
         _check_directory(data, 0)
-    elif data[4:8] == b"ftyp":  # AVIF, whose EXIF Pillow reads when it opens the file
+    elif data[4:8] == b"ftyp":  # AVIF: Pillow reads its EXIF when it opens the file
         for head in TIFF[:2]:
             at = data.find(head)
             while at >= 0:
@@ -45,11 +45,11 @@ def check_structure(data: bytes) -> JpegHeader | None:
 
 
 def more_frames(data: bytes) -> bool:
-    """Whether a picture has frames, or pages, beside its first."""
+    """Return whether a picture has more than one frame or page."""
     if data.startswith(b"\xff\xd8"):
         return False
     if data.startswith(PNG):
-        at = data.find(b"acTL", 0, 4096)  # behind the header, before the pixels
+        at = data.find(b"acTL", 0, 4096)  # after the header, before the pixels
         return 0 <= at < data.find(b"IDAT") and _number(data, at + 4, ">I") > 1
     if data.startswith(GIF):
         try:
@@ -69,13 +69,13 @@ def more_frames(data: bytes) -> bool:
 
 
 def cut_off(data: bytes) -> bool:
-    """Whether a JPEG, WebP, TIFF or AVIF that no decoder opens says itself that it goes on behind its last byte."""
+    """Return whether the headers of an undecodable JPEG, WebP, TIFF or AVIF give a size beyond its last byte."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _number(data, 4, "<I") + 8 > len(data)
     if data.startswith(TIFF[:2]):
         return _number(data, 4, f"{'<' if data[:1] == b'I' else '>'}I") + 2 > len(data)
     at = 0
-    if data.startswith(b"\xff\xd8"):  # within its headers, whose number check_structure bounds
+    if data.startswith(b"\xff\xd8"):  # headers only; check_structure limits their number
         at = 2
         while data[at : at + 1] == b"\xff":
             at += 2 + _number(data, at + 2, ">H")
@@ -103,7 +103,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _gif_image(data: bytes, at: int = 0) -> int:
-    """Offset of the next image descriptor after ``at``, or after the header; 0 if there is none."""
+    """Return the offset of the next image descriptor after ``at``, or after the header; 0 if there is none."""
     if not at:
         flags = data[10] if len(data) > 10 else 0
         at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
@@ -118,7 +118,7 @@ def _gif_image(data: bytes, at: int = 0) -> int:
                 blocks += 1
                 if blocks > MAX_BLOCKS:
                     raise TooMuchWork(f"over {MAX_BLOCKS} blocks of comments")
-        at += 1  # behind the last block, or what Pillow skips
+        at += 1  # after the last block, or a byte that Pillow skips
     return 0
 
 
@@ -129,9 +129,9 @@ def _blocks_end(data: bytes, at: int) -> int:
 
 
 def _check_directory(data: bytes, depth: int, start: int | None = None, sure: bool = True) -> None:
-    """Raise TooMuchWork for a directory whose values are larger than the file: they overlap.
+    """Raise TooMuchWork if the values of a directory are larger than the file, which means that they overlap.
 
-    sure: whether this is TIFF, not bytes that may look like it by chance.
+    sure: whether the bytes are known to be TIFF; if not, they may only look like it.
     """
     if data[2:4] in (b"+\0", b"\0+"):
         raise TooMuchWork("a BigTIFF, which is for files over 4 GB")
@@ -147,6 +147,6 @@ def _check_directory(data: bytes, depth: int, start: int | None = None, sure: bo
             return
         total += _TYPE_SIZES.get(kind, 1) * count
         if total > 2 * len(data):
-            raise TooMuchWork("its tags say that they hold more than the file")
+            raise TooMuchWork("its tags claim more bytes than the file has")
         if tag in _DIRECTORIES and depth < 2:
             _check_directory(data, depth + 1, value, sure)

@@ -1,7 +1,7 @@
-"""Poster bytes: check them, decode them, and turn them into the JPEG that a shard holds. image_files.py finds them.
+"""Check and decode the bytes of a poster, and turn them into the JPEG of a shard. image_files.py finds the files.
 
-Everything here is a pure function of the bytes and the options, so a shard built twice is the same. Every command
-decodes here, or in toolkit/data/transforms/jpeg.py, which gives the same pixels faster and leaves the rest to this.
+All functions depend on the bytes and the options only, so a shard built twice is the same. Every command decodes here
+or in toolkit/data/transforms/jpeg.py, which is faster, gives the same pixels, and calls this module for other files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import simplejpeg
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registered only when asked
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # to register formats
 
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
@@ -26,13 +26,13 @@ from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
 from shards.values import Checked, Count, between
 
-#: Only picture formats are tried: Pillow's document formats (EPS, PDF) would start other programs.
+#: Only picture formats are allowed: Pillow starts other programs for document formats (EPS, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-#: What libjpeg-turbo says where the pixels of a JPEG end before the picture does, though an end marker is there.
+#: Messages of libjpeg-turbo for a JPEG with an end marker whose pixel data ends too early.
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
-#: JPEGs of more pixels are decoded by Pillow after a look: the other decoder's copy would double the memory.
+#: Larger JPEGs are only checked by simplejpeg and decoded by Pillow: another copy would double the memory.
 FAST_PIXELS = 16_000_000
-#: Bytes a pixel that decoding takes at most, and those formats whose decoders take more.
+#: Largest memory of decoding in bytes per pixel: the usual value, and formats that need more.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
 
@@ -46,7 +46,7 @@ def parse_aspect(text: str) -> tuple[float, float]:
     return low, high
 
 
-#: Fields of ImageOptions that say which posters are good enough.
+#: Fields of ImageOptions that decide which posters are accepted.
 LIMITS = ("min_side", "max_pixels", "aspect")
 
 
@@ -54,19 +54,19 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 class ImageOptions(Checked):
     """How posters are checked and packed.
 
-    A shard remembers all of them (pack.PackTask.plan): a new one at its default must leave plans as they were.
+    All fields are part of a shard's plan (pack.PackTask.plan): a new field at its default must not change plans.
     """
 
     short_side: int = 256
-    """Longest allowed short side in pixels; larger posters are shrunk, none is enlarged."""
+    """Largest short side in pixels; larger posters are shrunk, smaller ones are not enlarged."""
     long_side: int = 512
-    """Longest allowed long side in pixels; it bounds banners and scrolls."""
+    """Largest long side in pixels; it limits very wide and very tall posters."""
     quality: Annotated[int, between(1, 95)] = 90
-    """JPEG quality of re-encoded posters (those that already fit keep their bytes)."""
+    """JPEG quality of re-encoded posters; posters that already fit keep their bytes."""
     min_side: Count = 32
     """Posters with a shorter side (pixels) are rejected as too small."""
     max_pixels: Count = 64_000_000
-    """Posters that claim more pixels are rejected as decompression bombs."""
+    """Posters with more pixels in their header are rejected as decompression bombs."""
     aspect: tuple[float, float] | None = option(None, metavar="LOW,HIGH", parse=parse_aspect)
     """Narrowest and widest width / height; posters outside are rejected as odd shapes."""
 
@@ -80,7 +80,7 @@ class ImageOptions(Checked):
             raise UserError("option-value", message)
 
 
-#: What can be decoded is taken: for commands that were given the pictures one by one, or made by others.
+#: Accepts everything that can be decoded: for pictures that were named one by one, or checked before.
 ANY = ImageOptions(min_side=1)
 
 
@@ -90,9 +90,9 @@ class BadImage(Unusable):
 
 @contextmanager
 def blamed_on_the_picture(reason: str) -> Iterator[None]:
-    """Raise BadImage for what a library says of one picture: its shape is beyond OpenCV's limits, say.
+    """Turn a library's error about one picture, such as a shape beyond OpenCV's limits, into BadImage.
 
-    A full disk, and what is wrong with the environment (UserError), are not the picture's: they go through.
+    A full disk and a wrong environment (UserError) have other causes: these errors pass unchanged.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def blamed_on_the_picture(reason: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A poster as the shard holds it: JPEG bytes, baseline orientation, RGB."""
+    """A poster as it is stored in a shard: the bytes of an upright RGB JPEG, and its size in pixels."""
 
     data: bytes
     width: int
@@ -114,16 +114,16 @@ class Packed:
 
 
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
-    """Decode fully and return RGB pixels in their upright orientation. Of several frames the first is taken.
+    """Decode fully and return RGB pixels in their upright orientation. Of several frames, the first is used.
 
-    ``target`` (width, height) lets a JPEG be decoded at a reduced scale of at least that size; whether its pixels are
-    all there is then not looked at.
+    ``target`` (width, height): a JPEG may be decoded at a reduced scale, not below this size. It is then not checked
+    for missing pixels.
     Raises BadImage: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
     image, header = _opened(data, options)
     pixels = None
     if header is not None and target is None:
-        # Pillow decodes CMYK, and large ones: the other decoder's copy would double the memory.
+        # Pillow decodes CMYK and large pictures: another decoder's copy would double the memory.
         fast = header.components != 4 and header.width * header.height <= FAST_PIXELS
         found = _whole_jpeg(data, header, smallest=not fast)
         pixels = Image.fromarray(found) if fast and found is not None else None
@@ -140,7 +140,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
                     image.draft(None, target)
                 image.load()
                 pixels = rgb(image)
-        del image  # its memory, before the turned copy needs some
+        del image  # free its memory before the turned copy is made
         upright = turned(pixels, turn)
     except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
@@ -152,9 +152,9 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture after its orientation, as ``decode`` gives it. All of its pixels are looked at.
+    """Return the (width, height) of the picture that ``decode`` returns. All pixel data is checked.
 
-    Raises BadImage for what no command takes.
+    Raises BadImage if the picture cannot be decoded.
     """
     _, header = _opened(data, ANY)
     if header is None or _whole_jpeg(data, header, smallest=True) is None:
@@ -163,13 +163,13 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 
 def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader | None]:
-    """The picture, of which only headers are read, and its JPEG header if it has one that follows the rules."""
+    """Return the picture with only its headers read, and the header of a valid JPEG, else None."""
     try:
         header = check_structure(data)
     except TooMuchWork as error:
         raise BadImage("decompression bomb", str(error)) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; we judge both ourselves
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; both are checked here
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -183,7 +183,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
     tile = _tile_pixels(image)
     if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg"):
         found, limit = data.count(b"\xff\xda"), most_scans(width * height)
-        if found > limit:  # of all its tiles; each is a JPEG
+        if found > limit:  # of all tiles; each tile is a JPEG
             raise BadImage("decompression bomb", f"{width}x{height} in {found} scans, over {limit}")
     if max(width * height, tile) > most:
         what = f"{width}x{height} pixels" if width * height > most else f"tiles of {tile} pixels"
@@ -194,7 +194,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Pixels of a TIFF's tile, which is decoded whole; 0 without tiles."""
+    """Return the pixels of a TIFF's tile, since a tile is decoded as a whole; 0 if there are no tiles."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     sides = [image.tag_v2.get(tag, 0) for tag in (322, 323)]
@@ -202,9 +202,9 @@ def _tile_pixels(image: Image.Image) -> int:
 
 
 def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray | None:
-    """(h, w, c) uint8 stored pixels, or an eighth of them, of a JPEG without a fault; None if Pillow is to judge it.
+    """Return the stored pixels of a faultless JPEG, (h, w, c) uint8; None if Pillow must decode it.
 
-    Raises BadImage for one that is cut: libjpeg fills what is missing with grey, and Pillow ignores its warning.
+    ``smallest``: at 1/8 size. Raises BadImage if data is missing: libjpeg fills gaps with grey, Pillow ignores that.
     """
     lack = "" if header.one_scan else missing_scans(data, header)
     if lack:
@@ -215,33 +215,33 @@ def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray |
         return simplejpeg.decode_jpeg(data, colours, **least)
     except ValueError as error:
         if CUT_SHORT.search(str(error)):
-            raise BadImage("truncated", "its pixels end before the picture does") from None
+            raise BadImage("truncated", "its pixel data ends too early") from None
     return None
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of an RGB JPEG without an EXIF rotation to apply, else None. Only headers are read."""
+    """Return the (width, height) of an upright RGB JPEG, else None. Only headers are read."""
     image, header = _opened(data, ANY)
     plain = image.format == "JPEG" and image.mode == "RGB" and header is not None and header.orientation == 1
     return image.size if plain else None
 
 
 def pack_image(data: bytes, options: ImageOptions) -> Packed:
-    """The JPEG for the shard: the original bytes where they fit, else a shrunk, upright, RGB re-encoding.
+    """Return the JPEG for the shard: the original bytes if they fit, else a shrunk, upright RGB re-encoding.
 
-    Raises BadImage as ``decode`` does. The caller has usually checked the bytes by decoding them before.
+    Raises BadImage as ``decode`` does. Callers usually check the bytes before, by decoding them.
     """
     size = plain_jpeg_size(data)
     if size is not None and fitted_size(*size, options) == size:
         return Packed(data, *size)
     header, _ = _opened(data, options)
-    # The file's own orientation may be sideways: the bound holds for a square box either way.
+    # The stored picture may lie on its side, so the target is a square.
     bound = 2 * max(fitted_size(header.width, header.height, options))
     return shrunk(decode(data, options, target=(bound, bound)), options)
 
 
 def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
-    """An RGB image within the size bounds, as JPEG."""
+    """Shrink an RGB image to the size limits, and encode it as JPEG."""
     size = fitted_size(image.width, image.height, options)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
@@ -249,14 +249,14 @@ def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
 
 
 def jpeg(image: Image.Image, quality: int, **how: Any) -> bytes:
-    """The bytes of an RGB picture as JPEG; ``how``: other options of Pillow's writer."""
+    """Return the bytes of an RGB picture as JPEG; ``how``: other options of Pillow's JPEG writer."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality, **how)
     return out.getvalue()
 
 
 def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
-    """Size after shrinking to the bounds, keeping the aspect ratio; never larger than before.
+    """Return (width, height) after shrinking to the size limits. The aspect ratio is kept; pictures are never enlarged.
 
     >>> fitted_size(500, 750, ImageOptions(short_side=250, long_side=500))
     (250, 375)
@@ -266,6 +266,6 @@ def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, in
 
 
 def _without_address(error: Exception) -> str:
-    """Pillow puts object addresses into messages; they would make rejected.csv differ from run to run."""
+    """Return an error's message without object addresses, which would make rejected.csv differ between runs."""
     text = one_line(error)
     return "no known picture format" if "BytesIO" in text else text[:200]

@@ -1,7 +1,7 @@
-"""What the headers of a JPEG say: size, orientation, scans. Python alone, some microseconds an image.
+"""Read the headers of a JPEG: size, orientation, scans. Pure Python, some microseconds per image.
 
-Every way in (build, loader, predict) asks these functions, so that all of them treat a file alike. Sources: ITU-T T.81,
-Annex B; EXIF 2.3 for the orientation. Where files break the rules, they are read as Pillow reads them.
+Build, loader and predict all use these functions, so that they treat a file in the same way. Sources: ITU-T T.81,
+Annex B; EXIF 2.3 for the orientation. Files that break these rules are read as Pillow reads them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Scans that a decoder is asked to go through. Encoders write 17 at most.
+#: Largest number of scans. Encoders write 17 at most.
 MAX_SCANS = 100
-#: Pixels times scans, so that one large file holds no core for minutes either; MIN_SCANS are always allowed.
+#: Largest pixels times scans, so that a large file cannot occupy a core for minutes; MIN_SCANS are always allowed.
 MAX_WORK, MIN_SCANS = 640_000_000, 20
-#: Marker segments and padding bytes before the pixels: far over what any camera or editor writes.
+#: Limits for marker segments and padding bytes before the pixels: far above what cameras and editors write.
 MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
-#: Bytes of EXIF, whose directory Pillow reads when it opens a file. One segment has 64 KB at most.
+#: Largest EXIF in bytes; Pillow reads its directory when it opens a file. One segment has 64 KB at most.
 MAX_EXIF = 256_000
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -25,20 +25,20 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXIF = b"Exif\0\0"
 _SEGMENT = struct.Struct(">HH").unpack_from  # marker, size
-_FRAME = struct.Struct(">BBHBHHB").unpack_from  # of it: 0xFF, kind, size, bits, height, width, components
+_FRAME = struct.Struct(">BBHBHHB").unpack_from  # 0xFF, kind, size, bits, height, width, components
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-#: Start of frame. Among them lie Huffman tables, a reserved one and arithmetic conditioning.
+#: Start of frame, without Huffman tables (0xC4), a reserved marker (0xC8) and arithmetic conditioning (0xCC).
 _FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
-#: Those, and all others that a header may have.
+#: All other markers that a header may have.
 _OTHERS = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFFF)))
 
 
 class TooMuchWork(ValueError):
-    """A JPEG that would hold a decoder for minutes."""
+    """A picture whose decoding would take minutes."""
 
 
 class JpegHeader(NamedTuple):
-    """What stands before the first scan."""
+    """Contents of the header before the first scan."""
 
     frame: int  # offset of the start-of-frame marker
     width: int  # of the stored pixels, before the orientation is applied
@@ -46,11 +46,11 @@ class JpegHeader(NamedTuple):
     components: int
     orientation: int  # 1 to 8, as in EXIF; 1 is upright
     scan: int  # offset of the first start-of-scan marker
-    one_scan: bool  # whether the first scan holds everything, as in baseline JPEGs of nearly all encoders
+    one_scan: bool  # whether the first scan has all data, as in baseline JPEGs of nearly all encoders
 
 
 def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
-    """The header; None if these bytes are no JPEG or break the rules. Raises TooMuchWork."""
+    """Return the header; None if the bytes are not a valid JPEG. Raises TooMuchWork if the header is too long."""
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
@@ -95,7 +95,7 @@ def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
 
 
 def without_junk(data: bytes) -> bytes:
-    """A JPEG without the bytes between the segments of its header, which decoders skip."""
+    """Return a JPEG without the bytes between its header segments, which decoders skip."""
     kept, at = [data[:2]], 2
     while len(kept) < MAX_SEGMENTS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
         marker, size = _SEGMENT(data, at)
@@ -110,7 +110,7 @@ def without_junk(data: bytes) -> bytes:
 
 
 def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
-    """The orientation, 1 to 8, that EXIF bytes say, else XMP bytes; 1 if neither does."""
+    """Return the orientation, 1 to 8, from EXIF bytes, else from XMP bytes; 1 if neither has one."""
     value = _exif_orientation(exif)
     if value is None and (found := _XMP_ORIENTATION.search(xmp)):
         value = int(found[1])
@@ -118,7 +118,7 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """ORIENTATION of the first directory. Only its 12 bytes an entry are looked at, whatever the entries say."""
+    """Return ORIENTATION of the first directory, or None. Only the 12 bytes of each entry are read, not long values."""
     at = 0
     while exif.startswith(_EXIF, at):
         at += len(_EXIF)
@@ -137,33 +137,33 @@ def _exif_orientation(exif: bytes) -> int | None:
                     value = 0
                     continue
                 place = entry + 8
-                if count * struct.calcsize(form) > 4:  # then the entry says where they are; the first counts
+                if count * struct.calcsize(form) > 4:  # then the entry has their offset; the first value is used
                     place = at + struct.unpack_from(f"{order}I", exif, place)[0]
                 value = struct.unpack_from(f"{order}{form}", exif, place)[0]
     except struct.error:
-        pass  # cut short: what was found before counts
+        pass  # truncated: the value found before is used
     return value
 
 
 def check_scans(data: bytes, header: JpegHeader | None) -> None:
-    """Raise TooMuchWork for a JPEG of more scans than is reasonable for its size."""
+    """Raise TooMuchWork if a JPEG has too many scans for its size."""
     limit = most_scans(header.width * header.height) if header else MAX_SCANS
-    # Pixels never hold these two bytes side by side, so this is never too few, and it costs next to nothing.
+    # Pixel data never contains these two bytes, so this cheap count is an upper limit.
     if data.count(b"\xff\xda") <= limit:
         return
-    found = sum(1 for _ in scans(data))  # not those of previews, profiles and what follows the picture
+    found = sum(1 for _ in scans(data))  # without previews, profiles and data after the picture
     if found > limit:
         size = f"{header.width}x{header.height}" if header else "a JPEG"
         raise TooMuchWork(f"{size} in {found} scans, over {limit}")
 
 
 def most_scans(pixels: int) -> int:
-    """How many scans a picture of that many pixels may have."""
+    """Return the largest allowed number of scans for a number of pixels."""
     return MAX_SCANS if pixels * MAX_SCANS <= MAX_WORK else max(MIN_SCANS, MAX_WORK // pixels)
 
 
 def scans(data: bytes) -> Iterator[int]:
-    """Offsets of the start-of-scan markers that a decoder meets, up to the end-of-image marker."""
+    """Yield the offsets of the start-of-scan markers before the end-of-image marker."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
         marker = data[at + 1]
@@ -180,13 +180,13 @@ def scans(data: bytes) -> Iterator[int]:
 
 
 def missing_scans(data: bytes, header: JpegHeader) -> str:
-    """What a JPEG of several scans lacks, in words; empty if all of its coefficients are there.
+    """Return what is missing in a JPEG of several scans, or an empty string if it has all coefficients.
 
-    A file that is cut between two scans and closed with an end marker is a valid JPEG, of a blurred picture.
+    A file that is cut between two scans and has an end marker is a valid JPEG of a blurred picture.
     """
     progressive = data[header.frame + 1] in _PROGRESSIVE
     ids = [data[header.frame + 10 + 3 * k] for k in range(header.components)]
-    # Bits of each coefficient that are still to come; 64 of a component
+    # Bits still missing of each of the 64 coefficients of a component
     left = {component: [14] * 64 for component in ids}
     for at in scans(data):
         count = data[at + 4]

@@ -1,8 +1,8 @@
-"""Which of many files are there: asked in a few listings, not once for every name that a poster may have.
+"""Find the files of many ids with a few listings, instead of a request for every name that a poster may have.
 
-A folder's listing can be larger than memory likes, and most of it may belong to no id. So, at a URL, ids are put into
-groups of a common beginning, and what begins so is listed and forgotten, group after group. A local folder is walked
-through once. Kept is only what belongs to an id.
+The listing of a whole folder can be too large for memory, and most of it may belong to no id. So the ids of a folder at
+a URL are grouped by prefix, and only one prefix is listed at a time. A local folder is walked through once. Only files
+that belong to an id are kept.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 log = logging.getLogger(__name__)
 
-#: Stores that list by the beginning of a name. Others are walked through once.
+#: Stores that can list by prefix. Others are listed once as a whole.
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-#: Ids a listing: about what a store answers at a time.
+#: Largest number of ids per listing: about one page of a store's answer.
 GROUP = 1000
-#: What stores call the thing that changes with a file's content; the first that a store has is used.
+#: Stores' names of a value that changes with the content of a file; the first one present is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
 
@@ -34,25 +34,25 @@ VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "update
 class Listed:
     """A poster's file."""
 
-    name: str  # its path below the folder
-    state: str = ""  # of a file at a URL: changes with its content; size and what the store calls its version
+    name: str  # path relative to the folder
+    state: str = ""  # of a file at a URL: its size and version, which change with its content
 
 
 def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
-    """The files of those ids that have one. Raises UserError if there is no such folder or it cannot be listed.
+    """Return id → file, for the ids with a file. Raises UserError if the folder is missing or cannot be listed.
 
-    Said in a line each, unless ``quiet``: ids with several files, of which one counts; in a local folder also files of
-    other kinds, and folders that cannot be read.
+    Unless ``quiet``, logs a line about ids with several files, of which one is used. For a local folder, also logs
+    files of other kinds and folders that cannot be read.
     """
     groups: Iterable[tuple[Sequence[str], Mapping[str, Any]]]
     if is_remote(folder):
-        # With its dot an id is the beginning of its own files alone. One that is a file's name is a beginning as it is.
+        # With the dot, the prefix matches only the id's own files. An id that is a file name is a prefix itself.
         groups = _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
     else:
         groups = _local_posters(folder, ids, quiet)
     found, several = {}, []
     for members, files in groups:
-        # Ids may have ./ and double slashes; two of them may then be one file's
+        # Ids may have ./ and double slashes: two ids may then belong to one file.
         plain = {sample_id: _plain(sample_id) for sample_id in members}
         chosen = files_of(set(plain.values()), files)
         for sample_id, own in plain.items():
@@ -64,12 +64,12 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
     if several and not quiet:
         shown = some(several, 3, "; ")
-        log.warning("%d posters have several files, of which one is taken: %s", len(several), shown)
+        log.warning("%d posters have several files, of which one is used: %s", len(several), shown)
     return found
 
 
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Groups of ids that lie in one folder, with its files."""
+    """Yield (ids of one folder, files of that folder)."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
@@ -78,14 +78,14 @@ def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tu
         if members := by_folder.pop(below.rstrip("/"), None):
             yield members, dict.fromkeys(files)
     for below, members in by_folder.items():
-        if os.path.isdir(folder / below):  # behind a link, which the walk does not follow
+        if os.path.isdir(folder / below):  # a link to a folder, which the walk does not follow
             yield members, dict.fromkeys(list_folder(folder, f"{below}/", walk)[1])
     if not quiet:
         walk.warn(folder)
 
 
 def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
-    """Sizes, in bytes, of those of the files that are there; no folder holds none."""
+    """Return the sizes, in bytes, of the files that exist. Empty if there is no folder."""
     found = {}
     try:
         for members, files in _groups_with_files(folder, {name: _plain(name) for name in names}):
@@ -97,11 +97,11 @@ def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
 
 
 class NoFolder(UserError):
-    """There is nothing at a URL."""
+    """A URL at which there is no folder."""
 
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """Groups of keys, each with the files (path below the folder → what the store says) that begin as its keys do."""
+    """Yield groups of keys, each with the files (relative path → the store's facts) whose names have their prefixes."""
     with as_user_error("list", folder):
         folder.fs.invalidate_cache()
         if not folder.fs.isdir(folder.path):
@@ -110,9 +110,9 @@ def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple
         for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
             yield [key for _, key in group], _files(folder, prefix=prefix)
     else:
-        # No deeper than the names go: a server on HTTP may list folders in folders without end.
+        # Not deeper than the names need: an HTTP server may list nested folders without end.
         yield (list(begins), _files(folder, maxdepth=1 + max((b.count("/") for b in begins.values()), default=0)))
-    folder.fs.invalidate_cache()  # which would keep whole listings
+    folder.fs.invalidate_cache()  # or it would keep whole listings in memory
 
 
 def _files(folder: Any, **which: Any) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """(common beginning, pairs) of sorted (beginning, key), whose first ``known`` characters are the same."""
+    """Yield (common prefix, pairs) of sorted (prefix, key) pairs whose first ``known`` characters are the same."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))
@@ -141,5 +141,5 @@ def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[
 
 
 def _plain(name: str) -> str:
-    """The name as a path has it, without ``./`` and double slashes."""
+    """Return the name without ``./`` and double slashes, as paths have it."""
     return str(PurePosixPath(name))

@@ -1,4 +1,4 @@
-"""Users' CSVs: which poster has which genres. Every row becomes a sample, part of one, or a rejection with a reason."""
+"""Read a user's CSV of posters and genres. Every row becomes a sample, part of one, or a rejection with a reason."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shards.storage.paths import StoragePath
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-#: Reasons of rows whose genres are not known.
+#: Reasons of rows whose genres cannot be read.
 UNREADABLE = ("unparsable genres", "bad row")
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row or image that was left out, and why. ``reason`` is one of few words, ``detail`` is free."""
+    """A row or image that was left out. ``reason`` is one of a fixed set of words, ``detail`` is free text."""
 
     id: str
     reason: str
@@ -36,7 +36,7 @@ class Rejection:
 
 
 class Unusable(Exception):
-    """A poster that cannot be used; ``reason`` is one of rejected.csv's words."""
+    """A poster that cannot be used; ``reason`` is one of the words in rejected.csv."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -48,7 +48,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row with genres; one usable poster, once the rows of an id are joined."""
+    """A row with genres. After the rows of an id are joined: one usable poster."""
 
     id: str
     genres: tuple[str, ...]
@@ -57,45 +57,45 @@ class Row:
 
 @dataclass
 class Metadata:
-    """A CSV that was read: usable posters in file order, and the rejected rows."""
+    """Contents of a CSV: usable posters in file order, and rejected rows."""
 
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     id_column: str = ""
     genre_column: str = ""
-    joined: int = 0  # rows of one genre that were joined to an earlier row with their id
+    joined: int = 0  # rows that were joined to an earlier row with the same id
 
     @property
     def posters(self) -> int:
-        """Rows of the CSV, where joined ones count as one."""
+        """Number of rows of the CSV; joined rows count as one."""
         return len(self.rows) + len(self.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenreOptions(CsvOptions):
-    """Where a CSV has its genres, too."""
+    """Columns of ids and genres of a CSV, and how it is written."""
 
     genre_column: str | None = None
     """CSV column of genres, by name or number from 0 (default: the one named genre, label or tag, or their plurals;
-    else 3 if it holds lists). Naming it also insists on classes that are numbers, years or all the same."""
+    else 3 if it contains lists). If you name it, genres that are numbers, years or all the same are accepted, too."""
     genre_separator: str = "|"
-    """Separator where genres are no list."""
+    """Separator of genres that are not written as a list."""
     spellings: str = option("merge", choices=("merge", "refuse"))
-    """Genres that differ only in case, spaces, invisible characters or Unicode form: merge them and say so (default),
-    or refuse the table."""
+    """Genres that differ only in case, spaces, invisible characters or Unicode form: merge them and log it (default),
+    or refuse the CSV."""
 
 
 def read_metadata(
     path: StoragePath, options: GenreOptions = GenreOptions(), *, known: Sequence[str] = (), strict: bool = True
 ) -> Metadata:
-    """Read ids and genre lists from a CSV with a header line, and log what was read.
+    """Read ids and genre lists from a CSV with a header line, and log a summary.
 
-    known: labels that are given, such as a model's: other spellings of them are read as them.
-    strict: refuse classes that are hardly meant, such as numbers (see table_checks.doubt_about), or only warn. Numbers,
-    years and a single class pass if their column is named, and every class passes that is ``known``.
+    known: given labels, such as those of a model; other spellings are replaced by them.
+    strict: refuse doubtful genres, such as numbers (see table_checks.doubt_about); if False, only warn. Numbers, years
+    and a single genre are accepted if their column was named; ``known`` labels are always accepted.
 
-    Raises UserError if the file or a column is missing, if the genres' column cannot be told, and for such classes;
-    a bad row is a Rejection, never an error.
+    Raises UserError if the file or a column is missing, if the column of genres is ambiguous, or if genres are
+    doubtful. A bad row is a Rejection, never an error.
     """
     genre_column, separator = options.genre_column, options.genre_separator
     if not separator:
@@ -126,12 +126,12 @@ def read_metadata(
         if strict:
             raise UserError("table-column", doubt)
         log.warning("%s", doubt)
-    _say(table, id_at, genres_at, metadata, cells.count, lines)
+    _log_rows(table, id_at, genres_at, metadata, cells.count, lines)
     return metadata
 
 
 def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
-    """Positions of ids and genres."""
+    """Return the positions of the columns of ids and genres."""
     id_at = 0 if options.id_column is None else table.column(options.id_column, "--id-column")
     if options.genre_column is None:
         genres_at = find_genres(table, id_at)
@@ -146,13 +146,13 @@ def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
 
 @dataclass
 class _Cells:
-    """What the rows hold."""
+    """Parsed cells of all rows."""
 
     rows: list[Row] = field(default_factory=list)
     rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # by line
     count: int = 0
     written: int = 0  # rows whose cell of genres is not empty
-    lists: int = 0  # those that are written as lists
+    lists: int = 0  # rows whose genres are written as a list
 
 
 def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
@@ -167,8 +167,8 @@ def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Ce
         if problem := id_problem(sample_id):
             reason, detail = "bad id", problem
         elif genres_at >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
-            reason, cells = "bad row", f"{len(row)} cells under {len(table.header)} names of columns"
-            detail = f"{cells}; texts that hold {table.delimiter!r} need quotes"
+            reason, cells = "bad row", f"{len(row)} cells, but {len(table.header)} columns"
+            detail = f"{cells}; texts that contain {table.delimiter!r} need quotes"
         else:
             try:
                 if genres := parse_genres(cell, separator):
@@ -183,11 +183,11 @@ def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Ce
 
 
 def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
-    """One poster per id.
+    """Write one row per id to ``out``.
 
-    Rows of one id are joined where the table has one row per genre: each row has a single genre, and at least a tenth
-    of the ids have several. Elsewhere two posters may share the id by mistake: the first row counts. An id with an
-    unreadable row has no other rows either: its genres would be incomplete.
+    The rows of an id are joined if the table has one row per genre: each row has a single genre, and at least a tenth
+    of the ids have several genres. Otherwise two posters may have the same id by mistake, and the first row is used. If
+    one row of an id is unreadable, all its rows are rejected: its genres would be incomplete.
     """
     by_id: dict[str, list[Row]] = {}
     for entry in entries:
@@ -210,20 +210,20 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
                 genres += entry.genres
                 out.joined += 1
             else:
-                detail = f"{where}: other genres than in line {first.line}, which counts; are they two posters?"
+                detail = f"{where}: its genres differ from line {first.line}, which is used; are these two posters?"
                 rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
         out.rows.append(replace(first, genres=tuple(genres)))
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
 
 
-def _say(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
+def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
     first = metadata.rows[0] if metadata.rows else Row("", ())
     layout = "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}"
     columns = f"ids in column {table.name(id_at)}, genres in column {table.name(genres_at)}"
     shown = ", ".join(first.genres) or "none"
     log.info("%s: %d rows%s; %s; the first is %r: %s", table.path, rows, layout, columns, first.id, shown)
     if metadata.joined:
-        text = "ids stand on several rows with one genre each: %d rows were joined to the first row with their id"
+        text = "ids appear on several rows with one genre each: %d rows were joined to the first row with the same id"
         log.info(text, metadata.joined)
     for line in lines:
         log.warning("%s", line)
@@ -232,28 +232,28 @@ def _say(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int
 
 
 def id_problem(sample_id: str) -> str:
-    """Why this id cannot name a file inside the image folder; empty if it can."""
+    """Return why an id cannot be a file name in the image folder, or an empty string if it can."""
     if not sample_id:
         return "empty id"
     if any(unicodedata.category(character) == "Cc" for character in sample_id):
         return "control characters in the id"
     parts = PurePosixPath(sample_id).parts
     if "\\" in sample_id or sample_id[1:2] == ":" or sample_id.startswith("/") or ".." in parts or not parts:
-        return "the id would leave the image folder"
+        return "the id is a path outside of the image folder"
     if len(sample_id.encode()) > 240:
         return "the id is too long for a file name"
     return ""
 
 
 def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail), atomically; its text is read back by csv_text.unescaped."""
+    """Write rejected.csv (id, reason, detail) atomically. csv_text.unescaped restores its text."""
     rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, rows, end="\r\n")
 
 
 def read_rejected(path: StoragePath) -> dict[str, str]:
-    """Id → reason of a rejected.csv that a command of ours left; empty if there is none, or it is another's table."""
+    """Return id → reason of a rejected.csv; empty if it is missing or has other columns."""
     if not path.is_file():
         return {}
     with open_table(path, "utf-8") as table:
@@ -263,9 +263,9 @@ def read_rejected(path: StoragePath) -> dict[str, str]:
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:
-    """The rejections in one line: counts by reason, and the first one of each of the most frequent three."""
+    """Return a one-line summary: counts by reason, and an example of each of the three most frequent reasons."""
     if not rejected:
-        return "the file has a header line and nothing else"
+        return "the file has only a header line"
     first = {rejection.reason: rejection for rejection in reversed(rejected)}
     reasons = Counter(rejection.reason for rejection in rejected).most_common()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons)

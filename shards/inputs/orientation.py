@@ -1,4 +1,4 @@
-"""RGB pixels of any picture that Pillow can open: upright, alpha on white, 16 bits scaled to 8. In strips if large."""
+"""Convert any picture that Pillow can open to RGB: upright, alpha on white, 16 bits scaled to 8."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Pixels that are converted at a time.
+#: Pixels that are converted at a time, to limit memory.
 STRIP = 2_000_000
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -28,26 +28,26 @@ _LAYERED = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels of any picture: turned as its EXIF says, alpha on white, 16-bit greys scaled.
+    """Return the RGB pixels of any picture: upright by its EXIF, alpha on white, 16-bit grey levels scaled.
 
-    Raises ValueError for 32-bit pixels whose scale is not known.
+    Raises ValueError for 32-bit pixels of unknown scale.
     """
-    turn = orientation(image)  # a PNG's may stand behind its pixels: they are loaded by then
+    turn = orientation(image)  # loads the pixels: in a PNG, EXIF may come after them
     return turned(rgb(image), turn)
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture with its orientation undone."""
+    """Return the picture in upright orientation."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation, 1 to 8, of an opened picture, whose pixels get loaded. (A TIFF has its own undone by Pillow.)"""
+    """Return the orientation, 1 to 8, of a picture, and load its pixels. 1 for TIFF, which Pillow turns itself."""
     image.load()
     if image.format == "TIFF":
         return 1
     exif, profile = image.info.get("exif"), image.info.get("Raw profile type exif")
-    if exif is None and isinstance(profile, str):  # as ImageMagick writes it into PNGs
+    if exif is None and isinstance(profile, str):  # the form that ImageMagick writes into PNGs
         try:
             exif = bytes.fromhex("".join(profile.split("\n")[3:]))
         except ValueError:
@@ -58,7 +58,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels as they are stored. The picture itself if it is RGB."""
+    """Return RGB pixels in the stored orientation; the picture itself if it is RGB already."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     scale = _scale(image)
@@ -75,7 +75,7 @@ def rgb(image: Image.Image) -> Image.Image:
 def _strip(image: Image.Image, scale: bool) -> Image.Image:
     if image.mode in _DEEP:
         pixels = np.asarray(image)
-        # 16-bit scans: convert() would clip at 255 and leave a white sheet
+        # 16-bit scans: convert() would clip at 255, and the result would be white
         grey = _levels()[pixels] if scale else pixels.astype(np.uint8)
         key = image.info.get("transparency")
         if isinstance(key, int):
@@ -89,16 +89,16 @@ def _strip(image: Image.Image, scale: bool) -> Image.Image:
 
 
 def _scale(image: Image.Image) -> bool:
-    """Whether grey levels go up to 65535 instead of 255."""
+    """Return whether grey levels go up to 65535 instead of 255."""
     if image.mode not in _DEEP:
         return False
-    low, high = cast(tuple[float, float], image.getextrema())  # of one band
+    low, high = cast(tuple[float, float], image.getextrema())  # these modes have one band
     if not (low >= 0 and high <= 65535) or image.mode == "F":
-        raise ValueError(f"32-bit pixels from {low} to {high}: save it with 8 or 16 bits")
+        raise ValueError(f"32-bit pixels from {low} to {high}: save the picture with 8 or 16 bits")
     return bool(high > 255)
 
 
 @cache
 def _levels() -> np.ndarray:
-    """(65536,) uint8: the grey level of each 16-bit number."""
+    """Return the 8-bit grey level of each 16-bit level, (65536,) uint8."""
     return (np.arange(65536) * (255.0 / 65535.0)).astype(np.uint8)

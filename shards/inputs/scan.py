@@ -1,4 +1,4 @@
-"""Check every poster: does it decode, what is its content hash, what does it look like? In resumable chunks."""
+"""Check every poster in resumable chunks: decode it, and compute its SHA-256, perceptual hashes and signature."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from shards.storage.paths import StoragePath, is_remote
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # posters a task: some seconds of work, so that little is lost when the run is killed
+CHUNK = 256  # posters per task: some seconds of work, so that little is lost if the run is killed
 
 RULES = 3
-"""Of what is taken for a good poster and kept of its looks. Answers of earlier versions, with others, are not used."""
+"""Version of the checks and hashes. Cached results of other versions are not used."""
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """A chunk of posters to check; ``cache`` keeps the answer for a restarted build."""
+    """A chunk of posters to check. ``cache`` is the file of its result, which a restarted build reuses."""
 
     folder: StoragePath
     ids: tuple[str, ...]
     options: ImageOptions
     cache: StoragePath
-    listed: tuple[Listed | None, ...]  # the posters' files; None of one that has none
+    listed: tuple[Listed | None, ...]  # the file of each poster, or None if it has no file
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +48,7 @@ class ScanTask:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
-        """Fingerprint of the chunk's files (size and time of change) and options: stale answers are not used."""
+        """Return the fingerprint of the chunk's files (size and time of change) and options, to detect old results."""
         files: list[list[Any]] = []
         for sample_id, file in zip(self.ids, self.listed, strict=True):
             files.append([sample_id])
@@ -56,7 +56,7 @@ class ScanTask:
                 files[-1] += [file.name, file.state]
             elif file is not None:
                 path = self.folder / file.name
-                with contextlib.suppress(OSError):  # gone since it was listed
+                with contextlib.suppress(OSError):  # deleted since it was listed
                     stat = path.stat()
                     files[-1] += [stat.st_size, stat.st_mtime_ns, path.name]
         return fingerprint([files, asdict(self.options), RULES])
@@ -64,19 +64,19 @@ class ScanTask:
 
 @dataclass
 class Scan:
-    """What the check found: SHA-256, perceptual hash and signature of each good poster; reasons of the others."""
+    """Result of the checks: SHA-256, perceptual hashes and signature of each good poster, and the rejected others."""
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
     mirrored: dict[str, int] = field(default_factory=dict)  # perceptual hashes of their mirror images
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)  # where the good posters lie below the folder
+    names: dict[str, str] = field(default_factory=dict)  # paths of the good posters relative to the folder
 
     def duplicate_groups(self, ids: Sequence[str], max_distance: int, mirrored: bool = True) -> np.ndarray:
-        """(n,) int64: equal numbers for good posters that are taken for one (see duplicates.group_duplicates).
+        """Return the group numbers of good posters, (n,) int64; duplicates have equal ones (see group_duplicates).
 
-        mirrored: mirrored copies, too.
+        mirrored: whether mirrored copies count as duplicates.
         """
         digests = [self.digests[sample_id] for sample_id in ids]
         hashes, turned = (
@@ -96,7 +96,7 @@ def scan_images(
     *,
     chunk: int = CHUNK,
 ) -> Scan:
-    """Check all posters. ``work`` is a folder for answers that a restart may reuse."""
+    """Check all posters. ``work`` is the folder of results that a restart reuses."""
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = list_posters(folder, ids)
     tasks = [
@@ -105,12 +105,12 @@ def scan_images(
     ]
     scan, films = Scan(), []
     for answer in results_in_order(executor, scan_chunk, tasks, "checking posters"):
-        for sample_id, digest, looks, signature, reason, detail, more in answer:
+        for sample_id, digest, hashes, signature, reason, detail, more in answer:
             if reason:
                 scan.rejected.append(Rejection(sample_id, reason, detail))
             else:
                 scan.digests[sample_id] = digest
-                scan.hashes[sample_id], scan.mirrored[sample_id] = int(looks[:16], 16), int(looks[16:], 16)
+                scan.hashes[sample_id], scan.mirrored[sample_id] = int(hashes[:16], 16), int(hashes[16:], 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
                 films += [sample_id] if more else []
@@ -119,13 +119,13 @@ def scan_images(
 
 
 def warn_of_films(names: Sequence[str]) -> None:
-    """Say which posters have several frames."""
+    """Log which posters have several frames."""
     if names:
-        log.warning("%d posters have several frames or pages; the first is taken: %s", len(names), some(names))
+        log.warning("%d posters have several frames or pages; the first one is used: %s", len(names), some(names))
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """[id, sha256, perceptual hashes and signature in hex, reason, detail, more frames?] for each poster, in order."""
+    """Return [id, SHA-256, hex hashes, hex signature, reason, detail, more frames?] of each poster, in order."""
     state = task.state()
     if "answer" in (done := read_result(task.cache, state)):
         return done["answer"]
@@ -136,9 +136,9 @@ def scan_chunk(task: ScanTask) -> list[list[Any]]:
                 raise missing_file(sample_id)
             data = read_image_file(task.folder, sample_id, file.name)
             image = decode(data, task.options)
-            looks = "".join(f"{found:016x}" for found in perceptual_hashes(image))
+            hashes = "".join(f"{found:016x}" for found in perceptual_hashes(image))
             signature, digest = poster_signature(image).hex(), hashlib.sha256(data).hexdigest()
-            answer.append([sample_id, digest, looks, signature, "", "", more_frames(data)])
+            answer.append([sample_id, digest, hashes, signature, "", "", more_frames(data)])
         except BadImage as bad:
             answer.append([sample_id, "", "", "", bad.reason, bad.detail, False])
     write_result(task.cache, state, answer=answer)

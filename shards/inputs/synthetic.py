@@ -1,12 +1,12 @@
-"""Draw a small synthetic set of movie posters, so that the whole pipeline can be tried offline.
+"""Draw a small synthetic set of movie posters, to try the whole pipeline offline.
 
-Each genre adds its own things to the picture, beside those of the poster's other genres. Palette and title
-only hint, and some posters show a stray thing of a genre they do not have: no model can be always right.
+Each genre of a poster adds its own objects to the picture. Palette and title depend on the genres only loosely, and
+some posters have an object of a genre that is not theirs, so no model can always be right.
 
-The last ten rows of the CSV are spoilt on purpose, to show what cleaning rejects; their ids say how:
+The last ten rows of the CSV are bad on purpose, to show what is rejected. Their ids name the fault:
 ``bad_zero_bytes`` (an empty file), ``bad_truncated`` (a JPEG that stops after 40 % of its bytes),
-``bad_not_an_image`` (text named .jpg), ``bad_missing_file`` (no file), ``bad_no_genres`` (sound image, genre
-``[]``), ``bad_unparsable_genre`` (sound image, genre ``['Drama', 'Roman``), ``p00000`` (repeats the first id)
+``bad_not_an_image`` (text named .jpg), ``bad_missing_file`` (no file), ``bad_no_genres`` (good image, genre
+``[]``), ``bad_unparsable_genre`` (good image, genre ``['Drama', 'Roman``), ``p00000`` (repeats the first id)
 and ``copy_of_p00001`` to 3 (near-duplicates: re-encoded at another quality and size, same genres).
 """
 
@@ -28,8 +28,8 @@ from shards.storage.files import atomic_write
 Color = tuple[int, ...]  # RGB or RGBA
 Points = Sequence[tuple[float, float]]
 
-W, H = 800, 1200  # drawn at this size and then reduced, which smooths every edge
-#: Genre -> weight in the draw of genres. The tail is long on purpose.
+W, H = 800, 1200  # size of drawing in pixels; reduced later, which smooths edges
+#: Genre -> weight in the random choice of genres. The distribution has a long tail on purpose.
 GENRES = {"Drama": 45, "Comedy": 26, "Romance": 19, "Horror": 14, "Sci-Fi": 9.5, "Western": 5.5, "War": 3.5}
 #: Genre -> colours at the top and bottom of the sky, of silhouettes, and of the title.
 PALETTES: dict[str, tuple[Color, Color, Color, Color]] = {
@@ -60,17 +60,17 @@ PLANE = WING + [(-a, b) for a, b in reversed(WING)]
 
 
 class Painter:
-    """A poster in the making. Coordinates are in poster widths: x from 0 to 1, y from 0 (top) to 1.5."""
+    """Draws one poster. Coordinates are in poster widths: x from 0 to 1, y from 0 (top) to 1.5."""
 
     def __init__(self, rng: random.Random, top: Color, bottom: Color, ink: Color) -> None:
         self.rng, self.span, self.ink = rng, rng.uniform, ink
         sky = np.linspace(self.vary(top), self.vary(bottom), H).astype(np.uint8)[:, None]
         self.image = Image.fromarray(sky).resize((W, H), Image.Resampling.NEAREST)
-        self.pen = ImageDraw.Draw(self.image, "RGBA")  # RGBA: translucent colours blend with what is there
+        self.pen = ImageDraw.Draw(self.image, "RGBA")  # RGBA: translucent colours blend with the pixels below
         self.free = rng.sample((0.24, 0.5, 0.76), 3)
 
     def spot(self) -> float:
-        """An x for the next large thing: beside those drawn before, as long as there is room."""
+        """Return an x for the next large object: beside earlier ones while there is room."""
         return (self.free.pop() if self.free else self.span(0.15, 0.85)) + self.span(-0.07, 0.07)
 
     def vary(self, color: Color, by: int = 24) -> Color:
@@ -208,7 +208,7 @@ class Painter:
             self.disc(x, y, r, self.vary((200, 180, 160), 50))
 
     def lettering(self, title: str, color: Color) -> None:
-        """The title, one or two lines as wide as the poster, and the credits over a darkened foot."""
+        """Draw the title, in one or two lines as wide as the poster, and the credits on a dark bottom."""
         for k in range(29):
             self.pen.rectangle((0, H - 14 * k, W, H - 14 * k + 13), fill=(*self.ink, 230 - 8 * k))
         y = self.rng.choice((H * 0.13, H * 0.79))
@@ -220,7 +220,7 @@ class Painter:
         self.pen.text((W / 2, H * 0.962), credits, (210, 206, 198), _font(22), "mm", align="center")
 
 
-#: From the back to the front: what is drawn, for which genre ("" distracts from all), and how often.
+#: From back to front: method, genre ("" for any) and probability of each object.
 LAYERS: list[tuple[Callable[[Painter], None], str, float]] = [
     (Painter.stars, "Sci-Fi", 0.85), (Painter.lamps, "", 0.25), (Painter.sunset, "Western", 0.75),
     (Painter.planet, "Sci-Fi", 0.8), (Painter.planes, "War", 0.85), (Painter.moonlit_tree, "Horror", 0.6),
@@ -233,13 +233,13 @@ LAYERS: list[tuple[Callable[[Painter], None], str, float]] = [
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)  # the one inside Pillow: nothing to download
+    return ImageFont.load_default(size=size)  # a font inside Pillow: nothing to download
 
 
 def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
-    """One poster: picture and (title, year, genre), the same in a set of any size."""
+    """Return the picture and (title, year, genre) of one poster, the same in a set of any size."""
     rng = random.Random(f"{seed}/{index}")
-    # The first posters lead with one genre each, so that no genre is absent from a small set.
+    # Each of the first posters has another main genre, so that a small set has all genres.
     names = list(GENRES)
     genres = [names[index]] if index < len(names) else rng.choices(names, list(GENRES.values()))
     for _ in range(rng.choices((0, 1, 2), (50, 37, 13))[0]):
@@ -262,7 +262,7 @@ def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[st
 
 
 def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
-    """Draw ``count`` sound posters and the ten spoilt rows (see the top of this file); return the CSV's path.
+    """Draw ``count`` good posters and the ten bad rows (see the top of this file). Return the path of the CSV.
 
     Writes ``folder/images/{id}.jpg`` (every 25th is a .png; most 200x300 pixels, every seventh 400x600) and
     ``folder/metadata.csv`` with the columns ``poster_id,title,year,genre``, where genre is the text of a list
@@ -293,7 +293,7 @@ def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
             copy = original.resize((round(original.width * scale), round(original.height * scale)))
         copy.save(images / f"copy_of_{name}.jpg", quality=quality)
     rows += [(f"copy_of_{name}", title, year, genre) for name, title, year, genre in rows[1:4]]
-    # Last and atomically: where there is a CSV, all its images are whole.
+    # Last and atomically: if there is a CSV, all its images are complete.
     with atomic_write(folder / "metadata.csv", "w") as stream:
         csv.writer(stream, lineterminator="\n").writerows([("poster_id", "title", "year", "genre"), *rows])
     return folder / "metadata.csv"

@@ -1,4 +1,4 @@
-"""Rows of a CSV against the image folder: how many have an image, and are too many of those unreadable?"""
+"""Compare the rows of a CSV with the image folder: how many have an image, and how many of those are unreadable."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
 
-#: Reasons that tell nothing of unreadable genres or pixels: what is not there, and what a user's limits leave out.
+#: Reasons other than unreadable genres or pixels: missing data, and posters outside of the user's limits.
 NOT_COUNTED = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-#: Reasons that tell of a row: its poster may be there all the same.
+#: Reasons about a row, not its poster: the poster may still exist.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
-#: File names that are looked at to explain why no id names one.
+#: File names that are read to explain why no id has a file.
 NAMES = 20_000
 
 
 def parse_share(text: str) -> float:
-    """``0.05`` or ``5%`` → 0.05. Raises UserError."""
+    """Parse ``0.05`` or ``5%`` → 0.05. Raises UserError if it is not a share from 0 to 1."""
     number = text.strip().removesuffix("%")
     try:
         share = float(number) / (1 if number == text.strip() else 100)
@@ -51,12 +51,12 @@ def parse_share(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
-    """What a build and a cleaning want of a CSV and its posters, and who does the work."""
+    """Options of build and clean about a CSV, its posters, and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
-    """Fail if more of the rows whose image is there have unreadable genres (or pixels, in a build)."""
+    """Fail if a larger share of the rows with an image has unreadable genres (or pixels, in a build)."""
     near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
-    """Largest Hamming distance of two perceptual hashes (64 bits) that are taken for one poster (0-15 bits)."""
+    """Largest Hamming distance (0-15 bits) of the 64-bit perceptual hashes of near-duplicates."""
 
 
 def problem_with_rows(
@@ -68,11 +68,10 @@ def problem_with_rows(
     limit: float,
     pixels: bool = True,
 ) -> str:
-    """Say how many rows have no image; return what is wrong if no id names a file, or too many rows are unreadable.
+    """Log how many rows have no image. Return a message if no id names a file or too many rows are unreadable, else ''.
 
-    limit: largest share of unreadable rows among those whose image is there; pixels: whether unreadable images count,
-    beside genres. Not held against the limit are rows without an image, and those that `posters fetch` or
-    `posters clean` listed in the folder's rejected.csv.
+    limit: largest share of unreadable rows among those with an image; pixels: whether unreadable images count, not only
+    genres. Rows that the image folder's rejected.csv lists do not count: `posters fetch` or `posters clean` wrote it.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
@@ -82,7 +81,7 @@ def problem_with_rows(
     found = len(scan.digests) + len(present)
     if not found:
         return _no_match(csv, encoding, images, metadata, missing)
-    earlier: dict[str, str] = {}  # reasons of posters, not of rows, that fetch or clean left out of the folder
+    earlier: dict[str, str] = {}  # reasons of posters (not rows) that fetch or clean rejected
     if missing or present:
         with as_user_error("read rejected.csv", images):
             found_before = read_rejected(images / "rejected.csv")
@@ -92,18 +91,18 @@ def problem_with_rows(
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
         known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
         log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
-    judged = present if pixels else [r for r in named if r.id in there]
-    unreadable = [r for r in judged if r.reason not in NOT_COUNTED and r.id not in earlier]
+    counted = present if pixels else [r for r in named if r.id in there]
+    unreadable = [r for r in counted if r.reason not in NOT_COUNTED and r.id not in earlier]
     if len(unreadable) <= limit * found:
         return ""
     return (
-        f"{len(unreadable)} of {found} rows whose image is there are unreadable, over --max-rejected "
+        f"{len(unreadable)} of {found} rows with an image are unreadable, over --max-rejected "
         f"{100 * limit:g}%: {first_reasons(unreadable)}"
     )
 
 
 def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
-    """Why no id names a file: the ids, the nearest file, and what may be wrong."""
+    """Return a message why no id names a file: the ids, the nearest file, and the probable cause."""
     if is_remote(images):
         names = sorted(name for name in names_in(images) if is_image_name(name))
     else:
@@ -113,8 +112,8 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
     hints = [f"the nearest file is {near[0]!r}"] if near else []
     if ids and all(re.fullmatch(r"\d+\.0+", sample_id) for sample_id in ids):
         hints.append(
-            "these ids are whole numbers written as fractions, as pandas does where one is missing: write them as "
-            "text (pandas: dtype=str)"
+            "these ids are whole numbers written as decimals, as pandas does if one is missing: write them as text "
+            "(pandas: dtype=str)"
         )
     stems = {*names, *(name.removesuffix(PurePosixPath(name).suffix) for name in names)}
     with open_table(csv, encoding) as table:
@@ -122,26 +121,26 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
         for _, row in islice(table.rows, PEEK):
             hits.update(at for at, cell in enumerate(row[: len(table.header)]) if cell.strip() in stems)
         if hits:
-            hints.append(f"column {table.name(hits.most_common(1)[0][0])} does name files")
+            hints.append(f"column {table.name(hits.most_common(1)[0][0])} names files")
         listing = table.listing()
     shown = some([repr(sample_id) for sample_id in ids], 3)
     return (
-        f"no id of {csv} names a file in {images}: the ids are column {metadata.id_column!r} ({shown}); "
+        f"no id of {csv} names a file in {images}: the ids are in column {metadata.id_column!r} ({shown}); "
         f"{''.join(hint + '; ' for hint in hints)}choose the column of ids with --id-column; its columns are {listing}"
     )
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
-    """(the rows with a genre that the labels have, the others)."""
+    """Return (the rows with at least one genre of the labels, the others as rejections)."""
     known, unknown = [], []
     strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
     if strange:
         names = some([f"{genre} ({count})" for genre, count in strange.most_common()])
-        log.warning("genres that the given labels do not have are left out: %s", names)
+        log.warning("genres that are not among the given labels are left out: %s", names)
     for row in rows:
         if labels.columns(row.genres):
             known.append(row)
         else:
-            why = one_line(f"none of the given labels: {', '.join(row.genres)}")
+            why = one_line(f"not among the given labels: {', '.join(row.genres)}")
             unknown.append(Rejection(row.id, "no genres", why))
     return known, unknown

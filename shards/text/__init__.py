@@ -1,6 +1,6 @@
-"""Text on posters: find it, cover it with a mask, paint it out, prove that it is gone.
+"""Remove text from posters: find it, mask it, paint over the mask, and check the result.
 
-    pixels ─ detector ─→ regions ─ masks ─→ mask, skipped ─ fill ─→ pixels, and again until nothing is found
+    pixels ─ detector ─→ regions ─ masks ─→ mask, skipped ─ fill ─→ pixels, repeated until no text is found
 
-``pipeline.py`` has that loop for one poster; ``clean/verify.py`` looks again, more strictly than the loop did.
+``pipeline.py`` has this loop for one poster. ``clean/verify.py`` checks the result with lower thresholds.
 """

@@ -1,11 +1,11 @@
-"""Detection networks of the DB kind, run by onnxruntime on copies of several sizes.
+"""Text detection with DB networks (differentiable binarization), run by onnxruntime on copies of several sizes.
 
-The network gives each pixel the probability of lying in the core of a piece of text. Regions are the connected parts
-above a threshold, grown back to the letters' full extent (Liao et al. 2020, "Real-time scene text detection with
+The network outputs the probability of each pixel to be in the core of a piece of text. Regions are the connected parts
+above a threshold, grown to the full size of the letters (Liao et al. 2020, "Real-time scene text detection with
 differentiable binarization": the cores of the training labels were shrunk by area times ratio over perimeter).
 
-One image a call and one thread: on a CPU batches of 4 and 8 take longer an image, and spreading posters over processes
-uses every core (tests/bench/text_detection.py).
+One image per call and one thread: on a CPU, batches of 4 and 8 take longer per image, and posters in several processes
+use all cores (tests/bench/text_detection.py).
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from shards.text.detector import DetectorOptions, Region
 from shards.text.opencv import cv2
 from shards.text.reference_strip import reference_strip, strip_height
 
-STRIDE = 32  # the network takes sides that are multiples of this
-UNCLIP = 1.6  # growth of a core, times area over perimeter; RapidOCR's default
-MIN_SIDE = 3  # cores thinner than this, in pixels of the searched copy, are noise
-#: A region that fills this much of its smallest rectangle becomes the rectangle; others (arcs) keep their shape.
+STRIDE = 32  # sides of the network's input are multiples of this
+UNCLIP = 1.6  # growth of a core as a multiple of area over perimeter; RapidOCR's default
+MIN_SIDE = 3  # thinner cores, in pixels of the searched copy, are noise
+#: A region that fills this share of its smallest rectangle becomes the rectangle; others (arcs) keep their shape.
 STRAIGHT = 0.7
-MAX_SIDE = 4096  # long side of a searched copy: a banner must not take all memory
+MAX_SIDE = 4096  # largest long side of a searched copy in pixels, so that a very wide picture fits into memory
 
 
 def packaged_model() -> Path:
-    """The detection network inside RapidOCR's wheel. Raises UserError if there is none."""
+    """Return the path of the detection network in RapidOCR's wheel. Raises UserError if there is none."""
     require_extra("clean", "text removal", "rapidocr", load=False)
     spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
     if not found:
         remedy = "pip install --upgrade 'rapidocr>=3.10'"
-        raise UserError("environment", f"the installed rapidocr holds no detection network; {remedy}")
+        raise UserError("environment", f"the installed rapidocr contains no detection network; {remedy}")
     return found[-1]
 
 
 class DBDetector:
-    """See TextDetector. Not for several threads at a time."""
+    """A TextDetector. Not thread-safe."""
 
     def __init__(self, options: DetectorOptions) -> None:
-        """The network of RapidOCR's wheel, or of the file that ``options`` names. Raises UserError."""
+        """Load the network of RapidOCR's wheel or of ``options``. Raises UserError if it is not a text detector."""
         path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
         self.looks = len(options.scales)
@@ -64,7 +64,7 @@ class DBDetector:
         return [region for side in self.options.scales[look] for region in self.at(image, side)]
 
     def at(self, image: np.ndarray, side: int) -> list[Region]:
-        """Regions found on a copy with that short side."""
+        """Return the regions found on a copy whose short side is ``side`` pixels."""
         height, width = image.shape[:2]
         scale = min(side / min(height, width), MAX_SIDE / max(height, width))
         copy_height, copy_width = (max(STRIDE, round(n * scale / STRIDE) * STRIDE) for n in (height, width))
@@ -82,7 +82,7 @@ class DBDetector:
         copy = cv.resize(image, (width, height), interpolation=cv.INTER_AREA if shrinks else cv.INTER_LINEAR)
         rows = strip_height(min(width, height)) if self.options.reference_strip else 0
         seen = np.concatenate([copy, reference_strip(width, rows)]) if rows else copy
-        # the networks were trained on OpenCV's channel order, scaled to -1..1
+        # the networks were trained on OpenCV's channel order (BGR), scaled to -1..1
         planes = np.ascontiguousarray(seen[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
         planes /= 127.5
         planes -= 1.0
@@ -98,7 +98,7 @@ class DBDetector:
         return np.ascontiguousarray(out[0, 0, :height])
 
     def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
-        """(outline, height of the letters, score) of each region, in pixels of the map."""
+        """Return (outline, height of the letters, score) of each region, in pixels of the map."""
         cv = cv2()
         binary = (probability > self.options.pixel_threshold).astype(np.uint8)
         contours, _ = cv.findContours(binary, cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
@@ -124,7 +124,7 @@ class DBDetector:
 
 
 def _grown(core: np.ndarray, contour: Any, corner: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Outline and letter height of a curved region, its core grown by area times UNCLIP over perimeter."""
+    """Return outline and letter height of a curved region: its core, grown by area times UNCLIP over perimeter."""
     cv = cv2()
     area, perimeter = cv.countNonZero(core), max(1.0, cv.arcLength(contour, True))
     grow = max(1, round(area * UNCLIP / perimeter))

@@ -1,8 +1,8 @@
-"""Where text is: the interface that detectors have, and how one is named on the command line.
+"""Interface and options of text detectors, and how a detector is chosen on the command line.
 
 --detector rapidocr              the detection network in RapidOCR's wheel (the default)
 --detector FILE.onnx             another network of the same kind (PaddleOCR's detectors, exported to ONNX)
---detector NAME:a=1,b=2          another one of registry.py, with its own options
+--detector NAME:a=1,b=2          another detector of registry.py, with its own options
 --detector package.module:make   any callable of yours that returns a TextDetector
 """
 
@@ -22,23 +22,23 @@ from shards.values import BetweenZeroAndOne, Checked
 class Region:
     """A piece of text: a word, a line, sometimes a single large letter."""
 
-    outline: np.ndarray  # (k, 2) float32 x, y in pixels of the image, k >= 3, clockwise or not
+    outline: np.ndarray  # (k, 2) float32 x, y in pixels of the image, k >= 3, in either direction
     height: float  # of the letters in pixels: the shorter side of the smallest rectangle around the region
-    score: float  # how sure the detector is, 0 to 1
+    score: float  # confidence, 0 to 1
 
 
 class TextDetector(Protocol):
-    """Finds text. The same image must give the same regions, in any process."""
+    """Interface of a detector. The same image must give the same regions in every process."""
 
-    name: str  # what it is and from which file, for reports
-    looks: int  # how many ways of looking it has, at least 1
+    name: str  # name and file of the detector, for reports
+    looks: int  # number of searches that differ in scale or otherwise, at least 1
 
     def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        """Regions of text in (h, w, 3) uint8 RGB pixels; ``look`` counts from 0 to ``looks`` - 1."""
+        """Return the regions of text in (h, w, 3) uint8 RGB pixels; ``look`` is the search, 0 to ``looks`` - 1."""
 
 
 def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
-    """``256,608/416,1024`` → ((256, 608), (416, 1024)). Raises UserError."""
+    """Parse ``256,608/416,1024`` → ((256, 608), (416, 1024)). Raises UserError if a side is not a number."""
     try:
         return tuple(tuple(int(side) for side in look.split(",")) for look in text.split("/"))
     except ValueError:
@@ -47,23 +47,23 @@ def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class DetectorOptions(Checked):
-    """Which detector, and how it looks. Values were chosen on real posters (docs/results/text-removal.md)."""
+    """Choice and settings of the detector. The defaults were chosen on real posters (docs/results/text-removal.md)."""
 
     detector: str = "rapidocr"
-    """The name rapidocr, FILE.onnx of a detector of its kind, or package.module:make."""
+    """Text detector: rapidocr, FILE.onnx of a network of the same kind, or package.module:make."""
     scales: tuple[tuple[int, ...], ...] = option(
         ((256, 608), (416, 1024)), old=("--looks",), parse=parse_scales, text="256,608/416,1024"
     )
-    """Looks that take turns. Each is the short sides, in pixels, of the copies that are searched: small ones find large
-    letters, large ones small print. A poster is clean when every look in turn finds nothing."""
+    """Searches, separated by /, that alternate. Each lists the short sides, in pixels, of the searched copies: small
+    copies find large letters, large copies small print. A poster is clean if no search finds text."""
     pixel_threshold: BetweenZeroAndOne = 0.2
-    """Probability from which a pixel belongs to text."""
+    """A pixel is text if its probability is larger."""
     region_threshold: BetweenZeroAndOne = 0.3
-    """Mean probability from which a region counts as text."""
+    """A region is text if its mean probability is at least this."""
     device: str = option("cpu", choices=("cpu", "cuda"))
     """``cpu`` or ``cuda`` (with onnxruntime-gpu)."""
     reference_strip: bool = option(True, hidden=True)
-    """Show the network a line of known text below the picture (reference_strip.py says why)."""
+    """Add a line of known text below the picture, which reduces false regions (see reference_strip.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

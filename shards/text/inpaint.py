@@ -1,7 +1,7 @@
-"""Paint over a mask: from the colours around it, by OpenCV's in-painting, or by a user's network.
+"""Paint over a mask: from the colours around it, with OpenCV's in-painting, or with a user's network.
 
-A fill is a function (image, mask) → image: image (h, w, 3) uint8 RGB, mask (h, w) bool. Pixels outside of the mask
-are returned as they were; the result is a function of both arguments alone.
+A fill is a function (image, mask) → image: image (h, w, 3) uint8 RGB, mask (h, w) bool. It must not change pixels
+outside of the mask, and its result must depend on these two arguments only.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from shards.text.opencv import cv2
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-#: Pixels around a hole that OpenCV's in-painting looks at.
+#: Radius, in pixels, of the neighbourhood that OpenCV's in-painting uses.
 RADIUS = 5
 #: Standard deviation in pixels of the blur that splits the surroundings into colour and grain.
 GRAIN_SCALE = 1.5
-#: Pixels around a hole that colours are taken from: over the reach of that blur.
+#: Width, in pixels, of the border around a hole from which colours are taken: more than the blur reaches.
 BORDER = 4 + int(4 * GRAIN_SCALE)
-#: Grain is painted up to this strength (grey levels): stronger texture is structure, and noise would not look like it.
+#: Largest strength of painted grain (grey levels): stronger texture is structure, which noise cannot imitate.
 MAX_GRAIN = 3.0
-#: Relaxation steps on each level of the pyramid; more change nothing that can be seen.
+#: Relaxation steps on each level of the pyramid; more steps make no visible difference.
 RELAXATIONS = 12
-#: Pixels that are worked on at a time.
+#: Pixels that are processed at a time, to limit memory.
 STRIP = 2_000_000
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The colours of the surroundings, stretched over the hole like a membrane, with the grain of the surroundings.
+    """Fill the mask with a smooth interpolation of the surrounding colours, and with grain like the surroundings.
 
-    The membrane solves Laplace's equation with the colours around the hole as boundary (Perez, Gangnet, Blake 2003,
-    "Poisson image editing", with a guidance field of zero), coarse to fine on a pyramid. On a gradient it is the
-    gradient, where one mean colour would leave a bar. Grain is drawn from a generator with a fixed seed.
+    The interpolation solves Laplace's equation with the colours around the hole as boundary (Perez, Gangnet, Blake
+    2003, "Poisson image editing", with a guidance field of zero), coarse to fine on a pyramid. It continues a gradient,
+    where one mean colour would leave a visible bar. Grain comes from a generator with a fixed seed.
     """
     if not mask.any():
         return image.copy()
@@ -46,12 +46,12 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for rows, seen in _strips(hole.shape, BORDER):
         colour = _colour(part[seen], hole[seen])
         grain = np.abs(part[seen] - colour).mean(axis=2)
-        # Means of |x| are less moved by an edge that crosses the border than means of squares.
+        # An edge that crosses the border changes means of |x| less than means of squares.
         of_seen = np.concatenate([colour, np.minimum(grain, MAX_GRAIN)[..., None]], axis=2)
         field[rows] = of_seen[rows.start - seen.start :][: rows.stop - rows.start]
     field = membrane(field, hole)
     noise = np.random.default_rng(0).standard_normal(hole.shape, dtype=np.float32)
-    # mean |x| of a normal variable is 0.8 standard deviations
+    # the mean of |x| of a normal variable is 0.8 standard deviations
     painted = field[hole][:, :3] + (noise[hole] * field[hole][:, 3] / 0.8)[:, None]
     out = image.copy()
     out[box][hole] = np.clip(np.rint(painted), 0, 255).astype(np.uint8)
@@ -59,7 +59,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _colour(part: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """(h, w, 3) float32: ``part`` without its grain, from the pixels outside of ``hole``."""
+    """Return ``part`` without its grain, (h, w, 3) float32, from the pixels outside of ``hole``."""
     cv = cv2()
     known = (~hole).astype(np.float32)
     weight = cv.GaussianBlur(known, (0, 0), GRAIN_SCALE)
@@ -68,7 +68,7 @@ def _colour(part: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Replace ``hole``, (h, w) bool, of ``field``, (h, w, c) float32, by the harmonic interpolation of the others."""
+    """Fill ``hole``, (h, w) bool, of ``field``, (h, w, c) float32, by harmonic interpolation, in place; return it."""
     cv = cv2()
     if min(hole.shape) > 2 and hole.any():
         height, width = (hole.shape[0] + 1) // 2, (hole.shape[1] + 1) // 2
@@ -77,7 +77,7 @@ def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
         field[hole] = 0
         coarse = cv.resize(field, size, interpolation=cv.INTER_AREA)
         coarse = coarse.reshape(height, width, -1) / np.maximum(weight, 1e-6)[..., None]
-        coarse = membrane(coarse, weight < 1e-6)  # a coarse pixel with anything known in it is known
+        coarse = membrane(coarse, weight < 1e-6)  # a coarse pixel is known if any pixel in it is known
         guess = cv.resize(coarse, hole.shape[::-1], interpolation=cv.INTER_LINEAR).reshape(field.shape)
         field[hole] = guess[hole]
     elif hole.all():
@@ -90,9 +90,9 @@ def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _relax(field: np.ndarray, hole: np.ndarray) -> None:
-    """Make each pixel of the hole the mean of its four neighbours, RELAXATIONS times; the same bits in any strips."""
+    """Set each pixel of the hole to the mean of its four neighbours, RELAXATIONS times. Strips change no bits."""
     kernel = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
-    above = field[:0]  # rows of the strip before, as they were before it was changed
+    above = field[:0]  # rows of the previous strip before it was changed
     for rows, seen in _strips(hole.shape, RELAXATIONS):
         part, of_part = field[seen].copy(), hole[seen]
         part[: rows.start - seen.start] = above
@@ -104,7 +104,7 @@ def _relax(field: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]]:
-    """The rows of a picture in strips of some STRIP pixels, which bound the memory; and with ``border`` rows around."""
+    """Yield the rows of strips of about STRIP pixels, and the same rows with a ``border`` around."""
     height = max(2 * border, STRIP // max(1, shape[1]))
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])
@@ -112,24 +112,24 @@ def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]
 
 
 def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns of the mask's bounding box with a border that the colours are taken from."""
+    """Return the rows and columns of the mask's bounding box, with a border from which colours are taken."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    # A slice may end behind the picture.
+    # The end of a slice may be outside of the picture.
     top, left = max(0, int(rows[0]) - BORDER), max(0, int(columns[0]) - BORDER)
     return np.s_[top : int(rows[-1]) + 1 + BORDER, left : int(columns[-1]) + 1 + BORDER]
 
 
 def opencv(image: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
-    """OpenCV's in-painting: INPAINT_TELEA after Telea 2004, INPAINT_NS after Bertalmio, Bertozzi, Sapiro 2001."""
+    """Fill the mask with OpenCV: INPAINT_TELEA (Telea 2004) or INPAINT_NS (Bertalmio, Bertozzi, Sapiro 2001)."""
     plausible = surround(image, mask)
     if mask.all() or not mask.any() or min(mask.shape) < 3:
-        return plausible  # OpenCV has nothing to start from
-    # OpenCV takes masked pixels at the upper and left border for known ones (its issues 14722, 25389), and would
-    # spread the text that lies there: it gets a picture that holds plausible colours there instead.
+        return plausible  # OpenCV has no known pixel to start from
+    # OpenCV treats masked pixels at the upper and left border as known (its issues 14722, 25389) and would spread the
+    # text there. So its input is the result of ``surround``, which has no text.
     return np.asarray(cv2().inpaint(plausible, mask.astype(np.uint8), RADIUS, getattr(cv2(), method)))
 
 
-#: The registry of fills, by what ``--fill`` takes. A new one is a function and an entry.
+#: The registry of fills: value of ``--fill`` -> function. To add a fill, write a function and add an entry.
 FILLS: dict[str, Fill] = {
     "surround": surround,
     "telea": partial(opencv, method="INPAINT_TELEA"),

@@ -1,8 +1,8 @@
 """A user's in-painting network in an ONNX file: image and mask in, image out.
 
-Inputs: an image (n, 3, h, w) and a mask (n, 1, h, w), told apart by their channels; both float32. Output: an image of
-that size. Fixed h and w in the file are honoured: the picture is resized there and back. Exports differ in whether
-values are 0..1 or 0..255, some take one and give the other: a grey picture with a hole tells.
+Inputs: an image (n, 3, h, w) and a mask (n, 1, h, w), recognized by their channels; both float32. Output: an image of
+the same size. If h and w are fixed in the file, the picture is resized to them and back. Inputs and outputs may have
+values 0..1 or 0..255; a trial with a grey picture shows which.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from shards.errors import UserError, one_line
 from shards.onnx_session import open_session
 from shards.text.opencv import cv2
 
-MULTIPLE = 8  # sides given to a network of free size are multiples of this (most halve their input three times)
-PROBE = 64  # side of the picture on which a network of free size is tried
+MULTIPLE = 8  # sides are multiples of this if the network has free sizes (most halve their input three times)
+PROBE = 64  # side, in pixels, of the trial picture for a network of free size
 
 
 class FillModel:
-    """See fill.Fill. Pixels outside of the mask are the original's, whatever the network does with them."""
+    """A fill (see inpaint.Fill). Pixels outside of the mask are never changed, even if the network changes them."""
 
     def __init__(self, path: Path) -> None:
-        """Open and try the network. Raises UserError if it is no in-painting network."""
+        """Open and try the network. Raises UserError if it is not an in-painting network."""
         self.path = path
         self._session = open_session(path, "fill model", "clean")
         inputs = self._session.get_inputs()
@@ -49,7 +49,7 @@ class FillModel:
         height, width = mask.shape
         size = self._size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in (width, height))
         seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
-        # Area, and anything above nothing: a hole must not lose a line of letters on its way to a smaller picture.
+        # Area interpolation, and all values above 0: so a smaller mask still covers every masked pixel.
         shrunk = size[0] < width or size[1] < height
         method = cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
         hole = cv.resize(mask.astype(np.float32), size, interpolation=method)
@@ -73,20 +73,20 @@ class FillModel:
             wanted = "an in-painting network gives the shape that it takes"
             raise UserError("model-unfit", f"fill model {self.path} {problem}; {wanted}")
         if not np.isfinite(out).all():
-            raise UserError("not-finite", f"fill model {self.path} gives values that are no numbers")
+            raise UserError("not-finite", f"fill model {self.path} gives values that are not finite numbers")
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:
-        """(white of the input, white of the output), 1 or 255: with these a hole in a grey picture turns grey."""
+        """Return the white levels of input and output, each 1 or 255, that turn a hole in a grey picture grey."""
         width, height = self._size or (PROBE, PROBE)
         hole = np.zeros((height, width), np.float32)
         hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1
         errors: dict[tuple[float, float], float] = {}
         for takes in (1.0, 255.0):
             grey = np.full((height, width, 3), 0.5 * takes, np.float32)
-            out = self._run(grey, hole)[hole > 0]  # around it many copy their input, in whatever range
+            out = self._run(grey, hole)[hole > 0]  # outside of the hole, many networks copy their input
             for gives in (takes, 256.0 - takes):
                 errors[takes, gives] = abs(float(out.mean()) / gives - 0.5)
         best = min(errors.values())
-        # A network that any range fits gets 0..1, the commoner one, which comes first.
+        # If several ranges fit, the first is used: 0..1 is the most common.
         return next(ranges for ranges, error in errors.items() if error <= best + 0.02)

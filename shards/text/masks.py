@@ -1,4 +1,4 @@
-"""From regions of text to the mask that is painted over, and what is too large to be believed."""
+"""Turn regions of text into the mask that is painted over, without regions that are probably not text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""(share of the picture, score): a larger region needs that score to be believed. On 300 real posters titles of those
-sizes scored above, figures and patterns that were taken for text mostly below (contact sheets, looked at)."""
+"""(share of the picture, score): a region with a larger share needs at least this score to be accepted. On 300 real
+posters, titles of these sizes had higher scores, and most figures and patterns had lower ones."""
 
 
 @dataclass(frozen=True)
 class MaskOptions(Checked):
-    """How far a mask reaches beyond the text, and how much of a picture it may take."""
+    """Margin of a mask around text, and its largest share of a picture."""
 
     margin: Annotated[float, between(0, 2, "from 0 to 2 letter heights")] = 0.2
-    """Growth of a region on every side, as a share of its letters' height, and one pixel at least: outlines, glows and
-    shadows of letters lie there."""
+    """Growth of a region on every side, as a share of the height of its letters; at least one pixel. It covers
+    outlines, glows and shadows of letters."""
     max_region: OverZeroToOne = 0.4
-    """Largest share of the picture that one region may take: larger ones are figures and patterns."""
+    """Largest share of the picture of one region. Larger regions are not painted over: they are figures or patterns."""
     max_total: OverZeroToOne = 0.8
-    """Largest share of the picture that all regions may take together; the least certain ones are left out first."""
+    """Largest share of the picture of all regions together. Regions with the lowest scores are left out first."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Skipped:
 
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) bool: the pixels inside of the regions, without any margin. Its mean is the share of text."""
+    """Return the pixels inside of the regions, (h, w) bool, without margin. Its mean is the share of text."""
     return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
 def doubt(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
-    """Why this region is taken for a figure or a pattern instead of text; empty if it is believed."""
+    """Return why a region is probably not text, or an empty string if it is accepted."""
     share = float(text_mask([region], shape).mean())
     if share > options.max_region:
         return f"larger than {options.max_region:.0%} of the picture"
@@ -57,18 +57,18 @@ def doubt(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
 def accepted(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
-    """The regions taken for text, and the others."""
-    judged = [Skipped(region, doubt(region, shape, options)) for region in regions]
-    return [each.region for each in judged if not each.reason], [each for each in judged if each.reason]
+    """Return the accepted regions, and the others with their reasons."""
+    checked = [Skipped(region, doubt(region, shape, options)) for region in regions]
+    return [each.region for each in checked if not each.reason], [each for each in checked if each.reason]
 
 
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """(h, w) bool: ``painted`` and what more to paint over, without holes; and regions for which there is no room."""
+    """Return ``painted`` with the regions added, (h, w) bool without holes, and the regions over ``max_total``."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
-        # A hole in a ring of text is part of the ring: so that polygons describe the mask, and no island remains.
+        # Holes in a ring of text are filled: polygons can then describe the mask, and no island remains.
         more = mask_of(outlines(mask | _grown(region, shape, options.margin)), shape)
         if more.mean() > options.max_total:
             skipped.append(Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over"))
@@ -78,14 +78,14 @@ def paint_mask(
 
 
 def outlines(mask: np.ndarray) -> list[list[int]]:
-    """The mask as polygons x0, y0, x1, y1, ...: cv2.fillPoly of each gives the mask again. It has no holes."""
+    """Return a mask without holes as polygons x0, y0, x1, y1, ...; cv2.fillPoly of each restores the mask."""
     cv = cv2()
     contours, _ = cv.findContours(mask.astype(np.uint8), cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
     return [contour.reshape(-1).tolist() for contour in contours]
 
 
 def mask_of(polygons: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """The inverse of ``outlines``: (h, w) bool."""
+    """Return the mask of polygons, (h, w) bool: the inverse of ``outlines``."""
     mask = np.zeros(shape, np.uint8)
     for polygon in polygons:
         cv2().fillPoly(mask, [np.asarray(polygon, np.int32).reshape(-1, 2)], 1)

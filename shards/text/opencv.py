@@ -1,4 +1,4 @@
-"""OpenCV, when it is needed: it comes with the extra ``clean``."""
+"""Import OpenCV on first use, since only the extra ``clean`` installs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shards.extras import require_extra
 
 @cache
 def cv2() -> Any:
-    """The module, told to use one thread: tasks are spread over processes. Raises UserError if it is not installed."""
+    """Return the module, set to one thread since tasks run in processes. Raises UserError if it is not installed."""
     module = require_extra("clean", "text removal", "cv2")
     module.setNumThreads(1)
     return module

@@ -1,6 +1,6 @@
-"""One poster: find text, paint it over, look again, until no look finds anything or the passes are spent.
+"""Remove the text of one poster: find and paint over, until no text is found or the passes are used up.
 
-A step of other work: pixels in, pixels without text out. Cleaning and packing share it.
+``posters clean`` and the packing of shards both use this.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from shards.text.opencv import cv2
 from shards.text.registry import make_detector, make_fill, own_options
 from shards.values import Checked, Count
 
-TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # whose versions decide the pixels
-REPORT = "clean_report.parquet"  # lies with cleaned posters, and with shards that were cleaned on the way
+TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # their versions decide the pixels
+REPORT = "clean_report.parquet"  # in folders of cleaned posters, and of shards built with text removal
 
-NOT_CLEANED = "cannot be cleaned"  # why a poster is rejected that detector or fill cannot work on
-#: So many posters that cannot be cleaned, one after the other and none before, and the cause is not theirs.
+NOT_CLEANED = "cannot be cleaned"  # reason of posters on which detector or fill fails
+#: If this many first posters all fail, the cause is not a single poster, and cleaning stops.
 MAX_FAILURES_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
 class TextRemoval(Checked):
-    """How text is found and painted over."""
+    """Options of text removal."""
 
     detector: DetectorOptions = field(default_factory=DetectorOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
     fill: str = option("surround", choices=FILLS)
-    """How text is painted over."""
+    """Method of painting over text."""
     fill_model: Path | None = None
-    """ONNX in-painting network instead: image and mask in, image out."""
+    """ONNX in-painting network instead of --fill: image and mask in, image out."""
     passes: Count = 4
-    """How often a poster is painted over at most."""
+    """Largest number of times that a poster is painted over."""
 
     def facts(self) -> dict[str, Any]:
-        """Everything that decides the pixels, for reports and fingerprints: files by their content, not their place."""
+        """Return all settings that decide the pixels, for reports and fingerprints; files by content, not by path."""
         return {
             "detector": _tools(self)[0].name,
             "looks": [list(look) for look in self.detector.scales],
@@ -78,7 +78,7 @@ class Cleaned:
 
 
 def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cleaned:
-    """Remove the text of an upright RGB image. Raises BadImage for one that detector or fill cannot work on."""
+    """Remove the text of an upright RGB image. Raises BadImage if detector or fill fails on it."""
     detector, fill = _tools(options)
     started = time.perf_counter()
     with blamed_on_the_picture(NOT_CLEANED):
@@ -105,26 +105,26 @@ def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cle
 
 @dataclass
 class Removal:
-    """What was done to a poster."""
+    """Result of text removal for one poster."""
 
-    image: np.ndarray  # (h, w, 3) uint8 RGB; pixels outside of ``mask`` are the original's
-    mask: np.ndarray  # (h, w) bool: everything that was painted over; it has no holes
-    before: int = 0  # pieces of text that the looks before the first painting found
-    after: int = 0  # pieces that the last look of each kind still found
-    text_before: float = 0.0  # share of the picture inside of the former
-    text_after: float = 0.0  # share of the picture inside of the latter
-    passes: int = 0  # how often something was painted over
+    image: np.ndarray  # (h, w, 3) uint8 RGB; pixels outside of ``mask`` are unchanged
+    mask: np.ndarray  # (h, w) bool: all pixels that were painted over; it has no holes
+    before: int = 0  # regions found before the first pass
+    after: int = 0  # regions found by the last search of each kind
+    text_before: float = 0.0  # share of the picture inside the regions of ``before``
+    text_after: float = 0.0  # share of the picture inside the regions of ``after``
+    passes: int = 0  # how often the poster was painted over
     skipped: list[Skipped] = field(default_factory=list)
-    """Regions that the last looks found and that were not painted over, and why: not taken for text, or no room."""
+    """Regions of the last searches that were not painted over, and why: probably not text, or no room."""
 
 
 def remove_text(
     image: np.ndarray, detector: TextDetector, fill: Fill, options: MaskOptions, passes: int = 4
 ) -> Removal:
-    """Paint the text of (h, w, 3) uint8 RGB pixels over, at most ``passes`` times; the last act is a look.
+    """Paint over the text of (h, w, 3) uint8 RGB pixels, at most ``passes`` times. The last step is a search.
 
-    The detector's looks take turns. Every pass paints the union of all masks anew from the original, so that the
-    colour of a half-covered letter that an earlier pass spread does not stay.
+    The searches of the detector alternate. Every pass fills the union of all masks in the original, not in the last
+    result: there, an earlier pass may have spread the colour of a half-covered letter.
     """
     shape = image.shape[:2]
     result = Removal(image, np.zeros(shape, bool))
@@ -142,7 +142,7 @@ def remove_text(
             result.image = fill(image, mask)
             result.passes += 1
             quiet = 0
-        else:  # nothing, or only what is painted already or has no room: the same again, if it were tried
+        else:  # no new text, or no room: another pass would give the same
             quiet += 1
         look = (look + 1) % detector.looks
     result.after, result.text_after = _extent(found.values(), shape)
@@ -151,27 +151,27 @@ def remove_text(
 
 
 def _extent(found: Iterable[list[Region]], shape: tuple[int, int]) -> tuple[int, float]:
-    """How many regions, and which share of the picture they cover together."""
+    """Return the number of regions, and the share of the picture that they cover together."""
     regions = [region for of_look in found for region in of_look]
     return len(regions), float(text_mask(regions, shape).mean())
 
 
 @lru_cache(maxsize=2)
 def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
-    """Loaded once a process."""
-    cv2()  # the message that it is missing belongs to the start
+    """Return detector and fill, loaded once per process."""
+    cv2()  # fail at the start if OpenCV is missing
     return make_detector(options.detector), make_fill(options.fill, options.fill_model)
 
 
 def removal_fingerprint(options: TextRemoval) -> str:
-    """Changes whenever the pixels may."""
+    """Return a fingerprint that changes whenever the pixels may change."""
     return fingerprint(options.facts())
 
 
 @lru_cache(maxsize=2)
 def require_same_removal(options: TextRemoval, facts: str) -> None:
-    """Raise UserError if text removal is not what it was, by its fingerprint, where the tasks were made."""
+    """Raise UserError if the fingerprint of text removal here differs from ``facts``, that of the main process."""
     if removal_fingerprint(options) != facts:
-        problem = "is not what it was when the work began: another detector, or a model file with other content"
-        remedy = "give all workers the same files, and run it again"
+        problem = "differs from the main process: another detector, or a model file with other content"
+        remedy = "give all workers the same files, then run again"
         raise UserError("ranks-differ", f"text removal on {socket.gethostname()} {problem}; {remedy}")

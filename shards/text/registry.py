@@ -1,7 +1,7 @@
-"""The registry of text detectors: what a name stands for, and its own options. Fills are in inpaint.FILLS.
+"""The registry of text detectors: names, and the options of each detector. Fills are in inpaint.FILLS.
 
-A new detector is a module with a dataclass of its options and a callable that makes it from them, and an entry here:
-``--detector NAME:a=1,b=2`` then finds text with it.
+To add a detector, write a module with a dataclass of options and a callable that takes them, and add an entry here:
+``--detector NAME:a=1,b=2`` then uses it.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from shards.text.inpaint_model import FillModel
 
 
 class Entry(NamedTuple):
-    """What a name stands for."""
+    """A registered detector."""
 
     made_by: str  # MODULE:CALLABLE, which takes the options and returns a TextDetector
-    options: type  # a dataclass; of DetectorOptions all fields are options of the command line already
+    options: type  # a dataclass; the fields of DetectorOptions are command-line options already
 
 
 DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOptions)}
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
-    """The detector that ``options`` names. Raises UserError if it is missing or cannot be loaded."""
+    """Create the detector that ``options`` name. Raises UserError if it is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
     if entry := DETECTORS.get(name):
         return _named(entry.made_by)(_options(entry.options, options, own))
     if ":" in options.detector and Path(options.detector).suffix != ".onnx":
         return _custom(options.detector)
-    return _named(DETECTORS["rapidocr"].made_by)(options)  # a file of that kind
+    return _named(DETECTORS["rapidocr"].made_by)(options)  # FILE.onnx of such a network
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
-    """The entry's options: ``a=1,b=2`` as its dataclass has them. Raises UserError."""
+    """Parse the detector's own options, ``a=1,b=2``, into its dataclass. Raises UserError if they do not fit."""
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
         has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
-        raise UserError("option-unknown", f"--detector {options.detector}: there is no {unknown[0]!r}; {has}")
+        raise UserError("option-unknown", f"--detector {options.detector}: unknown option {unknown[0]!r}; {has}")
     try:
         return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -54,7 +54,7 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
 
 
 def own_options(options: DetectorOptions) -> dict[str, str]:
-    """What of an entry's own options is chosen, for reports and fingerprints."""
+    """Return the detector's own options as given, for reports and fingerprints; empty if there are none."""
     name, _, own = options.detector.partition(":")
     return {"detector_options": own} if name in DETECTORS and own else {}
 
@@ -67,21 +67,21 @@ def _named(place: str) -> Any:
 def _custom(name: str) -> TextDetector:
     try:
         made = _named(name)()
-    except Exception as error:  # a user's own code may raise anything; the line names it
-        message = f"--detector {name} cannot be made: {type(error).__name__}: {one_line(error)}"
+    except Exception as error:  # a user's code may raise anything
+        message = f"--detector {name} cannot be created: {type(error).__name__}: {one_line(error)}"
         raise UserError("option-value", message) from None
     title, looks, detect = (getattr(made, wanted, None) for wanted in ("name", "looks", "detect"))
     if not (isinstance(title, str) and isinstance(looks, int) and looks >= 1 and callable(detect)):
-        problem = f"gives a {type(made).__name__} without detect(), a name and looks of 1 or more"
+        problem = f"returns a {type(made).__name__}; detect(), a text name and an integer looks >= 1 are needed"
         raise UserError("option-value", f"--detector {name} {problem}")
     return made
 
 
 def make_fill(name: str, model: Path | None = None) -> Fill:
-    """The fill of that name; with ``model``, an in-painting network (see inpaint_model.py). Raises UserError."""
+    """Return the fill ``name`` or, if given, the network ``model``. Raises UserError if it is unknown or unfit."""
     if model is not None:
         return FillModel(model)
     if name not in FILLS:
         remedy = f"choose one of {', '.join(FILLS)}, or give --fill-model"
-        raise UserError("option-value", f"--fill {name!r} is not known; {remedy}")
+        raise UserError("option-value", f"--fill {name!r} is unknown; {remedy}")
     return FILLS[name]

@@ -1,4 +1,4 @@
-"""clean_report.parquet: a row for each poster whose text was looked for."""
+"""Write and read clean_report.parquet, which has a row for each processed poster."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # pixels of the upright poster
         ("height", pa.int32()),
         ("fill", pa.string()),
-        ("passes", pa.int32()),  # how often it was painted over
-        ("boxes_before", pa.int32()),  # pieces of text found at first
-        ("boxes_after", pa.int32()),  # and by the last look of each kind
-        ("text_before", pa.float64()),  # shares of the picture inside of them
+        ("passes", pa.int32()),  # how often the poster was painted over
+        ("boxes_before", pa.int32()),  # regions found before the first pass
+        ("boxes_after", pa.int32()),  # regions found by the last search of each kind
+        ("text_before", pa.float64()),  # shares of the picture inside these regions
         ("text_after", pa.float64()),
         ("altered", pa.float64()),  # share of the pixels painted over
         ("seconds", pa.float64()),
-        ("polygons", pa.list_(pa.list_(pa.int32()))),  # x0, y0, x1, y1, ... of everything painted over
-        ("skipped", pa.list_(pa.string())),  # why regions were left alone
+        ("polygons", pa.list_(pa.list_(pa.int32()))),  # x0, y0, x1, y1, ... of all painted areas
+        ("skipped", pa.list_(pa.string())),  # why regions were not painted over
         ("skipped_polygons", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 
 
 def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the report; ``facts`` (how the text was removed) goes into the file's metadata."""
+    """Write the report. ``facts`` (settings of text removal) are stored in the metadata of the file."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({b"text_removal": json.dumps(facts, sort_keys=True).encode()})
     with atomic_write(path) as stream:
@@ -45,7 +45,7 @@ def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[
 
 
 def read_report(folder: StoragePath) -> pd.DataFrame:
-    """The report of a folder of cleaned posters; ``attrs["text_removal"]`` says how. Raises UserError."""
+    """Return the report of a folder; ``attrs["text_removal"]`` has the settings. Raises UserError if it is unfit."""
     path, again = folder / NAME, "run `posters clean` again"
     try:
         with as_user_error("read the report", path):
@@ -71,7 +71,7 @@ def read_report(folder: StoragePath) -> pd.DataFrame:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the screen's table. Shares are of the picture unless said; medians are over posters with text."""
+    """Return the printed figures: ``altered_median`` and ``passes_mean`` of posters with text, other means of all."""
     frame = pd.DataFrame(rows, columns=SCHEMA.names)
     text = frame[frame["text_before"] > 0]
     before, after = float(text["text_before"].sum()), float(text["text_after"].sum())

@@ -1,1 +1,1 @@
-"""Pages and contact sheets: one style, and pictures in rows."""
+"""HTML pages and contact sheets in one common style."""

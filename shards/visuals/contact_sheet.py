@@ -1,6 +1,6 @@
-"""Contact sheets: posters in a grid, each with its true and its predicted genres, as one PNG.
+"""Draw a contact sheet: posters in a grid with their true and predicted genres, as one PNG.
 
-Marks say what colours say (a tick, a cross, a ring), for readers who cannot tell red from green.
+Marks (a tick, a cross, a ring) repeat the meaning of colours, for readers who cannot distinguish red from green.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shards.storage.files import atomic_write
 
 Color = tuple[int, int, int]
 
-# Pixels of the sheet, which is made for twice the density of an ordinary screen: 26 pixels read like 13.
+# In pixels. The sheet is made for screens of double density: text of 26 pixels looks like 13.
 MARGIN, GAP, PADDING = 48, 28, 14
 COLUMNS, THUMB = 6, (320, 480)
 CARD_WIDTH = THUMB[0] + 2 * PADDING
@@ -27,7 +27,7 @@ MARK = 34  # the column of marks, left of the text
 
 PAPER, CARD, FRAME, TILE = (244, 244, 241), (255, 255, 255), (221, 221, 216), (234, 234, 230)
 INK, GREY = (34, 36, 40), (104, 106, 112)
-#: What can be said of a genre -> its colour and its words in the legend.
+#: Verdict about a genre -> its colour and its words in the legend.
 VERDICTS: dict[str, tuple[Color, str]] = {
     "right": ((20, 122, 58), "predicted, right"),
     "wrong": ((192, 36, 40), "predicted, wrong"),
@@ -40,14 +40,14 @@ VERDICTS: dict[str, tuple[Color, str]] = {
 class GalleryItem:
     """One poster of the sheet."""
 
-    image: Image.Image | bytes  # the picture, or the bytes of an encoded one (JPEG, PNG, ...)
-    true: list[str] | None  # the genres it has; None where nobody knows
-    predicted: list[tuple[str, float]]  # the genres that the model says it has, each with its probability
+    image: Image.Image | bytes  # a picture, or its encoded bytes (JPEG, PNG, ...)
+    true: list[str] | None  # the true genres; None if they are unknown
+    predicted: list[tuple[str, float]]  # (genre, probability) of the predicted genres
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line under a poster: a mark (a verdict or none), text, and a number at the right edge."""
+    """A line under a poster: a mark for a verdict, or none; text; and a number at the right edge."""
 
     text: str
     color: Color
@@ -58,12 +58,12 @@ class _Line:
 def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> None:
     """Draw the contact sheet of ``items``, row by row in their order, and write it to ``path`` as a PNG.
 
-    The file appears whole or not at all. Bytes that are no picture leave a tile that says so.
+    The file is written atomically. Bytes that are not a picture give a tile with a message.
     """
     columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
     legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
-    # A single narrow column still has room for the widest entry of the legend.
+    # Even a single column must be as wide as the widest entry of the legend.
     inner = max(columns * (CARD_WIDTH + GAP) - GAP, round(max(legend_widths)))
     headline = wrap_text(title, inner, TITLE)
 
@@ -101,7 +101,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
 
 
 def _lines(item: GalleryItem) -> Iterator[_Line]:
-    """What is written under a poster: its true genres, then every predicted and every missed one."""
+    """Yield the lines under a poster: its true genres, then every predicted and every missed genre."""
     truth = "unknown" if item.true is None else ", ".join(item.true) or "none"
     for text in wrap_text(f"True: {truth}", THUMB[0]):
         yield _Line(text, GREY)
@@ -117,7 +117,7 @@ def _lines(item: GalleryItem) -> Iterator[_Line]:
 
 
 def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
-    """A genre with its mark and number; a long name goes on below, indented, without either."""
+    """Yield the lines of a genre: mark, name and number. A long name continues on indented lines without them."""
     room = THUMB[0] - MARK - _width("100%") - 12
     for position, text in enumerate(wrap_text(genre, room)):
         color = VERDICTS[verdict][0]
@@ -125,8 +125,8 @@ def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
 
 
 def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
-    """``text`` in lines no wider than ``room``, broken between words, or within one that is too wide."""
-    # Pillow's own font has no letters beyond ASCII: "Comédie" had better lose its accent than a letter.
+    """Break ``text`` into lines of at most ``room`` pixels, between words or within a word that is too wide."""
+    # Pillow's own font has only ASCII letters, so accents are removed: "Comédie" becomes "Comedie".
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     lines: list[str] = []
     current = ""
@@ -145,7 +145,7 @@ def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
 
 
 def _flow(widths: Sequence[float], room: float) -> Iterator[tuple[float, int]]:
-    """(x, row) of things of these widths, side by side while there is room."""
+    """Yield (x, row) of items with these widths in pixels, side by side while there is room."""
     x, row = 0.0, 0
     for width in widths:
         if x and x + width > room:
@@ -164,7 +164,7 @@ def _draw_line(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
 
 
 def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> None:
-    """A tick, a cross, a ring or a dot; nothing beside the second line of a long name."""
+    """Draw a tick, a cross, a ring or a dot; nothing for the later lines of a long name."""
     if line.verdict == "right":
         pen.line([(x - 9, y), (x - 3, y + 7), (x + 10, y - 8)], line.color, 5, "curve")
     elif line.verdict == "wrong":
@@ -177,17 +177,17 @@ def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
 
 
 def poster_tile(source: Image.Image | bytes) -> Image.Image:
-    """The picture, as large as fits, in the middle of a tile that shows through where it is transparent."""
+    """Return a tile of THUMB pixels with the picture in its middle, as large as fits, transparency on grey."""
     tile = Image.new("RGBA", THUMB, TILE)
     try:
         image = decode(source, ANY) if isinstance(source, bytes) else source
         scale = min(THUMB[0] / image.width, THUMB[1] / image.height)
-        # At least one pixel: a banner a thousand times wider than high is still a line.
+        # At least one pixel, also for very wide or very tall pictures.
         width, height = (max(1, round(side * scale)) for side in image.size)
         thumb = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
     except (OSError, ValueError, ZeroDivisionError, BadImage):
-        # A sheet of a hundred posters is worth having without the one that cannot be read.
+        # One unreadable poster must not stop the whole sheet.
         ImageDraw.Draw(tile).text((THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm")
     return tile.convert("RGB")
 
@@ -198,5 +198,5 @@ def _width(text: str, size: int = TEXT) -> float:
 
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The sheet's font at that size."""
-    return ImageFont.load_default(size=size)  # the one inside Pillow: the same on every machine
+    """Return the font of the sheet at a size in pixels."""
+    return ImageFont.load_default(size=size)  # the font inside Pillow is the same on every machine

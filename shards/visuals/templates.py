@@ -1,7 +1,7 @@
-"""HTML from templates: one Jinja2 environment for all pages, which escapes every value that a template shows.
+"""Render HTML templates: one Jinja2 environment for all pages, which escapes every value.
 
 A template is named by its package and its file: ``toolkit.audit/audit.html`` is toolkit/audit/templates/audit.html.
-The frame of a page, the common style and the pieces of several pages are in this package's folder.
+The frame of all pages, the common style and shared pieces are in the templates folder of this package.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NONE = "\N{EN DASH}"
 
 
 def render(template: str, **values: Any) -> str:
-    """A template with its values. Raises jinja2.UndefinedError for a value that it asks for and does not get."""
+    """Return the HTML of a template. Raises jinja2.UndefinedError if a value that it uses is missing."""
     html: str = ENVIRONMENT.get_template(template).render(values)
     return html
 
 
 def _source(template: str) -> tuple[str, str, None]:
-    """The text of a template, and the file's name for messages of errors."""
+    """Return the text of a template, and its path for error messages."""
     package, _, name = template.rpartition("/")
     path = files(package) / "templates" / name
     return path.read_text(encoding="utf-8"), str(path), None
@@ -35,17 +35,17 @@ def _source(template: str) -> tuple[str, str, None]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """``0.123``; a dash for none."""
+    """Format as ``0.123``; a dash for None."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float | None) -> str:
-    """``+0.012`` or ``−0.012``."""
+    """Format as ``+0.012`` or ``−0.012``; a dash for None."""
     return NONE if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None, digits: int | None = None) -> str:
-    """``12%``; below 10%, ``3.4%``; with ``digits``, always so many behind the point."""
+    """Format as ``12%``, or ``3.4%`` below 10%; ``digits`` sets the number of decimals. A dash for None."""
     if value is None:
         return NONE
     if digits is None:
@@ -54,17 +54,17 @@ def percent(value: float | None, digits: int | None = None) -> str:
 
 
 def count(value: int) -> str:
-    """``1,234``."""
+    """Format as ``1,234``."""
     return f"{value:,}"
 
 
 def place(share: float) -> float:
-    """A place on a bar whose ends are 0 and 1, in percent of its length."""
+    """Return the position of a share, limited to 0 to 1, on a bar, in percent of its length."""
     return round(100.0 * min(max(share, 0.0), 1.0), 1)
 
 
 def data_uri(picture: Image.Image | bytes, kind: str = "jpeg") -> str:
-    """A picture, or the bytes of an encoded one, as an address that holds it."""
+    """Return a data URI of a picture (encoded as JPEG) or of encoded bytes of type image/``kind``."""
     if isinstance(picture, Image.Image):
         picture = jpeg(picture, 88)
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

@@ -48,16 +48,16 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     film = encoded(draw("1"), "GIF", save_all=True, append_images=[draw("2")])
     write_tar(tmp_path / "a.tar", {"a.gif": film, "b.gif": encoded(draw("1"), "GIF")})
     adopt(tmp_path)
-    assert "1 posters have several frames or pages; the first is taken: a" in caplog.text
+    assert "1 posters have several frames or pages; the first one is used: a" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("genres", "words"),
     [
-        (["7", "8", "9"], "'genres' holds numbers instead of genres ('7', '8', '9')"),
-        (["1990", "1991", "1992"], "'genres' holds years instead of genres"),
-        (["movie"] * 3, "'genres' gives all 3 posters the same: 'movie'"),
-        (["War;Drama", "Drama", "War"], "'genres' seems to hold several genres in one: 'War;Drama'"),
+        (["7", "8", "9"], "'genres' contains numbers instead of genres ('7', '8', '9')"),
+        (["1990", "1991", "1992"], "'genres' contains years instead of genres"),
+        (["movie"] * 3, "'genres' gives all 3 posters the same genres: 'movie'"),
+        (["War;Drama", "Drama", "War"], "'genres' seems to contain several genres in one label: 'War;Drama'"),
         (["War", "Drama", "War"], ""),
     ],
 )

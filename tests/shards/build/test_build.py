@@ -256,7 +256,7 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
     for sample_id, sample in found.items():
         assert sample["multi_hot"] == [int(genre in few.good[sample_id]) for genre in wanted]
         assert sample["genres"] == [genre for genre in wanted if genre in few.good[sample_id]]
-    left_out = [r for r in read_csv(tmp_path / "out" / "rejected.csv") if "none of the given labels" in r["detail"]]
+    left_out = [r for r in read_csv(tmp_path / "out" / "rejected.csv") if "not among the given labels" in r["detail"]]
     assert {r["id"] for r in left_out} == set(few.good) - set(found) and left_out
     # A manifest serves too: the same genres and posters make the same set.
     build(few, tmp_path / "again", labels=few_shards / "manifest.json", samples_per_shard=8)
@@ -287,7 +287,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
         ({"images": spoilt}, r"no poster left to build from .* 1 not an image.*the first is id 'p00\d\d'"),
         ({"metadata": tmp_path / "absent.csv"}, "metadata CSV not found"),
-        ({"metadata": header}, "no usable row: the file has a header line and nothing else"),
+        ({"metadata": header}, "no usable row: the file has only a header line"),
         ({"metadata": no_genres}, "no usable row: 1 no genres; the first is id 'p0000'"),
         ({"genre_column": "genres"}, "did you mean 'genre'"),
         ({"labels": tmp_path / "absent.json"}, "labels file not found"),

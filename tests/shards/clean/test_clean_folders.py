@@ -62,10 +62,10 @@ def test_ids_that_would_share_a_place_are_rows(few: Source, tmp_path: Path) -> N
     assert set(jpegs(out)) == {f"{name}.jpg" for name in few.good}
     details = {row["id"]: row["detail"] for row in read_csv(out / "rejected.csv")}
     assert details == {
-        f".//{name}": f"its poster would lie where that of {name!r} lies",
-        ".work/x": "its place is taken by our own files",
-        "rejected.csv/x": "its place is taken by our own files",
-        f"{other}.jpg/x": f"its folder would lie where the poster of {other!r} lies",
+        f".//{name}": f"its poster would have the same path as the poster of {name!r}",
+        ".work/x": "its path is used by files of `posters clean`",
+        "rejected.csv/x": "its path is used by files of `posters clean`",
+        f"{other}.jpg/x": f"its folder would have the same path as the poster of {other!r}",
     }
 
 

@@ -96,7 +96,7 @@ def test_several_files_of_an_id_are_said(tmp_path: Path, caplog: pytest.LogCaptu
         listed = list_posters(tmp_path, ["a", "b", "c"])
     assert {i: f.name for i, f in listed.items()} == {"a": "a.jpg", "b": "b.JPG", "c": "c.Png"}
     assert [record.getMessage() for record in caplog.records] == [
-        "2 posters have several files, of which one is taken: a.jpg (not a.png, a.JPG); b.JPG (not b.webp)"
+        "2 posters have several files, of which one is used: a.jpg (not a.png, a.JPG); b.JPG (not b.webp)"
     ]
 
 
@@ -129,7 +129,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         scan = scan_images(tmp_path / "images", list("abcde"), ImageOptions(), tmp_path / "work", LocalExecutor(1))
     assert len(scan.digests) == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "4 posters have several frames or pages; the first is taken: a, b, c, d"
+        "4 posters have several frames or pages; the first one is used: a, b, c, d"
     ]
 
 
@@ -164,7 +164,7 @@ def test_folders_that_cannot_be_read_are_named(locked: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         listed = list_posters(locked, ["a", "locked/b"])
     assert list(listed) == ["a"]
-    said = f"{locked}/locked cannot be read (Permission denied); what is in it is left out"
+    said = f"{locked}/locked cannot be read (Permission denied); its contents are left out"
     assert [record.getMessage() for record in caplog.records] == [said]
     (locked / "a.jpg").unlink()
     with fails("images-none", ".jpg", f" in {locked};", f"{locked}/locked", "Permission denied"):

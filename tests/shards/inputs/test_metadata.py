@@ -118,15 +118,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ("", "empty"),
         ("   ", "empty"),
-        ("../x", "leave"),
-        ("a/../../x", "leave"),
-        ("..", "leave"),
-        (".", "leave"),
-        ("/etc/passwd", "leave"),
-        ("//x", "leave"),
-        ("a\\b", "leave"),
-        ("C:", "leave"),
-        ("c:/windows/x", "leave"),
+        ("../x", "outside of"),
+        ("a/../../x", "outside of"),
+        ("..", "outside of"),
+        (".", "outside of"),
+        ("/etc/passwd", "outside of"),
+        ("//x", "outside of"),
+        ("a\\b", "outside of"),
+        ("C:", "outside of"),
+        ("c:/windows/x", "outside of"),
         pytest.param("a\x00b", "control", marks=NUL),
         ("a\x1b[2Jb", "control"),
         ("a\nb", "control"),
@@ -171,7 +171,7 @@ def test_rows_that_contradict_each_other_are_not_mixed(tmp_path: Path) -> None:
         ("2", "conflicting rows"),
         ("2", "repeated id"),
     ]
-    assert metadata.rejected[0].detail == "line 4: other genres than in line 2, which counts; are they two posters?"
+    assert metadata.rejected[0].detail == "line 4: its genres differ from line 2, which is used; are these two posters?"
 
 
 def test_one_id_twice_among_many_is_no_layout(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_rows_of_another_length_and_rows_without_genres(tmp_path: Path) -> None:
         ("4", "bad row"),
         ("5", "bad row"),
     ]
-    assert metadata.rejected[3].detail == "line 5: 5 cells under 4 names of columns; texts that hold ',' need quotes"
+    assert metadata.rejected[3].detail == "line 5: 5 cells, but 4 columns; texts that contain ',' need quotes"
 
 
 LAYOUTS = {

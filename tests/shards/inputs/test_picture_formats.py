@@ -163,7 +163,7 @@ def test_the_first_part_of_a_file_is_truncated(name: str, share: float) -> None:
 def test_what_is_said_of_cuts() -> None:
     half = {name: data[: len(data) // 2] for name, data in SEEDS.items()}
     for data, words in (
-        (SEEDS["jpeg"][:-60] + b"\xff\xd9", "its pixels end before the picture does"),
+        (SEEDS["jpeg"][:-60] + b"\xff\xd9", "its pixel data ends too early"),
         (half["progressive"] + b"\xff\xd9", "its last scans are missing"),
         (half["webp"], "the file ends before the picture does"),
     ):
@@ -230,7 +230,7 @@ def png_of_chunks(count: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (directory_bomb(300), "hold more than the file"),
+        (directory_bomb(300), "more bytes than the file"),
         (directory_bomb(60_000), "entries in a directory"),
         (b"MM\0+" + bytes(5000), "BigTIFF"),
         (gif_of_comments(40_000), "blocks of comments"),

@@ -45,7 +45,7 @@ def test_too_many_unreadable_genres_fail_with_the_first_reason(dozen: Source, tm
     with pytest.raises(UserError) as caught:
         build(dozen, out, spoilt(dozen, 1))
     assert str(caught.value) == (
-        "1 of 12 rows whose image is there are unreadable, over --max-rejected 5%: 1 unparsable genres; the first is "
+        "1 of 12 rows with an image are unreadable, over --max-rejected 5%: 1 unparsable genres; the first is "
         "id 'p0000': unparsable genres (line 2: a quote is not closed in \"['Drama\"; write ['Action', 'Drama']); "
         f"all are in {out}/rejected.csv"
     )
@@ -105,7 +105,7 @@ def test_the_users_own_limits_and_empty_genres_are_not_held_against_it(dozen: So
 STRANGERS: dict[str, tuple[Callable[[int], str], list[str]]] = {
     "floats": ("{}.0".format, ["('0.0', '1.0', '2.0' and 9 more)", "the nearest file is 'p00", "dtype=str"]),
     "prefix": ("tt{:04d}".format, ["the nearest file is 'p0000.jpg'"]),
-    "another column": ("x{}".format, ["column 1 'title' does name files", "--id-column"]),
+    "another column": ("x{}".format, ["column 1 'title' names files", "--id-column"]),
 }
 
 
@@ -142,7 +142,7 @@ def test_spellings_of_given_labels_are_read_as_them(dozen: Source, tmp_path: Pat
 def test_genres_that_are_not_given_are_named(dozen: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "labels.json").write_text(json.dumps({"genres": ["Drama", "Comedy"]}))
     build(dozen, tmp_path / "out", labels=tmp_path / "labels.json")
-    assert "genres that the given labels do not have are left out: " in caplog.text and "Action (" in caplog.text
+    assert "genres that are not among the given labels are left out: " in caplog.text and "Action (" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["5", "-1%", "many", "101%", "nan", ""])
@@ -165,7 +165,7 @@ def test_cleaning_holds_genres_against_it_and_counts_pixels(command: Command, do
     options = ("--images", dozen.images, "--out", tmp_path / "out", "--scales", 256, "--sheet", 0, "--workers", 1)
     csv = write_csv(tmp_path / "other.csv", spoilt(dozen, 2))
     status, _, error = command("clean", "--metadata", csv, *options)
-    assert status == 2 and "2 of 12 rows whose image is there are unreadable" in only_error(error)
+    assert status == 2 and "2 of 12 rows with an image are unreadable" in only_error(error)
     csv = write_csv(tmp_path / "names.csv", [(f"x{n}", "", "", "Drama|War") for n in range(3)])
     status, _, error = command("clean", "--metadata", csv, *options)
     assert status == 2 and "no id of" in only_error(error)

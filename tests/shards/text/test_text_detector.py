@@ -289,7 +289,7 @@ def test_a_custom_detector() -> None:
         ("text_tools:LOOKS", "not callable"),
         ("text_tools:Scripted", "missing 1 required positional argument"),
         ("broken_for_test:make", "SyntaxError"),
-        ("builtins:dict", "gives a dict without detect(), a name and looks of 1 or more"),
+        ("builtins:dict", "returns a dict; detect(), a text name and an integer looks >= 1 are needed"),
         (":make", "Empty module name"),
         ("text_tools:", "no attribute"),
     ],
@@ -316,9 +316,9 @@ def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.M
     ("name", "code", "words"),
     [
         ("level:least", "option-value", "least: expected int"),
-        ("level:last=3", "option-unknown", "there is no 'last'; its own options are least, looks"),
+        ("level:last=3", "option-unknown", "unknown option 'last'; its own options are least, looks"),
         ("level:least=much", "option-value", "least: expected int"),
-        ("rapidocr:least=3", "option-unknown", "there is no 'least'; it has no options of its own"),
+        ("rapidocr:least=3", "option-unknown", "unknown option 'least'; it has no options of its own"),
     ],
 )
 def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, code: Code, words: str) -> None:

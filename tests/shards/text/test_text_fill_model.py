@@ -114,13 +114,13 @@ BAD = {
         "gives the shape that it takes",
     ),
     "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "gives the shape that it takes"),
-    "no numbers": (
+    "not finite numbers": (
         lambda p: save_network(p, FREE, [("Mul", ["image", "nan"], "out")], {"nan": np.float32("nan")}),
-        "no numbers",
+        "not finite numbers",
     ),
     "infinite": (
         lambda p: save_network(p, FREE, [("Div", ["image", "zero"], "out")], {"zero": np.float32(0)}),
-        "no numbers",
+        "not finite numbers",
     ),
     "fails when run": (
         lambda p: save_network(p, FREE, [("Add", ["image", "much"], "out")], {"much": np.zeros(63, np.float32)}),
@@ -132,7 +132,7 @@ BAD = {
 @pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
 def test_what_is_no_network_for_this_is_one_line(tmp_path: Path, make: Any, words: str) -> None:
     path = make(tmp_path / "net.onnx")
-    with fails("not-finite" if words == "no numbers" else "model-unfit", path, words):
+    with fails("not-finite" if words == "not finite numbers" else "model-unfit", path, words):
         make_fill("surround", path)
 
 
