@@ -313,5 +313,5 @@ def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
 ) -> None:
     assert main(["shards", "info", server.url("/set")]) == 0
     assert Manifest.read(storage_path(server.url("/set"))).fingerprint in capsys.readouterr().out
-    with pytest.raises(UserError, match="verified in a folder; copy it"):
+    with pytest.raises(UserError, match="copy the set to a folder first"):
         main(["shards", "verify", server.url("/set")])
