@@ -66,7 +66,7 @@ def test_what_does_not_fit_together_gets_no_digests(earlier: Path, command: Comm
         (tar if damage == "tar missing" else index_path(tar)).unlink()
     before = tree(earlier)
     status, out, err = command("shards", "index", earlier, "--workers", 1)
-    assert status == 2 and not out and "is not sound, and its manifest stays as it is" in only_error(err)
+    assert status == 2 and not out and "is damaged, and its manifest is not changed" in only_error(err)
     assert tree(earlier) == before
 
 
