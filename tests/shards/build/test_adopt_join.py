@@ -47,7 +47,7 @@ def test_a_name_twice_refuses_the_set(tmp_path: Path, command: Command) -> None:
     tar = python_tar(tmp_path / "a.tar", "gnu", files)
     pack(tmp_path / "b.tar", "z")
     status, _, err = command("shards", "index", tmp_path, "--workers", 1)
-    assert status == 2 and f"{tar}: member 'x.jpg' is there twice" in only_error(err)
+    assert status == 2 and f"{tar}: member 'x.jpg' occurs twice" in only_error(err)
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar", ".lock"}
 
 
