@@ -200,7 +200,7 @@ def test_an_edited_manifest(copy: Path, command: Command, field: str, value: Any
 def test_no_manifest(copy: Path, command: Command) -> None:
     (copy / "manifest.json").unlink()
     status, _, err = command("shards", "verify", copy)
-    assert status == 2 and "holds no manifest.json" in only_error(err)
+    assert status == 2 and "has no manifest.json" in only_error(err)
 
 
 def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,10 +343,10 @@ def test_an_index_without_facts(copy: Path, command: Command, facts: bytes) -> N
         ("id", None, "the column 'id' has empty values"),
         ("key", None, "the column 'key' has empty values"),
         ("labels", None, "the column 'labels' has empty values"),
-        ("labels", [9], "a label is none of the set's genres"),
+        ("labels", [9], "a label is not one of the set's genres"),
         ("labels", [-1], "a label is below 0"),
-        ("image_offset", 1 << 40, "a sample's image lies outside of its tar"),
-        ("json_size", 1 << 31, "a sample's json lies outside of its tar"),
+        ("image_offset", 1 << 40, "a sample's image is outside of its tar"),
+        ("json_size", 1 << 31, "a sample's json is outside of its tar"),
         ("height", 1 << 30, "the column 'height' has values"),
     ],
 )
