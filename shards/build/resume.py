@@ -29,10 +29,7 @@ class OtherShards(UserError):
 def find_finished(
     out: StoragePath, tasks: Sequence[PackTask], overwrite: bool
 ) -> tuple[dict[str, Shard], list[PackTask], list[StoragePath]]:
-    """Return (finished shards by name, tasks to do, index paths of other shards to delete).
-
-    Raises OtherShards if there are other shards, unless ``overwrite``.
-    """
+    """Return (finished shards, tasks to do, other indexes to delete). Raises OtherShards without ``overwrite``."""
     planned = {index_path(task.tar) for task in tasks}
     # A killed build may have left a tar without an index. Its name would make it look like a shard of this set.
     names = names_in(out)

@@ -38,8 +38,8 @@ def split_samples(
     The result depends only on the seed and the set of samples.
 
     If groups allow it, the count of a label with 30 samples or more is within 20% of its target in every split. Sizes
-    are within 1% of n (or 2 samples). A label of 3 to 29 samples has one in every split; rarer labels go to the largest
-    split. Sets of 200 samples or fewer sometimes miss the goal for one label of 3 to 29 samples.
+    are within 1% of n (or 2 samples). A label of 3 to 29 samples has one in every split (sets of 200 samples or fewer
+    sometimes miss this for one label). Rarer labels go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -131,9 +131,8 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
     """Move and swap groups while a count is outside its tolerance; return the best placement found, (groups,).
 
-    Each step is the single move or swap that most reduces the sum of squared distances, in units of the tolerance. In a
-    local minimum, terms outside the tolerance get more weight. Groups with equal counts are interchangeable, so the
-    search runs over kinds of groups.
+    Each step is the move or swap that most reduces the sum of squared distances, in units of the tolerance. In a local
+    minimum, terms outside the tolerance get more weight. Groups of equal counts form a kind; the search is over kinds.
     """
     splits, columns = targets.shape
     support = counts.sum(0)

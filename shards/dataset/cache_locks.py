@@ -1,9 +1,8 @@
 """Owners, checks, locks and deletion of the files in a cache.
 
 Locks are on the files themselves: a reader has a shared lock, a deletion needs an exclusive one. For the latter the
-file is opened for writing, as NFS requires. Some file systems bind a lock to a process instead of an open file; for
-them, this module also records the partials that this process fills. Without locks, every download has its own partial,
-and nothing is deleted.
+file is opened for writing, as NFS requires. Some file systems bind locks to a process, not to an open file, so the
+partials of this process are also recorded here. Without locks, each download has its own partial; nothing is deleted.
 
 Other users may be able to write to the folder. A file is used only if it is a regular file of this user (or of root),
 has one hard link, and is not writable for other users. Anything else of that name is removed.

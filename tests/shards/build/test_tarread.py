@@ -113,7 +113,7 @@ HOSTILE = {
     "pax of 2 GB": (block(b"p", kind=b"x", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),
     "a name of 2 GB": (block(b"L", kind=b"L", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),
     "no member": (block(b"p", pax_body([b"path=y.jpg"]), b"x") + END, "the header before byte 1024 has no member"),
-    "two names": (block(b"p", pax_body([b"path=y"]), b"x") + block(b"L", b"z.jpg", b"L") + IMAGE + END, "two of path"),
+    "two names": (block(b"p", pax_body([b"path=y"]), b"x") + block(b"L", b"z.jpg", b"L") + IMAGE + END, "path twice"),
     "one name for all": (block(b"g", pax_body([b"path=y.jpg"]), b"g") + IMAGE + END, "gives all members the same path"),
     "pax sparse": (block(b"p", pax_body([b"GNU.sparse.realsize=9"]), b"x") + IMAGE + END, "x.jpg is sparse"),
     "link with data": (block(b"y.jpg", b"data", b"1") + IMAGE + END, "damaged: no tar header at byte 512"),
