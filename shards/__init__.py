@@ -1,1 +1,1 @@
-"""Preprocessing: posters and a CSV in, WebDataset shards with an index and a manifest out. Never imports torch."""
+"""Preprocessing: make WebDataset shards with indexes and a manifest from posters and a CSV. Never imports torch."""

@@ -1,11 +1,11 @@
-"""What commands print: harmless to a terminal, and never the reason why a command's files are missing.
+"""Output of commands: safe for a terminal; a write error on stdout does not stop a command.
 
-Names, ids and genres come from outside, and ``print`` sends them as they are. So the entry point replaces the two
-standard streams for as long as a command runs:
+Names, ids and genres come from outside and may contain control characters. So the entry point replaces the two
+standard streams while a command runs:
 
 - Text on stdout, and log records on stderr, are made ``printable``. Data for programs goes to ``exact_stdout()``.
-- A reader that has gone (``| head``) or a full disk does not end the command: it goes on to write its files, and the
-  entry point learns about it at the end.
+- A closed pipe (``| head``) or a full disk does not end the command. The command still writes its files, and the
+  entry point reports the failure at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shards.errors import printable, printable_line
 
 
 class Output:
-    """A text stream whose ``write`` and ``flush`` raise no OSError; the first one is kept as ``failure``."""
+    """A text stream whose ``write`` and ``flush`` do not raise OSError. The first error is kept in ``failure``."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,28 +47,28 @@ class Output:
             action(*given)
         except OSError as error:
             self.failure = error
-            # What lies in the stream's buffer would be written again, and fail again, when the interpreter ends.
+            # The interpreter flushes the stream's buffer when it ends; that must not fail again.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def problem(self) -> str | None:
-        """Why stdout did not take all that was printed; None if it did, or if its reader wanted no more."""
+        """Return why stdout is incomplete. None if all was written, or if the reader closed the pipe."""
         self.flush()
         if self.failure is None or self.failure.errno in (errno.EPIPE, errno.ECONNRESET):
             return None
         why = f"standard output cannot be written ({self.failure.strerror or self.failure})"
-        return f"{why}; what the command shows is lost, the files that it writes are whole"
+        return f"{why}; the command's output is lost, but its files are complete"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 class _ForPeople:
-    """Text that is made printable on its way to ``exact``."""
+    """A stream that makes text printable and writes the result to ``exact``."""
 
     def __init__(self, exact: TextIO) -> None:
         self.exact = exact
-        #: rich asks for it: its own escape codes must pass (see console()).
+        #: rich reads this attribute and writes there, so that its own escape codes stay (see console()).
         self.rich_proxied_file = exact
 
     def write(self, text: str) -> int:
@@ -79,27 +79,27 @@ class _ForPeople:
 
 
 def for_people(stream: TextIO) -> TextIO:
-    """``stream`` for what others print: all of it is made printable, so no progress bar goes there."""
+    """Wrap ``stream`` so that all text is made printable. Not for progress bars, whose escape codes would be lost."""
     return cast(TextIO, _ForPeople(stream))
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Output]:
-    """Replace sys.stdout and sys.stderr as described above until the block ends; yields the former."""
+    """Replace sys.stdout and sys.stderr (see above) until the block ends. Yields the Output that replaces stdout."""
     before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
-    exact, said = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
-    sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, said)
+    exact, errors = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
+    sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, errors)
     warnings.formatwarning = lambda *args, **options: printable(plain(*args, **options))
     try:
         yield exact
     finally:
         exact.flush()
-        said.flush()
+        errors.flush()
         (sys.stdout, sys.stderr), warnings.formatwarning = before, plain
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
-    """The stream, which writes what its encoding lacks as an escape; one to nowhere if it was closed from the start."""
+    """Make the stream escape characters that its encoding lacks. Return a null stream if ``stream`` is None."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
@@ -108,13 +108,13 @@ def _encoding_all(stream: TextIO | None) -> TextIO:
 
 
 def exact_stdout() -> IO[str]:
-    """Where data for programs is printed, character by character; on a terminal they are made printable, too."""
+    """Return the stream for data that programs read: unchanged text, but printable text on a terminal."""
     out = sys.stdout
     return out if out.isatty() else getattr(out, "exact", out)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log records without what steers a terminal. Line breaks of arguments, such as names, are escaped, too."""
+    """A formatter that escapes terminal control characters, and line breaks in arguments such as names."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
@@ -127,7 +127,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 class SafeConsole(Console):
-    """A rich console that makes the text of tables printable, and takes none of it for markup."""
+    """A rich console that makes the text of tables printable and does not interpret markup."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
@@ -139,5 +139,5 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """The console for tables. file: default stdout; width: columns, default the terminal's, and no wrapping."""
+    """Return a console for tables. file: default stdout. width: in columns, default the terminal's without wrapping."""
     return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)

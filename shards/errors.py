@@ -1,4 +1,4 @@
-"""The one error that users see: a line that says what, where and how to repair it; text that is safe to print."""
+"""UserError, the one error that users see (what, where, how to repair it), and functions for text safe to print."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
-#: What kind of problem a UserError is; docs/reference/error-codes.md says what each means, and what to do.
+#: Kind of problem of a UserError. docs/reference/error-codes.md explains each kind and its repair.
 Code = Literal[
     # The command line and configurations
     "option-unknown", "option-missing", "option-value", "option-conflict", "config-file",
@@ -18,7 +18,7 @@ Code = Literal[
     "labels-invalid", "samples-repeated",
     # Shards and shard sets
     "tar-damaged", "tar-unsupported", "set-missing", "set-damaged", "set-format", "set-split", "set-other", "cache",
-    # Models and what they give
+    # Models and their outputs
     "model-missing", "model-damaged", "model-unknown", "model-unfit", "model-other", "weights-refused", "not-finite",
     "predictions-other", "predictions-damaged", "export-unsupported", "export-differs",
     # Runs
@@ -28,8 +28,8 @@ Code = Literal[
     "device",
 ]  # fmt: skip
 
-#: A URL, also one that was taken for a path and has one slash left: scheme, user and password (up to the last @ before
-#: its path), host and path, query (signatures and tokens; up to a space, for quotes may be part of it).
+#: A URL: scheme, user and password (up to the last @ before the path), host and path, query (up to a space; it may
+#: contain signatures, tokens and quotes). ``pathlib`` may have reduced the two slashes to one.
 _URL = re.compile(r"([A-Za-z][\w+.-]{0,30}:/+)([^\s/?#]*@)?([^\s?]*)(\?\S*)?", re.ASCII)
 
 
@@ -37,14 +37,14 @@ class UserError(Exception):
     """Bad input or a bad environment, explained in one line.
 
     Command-line entry points print ``error: <message>`` and exit with status 2; no traceback.
-    Library callers may catch it. Anything else that escapes is a bug of ours and keeps its traceback.
+    Library callers may catch it. Any other exception that escapes is a bug and keeps its traceback.
     """
 
     status = 2
-    """Exit status. Another one for what is nobody's bad input."""
+    """Exit status. Errors that bad input did not cause may have another one."""
 
     def __init__(self, code: Code, message: str) -> None:
-        """``message`` may name URLs: what is secret in them is left out."""
+        """Keep ``message`` without the secrets of its URLs."""
         super().__init__(without_secrets(message))
         self.code = code
 
@@ -53,7 +53,7 @@ class UserError(Exception):
 
 
 def _again(kind: type[UserError], message: str, facts: dict[str, Any]) -> UserError:
-    """A UserError that came from another process."""
+    """Return a UserError that was pickled in another process."""
     error = kind.__new__(kind, message)
     error.args = (message,)
     vars(error).update(facts)
@@ -61,18 +61,18 @@ def _again(kind: type[UserError], message: str, facts: dict[str, Any]) -> UserEr
 
 
 def one_line(error: object) -> str:
-    """An exception's (or any) text folded into one line, without the passwords of URLs."""
+    """Return the text of an exception (or any object) in one line, without the secrets of URLs."""
     return without_secrets(" ".join(str(error).split())) or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """The known names most like ``name``, whatever their case; at most ``count``."""
+    """Return at most ``count`` known names that are similar to ``name``; case does not matter."""
     lowered = {other.lower(): other for other in known}
     return [lowered[near] for near in get_close_matches(name[:100].lower(), lowered, n=count, cutoff=cutoff)]
 
 
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr, count: int = 1) -> str:
-    """The end of a message about an unknown name: the names that may have been meant; empty if none is near.
+    """Return the end of a message about an unknown name: a question with similar names. Empty if none is similar.
 
     >>> did_you_mean("resnet5O", ["resnet50", "vit"])
     "; did you mean 'resnet50'?"
@@ -82,7 +82,7 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = r
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with every URL shown without its user, password and query.
+    """Return ``text`` with the user, password and query of every URL left out.
 
     >>> without_secrets("GET 'http://me:secret@host/set?token=abc' failed")
     "GET 'http://host/set?... failed"
@@ -94,33 +94,33 @@ def without_secrets(text: str) -> str:
 
 def _shown(url: re.Match[str]) -> str:
     scheme, user, rest, query = url.groups(default="")
-    # abfs://CONTAINER@ACCOUNT names a place; a password has a colon before it, and HTTP's user may be a token.
+    # abfs://CONTAINER@ACCOUNT is an address. A password follows a colon; the user of an HTTP URL may be a token.
     kept = "" if ":" in user or scheme.lower().startswith("http") else user
     return f"{scheme}{kept}{rest}{'?...' if query else ''}"
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal: characters that steer it or reorder a line are written as escapes.
+    """Return ``text`` with an escape for every character that controls a terminal or reorders a line.
 
-    These are control characters (Unicode category Cc, but tab and newline), format characters (Cf, such as
-    right-to-left overrides), lone surrogates, which stand for bytes that are no text, and line separators.
+    These are control characters (Unicode category Cc, except tab and newline), format characters (Cf, such as
+    right-to-left overrides), lone surrogates (bytes that are not valid text) and line separators.
 
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
     if text.isascii() and text.isprintable():
         return text
-    # Not ascii(): it would escape every other script, too.
+    # ascii() would also escape all letters of other scripts.
     return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
 
 
 def printable_line(text: str) -> str:
-    """As ``printable``, in one line: line breaks, which names of files may hold, are escaped, too."""
+    """Return ``printable(text)`` in one line. File names may contain line breaks: these are escaped, too."""
     return printable(text).replace("\n", "\\n")
 
 
 def some(names: Sequence[str], limit: int = 5, between: str = ", ") -> str:
-    """The first of many names, and how many more there are."""
+    """Return the first ``limit`` names, joined, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return between.join(names[:limit]) + more
 

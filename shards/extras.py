@@ -1,4 +1,4 @@
-"""Optional packages, by the extra of setup.cfg that brings them."""
+"""Optional packages and the extras of setup.cfg that install them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from shards.errors import UserError, one_line
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra, in a checkout of this toolkit."""
+    """Return the command that installs an extra in a checkout of this toolkit."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def absent(*modules: str) -> list[str]:
-    """Those that are not installed. They are looked for, not imported, which may take seconds."""
+    """Return the modules that are not installed. They are searched but not imported: an import may take seconds."""
     return [module for module in modules if find_spec(module) is None]
 
 
 def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
-    """Import (or find) ``modules`` that ``what`` needs; returns the first. Raises UserError with the way to install."""
+    """Import the modules that ``what`` needs and return the first; without ``load``, only find them and return None.
+
+    Raises UserError with the command that installs ``extra``.
+    """
     missing, reason = absent(*modules), ""
     try:
         found = [importlib.import_module(module) for module in modules] if load and not missing else [None]

@@ -1,4 +1,4 @@
-"""Networks in ONNX files, which onnxruntime runs on the CPU or on CUDA."""
+"""Sessions of onnxruntime on the CPU or on CUDA, for networks in ONNX files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shards.extras import require_extra
 
 
 def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu") -> Any:
-    """An onnxruntime session on an ONNX file or its bytes, with ``threads`` for an operator on the CPU.
+    """Return an onnxruntime session for an ONNX file or its bytes.
 
-    ``device``: cpu, cuda, or auto, which is CUDA where onnxruntime has it. ``what`` names the file's role, ``extra``
-    brings onnxruntime for it. Raises UserError.
+    what: role of the file, for messages. extra: the extra that installs onnxruntime. threads: per operator on the CPU.
+    device: cpu, cuda, or auto (CUDA if onnxruntime supports it). Raises UserError.
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")
     if isinstance(source, Path) and not source.is_file():
@@ -24,11 +24,11 @@ def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 
         raise UserError("device", f"--device cuda needs onnxruntime with CUDA: {remedy}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors: shape inference warns of what is as it should be
+    options.log_severity_level = 3  # errors only: warnings of shape inference are false alarms
     name, graph = (f"{what} {source}", str(source)) if isinstance(source, Path) else (what, source)
     try:
         return runtime.InferenceSession(
             graph, options, providers=["CUDAExecutionProvider"] * has_cuda + ["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime has a class for each status, none of them public
+    except Exception as error:  # onnxruntime's exception classes are not public
         raise UserError("model-damaged", f"{name} cannot be loaded: {one_line(error)[:300]}") from None

@@ -1,8 +1,8 @@
-"""Fields of dataclasses that are options of a command: what their names, types and docstrings leave open.
+"""Options of commands as fields of dataclasses.
 
-A command's options are the fields of one dataclass. A field's name in kebab-case is the option's, its type and default
-are the option's, its docstring is the help. Fields that are dataclasses themselves stand for their own fields. The
-parser is made by shards/cli/options.py.
+The options of a command are the fields of one dataclass. The option's name is the field's in kebab-case. Type and
+default are those of the field, and its docstring is the help text. A field whose type is a dataclass adds the fields of
+that dataclass. shards/cli/options.py makes the parser.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says of itself beside name, type, default and docstring."""
+    """Properties of an option that name, type, default and docstring of its field do not give."""
 
     flags: tuple[str, ...] = ()
-    """A short name, or at the end another long one than the field's."""
+    """Short names; a last one that begins with ``--`` replaces the field's name."""
     old: tuple[str, ...] = ()
-    """Names that earlier versions had; they are read and not shown."""
+    """Names in earlier versions: still accepted, not shown in the help."""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    """Of a text whose type does not list them."""
+    """Allowed values of a text, if its type does not list them."""
     parse: Callable[[str], Any] | None = None
-    """The value of a text. Raises UserError."""
+    """Convert the typed text to the value. Raises UserError."""
     text: str | None = None
-    """The default as it is typed, where the text is parsed."""
+    """The default as text, if there is ``parse``."""
     const: str | None = None
-    """The value of the option without a value."""
+    """Value of the option if it is given without a value."""
     positional: bool = False
     hidden: bool = False
-    """For callers in Python only."""
+    """Whether only callers in Python can set the field."""
     only: tuple[str, ...] = ()
-    """Of a dataclass, the fields that are options here; all if empty."""
+    """Fields of a dataclass that become options; all if empty."""
     switch: str = ""
-    """Of a dataclass or None, the flag that asks for it."""
+    """Flag that enables an optional dataclass; without the flag the value is None."""
     sections: bool = False
-    """A dataclass of dataclasses: dotted options, of files too."""
+    """Whether the field is a dataclass of dataclasses: dotted options, which a config file may set, too."""
 
 
-def option(default: Any = MISSING, *flags: str, factory: Any = MISSING, **said: Any) -> Any:
-    """A field of a command's dataclass; ``said`` are fields of Option. Without a default, the option is required."""
-    metadata = {"option": Option(flags, **said)}
+def option(default: Any = MISSING, *flags: str, factory: Any = MISSING, **properties: Any) -> Any:
+    """Return a dataclass field with ``properties`` of Option. The option is required if there is no default."""
+    metadata = {"option": Option(flags, **properties)}
     if factory is not MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

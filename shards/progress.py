@@ -1,4 +1,4 @@
-"""A progress bar with images per second and time left; calm when the output is a log file."""
+"""A progress bar with images per second and time left; few lines if stderr is a log file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import printable_line
 
 
 def progress(total: int, description: str, unit: str = "img", **options: Any) -> tqdm:
-    """A tqdm bar on stderr. On a terminal it is redrawn often, in a log a line every ten seconds."""
+    """Return a tqdm bar on stderr, updated every 0.2 s on a terminal and every 10 s in a log file."""
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""What values an option may have: rules that stand in its type, ``Annotated[float, at_least(0)]``."""
+"""Rules for the values of options, as part of a field's type: ``Annotated[float, at_least(0)]``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shards.errors import UserError
 
 
 class Rule(NamedTuple):
-    """A condition on one option."""
+    """A condition on the value of an option."""
 
     wanted: str
     """The end of the sentence "KEY must be ..."."""
@@ -20,17 +20,17 @@ class Rule(NamedTuple):
 
 
 def at_least(least: float, wanted: str = "") -> Rule:
-    """``least`` or more."""
+    """A rule: ``least`` or more."""
     return Rule(wanted or f"at least {least}", lambda value: value >= least)
 
 
 def between(low: float, high: float, wanted: str = "") -> Rule:
-    """From ``low`` to ``high``, both included."""
+    """A rule: from ``low`` to ``high``, both included."""
     return Rule(wanted or f"from {low:g} to {high:g}", lambda value: low <= value <= high)
 
 
 def or_more(zero: str) -> Rule:
-    """0, which means ``zero``, or more."""
+    """A rule: 0 or more; 0 means ``zero``."""
     return at_least(0, f"0 ({zero}) or more")
 
 
@@ -46,7 +46,7 @@ Automatic = Annotated[int, or_more("automatic")]
 
 @cache
 def rules_of(kind: type) -> dict[str, list[Rule]]:
-    """The rules of each field of a dataclass, also of ``Count | None``."""
+    """Return the rules of each field of a dataclass, including those inside ``Count | None``."""
     return {
         name: [
             part
@@ -59,9 +59,9 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 
 
 def check_rules(options: Any, called: Callable[[str], str]) -> None:
-    """Raise UserError for a field of a dataclass that breaks a rule of its type; None breaks none.
+    """Raise UserError if a field of a dataclass breaks a rule of its type. None is always valid.
 
-    called: the name of a field as the user typed it.
+    called: maps a field's name to the name that the user typed.
     """
     kind: Any = type(options)
     for name, rules in rules_of(kind).items():
@@ -72,13 +72,13 @@ def check_rules(options: Any, called: Callable[[str], str]) -> None:
 
 
 def flag(name: str) -> str:
-    """The option of a field."""
+    """Return the option's name for a field's name."""
     return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Options of a command, held to the rules of their types when they are made."""
+    """Base of options dataclasses: checks the rules of the fields' types at creation."""
 
     def __post_init__(self) -> None:
         check_rules(self, flag)

@@ -1,4 +1,4 @@
-"""Versions of the libraries on which the bytes of a shard depend."""
+"""Versions of the libraries that influence the bytes of a shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LIBRARIES = ("poster-toolkit", "webdataset", "pillow", "pyarrow", "numpy")
 
 
 def library_versions(others: Sequence[str] = ()) -> dict[str, str]:
-    """Versions on which a shard's bytes depend, and those of ``others``."""
+    """Return the versions of Python, of ``LIBRARIES`` and of ``others``; "not installed" for absent ones."""
     found = {"python": platform.python_version()}
     for name in (*LIBRARIES, *others):
         try:

@@ -1,1 +1,1 @@
-"""``posters shards``: posters and a CSV become a shard set; tars of other tools get an index; sets are checked."""
+"""``posters shards``: build a shard set from posters and a CSV, index tars of other tools, verify shard sets."""

@@ -1,4 +1,4 @@
-"""Which name is whose: keys, ids and rows of a CSV stand for one sample of a set of tars that another tool wrote."""
+"""Match samples of another tool's tars with rows of a CSV. Each key, id and row belongs to one sample."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def require_names_of_one(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples of the set have one key, or one id: joins and predictions would mix them."""
+    """Raise UserError if two samples have the same key or id: joins and predictions would mix them."""
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
         for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
             if key in keys:
-                two = f"{keys[key]} and {contents.tar.name} both hold a sample {key!r}"
+                two = f"{keys[key]} and {contents.tar.name} both contain a sample {key!r}"
                 remedy = "give every sample a key of its own, or index each tar in a folder of its own"
                 raise UserError("samples-repeated", f"{two}; {remedy}")
             keys[key] = contents.tar
@@ -38,7 +38,7 @@ def require_names_of_one(found: Sequence[Contents]) -> None:
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Give samples the genres of their CSV rows, or reject them. Raises UserError if a row fits two samples."""
+    """Set the genres of samples from their CSV rows; reject samples without one. Raises UserError if a row fits two."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -53,7 +53,7 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 
     for contents in found:
         for rejection in contents.rejected:
-            row_of(rejection.id, rejection.id)  # its row must not go to another sample
+            row_of(rejection.id, rejection.id)  # marks the row as used, so that no other sample gets it
         taken = []
         for sample_id, key in contents.names():
             row = row_of(sample_id, key)
@@ -68,9 +68,9 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 
 
 class RowFinder:
-    """Which row of a CSV is a sample's: by its id, its key, or its key's file name without folders.
+    """Find the CSV row of a sample by the sample's id, its key, or the file name in the key.
 
-    Rows' ids may begin with folders and end with an image's ending, as far as they still tell rows apart.
+    Ids of rows may include folders and an image's file extension, if the ids without them are still unique.
 
     >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])
     >>> [find.row(key, key) for key in ("x/p1", "p2", "posters/p2", "x/p2", "p3", "a/p3")]
@@ -86,10 +86,10 @@ class RowFinder:
             path = path.rpartition(".")[0] if is_image_name(path) else path
             for names, name in ((self._paths, path), (self._files, path.rpartition("/")[2])):
                 if name != row:
-                    names[name] = row if name not in names else None  # None: of several rows
+                    names[name] = row if name not in names else None  # None: several rows have this name
 
     def row(self, sample_id: str, key: str) -> str | None:
-        """The id of a sample's row; None if there is none, or if several fit."""
+        """Return the id of a sample's row; None if no row or several rows fit."""
         names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
         names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names as NFD
         found = [name for name in names if name in self._exact] or [*filter(None, map(self._paths.get, names))]
@@ -97,7 +97,7 @@ class RowFinder:
 
 
 def require_genres(found: Sequence[Contents]) -> None:
-    """Reject samples without genres in a set with genres: they would be learned as "none of all"."""
+    """Reject samples without genres if others have genres: training would use them as negatives for every genre."""
     if any(genres for contents in found for genres in contents.genres):
         for contents in found:
             for (_, key), genres in zip(contents.names(), contents.genres, strict=True):

@@ -1,4 +1,4 @@
-"""One tar that another tool wrote, read whole: which of its samples can be taken, their sizes, ids and genres."""
+"""Read a whole tar of another tool: its usable samples with sizes, ids and genres, and the rejected ones."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
-"""Bytes of a sample's members; larger ones are not read. img2dataset's JSON has some hundred."""
+"""Limits in bytes of a sample's image and JSON; larger samples are rejected. img2dataset's JSON has a few hundred."""
 MAX_NAME = 4096
-"""Bytes of a key or an id, which systems allow for a path, and characters of a genre."""
+"""Limit of a key or an id in bytes (operating systems' limit of a path), and of a genre in characters."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReadTask:
 
     tar: Path
     genre_field: str | None
-    """Field of each sample's JSON with its genres; None if they come from elsewhere."""
+    """Field of each sample's JSON with the genres; None if the genres come from a CSV."""
     separator: str
 
     def __len__(self) -> int:
@@ -46,48 +46,48 @@ class ReadTask:
 
 @dataclass
 class Contents:
-    """A tar that was read: the samples that can be taken, in its order, and what cannot."""
+    """Contents of a tar: the usable samples in the order of the tar, and the rejected ones."""
 
     tar: Path
     table: pa.Table
-    """Its index, without labels until ``label`` is called."""
+    """Index table of the tar; its labels are empty until ``label`` is called."""
     genres: list[tuple[str, ...]]
     rejected: list[Rejection]
-    """Samples that cannot be taken, by key."""
+    """Rejected samples, with their keys as ids."""
     others: Counter[str]
-    """Members that are no part of a sample (shards/build/tar_samples.py)."""
+    """Counts of members that belong to no sample (shards/build/tar_samples.py)."""
     bytes: int
     sha256: str
     films: list[str]
-    """Keys of images with several frames, of which the first is taken."""
+    """Keys of images with several frames; the first frame is used."""
 
     def names(self) -> list[tuple[str, str]]:
-        """(id, key) of the samples that can be taken."""
+        """Return (id, key) of the usable samples."""
         return list(zip(self.table["id"].to_pylist(), self.table["key"].to_pylist(), strict=True))
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
-        """Note why a sample is not taken; ``keep`` then drops it."""
+        """Add a sample to ``rejected``; ``keep`` then drops it."""
         where = self.tar.name
         self.rejected.append(Rejection(key, reason, f"{where}: {detail}" if detail else where))
 
     def keep(self, wanted: Sequence[bool]) -> None:
-        """Drop the other samples."""
+        """Keep the samples whose entry in ``wanted`` is true; drop the others."""
         self.table = self.table.filter(pa.array(wanted, pa.bool_()))
         self.genres = [genres for genres, keep in zip(self.genres, wanted, strict=True) if keep]
 
     def label(self, labels: LabelSet) -> None:
-        """Put the columns of the samples' genres into the table."""
+        """Write the genre columns of the samples into the table."""
         field = SCHEMA.field("labels")
         columns = pa.array([labels.columns(genres) for genres in self.genres], field.type)
         self.table = self.table.set_column(SCHEMA.get_field_index("labels"), field, columns)
 
     def facts(self) -> dict[str, Any]:
-        """What the index says of the tar as a whole."""
+        """Return the facts of the whole tar for the metadata of the index."""
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
 def read_contents(task: ReadTask) -> Contents:
-    """Read a tar, every image and JSON of it. Raises UserError as read_tar does, and if it changes meanwhile."""
+    """Read all images and JSONs of a tar. Raises UserError as read_tar does, and if the tar changes meanwhile."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
     members, ids, sizes, genres, films = [], [], [], [], []
@@ -118,7 +118,7 @@ def read_contents(task: ReadTask) -> Contents:
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:
-    """The bytes of the image. Raises BadImage as a build does."""
+    """Return the bytes of the image. Raises BadImage for an empty or too large one."""
     if member.image_size > MAX_IMAGE:
         raise BadImage("file too large", f"{member.image_size} bytes, over {MAX_IMAGE}")
     stream.seek(member.image_offset)
@@ -128,7 +128,7 @@ def _image(stream: IO[bytes], member: Member) -> bytes:
 
 
 def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
-    """The sample's JSON; empty if it has none, or one that is no object."""
+    """Return the sample's JSON object; empty if there is no JSON, or if it is not an object. Raises Unusable."""
     if member.json_offset < 0:
         return {}
     if member.json_size > MAX_JSON:
@@ -146,28 +146,28 @@ def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a field is there twice")
+        raise ValueError("a field occurs twice")
     return found
 
 
 def id_of(record: dict[str, Any], key: str) -> str:
-    """A sample's id: its JSON's, else its key. Raises Unusable."""
-    if (found := record.get("id")) is None:  # img2dataset's own JSON has none, only the key
+    """Return the id in a sample's JSON, or the key if there is no id. Raises Unusable."""
+    if (found := record.get("id")) is None:  # img2dataset's JSON has the key, but no id
         return key
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
-        found = int(found)  # JSON knows one kind of number; pandas writes 42.0
+        found = int(found)  # pandas may write a whole number as 42.0
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         raise Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
     text = str(found)
     if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
         raise Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
     if not text.strip() or "\n" in text or printable(text) != text:
-        raise Unusable("bad id", f"the JSON's id is empty or holds control characters: {text[:60]!a}")
+        raise Unusable("bad id", f"the JSON's id is empty or has control characters: {text[:60]!a}")
     return text
 
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """The genres that a sample's JSON states in ``field``; none without one. Raises Unusable."""
+    """Return the genres in the ``field`` of a sample's JSON; empty if the field is None or absent. Raises Unusable."""
     if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):

@@ -1,10 +1,10 @@
-"""Index and manifest for tars that another tool wrote: plain WebDataset, img2dataset.
+"""Write the indexes and the manifest for tars of another tool: plain WebDataset or img2dataset.
 
-    tars ─ adopt_read.read_contents, a task each ─→ samples that can be taken, with ids and genres; the others
-         ─ index_join.py ─→ genres from a CSV; no key, id or row stands for two samples
+    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres; rejected samples
+         ─ index_join.py ─→ genres from a CSV; each key, id and row belongs to one sample
          ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
 
-What is not taken is a row of rejected.csv, with its reason. What is ambiguous is refused as a whole.
+rejected.csv has a row with the reason for each rejected sample. An ambiguous key, id or row is an error.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 REJECTED = "rejected.csv"
 NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
-"""Reasons of files, not of samples."""
+"""Reasons in rejected.csv for whole files, not for samples."""
 MAX_TAR_NAME = 240
-"""Bytes: with the longer ending of its index it still is a file's name."""
+"""Limit in bytes: the name of the index is longer, and must also be a valid file name."""
 SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
@@ -51,16 +51,16 @@ OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{
 
 @dataclass(frozen=True)
 class IndexOptions(GenreOptions, WorkersOption):
-    """What ``posters shards index`` is asked for."""
+    """Options of ``posters shards index``."""
 
     folder: Path = option(MISSING, positional=True)
     """Folder of .tar files (WebDataset, img2dataset)."""
     split: str = "train"
-    """Split of tars not named train-*, val-* or test-*."""
+    """Split of tars that are not named train-*, val-* or test-*."""
     genre_field: str = "genres"
-    """Field of each sample's JSON that holds its genres (a list, or text as in a CSV)."""
+    """Field of each sample's JSON with the genres (a list, or text as in a CSV)."""
     metadata: Path | None = None
-    """CSV with the genres instead, joined by the sample's JSON id, its key or file name."""
+    """CSV with the genres, used instead of the JSONs; joined by JSON id, key or file name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,16 +70,16 @@ class IndexOptions(GenreOptions, WorkersOption):
 
     @property
     def json_genres(self) -> str | None:
-        """Field of each sample's JSON that is asked for its genres."""
+        """Field of each sample's JSON with the genres; None if ``metadata`` has them."""
         return self.genre_field if self.metadata is None else None
 
 
 def index_folder(options: IndexOptions) -> Manifest:
-    """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars stay as they are.
+    """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars are not changed.
 
-    Labels are optional: a set without genres can be predicted on, not trained on. In a set with genres, samples that
-    have none are rejected. Raises UserError for a folder without tars, a damaged tar, samples that cannot be told
-    apart, and if no sample can be taken.
+    Genres are optional: a set without genres is for prediction only. If some samples have genres, samples without
+    genres are rejected. Raises UserError for a folder without tars, a damaged tar, two samples with the same key or
+    id, and if no sample is usable.
     """
     if not options.folder.is_dir():
         raise UserError("path-missing", f"no such folder: {options.folder}")
@@ -90,10 +90,10 @@ def index_folder(options: IndexOptions) -> Manifest:
             before = Manifest.read(options.folder)
             if not before.source.get("indexed"):
                 if options.metadata is not None:
-                    why = f"{options.folder} has its genres from `posters shards build`"
+                    why = f"`posters shards build` wrote the genres of {options.folder}"
                     raise UserError("option-conflict", f"{why}: leave --metadata out, or build a set with that CSV")
                 return _vouch_for_indexes(options.folder, before, options.workers)
-        for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # a killed run's, and no other tool's
+        for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # left by a killed run of this command
             remove_file(options.folder / name)
         tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
@@ -112,16 +112,16 @@ def index_folder(options: IndexOptions) -> Manifest:
 
 
 def _vouch_for_indexes(folder: Path, manifest: Manifest, workers: int) -> Manifest:
-    """Check tar, index and table of every shard against each other, then write the manifest with the indexes' digests.
+    """Compare tar, index and table of every shard, then write the manifest with the digests of the indexes.
 
-    Nothing else is written, and the set keeps its fingerprint: runs on it resume. Images are not decoded.
-    Raises UserError, and writes nothing, where the files are not those of one set. Call it under the folder's lock.
+    No other file is written. The set keeps its fingerprint, so runs on it can resume. Images are not decoded.
+    Raises UserError, and writes nothing, if the files do not match. The caller must hold the folder's lock.
     """
     problems, indexes = check_set(folder, manifest, workers, decode=False)
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        what = f"{folder} is not sound, and its manifest stays as it is: {problems[0]}{more}"
-        remedy = "`posters shards verify` lists what is wrong; delete the named tars and run their build again"
+        what = f"{folder} is damaged, and its manifest is not changed: {problems[0]}{more}"
+        remedy = "`posters shards verify` lists all problems; delete the named tars and run their build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     vouched = replace(manifest, shards=manifest.vouched(indexes))
     if vouched != manifest:
@@ -131,7 +131,7 @@ def _vouch_for_indexes(folder: Path, manifest: Manifest, workers: int) -> Manife
 
 
 def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
-    """The tars to read; files that look like tars and are not read. Raises UserError if there is none to read."""
+    """Return the tars, and rejections of compressed or renamed tars. Raises UserError if there is no tar."""
     tars = list_tars(folder)
     like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
     others, remedy = sorted(like - {tar.name for tar in tars}), "decompress it, or rename it to end with .tar"
@@ -147,7 +147,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
 
 
 def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
-    """One spelling for each genre of the JSONs, as a CSV's genres have; a warning of classes that are hardly meant."""
+    """Give each genre of the JSONs one spelling, as for a CSV. Warn if the genres look like a wrong field."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
         why = f"{'; '.join(lines[:3])}; repair them, or pass --spellings merge"
@@ -157,24 +157,24 @@ def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
     samples = [genres for genres in merged if genres]
     labels = Counter(label for genres in samples for label in genres)
     if doubt := doubt_about_classes(f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples):
-        log.warning("%s; choose another with --genre-field, or --metadata, if these are not meant", doubt)
+        log.warning("%s; if this is the wrong field, choose another with --genre-field, or use --metadata", doubt)
     left = iter(merged)
     for contents in found:
         contents.genres = [next(left) for _ in contents.genres]
 
 
 def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
-    """Write the set's files. Indexes that are there already keep their time of change."""
+    """Write the files of the set. Indexes that are already correct are not written again."""
     folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
     if not any(contents.genres for contents in found):
         write_rejected(folder / REJECTED, rejected)
         remedy = f"all are in {folder / REJECTED}"
-        raise UserError("images-none", f"no sample of {folder} can be taken: {first_reasons(rejected)}; {remedy}")
+        raise UserError("images-none", f"{folder} has no usable sample: {first_reasons(rejected)}; {remedy}")
     labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
     for contents in found:
         contents.label(labels)
     for contents in [contents for contents in found if not _is_indexed(contents)]:
-        remove_file(folder / MANIFEST)  # from here to the end the folder is no finished set
+        remove_file(folder / MANIFEST)  # without a manifest, the set is unfinished until the end of this run
         if contents.genres:
             write_index(contents.tar, contents.table, contents.facts())
         else:
@@ -202,7 +202,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
 
 
 def _is_indexed(contents: Contents) -> bool:
-    """Whether the files of an earlier run say of a tar what this one would."""
+    """Return whether an earlier run already left the correct index of a tar, or none if no sample is usable."""
     if not contents.genres:
         return not index_path(contents.tar).exists()
     with contextlib.suppress(UserError):
@@ -217,7 +217,7 @@ def _split_of(tar: Path, default: str) -> str:
 
 
 def _members(others: Counter[str]) -> str:
-    """``12 txt, 3 hidden``: members that are no part of a sample."""
+    """Return the counts of members that belong to no sample, as ``12 txt, 3 hidden``."""
     most = others.most_common(10)
     rest = others.total() - sum(count for _, count in most)
     shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in most)

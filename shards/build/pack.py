@@ -1,4 +1,4 @@
-"""Write one shard: a tar of posters and labels, then its index. The unit of work of a build."""
+"""Write one shard, a tar of posters and labels, then its index. A shard is the unit of work of a build."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from shards.text.pipeline import MAX_FAILURES_IN_A_ROW, TextRemoval, clean_image
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked poster on its way into a shard."""
+    """A checked poster to pack into a shard."""
 
     id: str
     digest: str
-    """SHA-256 of the source file, so that a file that changed since it was checked is noticed."""
+    """SHA-256 of the source file, to detect a change after the check."""
     genres: tuple[str, ...]
     name: str | None = None
-    """The file below a remote image folder."""
+    """Path of the file below a remote image folder."""
 
 
 @dataclass(frozen=True)
 class PackTask:
-    """Everything that decides a shard's bytes."""
+    """All inputs that determine the bytes of a shard."""
 
     folder: StoragePath
     out: StoragePath
@@ -49,7 +49,7 @@ class PackTask:
     labels: LabelSet
     options: ImageOptions
     text: TextRemoval | None = None
-    """Paint the posters' text over on their way in."""
+    """Settings of text removal; None to keep the text of the posters."""
     text_facts: str = ""
     """Fingerprint of ``text``."""
 
@@ -64,19 +64,19 @@ class PackTask:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
-        """Fingerprint of the content to be packed; paths and times play no part in it."""
+        """Return the fingerprint of the content to pack; it does not depend on paths and times."""
         samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
 
 
 def text_rows_path(tar: StoragePath) -> StoragePath:
-    """Where a shard's rows of the cleaning report lie: beside it, for as long as it is there."""
+    """Return the path of a shard's rows of the cleaning report, beside the tar."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
 
 def sample_key(sample_id: str) -> str:
-    """The id as a WebDataset key: dots and slashes would split it, so they are percent-encoded.
+    """Return the id as a WebDataset key: dots and slashes are percent-encoded, since WebDataset would split there.
 
     >>> sample_key("tt0324127"), sample_key("se7en/v1.2")
     ('tt0324127', 'se7en%2Fv1%2E2')
@@ -87,27 +87,27 @@ def sample_key(sample_id: str) -> str:
 
 
 def pack_shard(task: PackTask) -> Shard:
-    """Write the tar, then its index, each whole or not at all. Raises UserError if a poster changed since its check."""
+    """Write the tar, then its index, both atomically. Raises UserError if a poster changed after its check."""
     if task.text:
         require_same_removal(task.text, task.text_facts)
     with atomic_path(task.tar) as tar:
         table, rows = _write_tar(task, tar)
         facts = {"plan": task.plan(), "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
     if task.text:
-        write_json(text_rows_path(task.tar), rows)  # before the index, which says that the shard is done
+        write_json(text_rows_path(task.tar), rows)  # before the index, which marks the shard as finished
     write_index(task.tar, table, facts)
     return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
 
 def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
-    """Write the samples to a local file; returns its index table, and the samples' rows of the cleaning report.
+    """Write the samples to a local file. Return its index table and the samples' rows of the cleaning report.
 
-    A poster whose text cannot be looked for is left out; its row says why, under ``rejected``.
+    A poster is left out if its text detection fails; ``rejected`` in its row has the reason.
     """
     rows: list[dict[str, Any] | None] = []
     ids, sizes, columns = list[str](), list[tuple[int, int]](), list[list[int]]()
     with open(tar, "wb") as stream:
-        # PAX carries keys of any length; with mtime an int and ASCII names it adds no headers of its own.
+        # PAX allows keys of any length, and adds no extra headers if mtime is an int and the names are ASCII.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
             for sample in task.samples:
                 try:
@@ -130,22 +130,22 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
-    """The poster as the shard holds it, and its row of the cleaning report if its text was looked for.
+    """Return the encoded poster, and its row of the cleaning report (None without text removal).
 
-    Raises BadImage if its text cannot be looked for, and UserError if the poster changed since it was checked.
+    Raises BadImage if text detection fails, and UserError if the poster changed after its check.
     """
     when = "the shards were built", "run the build again"
     data = read_checked(task.folder, sample.id, sample.name, sample.digest, *when)
     if task.text is None:
         return pack_image(data, task.options), None
     cleaned = clean_image(sample.id, decode(data, task.options), task.text)
-    # Painted at full size, then shrunk and encoded once; what was not painted keeps its bytes if they fit.
+    # Paint at full size, then shrink and encode once. An unpainted poster keeps its bytes if its size fits.
     packed = shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
     return packed, cleaned.row
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
-    """What the manifest says of the tar ``name`` with this index and its ``facts``, by the number of genres."""
+    """Return the manifest entry of the tar ``name``, from its index table, ``facts`` and the number of genres."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
     per_genre = [counts[column] for column in range(genres)]

@@ -1,4 +1,4 @@
-"""Which poster goes into which shard of a build: duplicates together, splits, then shards cut from them."""
+"""Plan the shards of a build: group duplicates, assign splits to groups, then cut each split into shards."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ T = TypeVar("T")
 def plan_shards(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
-    """(shards to pack, (n,) duplicate groups of the rows).
+    """Return (shards to pack, (n,) duplicate groups of the rows).
 
-    A set that an earlier version built, or began, keeps its splits: that version did not look for mirrored copies.
+    A set that an earlier version began keeps its splits, although that version did not detect mirrored copies.
     """
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
@@ -58,18 +58,18 @@ def plan_shards(
     before = plan(earlier)
     if not holds_this_build(options.out, before):
         return tasks, groups
-    said = (
-        "%s was begun by an earlier version, which did not look for mirrored copies: its splits are kept, and %d "
-        "posters may have a mirrored copy in another split; build into another --out to keep them together"
+    message = (
+        "an earlier version began %s without detection of mirrored copies: its splits are kept, and %d posters may "
+        "have a mirrored copy in another split; use another --out to keep mirrored copies in one split"
     )
-    log.warning(said, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
+    log.warning(message, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
 
 
 def _cut(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
 ) -> list[PackTask]:
-    """Which poster goes into which shard: a split's posters in an order drawn from the seed, cut evenly."""
+    """Return the shards to pack: the posters of each split in a random order given by the seed, cut evenly."""
     tasks = []
     known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
@@ -85,7 +85,7 @@ def _cut(
 
 
 def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequence[Row], groups: np.ndarray) -> None:
-    """duplicates.csv: the posters that were taken for one another, for people to look at."""
+    """Write duplicates.csv, the groups of duplicates for manual inspection."""
     split = {sample.id: task.split for task in tasks for sample in task.samples}
     doubles = _doubles((row.id for row in rows), groups.tolist())
     cells = [(number, sample_id, split[sample_id]) for number, ids in enumerate(doubles) for sample_id in ids]
@@ -96,7 +96,7 @@ def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequenc
 def duplicate_positions(
     tasks: Sequence[PackTask], planned: Sequence[Row], groups: np.ndarray, packed: Sequence[Row]
 ) -> dict[str, list[list[int]]]:
-    """Manifest.duplicates of the ``packed`` rows; ``groups`` are of all that were ``planned``."""
+    """Return Manifest.duplicates for the ``packed`` rows. groups: (n,) duplicate groups of the ``planned`` rows."""
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}
     found = {}
@@ -108,7 +108,7 @@ def duplicate_positions(
 
 
 def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
-    """The members of each group that has several, by its first one."""
+    """Return the groups of two or more members, in the order of their first members."""
     found: dict[int, list[T]] = {}
     for member, group in zip(members, groups, strict=True):
         found.setdefault(group, []).append(member)
@@ -116,11 +116,11 @@ def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
 
 
 def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndarray:
-    """Split of every sample, (n,) int8 as in split.split_samples, for sets to compare: raw and cleaned, two sizes.
+    """Return the splits of another set, (n,) int8 as in split.split_samples, to compare sets (such as raw and cleaned).
 
-    A poster of the set in ``folder`` keeps its split. A new one goes where the first poster of its group of duplicates
-    (``groups``, (n,)) is, so that nothing leaks from test to train; without one it goes to train.
-    Raises UserError if the sets have no poster in common.
+    A poster of the set in ``folder`` keeps its split. A new poster gets the split of the first known poster in its
+    duplicate group (``groups``, (n,)), so that no duplicate leaks between splits. All others go to train.
+    Raises UserError if the sets have no poster in common, or if ``folder`` has a poster in two splits.
     """
     known: dict[str, int] = {}
     manifest = Manifest.read(folder)
@@ -144,7 +144,7 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
         if sample_id in known:
             of_group.setdefault(group, known[sample_id])
     if new := [sample_id for sample_id in ids if sample_id not in known]:
-        said = "%d posters are not in %s (the first is %s): train, or the split of a duplicate"
-        log.info(said, len(new), folder, new[0])
+        message = "%d posters are not in %s (the first is %s): they go to the split of a duplicate, or to train"
+        log.info(message, len(new), folder, new[0])
     train = SPLITS.index("train")
     return np.array([known.get(i, of_group.get(group, train)) for i, group in pairs], dtype=np.int8)

@@ -1,4 +1,4 @@
-"""What already lies in a build's folder: finished shards of this very build, to be kept, or another's, to be spared."""
+"""Find the finished shards in a build's folder: keep those of this build, and refuse to overwrite others."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 class OtherShards(UserError):
-    """The folder holds shards of another build, or somebody's own tars: nothing is overwritten silently."""
+    """Error: the folder contains shards of another build or other tars, and --overwrite was not given."""
 
     def __init__(self, out: StoragePath, tar: str, why: str) -> None:
         remedy = "choose another --out, or pass --overwrite to replace them"
-        super().__init__("path-exists", f"{out} already holds other shards ({tar} {why}); {remedy}")
+        super().__init__("path-exists", f"{out} already contains other shards ({tar} {why}); {remedy}")
 
 
 def find_finished(
     out: StoragePath, tasks: Sequence[PackTask], overwrite: bool
 ) -> tuple[dict[str, Shard], list[PackTask], list[StoragePath]]:
-    """(finished shards by name, tasks to do, strangers' indexes to delete). Raises OtherShards unless ``overwrite``."""
+    """Return (finished shards, tasks to do, other indexes to delete). Raises OtherShards without ``overwrite``."""
     planned = {index_path(task.tar) for task in tasks}
-    # A killed build may have left a tar without its index; under our names it would pass for one of this set.
+    # A killed build may have left a tar without an index. Its name would make it look like a shard of this set.
     names = names_in(out)
     present = {index_path(out / name) for name in names if OWN_NAME.fullmatch(name)}
     foreign = sorted((present | {out / name for name in names if name.endswith(SUFFIX)}) - planned)
     if foreign and not overwrite:
-        raise OtherShards(out, tar_path(foreign[0]).name, "is not of this build")
+        raise OtherShards(out, tar_path(foreign[0]).name, "is not part of this build")
     finished: dict[str, Shard] = {}
     replaced = (UserError,) if overwrite else ()
     for task in tasks:
@@ -47,23 +47,23 @@ def find_finished(
 
 
 def holds_this_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
-    """Whether ``out`` holds shards of this very build, and none of another."""
+    """Return whether ``out`` has finished shards of this build and no other shards."""
     with contextlib.suppress(UserError):
         return bool(find_finished(out, tasks, overwrite=False)[0])
     return False
 
 
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
-    """The shard's facts if this very task was finished before, None if it is to be (re)done.
+    """Return the shard if the same task was finished before; None if the task must be run.
 
-    ``names`` are all names in the folder, for who has them. Raises OtherShards if the shard's name is taken by one
-    with another content.
+    names: all file names in the folder (default: listed here). Raises OtherShards if a shard of this name has
+    other contents.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names
     if index_path(task.tar).name not in names:
         if there and not _left_by_killed_build(task):
-            raise OtherShards(task.out, task.tar.name, "has no index and other samples")
+            raise OtherShards(task.out, task.tar.name, "has other samples and no index")
         return None
     table, facts = read_index(task.tar)
     if facts.get("plan") != task.plan():
@@ -72,7 +72,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
     whole = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) and there
     if not whole or task.tar.stat().st_size != facts.get("bytes"):
         return None
-    # An index that was changed, so that it names other samples or labels, is made again.
+    # An index with other samples or labels was changed after the build: write the shard again.
     labels = [task.labels.columns(sample.genres) for sample in task.samples]
     if table["id"].to_pylist() != [s.id for s in task.samples] or table["labels"].to_pylist() != labels:
         return None
@@ -80,7 +80,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
 
 
 def _left_by_killed_build(task: PackTask) -> bool:
-    """Whether a tar without an index is this task's own: the build was killed between the two."""
+    """Return whether a tar without an index belongs to this task: the build was killed before it wrote the index."""
     try:
         with local_copy(task.tar) as tar:
             keys = [member.key for member in read_members(tar)]
@@ -88,6 +88,6 @@ def _left_by_killed_build(task: PackTask) -> bool:
         return False
     there = set(keys)
     planned = [sample_key(sample.id) for sample in task.samples]
-    if task.text:  # those that could not be cleaned are not there
+    if task.text:  # posters that could not be cleaned are not in the tar
         planned = [key for key in planned if key in there]
     return keys == planned

@@ -1,12 +1,12 @@
-"""Posters and a CSV in, a shard set out.
+"""Build a shard set from posters and a CSV.
 
     CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
         ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
         ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
         ─→ rejected.csv, duplicates.csv, manifest.json (last)
 
-Every stage is a pure function of the posters, the CSV, the seed and the options; paths, times and the number of
-workers play no part. A build killed anywhere and started again skips what is finished and ends in the same bytes.
+Every stage is a pure function of the posters, the CSV, the seed and the options. Paths, times and the number of workers
+have no influence. A killed build that is started again skips finished shards and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORK = ".work"
 
 
 def parse_splits(text: str) -> tuple[float, ...]:
-    """``0.8,0.1,0.1`` → (0.8, 0.1, 0.1). Raises UserError."""
+    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -60,28 +60,28 @@ def parse_splits(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class BuildOptions(PostersOptions):
-    """What ``posters shards build`` is asked for."""
+    """Options of ``posters shards build``."""
 
     metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and genre lists."""
     out: StoragePath = option(MISSING, parse=storage_path)
-    """Folder for the shard set, or its URL."""
+    """Folder or URL of the new shard set."""
     images: StoragePath | None = option(None, parse=storage_path)
-    """Poster folder, or its URL (default: cleaned_posters_local, then Data/cleaned_posters, below the current one)."""
+    """Folder or URL of the posters (default: ./cleaned_posters_local, else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """A labels.json or manifest.json whose genres, in their order, are used instead of those that occur."""
+    """A labels.json or manifest.json: use its genres in its order, instead of the genres in the CSV."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of train, val and test."""
     seed: int = 0
     """Seed of splits and order."""
     samples_per_shard: Count = 1000
-    """At most this many posters a tar; those of a split are spread evenly over as few shards as it allows."""
+    """Largest number of posters in a tar; each split is divided evenly into as few shards as possible."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextRemoval | None = option(None, switch="--text-removal")
-    """Paint the posters' text over on their way into the shards, as `posters clean` does."""
+    """Remove the text from the posters before they are packed, as `posters clean` does."""
     split_like: StoragePath | None = option(None, parse=storage_path)
-    """Shard set whose splits are used, to compare models between the sets: its posters go where they are there, others
-    where their duplicates are, and the rest to train."""
+    """Use the splits of this shard set, so that models of both sets can be compared. New posters go to the split of
+    their duplicates, or to train."""
     overwrite: bool = False
     """Replace another shard set in --out."""
 
@@ -96,7 +96,7 @@ class BuildOptions(PostersOptions):
 
 
 def build_shards(options: BuildOptions) -> Manifest:
-    """Build the shard set and return its manifest. Raises UserError for input that holds nothing to build from."""
+    """Build the shard set and return its manifest. Raises UserError if the input has no usable posters."""
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
@@ -117,12 +117,12 @@ def build_shards(options: BuildOptions) -> Manifest:
                 write_rejected(rejected_csv, rejected)
                 why = first_reasons(failed)
                 raise UserError("images-none", f"none of {len(planned)} posters could be cleaned: {why}")
-            for tar in [options.out / shard.name for shard in shards if not shard.samples]:  # whose posters all failed
+            for tar in [options.out / shard.name for shard in shards if not shard.samples]:  # all its posters failed
                 remove_file(index_path(tar))
                 remove_file(tar)
             shards = [shard for shard in shards if shard.samples]
         else:
-            remove_file(options.out / REPORT)  # of the set that was here before
+            remove_file(options.out / REPORT)  # an earlier set in this folder may have left it
         write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
         text = options.text.facts() if options.text else None
@@ -144,7 +144,7 @@ def build_shards(options: BuildOptions) -> Manifest:
 def _usable(
     options: BuildOptions, images: StoragePath, metadata: Metadata, given: LabelSet | None, executor: Executor
 ) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
-    """(the rows with a good poster and a known genre, all others, the labels, what is known of the posters)."""
+    """Return (rows with a usable poster and a known genre, rejections of the others, labels, scan of the posters)."""
     scan = scan_images(images, [row.id for row in metadata.rows], options.image, options.out / WORK, executor)
     rows = [row for row in metadata.rows if row.id in scan.digests]
     labels = given or LabelSet.from_samples(row.genres for row in rows)
@@ -155,7 +155,7 @@ def _usable(
     if problem or not rows:
         code: Code = "table-row" if problem else "images-none"
         write_rejected(options.out / "rejected.csv", rejected)
-        problem = problem or f"no poster left to build from in {images}: {first_reasons(rejected)}"
+        problem = problem or f"no usable poster in {images}: {first_reasons(rejected)}"
         raise UserError(code, f"{problem}; all are in {options.out / 'rejected.csv'}")
     log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
     return rows, rejected, labels, scan
@@ -164,7 +164,7 @@ def _usable(
 def _source(
     options: BuildOptions, metadata: Metadata, samples: int, rejected: Sequence[Rejection], groups: np.ndarray
 ) -> dict[str, Any]:
-    """What the manifest says of where the samples come from."""
+    """Return the manifest's ``source``: the origin of the samples."""
     sizes = np.unique(groups, return_counts=True)[1]
     return {
         "rows": metadata.posters,
@@ -182,7 +182,7 @@ def _source(
 
 @contextmanager
 def _at_work(options: BuildOptions, images: StoragePath) -> Iterator[Executor]:
-    """Hold the folder, without what a killed run or worker left half-written, and have somebody to do the work."""
+    """Lock the output folder, delete partial files of killed runs and workers, and yield an executor."""
     where = options.workers, options.scheduler, [images], [options.out], TEXT_LIBRARIES if options.text else ()
     with folder_lock(options.out, options.break_lock):
         remove_partials(options.out)
@@ -192,17 +192,17 @@ def _at_work(options: BuildOptions, images: StoragePath) -> Iterator[Executor]:
 
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
-    """Write the shards that are not finished yet; return all, in plan order."""
+    """Write the unfinished shards; return all shards in the order of the plan."""
     try:
         shards, todo, foreign = find_finished(options.out, tasks, options.overwrite)
     except OtherShards:
         remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
         raise
     if todo or foreign:
-        # From here to the end the folder is no finished set, and must not look like one.
+        # Without a manifest, the set is unfinished until the end of this build.
         remove_file(options.out / MANIFEST)
     for path in foreign + [index_path(task.tar) for task in todo]:
-        # The index goes first: a tar without one is unfinished, an index without its tar would be a lie.
+        # Delete the index first: it marks the tar as finished.
         for name in (path, tar_path(path), text_rows_path(tar_path(path))):
             remove_file(name)
     if shards:
@@ -213,8 +213,8 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
 
 
 def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Rejection]:
-    """clean_report.parquet of the whole set, of its shards' own parts. Returns who could not be cleaned."""
-    from shards.text.report import write_report  # pandas: only when text was removed
+    """Write clean_report.parquet from the rows of all shards. Return the posters that could not be cleaned."""
+    from shards.text.report import write_report  # imports pandas, which is needed for text removal only
 
     assert options.text is not None
     rows = [row for task in tasks for row in read_json(text_rows_path(task.tar), "cleaning rows of a shard")]
@@ -226,11 +226,11 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
 
 
 def _report_balance(manifest: Manifest) -> None:
-    """Say where a genre with enough posters is off its due share, which large duplicate groups can force."""
+    """Warn if a genre of 30 or more posters misses its share of a split by over 20%, for example due to duplicates."""
     summary = manifest.split_summary()
     for column, genre in enumerate(manifest.genres):
         total = sum(shard.genre_counts[column] for shard in manifest.shards)
         for split, share in manifest.source["fractions"].items():
             count = summary[split]["genre_counts"][genre] if split in summary else 0
             if total >= 30 and share > 0 and abs(count - share * total) > 0.2 * share * total:
-                log.warning("%s has %d of %d %s posters, due are %.1f", split, count, total, genre, share * total)
+                log.warning("%s has %d of %d %s posters, expected %.1f", split, count, total, genre, share * total)

@@ -1,8 +1,8 @@
 """Train, validation and test splits: stratified over many labels, and the same on every machine.
 
-Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", 2011) over groups
-of duplicates instead of single samples, then a local search on what is left outside the tolerances. Nothing depends on
-the order of the rows or on Python's hash: groups are ordered by BLAKE2b of the seed and id.
+The method is iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data",
+2011) of duplicate groups instead of single samples. A local search then repairs counts outside the tolerances. The
+result does not depend on the order of the rows or on Python's hash: groups are ordered by BLAKE2b of seed and id.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-COMMON_SUPPORT = 30  # labels with so many samples must be near their due in every split; rarer ones should be
-_LABEL_AIM = 0.10  # share of due, half of the 20% that is promised
-_SIZE_AIM = 0.001  # share of all samples; 1% is promised
-_ROUNDING = 0.51  # samples; no whole number need be nearer to a due share than 0.5
-_SIZE_ROUNDING = 1.5  # samples; exact sizes would cost rare labels of small sets their sample
-_BEST = 32  # moves tried in pairs, per direction
+COMMON_SUPPORT = 30  # samples; labels with this support must be near their target in every split, rarer ones should be
+_LABEL_AIM = 0.10  # tolerance of the search, as a share of the target; half of the 20% in split_samples
+_SIZE_AIM = 0.001  # tolerance of the search for split sizes, as a share of all samples; split_samples states 1%
+_ROUNDING = 0.51  # samples; a whole number can be 0.5 away from its target
+_SIZE_ROUNDING = 1.5  # samples; exact sizes would leave rare labels of small sets without a sample in some split
+_BEST = 32  # moves per direction that are combined into swaps
 _BOOSTS = 40
 
 #: The splits of a build, in the order of its fractions.
@@ -31,15 +31,15 @@ def split_samples(
     fractions: Mapping[str, float],
     seed: int,
 ) -> NDArray[np.int8]:
-    """Split of every sample, (n,) int8: its position in `fractions`.
+    """Return the split of every sample, (n,) int8: its position in `fractions`.
 
-    ids: n different ids. labels: each sample's label numbers (from 0; may be empty). groups: (n,) of duplicates, which
-    are never divided. fractions: the share of each split, 0 or more, in sum 1; a split of share 0 stays empty. The
-    result is a function of the seed and the set of samples.
+    ids: n different ids. labels: label numbers of each sample (from 0; may be empty). groups: (n,) duplicate groups,
+    which are never divided. fractions: share of each split, 0 or more, with sum 1; a split of share 0 stays empty.
+    The result depends only on the seed and the set of samples.
 
-    Where groups allow it, labels with 30 samples or more are within 20% of their due in every split, sizes within 1% of
-    n (or 2 samples), and a label of 3 to 29 samples has one in every split (a rarer one goes to the largest). Sets of
-    200 samples or fewer now and then miss one of those last wishes.
+    If groups allow it, the count of a label with 30 samples or more is within 20% of its target in every split. Sizes
+    are within 1% of n (or 2 samples). A label of 3 to 29 samples has one in every split (sets of 200 samples or fewer
+    sometimes miss this for one label). Rarer labels go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -53,7 +53,7 @@ def split_samples(
 
 
 def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Group of every sample, renumbered from 0 in an order that only the seed and the ids decide."""
+    """Return the group of every sample, renumbered from 0 in an order that depends only on the seed and the ids."""
     prefix = f"{seed}:".encode()
     keys = [hashlib.blake2b(prefix + str(i).encode(), digest_size=16).digest() for i in ids]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
@@ -66,7 +66,7 @@ def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) ->
 
 
 def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Samples per group and label, (groups, labels in use + 1); the last column is the group's size."""
+    """Return the samples per group and label, (groups, used labels + 1); the last column is the size of the group."""
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)
@@ -78,9 +78,9 @@ def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> 
 
 
 def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many samples of each column each split should get, (splits, columns); columns sum to the support.
+    """Return the target number of samples per split and column, (splits, columns); each column sums to its support.
 
-    Rare labels ask for one sample in every split; labels too rare for that go to the largest split.
+    The target of a rare label is at least one sample in every split. Labels too rare for that go to the largest split.
     """
     support = counts.sum(0).astype(np.float64)
     targets = shares[:, None] * support
@@ -96,7 +96,7 @@ def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[
 
 
 def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Split of each group, (groups,): the label with fewest unplaced samples first, large groups first."""
+    """Return the split of each group, (groups,). Order: the label with fewest unplaced samples, then large groups."""
     placed = np.full(len(counts), -1, dtype=np.int64)
     size = counts[:, -1]
     order = np.argsort(-size, kind="stable")
@@ -115,8 +115,8 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
         column = int(waiting[np.argmin(left[waiting])]) if len(waiting) else last
         members = open_groups[counts[open_groups, column] > 0]
         for g, amount in zip(members.tolist(), counts[members, column].tolist(), strict=True):
-            # Where there is room, the split that is least filled, so that large groups spread over all;
-            # where there is none, the split that lacks most, so that the overshoot is smallest.
+            # If splits have room, take the least filled one, so that large groups spread over all splits.
+            # If none has room, take the split that lacks most samples, so that the excess is smallest.
             room = [s for s in splits if need[s][column] >= amount]
             if room:
                 best = max(room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last]))
@@ -129,11 +129,10 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 
 
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move and swap groups while some count is further from its target than we aim for; the better placing.
+    """Move and swap groups while a count is outside its tolerance; return the best placement found, (groups,).
 
-    Minimises the sum of squared distances in units of the aim, always by the best single move or swap; in a local
-    minimum the terms that still miss their aim weigh more. Groups with equal counts are interchangeable, so the search
-    runs over kinds of groups.
+    Each step is the move or swap that most reduces the sum of squared distances, in units of the tolerance. In a local
+    minimum, terms outside the tolerance get more weight. Groups of equal counts form a kind; the search is over kinds.
     """
     splits, columns = targets.shape
     support = counts.sum(0)
@@ -149,7 +148,7 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
     np.add.at(stock, (kind, placed), 1)
     original = stock.copy()
     x = kinds.astype(np.float64)
-    # Labels due in one split only (too rare to share) can always be served, so they are no mere wish.
+    # Labels with a target in only one split (too rare to share) can always be placed, so they are required, too.
     must = np.broadcast_to((support >= COMMON_SUPPORT) | ((targets > 0).sum(0) == 1), aim.shape).copy()
     must[:, -1] = True
 
@@ -185,7 +184,7 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
 def _best_step(
     x: NDArray[np.float64], stock: NDArray[np.int64], excess: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[int, int, int, int | None] | None:
-    """(source, target, kind moved, kind moved back or None) that lowers the cost most; None if none does.
+    """Return the step that lowers the cost most: (source, target, kind moved, kind moved back or None). None if none.
 
     x: (kinds, columns); stock: groups of each kind in each split; excess, weight: (splits, columns).
     """
@@ -201,7 +200,7 @@ def _best_step(
     for s, t in itertools.combinations(range(splits), 2):
         there = np.argsort(change[s, t], kind="stable")[:_BEST]
         back = np.argsort(change[t, s], kind="stable")[:_BEST]
-        # The two moves share both splits, so their squares overlap.
+        # Both moves change the same two splits, so the cost of a swap has a cross term.
         overlap = 2 * (x[there] * (weight[s] + weight[t])) @ x[back].T
         both = change[s, t][there][:, None] + change[t, s][back][None, :] - overlap
         i, j = (int(k) for k in np.unravel_index(np.argmin(both), both.shape))
@@ -213,7 +212,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """`placed` with as few groups moved as turns the stock `before` into `after` (both (kinds, splits))."""
+    """Move as few groups of `placed` as needed to turn the stock `before` into `after`, both (kinds, splits)."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

@@ -1,7 +1,7 @@
-"""The members of a tar that another tool wrote: names and byte ranges. Only headers are read.
+"""Read the names and byte ranges of a tar's members. Only headers are read.
 
-Headers come from strangers. Blocks are parsed by ``tarfile.TarInfo.frombuf``, which checks their checksums; long names
-and pax records are parsed here, because ``tarfile`` reads them without a limit and takes a size it cannot parse for 0.
+Tars may come from untrusted sources. ``tarfile.TarInfo.frombuf`` parses header blocks and checks their checksums. Long
+names and pax records are parsed here: ``tarfile`` has no size limit for them, and reads an invalid size as 0.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from shards.errors import UserError, one_line
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
-"""Bytes of a long name, or of a member's pax records. libarchive has the same limit."""
+"""Limit in bytes of a long name, or of a member's pax records. libarchive has the same limit."""
 
-#: Control characters, halves of characters (which stand for bytes that are no UTF-8) and line separators.
+#: Control characters, lone surrogates (bytes that are not UTF-8) and line separators.
 _QUOTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
-DIRECTORIES = (tarfile.DIRTYPE, b"D")  # the second is of GNU's incremental archives
+DIRECTORIES = (tarfile.DIRTYPE, b"D")  # GNU's incremental archives use the second
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 KINDS = {
     tarfile.LNKTYPE: "hard link",
@@ -38,16 +38,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of a tar, directories left out."""
+    """A member of a tar that is not a directory."""
 
     path: tuple[str, ...]
-    """Folders and file name; bytes that are no UTF-8 and control characters are percent-encoded."""
+    """Folders and file name; bytes that are not UTF-8 and control characters are percent-encoded."""
     offset: int
     size: int
     kind: str = ""
-    """``hard link``, ``FIFO`` and so on; empty for a file with bytes of its own."""
+    """``hard link``, ``FIFO`` and so on; empty for a regular file."""
     target: str = ""
-    """Of a link."""
+    """Target of a link; empty for other members."""
 
     @property
     def name(self) -> str:
@@ -55,17 +55,17 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """The sample's: up to the first dot of the file name."""
+        """Key of the sample: the path up to the first dot of the file name."""
         return "/".join((*self.path[:-1], self.path[-1].partition(".")[0]))
 
     @property
     def extension(self) -> str:
-        """What follows that dot, in lower case: ``jpg``, ``seg.png``."""
+        """Text after the first dot of the file name, in lower case: ``jpg``, ``seg.png``."""
         return self.path[-1].partition(".")[2].lower()
 
 
 def entries(tar: Path) -> Iterator[Entry]:
-    """The members of a tar, without directories. Raises UserError as tar_samples.read_tar does."""
+    """Yield the members of a tar, without directories. Raises UserError as tar_samples.read_tar does."""
     try:
         status = tar.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
@@ -82,7 +82,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
         at = stream.tell()
         block = stream.read(BLOCK)
         if len(block) < BLOCK and (at or not any(block)):
-            # Two zero blocks end a tar; one that is cut exactly between two members parses well but lacks them.
+            # Zero blocks end a tar. A tar that is cut exactly between two members has valid headers but no zero block.
             raise UserError("tar-damaged", f"{tar} is truncated: no end-of-archive mark after {count} members")
         if not any(block):
             break
@@ -93,16 +93,16 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
                 why = f"no tar header at byte {at}, after {count} members"
                 raise UserError("tar-damaged", f"{tar} is damaged: {why}") from None
             remedy = "decompress it if it is compressed"
-            raise UserError("tar-unsupported", f"{tar} is no readable uncompressed tar; {remedy}") from None
+            raise UserError("tar-unsupported", f"{tar} is not a readable uncompressed tar; {remedy}") from None
         if info.type in LONG_NAMES or info.type in PAX or info.type == tarfile.XGLTYPE:
             fields, begun = _extended(stream, tar, info), True
             if twice := extended.keys() & fields.keys():
-                why = f"the headers before byte {at} give two of {min(twice)}"
+                why = f"the headers before byte {at} give {min(twice)} twice"
                 raise UserError("tar-damaged", f"{tar} is damaged: {why}")
             if info.type != tarfile.XGLTYPE:
                 extended |= fields
             elif fields:
-                what = f"the header at byte {at} gives all members one {min(fields)}"
+                what = f"the header at byte {at} gives all members the same {min(fields)}"
                 raise UserError("tar-unsupported", f"{tar}: {what}")
             continue
         entry = _entry(stream, tar, size, info, block, extended)
@@ -115,7 +115,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
     while rest := stream.read(1 << 16):
         if any(rest):
             what = f"data follow the end-of-archive mark at byte {at}, after {count} members (a second archive?)"
-            remedy = "give each archive a file of its own, or join them with `tar --concatenate`"
+            remedy = "put each archive into its own file, or join them with `tar --concatenate`"
             raise UserError("tar-unsupported", f"{tar}: {what}; {remedy}")
 
 
@@ -124,7 +124,7 @@ def _entry(
 ) -> Entry:
     name = extended.get("path", info.name)
     if block[257:265] == b"ustar  \0" and "path" not in extended:
-        # GNU's header has times where POSIX's has the folder, with which frombuf would begin the name.
+        # GNU's header has times where POSIX's has the folder; frombuf would use them as the folder.
         name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     path, length = path_of(name), info.size
     shown = "/".join(path)
@@ -133,21 +133,21 @@ def _entry(
         raise UserError("tar-unsupported", f"{tar}: member {shown} is sparse; {remedy}")
     if "size" in extended:
         if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
-            raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is no number")
+            raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is not a number")
         length = int(extended["size"])
     if info.type in tarfile.SUPPORTED_TYPES and not info.isreg():
-        length = 0  # only these have no data, whatever their size says
+        length = 0  # members of these types have no data, even if their size is not 0
     if length < 0:
         raise UserError("tar-damaged", f"{tar} is damaged: member {shown} has {length} bytes")
     if stream.tell() + length > size:
-        raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: {size} bytes are there")
+        raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: the tar has {size} bytes")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
     target = "/".join(path_of(extended.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
     return Entry(path, stream.tell(), length, kind, target)
 
 
 def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, str]:
-    """Those of path, linkpath, size and sparse that a header in front of a member's own gives."""
+    """Return the path, linkpath, size and sparse fields of an extended header, as far as present."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
         remedy = f"the limit is {MAX_EXTENDED}: pack the tar again, without extended attributes"
@@ -167,13 +167,13 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         if length > len(body) or not equals or not value.endswith(b"\n"):
             raise UserError("tar-damaged", f"{tar} is damaged: the pax records before byte {at} do not parse")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
-        if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty one takes a global one back
+        if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty value resets a global field
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")
         body = body[length:]
     return fields
 
 
 def path_of(name: str) -> tuple[str, ...]:
-    """A name's parts, without ``.`` and empty ones, as text that every file can hold."""
+    """Return the parts of a name, without ``.`` and empty parts; bytes that are not safe text are percent-encoded."""
     name = _QUOTED.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), name)
     return tuple(part for part in name.split("/") if part not in ("", "."))

@@ -1,8 +1,8 @@
-"""The samples of a tar by WebDataset's rule, and what is not taken, by reason.
+"""Group the members of a tar into samples by WebDataset's rule; reject the others with a reason.
 
-Members of one sample share their path up to the first dot of the file name, as in WebDataset; they need not follow
-each other. A sample has one image and at most one JSON. ``x.jpg`` goes before ``x.seg.jpg``, which is then another
-member; ``x.seg.jpg`` is the image where it is the only one. ``./x`` and ``x`` are one key.
+Members of one sample have the same path up to the first dot of the file name, as in WebDataset. They can be anywhere in
+the tar. A sample has one image and at most one JSON. ``x.jpg`` has priority over ``x.seg.jpg``; without ``x.jpg``,
+``x.seg.jpg`` is the image. ``./x`` and ``x`` are the same key.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from shards.storage.endings import IMAGE_ENDINGS
 
 @dataclass
 class TarContents:
-    """A tar by samples: those that can be taken, those that cannot, and members that are no part of one."""
+    """Contents of a tar: usable samples, rejected samples, and members that belong to no sample."""
 
     members: list[Member] = field(default_factory=list)
-    """In the order in which their first members come."""
+    """Usable samples, in the order of their first members."""
     rejected: list[Rejection] = field(default_factory=list)
-    """By key."""
+    """Rejected samples, with their keys as ids."""
     others: Counter[str] = field(default_factory=Counter)
-    """By extension, or in words: ``txt``, ``hidden``."""
+    """Counts of the other members by extension or kind: ``txt``, ``hidden``."""
 
 
 def read_members(tar: Path) -> list[Member]:
-    """Byte ranges of every sample that can be taken. Raises UserError as ``read_tar`` does."""
+    """Return the byte ranges of the usable samples. Raises UserError as ``read_tar`` does."""
     return read_tar(tar).members
 
 
 def read_tar(tar: Path) -> TarContents:
-    """The samples of a tar, and what is not taken.
+    """Return the samples and the other members of a tar.
 
-    Raises UserError for a tar that is truncated, damaged, compressed or sparse, that goes on behind its end mark, or
-    that holds an image or JSON of one name twice.
+    Raises UserError for a tar that is truncated, damaged, compressed or sparse, that has data after its end mark, or
+    that has an image or JSON of the same name twice.
     """
     contents = TarContents()
     samples: dict[str, tuple[list[Entry], list[Entry]]] = {}  # images and JSONs
@@ -56,7 +56,7 @@ def read_tar(tar: Path) -> TarContents:
         parts = records if ending == "json" else images
         if any(part.path == entry.path for part in parts):
             why = "and one may belong to another poster; pack the tar again, with each file once"
-            raise UserError("samples-repeated", f"{tar}: member {entry.name!r} is there twice, {why}")
+            raise UserError("samples-repeated", f"{tar}: member {entry.name!r} occurs twice, {why}")
         parts.append(entry)
     for key, (images, records) in samples.items():
         if images or records:
@@ -65,10 +65,10 @@ def read_tar(tar: Path) -> TarContents:
 
 
 def has_members(tar: Path, members: Sequence[Member]) -> bool:
-    """Whether these are byte ranges of members of a tar, by key; it may hold others. Raises as ``read_tar``."""
+    """Return whether a tar has these members at these byte ranges; it may have more. Raises as ``read_tar``."""
     there = {(e.offset, e.size, e.key) for e in entries(tar) if e.path and not e.kind}
     for member in members:
-        key = "/".join(path_of(member.key))  # earlier versions kept ./ in it
+        key = "/".join(path_of(member.key))  # earlier versions kept ./ in keys
         image, record = (member.image_offset, member.image_size, key), (member.json_offset, member.json_size, key)
         if image not in there or (member.json_offset >= 0 and record not in there):
             return False
@@ -76,7 +76,7 @@ def has_members(tar: Path, members: Sequence[Member]) -> bool:
 
 
 def _no_part(entry: Entry) -> str:
-    """Why a member can be no part of a sample, in a word or two; empty if it can."""
+    """Return why a member cannot belong to a sample, in one or two words; empty if it can."""
     name = entry.path[-1] if entry.path else ""
     stem, _, extension = name.partition(".")
     if not stem:

@@ -1,7 +1,7 @@
-"""webdataset's TarWriter without the rest of webdataset, whose package imports torch.
+"""Load webdataset's TarWriter without webdataset's ``__init__``, which imports torch.
 
-Preprocessing runs a process per core; torch would cost each of them seconds and hundreds of megabytes for nothing.
-The writer's module needs only its neighbours, so it is loaded under a package name of ours, past ``__init__``.
+Preprocessing runs a process per core; torch would cost each process seconds and hundreds of megabytes. The writer's
+module imports only modules of its own package, so it is loaded under another package name, without ``__init__``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ALIAS = "shards._webdataset"
 
 
 def tar_writer() -> Any:
-    """The class ``webdataset.TarWriter``."""
+    """Return the class ``webdataset.TarWriter``."""
     if _ALIAS not in sys.modules:
-        if (found := find_spec("webdataset")) is None:  # finds, does not import
+        if (found := find_spec("webdataset")) is None:  # find_spec does not import the package
             raise ModuleNotFoundError("webdataset is not installed", name="webdataset")
         package = sys.modules[_ALIAS] = types.ModuleType(_ALIAS)
         package.__path__ = list(found.submodule_search_locations or ())

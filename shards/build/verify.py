@@ -1,4 +1,4 @@
-"""Check a shard set against its manifest: every byte, count and image; table, index and tar against each other."""
+"""Verify a shard set: every byte, count and image against the manifest; table, index and tar against each other."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class _Check:
     shard: Shard
     labels: LabelSet
     source: Source
-    """An indexed set's JSONs are another tool's; those of our own packing state id and genres."""
+    """In an indexed set, another tool wrote the JSONs; only packed JSONs always have id and genres."""
     decode: bool
-    """The images, too."""
+    """Whether to decode the images, too."""
     table: SampleTable | None
-    """Of its split, if the set has tables and this one can be opened."""
+    """Table of the split; None if the set has no tables or this one cannot be opened."""
     first: int
-    """Where the shard's samples begin in it."""
+    """Position of the shard's first sample in the table."""
     samples: int
-    """Of the split."""
+    """Number of samples in the split."""
 
     def __len__(self) -> int:
         return self.shard.samples
@@ -49,17 +49,17 @@ class _Check:
 
 @dataclass
 class Checked:
-    """What was found in one shard."""
+    """Results of the check of one shard."""
 
     problems: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     index: tuple[int, str] = (0, "")
-    """Bytes and SHA-256 of the index that was looked at."""
+    """Bytes and SHA-256 of the index file."""
 
 
 def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
-    """(manifest, problems): a line each, which names shard and member. Raises UserError without a sound manifest."""
+    """Return (manifest, problems), a line per problem with shard and member. Raises UserError for a bad manifest."""
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
     return manifest, check_set(folder, manifest, workers)[0]
@@ -68,7 +68,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
 def check_set(
     folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """(problems, bytes and SHA-256 of the index by the shard's name). ``decode``: look at every image, too."""
+    """Return (problems, {shard name: (bytes, SHA-256) of its index}). decode: whether to decode every image, too."""
     tasks: list[_Check] = []
     problems: list[str] = []
     source = msgspec.convert(manifest.source, Source)
@@ -82,7 +82,7 @@ def check_set(
     done = results_in_order(LocalExecutor(workers), check_shard, tasks, "verifying")
     found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
     problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
-    # img2dataset restarts its numbering in no shard, and neither do we: a key names one sample of the set
+    # Keys must be unique in the whole set, as in sets of img2dataset and of this toolkit.
     keys = Counter(key for checked in found.values() for key in checked.keys)
     ids = Counter(name for checked in found.values() for name in checked.ids)
     problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
@@ -93,7 +93,7 @@ def check_set(
 def _sound_table(
     folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
 ) -> SampleTable | None:
-    """A split's table if there is one that can be opened; what is wrong with it is added to the ``problems``."""
+    """Return the table of a split; None if there is none or it cannot be opened. Add its errors to ``problems``."""
     table = None
     try:
         if (named := manifest.table_of(split)) is not None:
@@ -108,7 +108,7 @@ def _sound_table(
 
 
 def check_shard(task: _Check) -> Checked:
-    """All that is wrong with one shard."""
+    """Return all problems of one shard."""
     shard, labels, found = task.shard, task.labels, Checked()
     tar, problems = task.folder / shard.name, found.problems
     if not tar.is_file():
@@ -140,18 +140,18 @@ def check_shard(task: _Check) -> Checked:
             records = map_sample_table(stream, path, task.table, task.samples, len(labels))
         own = records[task.first : task.first + shard.samples]
         if records_of(table, len(labels)).tobytes() != own.tobytes():
-            problems.append(f"{tar.name}: {task.table.name} does not say of it what its index says")
+            problems.append(f"{tar.name}: its samples in {task.table.name} differ from those in its index")
     rows = table.to_pylist()
     counts = Counter(column for row in rows for column in row["labels"])
     if [counts[column] for column in range(len(labels))] != shard.genre_counts:
-        problems.append(f"{tar.name}: the manifest's counts of genres are not those of the index")
+        problems.append(f"{tar.name}: the manifest's counts of genres differ from those of the index")
     largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
     if largest != (shard.max_height, shard.max_width):
-        problems.append(f"{tar.name}: the manifest's largest image is not that of the index")
+        problems.append(f"{tar.name}: the manifest's largest image differs from that of the index")
     indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
     try:
         if not has_members(tar, indexed):
-            problems.append(f"{tar.name}: its members are not those of the index")
+            problems.append(f"{tar.name}: its members differ from those of the index")
     except UserError as error:
         problems.append(str(error))
     with open(tar, "rb") as stream:
@@ -181,10 +181,10 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
     try:
         size = upright_size(data)
     except BadImage as bad:
-        return f"the image does not decode ({bad.reason}{': ' if bad.detail else ''}{bad.detail})"
+        return f"the image cannot be decoded ({bad.reason}{': ' if bad.detail else ''}{bad.detail})"
     if size == (width, height):
         return ""
-    turned = "; run `posters shards index` again, which takes EXIF's orientation into account"
+    turned = "; run `posters shards index` again, which uses the EXIF orientation"
     hint = turned if size == (height, width) else ""
     return f"the image is {size[0]}x{size[1]}, the index says {width}x{height}{hint}"
 
@@ -193,21 +193,21 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
-        return "its JSON does not parse"
+        return "its JSON cannot be parsed"
     record = record if isinstance(record, dict) else {}
     indexed, field = task.source.indexed, task.source.genre_field
     if not indexed and "multi_hot" not in record:
-        return "its JSON is not that of a poster"
+        return "its JSON has no labels (multi_hot)"
     genres = [task.labels.genres[column] for column in row["labels"]]
     stated = row["key"] if record.get("id") is None else str(record["id"])
     try:
         if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
-            return "its id is not that of the index"
+            return "its id differs from that of the index"
         if not indexed:
             same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
-        else:  # whose JSONs may spell a genre in several ways, and whose genres may be a CSV's
+        else:  # the JSONs may have several spellings of a genre, and the genres may come from a CSV
             own = genres_of(record, field, task.source.genre_separator)
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
     except Unusable as bad:
         return f"{bad.reason} ({bad.detail})"
-    return "" if same else "its labels are not those of the index"
+    return "" if same else "its labels differ from those of the index"

@@ -17,7 +17,7 @@ from shards.text.report import summarize
 
 
 def run_clean(options: CleanOptions) -> int:
-    """Clean, and show what came of it; returns the exit status."""
+    """Clean the posters, print a summary and return the exit status."""
     options.check_executor()
     started = time.monotonic()
     result = clean_posters(options)
@@ -39,7 +39,7 @@ def run_clean(options: CleanOptions) -> int:
 
 
 def run_referee(options: RefereeCommand) -> int:
-    """Look, and show what was found; returns the exit status."""
+    """Compare the text before and after cleaning, print the figures and return the exit status."""
     found = compare_text(options.images, options.cleaned, options.options, options.sample, options.workers)
     after, kept = f"{found['text_after_mean']:.2%} of the picture", f"{found['text_after_of_before']:.2%} of before"
     left = [(row["id"], f"{row['before']:.2%} before, {row['after']:.2%} after") for row in found["worst"][:5]]

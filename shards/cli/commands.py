@@ -1,4 +1,4 @@
-"""The table of commands, and which of them a command line names: listing them loads no option and no library."""
+"""The table of commands, and the choice of one. Listing the commands imports no options and no libraries."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from shards.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """One command, without what it loads. A group of commands has a line of help only."""
+    """One command, by the names of its options and its function. A group of commands has only ``help``."""
 
     help: str
     options: str = ""
-    """``module:Class``, a dataclass whose fields are the options."""
+    """``module:Class``: a dataclass whose fields are the options."""
     run: str = ""
-    """``module:function``, which takes that dataclass and returns the exit status."""
+    """``module:function``: takes an instance of that dataclass and returns the exit status."""
     description: str = ""
-    """What its help says first, instead of ``help``."""
+    """First paragraph of the command's --help; ``help`` if empty."""
 
     @property
     def options_class(self) -> Any:
-        """The dataclass, loaded."""
+        """Import and return the dataclass."""
         return _load(self.options)
 
     def __call__(self, options: Any) -> int:
-        """Do the work; returns the exit status."""
+        """Run the command and return the exit status."""
         return int(_load(self.run)(options))
 
 
@@ -39,9 +39,9 @@ def _load(name: str) -> Any:
 
 
 def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) -> tuple[str, list[str]]:
-    """(name of the command, the words behind it). Prints help and exits where that is asked for. Raises UserError.
+    """Return (name of the command, words after the name). For --help, print the help and exit. Raises UserError.
 
-    commands: by name; those of a group have its name before their own. about: what help says of all of them.
+    commands: by name, with the group's name first ("shards build"). about: the help text of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:

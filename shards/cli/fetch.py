@@ -7,7 +7,7 @@ from shards.fetch.run import fetch_posters
 
 
 def run_fetch(options: FetchOptions) -> int:
-    """Download; returns the exit status."""
+    """Download the posters and return the exit status."""
     options.check_executor()
     fetch_posters(options)
     return 0

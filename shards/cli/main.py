@@ -21,7 +21,7 @@ from shards.storage.paths import StoragePath, is_remote, storage_path
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What ``posters shards info`` is asked for."""
+    """Options of ``posters shards info``."""
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
     """Folder with manifest.json, or its URL."""
@@ -29,14 +29,14 @@ class InfoOptions:
 
 @dataclass(frozen=True)
 class VerifyOptions(WorkersOption):
-    """What ``posters shards verify`` is asked for."""
+    """Options of ``posters shards verify``."""
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
     """Folder with manifest.json."""
 
 
 def run_build(options: BuildOptions) -> int:
-    """Build, and describe the set; returns the exit status."""
+    """Build a shard set, print a summary and return the exit status."""
     options.check_executor()
     manifest = build_shards(options)
     render_info(manifest, console())
@@ -50,16 +50,16 @@ def run_build(options: BuildOptions) -> int:
 
 
 def run_info(options: InfoOptions) -> int:
-    """Describe a set; returns the exit status."""
+    """Print a summary of a shard set and return the exit status."""
     render_info(Manifest.read(options.shards), console())
     return 0
 
 
 def run_verify(options: VerifyOptions) -> int:
-    """Verify a set; returns the exit status: 1 if anything is wrong."""
+    """Verify a shard set, print the problems and return the exit status: 1 if there is a problem."""
     if is_remote(options.shards):
-        why = "every byte of a set is verified in a folder; copy it to one first"
-        others = "Commands that read shards from a URL compare each one's SHA-256 with the manifest's as it comes"
+        why = "verification reads every byte of a set in a folder; copy the set to a folder first"
+        others = "Commands that read shards from a URL compare the SHA-256 of each file with the manifest's"
         raise UserError("url-refused", f"{options.shards}: {why}. {others}")
     manifest, problems = verify_shards(options.shards, options.workers)
     samples = sum(shard.samples for shard in manifest.shards)
@@ -75,7 +75,7 @@ def run_verify(options: VerifyOptions) -> int:
 
 
 def run_index(options: IndexOptions) -> int:
-    """Index a folder of tars, and describe it; returns the exit status."""
+    """Index a folder of tars, print a summary and return the exit status."""
     manifest = index_folder(options)
     render_info(manifest, console())
     reasons: dict[str, int] = manifest.source.get("rejected", {})
@@ -92,7 +92,7 @@ def run_index(options: IndexOptions) -> int:
 
 
 def render_info(manifest: Manifest, console: Console) -> None:
-    """Print splits, sizes and genres of a shard set on one of shards/console.py's."""
+    """Print splits, sizes and genres of a shard set on a console of shards/console.py."""
     summary = manifest.split_summary()
     total = max(sum(split["samples"] for split in summary.values()), 1)
     table = Table(title="Splits", title_justify="left")

@@ -1,4 +1,4 @@
-"""The parser of a command, made from the dataclass of its options."""
+"""Make the parser of a command from the dataclass of its options."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from shards.options import Option
 
 log = logging.getLogger(__name__)
 
-# Attribute docstrings of the dataclasses become the help texts.
+# Help texts are the attribute docstrings of the dataclasses.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One field of a dataclass of options, as the parser needs it."""
+    """One field of an options dataclass, with the facts that the parser needs."""
 
     name: str
     kind: Any
-    """Its type, without None."""
+    """Type of the field, without None."""
     default: Any
     help: str
     said: Option
 
     @property
     def flags(self) -> list[str]:
-        """What is typed, the name that is shown last; a positional one has its field's name."""
+        """Option strings; the last one is shown in messages. A positional argument has the name of its field."""
         if self.said.positional:
             return [self.name]
         flags = [*self.said.flags]
@@ -46,16 +46,16 @@ class Argument:
 
     @property
     def dest(self) -> str:
-        """Its name among parsed values."""
+        """Name of the parsed value."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
     @property
     def is_group(self) -> bool:
-        """Whether the fields of its type stand for it."""
+        """Whether the type is a dataclass, whose fields are the options."""
         return dataclasses.is_dataclass(self.kind)
 
     def details(self) -> dict[str, Any]:
-        """Arguments of add_argument."""
+        """Return the keyword arguments of add_argument."""
         said, kind = self.said, self.kind
         shown = said.text or self.default
         unsaid = shown in (None, False, True, MISSING, "") or "default" in self.help or said.positional
@@ -82,7 +82,7 @@ class Argument:
 
 @cache
 def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
-    """The fields of a dataclass: its own first, then those that it inherits."""
+    """Return the fields of a dataclass: its own first, then the inherited ones; required ones before all others."""
     found = []
     hints = get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
@@ -100,13 +100,13 @@ def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
 
 
 def _given(hint: Any) -> Any:
-    """A type without None."""
+    """Return the type without None."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     return kinds[0] if get_origin(hint) in (Union, types.UnionType) and len(kinds) == 1 else hint
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """The parser of one command. Its errors are one line each."""
+    """The parser of one command. Each error is one line."""
 
     def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
         super().__init__(
@@ -148,11 +148,11 @@ class Parser(jsonargparse.ArgumentParser):
             if argument.kind is bool:
                 self.old |= {old.replace("--", "--no-", 1): flags[-1].replace("--", "--no-", 1) for old in said.old}
             details = argument.details()
-            # A file of options may give those that are required.
+            # A config file may set required options.
             self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The values of the words, texts as they were typed. Raises UserError."""
+        """Parse the words; texts are not converted here (see ``make``). Raises UserError."""
         if self.has_sections:
             self.options.check_words(words)
         words = [self._renamed(word) for word in words]
@@ -165,7 +165,7 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """A word with its old name, or the beginning of one, replaced by the name of today; the log says so."""
+        """Replace an old option name, or the beginning of one, by the current name, and log that."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word
@@ -175,7 +175,7 @@ class Parser(jsonargparse.ArgumentParser):
         return new + given + value
 
     def make(self, parsed: Any) -> Any:
-        """The dataclass of parsed values. Raises UserError for values that mean nothing."""
+        """Return the options dataclass for parsed values. Raises UserError for invalid values."""
         return self._made(self.options, self.instantiate(parsed) if self.has_sections else parsed)
 
     def _made(self, options: type, parsed: Any, only: tuple[str, ...] = ()) -> Any:
@@ -193,13 +193,13 @@ class Parser(jsonargparse.ArgumentParser):
                 value = getattr(parsed, argument.dest)
                 if argument.default is MISSING and (value is None or (said.parse and not value)):
                     raise UserError("option-missing", f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
-                if said.parse is not None:  # where a place or a limit is asked for, an empty text is an unset variable
+                if said.parse is not None:  # an empty text comes from an unset shell variable: use the default
                     value = said.parse(value) if value or (said.text and value == "") else argument.default
             values[argument.name] = value
         return options(**values)
 
     def _explained(self, text: str) -> UserError:
-        """The error of a message of jsonargparse or argparse, with the nearest valid name for an unknown one."""
+        """Return the UserError for a message of jsonargparse or argparse; for an unknown name, with a similar one."""
         for pattern in (
             r"unrecognized arguments: (\S+)",
             r"Option '([\w.\-]+)' is not accepted",
@@ -230,14 +230,14 @@ class Parser(jsonargparse.ArgumentParser):
             return f"unknown key {key!r}{hint or '; see --help'}"
         others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
         if name in others:
-            hint = ": other commands have it, this one has not"
+            hint = ": other commands have it, this one does not"
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
 
 
 def _flags(command: Command) -> Iterator[str]:
-    """All options of a command."""
+    """Yield all option strings of a command."""
     groups: list[tuple[type, tuple[str, ...]]] = [(command.options_class, ())] if command.options else []
     for options, only in groups:
         for argument in arguments(options, only):

@@ -1,1 +1,1 @@
-"""A shard set on disk or at a URL: labels, indexes, tables of samples, the manifest, the node's cache."""
+"""Shard sets on disk or at a URL: labels, indexes, sample tables, the manifest, and the node's cache."""

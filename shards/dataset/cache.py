@@ -1,19 +1,19 @@
-"""A folder of this node that keeps remote files: fetched once, whole and checked, the least recently used go first.
+"""A folder of this node that caches remote files. Each file is fetched once; the least recently used is deleted first.
 
-    CACHE/SHA256.tar           a file under the name of its content: sets, builds and jobs share what is the same
-    CACHE/SHA256.tar.partial   one that is being fetched, in its full size from the start: its room is taken
-    CACHE/SHA256.tar.failed    why it could not be fetched, for those who were waiting for it
-    CACHE/.room                held while room is made and while a whole file gets its name
+    CACHE/SHA256.tar           a complete file, named by its digest: sets, builds and jobs share equal files
+    CACHE/SHA256.tar.partial   a file during its download, with its full size from the start to reserve the space
+    CACHE/SHA256.tar.failed    the error of a failed download, for other processes that wait for the file
+    CACHE/.room                lock file for making room and for renaming a complete file
 
-Processes agree through locks of the operating system (file_locks.py), which it drops when a process dies:
+Processes use locks of the operating system (file_locks.py), which releases them when a process ends:
 
-- who fetches a file holds its partial exclusively; the others wait and then find it whole. A partial that nobody holds
-  was left by a killed process and is deleted.
-- who reads a file holds it shared. A file that is held is in use and stays.
+- A download holds an exclusive lock on the partial; other processes wait and then use the complete file. A partial
+  without a lock was left by a killed process and is deleted.
+- A reader holds a shared lock on the file. A locked file is in use and is not deleted.
 
-No file is believed for its name and size (cache_locks.py): it must be this user's, and its digest is checked once per
-node and file, when it comes or when it is first used; the time of its last change says so afterwards. The time of last
-use is its time of access.
+Name and size alone are not trusted (cache_locks.py): a file must belong to this user, and its digest is checked once
+per node, after the download or at first use. A special modification time marks a checked file. The access time is the
+time of last use.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ log = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
 
-#: Seconds between two looks at what another process holds.
+#: Seconds between two checks for a file that another process fetches.
 POLL_SECONDS = 0.05
-#: A file's time of last use is noted no more often than this, in seconds: a note is a write.
+#: Least seconds between two updates of a file's time of last use: each update is a write.
 USE_NOTE_SECONDS = 1.0
-#: Times that a whole file is fetched because its digest was another than the manifest's.
+#: Largest number of downloads of a file whose digest differs from the manifest's.
 WHOLE_TRIES = 3
-#: Seconds for which threads of a process take a file that could not be fetched for one that cannot be.
+#: Seconds for which the other threads of a process reuse the error of a failed download.
 FAILURE_SECONDS = 30.0
-#: Times that a file is opened that is gone again: others may need its room.
+#: Largest number of tries to open a file: other processes may delete it between download and opening.
 OPEN_TRIES = 100
 _key = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
 class Cache:
-    """The kept files of one folder. Safe to use from many threads and processes.
+    """The cached files of one folder. Safe for many threads and processes.
 
-    Whatever is wrong with the folder is a UserError that names it. What fails in passing is tried again (retry.py).
+    Errors of the folder become a UserError that names the folder. Passing failures are retried (retry.py).
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -77,7 +77,7 @@ class Cache:
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
-        """A descriptor of the whole file, in use until closed; fetched if need be. Raises UserError without it."""
+        """Return a descriptor of the complete file, locked until closed; fetch it if needed. Raises UserError."""
         path = self.folder / file.name
         for _ in range(OPEN_TRIES):
             with self._own_errors():
@@ -85,11 +85,11 @@ class Cache:
             if descriptor is not None:
                 return descriptor
             self.fetch(file, over_limit=True, stop=stop)
-        gone = f"{file.name} is gone as soon as it is there"
+        gone = f"{file.name} disappears right after each download"
         raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; name another with --cache-dir")
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
-        """A descriptor of the file, held; None if it is not there, or not whole."""
+        """Return a locked descriptor of the file; None if the file is missing or incomplete."""
         if (descriptor := held_for_reading(path, self._ours)) is None:
             return None
         with contextlib.ExitStack() as unless_whole:
@@ -101,11 +101,10 @@ class Cache:
         return None
 
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
-        """See to it that the file is there; True if this call brought it.
+        """Download the file if it is not in the cache; return True if this call downloaded it.
 
-        Where the limit leaves no room, NoRoom is raised, or (``over_limit``) a warning given. Raises UserError if the
-        file cannot be had; Abandoned soon after ``stop`` is set. A file that was there counts as used: it is wanted
-        soon.
+        Raises NoRoom if the limit leaves no room (with ``over_limit``: warns instead), UserError if the download fails,
+        and Abandoned soon after ``stop`` is set. Updates the time of last use of an existing file.
         """
         path = self.folder / file.name
         with self._own_errors():
@@ -115,17 +114,17 @@ class Cache:
                 if not self._writable and self._check_kept(path, file):
                     break
                 with held_partial(path, self._ours) as held:
-                    if held is None:  # somebody else is at it
+                    if held is None:  # another thread or process fetches the file
                         RetryBudget.rest(POLL_SECONDS, stop)
                         continue
                     descriptor, partial = held
-                    if self.has(file) or self._check_kept(path, file):  # since we looked; of another origin
+                    if self.has(file) or self._check_kept(path, file):  # it came meanwhile, or from elsewhere
                         break
                     self._share_failure(path, before)
                     self._room.take(file, descriptor, over_limit)
                     self._bring(file, descriptor, stop)
-                    with self._room.held():  # who looks for room sees it under one of its names
-                        if not self._ours.locks and self.has(file):  # another brought it, and may read it
+                    with self._room.held():  # so that a listing of the folder finds exactly one of the two names
+                        if not self._ours.locks and self.has(file):  # another process fetched it and may read it
                             break
                         os.replace(partial, path)
                     return True
@@ -133,12 +132,12 @@ class Cache:
             return False
 
     def checked(self, source: StoragePath, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """What ``parse`` makes of a small file that no manifest vouches for; it raises UserError for wrong bytes.
+        """Return the parsed contents of a small file that has no digest in a manifest, cached as ``name``.
 
-        Kept as ``name``; what was damaged here is fetched anew.
+        parse: must raise UserError for wrong bytes. A damaged cached file is fetched again.
         """
         if not _SMALL.fullmatch(name):
-            raise UserError("path-name", f"{source} cannot be kept as {name[:200]!r}: that is not a name of a file")
+            raise UserError("path-name", f"{source} cannot be cached as {name[:200]!r}: that is not a file name")
         kept = self.folder / name
         with self._own_errors():
             if (data := self._ours.read(kept, MAX_SMALL_BYTES)) is not None:
@@ -155,7 +154,7 @@ class Cache:
             return result
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether the file is there, ours, and was checked."""
+        """Return whether the file is in the cache, belongs to this user and was checked."""
         with contextlib.suppress(FileNotFoundError):
             return self._is_whole(file, (self.folder / file.name).lstat())
         return False
@@ -166,44 +165,43 @@ class Cache:
         return facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked
 
     def _check_kept(self, path: Path, file: RemoteFile) -> bool:
-        """Whether a file that was not checked yet is the one; one that is not is deleted. Reads all of it."""
+        """Check the size and digest of an unchecked cached file; return whether they match. Delete the file if not."""
         if (descriptor := self._ours.open(path)) is None:
             return False
         try:
             facts = os.fstat(descriptor)
             if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
                 why = f"the manifest says {file.bytes}: the manifest is damaged; upload the set again"
-                raise UserError("set-damaged", f"{file.place} has {facts.st_size} bytes by its sha256, {why}")
+                raise UserError("set-damaged", f"{file.place}, by its sha256, has {facts.st_size} bytes, {why}")
             with open(descriptor, "rb", closefd=False) as stream:
                 same = facts.st_size == file.bytes and sha256_stream(stream) == file.sha256
             if same:
                 self._mark_checked(descriptor, file)
                 return True
-            log.warning("%s in the cache %s was damaged: it is fetched again", file.place, self.folder)
+            log.warning("%s in the cache %s is damaged and is fetched again", file.place, self.folder)
             path.unlink(missing_ok=True)
             return False
         finally:
             os.close(descriptor)
 
     def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
-        """Note, for all processes of this node, that the open file has the digest."""
+        """Record, for all processes of this node, that the open file has the digest."""
         facts = os.fstat(descriptor)
-        with contextlib.suppress(OSError):  # root's, on a disk that can only be read
+        with contextlib.suppress(OSError):  # a file of root on a read-only disk
             os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
-        # For this process, in case that the file system keeps other times.
+        # For this process, in case the file system stores times with less precision.
         self._checked.add(_key(os.fstat(descriptor)))
 
     def _keep_private(self) -> None:
-        """See to it that no other user writes to the usual folder; say so of one that the user named."""
+        """Remove write permission for other users from the default folder; only warn for a folder the user named."""
         facts = self.folder.stat()
         if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._ours.uid, 0):
             return
         if self.options.is_usual and facts.st_uid == self._ours.uid:
             self.folder.chmod(0o700)
         else:
-            hint = "with a folder of your own as --cache-dir they cannot delete or block files"
-            said = "other users may write to the cache %s: what is not yours there is not used; %s"
-            log.warning(said, self.folder, hint)
+            hint = "set --cache-dir to your own folder, so that they cannot delete or block files"
+            log.warning("other users may write to the cache %s: their files are not used; %s", self.folder, hint)
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -214,35 +212,36 @@ class Cache:
             raise UserError("cache", f"the cache {self.folder} cannot be used: {one_line(error)}; {remedy}") from None
 
     def _note(self, path: Path, file: Path | int) -> None:
-        """Note that the file was used now."""
+        """Update the time of last use of the file."""
         now = time.time()
         if now - self._noted.get(path.name, 0.0) >= USE_NOTE_SECONDS:
             self._noted[path.name] = now
-            # Gone again, root's, on a disk that can only be read: the file is no worse for it.
+            # The file may be deleted, or belong to root on a read-only disk. It is still usable.
             with contextlib.suppress(OSError):
                 facts = os.stat(file) if isinstance(file, int) else file.lstat()
                 if self._ours.owns(facts):
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
-        """Raise what whoever fetched the file met while we waited for it: patience is not to end once per reader.
+        """Raise the error of another thread's or process's failed download, so that not each reader waits for its own.
 
-        before: the marker's version when we began, whatever its date says.
+        before: version of the marker at the start of the call; dates are not compared.
         """
         at, code, message = self._failures.get(path.name, (-FAILURE_SECONDS, "network", ""))
         if time.monotonic() - at < FAILURE_SECONDS:
             raise UserError(code, message)
         marker = path.with_name(path.name + FAILED)
-        said = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
-        message, _, word = said.decode("utf-8", "replace").strip().partition("\n")
-        if message:  # earlier versions wrote no code
+        text = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
+        message, _, word = text.decode("utf-8", "replace").strip().partition("\n")
+        if message:  # markers of earlier versions have no code
             raise UserError(next((code for code in get_args(Code) if code == word), "network"), one_line(message))
 
     def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
-        """Fill the partial. Raises UserError if the file cannot be had or is not the manifest's."""
+        """Download into the partial. Raises UserError if that fails or the file is not that of the manifest."""
         marker = self.folder / (file.name + FAILED)
         try:
-            self._download(file, descriptor, RetryBudget(self.options.remote_timeout, stop, "--budget", file.bytes))
+            budget = RetryBudget(self.options.remote_timeout, stop, "--remote-timeout", file.bytes)
+            self._download(file, descriptor, budget)
         except UserError as error:
             self._failures[file.name] = (time.monotonic(), error.code, str(error))
             write_own(marker, f"{error}\n{error.code}".encode())
@@ -260,15 +259,15 @@ class Cache:
                 os.fsync(descriptor)
                 self._mark_checked(descriptor, file)
                 return
-            log.warning("%s came with other bytes than the manifest's", file.place)
+            log.warning("%s was downloaded, but its sha256 differs from the manifest's", file.place)
             budget.wait()
-        what = f"{file.place} is not the file of the manifest (its sha256 differs, {WHOLE_TRIES} times)"
-        remedy = "run `posters shards verify` where it was built, and upload it again"
-        raise UserError("set-damaged", f"{what}: the set is being replaced or was damaged; {remedy}")
+        what = f"{file.place} is not the file of the manifest (its sha256 differs after {WHOLE_TRIES} downloads)"
+        remedy = "run `posters shards verify` in the folder of the build, and upload the set again"
+        raise UserError("set-damaged", f"{what}: the set is being replaced or is damaged; {remedy}")
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """Changes when a file is written anew; None if there is none."""
+    """Return a value that changes when the file is written again; None if there is no file."""
     with contextlib.suppress(FileNotFoundError):
         version: tuple[int, ...] = _key(path.lstat())
         return version

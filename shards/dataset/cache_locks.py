@@ -1,11 +1,11 @@
-"""Files of a cache: whose they are, whether they were checked, the locks on them, and what may be deleted.
+"""Owners, checks, locks and deletion of the files in a cache.
 
-Locks are on the files themselves: shared for who reads one, exclusive for who deletes it. The latter opens it for
-writing, which NFS wants. Partials that this process fills are also noted here, for file systems whose locks belong to a
-process and not to an open file. Without locks every fetch has a partial of its own, and nothing is deleted.
+Locks are on the files themselves: a reader has a shared lock, a deletion needs an exclusive one. For the latter the
+file is opened for writing, as NFS requires. Some file systems bind locks to a process, not to an open file, so the
+partials of this process are also recorded here. Without locks, each download has its own partial; nothing is deleted.
 
-A folder may be one where other users write. So no name in it is followed or believed: a file counts if it is a regular
-one of this user (or root's), under one name only, that no other user may write. All else of that name is removed.
+Other users may be able to write to the folder. A file is used only if it is a regular file of this user (or of root),
+has one hard link, and is not writable for other users. Anything else of that name is removed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from shards.storage.remote_files import unique_name
 
 log = logging.getLogger(__name__)
 
-#: Marks the line that says why a file could not be fetched.
+#: Extension of the file with the error of a failed download.
 FAILED = ".failed"
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-#: Of what cannot be opened so: symbolic links, sockets, pipes, directories, files of others.
+#: Errors of opening symbolic links, sockets, pipes, directories and files of other users with these flags.
 _FOREIGN = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EACCES)
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Ours:
-    """What a file of this user looks like in a folder: some file systems give all files one owner or one mode."""
+    """Owner and mode of this user's files in a folder: some file systems give all files the same owner or mode."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.locks = folder, True
@@ -48,29 +48,29 @@ class Ours:
                 facts = os.fstat(probe.fileno())
                 self.lock(probe.fileno())
             self.uid, self._modes = facts.st_uid, not facts.st_mode & _WRITABLE_BY_OTHERS
-        except OSError:  # on a disk that can only be read
+        except OSError:  # on a read-only disk
             self.uid, self._modes = os.geteuid(), True
 
     def lock(self, descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-        """See ``locked``; also True where there are no locks, which ``locks`` then says."""
+        """Lock a file as ``locked`` does. Without lock support, set ``locks`` to False and return True."""
         if not self.locks:
             return True
         try:
             return locked(descriptor, shared, wait)
         except NoLocks as error:
             self.locks = False
-            said = "the cache %s is on a file system without locks (%s): processes may fetch a file twice, and %s"
-            hint = "nothing is deleted there for --cache-limit; with a local disk as --cache-dir they share it"
-            log.warning(said, self.folder, one_line(error), hint)
+            what = "the cache %s is on a file system without locks (%s): processes may fetch a file twice, and %s"
+            hint = "--cache-limit deletes no files; set --cache-dir to a folder on a local disk"
+            log.warning(what, self.folder, one_line(error), hint)
             return True
 
     def owns(self, facts: os.stat_result) -> bool:
-        """Whether no other user (but root) can have made or changed the file."""
+        """Return whether only this user or root can have made or changed the file."""
         ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
         return ours and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
-        """A descriptor of our file, None if there is none; what is there under its name instead is deleted."""
+        """Return a descriptor of this user's file; None if there is none. Delete anything else of that name."""
         try:
             descriptor = os.open(path, flags | _OPEN)
         except FileNotFoundError:
@@ -90,10 +90,10 @@ class Ours:
         return None
 
     def open_to_delete(self, path: Path) -> int | None:
-        """As ``open``, for writing if that is allowed (on NFS an exclusive lock needs it); nothing is written."""
+        """As ``open``, but for writing if permitted: NFS requires it for an exclusive lock. Writes nothing."""
         if (descriptor := self.open(path)) is None:
             return None
-        with contextlib.suppress(OSError):  # root's, or on a disk that can only be read
+        with contextlib.suppress(OSError):  # a file of root, or a read-only disk
             writable = os.open(path, os.O_RDWR | _OPEN)
             if os.path.sameopenfile(writable, descriptor):
                 descriptor, writable = writable, descriptor
@@ -101,16 +101,16 @@ class Ours:
         return descriptor
 
     def make(self, path: Path) -> int:
-        """A descriptor of our file, to read and write, made if need be."""
+        """Return a descriptor of this user's file for reading and writing; make the file if needed."""
         for _ in range(100):
             with contextlib.suppress(FileExistsError):
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
             if (descriptor := self.open(path, os.O_RDWR)) is not None:
                 return descriptor
-        raise OSError(errno.EEXIST, "another user puts files there", str(path))
+        raise OSError(errno.EEXIST, "another user repeatedly creates this file", str(path))
 
     def read(self, path: Path, most: int) -> bytes | None:
-        """The first ``most`` bytes of our file, None if there is none."""
+        """Return the first ``most`` bytes of this user's file; None if there is no file."""
         if (descriptor := self.open(path)) is None:
             return None
         with open(descriptor, "rb") as stream:
@@ -118,7 +118,7 @@ class Ours:
 
 
 def write_own(path: Path, data: bytes) -> None:
-    """Write a small file that no other user may read or write, atomically."""
+    """Write a small file atomically, without read or write permission for other users."""
     with atomic_path(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
         with open(descriptor, "wb") as stream:
@@ -126,18 +126,18 @@ def write_own(path: Path, data: bytes) -> None:
 
 
 def stamp(sha256: str, facts: os.stat_result) -> int:
-    """The time of last change, in ns, that a file gets when its digest was checked.
+    """Return the modification time, in ns, that marks a file whose digest was checked.
 
-    It says which content was found in which inode of which size. Any later write gives the file another one; a file
-    that is renamed, replaced or copied does not have it. So a look at a file says whether it was checked on this node.
+    It is derived from digest, inode and size. A later write changes the time, and a replaced or copied file has another
+    inode. So os.stat is enough to see whether a file was checked on this node.
     """
-    said = hashlib.sha256(f"{sha256} {facts.st_ino} {facts.st_size}".encode()).digest()
-    # In the past: reading a file whose last change lies ahead would note its time of access again and again.
-    seconds = 10**8 + int.from_bytes(said[:4], "big") % 2**29
-    return seconds * 10**9 + int.from_bytes(said[4:8], "big") % 10**9
+    digest = hashlib.sha256(f"{sha256} {facts.st_ino} {facts.st_size}".encode()).digest()
+    # In the past: with a modification time in the future, every read would update the access time.
+    seconds = 10**8 + int.from_bytes(digest[:4], "big") % 2**29
+    return seconds * 10**9 + int.from_bytes(digest[4:8], "big") % 10**9
 
 
-#: Partials that this process fills, and the locks of its threads on each lock file, by path.
+#: Partials that this process fills, and a thread lock for each lock file, by path.
 _filled: set[Path] = set()
 _alone: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 _mutex = threading.Lock()
@@ -145,9 +145,9 @@ _mutex = threading.Lock()
 
 @contextlib.contextmanager
 def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    """(descriptor, path) of the file's partial, held; at the end deleted unless renamed. None if another holds it."""
+    """Lock the file's partial; yield (descriptor, path), or None if in use. Delete it at the end unless renamed."""
     partial = path.with_name(path.name + PARTIAL)
-    with _mutex:  # before it is opened: closing it again may drop the lock of the thread that fills it
+    with _mutex:  # before the partial is opened: closing it may release the lock of the thread that fills it
         busy = partial in _filled
         _filled.add(partial)
     if busy:
@@ -167,7 +167,7 @@ def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int
         partial = path.with_name(unique_name(path.name, PARTIAL))
     descriptor = ours.make(partial)
     try:
-        # Not the same: renamed or swept away before the lock was ours
+        # Not the same file: it was renamed or deleted before this thread got the lock.
         if not ours.lock(descriptor) or not same(descriptor, partial):
             yield None
             return
@@ -182,7 +182,7 @@ def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int
 
 @contextlib.contextmanager
 def held_alone(path: Path, ours: Ours) -> Iterator[None]:
-    """Hold a lock file, once whoever has it lets go."""
+    """Wait for a lock file and hold it until the block ends."""
     with _mutex:
         own = _alone[path]
     with own:
@@ -198,20 +198,20 @@ def held_alone(path: Path, ours: Ours) -> Iterator[None]:
 
 
 def held_for_reading(path: Path, ours: Ours) -> int | None:
-    """A descriptor of our file, which nobody deletes until it is closed; None if there is no such file."""
+    """Return a descriptor of this user's file; the file is not deleted until it is closed. None if there is no file."""
     if (descriptor := ours.open(path)) is None:
         return None
     with contextlib.ExitStack() as unless_there:
         unless_there.callback(os.close, descriptor)
-        ours.lock(descriptor, shared=True, wait=True)  # waits for nothing but an eviction
-        if same(descriptor, path):  # NFS keeps a deleted file's links while it is open
+        ours.lock(descriptor, shared=True, wait=True)  # only a deletion has an exclusive lock
+        if same(descriptor, path):  # on NFS, the link count of a deleted file does not drop while it is open
             unless_there.pop_all()
             return descriptor
     return None
 
 
 def delete_unused(path: Path, ours: Ours) -> bool:
-    """Delete our file unless somebody holds it, or none can say so; whether it is gone."""
+    """Delete this user's file unless it is locked or locks are not supported; return whether it is gone."""
     if not ours.locks or path in _filled:
         return False
     if (descriptor := ours.open_to_delete(path)) is None:
@@ -222,14 +222,14 @@ def delete_unused(path: Path, ours: Ours) -> bool:
         if same(descriptor, path):
             path.unlink(missing_ok=True)
         return True
-    except NoLocks:  # on NFS, a file that this user may not write
+    except NoLocks:  # on NFS, for a file that this user may not write
         return False
     finally:
         os.close(descriptor)
 
 
 def same(descriptor: int, path: Path) -> bool:
-    """Whether a path still is the file that was opened."""
+    """Return whether the path is still the file of the descriptor."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     return False

@@ -1,4 +1,4 @@
-"""What a node's cache of remote files is told, and what it keeps: for those who cannot or need not load the cache."""
+"""Options and file descriptions of a node's cache of remote files, without an import of the cache itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-#: One name, with an ending that is one word: it becomes the ending of a name in the cache.
+#: A file name with an alphanumeric extension, which becomes the extension in the cache.
 _NAME = re.compile(r"[^/\\\x00]*[^/\\\x00.]\.[A-Za-z0-9]{1,16}")
-#: Endings by which a cache knows its own files.
+#: Extensions of the cache's own files.
 _MARKS = (".partial", ".failed")
 
 
 def parse_limit(text: str) -> int:
-    """Bytes of ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number. Raises UserError.
+    """Convert ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number to bytes. Raises UserError.
 
     >>> parse_limit("2kB"), parse_limit("1 GiB"), parse_limit("0")
     (2000, 1073741824, 0)
@@ -32,7 +32,7 @@ def parse_limit(text: str) -> int:
 
 
 def parse_remote_timeout(text: str) -> float:
-    """Seconds. Raises UserError."""
+    """Convert the text to seconds. Raises UserError."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise UserError("option-value", f"--remote-timeout takes seconds, 0 or more, not {text!r}")
     return float(text)
@@ -40,24 +40,24 @@ def parse_remote_timeout(text: str) -> float:
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where remote files are kept and how much of them."""
+    """Folder, size limit and timeout of the cache of remote files."""
 
     folder: Path | None = option(None, "--cache-dir", metavar="DIR", parse=Path)
-    """Where shards at a URL are kept on this node (default: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or
+    """Cache folder of this node for shards at a URL (default: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or
     ~/.cache)."""
     limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)
-    """How much of them is kept there, in bytes or such as 200GB (default 0: all)."""
+    """Size limit of the cache, in bytes or with a unit, such as 200GB (default 0: no limit)."""
     remote_timeout: float = option(300.0, old=("--patience",), metavar="SECONDS", parse=parse_remote_timeout)
-    """For how long a store that does not answer, or hardly sends, is asked again (default 300)."""
+    """How long to retry if a remote store does not answer or sends no data (default 300)."""
 
     @property
     def is_usual(self) -> bool:
-        """Whether it is the folder that is used where the user names none."""
+        """Whether the folder is the default, because the user named none."""
         return self.folder is None and not os.environ.get("POSTERS_CACHE")
 
     @property
     def path(self) -> Path:
-        """The folder that is used."""
+        """The cache folder."""
         if named := self.folder or os.environ.get("POSTERS_CACHE"):
             return Path(named)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
@@ -73,12 +73,12 @@ class SetOptions:
 
 
 class NoRoom(Exception):
-    """The limit leaves no room for a file: what is there is in use."""
+    """The limit leaves no room for a file, because the cached files are in use."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a manifest vouches for. Raises UserError for what would be no plain name of a file in a cache."""
+    """A file with its size and digest in a manifest. Raises UserError if one of them, or the name, is not valid."""
 
     place: StoragePath
     bytes: int
@@ -92,10 +92,10 @@ class RemoteFile:
             raise UserError("set-damaged", f"{self.place} has no size in its manifest: {str(self.bytes)[:80]!r}")
         if not _NAME.fullmatch(self.place.name) or self.place.suffix.lower() in _MARKS:
             where = printable_line(str(self.place))
-            why = f"is not a file that a shard set holds: its name is {self.place.name!r}"
+            why = f"cannot be a file of a shard set: its name is {self.place.name!r}"
             raise UserError("set-damaged", f"{where} {why}")
 
     @property
     def name(self) -> str:
-        """Its name in a cache."""
+        """Name of the file in a cache."""
         return f"{self.sha256}{self.place.suffix}"

@@ -1,4 +1,4 @@
-"""The room of a cache: its limit, what is deleted for it, and what killed processes left there."""
+"""Keep a cache within its size limit: delete unused files and the leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from shards.storage.files import PARTIAL
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which nobody waits any more for what a failure was about.
+#: Seconds after which a .failed marker is deleted, since no process still waits for that download.
 FAILURE_SECONDS = 3600.0
-#: Seconds after which a partial is left over that had a name of its own, for want of locks.
+#: Seconds after which an unchanged partial counts as left over, on file systems without locks.
 LEFTOVER_SECONDS = 86400.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 _UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 
 
 class Room:
-    """A cache's folder with its limit in bytes (0: the disk's)."""
+    """The folder of a cache and its limit in bytes (0: no limit)."""
 
     def __init__(self, options: CacheOptions, ours: Ours) -> None:
         self.folder, self.limit, self._ours = options.path, options.limit, ours
         self._told = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """The room's lock: while it is held no file comes, goes or gets its name."""
+        """Return the lock of the folder: while it is held, no file is added, deleted or renamed."""
         return held_alone(self.folder / ".room", self._ours)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
-        """Take a file's room for its partial, deleting what was used longest ago if the limit asks for it.
+        """Reserve the space of a file for its partial. Delete the least recently used files if the limit requires it.
 
-        Raises NoRoom where the limit leaves none, unless ``over_limit``; UserError where the disk does.
+        Raises NoRoom if the limit leaves no room, unless ``over_limit``; UserError if the disk is full.
         """
         limit = self.limit or float("inf")
         with self.held():
@@ -55,37 +55,37 @@ class Room:
                 self._warn_over_limit(total)
             try:
                 free = os.fstatvfs(descriptor)
-                if file.bytes > free.f_bavail * free.f_frsize:  # what others need meanwhile is not taken in vain
+                if file.bytes > free.f_bavail * free.f_frsize:  # do not fill the disk for a file that cannot fit
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.ftruncate(descriptor, file.bytes)
                 if hasattr(os, "posix_fallocate") and file.bytes:
-                    os.posix_fallocate(descriptor, 0, file.bytes)  # a full disk shows now
+                    os.posix_fallocate(descriptor, 0, file.bytes)  # fails now if the disk is full
             except OSError as error:
                 what = f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}"
                 remedy = "set --cache-limit, or name a larger disk with --cache-dir"
                 raise UserError("disk-full", f"{what}: {one_line(error)}; {remedy}") from None
 
     def _listed(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """(last use, bytes, path) of every whole file; bytes of those being fetched. Sweeps what a kill left."""
+        """Return ((last use, bytes, path) of complete files, bytes of partials). Delete files that killed runs left."""
         kept, partials, now = [], 0, time.time()
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                # Not all that is half-written is fetched: small files have partials of their own, with other names.
+                # Small files have partials with other names, which are not counted here.
                 name = entry.name.removesuffix(PARTIAL)
                 whole = _KEPT.fullmatch(name)
                 try:
                     facts = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # gone while we looked
+                except FileNotFoundError:  # deleted meanwhile
                     continue
                 if not self._ours.owns(facts):
                     continue
                 if whole and entry.name.endswith(PARTIAL):
-                    # Our own is held by another descriptor of this process, and so is in use like anybody's.
+                    # A partial of this process is locked by another descriptor, so it is not deleted either.
                     if not delete_unused(Path(entry.path), self._ours):
                         partials += facts.st_size
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
                     partials += facts.st_size
-                    # What is whole and checked, and about to get its name, has another time of writing (stamp).
+                    # A complete partial before its renaming has an artificial modification time (stamp).
                     if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFTOVER_SECONDS:
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
@@ -100,5 +100,5 @@ class Room:
         if not self._told.is_set():
             self._told.set()
             over = f"is over its limit ({size / 2**30:.1f} of {self.limit / 2**30:.1f} GiB)"
-            why = "what is in it is in use or cannot be deleted"
+            why = "its files are in use or cannot be deleted"
             log.warning("the cache %s %s: %s; raise --cache-limit", self.folder, over, why)

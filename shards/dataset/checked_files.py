@@ -1,11 +1,11 @@
-"""Which files this node has checked already, so that only the first of its processes reads them whole.
+"""Marks of files that were checked on this node, so that only one of its processes reads them completely.
 
-    TMPDIR/posters-checked-UID/KEY     an empty file: the files of that key were found to be what they must be
-    TMPDIR/posters-checked-UID/XX.lock held by the process that checks; the others wait for it
+    TMPDIR/posters-checked-UID/KEY     an empty file: the files of that key passed their check
+    TMPDIR/posters-checked-UID/XX.lock lock of the process that checks; other processes wait for it
 
-The key is made of the files' paths, devices, inodes, sizes and times of change, and of what they were checked for: a
-file that was written to since has another one. The folder is the user's own, and is not used if another can write
-there.
+The key is a digest of the files' paths, devices, inodes, sizes and times of change, and of the expected contents. A
+file that changed after the check has another key. The folder belongs to the user; it is not used if other users can
+write there.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns
 def once_per_node(
     files: Iterable[tuple[StoragePath, os.stat_result]], expected: str, check: Callable[[], None]
 ) -> None:
-    """Run ``check`` on some files, unless a process of this node and user did so before and it raised nothing.
+    """Run ``check``, unless it passed before for the same files, for this user on this node.
 
-    files: their paths and what they are now; expected: what they are checked for, such as their digest.
+    files: paths and results of os.stat. expected: identifies the expected contents, such as their digest.
     """
     key = fingerprint([expected, [[str(path), *_version(facts)] for path, facts in files]])
-    with contextlib.ExitStack() as held:  # so that no other process of this user checks the same
+    with contextlib.ExitStack() as held:  # so that no other process of this user runs the same check
         mark = None
-        with contextlib.suppress(OSError):  # a read-only or full disk; one without locks; no safe folder
+        with contextlib.suppress(OSError):  # the disk is read-only or full, has no locks, or the folder is not safe
             folder = _own_folder()
             held.enter_context(held_file(folder / f"{key[:2]}.lock", wait=True))
             mark = folder / key
@@ -46,19 +46,19 @@ def once_per_node(
             return
         check()
         if mark is not None:
-            with contextlib.suppress(OSError):  # a full disk: the next process checks again
+            with contextlib.suppress(OSError):  # if the disk is full, the next process checks again
                 _sweep(mark.parent)
                 mark.touch(mode=0o600)
 
 
 def _own_folder() -> Path:
-    """Raises OSError if it cannot be made, or is not this user's alone."""
+    """Return the folder of the marks. Raises OSError if it cannot be made, or if other users can write there."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir()) / f"posters-checked-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
-    mine = user == "" or (facts.st_uid == user and not facts.st_mode & 0o022)
-    if not stat.S_ISDIR(facts.st_mode) or not mine:
+    is_private = user == "" or (facts.st_uid == user and not facts.st_mode & 0o022)
+    if not stat.S_ISDIR(facts.st_mode) or not is_private:
         raise PermissionError(f"{folder} is not this user's own folder")
     return folder
 
@@ -70,7 +70,7 @@ def _fresh(mark: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete marks that no longer count. Locks stay: another process may wait for one."""
+    """Delete expired marks. Lock files stay, since another process may wait for one."""
     for entry in list(folder.iterdir()):
         if len(entry.name) == 64 and not _fresh(entry):
             entry.unlink(missing_ok=True)

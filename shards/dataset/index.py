@@ -1,12 +1,11 @@
-"""The Parquet index beside each tar: where each member lies, and its labels. Written last, as the done marker.
+"""The Parquet index beside each tar: byte ranges, sizes and labels of its samples. It marks a tar as finished.
 
-Columns: key, id (str); image_offset, image_size, json_offset, json_size (bytes; json_* -1 without a JSON
-member); crc32 (of the image's, then the JSON's bytes); height, width (pixels); labels (genre columns). The
-schema's metadata ``poster_toolkit`` holds what the shard was built from, so that a later run can tell its own work
-from another's.
+Columns: key, id (str); image_offset, image_size, json_offset, json_size (bytes; json_* are -1 without a JSON); crc32
+(of the bytes of the image, then of the JSON); height, width (pixels); labels (genre columns). The schema's metadata
+``poster_toolkit`` identifies the input of the shard, so that a later run can find its own shards.
 
-The manifest has each index's SHA-256. What an index says is checked where it is read all the same: a set may come from
-a stranger, and its numbers become sizes of memory and places in arrays.
+The manifest has the SHA-256 of each index. The values of an index are checked at each reading, too: sets may come from
+untrusted sources, and the values become sizes of memory and positions in arrays.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ SCHEMA = pa.schema(
     }
 )
 
-#: Over so many pixels Pillow refuses an image, whoever asks.
+#: Pillow refuses images with more pixels.
 MAX_PIXELS = 178_956_970
-#: Least and largest value of the columns that are numbers.
+#: Least and largest value of each numeric column.
 BOUNDS = {
     "image_offset": (0, 1 << 53),
     "image_size": (0, (1 << 32) - 1),
@@ -56,7 +55,7 @@ BOUNDS = {
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
 }
-#: Bytes of a key or an id, and of all values of a row, at most.
+#: Limits in bytes: of a key or an id, and of all values of a row.
 NAME_BYTES = 1 << 14
 ROW_BYTES = 1 << 17
 AGAIN = "build or index the set again"
@@ -75,17 +74,17 @@ class Member:
 
 
 def index_path(tar: StoragePath) -> StoragePath:
-    """``train-00000.tar`` → ``train-00000.index.parquet`` (img2dataset's own .parquet keeps its name)."""
+    """Return ``train-00000.index.parquet`` for ``train-00000.tar`` (img2dataset has a ``train-00000.parquet``)."""
     return tar.with_name(tar.name.removesuffix(".tar") + SUFFIX)
 
 
 def tar_path(index: StoragePath) -> StoragePath:
-    """The tar that an index describes."""
+    """Return the path of the tar that belongs to an index."""
     return index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
 
 
 def member_checksum(stream: IO[bytes], member: Member) -> int:
-    """CRC-32 of a sample's image and JSON bytes: names the damaged sample when the tar's sha256 differs."""
+    """Return the CRC-32 of a sample's image and JSON bytes, to find the damaged sample if the tar's sha256 differs."""
     stream.seek(member.image_offset)
     value = zlib.crc32(stream.read(member.image_size))
     if member.json_offset < 0:
@@ -97,7 +96,7 @@ def member_checksum(stream: IO[bytes], member: Member) -> int:
 def build_table(
     tar: Path, members: Sequence[Member], ids: Sequence[str], sizes: Sequence[tuple[int, int]], labels: Sequence[Any]
 ) -> pa.Table:
-    """The index table of one shard, of ids, (width, height) in pixels and genre columns in member order."""
+    """Return the index table of a shard. ids, sizes ((width, height) in pixels), labels (columns): in member order."""
     columns: dict[str, Sequence[Any]] = {}
     for name in Member.__dataclass_fields__:
         columns[name] = [getattr(member, name) for member in members]
@@ -108,7 +107,7 @@ def build_table(
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write the index, atomically. ``facts`` (JSON types) go into the schema's metadata."""
+    """Write the index atomically, with ``facts`` (JSON types) in the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
@@ -121,23 +120,23 @@ def require_index(tar: StoragePath) -> None:
 
 
 def read_index(tar: StoragePath) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, facts) of a tar's index. Raises UserError if it is absent or no sound index of ours."""
+    """Return (table, facts) of a tar's index. Raises UserError if the index is absent or not valid."""
     return parse_index(index_bytes(tar), index_path(tar))
 
 
 def read_index_of(root: StoragePath, shard: Shard) -> pa.Table:
-    """The index of a set's shard, as ``index_of`` has it."""
+    """Read and check the index of a shard, see ``index_of``."""
     tar = root / shard.name
     return index_of(index_bytes(tar), index_path(tar), shard)
 
 
 def index_bytes(tar: StoragePath) -> bytes:
-    """The bytes of a tar's index. Raises UserError if it is absent."""
+    """Return the bytes of a tar's index. Raises UserError if the index is absent or cannot be read."""
     path = index_path(tar)
     try:
         if not is_remote(path):
             if path.exists():
-                require_index(tar)  # a device or a pipe has no end
+                require_index(tar)  # only a regular file: reading a device or a pipe may never end
             return small_bytes(path)
         with as_user_error("read the index", path):
             return path.read_bytes()
@@ -148,10 +147,9 @@ def index_bytes(tar: StoragePath) -> bytes:
 
 
 def index_of(data: bytes, path: StoragePath, shard: Shard) -> pa.Table:
-    """The table of the bytes of a shard's index.
+    """Return the table of a shard's index from the bytes of the index.
 
-    Raises UserError, naming ``path``, if they are not those that the manifest vouches for, or say of the tar what
-    cannot be.
+    Raises UserError, with ``path``, if the digest differs from the manifest's or the values do not fit the shard.
     """
     require_digest(data, path, shard)
     table, facts = parse_index(data, path, shard.samples)
@@ -163,46 +161,45 @@ def index_of(data: bytes, path: StoragePath, shard: Shard) -> pa.Table:
 
 
 def require_digest(data: bytes, path: StoragePath, shard: Shard) -> None:
-    """Raise UserError if the bytes of an index are not those that the manifest vouches for."""
+    """Raise UserError if the SHA-256 of an index differs from the manifest's."""
     if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
         what = "belongs to another build than the manifest, or was changed (its sha256 differs)"
         raise UserError("set-damaged", f"the index {path} of {shard.name} {what}: {COPY_AGAIN}")
 
 
 def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
-    """Whether an index was made for another tar than the manifest's; empty if not."""
+    """Return a problem if an index was made for another tar than the manifest's; empty if not."""
     ours = facts.get("sha256") == shard.sha256 and table.num_rows == shard.samples
     return "" if ours else f"of {shard.name} belongs to another build than the manifest"
 
 
 def misfit_of(table: pa.Table, shard: Shard) -> str:
-    """What an index says that cannot be true of a tar of that size and a set of so many genres; empty if nothing."""
+    """Return a problem if values of an index exceed the size of its tar or the number of genres; empty if not."""
     for part in ("image", "json"):
         ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
         if np.max(ends, initial=0) > shard.bytes:
-            return f"a sample's {part} lies outside of its tar"
+            return f"a sample's {part} is outside of its tar"
     highest = np.max(table["labels"].combine_chunks().flatten().to_numpy(), initial=-1)
-    return "a label is none of the set's genres" if highest >= len(shard.genre_counts) else ""
+    return "a label is not one of the set's genres" if highest >= len(shard.genre_counts) else ""
 
 
 def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, facts) of the bytes of an index; with ``rows``, of so many samples.
+    """Return (table, facts) from the bytes of an index. rows: expected number of samples; None for any.
 
-    Raises UserError, naming ``path``, if they are no sound index of ours: of other columns, with values that are absent
-    or out of bounds.
+    Raises UserError, with ``path``, if the index has other columns, or values that are absent or out of bounds.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         metadata = file.schema_arrow.metadata or {}
         if not file.schema_arrow.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
             remedy = "run `posters shards index` on its folder"
-            raise UserError("set-format", f"{path} is no index of this toolkit; {remedy}")
+            raise UserError("set-format", f"{path} is not an index of this toolkit; {remedy}")
         if rows not in (None, count := file.metadata.num_rows):
             problem = f"belongs to another build than the manifest: {count} samples instead of {rows}"
             raise UserError("set-other", f"the index {path} {problem}; {AGAIN}")
         if _is_oversize(file.metadata):
-            raise UserError("set-damaged", f"the index {path} is larger than its samples make it; {AGAIN}")
-        # As dictionaries: a long text that is said of every sample is there once, until its length is known.
+            raise UserError("set-damaged", f"the index {path} is too large for its number of samples; {AGAIN}")
+        # As dictionaries: a long text that all samples share is in memory only once while lengths are checked.
         names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=["key", "id"])
         table = names.read(use_threads=False)
         if problem := _unsound(table):
@@ -214,7 +211,7 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
 
 
 def _is_oversize(found: pq.FileMetaData) -> bool:
-    """Whether a Parquet file is not even to be read: some bytes of it can stand for any amount of memory."""
+    """Return whether a Parquet file is too large to read: a small file can expand to any amount of memory."""
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
     values = max((group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0)
     size = sum(group.total_byte_size for group in groups)
@@ -222,8 +219,8 @@ def _is_oversize(found: pq.FileMetaData) -> bool:
 
 
 def _unsound(table: pa.Table) -> str:
-    """Values that no index of ours holds; empty if there are none."""
-    table.validate(full=True)  # text that is not UTF-8, offsets that lead out of their buffers
+    """Return the first problem with the values of an index; empty if there is none."""
+    table.validate(full=True)  # finds text that is not UTF-8, and offsets outside of their buffers
     labels = table["labels"].combine_chunks().flatten()
     for name in SCHEMA.names:
         if table[name].null_count or (name == "labels" and labels.null_count):
@@ -243,7 +240,7 @@ def _unsound(table: pa.Table) -> str:
 
 
 def _not_sound(path: StoragePath, problem: str) -> UserError:
-    return UserError("set-damaged", f"the index {path} is not sound: {problem}; {COPY_AGAIN}")
+    return UserError("set-damaged", f"the index {path} is damaged: {problem}; {COPY_AGAIN}")
 
 
 def _no_index(tar: StoragePath) -> UserError:
@@ -252,5 +249,5 @@ def _no_index(tar: StoragePath) -> UserError:
 
 
 def list_tars(folder: StoragePath) -> list[StoragePath]:
-    """The tars of a folder, by name, without unfinished ones."""
+    """Return the finished tars of a folder, sorted by name."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

@@ -1,4 +1,4 @@
-"""The ordered genres: one list, one fingerprint, shared by shards, checkpoints and models; spellings of one genre."""
+"""The ordered genres that shards, checkpoints and models share, with their fingerprint; spellings of a genre."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from shards.schema import check_as
 from shards.storage.files import fingerprint, read_json
 from shards.storage.paths import StoragePath
 
-MAX_GENRES = 32_767  # the index holds columns as int16
+MAX_GENRES = 32_767  # the index stores columns as int16
 
-#: These join letters in Persian and emoji, so they are part of a name, though invisible.
+#: Invisible characters that belong to a name: they join letters in Persian, and emoji.
 JOINERS = "\u200c\u200d"
 
-#: Invisible, too, though Unicode does not class them as format characters: fillers, blanks, variation selectors.
+#: Invisible characters outside Unicode's category of format characters: fillers, blanks, variation selectors.
 FILLERS = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
 
 #: Typographic forms of the hyphen and the apostrophe.
 PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {ord(c): "'" for c in "\u2018\u2019\u02bc"}
 
-#: Of JSON from outside (shards/schema.py). ``genres_problem`` says the rest.
+#: Schema for JSON from outside (shards/schema.py). ``genres_problem`` has further checks.
 Genres = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]], msgspec.Meta(max_length=MAX_GENRES)
 ]
 
 
 def genres_problem(genres: Sequence[str]) -> str:
-    """What is wrong with a list of genres as names of columns; empty if nothing is."""
+    """Return why genres are not valid names of columns; empty if they are."""
     if not all(genre.strip() for genre in genres):
         return "a genre has no visible character"
     if len(set(genres)) < len(genres):
@@ -55,34 +55,34 @@ class LabelSet:
 
     @classmethod
     def from_samples(cls, genre_lists: Iterable[Sequence[str]]) -> LabelSet:
-        """All genres that occur, in alphabetical order (as scikit-learn's MultiLabelBinarizer has them)."""
+        """Return all genres that occur, in alphabetical order (as scikit-learn's MultiLabelBinarizer)."""
         return cls(tuple(sorted({genre for genres in genre_lists for genre in genres})))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any genre or with their order."""
+        """16 hexadecimal digits, which depend on the genres and their order."""
         return fingerprint(list(self.genres))[:16]
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Genre to column."""
+        """Column of each genre."""
         return {genre: column for column, genre in enumerate(self.genres)}
 
     def __len__(self) -> int:
         return len(self.genres)
 
     def columns(self, genres: Iterable[str]) -> list[int]:
-        """Sorted columns of the genres that this set knows; others are left out."""
+        """Return the sorted columns of the genres; genres outside of this set are ignored."""
         return sorted(self.index[genre] for genre in genres if genre in self.index)
 
     def multi_hot(self, columns: Iterable[int]) -> list[int]:
-        """A list of 0 and 1, one per genre."""
+        """Return a list of 0 and 1, one per genre."""
         wanted = set(columns)
         return [int(column in wanted) for column in range(len(self))]
 
 
 def tidy(genre: str) -> str:
-    """A genre as it is kept: composed (NFC), without invisible characters, with single spaces inside and none around.
+    """Normalize a genre: composed (NFC), no invisible characters, single spaces inside and none around.
 
     >>> tidy(" Film\\u00a0 Noir\\u200b ")
     'Film Noir'
@@ -94,12 +94,12 @@ def tidy(genre: str) -> str:
 def merge_spellings(
     samples: Sequence[tuple[str, ...]], known: Sequence[str] = ()
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """One spelling for genres that differ only in case, spaces, invisible characters or Unicode form.
+    """Merge genres that differ only in case, spaces, invisible characters or Unicode form into one spelling.
 
-    samples: the genres of every sample; known: labels that are given, such as a model's, which are kept as they are.
-    Returns the samples with one spelling each, and a line for each genre that was spelt otherwise somewhere: the
-    spellings, their numbers of samples, and the one that is kept. That is the known label, else the most frequent
-    tidy spelling, else the first in alphabetical order; so the order of samples plays no part.
+    samples: the genres of every sample. known: given labels, such as those of a model; their spelling is kept.
+    Returns the samples with merged genres, and a line for each merged genre: its spellings with their numbers of
+    samples, and the spelling that is kept. This is the known label, else the most frequent tidy spelling, else the
+    first in alphabetical order; the order of the samples has no influence.
     """
     counts = Counter(genre for genres in samples for genre in set(genres))
     spellings: dict[str, dict[str, int]] = {}
@@ -112,7 +112,7 @@ def merge_spellings(
     lines = []
     for essence, found in spellings.items():
         given = labels.get(essence, [])
-        if len(given) > 1:  # a list of labels may hold two spellings: each keeps its own samples
+        if len(given) > 1:  # the given labels have both spellings: they are separate genres
             continue
         label = given[0] if given else _most_frequent(found)
         kept.update(dict.fromkeys(found, label))
@@ -123,7 +123,7 @@ def merge_spellings(
 
 
 def _essence(genre: str) -> str:
-    """What spellings of one genre have in common."""
+    """Return a key that is equal for all spellings of a genre."""
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", genre).casefold()).translate(PLAIN_FORMS)
     return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf" and c not in FILLERS)
 
@@ -136,13 +136,13 @@ def _most_frequent(found: dict[str, int]) -> str:
 
 
 def _shown(genre: str) -> str:
-    """In quotes; letters that look like others of theirs, such as decomposed ones, as escapes."""
+    """Return the genre in quotes, with escapes if it has characters that look like others (such as decomposed ones)."""
     plain = genre == unicodedata.normalize("NFKC", genre) and not FILLERS.intersection(genre)
     return repr(genre) if plain else ascii(genre)
 
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:
-    """What differs between two label sets, in a few words."""
+    """Describe the difference of two label sets in a few words."""
     only_left = [repr(g) for g in left.genres if g not in right.index]
     only_right = [repr(g) for g in right.genres if g not in left.index]
     if only_left or only_right:
@@ -154,7 +154,7 @@ def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet)
 
 
 def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:
-    """Refuse to go on with two different label sets: probabilities would be read under wrong names."""
+    """Raise UserError if two label sets differ: outputs would get the names of other genres."""
     if left.fingerprint != right.fingerprint:
         ours, theirs = f"{len(left)} genres ({left.fingerprint})", f"{len(right)} ({right.fingerprint})"
         what = f"labels differ: {left_name} has {ours}, {right_name} has {theirs}"
@@ -162,7 +162,7 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
 
 
 def read_labels(path: StoragePath) -> LabelSet:
-    """The genres of a manifest, of a model's labels.json, or of a file that has "genres". Raises UserError."""
+    """Return the genres of a manifest, a model's labels.json, or another JSON file with "genres". Raises UserError."""
     raw = read_json(path, "labels file")
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
     remedy = "give a model's labels.json or a manifest.json"

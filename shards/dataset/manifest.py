@@ -1,7 +1,7 @@
-"""manifest.json: what a shard set holds. Its size grows with the number of shards and of duplicates, not of samples.
+"""manifest.json, the description of a shard set. Its size depends on the numbers of shards and duplicates, not samples.
 
-A set may come from a stranger. What its manifest says is checked where it is read, for every command: its names become
-paths, its digests names in a cache, its counts sizes of arrays.
+Sets may come from untrusted sources. The values of a manifest are checked at each reading, for every command: names
+become paths, digests become names in a cache, counts become sizes of arrays.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, R
 
 NAME = "manifest.json"
 FORMAT = 1
-#: Bytes of a shard's name: with the longest ending in place of its own (.jsonl.facts.json) it still is a file's name.
+#: Limit of a shard's name in bytes: with the longest extension (.jsonl.facts.json), it must be a valid file name, too.
 NAME_BYTES = 242
-# A slash leads elsewhere, a backslash and a colon do so on Windows, control characters end names or lines.
+# Slashes (on Windows also backslashes and colons) could lead to other folders; control characters end names or lines.
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _REMEDY = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is that of one file in the folder it is joined to, on every system.
+    """Return whether a name is, on every system, a plain file name without a folder.
 
     >>> [is_plain(name) for name in ("train-00000.tar", "../a.tar", "/a.tar", "file:a.tar", "..", "")]
     [True, False, False, False, False, False]
@@ -59,8 +59,9 @@ class Shard:
     genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
     index_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_SMALL_BYTES)] = 0
-    """Of its index (shards/dataset/index.py); this and the next are unknown in sets of earlier versions."""
+    """Size of the index (shards/dataset/index.py); 0 in sets of earlier versions."""
     index_sha256: Sha256 | None = None
+    """Digest of the index; None in sets of earlier versions."""
 
 
 class _Head(msgspec.Struct):
@@ -72,11 +73,11 @@ class _Labels(msgspec.Struct):
 
 
 class Source(msgspec.Struct):
-    """What commands read of ``source``; the rest is for people."""
+    """The fields of ``source`` that commands read; other fields are only information."""
 
     indexed: bool = False
     genre_field: str | None = None
-    """Of an indexed set's JSONs; unknown in sets of earlier versions."""
+    """Field of the JSONs with the genres, in an indexed set; None in sets of earlier versions."""
     genre_separator: str = "|"
     rejected: dict[str, Count] = {}
     duplicate_groups: Count = 0
@@ -96,7 +97,7 @@ class _Document(msgspec.Struct):
 
 @dataclass
 class Manifest:
-    """A shard set's description; ``shards`` in split order, then by name."""
+    """The description of a shard set; ``shards`` are in split order, then by name."""
 
     genres: list[str]
     shards: list[Shard]
@@ -104,10 +105,10 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     tables: dict[str, SampleTable] = field(default_factory=dict)
-    """By split. Sets of earlier versions have none."""
+    """Sample tables by split; empty in sets of earlier versions."""
     duplicates: dict[str, list[list[int]]] | None = None
-    """By split: groups of samples that were taken for one, as positions in the split. Sets of earlier versions and of
-    other tools do not say."""
+    """By split: groups of near-duplicates, as positions in the split. None for sets of earlier versions or of other
+    tools."""
 
     @property
     def labels(self) -> LabelSet:
@@ -127,27 +128,27 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 digits that change with any shard's bytes, their order or the genres."""
+        """16 hexadecimal digits, which depend on the bytes of the shards, their order and the genres."""
         return fingerprint([self.genres, [[s.name, s.split, s.sha256] for s in self.shards]])[:16]
 
     def of_split(self, split: str) -> list[Shard]:
-        """The shards of a split. Raises UserError if the set has no such split."""
+        """Return the shards of a split. Raises UserError if the set does not have the split."""
         by_split = self.by_split
         if split not in by_split:
             raise UserError("set-split", f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
         return by_split[split]
 
     def table_of(self, split: str) -> SampleTable | None:
-        """A split's table of samples; None in sets of earlier versions. Raises UserError if it is another split's."""
+        """Return the sample table of a split; None in sets of earlier versions. Raises UserError for a wrong table."""
         table = self.tables.get(split)
         name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
         if table is not None and table.name != name:
-            what = f"the shard set's table {table.name!r} is not that of its split {split!r}, {name!r}"
+            what = f"the shard set's table {table.name!r} does not belong to its split {split!r}: expected {name!r}"
             raise UserError("set-damaged", f"{what}: {COPY_AGAIN}")
         return table
 
     def units_of(self, split: str) -> NDArray[np.int64] | None:
-        """(n,) numbers from 0 of a split's samples, the same for duplicates; None where the set does not say."""
+        """Return (n,) numbers of a split's samples from 0, equal for duplicates. None if duplicates are unknown."""
         if self.duplicates is None:
             return None
         units = np.arange(sum(shard.samples for shard in self.of_split(split)))
@@ -156,7 +157,7 @@ class Manifest:
         return np.unique(units, return_inverse=True)[1].astype(np.int64)
 
     def split_summary(self) -> dict[str, dict[str, Any]]:
-        """Per split: shards, samples, bytes, and the count of each genre."""
+        """Return, per split, the numbers of shards, samples and bytes, and the samples of each genre."""
         return {
             name: {
                 "shards": len(shards),
@@ -168,9 +169,9 @@ class Manifest:
         }
 
     def write_tables(self, folder: StoragePath) -> None:
-        """Write the splits' tables of samples from the indexes in ``folder``, and take note of the indexes' digests.
+        """Write the sample tables from the indexes in ``folder``, and store the digests of the indexes in ``shards``.
 
-        Before the manifest, which names them. Raises UserError for a set that could not be read again.
+        Call it before ``write``. Raises UserError for a set that ``read`` would refuse.
         """
         if problem := self._problem():
             raise UserError("path-name", f"{folder} cannot become a shard set: {problem}")
@@ -183,16 +184,16 @@ class Manifest:
         self.shards = self.vouched(digests)
         ours = {table.name for table in self.tables.values()}
         for name in names_in(folder):
-            if name.endswith(TABLE) and name not in ours:  # of an earlier build
+            if name.endswith(TABLE) and name not in ours:  # left by an earlier build
                 remove_file(folder / name)
 
     def vouched(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """The shards with (bytes, SHA-256) of their indexes, by the shard's name."""
+        """Return the shards with the given {shard name: (bytes, SHA-256)} of their indexes."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 
     def write(self, folder: StoragePath) -> None:
-        """Write manifest.json, atomically. It is the last file of a build."""
+        """Write manifest.json atomically. It is the last file of a build."""
         write_json(
             folder / NAME,
             {
@@ -211,7 +212,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: StoragePath, remote_timeout: float = FIRST_RETRY_SECONDS) -> Manifest:
-        """Read a folder's manifest; ``patience`` (seconds) with a store. Raises UserError if absent or not valid."""
+        """Read a folder's manifest. remote_timeout: in seconds. Raises UserError if it is absent or not valid."""
         path = folder / NAME
         if is_remote(folder):
             data = read_small(path, RetryBudget(remote_timeout))
@@ -222,14 +223,14 @@ class Manifest:
             raise UserError("set-missing", f"no shard folder at {folder}; {remedy}")
         if data is None:
             other = f"or run `posters shards index {folder}` for tars made by other tools"
-            raise UserError("set-missing", f"{folder} holds no {NAME}: finish its `posters shards build`, {other}")
-        said = path, "manifest", _REMEDY
-        head = parse_as(data, _Head, *said, "set-damaged")
+            raise UserError("set-missing", f"{folder} has no {NAME}: finish its `posters shards build`, {other}")
+        message = path, "manifest", _REMEDY
+        head = parse_as(data, _Head, *message, "set-damaged")
         if head.format != FORMAT:
             remedy = "build the set again"
             raise UserError("set-format", f"{path} has format {head.format}, this version reads {FORMAT}; {remedy}")
-        raw = parse_as(data, _Document, *said, "set-damaged")
-        check_as(raw.source, Source, *said, "set-damaged")
+        raw = parse_as(data, _Document, *message, "set-damaged")
+        check_as(raw.source, Source, *message, "set-damaged")
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
         if raw.fingerprint != manifest.fingerprint:
             raise UserError("set-damaged", f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
@@ -238,7 +239,7 @@ class Manifest:
         return manifest
 
     def _problem(self) -> str:
-        """What no set has: such names, counts and tables reach no path and no array. Empty if there is nothing."""
+        """Return the first invalid name, count or table; empty if there is none. Paths and arrays depend on them."""
         return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
 
     def _files_problem(self) -> str:
@@ -246,20 +247,20 @@ class Manifest:
             return "it has no shard with samples"
         for shard in self.shards:
             if not is_plain(shard.name) or not shard.name.endswith(".tar"):
-                return f"the shard {shard.name[:100]!r} is not named like one plain .tar file in the set's folder"
+                return f"the shard {shard.name[:100]!r} is not a plain name of a .tar file in the set's folder"
             if not is_plain(shard.split):
-                return f"the split {shard.split[:100]!r} is not one plain word: files are named by it"
+                return f"the split {shard.split[:100]!r} is not a plain word, which file names need"
             if len(shard.genre_counts) != len(self.genres):
-                return f"the shard {shard.name!r} has not one count per genre"
+                return f"the shard {shard.name!r} does not have one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
                 return f"the shard {shard.name!r} has more samples of a genre than samples"
-        # Files of predictions are named like shards; not every file system tells a from A.
+        # Prediction files get the names of shards, and some file systems ignore case.
         name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:
             return f"{times} shards are named {name!r}"
         for table in self.tables.values():
             if not is_plain(table.name) or not table.name.endswith(TABLE):
-                return f"the table {table.name[:100]!r} is not named like one plain {TABLE} file in the set's folder"
+                return f"the table {table.name[:100]!r} is not a plain name of a {TABLE} file in the set's folder"
         return ""
 
     def _duplicates_problem(self) -> str:
@@ -267,12 +268,12 @@ class Manifest:
             samples = sum(shard.samples for shard in self.by_split.get(split, ()))
             members = [position for group in groups for position in group]
             if min(map(len, groups), default=2) < 2 or len(set(members)) < len(members):
-                return f"its duplicates in {split[:100]!r} are no groups of two or more samples, each in one"
+                return f"its duplicates in {split[:100]!r} are not separate groups of two or more samples"
             if max(members, default=-1) >= samples:
-                return f"its duplicates in {split[:100]!r} are beyond its {samples} samples there"
+                return f"its duplicates in {split[:100]!r} have positions beyond the {samples} samples of the split"
         return ""
 
 
 def column_sums(shards: Sequence[Shard], genres: int) -> list[int]:
-    """Samples per genre over several shards."""
+    """Return the samples per genre, summed over shards."""
     return [sum(shard.genre_counts[column] for shard in shards) for column in range(genres)]

@@ -1,11 +1,11 @@
-"""The samples of a split as one file of fixed-width records, which readers map instead of reading.
+"""The samples of a split in one file of fixed-width records, which readers map into memory instead of reading it.
 
-    SPLIT-FINGERPRINT.samples.npy      a NumPy array of one record a sample, in shard order then index order
+    SPLIT-FINGERPRINT.samples.npy      a NumPy array with one record per sample, in shard order, then index order
 
-Made from the Parquet indexes at the end of a build. A record says where the image lies, its size in pixels, and its
-genres as bits: 20 bytes and one for every eight genres. Start-up is then a matter of opening the file, and memory that
-of the pages that are looked at, which all processes of a node share. The fingerprint in the name is that of the
-split's shards: a table can not be taken for another build's.
+A build writes it at its end from the Parquet indexes. A record has the byte range of the image, its height and width in
+pixels, and its genres as bits: 20 bytes plus one for every eight genres. So readers start fast, and only used pages
+need memory, which all processes of a node share. The fingerprint in the name depends on the shards of the split, so a
+table of another build is not used by mistake.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Shard
 
 SUFFIX = ".samples.npy"
-#: Records that are looked at together.
+#: Records that are checked together.
 CHECKED_AT_A_TIME = 1 << 18
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """A split's table, as the manifest names it."""
+    """The sample table of a split, as listed in the manifest."""
 
     name: str
-    """``table_name`` of its shards and nothing else; the manifest's reader sees to that."""
+    """Equal to ``table_name`` of the shards, which Manifest.table_of checks."""
     bytes: Count
     sha256: Sha256
 
 
 def record_type(genres: int) -> np.dtype[Any]:
-    """Of one sample: offset and size of its image in the tar (bytes), height and width (pixels), genres (bits)."""
+    """Return the type of a record: offset and size of the image (bytes), height and width (pixels), genres (bits)."""
     numbers = [("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4")]
     return np.dtype([*numbers, ("genres", "u1", (max(1, -(-genres // 8)),))])
 
 
 def records_of(table: pa.Table, genres: int) -> np.ndarray:
-    """(n,) records of the samples of an index table (shards/dataset/index.py)."""
+    """Return (n,) records of the samples of an index table (shards/dataset/index.py)."""
     records = np.zeros(table.num_rows, dtype=record_type(genres))
     for field in ("offset", "size", "height", "width"):
         records[field] = table[field if field in table.column_names else f"image_{field}"].to_numpy()
@@ -60,21 +60,21 @@ def records_of(table: pa.Table, genres: int) -> np.ndarray:
 
 
 def multi_hot_of(records: np.ndarray, genres: int) -> np.ndarray:
-    """(n, G) uint8 of 0 and 1 of some records."""
+    """Return the genres of records as (n, G) uint8 of 0 and 1."""
     return np.unpackbits(records["genres"], axis=1, count=genres)
 
 
 def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str:
-    """Name of a split's table; another one for any other shards, order of shards, or genres."""
+    """Return the name of a split's table, which depends on the shards, their order and the genres."""
     return f"{split}-{fingerprint([list(genres), list(sha256s)])[:12]}{SUFFIX}"
 
 
 def write_sample_table(
     folder: StoragePath, split: str, shards: Sequence[Shard], genres: Sequence[str]
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
-    """Write a split's table from the indexes of its shards; returns it and (bytes, sha256) of each index read.
+    """Write a split's table from the indexes of its shards. Return it and (bytes, SHA-256) of each index.
 
-    Memory O(one shard). Raises UserError for an index that is absent, not sound or of another shard.
+    Needs memory for one shard. Raises UserError for an index that is absent, damaged or of another shard.
     """
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
@@ -93,7 +93,7 @@ def write_sample_table(
 
 
 def open_sample_table(path: Path) -> IO[bytes]:
-    """The file of a table. Raises UserError if it cannot be had."""
+    """Open the file of a table. Raises UserError if it is missing or cannot be opened."""
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -105,9 +105,9 @@ def open_sample_table(path: Path) -> IO[bytes]:
 def map_sample_table(
     stream: IO[bytes], path: StoragePath, table: SampleTable, samples: int, genres: int
 ) -> np.memmap[Any, Any]:
-    """(n,) records, mapped read-only, of an open file. Raises UserError if its layout is not as the manifest says.
+    """Map the records of an open file into memory, (n,), read-only. Raises UserError if its layout is not as expected.
 
-    path: for the error. What the file holds is ``check_sample_table``'s matter.
+    path: for the message. ``check_sample_table`` checks the contents.
     """
     if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
         raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
@@ -115,21 +115,21 @@ def map_sample_table(
     try:
         version = np.lib.format.read_magic(stream)
         shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # a parser of damaged headers may raise anything; it becomes the error's line
+    except Exception as error:  # NumPy may raise any exception for a damaged header
         raise _damaged(path, one_line(error)) from None
     start = stream.tell()
     whole = start + samples * kind.itemsize == size
     if version != (1, 0) or fortran or found != kind or shape != (samples,) or not whole:
-        raise _damaged(path, "another layout than the manifest's")
+        raise _damaged(path, "its layout differs from the manifest's")
     return np.memmap(stream, dtype=kind, mode="r", offset=start, shape=(samples,))
 
 
 def check_sample_table(
     stream: IO[bytes], path: StoragePath, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
 ) -> None:
-    """Raise UserError if the file's bytes are not the manifest's, or a record says what cannot be of its tar.
+    """Raise UserError if the digest of the file is not the manifest's, or if a record does not fit its tar.
 
-    Reads all of it: 1 to 2 s a GB.
+    Reads the whole file: 1 to 2 s per GB.
     """
     if sha256_stream(stream) != table.sha256:
         raise _damaged(path, "its sha256 differs from the manifest's")
@@ -143,7 +143,7 @@ def check_sample_table(
         starts = np.concatenate([[0], ends[shard : after - 1] - first])
         reach = np.maximum.reduceat(part["offset"] + part["size"], starts)
         if part["offset"].max() > limits.max() or (reach > limits[shard:after]).any():
-            raise _damaged(path, "a sample lies outside of its tar")
+            raise _damaged(path, "a sample is outside of its tar")
         pixels = part["height"].astype(np.uint64) * part["width"]
         if not pixels.min() or pixels.max() > MAX_PIXELS:
             raise _damaged(path, f"a sample has no pixels, or over {MAX_PIXELS}")
@@ -156,7 +156,7 @@ def _damaged(path: StoragePath, problem: str) -> UserError:
 
 
 def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
-    """(n, G) uint8 from lists of columns."""
+    """Return (n, G) uint8 of 0 and 1 from lists of columns."""
     counts = np.diff(labels.offsets.to_numpy())
     targets = np.zeros((len(labels), width), dtype=np.uint8)
     targets[np.repeat(np.arange(len(labels)), counts), labels.flatten().to_numpy()] = 1

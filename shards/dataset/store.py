@@ -1,7 +1,7 @@
-"""Where a shard set's files lie and how they are opened: in a folder, or at a URL with a cache on this node.
+"""Access to the files of a shard set, in a folder or at a URL with a cache on this node.
 
-open_store("data/set")           → LocalShards    the files where they are
-open_store("s3://bucket/set")    → RemoteShards   each file brought to the cache when it is first asked for
+open_store("data/set")           → LocalShards    opens the files in the folder
+open_store("s3://bucket/set")    → RemoteShards   downloads each file to the cache when it is first needed
 """
 
 from __future__ import annotations
@@ -48,47 +48,47 @@ class ShardStore(ABC):
         return str(self.root)
 
     def where(self, shard: Shard) -> str:
-        """A shard's tar, for messages."""
+        """Return the path or URL of a shard's tar, for messages."""
         return str(self.root / shard.name)
 
     def manifest(self) -> Manifest:
-        """The set's manifest, read anew."""
+        """Read and return the manifest of the set."""
         manifest = Manifest.read(self.root, self._remote_timeout)
         warn_of_unknown_indexes(self.root, manifest)
         return manifest
 
     @abstractmethod
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """Look for missing and changed files before work begins; ``indexes``: read these, too. Raises UserError."""
+        """Raise UserError for missing or changed files before work begins. indexes: whether to read indexes, too."""
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """A descriptor of a shard's tar; the caller closes it. Raises UserError if it cannot be had.
+        """Return a descriptor of a shard's tar; the caller closes it. Raises UserError if the tar cannot be opened.
 
-        OSError if that may pass (retry.py); soon after ``stop`` is set, Abandoned.
+        Raises OSError for a failure that may pass (retry.py), and Abandoned soon after ``stop`` is set.
         """
 
     @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
-        """A shard's index. Raises UserError if it is missing, not sound, or not the manifest's."""
+        """Return the index of a shard. Raises UserError if it is missing, damaged, or not that of the manifest."""
 
     @abstractmethod
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """(n,) records of a split's table, mapped (shards/dataset/sample_table.py); ``shards`` are the split's.
+        """Return (n,) mapped records of a split's table (shards/dataset/sample_table.py). shards: those of the split.
 
-        The node's first process checks its digest. Raises UserError if the file is missing or not the manifest's.
+        The first process of a node checks the digest. Raises UserError if the file is missing or not the manifest's.
         """
 
 
 class LocalShards(ShardStore):
-    """A folder of this machine."""
+    """A shard set in a folder."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._seen: dict[str, int] = {}  # what each tar was when it was checked, as a hash
+        self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore: sizes are compared with the manifest's, so that no hour of work comes before the error."""
+        """See ShardStore. Compares sizes with the manifest's, so that errors appear before hours of work."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
@@ -104,7 +104,7 @@ class LocalShards(ShardStore):
             require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """See ShardStore. Tars are opened again and again: one that was replaced meanwhile is another's pictures."""
+        """See ShardStore. Raises UserError, too, if the tar was replaced after it was first opened."""
         path = self.root / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -122,7 +122,7 @@ class LocalShards(ShardStore):
     def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
         now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
         if self._seen.setdefault(path.name, now) != now:
-            remedy = "start again, with the set as it is now"
+            remedy = "start again with the current set"
             raise UserError("file-changed", f"shard {path} was replaced while it was read: {remedy}")
 
     def index(self, shard: Shard) -> pa.Table:
@@ -136,20 +136,20 @@ class LocalShards(ShardStore):
 
 
 class RemoteShards(ShardStore):
-    """A URL. Nothing is asked of the store until a file is needed; every file comes once per node."""
+    """A shard set at a URL. Each file is downloaded once per node, when it is first needed."""
 
     def __init__(self, root: StoragePath, cache: Cache) -> None:
         super().__init__(root, min(FIRST_RETRY_SECONDS, cache.options.remote_timeout))
         self.cache = cache
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore: every answer of a store takes time, so files are checked when they come."""
+        """See ShardStore. Does nothing, since requests take time: files are checked when they are downloaded."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         return self.cache.open(self._file(shard), stop)
 
     def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
-        """Bring a shard to the cache; True if this call did. Raises NoRoom where the limit has none, Abandoned."""
+        """Download a shard to the cache; return whether this call did. Raises NoRoom (cache limit) and Abandoned."""
         return self.cache.fetch(self._file(shard), stop=stop)
 
     def index(self, shard: Shard) -> pa.Table:
@@ -158,13 +158,13 @@ class RemoteShards(ShardStore):
             file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
             with os.fdopen(self.cache.open(file), "rb") as stream:
                 return index_of(stream.read(), source, shard)
-        # Nothing vouches for it: it is kept for this very shard of the set at this very place, and for no other set.
+        # There is no digest to check, so the cached copy is used only for this shard of the set at this URL.
         name = fingerprint([str(self.root), asdict(shard)]) + INDEX
         return self.cache.checked(source, name, lambda data: index_of(data, source, shard))
 
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
-        # A mapped file keeps its bytes, whoever deletes its name.
+        # The mapping stays valid if the cache deletes the file.
         with os.fdopen(self.cache.open(file), "rb") as stream:
             return _records(stream, file.place, table, shards, genres)
 
@@ -172,12 +172,12 @@ class RemoteShards(ShardStore):
         return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
 
 
-#: How a shard set is named: a path or URL, or its store where the cache is another than the usual one.
+#: A shard set: its path or URL, or its store (for options of the cache).
 ShardsAt: TypeAlias = str | StoragePath | ShardStore
 
 
 def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStore:
-    """The store of a shard set. Raises UserError for a URL that cannot be used here."""
+    """Return the store of a shard set. Raises UserError for a URL that this system cannot use."""
     if isinstance(shards, ShardStore):
         return shards
     root = storage_path(shards)
@@ -191,7 +191,7 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStor
 
 
 def check_files(path: Path, shard: Shard) -> os.stat_result:
-    """What os.stat says of a shard's tar. Raises UserError if it is missing, truncated or changed, or has no index."""
+    """Return os.stat of a shard's tar. Raises UserError if it is missing, truncated or changed, or has no index."""
     try:
         facts = path.stat()
     except FileNotFoundError:
@@ -208,7 +208,7 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
 def _records(
     stream: IO[bytes], path: StoragePath, table: SampleTable, shards: Sequence[Shard], genres: int
 ) -> np.ndarray:
-    """The mapped records of an open table, checked once per node."""
+    """Return the mapped records of an open table, checked once per node."""
     records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
     limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
     expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
@@ -221,15 +221,15 @@ _warned: set[str] = set()
 
 
 def warn_of_unknown_indexes(root: StoragePath, manifest: Manifest) -> None:
-    """Say once, in the main process, that a set of an earlier version has no digests of its indexes."""
+    """Warn once, in the main process, if a set of an earlier version has no digests of its indexes."""
     if str(root) in _warned or os.environ.get("RANK", "0") != "0":
         return
     if any(shard.index_sha256 is None for shard in manifest.shards):
         _warned.add(str(root))
-        how = ", with the options it was indexed with" if manifest.source.get("indexed") else ""
-        where = "the folder it was uploaded from" if is_remote(root) else root
-        said = (
-            "%s is of an earlier version: its manifest has no digests of its indexes, and one that was changed may go "
-            "unnoticed; add them with `posters shards index %s`%s"
+        how = ", with the same options as before" if manifest.source.get("indexed") else ""
+        where = "LOCAL_FOLDER" if is_remote(root) else root
+        message = (
+            "an earlier version wrote %s: its manifest has no digests of its indexes, so changes of indexes are not "
+            "detected; add the digests with `posters shards index %s`%s"
         )
-        log.warning(said, root, where, how)
+        log.warning(message, root, where, how)

@@ -24,7 +24,7 @@ def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
     """Tools that number every tar from 0: one CSV row, one prediction, would stand for several posters."""
     pack(tmp_path / "a.tar", "0 1")
     pack(tmp_path / "b.tar", "1 2")
-    with fails("samples-repeated", "a.tar", "b.tar both hold a sample '1'"):
+    with fails("samples-repeated", "a.tar", "b.tar both contain a sample '1'"):
         adopt(tmp_path)
     write_tar(tmp_path / "b.tar", {"1.jpg": b"broken", "2.jpg": encoded(draw(2))})
     with fails("samples-repeated", "a.tar", "b.tar", "'1'"):
@@ -47,7 +47,7 @@ def test_a_name_twice_refuses_the_set(tmp_path: Path, command: Command) -> None:
     tar = python_tar(tmp_path / "a.tar", "gnu", files)
     pack(tmp_path / "b.tar", "z")
     status, _, err = command("shards", "index", tmp_path, "--workers", 1)
-    assert status == 2 and f"{tar}: member 'x.jpg' is there twice" in only_error(err)
+    assert status == 2 and f"{tar}: member 'x.jpg' occurs twice" in only_error(err)
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar", ".lock"}
 
 
@@ -128,7 +128,7 @@ def test_a_csv_of_other_posters_takes_nothing(tmp_path: Path, command: Command) 
     table = write_csv(tmp_path / "meta.csv", [("9", "", "", "['A']")])
     status, out, err = command("shards", "index", tmp_path / "set", "--metadata", table, "--workers", 1)
     assert (status, out) == (2, "")
-    assert "can be taken: 2 not in the CSV; the first is id '1'" in only_error(err)
+    assert "has no usable sample: 2 not in the CSV; the first is id '1'" in only_error(err)
     assert rejected(tmp_path / "set") == {"1": "not in the CSV", "2": "not in the CSV"}
     del before["rejected.csv"]
     assert tree(tmp_path / "set").items() >= before.items()

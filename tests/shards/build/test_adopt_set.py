@@ -84,7 +84,7 @@ def test_nothing_taken_is_a_failure(tmp_path: Path, command: Command) -> None:
         write_tar(tmp_path / "a.tar", members)
         status, out, err = command("shards", "index", tmp_path, "--workers", 1)
         assert (status, out) == (2, "")
-        assert f"no sample of {tmp_path} can be taken: " in only_error(err) and reason in only_error(err)
+        assert f"{tmp_path} has no usable sample: " in only_error(err) and reason in only_error(err)
         assert len(rejected(tmp_path)) == 1 and not (tmp_path / "manifest.json").exists()
     (tmp_path / "a.tar").rename(tmp_path / "a.tar.zst")
     with fails("set-missing", tmp_path, "1 not a .tar"):

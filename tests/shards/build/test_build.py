@@ -145,7 +145,7 @@ def test_a_set_of_before_mirrored_copies_were_looked_for_keeps_its_splits(
         for name in ("manifest.json", "train-00003.index.parquet", "test-00000.index.parquet", "test-00000.tar"):
             (out / name).unlink()
     after = build(mirrored, out, samples_per_shard=5)
-    assert "did not look for mirrored copies: its splits are kept, and 20 posters may" in caplog.text
+    assert "detection of mirrored copies: its splits are kept, and 20 posters may" in caplog.text
     assert after.fingerprint == before.fingerprint and (out / "manifest.json").read_bytes() == manifest
     again = build(mirrored, out, samples_per_shard=5, overwrite=True)  # as the user says: by the new rule
     assert again.source["duplicate_groups"] == 20 and again.fingerprint != before.fingerprint
@@ -285,7 +285,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"images": tmp_path / "absent"}, "image folder not found"),
         ({"images": few.csv}, "image folder not found"),
         ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
-        ({"images": spoilt}, r"no poster left to build from .* 1 not an image.*the first is id 'p00\d\d'"),
+        ({"images": spoilt}, r"no usable poster in .* 1 not an image.*the first is id 'p00\d\d'"),
         ({"metadata": tmp_path / "absent.csv"}, "metadata CSV not found"),
         ({"metadata": header}, "no usable row: the file has only a header line"),
         ({"metadata": no_genres}, "no usable row: 1 no genres; the first is id 'p0000'"),

@@ -46,10 +46,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "labels absent": ("{build} --labels {tmp}/labels.json", ["labels file not found"]),
     "labels are a CSV": ("{build} --labels {csv}", ["labels file", "meta.csv"]),
     "out is a file": ("shards build --images {images} --metadata {csv} --out {csv}", ["cannot make the folder"]),
-    "out holds other shards": ("{rebuild} --seed 9", ["already holds other shards", "--overwrite"]),
+    "out holds other shards": ("{rebuild} --seed 9", ["already contains other shards", "--overwrite"]),
     "info without a set": ("shards info {tmp}/no", ["no shard folder at {tmp}/no", "posters shards build --out"]),
-    "info of posters": ("shards info {empty}", ["holds no manifest.json", "posters shards index"]),
-    "verify without a set": ("shards verify {empty}", ["holds no manifest.json"]),
+    "info of posters": ("shards info {empty}", ["has no manifest.json", "posters shards index"]),
+    "verify without a set": ("shards verify {empty}", ["has no manifest.json"]),
     "index without a folder": ("shards index {tmp}/no", ["no such folder"]),
     "index without tars": ("shards index {empty}", ["no .tar file in"]),
 }  # fmt: skip

@@ -93,7 +93,7 @@ def test_stale_bytes_are_fetched_again(
 ) -> None:
     file = remote(server, 1, reply(body(2)), reply(body(1)))
     assert content(cache(tmp_path), file) == body(1)
-    assert "other bytes than the manifest's" in caplog.text
+    assert "its sha256 differs from the manifest's" in caplog.text
 
 
 def test_bytes_that_stay_stale_are_one_line_and_leave_nothing(server: MisbehavingServer, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_right_size_is_not_the_right_content(
     kept = cache(tmp_path)
     assert not kept.has(file)
     assert content(kept, file) == body(1)
-    assert "was damaged" in caplog.text and server.requests["/train-00001.tar"] == 1
+    assert "is damaged and is fetched again" in caplog.text and server.requests["/train-00001.tar"] == 1
     (tmp_path / file.name).write_bytes(WRONG)  # later, in place
     assert content(kept, file) == content(cache(tmp_path), file) == body(1)
     assert server.requests["/train-00001.tar"] == 2

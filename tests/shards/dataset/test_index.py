@@ -190,8 +190,8 @@ def test_some_bytes_do_not_become_gigabytes(few_shards: Path) -> None:
     many = pa.array([[0] * (1 << 20)] * n, pa.list_(pa.int16()))
     for column, values, *facts in (
         (1, texts[0].cast(pa.string()), "'id'", 1 << 20),
-        (1, texts[1].cast(pa.string()), "larger than its samples"),
-        (9, many, "larger than its samples"),
+        (1, texts[1].cast(pa.string()), "too large for its number of samples"),
+        (9, many, "too large for its number of samples"),
     ):
         data = written(good.set_column(column, good.schema.field(column), values), good.schema.metadata)
         assert len(data) < 1 << 20

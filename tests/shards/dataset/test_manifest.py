@@ -242,7 +242,7 @@ def test_every_command_refuses_a_set_whose_shards_lie_elsewhere(
     (tmp_path / "victim.tar").write_bytes((few_shards / "train-00000.tar").read_bytes())
     before = tree(tmp_path)
     status, out, err = command("shards", verb, folder)
-    assert status == 2 and "'../victim.tar' is not named like one plain .tar file" in only_error(err)
+    assert status == 2 and "'../victim.tar' is not a plain name of a .tar file" in only_error(err)
     assert not out and tree(tmp_path) == before
 
 

@@ -85,7 +85,7 @@ def test_tables_of_two_splits_are_not_exchanged(tmp_path: Path) -> None:
     (out / "manifest.json").write_text(json.dumps(swapped))
     with fails("set-damaged", "'val'"):
         open_store(out).manifest().table_of("val")
-    assert any("is not that of its split 'val'" in problem for problem in verify_shards(out, 1)[1])
+    assert any("does not belong to its split 'val'" in problem for problem in verify_shards(out, 1)[1])
     (out / "manifest.json").write_text(json.dumps(raw))
     shutil.move(out / val["name"], out / "keep")
     shutil.move(out / test["name"], out / val["name"])

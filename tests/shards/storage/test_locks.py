@@ -115,7 +115,7 @@ def test_without_locks_nothing_is_deleted_and_a_line_says_so(
     kept = cache(tmp_path, 2 * SIZE)
     (line,) = caplog.messages
     assert f"the cache {tmp_path} is on a file system without locks ([Errno " in line
-    assert "nothing is deleted there for --cache-limit" in line
+    assert "--cache-limit deletes no files" in line
     files = [remote(server, number) for number in range(4)]
     for number, file in enumerate(files):
         assert content(kept, file) == body(number)

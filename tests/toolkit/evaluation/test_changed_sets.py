@@ -98,7 +98,7 @@ def test_predictions_are_written_to_their_folder_alone(copy: Path, model: Path, 
     (copy / "manifest.json").write_text(json.dumps(raw))
     before = files(tmp_path)
     for command in ("predict", "evaluate", "train", "tune"):
-        with pytest.raises(UserError, match=r"is not named like one plain \.tar file"):
+        with pytest.raises(UserError, match=r"is not a plain name of a \.tar file"):
             main(words(command, model, copy, out))
     assert files(tmp_path) == before
     assert {p.read_text() for p in (tmp_path / "victim.csv", tmp_path / "made" / "victim.csv")} == {"mine"}

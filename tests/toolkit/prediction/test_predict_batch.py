@@ -219,7 +219,7 @@ def test_what_is_refused(by_one: Path, many_shards: Path, model: Path, posters: 
     for options, word in (
         ([*shards, "--out", tmp_path / "x", "--batch-size", -1], "must be 0"),
         (["--shards", tmp_path / "none", "--out", tmp_path / "x"], "no shard folder at"),
-        (["--shards", here, "--out", tmp_path / "x"], "holds no manifest.json"),
+        (["--shards", here, "--out", tmp_path / "x"], "has no manifest.json"),
     ):
         with pytest.raises(UserError, match=word):
             predict(model, *options)

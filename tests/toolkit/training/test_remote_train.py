@@ -157,7 +157,7 @@ def test_a_set_that_is_gone_is_one_line_and_goes_on_later(
         ("SET", [*WINDOW, "--cache-limit", "1kB"], ["windows of 1 shards", "--data.window"]),
         ("SET", ["--cache-limit", "much"], ["200GB", "'much'"]),
         ("SET", ["--remote-timeout", "-1"], ["--remote-timeout", "'-1'"]),
-        ("SET/elsewhere", [], ["elsewhere", "holds no manifest.json"]),
+        ("SET/elsewhere", [], ["elsewhere", "has no manifest.json"]),
         ("SET-closed", ["--remote-timeout", "0.2"], ["manifest.json cannot be read", "network"]),
         ("nonsense://bucket/set", [], ["nonsense://bucket/set"]),
         pytest.param(
@@ -313,5 +313,5 @@ def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
 ) -> None:
     assert main(["shards", "info", server.url("/set")]) == 0
     assert Manifest.read(storage_path(server.url("/set"))).fingerprint in capsys.readouterr().out
-    with pytest.raises(UserError, match="verified in a folder; copy it"):
+    with pytest.raises(UserError, match="copy the set to a folder first"):
         main(["shards", "verify", server.url("/set")])

@@ -135,7 +135,7 @@ def test_an_unknown_split_is_named(shard_set: Path):
 
 
 def test_no_manifest(tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         ShardReader.of_split(tmp_path, "train")
 
 
