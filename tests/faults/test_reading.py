@@ -24,7 +24,7 @@ def test_what_fails_in_passing_is_read_again(fault: str, drawn_set: Path, unharm
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     run = ended(options, tmp_path / "said", 1, f"read {fault} {TAR}")
     assert run.statuses == [0] and run.errors == [] and "replaced" not in run.said[0]
-    assert ("it is read again" in run.said[0]) == ("short" not in fault)
+    assert ("retrying for up to" in run.said[0]) == ("short" not in fault)
     assert_same_run(tmp_path / "run", unharmed[1])
 
 
