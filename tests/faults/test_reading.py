@@ -67,7 +67,7 @@ def test_what_does_not_pass_is_not_tried_again_and_is_no_damage(
     assert stopped.statuses == [2, 2], stopped.said
     for line in stopped.errors:
         assert "rank 1: shard " in line and words in line and "checkpoint saved" in line
-    assert "replaced" not in "".join(stopped.said) and "read again" not in "".join(stopped.said)
+    assert "replaced" not in "".join(stopped.said) and "retrying" not in "".join(stopped.said)
 
 
 def test_a_shard_of_validation(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):
