@@ -143,10 +143,7 @@ class DaskExecutor:
             )  # fmt: skip
 
     def poll(self) -> int:
-        """Return the number of tasks that the current workers run at once, updated every CONNECT_TRIES seconds.
-
-        Raises UserError if the scheduler is lost.
-        """
+        """Return how many tasks the current workers can run at once. Raises UserError if the scheduler is lost."""
         if self._client.status != "running":
             raise self._lost("the connection was closed")
         if time.monotonic() - self._looked >= CONNECT_TRIES:
