@@ -1,1 +1,1 @@
-"""Runs tasks on all cores of this machine, or on the workers of a Dask scheduler."""
+"""Run tasks on all cores of this machine, or on the workers of a Dask scheduler."""

@@ -1,9 +1,9 @@
-"""Work in chunks whose answers are kept: a run that was killed goes on where it was.
+"""Work in chunks with saved results, so that a killed run can be resumed.
 
-    items ─ cut ─→ tasks, some items each ─ kept ─→ answers of an earlier run that still hold
-                                          ─ work_through, answers ─→ the others; a task writes its own (keep) last
+    items ─ split_into_chunks ─→ tasks, some items each ─ read_result ─→ valid results of an earlier run
+                                                        ─ run_chunks, results_in_order ─→ the other results
 
-``posters fetch`` has its journal instead of answers: what is settled there is of single links.
+A task saves its own result at its end (write_result). ``posters fetch`` uses a journal instead, by link.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Task = TypeVar("Task", bound=Sized)  # its items, which the progress bar counts
 
 
 def split_into_chunks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
-    """The items in their order, ``size`` at a time."""
+    """Split items into chunks of ``size``, in order. The last chunk may be smaller."""
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def run_chunks(
     executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield (task, result) as they are done, under a progress bar that says ``what``."""
+    """Yield (task, result) in completion order, with a progress bar named ``what``."""
     with progress(sum(map(len, tasks)), what, unit) as bar:
         for task, result in executor.run(function, tasks):
             yield task, result
@@ -40,20 +40,20 @@ def run_chunks(
 def results_in_order(
     executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], what: str, unit: str = "img"
 ) -> list[Result]:
-    """The results in the order of the tasks."""
+    """Run the tasks and return the results in the order of the tasks."""
     found = {id(task): result for task, result in run_chunks(executor, function, tasks, what, unit)}
     return [found[id(task)] for task in tasks]
 
 
 def write_result(file: StoragePath, state: str, **answer: Any) -> None:
-    """Write a task's answer (JSON types). ``state``: fingerprint of all that decides it."""
+    """Save a task's result (JSON types). ``state``: fingerprint of everything that determines it."""
     write_json(file, {"state": state, **answer})
 
 
 def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
-    """What ``keep`` wrote for this very state; empty without it. ``file`` may be what it holds."""
+    """Return a saved result with this ``state``, otherwise an empty dict. ``file``: path or content of the file."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())
         return found if found["state"] == state else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}  # no usable answer of an earlier run
+        return {}  # no usable result of an earlier run

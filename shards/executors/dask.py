@@ -1,11 +1,11 @@
-"""Tasks on the workers of a Dask scheduler: the same functions, tasks and results as on this machine.
+"""Run tasks on the workers of a Dask scheduler: the same functions, tasks and results as on this machine.
 
-Only a task, which is small, travels to a worker, and only its result back; posters and shards go between the workers
-and the store, or the shared file system. Results cannot depend on the cluster, because a worker is asked before its
-first task, whenever it joins: does it have the versions on which bytes depend, does it see the same folders?
+Only small tasks are sent to a worker, and only results come back. Workers read and write posters and shards directly in
+the store or the shared file system. Each worker is checked before its first task: it must have the library versions on
+which the output bytes depend, and see the same folders. So results do not depend on the cluster.
 
-distributed itself runs a lost worker's tasks again elsewhere, and reports a task whose workers died several times
-(``distributed.scheduler.allowed-failures``); shards/executors/retries.py says what becomes of that one.
+distributed runs the tasks of a lost worker again on another one. It reports a task whose workers died several times
+(``distributed.scheduler.allowed-failures``), and shards/executors/retries.py handles that task.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ from shards.versions import library_versions
 log = logging.getLogger(__name__)
 
 CONNECT = 15
-"""Seconds after which a scheduler that does not answer is given up."""
+"""Seconds to wait for a response of the scheduler."""
 
 CONNECT_TRIES = 5
-"""Seconds between two looks at a cluster that has nothing to report."""
+"""Seconds between two checks of a cluster without new results."""
 
 NO_WORKERS = 4
-"""Tasks that wait on a scheduler without workers: they start the first ones that come."""
+"""Tasks submitted to a scheduler without workers, so that the first workers can start at once."""
 
 WITNESS_PREFIX = ".seen-"
-"""Begins the name of a file that workers must see in a folder where results go."""
+"""Prefix of a test file in each output folder. Workers must see this file."""
 
 CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
-"""What a lost scheduler makes of a call."""
+"""Exceptions of a call if the scheduler is lost."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a worker must have in common with this machine. Hashable: each worker looks once."""
+    """Versions and files that a worker must share with this machine. Hashable, so that each worker checks them once."""
 
     versions: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str, int], ...]
-    """(folder, a file in it, its size)."""
+    """(folder, path of a file in it, size in bytes)."""
 
 
 def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> tuple[Any, Failure | None]:
-    """Runs on a worker: the task, if the worker fits."""
+    """Run a task on a worker, if the worker fits."""
     if problem := _misfit(terms):
         return None, Failure(problem, "user", "environment")
     return attempt(function, task, get_worker().address)
 
 
 def check_worker(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
-    """Runs on a worker: (why it does not fit, whether it still runs tasks of an earlier run on the same folder)."""
+    """Check this worker: (why it does not fit or "", whether it still runs tasks of an earlier run on the folder)."""
     return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
 
 
@@ -94,11 +94,11 @@ def _misfit(terms: Terms) -> str:
 
 
 class DaskExecutor:
-    """A connection to a scheduler, for the length of a ``with`` block.
+    """Connection to a scheduler inside a ``with`` block.
 
     ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must see the local
-    folders ``reads`` and ``writes``. Raises UserError if the scheduler is not there, a worker does not fit, or, later,
-    the scheduler is lost.
+    folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost later, or if a worker
+    does not fit.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class DaskExecutor:
             yield from run_all(tasks, backend)
 
     def submit(self, function: Callable[[Any], Any], task: Any, avoid: set[str]) -> Future:
-        """Run a task on a worker; on none of those to ``avoid``, if there are others."""
+        """Submit a task to a worker. Workers in ``avoid`` are used only if there are no others."""
         others = sorted(self._threads.keys() - avoid) if avoid else []
         key = f"{self._run_key}-{function.__name__}-{secrets.token_hex(8)}"
         with self.as_user_error():
@@ -143,7 +143,7 @@ class DaskExecutor:
             )  # fmt: skip
 
     def poll(self) -> int:
-        """How many tasks the workers that are there now can run at once, seen every few seconds. Raises UserError."""
+        """Return how many tasks the current workers can run at once. Raises UserError if the scheduler is lost."""
         if self._client.status != "running":
             raise self._lost("the connection was closed")
         if time.monotonic() - self._looked >= CONNECT_TRIES:
@@ -156,24 +156,24 @@ class DaskExecutor:
         return sum(self._threads.values())
 
     def cancel(self, futures: Sequence[Future]) -> None:
-        """Take tasks back that nobody waits for any more."""
+        """Cancel tasks whose results are no longer needed."""
         with contextlib.suppress(*CONNECTION_ERRORS):
             self._client.cancel(futures, force=True)
 
     @contextlib.contextmanager
     def as_user_error(self) -> Iterator[None]:
-        """Turn the loss of the scheduler into one line."""
+        """Turn errors of a lost scheduler into a UserError."""
         try:
             yield
         except (*CONNECTION_ERRORS, RuntimeError, ClosedClientError) as error:
-            # The last two are of a client that is closed, or was while it asked.
+            # A client that is closed before or during the call raises the last two.
             if self._client.status == "running" and not isinstance(error, CONNECTION_ERRORS):
                 raise
             raise self._lost(error) from None
 
     def _lost(self, why: object) -> UserError:
-        remedy = "finished work is kept: start it and its workers, and run the same command again"
-        return UserError("scheduler-lost", f"the Dask scheduler {self._scheduler} is gone ({one_line(why)}); {remedy}")
+        remedy = "finished work is kept: start scheduler and workers, and run the same command again"
+        return UserError("scheduler-lost", f"the Dask scheduler {self._scheduler} is lost ({one_line(why)}); {remedy}")
 
     def _close(self) -> None:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
@@ -187,7 +187,7 @@ class DaskExecutor:
                 yield str(folder), str(path), path.stat().st_size
         for folder in self._writes:
             for name in names_in(folder):
-                if name.startswith(WITNESS_PREFIX):  # a killed run's; the caller holds the folder
+                if name.startswith(WITNESS_PREFIX):  # left by a killed run: the caller holds the folder's lock
                     (folder / name).unlink(missing_ok=True)
             path = folder.resolve() / f"{WITNESS_PREFIX}{secrets.token_hex(8)}"
             path.write_text(self._run_key)
@@ -195,7 +195,7 @@ class DaskExecutor:
             yield str(folder), str(path), path.stat().st_size
 
     def _meet_workers(self) -> None:
-        """Refuse workers that do not fit; wait for those that still work for an earlier run on the same folder."""
+        """Raise UserError if a worker does not fit. Wait for workers that still run tasks of an earlier run there."""
         for look in itertools.count():
             with self.as_user_error():
                 answers = self._client.run(check_worker, self._terms, self._run_key, on_error="return")
@@ -207,12 +207,12 @@ class DaskExecutor:
             if not (busy := sum(at_work for _, at_work in answers.values())):
                 break
             if not look:
-                log.warning("%d workers are still at work for an earlier run: waiting for them", busy)
+                log.warning("%d workers still run tasks of an earlier run: waiting for them", busy)
             time.sleep(0.5)
 
 
 class _Cluster(Backend):
-    """One run's tasks on the workers."""
+    """Tasks of one run on the workers."""
 
     this_machine = False
 
@@ -255,7 +255,7 @@ class _Cluster(Backend):
             workers, last = killed.allowed_failures + 1, killed.last_worker.address
             line = f"{workers} workers were killed while it ran, the last was {last}: out of memory?"
             return number, None, Failure(line, "killed")
-        except Exception as error:  # our side of the worker never came to run: it cannot load what it was sent
+        except Exception as error:  # our function did not start on the worker: it cannot load the task
             return number, None, Failure(_cannot("a worker", error), "user", "environment")
         if failure is not None:
             self._failed_on[number].add(failure.worker)
@@ -263,17 +263,17 @@ class _Cluster(Backend):
 
 
 def _cannot(worker: str, error: Exception) -> str:
-    remedy = "install poster-toolkit there, the same version with the same extras"
+    remedy = "install poster-toolkit there in the same version, with the same extras"
     return f"{worker} cannot run this program's tasks ({one_line(error)}); {remedy}"
 
 
 def _connect(scheduler: str) -> Client:
-    # What they would say of a lost scheduler is said once, in our own line. The second has a level of its own.
+    # Our own message reports a lost scheduler, so their log is off. The second logger has a level of its own.
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = _address(scheduler)
     try:
-        # Client's own timeout ends with the connection: it would wait for ever for a peer that never speaks.
+        # Client's own timeout covers only the connection: it would wait without end for a silent peer.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may have a running event loop
             thread.submit(asyncio.run, _check_workers(address)).result()
         return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
@@ -284,7 +284,7 @@ def _connect(scheduler: str) -> Client:
 
 
 async def _check_workers(address: str) -> None:
-    """Raise OSError or TimeoutError unless a peer answers that speaks distributed's protocol."""
+    """Raise OSError or TimeoutError if no peer with distributed's protocol answers."""
     arguments = Security().get_connection_args("client")
     comm = await asyncio.wait_for(connect(address, timeout=CONNECT, **arguments), CONNECT + 1)
     await comm.close()
@@ -296,5 +296,5 @@ def _address(scheduler: str) -> str:
     try:
         return str(json.loads(Path(scheduler).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "is no address such as tcp://host:8786, and no scheduler file either"
+        what = "is neither an address such as tcp://host:8786 nor a scheduler file"
         raise UserError("option-value", f"--scheduler {scheduler} {what} ({one_line(error)})") from None

@@ -1,8 +1,7 @@
 """Run many repeatable tasks: on all cores of this machine, or on a cluster's workers (shards/executors/dask.py).
 
-A task is a pure function of its arguments that leaves a file under a final name; it may be run again at any time, and
-twice at once. ``str(task)`` names it for people. What becomes of failures is the same everywhere
-(shards/executors/retries.py).
+A task is a pure function of its arguments and writes a file under a final name. It may run again at any time, also
+twice at the same moment. ``str(task)`` is its name in messages. Failures are handled by shards/executors/retries.py.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ from shards.values import Checked, or_more
 if TYPE_CHECKING:
     from shards.executors.dask import DaskExecutor
 
-#: Who runs tasks: ``run`` yields (task, result) in completion order, ``slots`` says how many run at a time.
+#: Runs tasks: ``run`` yields (task, result) in completion order, ``slots`` returns how many run at the same time.
 Executor: TypeAlias = "LocalExecutor | DaskExecutor"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersOption(Checked):
-    """How many processes do the work."""
+    """Number of worker processes."""
 
     workers: Annotated[int, or_more("all cores")] = 0
-    """Worker processes of this machine (0: one per core)."""
+    """Worker processes on this machine (0: one per core)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions:
-    """Who does the work."""
+    """Executor of the tasks, and the lock of the output folder."""
 
     executor: Literal["local", "dask"] = "local"
-    """This machine (local), or the workers of a Dask scheduler."""
+    """Run tasks on this machine (local) or on the workers of a Dask scheduler (dask)."""
     scheduler: str | None = option(None, metavar="ADDRESS")
     """Address (tcp://HOST:PORT) of the Dask scheduler, or its scheduler file."""
     break_lock: bool = option(False, old=("--take-over",))
-    """Go on although a run on another machine, which must be dead, claims --out (a URL)."""
+    """Use --out (a URL) although a run on another machine has locked it. That run must have ended."""
 
     def check_executor(self) -> None:
         """Raise UserError for options that do not go together on a command line."""
@@ -57,12 +56,12 @@ class ExecutorOptions:
             if not self.scheduler:
                 why = "tcp://HOST:PORT, or the path of a scheduler file"
                 raise UserError("option-missing", f"--executor dask needs --scheduler: {why}")
-            if getattr(self, "workers", 0):  # `posters fetch` has none
-                remedy = "a Dask cluster has the workers that were started"
+            if getattr(self, "workers", 0):  # `posters fetch` has no --workers
+                remedy = "leave it out, since a Dask cluster uses its own workers"
                 raise UserError("option-conflict", f"--workers is for --executor local; {remedy}")
         elif self.scheduler:
-            why = "which was not asked for"
-            raise UserError("option-conflict", f"--scheduler {self.scheduler} is for --executor dask, {why}")
+            why = "add --executor dask, or leave --scheduler out"
+            raise UserError("option-conflict", f"--scheduler {self.scheduler} is for --executor dask; {why}")
 
 
 @contextlib.contextmanager
@@ -73,11 +72,11 @@ def open_executor(
     writes: Sequence[StoragePath] = (),
     libraries: Sequence[str] = (),
 ) -> Iterator[Executor]:
-    """The executor that the options ask for.
+    """Open the executor of the options.
 
-    ``workers`` processes of this machine (0: one per core), or the workers of a Dask ``scheduler``. Each of those must
-    see those of the folders ``reads`` and ``writes`` that are no URLs, and have this machine's versions of
-    ``libraries`` and of shards.versions.LIBRARIES.
+    It has ``workers`` processes on this machine (0: one per core), or the workers of a Dask ``scheduler``. Dask workers
+    must see the local folders of ``reads`` and ``writes``, and have this machine's versions of ``libraries`` and of
+    shards.versions.LIBRARIES. Raises UserError as DaskExecutor.
     """
     if scheduler is None:
         yield LocalExecutor(workers)
@@ -91,15 +90,15 @@ def open_executor(
 
 
 def available_cores() -> int:
-    """Cores this process may use: the scheduler's affinity (containers, Slurm), not the machine's."""
+    """Return the number of cores that this process may use (the CPU affinity of containers and Slurm)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalExecutor:
-    """Processes of this machine; ``workers`` 0 means one per available core.
+    """Worker processes on this machine. ``workers`` 0 means one per available core.
 
-    One worker, or one task, runs in this process. Raises UserError if a worker is killed from outside (usually by the
-    kernel, out of memory): whatever had finished stays on disk.
+    With one worker or one task, everything runs in this process. Raises UserError if a worker is killed from outside
+    (usually by the kernel, out of memory). Finished work stays on disk.
     """
 
     def __init__(self, workers: int = 0) -> None:
@@ -121,7 +120,7 @@ class LocalExecutor:
 
 
 class _InProcess(Backend):
-    """This process, a task at a time."""
+    """Backend of this process: one task at a time."""
 
     this_machine = True
 
@@ -139,13 +138,13 @@ class _InProcess(Backend):
 
 
 class _Pool(Backend):
-    """Processes of this machine."""
+    """Backend of several processes on this machine."""
 
     this_machine = True
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> None:
         self._function, self._tasks, self._workers = function, tasks, workers
-        # spawn: a forked child would inherit the locks of the parent's threads in whatever state they are
+        # spawn: a forked child would inherit locks that the parent's threads hold at that moment
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         self._running: dict[Future[Any], int] = {}
@@ -165,12 +164,12 @@ class _Pool(Backend):
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which shuts the pool down in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and shuts the pool down in order
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """Without this, workers of a parent killed by SIGKILL would wait for work for ever."""
+    """End this worker with its parent. Without this, workers of a parent killed by SIGKILL would never end."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -1,9 +1,9 @@
-"""What becomes of tasks that fail: tried again, set aside, or the end of the run. The same for every executor.
+"""Handle failed tasks in the same way for every executor: retry, skip, or end the run.
 
-- A UserError, and a full disk of this machine, end the run at once: all tasks would meet them.
-- Any other exception may pass (a store that was busy): the task is tried again, ``RETRIES`` times. Then it is set
-  aside, all other tasks are done, and one UserError at the end names it. A bug's traceback is logged.
-- A task whose worker was killed several times may have stood beside the culprit. It is tried alone, after all others.
+- A UserError or a full disk of this machine ends the run at once, because all tasks would fail.
+- Any other exception may be temporary (a busy store): the task is retried ``RETRIES`` times and then skipped. All other
+  tasks run, and one UserError at the end names the skipped tasks. The traceback of a bug is logged.
+- If the workers of a task were killed several times, another task may be the cause. It runs alone, after all others.
 """
 
 from __future__ import annotations
@@ -26,61 +26,61 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""Further tries of a task that failed for what may be a passing reason."""
+"""Retries of a task after failures that may be temporary."""
 
 MAX_FAILURES_IN_A_ROW = 20
-"""So many tasks set aside, one after the other, and the cause is not theirs: the run ends."""
+"""Number of consecutive failed tasks that ends the run, because the cause is probably not the tasks."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task failed, in plain values: not every library's exceptions can travel between processes."""
+    """Failure of a task in plain values, because exceptions of some libraries cannot be sent between processes."""
 
     line: str
-    """One line, with the exception's type where that says more."""
+    """Message in one line, with the type of the exception if it is not a UserError."""
     kind: str = "bug"
-    """``user``: a UserError; ``disk``: it is full; ``passing``: system or store; ``killed``: its worker; ``bug``."""
+    """``user``: UserError; ``disk``: full disk; ``passing``: system or store; ``killed``: worker killed; ``bug``."""
     code: Code = "tasks-failed"
     status: int = UserError.status
-    """Of a UserError, with its exit status."""
+    """Exit status of a UserError."""
     disk: tuple[int, str, str | None] | None = None
-    """errno, its word and the file."""
+    """(errno, its message, the file) of a full disk."""
     trace: str = ""
     host: str = field(default_factory=socket.gethostname)
     worker: str = ""
     """Address of a cluster's worker."""
 
 
-#: (position of a task, its result, or why there is none)
+#: (position of a task, its result, its failure or None)
 Outcome = tuple[int, Any, Failure | None]
 
 
 class Backend(Protocol):
-    """Where tasks run, by their positions."""
+    """Runs submitted tasks, which are numbered by their positions."""
 
     this_machine: bool
-    """Whether a full disk is every task's."""
+    """Whether all tasks run on this machine, so that a full disk affects every task."""
 
     def room(self) -> int:
-        """How many tasks may be submitted and not yet done: a short queue keeps memory flat."""
+        """Return how many tasks may be submitted and unfinished: a short queue limits memory."""
 
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
-        """What is done by now; waits for something to be done if nothing is, or comes back empty after a while."""
+        """Return the finished tasks. If there are none, wait for one; the result may be empty after some seconds."""
 
     def close(self) -> None:
-        """Take back what nobody waits for any more."""
+        """Cancel the tasks whose results are no longer needed."""
         return
 
 
 def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") -> tuple[Any, Failure | None]:
-    """(result, None), or (None, why there is none)."""
+    """Run a task: (result, None), or (None, its failure)."""
     try:
         return function(task), None
-    except Exception as error:  # whatever it is: judged, told and counted by drive()
+    except Exception as error:  # of any type: run_all() handles all failures
         return None, _failure_of(error, worker)
 
 
@@ -97,7 +97,7 @@ def _failure_of(error: Exception, worker: str) -> Failure:
 
 
 def run_all(tasks: Sequence[Task], backend: Backend) -> Iterator[tuple[Task, Any]]:
-    """Yield (task, result) in completion order. Raises UserError as the module says, and OSError for a full disk."""
+    """Yield (task, result) in completion order. Raises UserError (see the module), and OSError for a full disk."""
     retries = _Retries(tasks, backend.this_machine)
     queue, suspects = deque(range(len(tasks))), deque[int]()
     running, alone = 0, False
@@ -126,10 +126,10 @@ class _Retries(Generic[Task]):
         self._tries: Counter[int] = Counter()
         self._aside: dict[int, str] = {}
         self.in_a_row = 0
-        """Tasks set aside since the last one that went well."""
+        """Number of tasks skipped since the last success."""
 
     def failed(self, number: int, failure: Failure) -> bool:
-        """Whether the task is to be tried again. Raises what ends the run."""
+        """Return whether to try the task again. Raises UserError or OSError if the run must end."""
         if failure.kind == "user":
             error = UserError(failure.code, failure.line)
             error.status = failure.status
@@ -139,22 +139,22 @@ class _Retries(Generic[Task]):
         self._tries[number] += 1
         name = str(self._tasks[number])
         if failure.kind != "killed" and self._tries[number] <= RETRIES:
-            log.warning("%s failed on %s and is tried again: %s", name, failure.host, failure.line)
+            log.warning("%s failed on %s and is retried: %s", name, failure.host, failure.line)
             return True
         if failure.kind == "bug":
             log.error("%s failed on %s:\n%s", name, failure.host, failure.trace.rstrip())
         self._aside[number] = f"{name} ({failure.line})"
         self.in_a_row += 1
         if MAX_FAILURES_IN_A_ROW <= self.in_a_row < len(self._tasks):
-            what = f"{self.in_a_row} tasks failed one after the other, so the rest was not tried"
-            kept = "finished work is kept: mend the cause and run the same command again"
+            what = f"{self.in_a_row} tasks failed one after the other, so the other tasks were not tried"
+            kept = "finished work is kept: repair the cause and run the same command again"
             raise UserError("tasks-failed", f"{what}; the last was {self._aside[number]}; {kept}")
         return False
 
     def finish(self) -> None:
-        """Raises UserError if tasks were set aside."""
-        if told := [self._aside[number] for number in sorted(self._aside)]:
-            more = [f"and {len(told) - 5} more"] if len(told) > 5 else []
-            kept = "Whatever was finished is kept: mend the cause and run the same command again"
-            what = f"{len(told)} of {len(self._tasks)} tasks failed: {'; '.join(told[:5] + more)}"
+        """Raise UserError if tasks were skipped."""
+        if failed := [self._aside[number] for number in sorted(self._aside)]:
+            more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
+            kept = "Finished work is kept: repair the cause and run the same command again"
+            what = f"{len(failed)} of {len(self._tasks)} tasks failed: {'; '.join(failed[:5] + more)}"
             raise UserError("tasks-failed", f"{what}. {kept}")

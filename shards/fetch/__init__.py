@@ -1,1 +1,1 @@
-"""``posters fetch``: from a CSV of links to a folder of whole posters, and a reason for every link that gave none."""
+"""``posters fetch``: download the links of a CSV into a folder of checked posters. Each failed link gets a reason."""

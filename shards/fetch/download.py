@@ -1,4 +1,4 @@
-"""One link to bytes or to the reason why there are none: tries, redirects, limits."""
+"""Download one link, with retries, redirects and limits. The result is its bytes or the reason of the failure."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-#: Answers that another try may change, beside 5xx: request timeout, too early, too many requests.
+#: Temporary statuses besides 5xx: request timeout, too early, too many requests.
 PASSING = (408, 425, 429)
-#: This machine is out of something; no link is to blame.
+#: Error numbers of missing resources on this machine; the link is not the cause.
 OUR_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-#: The longest pause between two tries that we choose ourselves, in seconds.
+#: Longest pause of our own backoff between two tries, in seconds.
 MAX_BACKOFF = 30.0
 
 
 class Unfetched(Unusable):
-    """A link that gave no file."""
+    """A download that failed, with its reason."""
 
     def __init__(self, reason: str, detail: str, *, passing: bool = False, retry: bool = True) -> None:
         super().__init__(reason, detail)
-        self.passing = passing  # whether another run may fare better
-        self.retry = passing and retry  # whether another try in this run may
+        self.passing = passing  # the failure is temporary: another run may succeed
+        self.retry = passing and retry  # another try in this run may succeed
 
 
 def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSession:
-    """The HTTP session of a run. To be closed by the caller, as is usual."""
+    """Open the HTTP session of a run. The caller must close it."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             resolver=PolicyResolver(allowed),
-            limit=0,  # the run's workers are the limit, and the downloader's places per host
+            limit=0,  # the number of workers and the downloader's places per host are the limits
             keepalive_timeout=5,  # idle connections to many hosts would use up the open files
         ),
         timeout=aiohttp.ClientTimeout(total=options.timeout, sock_connect=options.connect_timeout),
-        # Not what the environment says: a proxy would connect on our behalf, to addresses we never judged,
-        # and passwords of a .netrc would go to whatever host a link names.
+        # Ignore the environment. A proxy would connect to addresses that the policy has not checked,
+        # and passwords of a .netrc would be sent to any host that a link names.
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={
@@ -61,7 +61,7 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
 
 
 class Downloader:
-    """Fetches links one by one, for any number of callers at a time."""
+    """Download links. Any number of callers may use it at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed
@@ -70,7 +70,7 @@ class Downloader:
         self._silent_until: dict[str, float] = {}
 
     async def fetch(self, link: str) -> bytes:
-        """The link's bytes. Raises Unfetched, after as many tries as make sense."""
+        """Return the link's bytes. Raises Unfetched after a permanent failure or the last try."""
         tries = 0
         while True:
             try:
@@ -79,11 +79,11 @@ class Downloader:
                 if not failure.retry or tries == self._options.retries:
                     raise
             pause = min(MAX_BACKOFF, self._options.backoff * 2**tries)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # else all would come back at once
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # so that retries do not coincide
             tries += 1
 
     async def _follow(self, link: str) -> bytes:
-        """One try, through redirects. Each hop is judged as if the CSV had named it."""
+        """Try once and follow redirects. Each target is checked like a link of the CSV."""
         seen: set[URL] = set()
         while True:
             try:
@@ -101,9 +101,9 @@ class Downloader:
             link = answer
 
     async def _request(self, url: URL) -> bytes | str:
-        """The body, or where a redirect leads."""
+        """Return the body, or the target of a redirect."""
         host = url.raw_host or ""
-        literal = literal_address(host)  # these never reach the resolver
+        literal = literal_address(host)  # numeric addresses do not pass through the resolver
         if literal is not None and not self._allowed(literal):
             raise Unfetched("private address", f"{host} is {literal}" if host != str(literal) else host)
         async with self._places[host]:
@@ -117,13 +117,13 @@ class Downloader:
             except asyncio.TimeoutError as error:
                 connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
                 seconds = self._options.connect_timeout if connecting else self._options.timeout
-                what = "no connection" if connecting else "not done"
+                what = "no connection" if connecting else "not complete"
                 raise Unfetched("timeout", f"{what} in {seconds:g} s", passing=True) from None
-            except (aiohttp.ClientError, ValueError) as error:  # ValueError: Locations that no URL can be
+            except (aiohttp.ClientError, ValueError) as error:  # ValueError: a Location that is not a URL
                 raise _unfetched(error) from None
 
     async def _wait_for(self, host: str) -> None:
-        """Keep silent towards a host for as long as it asked to."""
+        """Wait until the host's Retry-After time is over."""
         while (seconds := self._silent_until.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
 
@@ -133,7 +133,7 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        # Sooner than it asks for would be unwelcome, and later than max_wait is too late for this run.
+        # A try before that time would be refused. A wait over max_wait is left to another run.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
             self._silent_until[host] = max(self._silent_until.get(host, 0.0), time.monotonic() + seconds)
@@ -151,7 +151,7 @@ class Downloader:
 
 
 def _seconds(text: str) -> float | None:
-    """Retry-After's seconds or date, as seconds from now; None if it says neither."""
+    """Convert a Retry-After value (seconds or a date) to seconds from now. None if it is neither."""
     text = text.strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])
@@ -162,7 +162,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _unfetched(error: Exception) -> Unfetched:
-    """The client's many exceptions in our few words, without what differs from run to run."""
+    """Map an exception of the HTTP client to one of our reasons, with a detail that is the same in every run."""
     if isinstance(error, aiohttp.ClientPayloadError):
         return Unfetched("truncated", "the connection ended before the file did", passing=True)
     if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)):
@@ -185,4 +185,4 @@ def _unfetched(error: Exception) -> Unfetched:
         return Unfetched("bad link", one_line(error)[:200])
     if isinstance(error, aiohttp.ClientConnectionError):  # also the system's resets of open connections
         return Unfetched("no connection", "the server closed the connection", passing=True)
-    return Unfetched("no connection", "the answer is no HTTP", passing=True)
+    return Unfetched("no connection", "the response is not valid HTTP", passing=True)

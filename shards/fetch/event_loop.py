@@ -1,4 +1,4 @@
-"""The event loop of a download: workers that take links, bring posters in and note what became of each."""
+"""Event loop of a download: workers take links, save posters and record the result of each link."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def bring_in(
     store: PosterStore,
     done: Callable[[], object] = lambda: None,
 ) -> dict[int, Rejection]:
-    """Fetch these links into a store; returns, by line, why some gave no poster. ``done`` is called for each link."""
+    """Download links into a store. Returns the rejections by CSV line. ``done`` is called after each link."""
     rejected: dict[int, Rejection] = {}
 
     async def fetch_all() -> None:
-        """Bring in all links. A fixed number of workers: a million links are no million tasks."""
-        # Names are looked up in the default threads; pictures have their own, so that neither waits for the other.
+        """Download all links with a fixed number of workers: one asyncio task per link would need too much memory."""
+        # Host names are resolved in the default threads. Images have threads of their own, so neither waits.
         lookups = ThreadPoolExecutor(min(32, options.concurrency), "lookup")
         asyncio.get_running_loop().set_default_executor(lookups)
         queue = HostQueue(links, options.per_host)
@@ -48,7 +48,7 @@ def bring_in(
                 tasks = [asyncio.create_task(work()) for _ in range(min(options.concurrency, len(links)))]
                 try:
                     await asyncio.gather(*tasks)
-                finally:  # one failed (a full disk, say) or the user stops the run: all are called off
+                finally:  # a worker failed (for example, a full disk) or the user stopped the run: cancel all
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
@@ -61,28 +61,28 @@ def bring_in(
 async def _bring(
     link: Link, downloader: Downloader, store: PosterStore, limits: str, threads: ThreadPoolExecutor
 ) -> Rejection | None:
-    """Fetch, check and save one poster; None if that went well."""
+    """Download, check and save one poster. Returns the rejection, None if the poster was saved."""
     try:
         data = await downloader.fetch(link.url)
-        # Decoding is work for a core, and would keep the loop from all other links meanwhile.
+        # Decoding needs a core and would block the event loop for all other links.
         await asyncio.get_running_loop().run_in_executor(threads, store.save, link, data)
         return None
     except Unfetched as failure:
-        # Not for good: another run may be told --allow-private, or get another answer to the name.
+        # A private address is not final: another run may use --allow-private or resolve the name differently.
         settled = not failure.passing and failure.reason != "private address"
         rejection = failure.rejection(link.id)
     except BadImage as bad:
-        settled = bad.reason != "bad id"  # what took its place may be gone in another run
+        settled = bad.reason != "bad id"  # the file at that path may be gone in another run
         rejection = bad.rejection(link.id)
     if settled:
-        # The poster of an earlier link must not stand for this one.
+        # A poster of the id's earlier link must not remain.
         store.remove(link)
         store.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, limits))
     return rejection
 
 
 class HostQueue:
-    """Hosts take turns, each with at most ``per_host`` links in work: a slow one with many links delays no other."""
+    """Queue of links: hosts take turns, with at most ``per_host`` active links each, so a slow host delays no other."""
 
     def __init__(self, links: Iterable[Link], per_host: int) -> None:
         self._per_host = per_host
@@ -92,12 +92,12 @@ class HostQueue:
             self._waiting.setdefault(link.host, []).append(link)
         for waiting in self._waiting.values():
             waiting.reverse()  # links are taken from the end
-        #: Hosts that have both a link waiting and a free place, in turn.
+        #: Hosts with a waiting link and a free place, in turn.
         self._ready = deque(self._waiting)
         self._changed = asyncio.Condition()
 
     async def take(self) -> Link | None:
-        """The next link, once a host has a free place; None when all have been taken."""
+        """Wait for a host with a free place and return its next link. None if no links are left."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._ready or not self._waiting)
             if not self._ready:
@@ -110,11 +110,11 @@ class HostQueue:
             elif self._active[host] < self._per_host:
                 self._ready.append(host)
             if not self._waiting:
-                self._changed.notify_all()  # there will be no more: whoever waits can go home
+                self._changed.notify_all()  # no links are left: waiting workers can end
             return link
 
     async def done(self, link: Link) -> None:
-        """Give the link's place back to its host."""
+        """Free the link's place at its host."""
         async with self._changed:
             if link.host in self._waiting and self._active[link.host] == self._per_host:
                 self._ready.append(link.host)

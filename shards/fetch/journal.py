@@ -1,8 +1,8 @@
-"""What became of each link, a line each: a file that a killed run leaves usable.
+"""Journal of a download: one line with the result of each link. It stays usable after a run was killed.
 
-On this machine that is one append-only file. Chunks of links (tasks.py) have parts of their own, in the folder
-``PARTS`` beside it, which the client takes in at the end, or at the next start: several machines cannot append to one
-file, and to an object in a store nobody can.
+On this machine it is one append-only file. Chunks of links (tasks.py) write their own parts into the folder ``PARTS``
+beside it, and the client merges the parts at the end or at the next start. The reason: several machines cannot append
+to one file, and a store cannot append to an object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTS = ".fetch"
 
 @dataclass(frozen=True)
 class Entry:
-    """A link that is settled: fetched (no reason), or rejected for good under the limits of that run."""
+    """A link with a final result: fetched (no reason), or rejected under the limits of that run."""
 
     id: str
     url: str
@@ -34,7 +34,7 @@ class Entry:
 
 
 class Journal:
-    """The open journal of a local folder. Takes entries from any thread."""
+    """Open journal of a local folder. ``add`` may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,30 +42,30 @@ class Journal:
         self._stream = open(path, "a+b")  # noqa: SIM115  # closed by close()
         if self._stream.tell():
             self._stream.seek(-1, os.SEEK_END)
-            if self._stream.read(1) != b"\n":  # a killed run's last line: it must not swallow the next
+            if self._stream.read(1) != b"\n":  # end the last line of a killed run, so that the next entry is separate
                 self._stream.write(b"\n")
 
     def add(self, entry: Entry) -> None:
-        """Note an entry. One without a reason is safe when this returns: its poster is put in place next."""
+        """Write and flush an entry. It must be in the file before the poster gets its final name."""
         with self._lock:
             try:
                 self._stream.write(_line(entry))
                 self._stream.flush()
             except OSError as error:
-                error.filename = str(self._path)  # a full disk does not say which file it was
+                error.filename = str(self._path)  # the system's error for a full disk has no file name
                 raise
 
     def close(self) -> None:
-        # What could not be flushed has been reported by add(); closing would only report it again.
+        # add() has already reported data that could not be flushed; close() would report the same error again.
         with contextlib.suppress(OSError):
             self._stream.close()
 
 
 class RemoteJournal:
-    """As Journal, of a part in a store, which is written anew each time: before a poster is put, and at the end.
+    """Journal part in a store. The whole part is written again before some posters and at the end.
 
-    The links that are ``expected`` to give posters, and have none yet, are noted in advance, all at once. If one gives
-    none, its entry is of a poster that is not there, and the link counts as not yet tried.
+    ``expected``: entries of links without a poster so far. They are written in advance, all at once. If such a link
+    fails, its entry names a poster that does not exist, and the link counts as not tried.
     """
 
     def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:
@@ -99,7 +99,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def take_in_parts(folder: StoragePath, journal: str) -> None:
-    """Move what the parts say to the folder's journal (only for the holder of the folder)."""
+    """Merge the parts into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
         return
@@ -107,8 +107,8 @@ def take_in_parts(folder: StoragePath, journal: str) -> None:
     with atomic_write(path) as stream:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
-        # In any order: parts of one run speak of other links, or of the same ones tried twice, which are tried again
-        # if the journal says that they gave nothing and kept if their posters are there.
+        # Any order works. Parts of one run are about different links, or about links that were tried twice: those are
+        # tried again if the journal has a rejection, and kept if their posters exist.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)
@@ -119,7 +119,7 @@ def _whole_lines(data: bytes) -> bytes:
 
 
 def read_journal(path: StoragePath) -> Iterator[Entry]:
-    """Entries in the order in which they were made; a half-written line is passed over."""
+    """Yield the entries in the order of writing. Half-written lines are skipped."""
     if not path.exists():
         return
     with path.open("rb") as stream:
@@ -127,7 +127,7 @@ def read_journal(path: StoragePath) -> Iterator[Entry]:
             try:
                 entry = Entry(**json.loads(line))
             except (ValueError, TypeError):
-                continue  # cut short by a kill or a power cut: the link counts as not yet tried
+                continue  # incomplete after a kill or a power cut: the link counts as not tried
             if isinstance(entry.id, str) and isinstance(entry.url, str):
                 yield entry
 
@@ -135,10 +135,10 @@ def read_journal(path: StoragePath) -> Iterator[Entry]:
 def recall(
     path: StoragePath, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
 ) -> tuple[set[str], dict[str, Rejection]]:
-    """What earlier runs settled about these links, by their ids' keys (files.place_key).
+    """Read the results of earlier runs for these links. Keys are those of the ids (files.place_key).
 
-    Returns the keys of ids whose poster came from another link than the one they have now, and the rejections of links
-    that are still the same and would be judged by the same limits.
+    Returns the keys of ids whose poster came from a different link, and the rejections of links that have not changed
+    and were rejected under the same limits.
     """
     moved: set[str] = set()
     rejected: dict[str, Rejection] = {}

@@ -1,4 +1,4 @@
-"""A CSV's links: every row becomes a link to fetch or a rejection with its reason."""
+"""Read the links of a CSV. Each row becomes a link to download, or a rejection with its reason."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shards.errors import one_line, without_secrets
 from shards.inputs.csv_table import open_table
 from shards.inputs.metadata import Rejection, id_problem
 
-#: Longer cells are no links.
+#: Longest accepted link, in characters.
 MAX_LINK_TEXT = 8000
 #: Control characters and lone surrogates.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class BadLink(ValueError):
-    """A text that is no link we follow; its message says why."""
+    """A text that is not an accepted link. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A poster's link. ``line`` is where the CSV has it, ``host`` is who is asked first."""
+    """Link of a poster. ``line`` is its line in the CSV, ``host`` is the host of ``url``."""
 
     line: int
     id: str
@@ -36,10 +36,10 @@ class Link:
 def read_links(
     path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig"
 ) -> tuple[list[Link], dict[int, Rejection]]:
-    """Links of a CSV with a header line, in file order, and the rejected rows by their line.
+    """Return the links of a CSV with a header line, in file order, and the rejected rows by line.
 
-    Columns are named by header or by number from 0; None for ids: the first one, unless it holds row numbers. Raises
-    UserError if the file or a column is missing; a bad row is a Rejection, never an error.
+    Columns are named by header or by number from 0. ``id_column`` None means the first column, unless it contains row
+    numbers. Raises UserError if the file or a column is missing. A bad row is a Rejection, not an error.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}
@@ -66,9 +66,9 @@ def read_links(
 
 
 def parse_link(text: str) -> URL:
-    """The link as the HTTP client will read it. Raises BadLink: empty, not http(s), malformed, with a password.
+    """Parse a link. Raises BadLink if it is empty, not http(s), malformed, or has a password.
 
-    The client's own parser is asked: two parsers could disagree about which host a hostile link names.
+    The HTTP client's own parser is used, because two parsers could find different hosts in a hostile link.
     """
     if not text:
         raise BadLink("empty")
@@ -84,7 +84,7 @@ def parse_link(text: str) -> URL:
     if url.scheme not in ("http", "https"):
         raise BadLink(f"{without_secrets(text)[:60]!r} does not begin with http:// or https://")
     if not host or not port or any(character.isspace() for character in host):
-        raise BadLink(f"{without_secrets(text)[:60]!r} names no host")
+        raise BadLink(f"{without_secrets(text)[:60]!r} has no host")
     if url.raw_user is not None or url.raw_password is not None:
         raise BadLink("a user name or password in the link")
     return url

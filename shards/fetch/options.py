@@ -1,4 +1,4 @@
-"""What a user may choose about a download."""
+"""Options of ``posters fetch``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shards.values import Checked, Count, NotNegative, Positive, at_least
 
 @dataclass(frozen=True)
 class FetchOptions(CsvOptions, ExecutorOptions, Checked):
-    """Which links, to where, and how patiently."""
+    """Links to download, the output folder, limits and timeouts."""
 
     metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and links."""
@@ -25,35 +25,35 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     url_column: str = option(MISSING)
     """CSV column of the links, by name or number from 0."""
     concurrency: Count = 64
-    """Links in work at a time, over all hosts, on each machine or worker."""
+    """Links downloaded at the same time, over all hosts, on each machine or worker."""
     per_host: Count = 8
-    """Requests to one host at a time. A cluster's workers share them out, with at least one for each."""
+    """Requests to one host at the same time. The workers of a cluster share them, at least one each."""
     timeout: Positive = 30.0
     """Seconds for a request, from the connection to the last byte."""
     connect_timeout: Positive = 10.0
-    """Seconds for a connection to be made."""
+    """Seconds to open a connection."""
     retries: Annotated[int, at_least(0, "0 or more")] = 3
-    """Further tries of a link whose failure may pass."""
+    """Retries of a link after a temporary failure."""
     backoff: NotNegative = option(0.5, hidden=True)
-    """Seconds before the first further try; they double with each."""
+    """Seconds before the first retry. They double with each retry."""
     max_wait: NotNegative = option(60.0, hidden=True)
-    """Longest wait in seconds that a server may ask for; who asks for more is asked again in another run."""
+    """Longest Retry-After of a server in seconds. After a longer one, the link is left to another run."""
     max_bytes: Count = 20_000_000
-    """Larger files are not read to their end."""
+    """Largest file in bytes. Larger files are rejected."""
     image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))
     user_agent: str = "poster-toolkit"
-    """What servers are told we are."""
+    """User-Agent header of each request."""
     allow_private: bool = False
     """Let links lead to this machine and to private networks."""
     retry_rejected: bool = False
-    """Try links again that an earlier run found dead for good."""
+    """Try links again that an earlier run rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
-            # It goes into a header as it is.
-            raise UserError("option-value", "--user-agent takes a line of plain ASCII")
+            # The text is put into a header unchanged.
+            raise UserError("option-value", "--user-agent takes one line of printable ASCII")
 
     def limits(self) -> str:
-        """What a rejected poster was judged by: other limits may judge it otherwise."""
+        """Return the limits of a rejection as text: under other limits the poster may be accepted."""
         return f"{self.max_bytes} bytes, {self.image.min_side} to {self.image.max_pixels} pixels"

@@ -1,4 +1,4 @@
-"""The poster folder: which posters are there, and how a new one gets in, whole and checked."""
+"""The poster folder: paths of posters, and how a new poster is checked and saved."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from shards.storage.paths import StoragePath
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
 
-#: Posters on their way in. Short names there: an id may be as long as a file name can be.
+#: Folder of half-written posters. Names there are short, because an id may be as long as a file name can be.
 INCOMING = ".incoming"
 JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
-#: No id may make folders of these.
+#: Names that an id cannot use as a folder.
 OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
 
 
 @contextmanager
 def incoming(folder: StoragePath) -> Iterator[None]:
-    """An empty place for posters on their way into a local folder, gone when the block ends."""
+    """Make an empty folder for half-written posters in a local folder. Delete it when the block ends."""
     remove_tree(folder / INCOMING)
     (folder / INCOMING).mkdir()
     try:
@@ -39,20 +39,20 @@ def incoming(folder: StoragePath) -> Iterator[None]:
 
 
 class PosterStore(ABC):
-    """Posters by id in a folder, which the caller, or who sent it, holds."""
+    """Posters by id in a folder. The caller, or the process that sent the task, must hold the folder's lock."""
 
     def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options
 
     def save(self, link: Link, data: bytes) -> None:
-        """Check a poster and put it in place. Raises BadImage for what is no whole, usable picture.
+        """Check a poster and save it. Raises BadImage if it is not a complete, usable image.
 
-        The link is in the journal before the poster gets its name, and an older poster is gone before
-        that. So whatever moment a kill chooses, a poster that is there came from the journal's link.
+        The order is: delete the older poster, write the link to the journal, give the new poster its name.
+        So a poster always comes from the link in the journal, even if the run is killed.
         """
         parts = PurePosixPath(link.id).parts
         if len(parts) > 1 and parts[0] in OUR_NAMES:
-            raise BadImage("bad id", "its place is taken by our own files")
+            raise BadImage("bad id", "its path is used by files of posters fetch")
         extension, data = checked(data, self._options)
         self._put(link, self._folder / f"{link.id}{extension}", data)
 
@@ -65,10 +65,10 @@ class PosterStore(ABC):
 
 
 class FolderStore(PosterStore):
-    """A folder of this machine or of a file system that several machines share."""
+    """A folder on this machine or on a file system that several machines share."""
 
     def _put(self, link: Link, final: Path, data: bytes) -> None:
-        # A chunk may be in work twice, on two machines.
+        # Two machines may work on the same chunk, so the name is random.
         incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
         with atomic_write(incoming) as stream:
             stream.write(data)
@@ -78,7 +78,7 @@ class FolderStore(PosterStore):
             self.journal.add(Entry(link.id, link.url))
             os.replace(incoming, final)
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise BadImage("bad id", f"its place is taken: {error.strerror}") from None
+            raise BadImage("bad id", f"its path is already used: {error.strerror}") from None
 
     def remove(self, link: Link) -> None:
         for path in poster_paths(self._folder, link.id):
@@ -87,7 +87,7 @@ class FolderStore(PosterStore):
 
 
 class RemoteStore(PosterStore):
-    """A folder at a URL. ``replaces`` are the ids that have a poster of an earlier link."""
+    """A folder at a URL. ``replaces`` are the ids with a poster of an earlier link."""
 
     def __init__(
         self, folder: StoragePath, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
@@ -108,15 +108,15 @@ class RemoteStore(PosterStore):
 
 
 def poster_paths(folder: StoragePath, sample_id: str) -> list[StoragePath]:
-    """Where an id's poster may lie. Not ``folder/{id}`` itself: ``x.jpg`` may be the poster of the id ``x``."""
+    """Return the possible paths of an id's poster. Not ``folder/{id}``: ``x.jpg`` may be the poster of the id ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
 
 
 def checked(data: bytes, options: ImageOptions) -> tuple[str, bytes]:
-    """Extension and bytes under which a poster is kept. Raises BadImage for what is no usable picture.
+    """Return the extension and the bytes to save. Raises BadImage if the data are not a usable image.
 
-    The bytes decide, not what the link or the server call them. JPEG and PNG are kept as they are; other formats become
-    PNGs of the same pixels, which every tool reads.
+    The format is read from the bytes, not from the link or the server. JPEG and PNG are kept unchanged. Other formats
+    are converted to PNG with the same pixels, because every tool reads PNG.
     """
     if not data:
         raise BadImage("zero bytes")

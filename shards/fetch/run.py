@@ -1,4 +1,4 @@
-"""A whole download, and the account of it at the end."""
+"""Run a whole download and report its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shards.storage.files import place_key, remove_partials
 from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, is_remote
 
-if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command asks for it
+if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command needs it
     from shards.fetch.links import Link
     from shards.storage.address_policy import Policy
 
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Fetched:
-    """What a run came to."""
+    """Result of a run."""
 
     rejected: dict[int, Rejection]  # rows without a poster, by their line in the CSV
-    fetched: int = 0  # posters that this run brought
-    present: int = 0  # posters that were there before
+    fetched: int = 0  # posters downloaded by this run
+    present: int = 0  # posters that existed before
 
 
 def fetch_posters(options: FetchOptions) -> Fetched:
-    """Download a CSV's links into ``options.out`` and write rejected.csv there.
+    """Download the links of a CSV into ``options.out`` and write rejected.csv there.
 
-    Posters that are there are kept, and links that are dead for good are not asked again: a run that was stopped goes
-    on where it was. Raises UserError if there is no poster at the end.
+    Existing posters are kept, and finally rejected links are not tried again, so a stopped run can be resumed.
+    Raises UserError if there is no poster at the end.
     """
     require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
@@ -53,8 +53,8 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public
-        # Parts are taken in when nobody writes them: once workers have ended what a killed run left them with, and
-        # again when all is done.
+        # Parts are merged while no worker writes them: after the workers have finished tasks of a killed run, and
+        # again at the end.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
             take_in_parts(options.out, JOURNAL)
             result = Fetched(rejected)
@@ -64,7 +64,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     counts = Counter(rejection.reason for rejection in result.rejected.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     if not result.fetched and not result.present:
-        why = f"{reasons}; see {options.out / REJECTED}" if reasons else "it has a header line and nothing else"
+        why = f"{reasons}; see {options.out / REJECTED}" if reasons else "it has only a header line"
         raise UserError("images-none", f"no poster could be fetched from {options.metadata}: {why}")
     log.info("%d posters fetched, %d already there, in %s", result.fetched, result.present, options.out)
     if reasons:
@@ -75,7 +75,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
 def _fetch_missing(
     options: FetchOptions, allowed: Policy, links: Sequence[Link], executor: Executor, result: Fetched
 ) -> None:
-    """Fetch what is not there yet into ``options.out``, which the caller holds."""
+    """Download the missing posters into ``options.out``. The caller must hold its lock."""
     key = place_key(options.out)
     wanted = _of_own_places(links, key, result.rejected)
     urls = {key(link.id): link.url for link in wanted}
@@ -107,7 +107,7 @@ def _fetch_missing(
 
 
 def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]) -> list[Link]:
-    """The links without those whose poster would lie where an earlier id's does; they are ``rejected``."""
+    """Return the links with a poster path of their own. A link with the path of an earlier id goes to ``rejected``."""
     first: dict[str, str] = {}
     kept = []
     for link in links:
@@ -115,13 +115,13 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
         if other == link.id:
             kept.append(link)
         else:
-            where = f"line {link.line}: its poster would lie where that of {other!r} lies"
+            where = f"line {link.line}: its poster would have the same path as the poster of {other!r}"
             rejected[link.line] = Rejection(link.id, "bad id", where)
     return kept
 
 
 def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
-    """In one event loop of this process, into a local folder; returns, by line, why some gave no poster."""
+    """Download into a local folder, in one event loop of this process. Returns the rejections by CSV line."""
     from shards.fetch.event_loop import bring_in
 
     with (
@@ -134,13 +134,13 @@ def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -
 
 
 def _posters_there(folder: StoragePath, ids: Sequence[str]) -> Callable[[str], bool]:
-    """Tells whether an id has a poster in the folder."""
+    """Return a function that checks whether an id has a poster in the folder."""
     if not is_remote(folder):
         return lambda sample_id: any(path.is_file() for path in poster_paths(folder, sample_id))
     try:
         listed = list_posters(folder, ids)
     except NoFolder:
         listed = {}
-    # An id such as x.jpg may be a file's whole name: that file is the poster of x.
+    # An id such as x.jpg may be the whole name of a file, but that file is the poster of x.
     own = {sample_id for sample_id, file in listed.items() if file.name != sample_id}
     return own.__contains__

@@ -1,9 +1,9 @@
-"""Links in chunks, for folders at URLs and for the workers of a cluster: the unit of work there.
+"""Chunks of links: the unit of work for folders at URLs and for the workers of a cluster.
 
     links ─ tasks_of ─→ FetchTask ─ fetch_chunk on a worker ─→ posters in the folder, a part of the journal
 
-Each chunk has an event loop of its own, the same as that of a whole download on this machine. Politeness is shared out:
-a worker asks a host for its part of ``per_host`` links at a time, at least one.
+Each chunk has its own event loop, the same as a whole download on this machine. The limit ``per_host`` is divided among
+the workers: each worker sends its share of requests to one host at the same time, at least one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 from shards.storage.paths import is_remote
 
-#: Links a task of a cluster's worker: seconds to minutes of work, so that little is lost with a worker.
+#: Links per task of a cluster's worker: seconds to minutes of work, so that a lost worker costs little.
 CHUNK = 256
-#: Links a task of this process, which keeps fewer hosts waiting at the chunks' ends.
+#: Links per task of this process. Larger chunks have fewer idle connections at their ends.
 CHUNK_HERE = 2048
 
 
 @dataclass(frozen=True)
 class FetchTask:
-    """A chunk of links to fetch."""
+    """A chunk of links to download."""
 
     options: FetchOptions
     allowed: Policy
     links: tuple[Link, ...]
-    replaces: frozenset[str]  # ids among them that have a poster of an earlier link
+    replaces: frozenset[str]  # ids of these links with a poster of an earlier link
 
     def __len__(self) -> int:
         return len(self.links)
@@ -48,9 +48,9 @@ class FetchTask:
 def tasks_of(
     options: FetchOptions, allowed: Policy, links: Sequence[Link], replaces: Collection[str], slots: int
 ) -> list[FetchTask]:
-    """Chunks for ``slots`` that work at the same time."""
+    """Split links into tasks, of which ``slots`` run at the same time."""
     size = CHUNK if options.scheduler else CHUNK_HERE
-    # A task runs where it is: it has no scheduler of its own.
+    # A task must not connect to the scheduler again.
     polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
     return [
         FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
@@ -59,7 +59,7 @@ def tasks_of(
 
 
 def fetch_chunk(task: FetchTask) -> dict[int, Rejection]:
-    """Bring in the posters of a chunk; returns, by line, why some are not there."""
+    """Download the posters of a chunk. Returns the rejections by CSV line."""
     out, image = task.options.out, task.options.image
     path = out / PARTS / f"{task.links[0].line:09d}-{secrets.token_hex(4)}.jsonl"
     store: PosterStore

@@ -1,1 +1,1 @@
-"""Files and folders, local or at a URL: whole or absent, read again where reading fails in passing, locked."""
+"""Files and folders, local or at a URL: atomic writes, retried reads, locks."""

@@ -1,7 +1,7 @@
-"""Which addresses a link or a redirect may lead to: not to services of this machine or network, for a stranger.
+"""Rules for the IP addresses of links and redirects. They protect services of this machine and its network.
 
-A link of a CSV is a stranger's: ``is_public``. A URL that the user typed may be any, and where a server that answered
-may send us on is ``reachable_from`` that server's addresses.
+A link of a CSV is not trusted and must satisfy ``is_public``. A URL that the user typed may have any address. The
+addresses of its redirects are limited by ``reachable_from``, according to the address of the redirecting server.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aiohttp.resolver import ThreadedResolver
 
 IPAddress = IPv4Address | IPv6Address
 
-#: What an address is to this machine: itself, its link (where clouds keep their credentials), its network, or the rest.
+#: Kinds of addresses: this machine, its link (where clouds keep their credentials), its network, and all others.
 MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public")
 
-#: Says whether an address may be connected to.
+#: Returns whether connections to an address are allowed.
 Policy = Callable[[IPAddress], bool]
 
-#: Which Python's tables count as global: gateways' own services (port control, relays), protocol assignments (Teredo
-#: among them), and documentation, which older Pythons do not know.
+#: Networks that Python counts as global: services of gateways (port control, relays), protocol assignments (with
+#: Teredo), and documentation, which is missing in the tables of older Pythons.
 _SERVICES = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
 
 #: "This host on this network": connecting there reaches this machine.
@@ -31,16 +31,16 @@ _IPV4_THIS = IPv4Network("0.0.0.0/8")
 
 _IPV6_UNICAST = IPv6Network("2000::/3")
 
-#: DNS64 answers with these where a network speaks only IPv6; the last 32 bits are the IPv4 address.
+#: DNS64 returns these addresses in a network with only IPv6. The last 32 bits are the IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddress(OSError):
-    """A host that leads to no address we may connect to."""
+    """A host without an allowed address."""
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address is some other machine's on the open internet.
+    """Return whether an address belongs to the public internet.
 
     >>> is_public(ip_address("93.184.216.34")), is_public(ip_address("169.254.169.254"))
     (True, False)
@@ -50,13 +50,12 @@ def is_public(address: IPAddress) -> bool:
         return False
     if isinstance(address, IPv4Address):
         return not (address.is_multicast or address.is_reserved)
-    # Only what is given out as unicast: loopback, link-local, unique local, multicast and what may yet be
-    # assigned lie outside.
+    # Only allocated unicast addresses. Loopback, link-local, unique local, multicast and unassigned ones are outside.
     return address in _IPV6_UNICAST
 
 
 def kind_of(address: IPAddress) -> str:
-    """One of KINDS.
+    """Return the kind of an address, one of KINDS.
 
     >>> [kind_of(ip_address(text)) for text in ("8.8.8.8", "10.0.0.1", "::ffff:169.254.169.254", "0.0.0.0")]
     ['public', 'network', 'link', 'machine']
@@ -70,7 +69,7 @@ def kind_of(address: IPAddress) -> str:
 
 
 def _reached(address: IPAddress) -> IPAddress:
-    """The IPv4 address that an IPv6 one stands for, else the address itself."""
+    """Return the IPv4 address that an IPv6 address represents, otherwise the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
@@ -79,7 +78,7 @@ def _reached(address: IPAddress) -> IPAddress:
 
 
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
-    """Kinds of addresses to which servers at addresses of ``kinds`` may send us on: never nearer to this machine.
+    """Return the kinds of addresses to which servers of ``kinds`` may redirect: never closer to this machine.
 
     >>> sorted(reachable_from({"network"})), sorted(reachable_from({"machine", "public"}))
     (['network', 'public'], ['public'])
@@ -92,18 +91,18 @@ def reachable_from(kinds: Set[str]) -> frozenset[str]:
 
 
 def is_any(address: IPAddress) -> bool:
-    """The policy of --allow-private."""
+    """Allow every address (the policy of --allow-private)."""
     return True
 
 
 def literal_address(host: str) -> IPAddress | None:
-    """The address that a host is, in whatever spelling the system would understand; None for a name.
+    """Parse a host as an address, in every spelling that the system accepts. None if it is a name.
 
     >>> literal_address("0x7f.1")
     IPv4Address('127.0.0.1')
     """
     host = host.rstrip(".")
-    with contextlib.suppress(ValueError):  # 2130706433, 0177.1 and the like are left to the system's own reading
+    with contextlib.suppress(ValueError):  # inet_aton parses spellings such as 2130706433 and 0177.1
         return ip_address(host)
     with contextlib.suppress(OSError, ValueError):
         return IPv4Address(socket.inet_aton(host))
@@ -111,10 +110,9 @@ def literal_address(host: str) -> IPAddress | None:
 
 
 class PolicyResolver(AbstractResolver):
-    """Name lookup that only tells addresses which the policy allows.
+    """Resolver that returns only addresses that the policy allows.
 
-    The connection is made to the very addresses that were judged: a name that answers differently the
-    next time gains nothing.
+    The connection uses exactly the checked addresses, so a name that resolves differently later cannot bypass it.
     """
 
     def __init__(self, allowed: Policy, inner: AbstractResolver | None = None) -> None:
@@ -124,7 +122,7 @@ class PolicyResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Addresses of a host. Raises PrivateAddress if it has some, but none that is allowed."""
+        """Return the allowed addresses of a host. Raises PrivateAddress if all its addresses are forbidden."""
         found = await self._inner.resolve(host, port, family)
         allowed = [result for result in found if self._allowed(ip_address(result["host"]))]
         if found and not allowed:

@@ -1,8 +1,8 @@
-"""Cells of CSVs: exact ones for programs; for people, such that no spreadsheet takes text for a formula.
+"""Cells of CSV files: exact text for programs, and escaped text for people who open the file in a spreadsheet.
 
-Which file is which: predictions are for programs. rejected.csv, duplicates.csv and the CSVs of reports and audits are
-opened in spreadsheets, which run a cell that begins with ``=``. Their text gets an apostrophe in front, as people write
-it there; ``unescaped`` takes it off again. Numbers stay numbers.
+Predictions are for programs. rejected.csv, duplicates.csv and the CSVs of reports and audits are opened in
+spreadsheets, which run a cell that begins with ``=``. Such text gets an apostrophe in front, as in spreadsheets.
+``unescaped`` removes the apostrophe. Numbers stay numbers.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-#: What makes a cell a formula (OWASP, "CSV injection"; the wide ones count in some languages), and our own mark.
+#: First characters of a formula (OWASP, "CSV injection"; some languages use the wide ones), and our own mark.
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 MARK = "'"
 
 
 def escaped(cell: Any) -> Any:
-    """A cell for people. Text that a spreadsheet would run is marked; what is no text stays as it is.
+    """Return a cell for people: text that a spreadsheet would run is marked, other values are unchanged.
 
-    Half a character (a lone surrogate, from a name that is not UTF-8) is written as an escape, because no file can
-    hold it. Everything else comes back by ``unescaped``.
+    A lone surrogate (from a name that is not UTF-8) becomes an escape sequence, because UTF-8 cannot encode it.
+    ``unescaped`` restores all other text.
     """
     if not isinstance(cell, str):
         return cell
@@ -29,7 +29,7 @@ def escaped(cell: Any) -> Any:
 
 
 def unescaped(cell: str) -> str:
-    """The text behind a cell for people. Cells of older versions, which were not marked, stay as they are.
+    """Return the original text of a cell for people. Cells of older versions have no mark and are unchanged.
 
     >>> [unescaped(escaped(text)) for text in ("=1+1", "'", "'quoted'", "plain")]
     ['=1+1', "'", "'quoted'", 'plain']
@@ -38,14 +38,14 @@ def unescaped(cell: str) -> str:
 
 
 def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows whose text is ``escaped``."""
+    """Write rows with ``escaped`` text."""
     write_exact(stream, ([escaped(cell) for cell in row] for row in rows), end)
 
 
 def write_exact(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows that csv.reader and pandas (``dtype=str``) read back to the character."""
+    """Write rows that csv.reader and pandas (``dtype=str``) read back exactly."""
     plain = csv.writer(stream, lineterminator=end)
     quoted = csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL)
     for row in rows:
-        # csv quotes the line end that it writes, but readers end a line at any.
+        # csv quotes only its own line end, but readers end a line at any line end.
         (quoted if any(isinstance(cell, str) and "\r" in cell for cell in row) else plain).writerow(row)

@@ -1,4 +1,4 @@
-"""Which files are pictures, by the endings of their names. No Pillow in here: indexes and listings start fast."""
+"""Recognise image files by the endings of their names. Pillow is not imported, so indexes and listings start fast."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import Counter
 
 from shards.errors import printable_line
 
-#: Endings of picture files, in lower case; a name may have them in any case. Where an id has several files, the first
-#: of these counts.
+#: Endings of image files, in lower case; file names may use any case. If an id has several files, the file with the
+#: first of these endings is used.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 
-#: The same for people.
+#: The same endings as text for messages.
 ENDINGS_TEXT = f"{', '.join(IMAGE_ENDINGS[:-1])} or {IMAGE_ENDINGS[-1]}"
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is a picture by its name.
+    """Return whether a file is an image, by its name.
 
     >>> is_image_name("a/POSTER.JPE"), is_image_name("poster.heic"), is_image_name(".jpg")
     (True, False, False)
@@ -25,12 +25,12 @@ def is_image_name(name: str) -> bool:
 
 
 def ending(name: str) -> str:
-    """The ending of a file's name, in lower case with its dot; empty if it has none."""
+    """Return the ending of a file name in lower case, with its dot. Empty if there is none."""
     return os.path.splitext(os.path.basename(name))[1].lower()
 
 
 def others_text(others: Counter[str]) -> str:
-    """What is said of files that are no pictures, counted by ending.
+    """Return a message about files that are not images, counted by ending.
 
     >>> others_text(Counter({".txt": 2, ".heic": 1}))
     '3 files of other kinds were left out: 2 .txt, 1 .heic'

@@ -1,8 +1,8 @@
-"""Locks on open files, which the system drops when their holder ends: on local disks and on network file systems.
+"""Locks on open files, on local disks and network file systems. The system releases them when their process ends.
 
-They are flock's where the file system has it. On NFS its client makes byte-range locks of them, so an exclusive one
-needs a file that was opened for writing, and a shared one a file that was opened for reading. Where flock is not there,
-Linux's open file description locks are (fcntl(2), F_OFD_SETLK), which mean the same; else there are none.
+flock is used if the file system supports it. On NFS the client turns flock into byte-range locks. So an exclusive lock
+needs a file that is open for writing, and a shared lock a file that is open for reading. Without flock, Linux's open
+file description locks (fcntl(2), F_OFD_SETLK) are used, which mean the same. Without both, there are no locks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-#: What a system says where a file system has no locks, or its lock server is not there.
+#: Error numbers if a file system has no locks, or its lock server is missing.
 _NONE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 #: struct flock of 64-bit Linux: type, whence, start, length (0: to the end), process (0 for these).
@@ -32,10 +32,10 @@ class NoLocks(OSError):
 
 
 def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-    """Whether this open file has the lock now: False if another open file has one that excludes it.
+    """Take a lock on an open file. Returns False if a lock of another open file excludes it.
 
-    It lasts until the descriptor is closed. The file must be opened for writing, or for a ``shared`` lock for reading.
-    Raises NoLocks, OSError.
+    The lock lasts until the descriptor is closed. The file must be open for writing, or for reading if ``shared``.
+    Raises NoLocks or OSError.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     taken = _taken(lambda: fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB))
@@ -51,7 +51,7 @@ def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
 
 
 def _taken(take: Callable[[], object]) -> bool | OSError:
-    """Whether ``take`` got the lock, or what it says where there are no locks of its kind. Raises other OSErrors."""
+    """Return whether ``take`` got the lock, or its error if such locks are not supported. Raises other OSErrors."""
     try:
         take()
         return True
@@ -65,9 +65,9 @@ def _taken(take: Callable[[], object]) -> bool | OSError:
 
 @contextlib.contextmanager
 def held_file(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file, which is made if need be; yields False if another process or thread has it.
+    """Hold a lock file, which is created if it is missing. Yields False if another process or thread holds the lock.
 
-    ``wait``: once it lets go. Raises NoLocks, OSError.
+    ``wait``: wait until the lock is released. Raises NoLocks or OSError.
     """
     if sys.platform == "win32":
         with contextlib.ExitStack() as held:

@@ -1,6 +1,6 @@
-"""Files that are either whole or absent: atomic writes, checksums, deletions. lock.py: one process at a time.
+"""Atomic writes, reads, checksums and deletions of files. Locks are in lock.py.
 
-All of it works on local paths and on URLs (shards/storage/paths.py); shards/storage/remote_files.py has what URLs need.
+Most functions accept local paths and URLs (shards/storage/paths.py). shards/storage/remote_files.py has the URL part.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from shards.storage import remote_files
 from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
-#: Half-written files carry this mark until they are renamed; readers never look at them.
+#: Ending of half-written files until they are renamed. Readers ignore these files.
 PARTIAL = ".partial"
 
-#: Bytes of a text at a URL, at most: a CSV of some ten million rows.
+#: Largest text at a URL in bytes: a CSV of about ten million rows.
 LARGEST_TEXT = 1 << 30
 
 
 @contextlib.contextmanager
 def atomic_path(path: StoragePath) -> Iterator[Path]:
-    """The name of a local file to write; it becomes ``path`` when the block ends well.
+    """Yield the name of a local file to write. The file becomes ``path`` when the block ends without an error.
 
-    A local one lies beside ``path``, under a name of this process and call alone: two processes, of one machine or of
-    two that share a folder, never write one temporary file. The data are flushed to disk before the rename: after a
-    power cut a final name still means a whole file. For a URL the file is uploaded at the end.
+    For a local ``path`` the temporary file is in the same folder. Its name is unique for each process and call, so two
+    processes never write the same temporary file, even on two machines. The data are flushed to disk before the
+    rename, so a final name means a complete file even after a power cut. For a URL the file is uploaded at the end.
     """
     if is_remote(path):
         with remote_files.uploaded(path, PARTIAL) as local:
@@ -51,15 +51,15 @@ def atomic_path(path: StoragePath) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk does not say which file it was
+            error.filename = str(path)  # the system's error for a full disk has no file name
         raise
 
 
 @contextlib.contextmanager
 def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that becomes ``path`` when the block ends well (see atomic_path).
+    """Open a file for writing. It becomes ``path`` when the block ends without an error (see atomic_path).
 
-    Text is UTF-8. Half a character, of a name that is no text, becomes an escape, which JSON reads back.
+    Text is UTF-8. A lone surrogate, from a name that is not UTF-8, becomes an escape that JSON reads back.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
@@ -67,9 +67,9 @@ def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def flush(path: Path) -> None:
-    """Bring a local file, or the names in a local folder, to the disk. Raises OSError.
+    """Flush a local file, or the names in a local folder, to the disk. Raises OSError.
 
-    Some network file systems cannot do it for a folder, whose names their servers keep.
+    The error of a network file system that cannot flush folders is ignored.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -82,7 +82,7 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Bring a local folder and all that is in it to the disk. Raises OSError."""
+    """Flush a local folder and its contents to the disk. Raises OSError."""
     for path in [*sorted(folder.rglob("*")), folder]:
         flush(path)
 
@@ -96,7 +96,7 @@ def write_json(path: StoragePath, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text for reading, line ends as they are; at a URL LARGEST_TEXT at most. Raises OSError, UserError."""
+    """Open a text for reading with unchanged line ends; at a URL up to LARGEST_TEXT. Raises OSError or UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
@@ -107,7 +107,7 @@ def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]
 
 
 def small_bytes(path: Path) -> bytes:
-    """All bytes of a local manifest or index. Raises UserError if they are too many to be one, OSError."""
+    """Return the bytes of a local manifest or index. Raises UserError if it is over MAX_SMALL_BYTES, or OSError."""
     if (size := path.stat().st_size) > MAX_SMALL_BYTES:
         why = f"it has {size} bytes, over the limit of {MAX_SMALL_BYTES}; copy it again"
         raise UserError("path-unreadable", f"{path} cannot be read: {why}")
@@ -115,7 +115,7 @@ def small_bytes(path: Path) -> bytes:
 
 
 def read_json(path: StoragePath, what: str) -> Any:
-    """Read JSON; ``what`` names the file's role in the error. Raises UserError if absent or malformed."""
+    """Read JSON. ``what`` is the file's role for messages. Raises UserError if the file is absent or malformed."""
     try:
         with opened_text(path) as stream:
             return json.load(stream)
@@ -132,7 +132,7 @@ def sha256_file(path: StoragePath) -> str:
 
 
 def sha256_stream(stream: IO[bytes]) -> str:
-    """SHA-256 of an open file's bytes from the first one on, in hexadecimal."""
+    """SHA-256 of all bytes of an open file, in hexadecimal."""
     digest = hashlib.sha256()
     stream.seek(0)
     while block := stream.read(1 << 20):
@@ -147,7 +147,7 @@ def fingerprint(value: Any) -> str:
 
 
 def names_in(folder: StoragePath) -> set[str]:
-    """Names of the files and folders in a folder as it is now; empty if there is no such folder."""
+    """Return the current names of the files and folders in a folder. Empty if the folder does not exist."""
     if is_remote(folder):
         return remote_files.remote_names(folder)
     try:
@@ -157,7 +157,7 @@ def names_in(folder: StoragePath) -> set[str]:
 
 
 def read_present(folder: StoragePath, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of those of a folder's files that are there, in any order."""
+    """Yield (name, bytes) of the existing files among ``names``, in any order."""
     there = names_in(folder)
     wanted = [name for name in names if name in there]
     if is_remote(folder):
@@ -168,16 +168,16 @@ def read_present(folder: StoragePath, names: Iterable[str]) -> Iterator[tuple[st
 
 
 def place_key(folder: StoragePath) -> Callable[[str], str]:
-    """Paths below this folder lie in one place if, and only if, their keys are equal.
+    """Return a key function for paths below a folder: two paths mean the same file if and only if their keys are equal.
 
-    ``a//b`` is ``a/b`` everywhere. Some file systems do not tell A from a, or an accented letter from the letter and
-    its accent; a file that is there for a moment shows whether this folder's does.
+    ``a//b`` is ``a/b`` everywhere. Some file systems do not distinguish A and a, or an accented letter and the letter
+    with a combining accent. A temporary file shows how this folder's file system behaves.
     """
     capital, small, apart = "\u00c9", "\u00e9", "E\u0301"
     case = form = False
     if not is_remote(folder):
         probe = folder / f".{capital}{PARTIAL}"
-        with contextlib.suppress(OSError, UnicodeError):  # where there is no such name, there is nothing to confuse
+        with contextlib.suppress(OSError, UnicodeError):  # if such a name is impossible, no paths can be confused
             probe.touch()
             case, form = (probe.with_name(f".{name}{PARTIAL}").exists() for name in (small, apart))
             probe.unlink()
@@ -191,16 +191,16 @@ def place_key(folder: StoragePath) -> Callable[[str], str]:
 
 
 def remove_partials(folder: StoragePath) -> None:
-    """Delete what a killed process left half-written (safe only under the folder's lock)."""
+    """Delete half-written files of a killed process. The caller must hold the folder's lock."""
     if is_remote(folder) and remote_files.puts_whole(folder):
-        return  # there are none, and the folder may be large
+        return  # such stores have no half-written files, and listing a large folder is slow
     for name in names_in(folder):
         if name.endswith(PARTIAL):
             remove_file(folder / name)
 
 
 def remove_file(path: StoragePath) -> None:
-    """Delete a file if it is there."""
+    """Delete a file if it exists."""
     if is_remote(path):
         remote_files.remove_remote_file(path)
     else:
@@ -208,7 +208,7 @@ def remove_file(path: StoragePath) -> None:
 
 
 def remove_tree(folder: StoragePath) -> None:
-    """Delete a folder of our own and all that is in it, as far as that is possible."""
+    """Delete a folder of ours with its contents. Errors of a local folder are ignored."""
     if is_remote(folder):
         remote_files.remove_remote_tree(folder)
     else:
@@ -217,7 +217,7 @@ def remove_tree(folder: StoragePath) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: StoragePath) -> Iterator[Path]:
-    """A file as a local one: itself, or a copy for as long as the block runs."""
+    """Yield a local path of a file: the file itself, or a copy that is deleted when the block ends."""
     if is_remote(path):
         with remote_files.downloaded(path) as local:
             yield local

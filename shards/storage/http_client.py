@@ -1,11 +1,11 @@
-"""The client behind ``http://`` and ``https://`` places: what a server may make us ask, hold in memory and wait for.
+"""HTTP client of ``http://`` and ``https://`` paths. It limits redirects, response sizes and waiting times.
 
-fsspec's HTTP file system asks it instead of an aiohttp session (its option ``get_client``). A server may be anybody's:
+fsspec's HTTP file system uses it instead of an aiohttp session (its option ``get_client``). Servers are not trusted:
 
-- a redirect never leads nearer to this machine than the server that gave it (fetch/addresses.py), by the addresses that
-  are really connected to; not to another scheme than HTTP's, not from https to http, and not on and on;
-- the user's password, query and headers go to the server that the user named, and to no other;
-- a body ends: by its bytes, by a least rate, by a time in all.
+- A redirect never leads closer to this machine than its server (address_policy.py); the addresses of the actual
+  connections are checked. It stays with http and https, never goes from https to http, and MAX_REDIRECTS is the limit.
+- The user's password, query and headers are sent only to the server that the user named.
+- A body has a largest size, a lowest rate and a longest total time.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 
-#: The most bytes of one answer that are taken, unless less is asked for.
+#: Default of the largest response, in bytes.
 MAX_ANSWER_BYTES = 1 << 30
-#: Seconds for an answer to begin, and for which it may come at less than RATE, unless less is asked for.
+#: Default of the longest time in seconds before a response begins, and of a period below RATE.
 ANSWER_SECONDS = 90.0
-#: Bytes a second, the least over each PATIENCE.
+#: Lowest rate of a body in bytes per second, over each period.
 RATE = 1024
 
-#: Headers that another server than the one that the user named may see, and options whose content it may not.
+#: Headers that may be sent to servers other than the user's, and options that may not.
 _HARMLESS = ("range", "accept", "accept-encoding", "user-agent")
 _SECRET = ("auth", "cookies", "params")
 
 
 class Refused(PermissionError):
-    """A redirect that is not followed."""
+    """A forbidden redirect."""
 
 
 class TooSlow(OSError):
-    """A body that hardly comes."""
+    """A body below the lowest rate or over its total time."""
 
 
 async def open_client(**options: Any) -> HttpClient:
-    """What fsspec calls for a session; ``options`` are those of aiohttp.ClientSession."""
+    """Open the client for fsspec. ``options`` are those of aiohttp.ClientSession."""
     return HttpClient(**options)
 
 
 class HttpClient:
-    """Asks one user's servers. Its ``get`` and ``head`` are used as those of an aiohttp session."""
+    """HTTP client for one user's servers. ``get`` and ``head`` work like those of an aiohttp session."""
 
     def __init__(self, **options: Any) -> None:
-        # Sessions would send these to whatever server a redirect names.
+        # A session would send these to every redirect target.
         self._own: dict[str, Any] = {key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options}
         self._options = options
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}
 
     def get(self, url: URL | str, **request: Any) -> _Asked:
-        """Ask for a file, with options of aiohttp and of ``_follow``."""
+        """Request a file, with options of aiohttp and of ``_follow``."""
         return _Asked(self._follow("GET", url, **request))
 
     def head(self, url: URL | str, **request: Any) -> _Asked:
@@ -93,14 +93,14 @@ class HttpClient:
         allow_redirects: bool = True,
         **request: Any,
     ) -> aiohttp.ClientResponse:
-        """The last answer of a chain of redirects.
+        """Follow redirects and return the last response.
 
-        query: what the user's URL had after its question mark; most: bytes of the body; seconds: to begin, and for
-        which less than RATE may come; ends: when it must be there, by time.monotonic.
+        query: query string of the user's URL. most: largest body in bytes. seconds: longest time until the response
+        begins, and longest period below RATE. ends: deadline of the whole body, by time.monotonic.
         """
         given = [options.get("headers") or {} for options in (self._own, request)]
         own: dict[str, Any] = {k: value for k, value in {**self._own, **request}.items() if value is not None}
-        own["headers"] = {"Accept-Encoding": "identity", **given[0], **given[1]}  # what is kept is compressed already
+        own["headers"] = {"Accept-Encoding": "identity", **given[0], **given[1]}  # our files are already compressed
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, MIN_REQUEST_SECONDS), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
@@ -108,7 +108,7 @@ class HttpClient:
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
-                # All of the file, where its middle was asked for: of use if it is the file that is expected.
+                # Status 200 for a range means that the whole file comes. It is usable if it has the expected size.
                 from_start = own["headers"].get("Range", "bytes=0-").startswith("bytes=0-")
                 body.is_whole = response.status == 200 and not from_start
                 response.content = body  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class HttpClient:
         self, method: str, url: URL, sources: set[str], seconds: float, request: dict[str, Any]
     ) -> aiohttp.ClientResponse:
         allowed = reachable_from(sources)
-        literal = literal_address(url.raw_host or "")  # these never reach the resolver
+        literal = literal_address(url.raw_host or "")  # numeric addresses do not pass through the resolver
         if literal is not None and kind_of(literal) not in allowed:
             raise _refused(url, str(literal))
         try:
@@ -137,10 +137,10 @@ class HttpClient:
             raise
 
     def _session(self, allowed: frozenset[str]) -> aiohttp.ClientSession:
-        """The session whose connections lead to such addresses only: none is used again under another rule."""
+        """Return the session for these kinds of addresses. Connections are not shared between sessions."""
         if allowed not in self._sessions:
             options = dict(self._options)
-            # A proxy that the user asked for is who connects: its own address is not to be judged.
+            # With the user's proxy, the proxy connects. Its own address must not be checked.
             if not any(map(options.get, ("trust_env", "proxy", "connector"))):
                 options["connector"] = aiohttp.TCPConnector(resolver=_Resolver(allowed, self._kinds))
             self._sessions[allowed] = aiohttp.ClientSession(**options)
@@ -149,12 +149,12 @@ class HttpClient:
     def _kinds_of(self, url: URL) -> set[str]:
         host = url.raw_host or ""
         literal = literal_address(host)
-        # A name that was not looked up here was by a proxy: what is beyond it counts as the open internet.
+        # A name that was not resolved here was resolved by a proxy. Servers behind a proxy count as public.
         return {kind_of(literal)} if literal is not None else self._kinds.get(host, {PUBLIC})
 
 
 class _Resolver(PolicyResolver):
-    """Name lookup that tells only addresses of certain kinds, and keeps in mind of what kinds a name's were."""
+    """Resolver that returns only addresses of allowed kinds, and records the kinds of each name's addresses."""
 
     def __init__(self, allowed: frozenset[str], kinds: dict[str, set[str]]) -> None:
         super().__init__(lambda address: kind_of(address) in allowed)
@@ -163,7 +163,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """As PolicyResolver. A name that was public stays so: its next answer may be made to lead here."""
+        """Resolve as PolicyResolver. A public name must stay public: an attacker could change its address later."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
@@ -175,7 +175,7 @@ class _Resolver(PolicyResolver):
 
 
 class _Body:
-    """An answer's content, as much and as slow as is allowed; all else is the stream's."""
+    """Content of a response with limits of size and time. Other attributes are those of the stream."""
 
     def __init__(self, response: aiohttp.ClientResponse, most: int, seconds: float, ends: float) -> None:
         self._stream = response.content
@@ -186,13 +186,13 @@ class _Body:
         length = 0 if self._silent else response.content_length or 0
         if length > most:
             response.close()
-            raise TooMuch(f"it has {length} bytes where at most {most} are expected")
+            raise TooMuch(f"it has {length} bytes, but at most {most} are expected")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     async def read(self, wanted: int = -1) -> bytes:
-        """All bytes that are left, or as many as are wanted; what servers say beside an error is not read."""
+        """Read ``wanted`` bytes, or all remaining bytes. The body of an error response is not read."""
         if self._silent:
             return b""
         blocks: list[bytes] = []
@@ -202,7 +202,7 @@ class _Body:
             try:
                 await asyncio.wait_for(self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0))
                 if self.is_whole and self._got != self._most:
-                    raise OSError(f"it knows no ranges, and has {self._got} bytes, not {self._most}")
+                    raise OSError(f"its server does not support ranges, and it has {self._got} bytes, not {self._most}")
                 return b"".join(blocks)
             except aiohttp.ServerTimeoutError:
                 raise
@@ -211,7 +211,7 @@ class _Body:
                     raise TooSlow(f"only {self._got - before} bytes came in {time.monotonic() - now:.0f} s") from None
 
     async def _fill(self, blocks: list[bytes], wanted: int) -> None:
-        """Add to ``blocks`` until the end, or until they have as much as is wanted. May be called off and on."""
+        """Add to ``blocks`` until the end or until they have ``wanted`` bytes. It can be cancelled and called again."""
         left = wanted - sum(map(len, blocks)) if wanted >= 0 else -1
         while left:
             block = await (self._stream.readany() if left < 0 else self._stream.read(left))
@@ -220,12 +220,12 @@ class _Body:
             blocks.append(block)
             self._got += len(block)
             if self._got > self._most:
-                raise TooMuch(f"it has more than the {self._most} bytes that are expected")
+                raise TooMuch(f"it has more than the expected {self._most} bytes")
             left = left - len(block) if left > 0 else left
 
 
 class _Asked:
-    """An answer to be waited for, or a block in which it is open."""
+    """A pending response, for ``await`` or ``async with``."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -243,12 +243,12 @@ class _Asked:
 
 
 def _target(url: URL, location: str) -> URL:
-    """Where a redirect leads. Raises Refused for what is no address of HTTP, and from https to http."""
+    """Return the target of a redirect. Raises Refused if it is not an HTTP URL, or leads from https to http."""
     try:
         target = url.join(URL(location)).with_fragment(None)
         target = target.with_user(None) if target.raw_host else target
     except ValueError:
-        raise Refused("it redirects to what is not a URL") from None
+        raise Refused("it redirects to an invalid URL") from None
     if target.scheme not in ("http", "https") or not target.raw_host:
         raise Refused(f"it redirects to {target.scheme}:, not to http:// or https://")
     if url.scheme == "https" and target.scheme == "http":
@@ -257,11 +257,11 @@ def _target(url: URL, location: str) -> URL:
 
 
 def _same_server(first: URL, other: URL) -> bool:
-    """Whether both are one server, as HTTP has it; also where it sends us from http to its own https."""
+    """Return whether both URLs have the same origin. A redirect of a server from http to its own https counts, too."""
     usual = first.is_default_port() and other.is_default_port()
     return first.origin() == other.origin() or (first.host == other.host and usual)
 
 
 def _refused(url: URL, what: str) -> Refused:
-    why = "an address of this machine or network to which a server elsewhere may not redirect"
+    why = "an address of this machine or network; servers elsewhere may not redirect there"
     return Refused(f"it leads to {without_secrets(str(url))} ({what}), {why}")

@@ -1,4 +1,4 @@
-"""What killed processes left half-written where no lock says that others are done: it goes at the next run."""
+"""Delete half-written files of killed processes in folders without a lock. It happens at the next run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shards.storage.files import PARTIAL
 from shards.storage.remote_files import unique_name
 
 DAY = 86_400.0
-#: Seconds by which the clocks of files and of processes may differ.
+#: Largest difference between the clocks of files and of processes, in seconds.
 CLOCKS = 2.0
-#: The end of a half-written file's name: machine and process, as `unique_name` makes it; earlier, the process alone.
+#: End of a half-written file's name: machine and process, from `unique_name`. Older versions wrote only the process.
 _WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
 
 
 def remove_dead_partials(folder: Path, name: str = "*") -> None:
-    """Delete what processes that are gone left half-written in a local folder; live ones may be at work in it.
+    """Delete half-written files of ended processes in a local folder. Running processes may write there meanwhile.
 
-    name: a pattern of the names that the files were to have. Only names that tell their writer are looked at: a process
-    of this machine that is gone, or one of another machine if the file is a day old. A half-written folder (of a
-    model) is deleted if it holds files alone.
+    name: pattern of the final names. Only files whose name contains their process are deleted, if that process of this
+    machine has ended, or if the file of another machine is a day old. A half-written folder (of a model) is deleted if
+    it contains only files.
     """
     for path in folder.glob(f"{name}.*{PARTIAL}"):
         writer = _WRITER.search(path.name)
@@ -39,7 +39,7 @@ def remove_dead_partials(folder: Path, name: str = "*") -> None:
 
 
 def machine() -> str:
-    """This machine's name in names of half-written files."""
+    """Return this machine's name as it is used in names of half-written files."""
     return unique_name("", "").removeprefix(".").rsplit("-", 2)[0]
 
 
@@ -47,9 +47,9 @@ def _is_dead(writer: re.Match[str], path: Path) -> bool:
     if writer[1] not in (None, machine()):
         return time.time() - path.stat().st_mtime > DAY
     try:
-        # Numbers come again, soon where a machine has few: what began after the last write is another process.
+        # Process numbers are reused. A process that began after the last write is not the writer.
         return psutil.Process(int(writer[2])).create_time() > path.stat().st_mtime + CLOCKS
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, OverflowError):  # of another user; no process's number
+    except (psutil.Error, OverflowError):  # a process of another user; a number too large for a process
         return False

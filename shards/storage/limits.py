@@ -1,8 +1,8 @@
-"""What a server may make us wait for and hold, for all who read from one. It loads no HTTP library."""
+"""Limits for reading from servers. This module does not import an HTTP library."""
 
-#: The least of seconds that one request may take: a patience of 0 means one try.
+#: Shortest time limit of one request in seconds, also if the timeout is 0, which means one try.
 MIN_REQUEST_SECONDS = 5.0
 
 
 class TooMuch(OSError):
-    """A body with more bytes than were asked for."""
+    """A body with more bytes than expected."""

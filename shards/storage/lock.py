@@ -1,4 +1,4 @@
-"""Who is at work in a folder: one process at a time, by a lock, or at a URL by a claim that stands for one."""
+"""Locks of folders: one process at a time works in a folder. A local folder has a file lock, a URL a lock object."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from shards.storage.remote_files import read_whole, remove_remote_file, require_
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-#: Bytes of a claim, at most.
+#: Largest lock object in bytes.
 MAX_LOCK_BYTES = 1 << 16
-#: What a store says that knows no exclusive creation, or (S3's "precondition failed") that the name is taken.
+#: Error numbers of stores without exclusive creation, and of S3's "precondition failed" (the object exists).
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 
 
@@ -36,7 +36,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class LockOwner(msgspec.Struct, frozen=True):
-    """Who is at work at a URL."""
+    """Process that holds a folder at a URL."""
 
     token: _Text = ""
     machine: _Text = ""
@@ -47,10 +47,10 @@ class LockOwner(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
-    """Hold ``folder`` for this process. Raises UserError at once if another one holds it.
+    """Lock ``folder`` for this process. Raises UserError at once if another process holds it.
 
-    The operating system drops the lock when its holder dies, so a killed run never blocks the next one. A URL is
-    claimed instead: only ``take_over`` overrules the claim of a run that died on another machine (claimed).
+    The operating system releases the lock when its process ends, so a killed run never blocks the next one. A URL has a
+    lock object instead. If its run was killed on another machine, only ``take_over`` breaks the lock (remote_lock).
     """
     if is_remote(folder):
         with remote_lock(folder, take_over):
@@ -65,7 +65,7 @@ def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
 
 
 def this_machine() -> str:
-    """The same text for all processes that see each other's locks, another one elsewhere (in a container, too)."""
+    """Return a text that is equal for processes that share file locks. It differs between machines and containers."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
         with contextlib.suppress(OSError):
@@ -76,29 +76,29 @@ def this_machine() -> str:
 
 @contextlib.contextmanager
 def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
-    """Hold the lock file ``file``, which stands for ``folder``. Raises UserError at once if another one holds it."""
+    """Hold ``file``, the lock file of ``folder``. Raises UserError at once if another process holds it."""
     with contextlib.ExitStack() as held:
         free = True
         try:
             free = held.enter_context(held_file(file))
         except NoLocks as error:
-            warning = "%s is on a file system without locks (%s): nothing keeps a second process from working there"
+            warning = "%s is on a file system without locks (%s): do not start a second process on this folder"
             log.warning(warning, folder, one_line(error))
         except OSError as error:
             raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}") from None
         if not free:
-            remedy = "wait for it or choose another folder"
-            raise UserError("path-locked", f"another process is at work in {folder}; {remedy}")
+            remedy = "wait until it ends, or choose another folder"
+            raise UserError("path-locked", f"another process is working in {folder}; {remedy}")
         yield
 
 
 @contextlib.contextmanager
 def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
-    """Hold a remote folder. Stores have no locks that a killed process drops: an object ``.lock`` says who holds it.
+    """Lock a remote folder. Its object ``.lock`` names the owner, because a store cannot release a lock by itself.
 
-    On one machine a lock file, named after the URL, comes first: whoever has it knows that a claim from this machine
-    is a dead process's. A claim from another machine is respected, unless ``take_over`` says that it is dead.
-    Raises UserError at once if the folder is held.
+    A local lock file, named after the URL, is taken first. While this process holds that file, a lock object from the
+    same machine belongs to an ended process and is replaced. A lock object from another machine is an error, unless
+    ``take_over`` is true. Raises UserError at once if the folder is locked.
     """
     require_writable(folder)
     name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
@@ -112,12 +112,12 @@ def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
             with as_user_error("write", folder):
                 _take(path, owner, take_over)
         except FileNotFoundError as error:
-            remedy = "make the bucket first"
+            remedy = "create the bucket first"
             raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}; {remedy}") from None
         try:
             yield
         finally:
-            # Where the store fails now, the next run on this machine takes over.
+            # If the store fails now, the next run on this machine replaces the lock object.
             with contextlib.suppress(*remote_errors()):
                 if _holder(path).token == token:
                     remove_remote_file(path)
@@ -131,32 +131,32 @@ def _take(path: Any, owner: LockOwner, take_over: bool) -> None:
             raise _held(path, holder)
         path.fs.pipe_file(path.path, data)
     holder = _holder(path)
-    if holder.token != owner.token:  # two began in the same moment: the last writer has it
+    if holder.token != owner.token:  # two runs began at the same time: the last writer has the lock
         raise _held(path, holder)
 
 
 def _created(path: Any, data: bytes) -> bool:
-    """Whether the store made the object because there was none; False also where it cannot do so."""
+    """Create the object if it does not exist. Returns False if it exists, or if the store cannot create exclusively."""
     try:
         path.fs.pipe_file(path.path, data, mode="create")
         return True
     except (FileExistsError, ValueError, TypeError, NotImplementedError):
-        return False  # the last three are what fsspec's clients say to a mode that they do not know
+        return False  # fsspec's clients raise the last three if they do not support the mode
     except OSError as error:
         if error.errno not in NOT_EXCLUSIVE:
-            raise  # a passing failure says nothing of what the store knows
+            raise  # a temporary failure: the store may support exclusive creation
         return False
 
 
 def _held(path: Any, holder: LockOwner) -> UserError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
-    remedy = "wait for it, choose another folder, or, if that run is dead, pass --break-lock"
-    return UserError("path-locked", f"{path.parent} is claimed by another run ({who}); {remedy}")
+    remedy = "wait until it ends, choose another folder, or pass --break-lock if that run is dead"
+    return UserError("path-locked", f"{path.parent} is locked by another run ({who}); {remedy}")
 
 
 def _holder(path: Any) -> LockOwner:
-    """Who holds the folder; an empty claim if there is none that can be read."""
+    """Return the owner of the folder's lock; an empty owner if there is no readable lock object."""
     try:
-        return parse_as(read_whole(path, MAX_LOCK_BYTES), LockOwner, path, "claim", "delete it")
+        return parse_as(read_whole(path, MAX_LOCK_BYTES), LockOwner, path, "lock", "delete it")
     except (FileNotFoundError, UserError):
         return LockOwner()

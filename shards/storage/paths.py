@@ -1,12 +1,12 @@
-"""Where files lie: a path of this machine, or a URL that fsspec knows (``s3://``, ``gs://``, ``hf://``, ``http://``).
+"""Paths of files: a path of this machine, or a URL that fsspec supports (``s3://``, ``gs://``, ``hf://``, ``http://``).
 
-``place`` turns what a user wrote into a ``pathlib.Path`` or its likeness for URLs, universal_pathlib's ``UPath``. Both
-have ``/``, ``name``, ``exists``, ``glob``, ``open``, ``read_bytes``, ...; code that lists, reads and writes through
-these works on either. A store's own settings (endpoint, keys, timeouts) come from where fsspec takes them: its
-configuration files and ``FSSPEC_*`` variables, or the client's own (``AWS_ENDPOINT_URL``, ``~/.aws``, ...).
+``storage_path`` turns the user's text into a ``pathlib.Path``, or for URLs into universal_pathlib's ``UPath``. Both
+have ``/``, ``name``, ``exists``, ``glob``, ``open``, ``read_bytes``, ..., so the same code works on both. Settings of
+a store (endpoint, keys, timeouts) come from fsspec's configuration files and ``FSSPEC_*`` variables, or from the
+settings of its client (``AWS_ENDPOINT_URL``, ``~/.aws``, ...).
 
-A place's text never holds a password: what is secret in a URL (its user, password and query) goes to the options with
-which the store is asked. So it is asked with them, also by tasks on other machines, and no message or file shows them.
+The text of a path never contains secrets. The user, password and query of a URL are moved to the options of its file
+system. Tasks on other machines receive these options, too, and no message or file shows them.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from urllib.parse import unquote, urlsplit
 from shards.errors import UserError, one_line
 from shards.extras import install
 
-#: A local path or a URL. UPath is no Path by type, but has what is used of it here.
+#: A local path or a URL. UPath is not a subclass of Path, but has all methods that are used here.
 StoragePath: TypeAlias = Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
-#: Of HTTP, seconds: to wait for a connection, and for the next byte.
+#: Timeouts of HTTP in seconds: for a connection, and for the next byte.
 HTTP_TIMEOUT = (30.0, 60.0)
 
-#: Which extra brings the client of a protocol.
+#: Extra with the client of each protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
-#: What clients of stores raise beside OSErrors: (module, class).
+#: Errors of store clients that are not OSErrors: (module, class).
 CLIENT_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -49,7 +49,7 @@ CLIENT_ERRORS = (
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL rather than a path.
+    """Return whether a text is a URL, not a path.
 
     >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
     (True, False, False)
@@ -58,24 +58,24 @@ def is_url(text: str) -> bool:
 
 
 def is_remote(path: StoragePath) -> bool:
-    """Whether a place is anything but a path of this machine."""
+    """Return whether a path is a URL, not a path of this machine."""
     return not isinstance(path, Path)
 
 
 def storage_path(text: str | StoragePath) -> StoragePath:
-    """The place that a text names. Raises UserError for a URL of an unknown kind or without its client."""
+    """Parse a path or a URL. Raises UserError if the URL's protocol is unknown or its client is not installed."""
     if not isinstance(text, str):
         return text
     protocol, rest = text.partition("://")[::2] if is_url(text) else ("file", text)
     protocol = protocol.lower()
     if protocol in ("file", "local"):
         return Path(rest)
-    from upath import UPath  # only those who use URLs pay for it
+    from upath import UPath  # imported only for URLs: it is slow
 
     try:
         shown, options = _http(text, protocol) if protocol in ("http", "https") else (text, {})
         path = UPath(shown, **options)
-        _ = path.fs  # made on first use: a missing client shows here and not in the middle of the work
+        _ = path.fs  # created at first use: a missing client must fail now, not in the middle of the work
     except ImportError as error:
         how = install(EXTRAS[protocol]) if protocol in EXTRAS else "install the package it names"
         raise UserError("extra-missing", f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
@@ -85,16 +85,17 @@ def storage_path(text: str | StoragePath) -> StoragePath:
         remedy = "check the address and the network"
         raise UserError("network", f"{text} cannot be reached: {one_line(error)}; {remedy}") from None
     user = urlsplit(str(path)).netloc.rpartition("@")[0]
-    if ":" in user and protocol != "github":  # whose OWNER:REPOSITORY@ looks like a password
-        why = "give it where the store's client takes it, in its configuration or its environment variables"
-        raise UserError("url-refused", f"{protocol}:// URLs take no password: {why}")
-    return path  # an UPath, see Place
+    if ":" in user and protocol != "github":  # GitHub's OWNER:REPOSITORY@ only looks like a password
+        why = "put it into the configuration or the environment variables of the store's client"
+        raise UserError("url-refused", f"{protocol}:// URLs cannot contain a password: {why}")
+    return path  # a UPath, see StoragePath
 
 
 def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
-    """A URL that may be shown, and the options that stand for what is secret in it (fsspec itself does so for FTP).
+    """Split a URL into a text without secrets and the options with its secrets, as fsspec does for FTP.
 
-    They say whom fsspec asks, and, unless the user has set it, how long it waits. Raises UserError.
+    The options also contain our HTTP client and its timeouts, unless the user has set ``client_kwargs``. Raises
+    UserError if the URL is malformed.
     """
     import aiohttp
     import fsspec.config
@@ -104,15 +105,15 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
     try:
         url = urlsplit(text)
         _ = url.port
-    except ValueError:  # whose message would show what it takes for a port, such as half a password
+    except ValueError:  # its message could show a part of the password
         why = "its port is not a number or its host is malformed (write / : @ of a password as %2F %3A %40)"
         raise UserError("url-refused", f"a URL cannot be read: {why}") from None
     if not url.hostname:
-        raise UserError("url-refused", "a URL cannot be read: it names no host")
+        raise UserError("url-refused", "a URL cannot be read: it has no host")
     users = fsspec.config.conf.get(protocol, {})
     options: dict[str, Any] = {"get_client": open_client, **({"query": url.query} if url.query else {})}
     if "client_kwargs" not in users:
-        connect, read = HTTP_TIMEOUT  # aiohttp's own bound is five minutes for a whole file, however large
+        connect, read = HTTP_TIMEOUT  # aiohttp's default is five minutes for a file of any size
         options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(None, sock_connect=connect, sock_read=read)}
     user, at, host = url.netloc.rpartition("@")
     if at:
@@ -122,7 +123,7 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:
-    """What reading or writing a remote place may raise for outside reasons, clients' own errors among them."""
+    """Return the exceptions of remote reads and writes with external causes, also those of the stores' clients."""
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
     for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):
@@ -132,7 +133,7 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def as_user_error(what: str, path: StoragePath) -> Iterator[None]:
-    """Turn a remote place's errors into one line that says ``what`` was tried; local ones keep their OSErrors."""
+    """Turn errors of a remote path into a UserError for the operation ``what``. Errors of local paths are kept."""
     if not is_remote(path):
         yield
         return

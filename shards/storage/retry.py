@@ -1,16 +1,15 @@
-"""Read again what failed in passing: a disk or a network file system that does not answer for a moment.
+"""Retry reads after temporary failures of a disk or a network file system.
 
-An OSError says nothing of the bytes in a file, so it never makes a file a damaged one. There are three kinds:
+An OSError does not mean that the file's bytes are wrong, so such a file is never reported as damaged. Three kinds:
 
-- it may pass (EIO, ESTALE, timeouts, lost connections): the read is made again for some seconds, from a file that is
-  opened anew;
-- it is about one file, such as one that was deleted or may not be read: who lists files of users says so of each;
-- all others are about this process or its machine, such as too many open files: the run ends with the system's word.
+- Temporary (EIO, ESTALE, timeouts, lost connections): the file is opened and read again for some seconds.
+- About one file, for example if it was deleted or may not be read: code that lists a user's files reports each one.
+- All others are about this process or its machine, for example too many open files: the run ends with that error.
 
-`tenacity` would not shorten this. What counts as passing, one warning for many threads, the error at the end, and a
-wait that ends as soon as ``stop`` is set are all there is here, and would be its callbacks. So it is with reads of
-stores (retrying_read.py), whose patience is renewed by every block that comes, and with downloads (fetch/download.py),
-where a server says how long to wait.
+`tenacity` would not shorten this. This module only has the choice of temporary errors, one warning for many threads,
+the final error, and a wait that ends as soon as ``stop`` is set. With `tenacity` all four would be callbacks. The same
+is true for reads of stores (retrying_read.py), where each block renews the time limit, and for downloads
+(fetch/download.py), where a server chooses the pause.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds between two tries, the first and the longest, and for how long a file is tried in all. Network file systems
-#: have tried for themselves before they say anything.
+#: Seconds between two tries (first and longest pause), and in total for one file. Network file systems have already
+#: retried before they report an error.
 PAUSES, LONGEST = (0.1, 5.0), 30.0
 
-#: By name, for not every system has them all.
+#: Numbers of temporary errors. They are found by name, because some systems lack some of them.
 _PASSING = {
     number
     for name in (
@@ -45,49 +44,49 @@ _PASSING = {
     )
     if (number := getattr(errno, name, None)) is not None
 }  # fmt: skip
-#: Of a file that was deleted, moved, or may not be read.
+#: Error numbers of a file that was deleted, moved, or may not be read.
 _OF_ONE_FILE = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
     errno.EINVAL, errno.EFBIG, errno.EOVERFLOW,
 }  # fmt: skip
 
-#: Files of which this process has said that they are read again.
+#: Files whose retry this process has already logged.
 _told: set[str] = set()
 
 
 class Unreadable(UserError):
-    """A file that cannot be read now, whatever is in it."""
+    """A file that cannot be read now. Its contents may be correct."""
 
     def __init__(self, message: str, passing: bool = False) -> None:
-        """``passing``: another start may find it; the exit status is then that of a service that was lost."""
+        """``passing``: another run may read the file. The exit status is then 69, as for a lost service."""
         super().__init__("path-unreadable", message)
         if passing:
             self.status = 69
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether the same read may succeed a moment later."""
+    """Return whether the same read may succeed later."""
     kinds = (TimeoutError, ConnectionError, InterruptedError, BlockingIOError)
     return isinstance(error, kinds) or error.errno in _PASSING
 
 
 def of_one_file(error: OSError) -> bool:
-    """Whether an error is about the file alone: others of its folder may be read all the same."""
+    """Return whether an error is only about this file, so that other files of its folder may be readable."""
     return error.errno in _OF_ONE_FILE
 
 
 def unreadable(what: str, error: OSError, seconds: float = 0.0) -> Unreadable:
-    """What is said of a file, ``what``, that cannot be read on this machine, though it was tried for ``seconds``."""
+    """Return the error for a file ``what`` that cannot be read on this machine after ``seconds`` of retries."""
     tried = f" (tried for {seconds:.0f} s)" if seconds else ""
     reason = f"[Errno {error.errno}] {error.strerror}" if error.errno and error.strerror else one_line(error)
     where = f"{what} cannot be read on {socket.gethostname()}"
-    return Unreadable(f"{where}: {reason}{tried}; look at that machine's disk or mount", may_pass(error))
+    return Unreadable(f"{where}: {reason}{tried}; check that machine's disk or mount", may_pass(error))
 
 
 def retried(read: Callable[[], T], what: str, stop: threading.Event | None = None) -> T:
-    """What ``read`` returns, called again while its OSError may pass, for LONGEST seconds at most.
+    """Call ``read`` and return its result. It is called again after temporary OSErrors, for LONGEST seconds at most.
 
-    Raises Unreadable after that, Abandoned soon after ``stop`` is set, and any other OSError as it is.
+    Raises Unreadable after that time, Abandoned soon after ``stop`` is set, and other OSErrors unchanged.
     """
     began, pause, tries = time.monotonic(), PAUSES[0], 0
     while True:
@@ -104,6 +103,6 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
             tries += 1
             if what not in _told:  # many threads read one file
                 _told.add(what)
-                log.warning("%s: %s; it is read again for up to %.0f s", what, one_line(error), LONGEST)
+                log.warning("%s: %s; retrying for up to %.0f s", what, one_line(error), LONGEST)
         RetryBudget.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

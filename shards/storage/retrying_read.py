@@ -1,4 +1,4 @@
-"""Read a file of a store that may hang up, answer in part, not at all for a while, too slowly or without end."""
+"""Read a file of an unreliable store, with retries. Responses may be cut, incomplete, late, too slow or endless."""
 
 from __future__ import annotations
 
@@ -17,63 +17,63 @@ from shards.storage.paths import StoragePath, remote_errors
 
 log = logging.getLogger(__name__)
 
-#: Bytes asked for at a time: what is lost when the line is cut.
+#: Bytes per request. A cut connection loses at most this much.
 BLOCK = 8 << 20
-#: Seconds between two tries: the first, and the longest.
+#: Seconds between two tries: the first and the longest pause.
 PAUSES = (0.25, 15.0)
-#: Seconds for which a set's first file is asked for: nobody wants to wait long to hear of a wrong address.
+#: Seconds of retries for a set's first file: a wrong address must be reported soon.
 FIRST_RETRY_SECONDS = 30.0
-#: Bytes of a small file (manifest, index) at most: a hundred times those of 10^8 samples.
+#: Largest small file (manifest, index) in bytes: a hundred times the size for 10^8 samples.
 MAX_SMALL_BYTES = 256 << 20
-#: Bytes a second at which a store is too slow to wait for all of a file, however often a little comes.
+#: Lowest useful rate in bytes per second. It limits the total time of a file, even if blocks keep coming.
 SLOWEST = 64 << 10
-#: Bytes a second that a request may count on beside the patience, where what comes meanwhile cannot be seen.
+#: Assumed rate in bytes per second. It extends the time limit of requests whose progress cannot be seen.
 USUAL = 1 << 20
-#: Patiences in all that a file may take beside that.
+#: Number of time limits that one file may use in total, besides its time at SLOWEST.
 RETRY_BUDGETS = 10
-#: Errors that asking again does not mend.
+#: Errors that are never retried.
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-#: And answers of HTTP.
+#: HTTP statuses that are never retried.
 REFUSALS = (400, 401, 403, 404, 405, 410)
 
 
 class _Ends(OSError):
-    """A file seems to be shorter than the manifest says."""
+    """A file seems to be shorter than its size in the manifest."""
 
 
 class _Missing(UserError):
-    """There is no such file."""
+    """A file that does not exist."""
 
 
 class Abandoned(Exception):
-    """Nobody wants the file any more."""
+    """The file is no longer needed."""
 
 
 class RetryBudget:
-    """For how long to ask again. Any block that comes renews it, but not without end."""
+    """Time limit of retries. Each received block renews it, up to a total time."""
 
     def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0) -> None:
-        """For one file.
+        """Time limit for one file.
 
-        stop: once it is set, waiting raises Abandoned; option: what the user says to have it last longer; size: bytes
-        of the file, for what it may take in all.
+        stop: waiting raises Abandoned as soon as it is set. option: the user's option that sets ``seconds``, for
+        messages. size: bytes of the file, for the total time.
         """
         self.seconds, self.stop, self.option = seconds, stop, option
         self.ends = time.monotonic() + RETRY_BUDGETS * max(seconds, MIN_REQUEST_SECONDS) + size / SLOWEST
         self.renew()
 
     def renew(self) -> None:
-        """Something came."""
+        """Start the time limit again, after a received block."""
         self._since, self._pause = time.monotonic(), PAUSES[0]
 
     @property
     def over(self) -> bool:
-        """Whether nothing has come for that long, or the whole takes too long."""
+        """Whether nothing was received for ``seconds``, or the total time is used up."""
         now = time.monotonic()
         return now - self._since >= self.seconds or now >= self.ends
 
     def wait(self) -> None:
-        """Sleep a little longer every time; not all processes wake at once."""
+        """Sleep, longer each time. The pause is random, so that processes do not retry at the same moment."""
         self.rest(self._pause * random.uniform(0.5, 1.0), self.stop)
         self._pause = min(2 * self._pause, PAUSES[1])
 
@@ -87,7 +87,7 @@ class RetryBudget:
 
 
 def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[bytes]:
-    """The ``size`` bytes of a remote file, in blocks, with patience. Raises UserError if they cannot be had."""
+    """Yield the ``size`` bytes of a remote file in blocks, with retries. Raises UserError if they cannot be read."""
     position = 0
     while position < size:
         block = _asked(path, budget, position, min(position + BLOCK, size), size)
@@ -97,7 +97,7 @@ def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[b
 
 
 def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYTES) -> bytes | None:
-    """All bytes of a small remote file, None if there is no such file. Else as ``read_blocks``."""
+    """Return the bytes of a small remote file, None if it does not exist. Retries and errors as ``read_blocks``."""
     try:
         data = _asked(path, budget, 0, None, most)
     except _Missing:
@@ -109,15 +109,15 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
 
 
 def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Some of the bytes from ``start`` on, at least one and none after ``end``; all of them where that is None.
+    """Return at least one of the bytes from ``start`` to ``end``, or all bytes from ``start`` if ``end`` is None.
 
-    size: bytes of the file; where ``end`` is None, at most: one more may come.
+    size: bytes of the file. If ``end`` is None, the largest allowed size; one more byte may be returned.
     """
     while True:
         try:
             block = _once(path, budget, start, end, size)
             if end is not None:
-                if len(block) > end - start:  # a server that knows no ranges sends the whole file
+                if len(block) > end - start:  # a server without ranges sends the whole file
                     block = block[start:] if len(block) == size else b""
                 if not block:
                     raise _Ends(f"it ends after {start} of {size} bytes")
@@ -130,7 +130,7 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
                     raise _Missing("path-missing", line) from None
                 raise UserError("network", line) from None
             beyond = _answered(error) == 416 or "range" in str(error).lower()
-            if beyond and end is None:  # which stores answer where there is not one byte
+            if beyond and end is None:  # the response of stores for an empty file
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, budget)
@@ -139,21 +139,21 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
                 raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}; {remedy}") from None
             if budget.over:
                 longer = f" ({budget.option} waits longer)" if budget.option else ""
-                tried = f"it was asked for during {budget.seconds:.0f} s"
+                tried = f"retried for {budget.seconds:.0f} s"
                 remedy = f"check the network and the store, then start again{longer}"
                 raise UserError("network", f"{path} cannot be read: {_said(error)}; {tried}: {remedy}") from None
-            log.info("%s from byte %d: %s; asking again", path, start, _said(error))
+            log.info("%s from byte %d: %s; retrying", path, start, _said(error))
             budget.wait()
 
 
 def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """One request. Only HTTP's client looks at what comes meanwhile; of other stores the whole request has its time."""
+    """Send one request. Only our HTTP client checks the progress. For other stores the whole request has a timeout."""
     store = path.fs
     limits: dict[str, Any] = {}
     if "get_client" in path.storage_options:  # http_client.py
         limits = {"most": size, "seconds": budget.seconds, "ends": budget.ends}
     else:
-        end = size + 1 if end is None else end  # a range, so that no more than that can come
+        end = size + 1 if end is None else end  # a range, so that the response is limited
         if getattr(store, "async_impl", False):
             limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
@@ -162,10 +162,10 @@ def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int
 
 
 def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
-    """Raise UserError if the store knows that the file has another size: asking again would not mend that."""
+    """Raise UserError if the store reports another file size: a retry would not help."""
     limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
-    with contextlib.suppress(*remote_errors()):  # it is silent about that, too
+    with contextlib.suppress(*remote_errors()):  # the store may fail here, too
         path.fs.invalidate_cache()
         there = path.fs.info(path.path, **limits).get("size")
     if there not in (None, size):
@@ -173,7 +173,7 @@ def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
 
 
 def _answered(error: BaseException) -> int:
-    """The status with which a server answered, as aiohttp's and gcsfs's errors have it; 0 if it did not."""
+    """Return the HTTP status of an error of aiohttp or gcsfs. 0 if there is none."""
     found = (str(getattr(error, name, None)) for name in ("status", "code"))
     return next((int(text) for text in found if text.isdecimal()), 0)
 

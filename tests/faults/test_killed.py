@@ -141,7 +141,7 @@ def test_two_runs_start_into_one_folder_at_the_same_moment(drawn_set: Path, tmp_
     outcomes = [run.ended() for run in runs]
     assert sorted(outcome.statuses[0] for outcome in outcomes) == [0, 2]
     (line,) = [line for outcome in outcomes for line in outcome.errors]
-    assert f"another process is at work in {tmp_path / 'run'}" in line
+    assert f"another process is working in {tmp_path / 'run'}" in line
     with open(tmp_path / "run" / "epochs.csv") as stream:
         assert len(stream.readlines()) == 5  # of the one that came first, and whole
 
@@ -153,7 +153,7 @@ def test_a_second_run_of_two_ranks_is_refused_on_both(drawn_set: Path, tmp_path:
     before = contents(tmp_path / "run")
     second = ended([*options, "--resume"], tmp_path / "second", 2)
     assert all(status not in (0, -9) for status in second.statuses), second
-    assert any("another process is at work in" in line for line in second.errors)
+    assert any("another process is working in" in line for line in second.errors)
     assert contents(tmp_path / "run") == before
     first.kill()
     state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())

@@ -24,7 +24,7 @@ def test_what_fails_in_passing_is_read_again(fault: str, drawn_set: Path, unharm
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS)
     run = ended(options, tmp_path / "said", 1, f"read {fault} {TAR}")
     assert run.statuses == [0] and run.errors == [] and "replaced" not in run.said[0]
-    assert ("it is read again" in run.said[0]) == ("short" not in fault)
+    assert ("retrying for up to" in run.said[0]) == ("short" not in fault)
     assert_same_run(tmp_path / "run", unharmed[1])
 
 
@@ -67,7 +67,7 @@ def test_what_does_not_pass_is_not_tried_again_and_is_no_damage(
     assert stopped.statuses == [2, 2], stopped.said
     for line in stopped.errors:
         assert "rank 1: shard " in line and words in line and "checkpoint saved" in line
-    assert "replaced" not in "".join(stopped.said) and "read again" not in "".join(stopped.said)
+    assert "replaced" not in "".join(stopped.said) and "retrying" not in "".join(stopped.said)
 
 
 def test_a_shard_of_validation(drawn_set: Path, unharmed: dict[int, Path], tmp_path: Path):

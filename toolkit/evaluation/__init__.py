@@ -1,1 +1,1 @@
-"""Figures of a model on a split, and decisions that are chosen again."""
+"""Evaluate a model on a split, and choose its thresholds and calibration again."""

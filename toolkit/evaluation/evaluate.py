@@ -1,12 +1,12 @@
-"""Evaluate a model folder on a split of a shard set: thresholds, ranking metrics, calibration, genres, baselines.
+"""Evaluate a model folder on a split of a shard set: thresholds, ranking, calibration, genres, baselines.
 
     posters evaluate --model RUN/model --shards SHARDS [--split test]
     accelerate launch launch/evaluate.py --model RUN/model --shards SHARDS
     posters evaluate --model RUN/model --shards SHARDS --report DIR [--compare RUN2]
 
-The model's thresholds and calibration were chosen on validation and are only applied here. Writes
-MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz beside it) and the model card; with
---report also a page (toolkit/report/).
+The thresholds and the calibration were chosen on validation and are only applied here. The command writes
+MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz file beside it), and the model card.
+With --report it also writes a page (toolkit/report/).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def evaluate(
     batch_size: int = 0,
     workers: int = 0,
 ) -> tuple[Evaluation, SplitLogits]:
-    """(evaluation of a model on a split, the logits it comes from), on every rank."""
+    """Evaluate a model on a split. Returns (evaluation, outputs of the model) on every rank."""
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
@@ -44,12 +44,12 @@ def evaluate(
 
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
-    """One line if the model was trained on another shard set, whose training split may hold these samples."""
+    """Warn if the model was trained on another shard set, because it may have been trained on these samples."""
     trained_on = folder.config[OWN_KEY].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:
         log.warning(
-            "%s is not the shard set that %s was trained on: if its %s split holds samples of that training, the "
-            "model's figures there are too good",
+            "%s is not the shard set that %s was trained on: if its %s split contains training samples, the metrics "
+            "there are too good",
             shards,
             folder.path,
             split,
@@ -59,7 +59,7 @@ def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsA
 def evaluate_outputs(
     folder: ModelFolder, manifest: Manifest, outputs: SplitLogits, thresholds: list[float] | None = None
 ) -> Evaluation:
-    """Logits of a split, evaluated at the folder's decisions and at fixed ``thresholds``."""
+    """Evaluate the logits of a split at the folder's decisions and at fixed ``thresholds``."""
     if "train" not in manifest.split_names:
         log.warning("the shard set has no training split: the baselines use the prevalence of %s itself", outputs.split)
     return evaluate_arrays(
@@ -75,7 +75,7 @@ def evaluate_outputs(
 
 
 def baseline_prevalence(manifest: Manifest, outputs: SplitLogits) -> FloatArray:
-    """(G,) what the baselines know: the prevalence in training, or without a training split in the split itself."""
+    """Return the (G,) prevalence for the baselines: of the training split, or of this split if there is none."""
     if "train" in manifest.split_names:
         return train_prevalence(manifest)
     return outputs.targets.mean(axis=0)

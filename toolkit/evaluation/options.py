@@ -26,32 +26,32 @@ def parse_thresholds(text: str) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ModelOption, SetOptions, PassOptions):
-    """What ``posters evaluate`` is asked for."""
+    """Options of ``posters evaluate``."""
 
     split: str = "test"
     """Split to evaluate."""
     thresholds: list[float] = option(factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7")
-    """Thresholds to show beside the model's own, which are always those of validation (see posters tune)."""
+    """Fixed thresholds to show beside the model's own thresholds, which were chosen on validation (posters tune)."""
     out: Path | None = option(None, "-o")
     """JSON file (default MODEL/metrics-SPLIT.json)."""
     report: Path | None = option(None, metavar="DIR")
     """Also write a page with plots and posters: DIR/index.html."""
     compare: Path | None = option(None, metavar="RUN2")
-    """In the report, another run's folder: is the difference real?"""
+    """Folder of another run, for the report: compare both runs and test the difference."""
     label_errors: bool | None = None
-    """In the report, list likely label errors (default: where cleanlab is installed)."""
+    """List likely label errors in the report (default: if cleanlab is installed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in ("", ".json"):
             raise UserError(
-                "option-value", f"--out {self.out} must end in .json; the predictions go into an .npz file beside it"
+                "option-value", f"--out {self.out} must end in .json; the predictions are written to .npz beside it"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ModelOption, SetOptions, PassOptions):
-    """What ``posters tune`` is asked for."""
+    """Options of ``posters tune``."""
 
     decide: DecideConfig = field(default_factory=DecideConfig)
 

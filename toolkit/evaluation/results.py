@@ -1,7 +1,7 @@
-"""One evaluation result: built from arrays, written as JSON types, shown as tables with rich.
+"""Evaluation results: compute them from arrays, convert them to JSON types, print them as tables with rich.
 
-Only ASCII is printed besides rich's own table lines (which rich itself replaces on an ASCII stream), so
-a report can go to any log file.
+Except for rich's table lines only ASCII is printed, so a report can be written to any log file. On an ASCII stream rich
+replaces the table lines, too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from toolkit.metrics.weighted import Outcome
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 
-#: What tables call columns of genres, where that is not their name.
+#: Headings of columns of the genre table, if they differ from the column's name.
 GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
 
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """The model at one threshold (one number, or one per genre); metrics: the decisions' of the table."""
+    """Metrics of the model at one threshold (a number, or one per genre): the table's group "decisions"."""
 
     label: str
     threshold: float | list[float]
@@ -44,21 +44,21 @@ class ThresholdRow:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything that is reported about one model on one split.
+    """All results of one model on one split.
 
-    loss is the mean binary cross-entropy in nats of the logits as they are; ranking has that group of the table
-    (`toolkit.metrics.table`); calibration has the ``method``, and ``before`` and ``after`` it the
-    loss and the keys of `toolkit.metrics.calibration_error.reliability`; per_genre is the frame of
-    `toolkit.metrics.table.per_genre_table` at the chosen thresholds. Thresholds are on calibrated probabilities.
+    loss: mean binary cross-entropy of the uncalibrated logits, in nats. ranking: the group "ranking" of
+    `toolkit.metrics.table`. calibration: the ``method``, and ``before`` and ``after`` with the loss and the keys of
+    `toolkit.metrics.calibration_error.reliability`. per_genre: frame of `toolkit.metrics.table.per_genre_table` at the
+    chosen thresholds. Thresholds apply to calibrated probabilities.
     """
 
     split: str
     shard_set: str
-    """Fingerprint of the shard set that the split is of."""
+    """Fingerprint of the split's shard set."""
     num_samples: int
     genres: list[str]
     decisions: str
-    """Fingerprint of the calibration and thresholds that were applied."""
+    """Fingerprint of the applied calibration and thresholds."""
     loss: float
     ranking: dict[str, Any]
     calibration: dict[str, Any]
@@ -67,21 +67,21 @@ class Evaluation:
     per_genre: pd.DataFrame
 
     def to_dict(self) -> dict[str, Any]:
-        """Pure JSON types; what is undefined (NaN) becomes None."""
+        """Convert to JSON types. Undefined values (NaN) become None."""
         return json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
 
     def render(self, console: Console | None = None) -> None:
-        """Print the tables; without a console, to standard output at `REPORT_WIDTH` columns."""
+        """Print the tables. The default console is standard output with `REPORT_WIDTH` columns."""
         out = console or report_console()
         for table in (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table()):
             out.print(table)
             out.print()
 
     def headline_table(self) -> Table:
-        """One row per threshold of the model, then one per baseline."""
+        """Return the table with one row per threshold of the model, then one per baseline."""
         shown = PLACES["decisions"]
         title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
-        # "accuracy" in full would fold columns at 100 characters
+        # the full word "accuracy" would fold columns at 100 characters
         table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
         named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
         named += [(row.label, row.metrics) for row in self.baselines]
@@ -96,15 +96,15 @@ class Evaluation:
             f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
         ]
         if any(row.label.startswith("single of") for row in self.thresholds):
-            notes.append("single of val: the best one threshold for all genres, chosen there and not here")
+            notes.append("single of val: the best single threshold for all genres, chosen on val, not on this split")
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
         if top:
-            notes.append("always top-k names, in this order: " + ", ".join(self.genres[i] for i in top))
+            notes.append("always top-k names the first k of: " + ", ".join(self.genres[i] for i in top))
         table.caption = Text("\n".join(notes))
         return table
 
     def ranking_table(self) -> Table:
-        """mAP, ROC-AUC and loss of the model beside those of the prevalence baseline."""
+        """Return the table of mAP, ROC-AUC and loss of the model and of the prevalence baseline."""
         shown = PLACES["ranking"]
         table = number_table("without a threshold", "", [metric.column for metric in shown])
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
@@ -119,20 +119,20 @@ class Evaluation:
         return table
 
     def calibration_table(self) -> Table:
-        """Loss and calibration errors of the probabilities before and after calibration."""
+        """Return the table of loss and calibration errors before and after calibration."""
         shown = PLACES["calibration"]
-        table = number_table("do probabilities mean what they say?", "", [metric.column for metric in shown])
+        table = number_table("calibration of the probabilities", "", [metric.column for metric in shown])
         rows = {"as trained": self.calibration["before"]}
         if self.calibration["method"] != "none":
             rows[f"calibrated ({self.calibration['method']})"] = self.calibration["after"]
         for name, figures in rows.items():
             table.add_row(name, *(format_number(figures[metric.key], ".4f") for metric in shown))
         if len(rows) == 1:
-            table.caption = Text("not calibrated: it did not help clearly on held-out samples, or was not wanted")
+            table.caption = Text("not calibrated: calibration did not clearly help on held-out samples, or is disabled")
         return table
 
     def genre_table(self) -> Table:
-        """One row per genre at its chosen threshold, most support first, equals in alphabetical order."""
+        """Return the table with one row per genre at its chosen threshold, by falling support, then alphabetically."""
         first, *others = self.per_genre.columns
         headings = [GENRE_COLUMNS.get(column, column) for column in others]
         table = number_table("per genre, at the chosen threshold", first, headings)
@@ -153,11 +153,11 @@ def evaluate_arrays(
     split: str,
     shard_set: str,
 ) -> Evaluation:
-    """Evaluate (N, G) logits against (N, G) targets, with the baselines beside them.
+    """Evaluate (N, G) logits against (N, G) targets, together with the baselines.
 
-    train_prevalence (G,): share of positives in the training set. decisions: chosen on validation data. Their
-    thresholds get the last row, after the fixed ``thresholds`` and, where they differ per genre, the best single
-    one of validation. The prevalence baseline is shown at the fixed and chosen ones.
+    train_prevalence (G,): fraction of positives in the training set. decisions: chosen on validation data; their
+    thresholds are the last row. The fixed ``thresholds`` come first, then the best single threshold of validation if
+    thresholds differ per genre. The prevalence baseline is shown at the fixed and the chosen thresholds.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
@@ -183,11 +183,11 @@ def evaluate_arrays(
 
 
 def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
-    """(label, value) of the best single threshold of validation, if it is not what was chosen; and of the chosen."""
+    """Return (label, value) of the best single threshold of validation if it was not chosen, and of the chosen one."""
     if not decisions.per_genre:
         value = float(decisions.thresholds[0])
         return [], (f"chosen {threshold_label(value)}", value)
-    # Its label must not let anybody take it for the best one of the evaluated split.
+    # The label must be clear that this is not the best threshold of the evaluated split.
     split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
     return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
 
@@ -201,6 +201,6 @@ def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> 
 
 
 def train_prevalence(manifest: Manifest) -> np.ndarray:
-    """(G,) share of training samples with each genre; what the baselines know."""
+    """Return the (G,) fraction of training samples with each genre, for the baselines."""
     summary = manifest.split_summary()["train"]
     return np.array([summary["genre_counts"][genre] for genre in manifest.genres]) / summary["samples"]

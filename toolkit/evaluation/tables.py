@@ -1,4 +1,4 @@
-"""Tables of figures for terminals, and figures as JSON and text have them."""
+"""Tables of numbers for terminals and CSV files, and conversion of results to JSON types."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ REPORT_WIDTH = 110
 
 
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
-    """A console of a fixed width: off a terminal rich would assume 80 columns and cut the tables."""
+    """Return a console of fixed width. Without a terminal rich would assume 80 columns and cut the tables."""
     return console_of(file, width)
 
 
 def json_types(value: Any) -> Any:
-    """Turn numpy scalars and arrays, mappings and sequences into JSON types, NaN and infinities to None."""
+    """Convert numpy scalars and arrays, mappings and sequences to JSON types. NaN and infinities become None."""
     if isinstance(value, Mapping):
         return {str(key): json_types(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -40,7 +40,7 @@ def json_types(value: Any) -> Any:
 
 
 def number_table(title: str, first: str, others: Iterable[str]) -> Table:
-    """A table without borders under a title: a column of names and columns of numbers."""
+    """Return an empty table with a title and without borders: a column of names, then columns of numbers."""
     table = Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -49,7 +49,7 @@ def number_table(title: str, first: str, others: Iterable[str]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    # Fold, not rich's default ellipsis: a narrow stream may wrap a name or a heading but loses nothing.
+    # Fold, not rich's default ellipsis: a narrow stream may wrap names and headings, but no text is lost.
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
@@ -57,6 +57,6 @@ def number_table(title: str, first: str, others: Iterable[str]) -> Table:
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> None:
-    """A CSV for people, atomically: text that a spreadsheet would run is marked."""
+    """Write a CSV for people, atomically. Text that a spreadsheet would run is marked."""
     with atomic_write(path, "w") as stream:
         rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")

@@ -3,9 +3,8 @@
     posters tune --model RUN/model --shards SHARDS --aim "precision>=0.6"
     accelerate launch launch/tune.py --model RUN/model --shards SHARDS
 
-Rewrites MODEL/labels.json, metrics-val.json, predictions-val.npz and the model card; the weights stay as they are.
-Metrics of other splits are of the old decisions from then on, and the card leaves them out until they are measured
-again.
+Rewrites MODEL/labels.json, metrics-val.json, predictions-val.npz and the model card. The weights do not change.
+Metrics of other splits then belong to the old decisions: the card omits them until `posters evaluate` runs again.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from toolkit.model_folder.folder import OWN_KEY, load_model_folder, write_labels
 
 log = logging.getLogger(__name__)
 
-#: Decisions are chosen here and nowhere else: on test they would fit what is to be reported.
+#: Split for choosing decisions. On test they would be fitted to the reported split.
 SPLIT = "val"
 
 
 def run_tune(options: TuneOptions) -> int:
-    """Choose, show and write. Returns the exit status."""
-    parse_aim(options.decide.aim)  # before minutes of work
+    """Choose decisions, print the metrics and write the files. Returns the exit status."""
+    parse_aim(options.decide.aim)  # report an invalid aim before minutes of work
     folder = load_model_folder(options.model)
     remove_dead_partials(options.model)
     shards = open_store(options.shards, options.cache)
@@ -42,8 +41,8 @@ def run_tune(options: TuneOptions) -> int:
     accelerator = make_accelerator(options.precision, facts)
     if folder.config[OWN_KEY].get("shard_set") != manifest.fingerprint:
         log.warning(
-            "%s is not the shard set that the model was trained on: if its %s split holds training samples, "
-            "thresholds and calibration will trust the model too much",
+            "%s is not the shard set that the model was trained on: if its %s split contains training samples, "
+            "the thresholds and the calibration will be too optimistic",
             shards,
             SPLIT,
         )

@@ -1,1 +1,1 @@
-"""A model as one file for other runtimes, on a hub, or from an earlier script."""
+"""Export a model to one file for other runtimes, upload it to a hub, or import it from an earlier script."""

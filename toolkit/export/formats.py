@@ -1,4 +1,4 @@
-"""Formats of exported models, an entry for each: a new one is a module beside this one, and a line of FORMATS."""
+"""Formats of exported models. A new format is a module in this package and a line of FORMATS."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True)
 class Format:
-    """How a model is exported.
+    """A format for exported models.
 
-    Its module has ``exported(folder, preprocess, opset)``, a file's content, and ``opened(path, preprocess)``, a Run.
+    Its module has ``exported(folder, preprocess, opset)``, which returns the file's content, and
+    ``opened(path, preprocess)``, which returns a Run.
     """
 
     module: str
-    """Of this package, loaded when a model is exported: `posters export --help` needs no torch."""
+    """Module of this package. It is imported for an export only, since `posters export --help` must not need torch."""
     file: str
-    """Its name in the model folder."""
+    """File name in the model folder."""
     runtime: str
-    """What runs it, for people."""
+    """Name of the runtime, for messages."""
 
 
-#: By name. The first is the default.
+#: Formats by name. The first is the default.
 FORMATS = {
     "onnx": Format("onnx_export", "model.onnx", "onnxruntime"),
     "torch-export": Format("torch_export", "model.pt2", "torch.export"),
@@ -29,4 +30,4 @@ FORMATS = {
 if TYPE_CHECKING:
     FormatName = str
 else:
-    FormatName = Literal[tuple(FORMATS)]  # of an option
+    FormatName = Literal[tuple(FORMATS)]  # choices of an option

@@ -1,4 +1,4 @@
-"""Model folders on a hub that speaks Hugging Face's API: up by ``posters push``, down by ``toolkit.load_model``.
+"""Upload (``posters push``) and download (``toolkit.load_model``) model folders of a hub with Hugging Face's API.
 
 posters push --model RUN/model --repo USER/NAME --private
 """
@@ -23,26 +23,26 @@ from shards.extras import absent
 from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
 
-#: What belongs to a model, as patterns of names in its folder. Predictions hold the evaluated samples' labels.
+#: Files of a model, as patterns of names in its folder. Predictions are separate: they contain labels of the samples.
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
 PREDICTIONS = "predictions-*.npz"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-#: What a hub calls commits and contents; the client makes names of files of it.
+#: Valid names of commits and contents on a hub. The client uses these names in file names.
 PLAIN = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
-#: Where it says so of a file.
+#: Headers with such names.
 HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
-#: Seconds in which the hub has to answer a connection before it counts as unreachable.
+#: Longest time in seconds to connect to a reachable hub.
 CONNECT_SECONDS = 5.0
 
 
 def run_push(options: PushOptions) -> int:
-    """Validate, then upload in one commit; returns the exit status."""
+    """Check the model folder and upload it in one commit. Returns the exit status."""
     _check_name(options.repo, "--repo")
     folder = load_model_folder(options.model)
     _check_onnx(folder)
     if get_token() is None:
         raise UserError(
-            "environment", "no token for the hub: run `hf auth login`, or set HF_TOKEN to one with write access"
+            "environment", "no token for the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
         )
     if not reachable():
         raise UserError("network", f"no connection to {constants.ENDPOINT}: nothing was uploaded")
@@ -59,7 +59,7 @@ def run_push(options: PushOptions) -> int:
             revision=options.revision,
             commit_message=options.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
         )
-    except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
+    except Exception as error:  # errors of the hub's client and of its HTTP library, which depends on the version
         raise _refused(error, f"nothing was uploaded to {options.repo}") from None
     names = sorted({path.name for pattern in patterns for path in options.model.glob(pattern)})
     print(f"files   {', '.join(names)}")
@@ -69,9 +69,9 @@ def run_push(options: PushOptions) -> int:
 
 
 def fetch_model(repo_id: str, revision: str | None = None) -> Path:
-    """Download a model folder from the hub, or find it in the hub's cache, and return where it lies.
+    """Download a model folder from the hub, or find it in the hub's cache. Returns its local path.
 
-    Raises UserError for a name that is none, for a model that is not there, and without network and cache.
+    Raises UserError if the name is invalid, if the model does not exist, or if both network and cache are missing.
     """
     _check_name(repo_id, "model")
     online = reachable()
@@ -81,12 +81,12 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
                 repo_id,
                 revision=revision,
                 allow_patterns=list(FILES),
-                ignore_patterns=["*/*"],  # a pattern's star stands for folders, too
+                ignore_patterns=["*/*"],  # the star of a pattern matches folders, too
                 local_files_only=not online,
             )
     except RevisionNotFoundError:
         raise UserError(
-            "model-missing", f"{constants.ENDPOINT} has {repo_id}, but no revision {revision!r} of it"
+            "model-missing", f"{constants.ENDPOINT} has {repo_id}, but not its revision {revision!r}"
         ) from None
     except (RepositoryNotFoundError, GatedRepoError):
         raise UserError(
@@ -94,12 +94,12 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
             f"{constants.ENDPOINT} has no model {repo_id} that you may read; if it is private, run `hf auth login` "
             f"or set HF_TOKEN",
         ) from None
-    except Exception as error:  # the hub's own errors and those of whichever HTTP library it uses
+    except Exception as error:  # errors of the hub's client and of its HTTP library, which depends on the version
         if not online:
             raise UserError(
                 "network",
-                f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it where there "
-                f"is a network, and give the folder",
+                f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it on a machine "
+                f"with a network, and give the folder",
             ) from None
         raise _refused(error, f"{repo_id} cannot be downloaded") from None
     return Path(found)
@@ -107,7 +107,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def _plain_answers() -> Iterator[None]:
-    """Have every answer of the hub checked before its client uses it: it joins what a server says to paths."""
+    """Check every response of the hub before its client uses it: the client puts names from the server into paths."""
     client = get_session()
     before = client.event_hooks
     client.event_hooks = {**before, "response": [*before["response"], _check_answer]}
@@ -118,23 +118,23 @@ def _plain_answers() -> Iterator[None]:
 
 
 def _check_answer(response: Any) -> None:
-    """Raise UserError for an answer of the hub that would name a file elsewhere than in the client's cache."""
-    said: list[Any] = []
-    if response.request.method == "HEAD":  # asks for a file's version
-        said += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
+    """Raise UserError for a response of the hub with a name that would lead to a path outside the client's cache."""
+    names: list[Any] = []
+    if response.request.method == "HEAD":  # requests a file's version
+        names += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
     elif response.request.url.path.startswith("/api/") and "json" in response.headers.get("Content-Type", ""):
         response.read()
-        with contextlib.suppress(ValueError):  # the client itself says so
-            said += _named(response.json())
-    for text in filter(None, said):
+        with contextlib.suppress(ValueError):  # the client itself reports invalid JSON
+            names += _named(response.json())
+    for text in filter(None, names):
         if not isinstance(text, str) or not PLAIN.fullmatch(text):
             raise UserError(
-                "network", f"the hub calls a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
+                "network", f"the hub names a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
             )
 
 
 def _named(value: Any) -> Iterator[Any]:
-    """What the hub's JSON calls a commit (of a repository), or contents (of a list of files)."""
+    """Yield the names in the hub's JSON: the commit of a repository, or the contents of a list of files."""
     if isinstance(value, dict):
         yield value.get("sha")
     for file in value if isinstance(value, list) else ():
@@ -144,9 +144,9 @@ def _named(value: Any) -> Iterator[Any]:
 
 
 def reachable() -> bool:
-    """Whether the hub's address answers; its client would retry for most of a minute.
+    """Return whether the hub's address accepts connections. Its client would retry for most of a minute.
 
-    Behind a proxy only the client can find out: then yes.
+    Behind a proxy only the client can check this, so the result is True.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -163,13 +163,13 @@ def reachable() -> bool:
 
 def _check_name(repo: str, what: str) -> None:
     if not REPO.fullmatch(repo):
-        raise UserError("option-value", f"{what} {repo!r} is no name of a repository: give USER/NAME")
+        raise UserError("option-value", f"{what} {repo!r} is not the name of a repository: give USER/NAME")
 
 
 def _check_onnx(folder: ModelFolder) -> None:
-    """Raise UserError for a model.onnx that is not of the weights and decisions beside it.
+    """Raise UserError if model.onnx does not match the weights and decisions of its folder.
 
-    Without onnxruntime none can say.
+    Without onnxruntime it is not checked.
     """
     path = folder.path / "model.onnx"
     if path.is_file() and not absent("onnxruntime"):
@@ -179,20 +179,20 @@ def _check_onnx(folder: ModelFolder) -> None:
         if stated.get("decisions") != folder.decisions.fingerprint:
             raise UserError(
                 "model-other",
-                f"{path} has an older calibration or older thresholds than {folder.path}: run `posters export --model "
-                f"{folder.path}` again, or remove it",
+                f"{path} has older calibration or thresholds than {folder.path}: run `posters export --model "
+                f"{folder.path}` again, or remove the file",
             )
 
 
 def _refused(error: Exception, what: str) -> UserError:
-    """The hub's refusal in one line, with the remedy where that is known."""
+    """Return the hub's refusal as one line, with a remedy for known statuses."""
     if isinstance(error, UserError):
         return UserError(error.code, f"{what}: {error}")
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = {
-        401: "the hub does not know the token (401): run `hf auth login` again, or set HF_TOKEN",
-        403: "the token may not write there (403): take one with write access to this user or organisation",
-        404: "the hub has no such repository or revision that you may see (404)",
+        401: "the hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN",
+        403: "the token has no write access there (403): use a token with write access to this user or organisation",
+        404: "the hub has no such repository or revision, or you may not see it (404)",
     }
     reason = known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
     return UserError("network", f"{what}: {reason}")

@@ -1,8 +1,8 @@
-"""A model folder from a checkpoint of the earlier training script: torchvision's ResNet, binary cross-entropy.
+"""Convert a checkpoint of the earlier training script (torchvision's ResNet, binary cross-entropy) to a model folder.
 
     posters import --checkpoint genre_predictor_model_BCE.pth --out MODEL
 
-timm's ResNets have torchvision's names of weights and give the same logits. The file is read by safe_unpickle.py.
+timm's ResNets have the same names of weights as torchvision's, and the same logits. safe_unpickle.py reads the file.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from toolkit.models.tensor_files import require_finite
 
 WHAT = "checkpoint of that script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-#: What torchvision normalises by, and the script with it.
+#: Normalisation of torchvision and of the script.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Wrappers' prefixes, and the attribute under which the script's module has its network.
+#: Prefixes of wrappers, and the attribute of the network in the script's module.
 PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 
-#: What conversions of hostile values to numbers raise.
+#: Exceptions of conversions of hostile values to numbers.
 NOT_NUMBERS = (ValueError, TypeError, OverflowError)
-#: Of a genre.
+#: Longest name of a genre, in characters.
 MAX_LETTERS = 4096
 
 State = dict[str, torch.Tensor]
 
 
 class Unlike(UserError):
-    """Something in the file is not as the script writes it."""
+    """A part of the file differs from the files of the script."""
 
     def __init__(self, path: Path, problem: str, code: Code = "model-damaged") -> None:
         super().__init__(code, f"{path}: {problem}")
@@ -57,10 +57,10 @@ class Unlike(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What of the script's file makes a model."""
+    """Parts of the script's file that are used for the model."""
 
     state: State
-    """Under torchvision's names."""
+    """Weights under torchvision's names."""
     labels: LabelSet
     image_size: int
     decisions: Decisions
@@ -68,11 +68,11 @@ class Checkpoint:
 
 
 def run_import(options: ImportOptions) -> int:
-    """Read, recognise, write; returns the exit status."""
+    """Read a checkpoint, recognise its architecture and write the model folder. Returns the exit status."""
     out = Path(os.path.abspath(options.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
-            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another, or remove it"
+            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another one, or remove it"
         )
     remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(options.checkpoint)
@@ -91,7 +91,7 @@ def run_import(options: ImportOptions) -> int:
     print(f"genres        {len(checkpoint.labels)}: {', '.join(checkpoint.labels.genres)}")
     print(f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}")
     print(
-        "not the same  where no genre reaches its threshold the script named the most probable one; "
+        "not the same  if no genre reaches its threshold, the script named the most probable one; "
         "`posters predict` names none"
     )
     print(f"model         {options.out}")
@@ -99,25 +99,25 @@ def run_import(options: ImportOptions) -> int:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the script's file, executing nothing. Raises UserError naming what is missing or does not fit."""
+    """Read the script's file without executing code. Raises UserError if a part is missing or does not fit."""
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
             "path-unreadable",
-            f"{path} is no {WHAT}: it has no model_state_dict; weights alone go into a training by --model.weights",
+            f"{path} is not a {WHAT}: it has no model_state_dict; use --model.weights of a training for weights alone",
         )
     config = raw.get("config") or {}
     if not isinstance(config, dict):
         raise UserError(
-            "model-damaged", f"{path} is no {WHAT}: its config is a {type(config).__name__} instead of a dict"
+            "model-damaged", f"{path} is not a {WHAT}: its config is a {type(config).__name__} instead of a dict"
         )
     state, threshold_logits = _clean_names(raw["model_state_dict"], path)
     labels = _labels(raw.get("mlb"), path)
     stated = raw.get("num_classes")
     if stated is not None and (count := _number(stated, "num_classes", path)) != len(labels):
-        raise UserError("labels-invalid", f"{path} says num_classes {count:g}, but its mlb has {len(labels)} genres")
+        raise UserError("labels-invalid", f"{path} has num_classes {count:g}, but its mlb has {len(labels)} genres")
     if raw.get("learn_thresholds") is False:
-        threshold_logits = None  # the script writes the parameter also where it learnt no thresholds
+        threshold_logits = None  # the script writes the parameter even if it did not learn thresholds
     side = _image_size(config.get("image_size", 224), path)
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
     epoch = _number(raw.get("epoch", 0), "epoch", path)
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
-    """(timm's name, head) by the names and shapes of the tensors. Raises UserError if it is none of torchvision's."""
+    """Return (timm's name, head) from the names and shapes of the tensors. Raises UserError if no architecture fits."""
     body = {name: tensor.shape for name, tensor in _backbone(state).items()}
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
@@ -137,7 +137,7 @@ def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]
             return architecture, _head(state, network.num_features, num_genres, path)
     raise UserError(
         "model-unfit",
-        f"{path} holds none of {', '.join(ARCHITECTURES)} as torchvision has them: its {len(body)} tensors before the "
+        f"{path} contains none of torchvision's {', '.join(ARCHITECTURES)}: its {len(body)} tensors before the "
         f"classifier have other names or shapes",
     )
 
@@ -167,19 +167,19 @@ def _head(state: State, width: int, num_genres: int, path: Path) -> HeadSpec:
         )
     if widths[-1] != num_genres:
         raise Unlike(
-            path, f"its classifier has {widths[-1]} outputs, and its mlb {num_genres} genres", "labels-invalid"
+            path, f"its classifier has {widths[-1]} outputs, but its mlb has {num_genres} genres", "labels-invalid"
         )
     return HeadSpec("linear", (), 0.0) if len(layers) == 1 else HeadSpec("mlp", tuple(widths[1:-1]), 0.5)
 
 
 def _fc_layers(state: State) -> list[str]:
-    """Names of the classifier's layers in order: ``fc``, or ``fc.1``, ``fc.4``, ... of a Sequential."""
+    """Return the names of the classifier's layers in order: ``fc``, or ``fc.1``, ``fc.4``, ... of a Sequential."""
     layers = {name.rpartition(".")[0] for name in state if name.startswith("fc.")}
     return sorted(layers, key=lambda layer: [int(part) for part in layer.split(".") if part.isdigit()])
 
 
 def _our_names(state: State, own: State) -> State:
-    """The state under our head's names; counters that old versions lack are ours."""
+    """Return the state under the names of our head. Missing counters (of old versions) are taken from ``own``."""
     theirs, ours = _fc_layers(state), _fc_layers(own)
     names = dict(zip(theirs, ours, strict=True))
     renamed = {
@@ -191,7 +191,7 @@ def _our_names(state: State, own: State) -> State:
 
 
 def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: int, path: Path) -> Decisions:
-    """The script's thresholds: learned ones where it has them, else its fixed one."""
+    """Return the script's thresholds: the learned ones if there are any, otherwise the fixed one."""
     if learned is not None:
         thresholds, source = _vector(learned, "learned_thresholds", size, path), "learned by the earlier script"
     elif logits is not None:
@@ -205,11 +205,11 @@ def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: in
 
 
 def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor | None]:
-    """(tensors without wrappers' prefixes, the parameter threshold_logits if there is one)."""
+    """Return (tensors without prefixes of wrappers, the parameter threshold_logits or None)."""
     state: State = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise Unlike(path, f"its model_state_dict holds {_shown(name)}, which is no tensor")
+            raise Unlike(path, f"its model_state_dict contains {_shown(name)}, which is not a tensor")
         plain = PREFIXES.sub("", name)
         if plain in state:
             raise Unlike(path, f"its model_state_dict has {_shown(plain)} twice, under different prefixes")
@@ -221,12 +221,12 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
 def _labels(binarizer: Any, path: Path) -> LabelSet:
     if not isinstance(binarizer, PickledBinarizer) or not isinstance(binarizer.state, dict):
         raise UserError(
-            "labels-invalid", f"{path} is no {WHAT}: it has no MultiLabelBinarizer `mlb`, so genres have no names"
+            "labels-invalid", f"{path} is not a {WHAT}: it has no MultiLabelBinarizer `mlb` with the names of genres"
         )
     try:
         classes = [_plain(item) for item in to_array(binarizer.state["classes_"]).tolist()]
     except KeyError:
-        raise Unlike(path, "its mlb has no classes_; was it fitted?", "labels-invalid") from None
+        raise Unlike(path, "its mlb has no classes_: it was not fitted", "labels-invalid") from None
     except NOT_NUMBERS as error:
         raise Unlike(path, f"the classes_ of its mlb cannot be read ({_shown(error)})", "labels-invalid") from None
     wrong = [item for item in classes if not isinstance(item, str) or not 0 < len(item) <= MAX_LETTERS]
@@ -235,12 +235,12 @@ def _labels(binarizer: Any, path: Path) -> LabelSet:
             path, f"the classes_ of its mlb are not names of genres, e.g. {_shown(wrong[0])}", "labels-invalid"
         )
     if not classes or len(set(classes)) < len(classes):
-        raise Unlike(path, "the classes_ of its mlb are empty or not different from each other", "labels-invalid")
+        raise Unlike(path, "the classes_ of its mlb are empty or repeat a genre", "labels-invalid")
     return LabelSet(tuple(classes))
 
 
 def _shown(value: Any) -> str:
-    """A value for an error; of what may hold others, again and again, its type."""
+    """Return a value as text for an error message. Values that may be large or nested are shown as their type."""
     if isinstance(value, Exception):
         return one_line(value)[:200]
     plain = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 1e18)
@@ -259,7 +259,7 @@ def _image_size(value: Any, path: Path) -> int:
     good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
     if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
         shown = "x".join(map(_shown, sides[:2]))
-        raise Unlike(path, f"its image_size {shown} is not that of a square of 8 to {MAX_SIDE} pixels")
+        raise Unlike(path, f"its image_size {shown} is not a square of 8 to {MAX_SIDE} pixels")
     return int(sides[0])
 
 
@@ -271,7 +271,7 @@ def _number(value: Any, what: str, path: Path) -> float:
 
 
 def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
-    """(G,) finite float64."""
+    """Convert a value to a (G,) array of finite float64. Raises UserError."""
     try:
         array = np.asarray(to_array(value), np.float64)
     except NOT_NUMBERS as error:

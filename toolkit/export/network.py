@@ -1,6 +1,6 @@
-"""The network as it leaves the toolkit: images in; logits, probabilities, embedding out; what a file says of itself.
+"""Network for export, from images to logits, probabilities and embedding, and the metadata of an exported file.
 
-Both formats hold this one module, so that they differ in nothing but the file.
+Both formats export the same module, so only the file differs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from toolkit.models.heads import logits_and_features
 from toolkit.models.last_layer import Float32Linear
 
 OUTPUTS = ("logits", "probabilities", "embedding")
-#: Of the exporters, whose every step they would tell.
+#: Loggers of the exporters, which would log every step.
 NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 
 
 class ExportNetwork(nn.Module):
-    """A model folder's network in evaluation mode, in float32, with its calibration."""
+    """Network of a model folder with its calibration, in evaluation mode and float32."""
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__()
         self.model = copy.deepcopy(folder.model).to("cpu", torch.float32).eval()
         for module in self.model.modules():
             if type(module) is Float32Linear:
-                # All is float32 here: there is no autocast to leave, and exporters need not know of one.
+                # Everything is float32 here, so exporters do not need the autocast code of Float32Linear.
                 change_class(module, nn.Linear)
         self.scale: torch.Tensor
         self.bias: torch.Tensor
@@ -47,7 +47,7 @@ class ExportNetwork(nn.Module):
 
 
 def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str, Any]:
-    """What an exported file says of itself, for JSON."""
+    """Return the metadata of an exported file, in JSON types."""
     return {
         "architecture": folder.config["architecture"],
         "genres": list(folder.labels.genres),
@@ -63,7 +63,7 @@ def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str,
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' loggers and warnings; their errors are exceptions."""
+    """Silence the loggers and warnings of the exporters. Their errors are exceptions."""
     loggers = [logging.getLogger(name) for name in NOISY]
     before = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""One ONNX file: the network with its calibration, on request with its preprocessing, and its facts as metadata."""
+"""Export to one ONNX file: network, calibration, optional preprocessing, and metadata."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, open_exported, read
 from toolkit.model_folder.folder import ModelFolder
 
 CPU = torch.device("cpu")
-#: A protobuf message, which an ONNX file without external data is, ends at 2 GiB; some MB are for the graph.
+#: Largest weights in bytes. Protobuf limits an ONNX file without external data to 2 GiB; 16 MiB are for the graph.
 MAX_WEIGHTS = 2**31 - 2**24
 
 
 def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
-    """The file's content; the batch is dynamic, with ``preprocess`` height and width too. Default opset: MIN_OPSET.
+    """Return the file's content. The batch is dynamic; with ``preprocess`` also height and width. Default: MIN_OPSET.
 
-    Raises UserError where packages lack, for an opset that cannot be, and for networks that torch cannot export.
+    Raises UserError if packages are missing, the opset is not supported, or torch cannot export the network.
     """
     onnx = require_extra("export", "ONNX export", "onnx", "onnxscript", "onnxruntime")
     opset = MIN_OPSET if opset is None else opset
@@ -41,7 +41,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
     if size > MAX_WEIGHTS:
         raise UserError(
             "export-unsupported",
-            f"{folder.path} has {size / 2**30:.2f} GiB of weights, and a single ONNX file holds 2: use "
+            f"{folder.path} has {size / 2**30:.2f} GiB of weights, but a single ONNX file is limited to 2 GiB: use "
             f"--format torch-export",
         )
     model = _network_graph(network, folder, opset)
@@ -53,7 +53,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
 
 def opened(path: Path, preprocess: bool) -> Run:
-    """A written file, run on the CPU; with ``preprocess`` it also gives the pixels that the network is given."""
+    """Open an exported file on the CPU. With ``preprocess`` its outputs include the input pixels of the network."""
     session = open_exported(path, CPU)
     read_facts(session, path)
     if preprocess:
@@ -67,8 +67,8 @@ def opened(path: Path, preprocess: bool) -> Run:
 
 
 def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:
-    """The network alone as an onnx.ModelProto, its input ``images``."""
-    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # a batch of one would be taken for fixed
+    """Export the network without preprocessing to an onnx.ModelProto with the input ``images``."""
+    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # a batch of one would become a fixed size
     try:
         with quiet():
             program = torch.onnx.export(
@@ -98,7 +98,7 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
 
 
 def _prepend(graph: Any, nodes: list[Any], constants: list[Any]) -> None:
-    """Put the preprocessing before the network, in place: what was its input is now the nodes' last result."""
+    """Insert the preprocessing before the network, in place. Its last result becomes the network's input."""
     for node in graph.node:
         for place, name in enumerate(node.input):
             if name == INPUT:

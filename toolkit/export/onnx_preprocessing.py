@@ -1,12 +1,12 @@
-"""The evaluation transform as ONNX nodes: (n, H, W, 3) grey levels in, what the network is given out.
+"""The evaluation transform as ONNX nodes, from (n, H, W, 3) grey levels to the input of the network.
 
-Pillow's antialiased BILINEAR is ONNX's Resize with antialias and exclude_outside (taps beyond the border are dropped
-and the rest normalised). Horizontal and vertical pass are two nodes with whole grey levels after each, as Pillow has
-them, so that runtimes need no 8-bit Resize and yet agree. Pillow 13 goes vertically first where that is cheaper, older
-versions and our own loaders never do; that order, and sums that tip a rounding, leave one grey level here and there
-(`test_export_preprocess.py` measures it).
+Pillow's antialiased BILINEAR equals ONNX's Resize with antialias and exclude_outside (weights beyond the border are
+dropped and the others normalised). The horizontal and the vertical pass are two nodes. Each result is rounded to whole
+grey levels, as in Pillow, so runtimes without an 8-bit Resize agree with Pillow. Pillow 13 does the vertical pass first
+if that is cheaper; older versions and our loaders never do. This order and different rounding change some pixels by one
+grey level (`test_export_preprocess.py` measures it).
 
-All sizes are whole numbers: `int(a / b)` of Python is an integer division, and `round` goes to the even neighbour.
+All sizes are whole numbers: Python's `int(a / b)` is an integer division, and `round` rounds halves to even.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.inference.onnx_runtime import INPUT
 
-#: Of the last node: (n, 3, S, S) float32, the network's input.
+#: Output of the last node: (n, 3, S, S) float32, the input of the network.
 NORMALISED = "normalised"
 #: The first opset whose Resize has antialias.
 MIN_OPSET = 18
 
 
 class _Nodes:
-    """Builds nodes and constants one after the other; every method returns the name of its result."""
+    """Builder of nodes and constants. Each method returns the name of its result."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -47,7 +47,7 @@ class _Nodes:
 
 
 def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]]:
-    """(nodes, initializers) from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
+    """Return (nodes, initializers) from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
     from onnx import TensorProto
 
     build = _Nodes()
@@ -60,7 +60,7 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
     else:
         size = preprocessing.image_size
         least = build.constant([max(size, round(size / preprocessing.crop_pct))])
-        # The other side by `int(short * other / shorter)`; the short one gives `short` itself.
+        # The longer side is `int(least * longer / shorter)`. The same formula gives `least` for the shorter side.
         shorter = build("Min", height, width)
         new_height, new_width = (
             build("Max", least, build("Div", build("Mul", least, side_in), shorter)) for side_in in (height, width)
@@ -78,16 +78,16 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
 
 
 def _middle(build: _Nodes, length: str, size: int) -> str:
-    """`round((length - size) / 2.0)`: a half goes to the even neighbour."""
+    """Compute `round((length - size) / 2.0)`: halves are rounded to even."""
     spare = build("Sub", length, build.constant([size]))
     two = build.constant([2])
-    half = build("Div", spare, two)  # ONNX cuts off, which is the floor of numbers that are not negative
+    half = build("Div", spare, two)  # ONNX truncates, which equals floor because the number is not negative
     odd_twice = build("Mul", build("Mod", spare, two), build("Mod", half, two))
     return build("Add", half, odd_twice)
 
 
 def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
-    """(n, 3, H, W) → (n, 3, height, width), whole grey levels in float32."""
+    """Resize (n, 3, H, W) to (n, 3, height, width): whole grey levels in float32."""
     half = build.constant(0.5, np.float32)
     for kept, sizes in ((3, [width]), (2, [height, width])):
         before = build("Shape", pixels, start=0, end=kept)
@@ -107,7 +107,7 @@ def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
 
 
 def images_info() -> Any:
-    """The graph's input: decoded images of one size."""
+    """Return the input of the graph: decoded images of equal size."""
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])

@@ -1,6 +1,6 @@
-"""Does an exported file say what the model says? On real pictures, one at a time and several, before it gets its name.
+"""Compare the outputs of an exported file with those of its model, on images in batches of several sizes.
 
-The reference is the whole path of `posters predict`: Pillow, `Preprocessing`, the network in PyTorch, `Decisions`.
+The reference is the whole pipeline of `posters predict`: Pillow, `Preprocessing`, the network in PyTorch, `Decisions`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from toolkit.models.heads import backbone_features
 
 log = logging.getLogger(__name__)
 
-#: Images of --check that are used, evenly spaced over those found.
+#: Largest number of images of --check. They are evenly spaced over the found ones.
 MAX_IMAGES = 64
-#: Batches that the pictures are cut into; the last size repeats.
+#: Batch sizes of the check, in this order. The last one repeats.
 BATCHES = (1, 3, 8)
-#: On logits, for the same input. Sums of float32 in another order differ by 1e-6 to 1e-5; 1e-3 moves no uncalibrated
-#: probability by more than 0.00025, and a forgotten layer or another GELU is over it.
+#: Tolerance of logits for the same input. Float32 sums in another order differ by 1e-6 to 1e-5. A difference of 1e-3
+#: changes an uncalibrated probability by at most 0.00025, and a missing layer or another GELU exceeds it.
 TOLERANCE = 1e-3
-#: On probabilities, where the input differs by a grey level here and there (onnx_preprocessing.py): with a fifth of the
-#: pixels one level off, a steep head on a ResNet50 (random weights, deviation 0.1) moved by 0.02. Pixels, and logits on
-#: the file's own pixels, are what is judged strictly.
+#: Tolerance of probabilities if some input pixels differ by one grey level (onnx_preprocessing.py). With a fifth of the
+#: pixels one level off, probabilities of a steep head on a ResNet50 (random weights, deviation 0.1) changed by 0.02.
+#: The strict limits are those of pixels, and of logits on the file's own pixels.
 TOLERANCE_PREPROCESS = 0.05
-#: Grey levels between the file's pixels and Pillow's: an error of half a pixel or a plain resize is far over it.
+#: Limits of the difference from Pillow's pixels in grey levels. Half a pixel of error or a plain resize is far over.
 MAX_LEVELS, MEAN_LEVELS = 3.0, 0.5
 
 #: (n, 3, S, S) float32 or (n, H, W, 3) uint8 → outputs by name.
@@ -52,13 +52,13 @@ class Differences:
     logits: float = 0.0
     probabilities: float = 0.0
     embedding: float = 0.0
-    """As a share of the largest number in the reference's embedding."""
+    """As a fraction of the largest absolute value in the reference's embedding."""
     levels: float | None = None
-    """Of pixels, in grey levels; None where the file has no preprocessing."""
+    """Difference of pixels in grey levels. None if the file has no preprocessing."""
     mean_levels: float = 0.0
-    """The image with the largest mean."""
+    """Mean difference of pixels in grey levels, of the image with the largest mean."""
     same_pixels: float = 0.0
-    """Of logits, between the file and PyTorch on the file's pixels."""
+    """Difference of logits between the file and PyTorch, on the file's pixels."""
 
     def __str__(self) -> str:
         text = (
@@ -74,9 +74,9 @@ class Differences:
 
 
 def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
-    """(H, W, 3) uint8 pictures from files and folders, at most 64; drawn posters for None.
+    """Return (H, W, 3) uint8 images from files and folders, at most MAX_IMAGES. None means drawn posters.
 
-    Unreadable files are named and left out. Raises UserError if there is none to check with.
+    Unreadable files are logged and left out. Raises UserError if there are no images.
     """
     if paths is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
     spaced = [found[place * len(found) // MAX_IMAGES] for place in range(MAX_IMAGES)]
     pictures = _read(found if len(found) <= MAX_IMAGES else spaced)
     if not pictures:
-        raise UserError("images-none", f"--check: none of {len(found)} files is an image that can be read")
+        raise UserError("images-none", f"--check: none of {len(found)} files is a readable image")
     return pictures
 
 
@@ -108,9 +108,10 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
-    """Run an exported file and the model folder on the same pictures.
+    """Run an exported file and the model folder on the same images.
 
-    With ``preprocess`` the file is given the pictures themselves, by size; ``normalised``, if given, is compared too.
+    With ``preprocess`` the file's input is the images themselves, in batches of equal size. Its output ``normalised``
+    is compared, too, if it exists.
     """
     from PIL import Image
 
@@ -120,7 +121,7 @@ def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], prepr
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, picture in enumerate(pictures):
         groups.setdefault(picture.shape if preprocess else (), []).append(number)
-    # The largest group goes through all sizes of batches, going round if it is small.
+    # The largest group is run in all batch sizes. Its images repeat if there are too few.
     for rank, group in enumerate(sorted(groups.values(), key=len, reverse=True)):
         for batch in _batches(group, at_least=0 if rank else sum(BATCHES)):
             images = folder.preprocessing.normalize(torch.from_numpy(np.stack([squares[i] for i in batch])))
@@ -157,14 +158,14 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _worse(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """The larger of ``before`` and the largest difference; infinite for other shapes and for what is not finite."""
+    """Return the larger of ``before`` and the largest difference. Infinity for other shapes or non-finite values."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
 
 
 def require_parity(found: Differences, preprocess: bool, tolerance: float | None) -> None:
-    """Raise UserError if an exported file is not the model it was made from."""
+    """Raise UserError if the outputs of an exported file differ from its model by more than the tolerance."""
     limit = (TOLERANCE_PREPROCESS if preprocess else TOLERANCE) if tolerance is None else tolerance
     if not preprocess:
         same = {"logits": found.logits, "probabilities": found.probabilities, "embedding": found.embedding}

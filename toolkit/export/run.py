@@ -1,4 +1,4 @@
-"""A model folder as one file for other runtimes, which gets its name only once it has said what the model says.
+"""Export a model folder to one file for other runtimes. The file gets its name only after the parity check.
 
 posters export --model RUN/model --format onnx --preprocess --check posters/      posters export -m RUN/model
 """
@@ -19,18 +19,18 @@ from toolkit.model_folder.folder import load_model_folder
 
 
 def run_export(options: ExportOptions) -> int:
-    """Export, check, and only then rename; returns the exit status."""
+    """Export, check, and then rename the file. Returns the exit status."""
     folder = load_model_folder(options.model)
     pictures = pictures_to_check(options.check)
     format = FORMATS[options.format]
     name = format.file.replace(".", "-preprocess." if options.preprocess else ".")
     out: Path = options.out or options.model / name
     if out.is_dir():
-        raise UserError("path-exists", f"--out must be a file, and {out} is a folder: give {out / name}")
+        raise UserError("path-exists", f"--out must be a file, but {out} is a folder: give {out / name}")
     remove_dead_partials(out.parent, escape(out.name))
     module = import_module(f"toolkit.export.{format.module}")
     content: bytes = module.exported(folder, options.preprocess, options.opset)
-    with atomic_write(out) as stream:  # renamed when the block ends well, gone when it does not
+    with atomic_write(out) as stream:  # renamed when the block ends without an error, otherwise deleted
         stream.write(content)
         stream.flush()
         found = measure(module.opened(Path(stream.name), options.preprocess), folder, pictures, options.preprocess)

@@ -1,4 +1,4 @@
-"""``model.pt2``: an ExportedProgram of torch.export, for Python without timm or this toolkit, or for AOTInductor."""
+"""Export to ``model.pt2``: an ExportedProgram of torch.export for AOTInductor, or for Python without timm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from toolkit.export.parity_check import Run
 from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT
 from toolkit.model_folder.folder import ModelFolder
 
-#: Name of the extra file in the archive that holds the facts.
+#: Name of the extra file with the metadata in the archive.
 FACTS_FILE = f"{FACTS_KEY}.json"
 
 
 def exported(folder: ModelFolder, *_: object) -> bytes:
-    """The file's content; the batch is dynamic. Raises UserError for networks that torch cannot export."""
+    """Return the file's content. The batch is dynamic. Raises UserError if torch cannot export the network."""
     example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)
     try:
         with quiet(), torch.no_grad():
@@ -33,15 +33,15 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
     except Exception as error:  # torch.export and its serializer raise many types
         raise UserError(
             "export-unsupported",
-            f"torch.export cannot hold {folder.config['architecture']} ({type(error).__name__}: "
+            f"torch.export cannot export {folder.config['architecture']} ({type(error).__name__}: "
             f"{one_line(error)[:300]})",
         ) from None
     return stream.getvalue()
 
 
 def opened(path: Path, _: bool) -> Run:
-    """A written file, run on the CPU."""
-    with open(path, "rb") as stream:  # whatever the file is called
+    """Open an exported file on the CPU."""
+    with open(path, "rb") as stream:  # torch.export.load checks the ending of a path, but not of a stream
         network, _facts = load_torch_export(stream)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,7 +53,7 @@ def opened(path: Path, _: bool) -> Run:
 
 
 def load_torch_export(data: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """(network, facts) of a file or of a stream of its bytes."""
+    """Return (network, metadata) of a file or of a stream of its bytes."""
     extra = {FACTS_FILE: ""}
     with quiet():
         program = torch.export.load(data, extra_files=extra)

@@ -1,1 +1,1 @@
-"""The folder that holds a trained model: written, read, described by its card."""
+"""Write and read the folder of a trained model, and its model card."""

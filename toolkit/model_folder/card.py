@@ -1,6 +1,6 @@
-"""README.md of a model folder: a pure function of the folder's JSON files, so no number in it is typed by hand.
+"""Write README.md of a model folder, the model card. It is a pure function of the folder's JSON files.
 
-Names in it come from outside, and hubs show it as a web page: ``plain`` keeps them from being Markdown or HTML.
+Its names come from outside, and hubs show the file as a web page. ``plain`` escapes Markdown and HTML in names.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ NEEDS_US = (
     "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know this "
     "head; `toolkit.load_model` puts it back."
 )
-#: What means something within a line of Markdown: code, emphasis, links, pictures, tables, formulas, addresses. An
-#: underscore within a word means nothing, and names of architectures are full of them.
+#: Markup within a line of Markdown: code, emphasis, links, images, tables, formulas, addresses. An underscore within a
+#: word is not markup, and names of architectures contain many.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)")
 
 
 def plain(value: object) -> str:
-    """A text from outside as one line of Markdown that shows it as it is.
+    """Escape a text from outside, so that Markdown shows it unchanged in one line.
 
     >>> plain("<b>Sci-Fi | R&D</b>")
     '&lt;b&gt;Sci-Fi \\\\| R&D&lt;/b&gt;'
@@ -58,9 +58,9 @@ def plain(value: object) -> str:
 
 
 def write_card(folder: Path) -> None:
-    """(Re)write the model card from config.json, labels.json and every metrics-*.json of the present decisions.
+    """Write the model card from config.json, labels.json and every metrics-*.json of the current decisions.
 
-    Metrics of other thresholds or another calibration (`posters tune` came after them) are left out and named.
+    Metrics of other thresholds or another calibration (from before `posters tune`) are left out and logged.
     """
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])
@@ -68,23 +68,24 @@ def write_card(folder: Path) -> None:
     found = dict(_metrics(folder))
     metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
-        log.warning("metrics-%s.json is of other thresholds: run `posters evaluate --split %s` again", split, split)
+        warning = "metrics-%s.json belongs to other thresholds or calibration: run `posters evaluate --split %s` again"
+        log.warning(warning, split, split)
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
 
 
 def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, what is shown of it) of every metrics-SPLIT.json; one that is not valid is named and left out."""
+    """Yield (split, metrics) of every metrics-SPLIT.json. Invalid files are logged and left out."""
     for path in sorted(folder.glob("metrics-*.json")):
         split = path.stem.removeprefix("metrics-")
         try:
             yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
         except UserError as error:
-            log.warning("left out of the model card: %s", error)
+            log.warning("metrics left out of the model card: %s", error)
 
 
 def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:
-    """The card as Markdown with the front matter that model hubs read."""
+    """Return the card as Markdown, with front matter for model hubs."""
     ours = config["poster_toolkit"]
     cfg = config["pretrained_cfg"]
     head = ours["head"]
@@ -121,7 +122,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
 
 def _head(config: dict[str, Any]) -> str:
     head = config["poster_toolkit"]["head"]
-    # the other kinds have one layer, whatever is written
+    # the other kinds have one layer: their `hidden` in the file is ignored
     hidden = head["hidden"] if head["kind"] in ("mlp", "ensemble") else []
     widths = " → ".join(str(width) for width in [config["num_features"], *hidden, config["num_classes"]])
     return {
@@ -153,11 +154,11 @@ def _calibration(labels: dict[str, Any]) -> str:
 
 def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
     rows = [f"## Metrics on {plain(split)} ({values['num_samples']} samples)", ""]
-    measured_on = values.get("shard_set")  # files of older versions do not say
+    measured_on = values.get("shard_set")  # missing in files of older versions
     if measured_on and measured_on != trained_on:
         rows += [
-            f"Measured on shard set {plain(measured_on)}, **not the one of training**: samples of that training may be "
-            "among these.",
+            f"Measured on shard set {plain(measured_on)}, **not the one of training**: it may contain training "
+            "samples.",
             "",
         ]
     shown = PLACES["card"]
@@ -170,8 +171,8 @@ def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> lis
     chance = next((row["ranking"] for row in values["baselines"] if row.get("ranking")), None)
     beside = f" (label prevalence: {format_number(chance.get('mAP'))})" if chance else ""
     figures = values["ranking"] | {"loss": values["loss"]}
-    said = [f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]]
-    rows += ["", ", ".join(said) + ".", ""]
+    ranking = [f"{m.word} {format_number(figures.get(m.key))}{beside * (m.key == 'mAP')}" for m in PLACES["ranking"]]
+    rows += ["", ", ".join(ranking) + ".", ""]
     if values.get("calibration"):
         before, after = values["calibration"]["before"], values["calibration"]["after"]
         rows += [

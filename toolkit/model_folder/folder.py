@@ -1,11 +1,11 @@
-"""RUN/model: what leaves a training and what every later command reads.
+"""Write and read RUN/model, the model folder of a training. All later commands read it.
 
 model.safetensors      weights
-config.json            timm's hub format, preprocessing included
-labels.json            genres and their fingerprint; thresholds and calibration with where they come from
+config.json            timm's hub format, with the preprocessing
+labels.json            genres and their fingerprint; thresholds and calibration with their origin
 README.md              model card
-metrics-SPLIT.json     what was measured on a split
-predictions-SPLIT.npz  what it was measured from (split_outputs.py): ids, logits, targets, fingerprints
+metrics-SPLIT.json     metrics of a split
+predictions-SPLIT.npz  data of these metrics (split_outputs.py): ids, logits, targets, fingerprints
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from toolkit.models.tensor_files import load_tensors, read_header, require_finit
 WEIGHTS = "model.safetensors"
 NEEDED = (CONFIG, LABELS, WEIGHTS)
 OWN_KEY = "poster_toolkit"  # our own key in config.json; timm ignores it
-#: Endings of files that torch and others pickle weights into.
+#: Endings of files with pickled weights, from torch and others.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
-#: Of timm's description of a model: where its weights came from, and what is of another input size.
+#: Keys of timm's description that are not saved: the origin of pretrained weights, and values of another input size.
 LEFT_OUT = (
     "url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture",
     "test_input_size", "test_crop_pct", "pool_size",
 )  # fmt: skip
-#: timm's names for what `Preprocessing.fit` does.
+#: timm's names for the values of `Preprocessing.fit`.
 CROP_MODES = {"crop": "center", "stretch": "squash"}
 
 
 @dataclass
 class ModelFolder:
-    """A loaded model: ready for ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
+    """A loaded model for ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
 
     model: nn.Module
     labels: LabelSet
@@ -63,7 +63,7 @@ class ModelFolder:
 
     @property
     def thresholds(self) -> FloatArray:
-        """(G,) calibrated probabilities from which a genre is named."""
+        """(G,) thresholds: a genre is named if its calibrated probability is at least its threshold."""
         return self.decisions.thresholds
 
     @property
@@ -83,12 +83,12 @@ def save_model_folder(
     metrics: dict[str, dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
 ) -> str:
-    """Write a model folder, replacing an older one only when the new one is whole. Returns the weights' sha256.
+    """Write a model folder. It replaces an older one only when it is complete. Returns the SHA-256 of the weights.
 
-    ``model`` is unwrapped (no DDP, no compile); ``facts`` go into config.json, ``metrics`` (split → JSON) beside it.
-    ``state`` are its weights, whole and on the CPU, where it does not hold them so itself.
-    On return it is on the disk under its name: what is written later does not outlive it in a power cut.
-    Raises UserError or OSError where it cannot be written, and leaves nothing of it.
+    ``model`` must be unwrapped (no DDP, no compile). ``facts`` go into config.json, ``metrics`` (split → JSON) into
+    files beside it. ``state``: complete weights on the CPU, if ``model`` does not have them.
+    On return the folder is flushed to the disk under its final name, so files written later may refer to it.
+    Raises UserError or OSError if it cannot be written; then no part of the new folder remains.
     """
     from toolkit.model_folder.card import write_card
 
@@ -96,10 +96,10 @@ def save_model_folder(
         try:
             weights = clean_state(model) if state is None else state
             save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, in its words
+        except SafetensorError as error:  # raised for a full disk
             raise UserError("path-unwritable", f"the model cannot be written to {folder}: {one_line(error)}") from None
         write_labels(fresh, labels, decisions)
-        # safetensors lets nobody but the owner read its file; a model is for whoever may read the rest of the folder.
+        # safetensors allows only the owner to read its file. Here it gets the mode of the folder's other files.
         os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
         ours = {"head": asdict(head), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
         write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
@@ -112,9 +112,9 @@ def save_model_folder(
 
 @contextlib.contextmanager
 def replacing(folder: Path, aside: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which has the name of ``folder`` once the block has ended well; else nothing of it stays.
+    """Yield a new folder, which is renamed to ``folder`` when the block ends without an error, otherwise deleted.
 
-    An older one that holds something waits ``aside`` until the new one is on the disk under its name.
+    An older folder that is not empty is kept as ``aside`` until the new one is on the disk under its final name.
     """
     fresh = folder.with_name(unique_name(folder.name, PARTIAL))
     with contextlib.ExitStack() as otherwise:
@@ -122,7 +122,7 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         yield fresh
         flush_tree(fresh)
-        older = folder.is_dir() and any(folder.iterdir())  # else what lies aside is not ours
+        older = folder.is_dir() and any(folder.iterdir())  # otherwise this call has not made `aside`
         if older:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
@@ -134,7 +134,7 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
 
 
 def _aside(folder: Path) -> Path:
-    """Where a model folder waits while another takes its name."""
+    """Return the temporary path of the older folder while a new one gets its name."""
     return folder.with_name(f"{folder.name}.old")
 
 
@@ -147,18 +147,18 @@ def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
 
 
 def recover_model_folder(folder: Path) -> None:
-    """Bring back the older model folder if a run was killed between the two renames, and sweep leftovers."""
+    """Restore the older model folder if a run was killed between the two renames. Delete leftover files."""
     old = _aside(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    elif (folder / CONFIG).exists():  # the new one was there: killed before the old one went
+    elif (folder / CONFIG).exists():  # the new folder is complete: the run was killed before it deleted the old one
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]) -> dict[str, Any]:
-    """config.json as timm's ``save_for_hf`` lays it out (read back by ``create_model('local-dir:...')``)."""
+    """Return config.json in the layout of timm's ``save_for_hf``. ``create_model('local-dir:...')`` reads it."""
     size = preprocessing.image_size
     native = {
         k: v
@@ -188,19 +188,19 @@ def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours:
 
 
 def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
-    """(genres, decisions) of a model folder. Raises UserError if absent or inconsistent."""
+    """Read (genres, decisions) of a model folder. Raises UserError if they are absent or inconsistent."""
     found, raw = read_labels(folder)
     return LabelSet(tuple(found.genres)), Decisions.from_dict(raw, len(found.genres), folder / LABELS)
 
 
 def load_model_folder(folder: Path) -> ModelFolder:
-    """Load a model folder onto the CPU, in evaluation mode. Raises UserError naming what is missing or wrong.
+    """Load a model folder onto the CPU, in evaluation mode. Raises UserError for missing or wrong files.
 
-    The folder may come from strangers: what is cheap to check comes first, and nothing is allocated, executed or
-    fetched because it says so.
+    The folder is not trusted. Cheap checks come first, and its contents never cause code to run, downloads, or
+    allocations beyond the checked limits.
     """
     if not folder.is_dir():
-        raise UserError("model-missing", f"no model folder at {folder}; training leaves one in RUN/model")
+        raise UserError("model-missing", f"no model folder at {folder}; `posters train` writes one to RUN/model")
     for name in NEEDED:
         if not (folder / name).is_file():
             raise UserError("model-missing", f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
@@ -213,7 +213,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
-            "model-damaged", f"{folder / WEIGHTS} is damaged or was replaced: its sha256 is not the one in {CONFIG}"
+            "model-damaged", f"{folder / WEIGHTS} is damaged or was replaced: its sha256 differs from that in {CONFIG}"
         )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
@@ -235,9 +235,9 @@ def load_model_folder(folder: Path) -> ModelFolder:
 
 
 def read_best(folder: Path) -> tuple[OursFile, Any]:
-    """(what a model folder says of the epoch that it is of, counted from 1; the training's config as it was read).
+    """Return (our part of a model folder's config.json, the training's config in it or None).
 
-    Raises UserError if it is damaged, its weights are not whole, or something is missing.
+    Raises UserError if a file is missing or damaged, or if the weights are incomplete.
     """
     for name in NEEDED:
         if not (folder / name).is_file():
@@ -249,16 +249,16 @@ def read_best(folder: Path) -> tuple[OursFile, Any]:
     except OSError as error:
         raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
-        raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}")
+        raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 differs from that in {CONFIG}")
     return ours, raw[OWN_KEY].get("training_config")
 
 
 def _instead(folder: Path, missing: str) -> str:
-    """What to do about a missing file."""
+    """Return the remedy for a missing file."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if missing != WEIGHTS or not pickles:
         return "copy the whole folder, or train again"
     return (
-        f"{pickles[0]} is a pickle, which may run anything when it is loaded, and is not read; `posters import` makes "
-        f"a folder from a checkpoint of the earlier script"
+        f"{pickles[0]} is a pickle, which is not read because it may run any code; `posters import` makes a model "
+        f"folder from a checkpoint of the earlier script"
     )

@@ -139,7 +139,7 @@ def test_a_scheduler_without_workers_that_is_killed_in_the_middle(
         other.scheduler.kill()
         assert running.ended() == 2
         error = only_error(running.said())
-        assert f"the Dask scheduler {other.file} is gone" in error and "run the same command again" in error
+        assert f"the Dask scheduler {other.file} is lost" in error and "run the same command again" in error
     finished = running.finished()
     assert finished and not (running.out / "manifest.json").exists()
     before = mtimes(running.out)

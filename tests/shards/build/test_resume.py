@@ -217,7 +217,7 @@ def test_two_builds_in_one_folder(
     for command in (build_command(large, out), [*build_command(large, out), "--overwrite"], ["shards", "index", out]):
         second = posters(*command)
         assert second.returncode == 2
-        assert f"another process is at work in {out}" in only_error(second.stderr)
+        assert f"another process is working in {out}" in only_error(second.stderr)
     assert tree(out) == before
     os.killpg(first.process.pid, signal.SIGCONT)
     assert first.ended()[0] == 0

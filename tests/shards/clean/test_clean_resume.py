@@ -167,6 +167,6 @@ def test_two_at_work_in_one_folder(few: Source, tmp_path: Path, start: Callable[
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGSTOP)
-    assert "another process is at work" in one_line_error(lambda: run_clean(few, out))
+    assert "another process is working" in one_line_error(lambda: run_clean(few, out))
     os.kill(process.pid, signal.SIGCONT)
     assert process.wait(60) == 0 and set(jpegs(out)) == {f"{name}.jpg" for name in few.good}

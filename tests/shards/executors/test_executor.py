@@ -132,7 +132,7 @@ def test_a_poisoned_task_is_set_aside_and_the_others_are_done(workers: int, capl
     assert str(caught.value).startswith("1 of 20 tasks failed: 7 (ZeroDivisionError: seven is poison).")
     (bug,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "Traceback" in bug and "in fail_at_seven_with_a_bug" in bug  # a bug keeps its traceback
-    assert len([record for record in caplog.records if "tried again" in record.getMessage()]) == RETRIES
+    assert len([record for record in caplog.records if "is retried" in record.getMessage()]) == RETRIES
 
 
 @pytest.mark.parametrize("workers", [1, 2])

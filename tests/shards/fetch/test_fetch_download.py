@@ -116,7 +116,7 @@ def test_bytes_come_after_failures_that_pass(server: MisbehavingServer, handler:
         (chunked_cut(BODY), "truncated", "the connection ended before the file did", 3),
         (reset, "no connection", "the server closed the connection", 3),
         (raw(b""), "no connection", "the server closed the connection", 3),
-        (raw(b"SSH-2.0-OpenSSH\r\n"), "no connection", "the answer is no HTTP", 3),
+        (raw(b"SSH-2.0-OpenSSH\r\n"), "no connection", "the response is not valid HTTP", 3),
         (endless, "too large", "over 200000 bytes", 1),
         (reply(b"", Content_Length=10**12), "too large", "over 200000 bytes", 1),
         (reply(gzip.compress(bytes(10**7)), Content_Encoding="gzip"), "too large", "over 200000 bytes", 1),
@@ -141,7 +141,7 @@ def test_every_failure_has_its_reason(
 def test_timeout(server: MisbehavingServer, handler: Handler) -> None:
     began = time.monotonic()
     failed = failure(server.add("/x", handler), timeout=0.3, retries=1)
-    assert (failed.reason, failed.detail, failed.passing) == ("timeout", "not done in 0.3 s", True)
+    assert (failed.reason, failed.detail, failed.passing) == ("timeout", "not complete in 0.3 s", True)
     assert server.requests == {"/x": 2}
     assert time.monotonic() - began < 3
 

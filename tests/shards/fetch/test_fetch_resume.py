@@ -89,8 +89,8 @@ def test_two_ids_never_share_a_file(server: MisbehavingServer, tmp_path: Path) -
     fetch(tmp_path, links)
     assert posters(tmp_path) == {"a/b.jpg": JPEG, "A/b.png": PNG, "a/b/.jpg": JPEG}
     assert {row[0]: row[2] for row in rows_of(tmp_path / "images" / "rejected.csv")} == {
-        "a//b": "line 3: its poster would lie where that of 'a/b' lies",
-        "a/./b": "line 4: its poster would lie where that of 'a/b' lies",
+        "a//b": "line 3: its poster would have the same path as the poster of 'a/b'",
+        "a/./b": "line 4: its poster would have the same path as the poster of 'a/b'",
     }
     # Written otherwise, with another link: the file that is there is not taken for this link's.
     fetch(tmp_path, [("a//b", links[1][1])])

@@ -212,7 +212,7 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
         ({**light, "config": bomb}, "model-damaged", "config is a list"),
         ({**light, "config": {"image_size": bomb}}, "model-damaged", "image_size listxlist"),
         ({**light, "config": {"image_size": 0}}, "model-damaged", "image_size 0"),
-        ({**light, "config": {"image_size": 10**6}}, "model-damaged", "1000000 is not that of a square of 8 to 4096"),
+        ({**light, "config": {"image_size": 10**6}}, "model-damaged", "1000000 is not a square of 8 to 4096"),
         ({**light, "config": {"image_size": huge}}, "model-damaged", "image_size int"),
         ({**light, "config": {"image_size": True}}, "model-damaged", "image_size True"),
         ({**light, "config": {"image_size": []}}, "model-damaged", "image_size "),
@@ -240,7 +240,7 @@ def test_hostile_values_are_one_line_each(tmp_path: Path):
             "'conv1.weight' holds complex64 numbers",
         ),
         (with_state(model__bn1__running_var=-torch.ones(64)), None, "'bn1.running_var' holds variances under 0"),
-        ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "model-damaged", "holds tuple"),
+        ({**whole, "model_state_dict": {(1, 2): torch.ones(1)}}, "model-damaged", "contains tuple"),
         (with_state(**{f"model__fc__{n}__weight": torch.ones(2, 2) for n in range(70)}), "model-unfit", "(fc.0.weight"),
     ]
     for value, code, fact in refused:

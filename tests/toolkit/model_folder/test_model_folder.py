@@ -129,7 +129,7 @@ def test_metrics_of_other_decisions_stay_out_of_the_card(copy: Path, caplog: pyt
     write_labels(copy, folder.labels, with_threshold(folder.decisions, 0.4))
     write_card(copy)
     assert "## Metrics on test" not in (copy / "README.md").read_text()
-    assert "metrics-test.json is of other thresholds" in caplog.text
+    assert "metrics-test.json belongs to other thresholds" in caplog.text
 
 
 def test_the_card_says_whose_weights_they_are(copy: Path):
