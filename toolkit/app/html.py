@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shards.visuals.templates import render
-from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours, seen_box
+from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours
 from toolkit.app.service import Line, Painted, Poster, PredictionService
 from toolkit.metrics.multilabel import FloatArray
 
@@ -30,7 +30,7 @@ def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionServic
 def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: PredictionService) -> str:
     """Return the heat map of one genre, or the reason why there is no heat map."""
     image = poster.image
-    box = seen_box(image.size, answers.folder.preprocessing)
+    box = answers.folder.preprocessing.view(*image.size)
     return render(
         "toolkit.app/heat.html",
         poster=poster,

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from toolkit.data.transforms.preprocessing import Preprocessing, view_box
 from toolkit.metrics.multilabel import FloatArray
 
 #: Colours of heat, from nearly black to pale yellow. Lightness increases, so colour-blind readers can use them.
@@ -16,13 +15,6 @@ MAP = colormaps["inferno"]
 #: Opacity of the colour over the grey poster, from no heat to the highest heat.
 VEIL = (0.25, 0.7)
 TEXT, DOUBT = (255, 92, 32), (64, 156, 255)
-
-
-def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """Return the box (left, top, right, bottom) of the model's input, in pixels of a picture of ``size`` (w, h)."""
-    if preprocessing.fit == "stretch":
-        return 0, 0, *size
-    return view_box(*size, preprocessing.image_size, preprocessing.crop_pct)
 
 
 def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:

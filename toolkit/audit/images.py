@@ -21,7 +21,7 @@ from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
 from toolkit.audit.control import Control, Places, generator, visible
 from toolkit.audit.options import AuditOptions
-from toolkit.data.transforms.preprocessing import Box, Preprocessing, center_crop, view_box
+from toolkit.data.transforms.preprocessing import Box, Preprocessing
 
 #: JPEG settings of `posters clean`.
 QUALITY, SUBSAMPLING = 95, 0
@@ -59,8 +59,7 @@ class Pictures:
 
     def squares(self, preprocessing: Preprocessing) -> np.ndarray:
         """Return (3 + K, S, S, 3) uint8: the inputs of the model before normalisation."""
-        size, crop = preprocessing.image_size, preprocessing.crop_pct
-        return np.stack([center_crop(image, size, crop) for image in self.images])
+        return np.stack([preprocessing.square(image) for image in self.images])
 
     def areas(self) -> Areas:
         """Return the areas of the text and the controls."""
@@ -119,7 +118,7 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
     kept = ~text
     if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > MAX_GREY_DIFFERENCE:
         raise BadImage("another picture", "the cleaned poster also differs outside the text")
-    view = view_box(raw.width, raw.height, preprocessing.image_size, preprocessing.crop_pct)
+    view = preprocessing.view(raw.width, raw.height)
     places = Places(text, view)
     drawn = [places.draw(generator(options.seed, poster.id, draw)) for draw in range(options.controls)]
     painted = [reencode(fill(pixels, control.mask)) for control in drawn]

@@ -247,9 +247,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
         if text > 0 and text < 1.5 * noise:
             notes.append("The effect of the text is less than 1.5 times that of re-encoding: it is mostly noise.")
         notes.append(
-            f"Text covers {areas['text']:.1%} of a poster on average. The input of the model is the central square: it "
-            f"contains {areas['text_in_view']:.0%} of the text's area. The control's area in the square is "
-            f"{areas['control_in_view']:.0%} of the text's area."
+            f"Text covers {areas['text']:.1%} of a poster on average. The model's input contains "
+            f"{areas['text_in_view']:.0%} of the text's area, and controls of {areas['control_in_view']:.0%} of it."
         )
         equal = math.isclose(areas["least_control"], 1.0)
         least = "every control" if equal else f"at least {areas['least_control']:.0%}"

@@ -25,7 +25,7 @@ from toolkit.app import decoder as app_decoder
 from toolkit.app import html
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
-from toolkit.app.overlays import heat_picture, scale_colours, seen_box
+from toolkit.app.overlays import heat_picture, scale_colours
 from toolkit.app.service import Line, Poster, PredictionService, first_genre, text_removal
 from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -213,12 +213,12 @@ def test_heat_lies_where_the_model_looked():
     heat = np.zeros((64, 64))
     heat[:16, :16] = 2.0
     image = Image.new("RGB", (100, 160), (100, 110, 120))
-    assert seen_box(image.size, CROP) == (0, 30, 100, 130)
+    assert CROP.view(*image.size) == (0, 30, 100, 130)
     pixels = np.asarray(heat_picture(image, heat, (0, 30, 100, 130))).astype(int)
     assert pixels[:30].min() > 200 and pixels[130:].min() > 200  # pale outside
     bright = pixels.sum(axis=2) > pixels[100, 70].sum() + 100
     assert bright[34:50, 4:20].all() and not bright[70:129, 2:98].any() and not bright[31:129, 50:98].any()
-    assert seen_box((100, 160), Preprocessing(64, 1.0, CROP.mean, CROP.std, "stretch")) == (0, 0, 100, 160)
+    assert Preprocessing(64, 1.0, CROP.mean, CROP.std, "stretch").view(100, 160) == (0, 0, 100, 160)
     nothing = np.asarray(heat_picture(image, 0 * heat, (0, 0, 100, 160)))
     assert (nothing == nothing[0, 0]).all()
 

@@ -122,6 +122,16 @@ def test_both_pictures_went_through_the_same_encoder(titles: Folders):
         assert drawn.mask.sum() == pictures.text.sum() and not (drawn.mask & pictures.text).any()
 
 
+def test_a_model_of_whole_posters_is_audited_on_whole_posters(titles: Folders):
+    poster, settings = read_posters(titles[1])[0], settings_of(titles, controls=1)
+    stretched = replace(PREPROCESSING, fit="stretch")
+    pictures = make_pictures(poster, settings, stretched, make_fill("surround"))
+    assert pictures.view == (0, 0, *pictures.images[0].size)
+    assert pictures.areas().text_in_view == 1.0
+    np.testing.assert_array_equal(pictures.squares(stretched)[0], stretched.square(pictures.images[0]))
+    assert (pictures.squares(stretched) != pictures.squares(PREPROCESSING)).any()
+
+
 def test_what_cannot_be_audited_is_counted_and_named(titles: Folders, tmp_path: Path):
     masks = {name: box(30, 10, 10, 40) for name in ("good", "unpainted", "no_raw", "no_clean", "size", "lie", "swap")}
     masks |= {"full": box(0, 0, 80, 64), "corner": box(0, 0, 8, 40), "none": box(0, 0, 0, 0)}

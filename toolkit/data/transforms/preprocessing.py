@@ -51,6 +51,12 @@ class Preprocessing:
             return stretch(image, self.image_size)
         return center_crop(image, self.image_size, self.crop_pct)
 
+    def view(self, width: int, height: int) -> Box:
+        """Return the part of an image that the model is given: left, top, right, bottom in the image's pixels."""
+        if self.fit == "stretch":
+            return 0, 0, width, height
+        return view_box(width, height, self.image_size, self.crop_pct)
+
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
         mean, std = (_grey_levels(tuple(part), images.device) for part in (self.mean, self.std))
