@@ -25,7 +25,7 @@ def test_one_of_two_ranks_is_killed(victim: int, drawn_set: Path, unharmed: dict
     killed = ended(options, tmp_path / "first", 2, f"kill {victim} 9")
     assert killed.statuses[victim] == -9 and killed.statuses[1 - victim] == 69
     (line,) = killed.errors
-    assert "lost another process of this run" in line and "--resume goes on from its newest checkpoint" in line
+    assert "lost another process of this run" in line and "--resume continues from its newest checkpoint" in line
     assert newest(tmp_path / "run") == "step-00000008"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0], resumed.said

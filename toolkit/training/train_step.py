@@ -145,7 +145,7 @@ class TrainStep:
         return (
             f"a micro-batch of {rows} at {config.data.image_size} pixels does not fit (global batch "
             f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
-            f"{said} a smaller --data.image_size; with --resume the run goes on from its newest checkpoint"
+            f"{said} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
         )
 
     @property
