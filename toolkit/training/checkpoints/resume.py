@@ -1,8 +1,8 @@
-"""What a run goes on from: one checkpoint, the same on every rank, or nothing on all of them; and its best model.
+"""Choose the checkpoint that a run resumes from, the same on every rank (or none on all), and check its best model.
 
-The main process chooses, and says its choice by name and sha256. Were every rank to look for the newest one, those that
-see another folder, or an older state of it, would go on from other weights and optimiser states than the rest, and
-nothing would tell: what ranks exchange are gradients.
+The main process chooses, and sends the checkpoint's name and sha256. If every rank chose the newest one itself, a rank
+with another folder, or an older view of it, would continue from other weights and optimiser states than the rest. No
+error would appear, because ranks only exchange gradients.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
-    """The newest whole checkpoint of ``out``, or None if there is none. Called by every rank.
+    """Return the newest valid checkpoint of ``out``; None if there is none. Called by every rank.
 
-    Raises UserError, on every rank, if one of them has not the main process's, or if the run cannot go on from it with
-    this config and set.
+    Raises UserError, on every rank, if one rank cannot read the main process's checkpoint, or if the run cannot
+    continue from it with this config and shard set.
     """
     own: list[Checkpoint] = []
 
@@ -77,12 +77,12 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """``progress`` whose best epoch is that of RUN/model (``folder``), and a line if the checkpoint says otherwise.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a line if the checkpoint has another one.
 
-    The model is written before the checkpoint that knows of it, and both are whole or absent. They differ where a
-    process ended between the two, where an older checkpoint took the place of a damaged one, and where somebody else
-    had their hand in it. What lies there is what the run would leave: it alone is what later epochs must surpass. A
-    model of an epoch that is to be trained again stays unless that epoch, or one that follows, is as good.
+    RUN/model is written before the checkpoint that refers to it, and both are complete or absent. They differ if a
+    process ended between the two, if a resume uses an older checkpoint in place of a damaged one, or if another program
+    changed the folder. RUN/model is the result of the run, so later epochs must exceed its score. A model of an epoch
+    that is repeated stays until that epoch, or a later one, is as good.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
@@ -112,7 +112,7 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read what was ``chosen`` (name, sha256) into ``own``. Raises UserError, on every rank, if one rank cannot."""
+    """Read the ``chosen`` checkpoint (name, sha256) into ``own``. Raises UserError, on every rank, if one cannot."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -135,9 +135,9 @@ def _require_everywhere(
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """That checkpoint, or nothing where none was chosen. Raises UserError if this process sees something else.
+    """Return [the ``chosen`` checkpoint], or [] for None. Raises UserError if this process sees something else.
 
-    It is opened by its name, without a look into the folder: NFS may show a folder as it was a minute ago.
+    The checkpoint is opened by its name, because NFS may list an old state of the folder.
     """
     if chosen is None:
         if there := checkpoints(folder):

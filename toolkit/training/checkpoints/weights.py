@@ -1,4 +1,4 @@
-"""Weights from a local file into a model: whose head fits or is dropped, whatever tool wrapped the names."""
+"""Load weights from a local file into a model. A head that does not fit is dropped; wrappers' prefixes are removed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from a torch file of which nothing is executed (safe_unpickle.py).
+    """Read a state dict from .safetensors, or from a torch file without executing its code (safe_unpickle.py).
 
-    Wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``) are taken off.
+    Removes wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``).
+    Raises UserError if the file is missing or contains no state dict.
     """
     if not path.is_file():
         raise UserError("path-missing", f"weights file not found: {path}")
@@ -44,12 +45,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
-    """Load a local weights file. Returns (one line that says what was done, whether a head was loaded).
+    """Load a local weights file. Returns (one line that describes the result, whether a head was loaded).
 
-    A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
-    labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
-    Raises UserError if anything but the head is missing, left over or of another shape: that is another architecture;
-    and for numbers that are not finite.
+    A head of another size is dropped. If the file's folder has a labels.json (as in a model folder) with other genres
+    than ``labels`` or another order, the head is dropped, too: its outputs would have wrong names.
+    Raises UserError if a tensor outside the head is missing, unknown or of another shape (another architecture), or if
+    a value is not finite.
     """
     state = read_weights(path)
     require_finite(state, path)
@@ -60,7 +61,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
     differs = _other_genres(path, labels) if brought and not sized else None
     why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
-    if why:  # all of the head or nothing: half an old head helps nobody
+    if why:  # the whole head, because a part of an old head is useless
         state = {k: v for k, v in state.items() if not k.startswith(head)}
     wanted = shapes_of(own)
     if why or not brought:
@@ -84,10 +85,10 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """What differs between ``labels`` and those beside a weights file; empty if they agree, None if there are none.
+    """Return how ``labels`` differ from those of a weights file; empty if they agree, None if the file's are unknown.
 
-    Beside lies labels.json in a model folder, state.json in a checkpoint. Raises UserError if it cannot be read: then
-    none can say what the head's outputs mean.
+    They are in labels.json of a model folder, or state.json of a checkpoint. Raises UserError if it cannot be read,
+    because the meaning of the head's outputs is then unknown.
     """
     try:
         if (path.parent / LABELS).is_file():
@@ -103,7 +104,10 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Fit a ViT's position embeddings of another image size, as timm does with weights from its hub."""
+    """Resample a ViT's position embeddings of another image size, as timm does with weights from its hub.
+
+    Return whether this was necessary.
+    """
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False
