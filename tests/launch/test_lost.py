@@ -84,7 +84,7 @@ def test_every_process_is_told_what_the_main_one_met(launch_set: Path, tmp_path:
     ]  # fmt: skip
     for job in both:
         _, said = job.communicate(timeout=60)
-        assert job.returncode == 2 and "already holds a run: pass --resume" in said and "Traceback" not in said
+        assert job.returncode == 2 and "already contains a run: pass --resume" in said and "Traceback" not in said
         assert said.endswith("the group is left\n")
 
 

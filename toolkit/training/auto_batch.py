@@ -44,7 +44,7 @@ def fit_accumulation(setup: TrainingSetup) -> int:
     if len(fitting) < len(needs):
         raise UserError(
             "out-of-memory",
-            f"the memory does not hold {setup.config.model.name} with {setup.config.data.image_size} pixels even at "
+            f"{setup.config.model.name} with {setup.config.data.image_size} pixels does not fit the memory even at "
             f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
         )
     agreed = max(fitting)

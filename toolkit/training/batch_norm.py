@@ -68,28 +68,28 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
     if accumulation > 1:
         ways.append("lower --train.accumulation")
     if world_size > 1:
-        ways += ["take fewer processes", "set --train.sync_batchnorm true"]
+        ways += ["use fewer processes", "set --train.sync_batchnorm true"]
     remedy = f"{', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else ways[0]
     if short == plan.steps_per_epoch:
         if not trained:
             raise UserError(
                 "option-value",
-                f"BatchNorm cannot learn its statistics from micro-batches of {min(least.values())} rows (it wants "
-                f"{LEAST_ROWS}), and random weights bring none: {remedy}, or start from trained weights with "
+                f"BatchNorm cannot compute its statistics from micro-batches of {min(least.values())} rows (it needs "
+                f"{LEAST_ROWS}), and random weights have none: {remedy}, or start from trained weights with "
                 f"--model.weights FILE",
             )
         return (
-            f"micro-batches have {min(least.values())} rows, under {LEAST_ROWS}: BatchNorm keeps the statistics that "
-            f"came with the weights; to have it learn, {remedy}"
+            f"micro-batches have {min(least.values())} rows, fewer than {LEAST_ROWS}: BatchNorm keeps the "
+            f"statistics of the loaded weights; to update them, {remedy}"
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in learning)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
     if not short and (asked >= FEW_ROWS or not unsynced):  # one row fewer from even sizes needs no warning
         return None
-    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, where it has under {LEAST_ROWS}"
+    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, which have fewer than {LEAST_ROWS}"
     return (
-        f"BatchNorm learns its statistics from up to {most} rows a process{held * bool(short)}: under {FEW_ROWS} they "
-        f"are noisy; {remedy}"
+        f"BatchNorm computes its statistics over up to {most} rows per process{held * bool(short)}: under {FEW_ROWS} "
+        f"rows they are noisy; {remedy}"
     )
 
 

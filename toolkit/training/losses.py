@@ -42,7 +42,7 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
     """
     counts = np.asarray(positives, dtype=np.float64)
     if counts.ndim != 1 or counts.size == 0:
-        raise ValueError(f"positives must hold one count per genre, got shape {counts.shape}")
+        raise ValueError(f"positives must contain one count per label, got shape {counts.shape}")
     if num_samples < 1:
         raise ValueError(f"num_samples must be positive, got {num_samples}")
     if not ((counts >= 0) & (counts <= num_samples)).all():

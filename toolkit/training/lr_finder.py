@@ -67,17 +67,14 @@ class LrCurve:
     def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
         """Return the curve of ``rates`` and ``losses``. Raises UserError if the loss did not fall."""
         if len(losses) < 3:
-            raise UserError(
-                "not-finite", "the loss diverged at once, at the lowest rate: look at the data and the weights first"
-            )
+            raise UserError("not-finite", "the loss diverged at the lowest rate: check the data and the weights")
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
         capped = np.minimum(losses, DIVERGED * losses[0])  # otherwise the last points would raise the curve before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
-            raise UserError(
-                "nothing-to-train", f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
-            )
+            tried = f"rate from {rates[0]:g} to {rates[-1]:g}"
+            raise UserError("nothing-to-train", f"the loss did not fall at any {tried}: check that weights are trained")
         return curve
 
 
@@ -113,8 +110,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
-                            "too-many-bad",
-                            "a whole update was of samples that could not be decoded: look at the shards' images",
+                            "too-many-bad", "no sample of an update could be decoded: check the shards' images"
                         )
                     if not made and np.isfinite(loss):
                         continue  # the fp16 gradient scale is still too high: try the same rate with the next samples

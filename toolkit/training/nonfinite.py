@@ -133,7 +133,7 @@ class Guard:
         if told is not None:
             raise UserError(
                 "not-finite",
-                f"{self._story(told)}: {REMEDY}, or leave such updates out with --train.on_nonfinite skip; the last "
+                f"{self._story(told)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
                 f"checkpoint is kept",
             )
 
@@ -155,8 +155,8 @@ class Guard:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
             raise UserError(
                 "not-finite",
-                f"{count} of the epoch's {updates} updates were not finite and skipped, where {MAX_SKIPPED} are "
-                f"the limit: {REMEDY}; the last checkpoint is kept. They were: {listed}",
+                f"{count} of the epoch's {updates} updates were not finite and skipped (limit {MAX_SKIPPED}): "
+                f"{REMEDY}; the last checkpoint is kept. They were: {listed}",
             )
 
     def _agreed(self) -> bool:
@@ -184,15 +184,15 @@ class Guard:
         samples = list(dict.fromkeys(sample for _, own, _ in ranks for sample in own))
         good_rows = sum(good for _, _, good in ranks)
         if not samples:
-            return f"the gradient is not finite {where}, though the loss of every sample is"
+            return f"the gradient is not finite {where}, but the loss of every sample is"
         more = f" and {len(samples) - MAX_NAMED_SAMPLES} more" if len(samples) > MAX_NAMED_SAMPLES else ""
         ids = (
             ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more
         )  # only a few, because each may read its shard's index
         if not good_rows and len(samples) > 1:
             return (
-                f"the loss is finite {where} for none of {len(samples)} samples, so the weights or the rate are at "
-                f"fault, or one of them by way of batch statistics, {ids}"
+                f"the loss is not finite {where} for all {len(samples)} samples, so the weights or the rate are "
+                f"wrong, or one sample through batch statistics, {ids}"
             )
         return f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
 
@@ -208,7 +208,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
             guard.check()  # its error about losses is more precise, because it has the samples
         raise UserError(
             "not-finite",
-            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1}, whatever their scale: "
+            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1} at any scale: "
             f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
             f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept",
         )
@@ -219,7 +219,7 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
-    text = "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting again from %g"
+    text = "the checkpoint's gradient scale is %.3g, at which gradients vanish: starting from %g"
     log.warning(text, state["scale"], scaler.get_scale())
 
 

@@ -77,7 +77,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
                 _train(_prepared(accelerator, config, manifest, readers, out, checkpoint), checkpoint)
         except Stopped as stop:
             if accelerator.is_main_process:
-                log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
+                log.warning("stopped by a signal; %s: the same command with --resume continues", stop)
             status = STOPPED
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -111,7 +111,7 @@ def own_size(name: str) -> int:
         hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
             "option-value",
-            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}: "
+            f"data.image_size 0 means the backbone's own size, but timm has none for {name!r}: "
             f"give it in pixels, e.g. --data.image_size 224{hint}",
         )
     return max(cfg.input_size[1:])
@@ -124,7 +124,7 @@ def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     if not Trainer(setup, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
-        log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
+        log.info("trained: model in %s, metrics of all epochs in %s", out / "model", out / "epochs.csv")
 
 
 def _prepared(
@@ -168,11 +168,11 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            "path-exists", f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+            "path-exists", f"{folder} is not a folder, but checkpoints need it: move it, or choose another --out"
         )
     if not beside and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(
-            "run-exists", f"{out} already holds a run: pass --resume to go on with it, or choose another --out"
+            "run-exists", f"{out} already contains a run: pass --resume to continue it, or choose another --out"
         )
     remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")

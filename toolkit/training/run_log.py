@@ -87,7 +87,7 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(
                 "path-unreadable",
-                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another",
+                f"{path} cannot be continued ({one_line(error)}): repair it, or move it away to start a new one",
             ) from None
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)

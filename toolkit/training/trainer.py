@@ -86,7 +86,7 @@ class Trainer:
         except LostData as lost:
             if self.state.updates > began:
                 self._save()
-                lost.args = (f"{lost}; checkpoint saved: the same command with --resume goes on",)
+                lost.args = (f"{lost}; checkpoint saved: the same command with --resume continues",)
             raise
         finally:
             self.feed.close()
@@ -133,7 +133,7 @@ class Trainer:
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
                 "too-many-bad",
-                f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
+                f"none of the training samples of epoch {state.epoch + 1} could be decoded: check the shards' "
                 f"images, and lower --data.max_errors",
             )
         seconds, account = watch.seconds, watch.account(images)
@@ -157,8 +157,8 @@ class Trainer:
         line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
         if scaler is not None:
             line += (
-                f", {state.overflowed} of them for gradients that overflowed in fp16: some are normal while the "
-                f"gradient scale is found, which is {scaler.get_scale():g} now"
+                f", {state.overflowed} of them because gradients overflowed in fp16: some are normal while the "
+                f"gradient scale is searched (now {scaler.get_scale():g})"
             )
         log.warning("epoch %d: %s", state.epoch + 1, line)
 
@@ -178,7 +178,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             trainable = sum(p.numel() for p in setup.model.parameters() if p.requires_grad)
             names = ", ".join(setup.freezing.thawing(epoch))
-            log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
+            log.info("epoch %d: %s unfrozen, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
         """Make one update. Return the result of TrainStep; all its values are 0 if the update was skipped."""
@@ -281,7 +281,7 @@ class Trainer:
         sha256 = ""
         if improved:
             sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
-        train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        train_loss = "undefined" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
         log.info(text, state.epoch + 1, train_loss, result, row["images_per_s"], 100 * row["data_wait"])
         return {**row, **result.row(), "lr": self._rate()}, score, sha256

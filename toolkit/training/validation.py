@@ -96,7 +96,7 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
+            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or other "
             "decide options); measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )

@@ -149,7 +149,7 @@ class FeatureBank:
                     self._compute(
                         view,
                         lambda rows: by_main(accelerator, lambda: writer.add(rows)),
-                        lambda: stop.check(f"{view.title}, are to be computed anew"),
+                        lambda: stop.check(f"{view.title}, must be computed again"),
                     )
                 by_main(accelerator, kept.close)
             stop.check(f"{view.title}, are kept", now=True)

@@ -143,12 +143,12 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             return load_checkpoint(path)
         except UserError as error:
-            log.warning("checkpoint %s is damaged and passed over: %s", path, error)
+            log.warning("checkpoint %s is damaged and skipped: %s", path, error)
     if count := len(checkpoints(folder)):
         raise UserError(
             "checkpoint-damaged",
-            f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
-            f"another --out, or remove {folder} to begin again",
+            f"none of the {count} checkpoints in {folder} is valid: put a copy of one there, start a new run in "
+            f"another --out, or remove {folder} to start from the beginning",
         )
     return None
 
@@ -168,7 +168,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
     ):
         raise UserError(
-            "checkpoint-damaged", f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state"
+            "checkpoint-damaged", f"{path / TENSORS} is not a checkpoint: its parts are not those of a run's state"
         )
     # Earlier versions saved a compiled model of several processes with the wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
@@ -260,7 +260,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
         )
     changes = []
     if "loss" not in checkpoint.config:  # from versions without a choice of losses
-        changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
+        changes.append("a loss summed over genres instead of their mean: the first updates are larger")
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
             raise UserError(

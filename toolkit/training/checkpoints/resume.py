@@ -58,7 +58,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
         _require_everywhere(accelerator, out / "checkpoints", chosen, own)
     if not own:
         if accelerator.is_main_process:
-            log.info("no checkpoint in %s yet: starting from the beginning", out)
+            log.info("no checkpoint in %s: starting from the beginning", out)
         return None
     for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):
         log.info("resuming with %s", change)
@@ -70,7 +70,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
         log.warning("%s", line)
     if progress.best_epoch < 0 <= before.best_epoch and progress.epoch >= config.train.epochs:
         raise UserError(
-            "nothing-to-train", f"{line}; but none follows: set --train.epochs to more than {progress.epoch}"
+            "nothing-to-train", f"{line}; but no epoch is left: set --train.epochs to more than {progress.epoch}"
         )
     own[0].progress = progress
     return own[0]
@@ -81,7 +81,7 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
 
     RUN/model is written before the checkpoint that refers to it, and both are complete or absent. They differ if a
     process ended between the two, if a resume uses an older checkpoint in place of a damaged one, or if another program
-    changed the folder. RUN/model is the result of the run, so later epochs must exceed its score. A model of an epoch
+    changed the folder. RUN/model is the result of the run, so later epochs must be better. A model of an epoch
     that is repeated stays until that epoch, or a later one, is as good.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
@@ -90,23 +90,23 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
         model, training_config = read_best(folder)
     except UserError as error:
         lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
-        return (lost, f"the run's best model is lost ({error}): the best of the epochs that follow takes its place")
+        return (lost, f"the run's best model is lost ({error}): the best of the later epochs will replace it")
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
     if model.weights_sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
         return replace(progress, best_sha256=model.weights_sha256), ""
     what = f"{folder} is of epoch {model.epoch}"
     known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
-        known = "the checkpoint knows of none"
+        known = "the checkpoint has none"
     comparable = model.monitor == monitor and model.shard_set == shard_set
     if model.score is None or not comparable or not same_run(training_config, config):
-        what += f" and says no {monitor} that compares with this run's"
+        what += f" and has no {monitor} comparable with this run's"
         return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
-    return theirs, f"{what}, {known}: the model's figure is the one to surpass"
+    return theirs, f"{what}, {known}: later epochs must be better than this model"
 
 
 def _require_everywhere(
@@ -125,12 +125,12 @@ def _require_everywhere(
         return
     _, host, text = lacking[0]
     ranks = ", ".join(str(rank) for rank, _, _ in lacking)
-    what = f"has not the checkpoint that the first process goes on from, {chosen[0]}" if chosen else (
-        "sees checkpoints where the first process sees none"
+    what = f"does not have the checkpoint that the first process resumes from, {chosen[0]}" if chosen else (
+        "sees checkpoints, but the first process sees none"
     )  # fmt: skip
     raise UserError(
         "ranks-differ",
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under the same path",
     )
 
 

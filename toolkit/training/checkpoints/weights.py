@@ -40,7 +40,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
         or not state
     ):
-        raise UserError("path-unreadable", f"weights file {path} holds no state dict of tensors")
+        raise UserError("path-unreadable", f"weights file {path} contains no state dict of tensors")
     return plain_names(state)
 
 
@@ -69,8 +69,8 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     if problem := misfit(wanted, shapes_of(state)):
         raise UserError(
             "model-unfit",
-            f"weights file {path} does not fit {type(model).__name__}: it {problem}; is it of the architecture named "
-            f"in --model.name?",
+            f"weights file {path} does not fit {type(model).__name__}: it {problem}; check that --model.name is its "
+            f"architecture",
         )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     if why:
         loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
     elif brought:
-        genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
+        genres = "unknown genres" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
     return loaded, bool(brought) and not why
 
@@ -99,7 +99,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
             stated, own = read_state(path.parent).labels, labels.fingerprint
             return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
     except UserError as error:
-        raise UserError(error.code, f"which genres the head of {path} gives cannot be read: {error}") from None
+        raise UserError(error.code, f"the genres of the head of {path} cannot be read: {error}") from None
     return None
 
 
