@@ -82,7 +82,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     if accelerator.num_processes != wanted:
         raise UserError(
             "environment",
-            f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
+            f"the launcher started {wanted} processes, but accelerate has {accelerator.num_processes}; "
             f"see launch/accelerate/ for configs that work",
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:

@@ -65,15 +65,11 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
     if asked is not None:
         return asked
     value = env.get(PRECISION, "").lower() or "no"
+    configured = f"accelerate is configured to compute in {value} ({PRECISION})"
     if value not in ("no", "bf16", "fp16"):
-        raise UserError(
-            "environment", f"accelerate is configured to compute in {value} ({PRECISION}): use bf16, fp16 or no"
-        )
+        raise UserError("environment", f"{configured}: use bf16, fp16 or no")
     if value == "fp16" and on_cpu:
-        raise UserError(
-            "environment",
-            f"accelerate is configured to compute in fp16 ({PRECISION}), which needs a GPU: use bf16 or no",
-        )
+        raise UserError("environment", f"{configured}, which needs a GPU: use bf16 or no")
     return value
 
 

@@ -42,7 +42,7 @@ FACTORS = 1 << 20
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
     """Return the plan of a configuration. Its num_samples is the epoch's length, including repeats."""
-    deal = 2 if config.augment.mixes else 1  # partners must meet in a micro-batch at any world size
+    deal = 2 if config.augment.mixes else 1  # mixup partners must be in one micro-batch at any world size
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 
@@ -179,10 +179,8 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the start; ``images``: images of the epoch done now.
-
-        data_wait and copy are this rank's shares of the time (0 to 1), decode_cores the mean number of decoding cores.
-        """
+        """Return speed and timing since the start; ``images``: images of the epoch done now. data_wait and copy are
+        this rank's shares of the time (0 to 1), decode_cores is the mean number of decoding cores."""
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {
             "images_per_s": (images - self.images) / seconds,

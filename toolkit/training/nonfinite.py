@@ -119,21 +119,21 @@ class Guard:
             if len(self._noted) >= MAX_UNCHECKED_UPDATES:
                 self.check()
             return True
-        told = self._told()
-        if told is None:
+        findings = self._told()
+        if findings is None:
             return True
-        self.skipped.append(self._story(told))
+        self.skipped.append(self._story(findings))
         if self.accelerator.is_main_process:
             log.warning("update skipped: %s", self.skipped[-1])
         return False
 
     def check(self) -> None:
         """Raise UserError, on every rank, if an update since the last check was not finite. Collective; waits."""
-        told = self._told()
-        if told is not None:
+        findings = self._told()
+        if findings is not None:
             raise UserError(
                 "not-finite",
-                f"{self._story(told)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
+                f"{self._story(findings)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
                 f"checkpoint is kept",
             )
 
@@ -174,8 +174,8 @@ class Guard:
         everyone = [own]
         if self.accelerator.num_processes > 1:
             everyone = gather_object(everyone)
-        found = [told for told in everyone if told is not None]
-        return [told for told in found if told[0] == min(found)[0]]
+        found = [findings for findings in everyone if findings is not None]
+        return [findings for findings in found if findings[0] == min(found)[0]]
 
     def _story(self, ranks: list[_Findings]) -> str:
         """Return a description of the update, without a remedy."""

@@ -142,11 +142,11 @@ class TrainStep:
             ways.append(f"--train.accumulation {2 * accumulation}")
         if not config.model.checkpointing:
             ways.append("--model.checkpointing true")
-        said = f"set {', '.join(ways)} or" if ways else "set"
+        remedy = f"set {', '.join(ways)} or" if ways else "set"
         return (
             f"a micro-batch of {rows} at {config.data.image_size} pixels does not fit (global batch "
             f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
-            f"{said} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
+            f"{remedy} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
         )
 
     @property

@@ -129,7 +129,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if dtype.hasobject or fortran:
-            raise ValueError("its values need pickle (allow_pickle) or lie by columns")
+            raise ValueError("its values need pickle (allow_pickle) or are in column order")
         return np.memmap(stream, dtype, "r", stream.tell(), shape), decoded
 
 

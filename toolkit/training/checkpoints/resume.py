@@ -119,8 +119,8 @@ def _require_everywhere(
             own += _read(folder, chosen)
         except UserError as error:
             problem = str(error)
-    told = enumerate(gather_object([(socket.gethostname(), problem)]))
-    lacking = [(rank, host, text) for rank, (host, text) in told if text]
+    gathered = enumerate(gather_object([(socket.gethostname(), problem)]))
+    lacking = [(rank, host, text) for rank, (host, text) in gathered if text]
     if not lacking:
         return
     _, host, text = lacking[0]

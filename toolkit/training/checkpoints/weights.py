@@ -57,14 +57,14 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     own = model.state_dict()
     resampled = _resample_positions(model, state, own)
     head = head_prefixes(model)
-    brought = sorted(k for k in state if k.startswith(head))
-    sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
-    differs = _other_genres(path, labels) if brought and not sized else None
+    head_keys = sorted(k for k in state if k.startswith(head))
+    sized = [k for k in head_keys if k not in own or own[k].shape != state[k].shape]
+    differs = _other_genres(path, labels) if head_keys and not sized else None
     why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
     if why:  # the whole head, because a part of an old head is useless
         state = {k: v for k, v in state.items() if not k.startswith(head)}
     wanted = shapes_of(own)
-    if why or not brought:
+    if why or not head_keys:
         wanted = {k: shape for k, shape in wanted.items() if not k.startswith(head)}
     if problem := misfit(wanted, shapes_of(state)):
         raise UserError(
@@ -77,11 +77,11 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     if resampled:
         loaded += "; position embeddings resampled to this image size"
     if why:
-        loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
-    elif brought:
+        loaded += f"; its head ({', '.join(sized or head_keys)}) {why} and was dropped"
+    elif head_keys:
         genres = "unknown genres" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
-    return loaded, bool(brought) and not why
+    return loaded, bool(head_keys) and not why
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
@@ -104,10 +104,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Resample a ViT's position embeddings of another image size, as timm does with weights from its hub.
-
-    Return whether this was necessary.
-    """
+    """Resample a ViT's position embeddings of another image size, as timm does. Return whether this was needed."""
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False
