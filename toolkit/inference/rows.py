@@ -27,7 +27,7 @@ class NamingOptions(Checked):
     """Options that decide which genres are named. A new option needs a field here and its rule in ``named``."""
 
     threshold: FromZeroToOne | None = option(None, "-t")
-    """Least calibrated probability of a named genre (default: the model's own threshold per genre)."""
+    """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
 
     def thresholds(self, own: FloatArray) -> FloatArray:
         """Return the (G,) thresholds to use: the option's, else the model's ``own``."""
