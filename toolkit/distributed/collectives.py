@@ -192,7 +192,7 @@ def require_read(
     if failed:
         rank, code, reason, status = failed[0]
         who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
-        more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
+        more = f" (and {len(failed) - 1} other ranks failed)" if len(failed) > 1 else ""
         raise LostData(code, f"{who}{reason}{more}", status)
 
 

@@ -93,7 +93,7 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score = monitored(_validate_folder(setup).row(), config.train.monitor)
         result = f"{state.best_score:.4f}"
     except UserError as error:
-        state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
+        state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
             "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or other "
