@@ -116,7 +116,7 @@ def test_what_lies_within_a_norm_is_left_alone():
         (640, 64, 4, 1, ["up to 16 rows per process:", "--train.sync_batchnorm true", "fewer processes"]),
         (640, 64, 1, 4, ["up to 16 rows per process:", "lower --train.accumulation"]),
         (31, 16, 2, 1, ["up to 8 rows per process, and keeps them in 1 of 2 updates an epoch"]),
-        (3203, 64, 8, 1, ["micro-batches have 7 rows, under 8: BatchNorm keeps the statistics"]),
+        (3203, 64, 8, 1, ["micro-batches have 7 rows, fewer than 8: BatchNorm keeps the statistics"]),
         (20, 64, 4, 2, ["micro-batches have 2 rows"]),
     ],
 )
